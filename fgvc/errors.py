@@ -1,0 +1,24 @@
+"""Errors that a user can mend: each message names the file or key, the value found and the fix."""
+
+
+class UserError(Exception):
+    """Base of every error caused by input (a path, a setting, a damaged file) rather than by a defect of fgvc.
+
+    The command line prints its message without a traceback and exits with status 2.
+    """
+
+
+class ConfigError(UserError):
+    """A setting is unknown, of the wrong type, or contradicts another one."""
+
+
+class DatasetError(UserError):
+    """A dataset's folder or one of its files is missing, damaged or inconsistent."""
+
+
+class WeightsError(UserError):
+    """A weights file is missing, unreadable or belongs to another architecture."""
+
+
+class RunError(UserError):
+    """A run folder is missing, incomplete or belongs to another configuration."""

@@ -1,0 +1,43 @@
+"""Writing files so that a reader never sees half of one: write to a temporary name beside the target, then rename."""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; rename it to `path` on success, delete it on any failure.
+
+    The folder is created where missing. The content is flushed to the disk before the rename, so that after a crash
+    `path` holds either the old content or the new one.
+
+    Raises:
+        OSError: as the writing code or the rename raises it (disk full, no permission); nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the suffix stays last: some writers choose their format by it or append a missing one
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write `text` as UTF-8 to `path`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON to `path`, whole or not at all. NaN and infinity are refused (ValueError)."""
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
