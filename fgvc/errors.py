@@ -8,7 +8,7 @@ class UserError(Exception):
     """
 
 
-class ConfigError(UserError):
+class ConfigError(UserError, ValueError):
     """A setting is unknown, of the wrong type, or contradicts another one."""
 
 
