@@ -4,8 +4,10 @@
 class UserError(Exception):
     """Base of every error caused by input (a path, a setting, a damaged file) rather than by a defect of fgvc.
 
-    The command line prints its message without a traceback and exits with status 2.
+    The command line prints its message without a traceback and exits with `exit_status`.
     """
+
+    exit_status: int = 2
 
 
 class ConfigError(UserError, ValueError):
@@ -22,3 +24,9 @@ class WeightsError(UserError):
 
 class RunError(UserError):
     """A run folder is missing, incomplete or belongs to another configuration."""
+
+
+class DivergenceError(UserError):
+    """Training produced NaN or infinity; the message says where and which checkpoint is good."""
+
+    exit_status = 1

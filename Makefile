@@ -1,0 +1,40 @@
+# Each target makes .venv and installs what it needs on its first call.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.14.1 torchvision==0.29.1
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python scripts/train.py -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
+	$(BIN)/python scripts/make_tables.py results/demo
+	$(BIN)/python scripts/plot_spectra.py results/demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and by its exact version, so that every later step finds it in place
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(TORCH)
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -e '.[demo,dev,tensorboard]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

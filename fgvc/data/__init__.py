@@ -1,0 +1,28 @@
+"""Datasets, transforms and cached feature maps."""
+
+from fgvc.data.checks import BadImage, check_images, require_readable
+from fgvc.data.dataset import ImageDataset, Samples, fingerprint, split_validation
+from fgvc.data.feature_cache import cached_features
+from fgvc.data.feature_set import FeatureSet
+from fgvc.data.registry import create_dataset, list_datasets
+from fgvc.data.synthetic import write_synthetic
+from fgvc.data.transforms import Normalization, TransformSpec, create_transform, normalization_from_timm
+
+__all__ = [
+    "BadImage",
+    "FeatureSet",
+    "ImageDataset",
+    "Normalization",
+    "Samples",
+    "TransformSpec",
+    "cached_features",
+    "check_images",
+    "create_dataset",
+    "create_transform",
+    "fingerprint",
+    "list_datasets",
+    "normalization_from_timm",
+    "require_readable",
+    "split_validation",
+    "write_synthetic",
+]

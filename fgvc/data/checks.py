@@ -1,0 +1,85 @@
+"""Finding images that cannot be decoded before a run meets them."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from fgvc.data.dataset import ImageDataset, UnreadableImageError, decode_rgb, fingerprint
+from fgvc.errors import ConfigError, DatasetError
+from fgvc.files import write_json_atomic
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 10
+
+
+class BadImage(NamedTuple):
+    """An image file that cannot be decoded, and why."""
+
+    path: Path
+    reason: str
+
+
+def check_images(dataset: ImageDataset, workers: int = 4) -> list[BadImage]:
+    """Decode every image fully, in `workers` threads, and return those that fail, in the dataset's order."""
+    with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
+        results = pool.map(_failure, dataset.paths)
+        # disable=None: no bar where stderr is not a terminal
+        checked = list(tqdm(results, total=len(dataset), desc="checking images", unit="image", disable=None))
+    return [BadImage(path, reason) for path, reason in zip(dataset.paths, checked, strict=True) if reason is not None]
+
+
+def _failure(path: Path) -> str | None:
+    try:
+        decode_rgb(path)
+    except UnreadableImageError as error:
+        return str(error)
+    return None
+
+
+def require_readable(
+    dataset: ImageDataset, on_bad_image: str = "refuse", stamp_dir: Path | None = None, workers: int = 4
+) -> ImageDataset:
+    """Return the dataset if all its images can be decoded.
+
+    Args:
+        dataset: to be checked.
+        on_bad_image: "refuse" raises where an image is bad; "skip" leaves bad images out, with a logged warning.
+        stamp_dir: folder for a stamp file that remembers a passed check until a file of the dataset changes; None
+            checks every time.
+        workers: decoding threads.
+
+    Raises:
+        ConfigError: unknown `on_bad_image`.
+        DatasetError: bad images with "refuse", or no good image with "skip".
+    """
+    if on_bad_image not in ("refuse", "skip"):
+        raise ConfigError(f"on_bad_image={on_bad_image!r} is unknown; choose one of refuse, skip")
+    stamp = None if stamp_dir is None else stamp_dir / f"readable-{fingerprint(dataset)[:32]}.json"
+    if stamp is not None and stamp.is_file():
+        return dataset
+    bad = check_images(dataset, workers)
+    if not bad:
+        if stamp is not None:
+            write_json_atomic(stamp, {"root": str(dataset.root), "images": len(dataset)})
+        return dataset
+    summary = _summary(dataset, bad)
+    if on_bad_image == "refuse":
+        raise DatasetError(f"{summary}\nReplace these files, or go on without them: on_bad_image=skip")
+    bad_paths = {image.path for image in bad}
+    good = [index for index, path in enumerate(dataset.paths) if path not in bad_paths]
+    if not good:
+        raise DatasetError(f"{summary}\nNone is left; is {dataset.root} the right folder?")
+    logger.warning("left out: %s", summary)
+    return dataset.subset(good)
+
+
+def _summary(dataset: ImageDataset, bad: list[BadImage]) -> str:
+    lines = [f"{dataset.root}: {len(bad)} of {len(dataset)} images cannot be decoded"]
+    lines += [f"  {path}: {reason}" for path, reason in bad[:_SHOWN]]
+    if len(bad) > _SHOWN:
+        lines.append(f"  and {len(bad) - _SHOWN} more")
+    return "\n".join(lines)

@@ -1,0 +1,68 @@
+"""A dataset of feature maps that are read from a memory-mapped file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class FeatureSet(Dataset[tuple[Tensor, int]]):
+    """Feature maps of labelled images, in the order of the image dataset.
+
+    `features[i]` is (feature map (C, h, w) float32, class index). With two views, each access draws one of them with
+    torch's random numbers, so that the seed fixes the choice. It takes no more memory than the batches read, and can be
+    sent to worker processes.
+
+    Attributes:
+        path: .npy file of shape (views, N, C, h, w).
+        targets: class index of each image.
+        classes: class names.
+        seconds: that computing the maps took, whenever that was.
+        from_cache: whether it was before this call.
+    """
+
+    def __init__(self, path: Path, targets: list[int], classes: list[str], *, seconds: float, from_cache: bool) -> None:
+        self.path = path
+        self.targets = targets
+        self.classes = classes
+        self.seconds = seconds
+        self.from_cache = from_cache
+        self._maps = self._open()
+        self._target_tensor = torch.tensor(targets)
+
+    def _open(self) -> NDArray[np.floating]:
+        maps: NDArray[np.floating] = np.load(self.path, mmap_mode="r")
+        return maps
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_maps": None}  # a pickled memory map would carry the whole file
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._maps = self._open()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(views, N, C, h, w)."""
+        return self._maps.shape
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Several items in one read; a DataLoader calls this."""
+        maps, targets = self.batch(indices)
+        return list(zip(maps, targets.tolist(), strict=True))
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Feature maps (B, C, h, w) float32, a random view of each, and targets (B,) int64."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        views = torch.randint(self.shape[0], (chosen.size,)).numpy() if self.shape[0] > 1 else 0
+        return torch.from_numpy(self._maps[views, chosen]).float(), self._target_tensor[chosen]

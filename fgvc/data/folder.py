@@ -1,0 +1,70 @@
+"""Any dataset as folders: <root>/train/<class>/<image> and <root>/test/<class>/<image> (or val/ for test/)."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from fgvc.data.dataset import Samples
+from fgvc.errors import DatasetError
+
+
+def read_folder(root: Path, split: str) -> Samples:
+    """Read one split; classes are the sorted names of the class folders, images are sorted by path.
+
+    Args:
+        root: folder with train/ and test/ (or val/).
+        split: "train" or "test".
+
+    Raises:
+        DatasetError: a folder is missing, both test/ and val/ are there, a class is in one split only, or a class
+            folder holds no image.
+    """
+    folders = {"train": root / "train", "test": _test_folder(root)}
+    classes = {name: _class_names(folder) for name, folder in folders.items()}
+    for present, absent in (("train", "test"), ("test", "train")):
+        lonely = sorted(classes[present] - classes[absent])
+        if lonely:
+            raise DatasetError(
+                f"{folders[absent]}: {len(lonely)} classes of {folders[present]} missing here, first {lonely[0]!r}; "
+                "every class must be in both splits"
+            )
+    names = sorted(classes[split])
+    paths, targets = [], []
+    for target, name in enumerate(names):
+        found = _images(folders[split] / name)
+        paths += found
+        targets += [target] * len(found)
+    return Samples(names, paths, targets)
+
+
+def _test_folder(root: Path) -> Path:
+    found = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    if len(found) == 2:
+        raise DatasetError(f"{root}: holds both test/ and val/; leave only the one to be tested on")
+    return found[0] if found else root / "test"
+
+
+def _class_names(folder: Path) -> set[str]:
+    if not folder.is_dir():
+        raise DatasetError(
+            f"{folder}: no such folder. Set root to a folder with train/<class>/<image> and test/<class>/<image> "
+            "(or val/ for test/)."
+        )
+    names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    if not names:
+        raise DatasetError(f"{folder}: no class folders; expected {folder}/<class>/<image>")
+    return names
+
+
+def _images(folder: Path) -> list[Path]:
+    extensions = Image.registered_extensions()
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in extensions and not path.name.startswith(".") and path.is_file()
+    )
+    if not found:
+        raise DatasetError(
+            f"{folder}: no image files (known by extension, such as .jpg or .png); add some or remove it"
+        )
+    return found

@@ -1,0 +1,16 @@
+"""Models: a timm backbone, a channel reduction, a pooling, a linear classifier."""
+
+from fgvc.models.backbone import Backbone, create_backbone
+from fgvc.models.model import FineGrainedModel, PoolingHead, create_model
+from fgvc.models.weights import WeightsReport, load_backbone_weights, weights_digest
+
+__all__ = [
+    "Backbone",
+    "FineGrainedModel",
+    "PoolingHead",
+    "WeightsReport",
+    "create_backbone",
+    "create_model",
+    "load_backbone_weights",
+    "weights_digest",
+]

@@ -1,0 +1,219 @@
+"""Any timm model as an extractor of feature maps: images (B, 3, H, W) -> map (B, C, h, w) of the last stage.
+
+timm's own `forward_intermediates` gives the map: of a CNN the output of its last stage, before a head convolution;
+of a transformer its patch tokens, without class, distillation and register tokens, laid out as a grid; after the
+final norm where the architecture normalises before it pools. Everything behind the map is removed, so that every
+remaining parameter gets a gradient.
+
+Shapes: B images, H x W pixels, C channels, h x w the map's grid.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data.config import resolve_model_data_config
+from timm.layers.patch_embed import PatchEmbed
+from timm.models import resolve_model_input_args
+from torch import nn
+
+from fgvc.errors import ConfigError, WeightsError
+from fgvc.models.weights import load_backbone_weights
+
+
+class Backbone(nn.Module):
+    """The feature map of a timm model.
+
+    Takes `model` over: its head is removed in place. One black image is sent through it, so that a model without a
+    map, or one that cannot take the image size, is refused here and not in the first training step.
+
+    Attributes:
+        name: the architecture's name, for messages and tables.
+        out_channels: C.
+        data_config: `input_size` (3, H, W), `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`: how the images
+            were prepared when the published weights of this architecture were trained; `input_size` is that of
+            `image_size` where given.
+
+    Args:
+        model: a timm model.
+        name: as above.
+        image_size: side of the square images in pixels; None: the architecture's native size.
+
+    Raises:
+        ConfigError: `model` has no feature map of four dimensions, or none for images of this size.
+    """
+
+    model: Any  # timm is untyped, and nn.Module types every attribute as Tensor | Module
+
+    def __init__(self, model: nn.Module, *, name: str, image_size: int | None = None) -> None:
+        super().__init__()
+        for method in ("forward_intermediates", "prune_intermediate_layers"):
+            if not hasattr(model, method):
+                raise ConfigError(
+                    f"backbone.name={name}: timm offers no feature map of it (no {method}); choose another"
+                )
+        self.name = name
+        self.model = model
+        resolve: Any = resolve_model_data_config
+        self.data_config: dict[str, Any] = resolve(model, args={"img_size": image_size})
+        _check_patches(self.model, name, self.data_config["input_size"][-1])
+        self.model.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
+        self.out_channels = self._probe_channels()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The map of the last stage: (B, 3, H, W) -> (B, C, h, w)."""
+        maps: list[torch.Tensor] = self.model.forward_intermediates(
+            images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+        )
+        return maps[-1]
+
+    def _probe_channels(self) -> int:
+        # A real image and not one on the meta device: some models cache tensors of their first forward pass.
+        size = self.data_config["input_size"]
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                features = self(torch.zeros(1, *size))
+        except Exception as error:
+            native = self.model.pretrained_cfg["input_size"][-1]
+            fix = "choose another backbone" if native == size[-1] else f"its native size is {native} (image_size=null)"
+            raise ConfigError(
+                f"backbone.name={self.name} gives no feature map of images of {size[1]} x {size[2]} pixels "
+                f"({_first_line(error)}); {fix}"
+            ) from error
+        finally:
+            self.train(training)
+        if not isinstance(features, torch.Tensor) or features.ndim != 4:
+            found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+            raise ConfigError(
+                f"backbone.name={self.name}: its features are no map (B, C, h, w) but {found}; choose another backbone"
+            )
+        return features.shape[1]
+
+
+def create_backbone(
+    name: str,
+    *,
+    pretrained: bool = False,
+    weights: str | Path | None = None,
+    last_stride: int | None = None,
+    image_size: int | None = None,
+) -> Backbone:
+    """Build a backbone by its timm name.
+
+    Args:
+        name: any name timm knows: `resnet50`, `resnet50.a1_in1k`, `hf_hub:timm/resnet50.a1_in1k`.
+        pretrained: load the published weights from timm's hub (needs a network or a filled cache).
+        weights: load this file instead: a path, or `package:NAME` (see `fgvc.models.weights`).
+        last_stride: 1 removes the stride of a ResNet's last stage, which doubles the map's sides and leaves the
+            weights' names and shapes unchanged; None leaves the architecture as it is.
+        image_size: side of the square images in pixels; None: the architecture's native size. A CNN takes images of
+            other sizes as well; a transformer of fixed size is built for this one.
+
+    Raises:
+        ConfigError: unknown name; a setting that is impossible or contradicts another one.
+        WeightsError: weights that cannot be downloaded, found, read or matched.
+    """
+    if pretrained and weights is not None:
+        raise ConfigError(
+            f"backbone.pretrained=true and backbone.weights={weights} contradict each other; "
+            "set backbone.pretrained=false to load the file"
+        )
+    if last_stride not in (None, 1):
+        raise ConfigError(f"backbone.last_stride={last_stride!r}: choose 1 (no stride in the last stage) or null")
+    model = _create_timm_model(name, pretrained=pretrained, image_size=image_size)
+    layout = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    if last_stride == 1:
+        _remove_last_stride(model, name)
+    backbone = Backbone(model, name=name, image_size=image_size)
+    if weights is not None:
+        load_backbone_weights(backbone.model, weights, layout=layout)
+    return backbone
+
+
+def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None) -> nn.Module:
+    """timm's model under this name, whole, with its own errors turned into the user's."""
+    hosted = any(mark in name for mark in ":/")  # hf_hub:owner/name, local-dir:path: timm reads the architecture there
+    if not hosted:
+        _check_name(name)
+    try:
+        # passes the image size on to those models alone that are built for one size
+        arguments = resolve_model_input_args(name, {"img_size": image_size})
+        model: nn.Module = timm.create_model(pretrained=pretrained, **arguments)
+    except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        size = "" if image_size is None else f" for image_size={image_size} (null takes its native size)"
+        raise ConfigError(f"backbone.name={name} cannot be built{size}: {_first_line(error)}") from error
+    except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+        if not (pretrained or hosted):
+            raise
+        raise WeightsError(
+            f"the published weights of {name} could not be loaded ({type(error).__name__}: {_first_line(error)}). "
+            "Without a network, load them from a file: backbone.pretrained=false backbone.weights=/path/to/file"
+        ) from error
+    return model
+
+
+def _check_name(name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        known = timm.list_models()
+        close = difflib.get_close_matches(architecture, known, n=5, cutoff=0.5)
+        hint = f"closest: {', '.join(close)}; " if close else ""
+        raise ConfigError(
+            f"backbone.name={name} is none of the {len(known)} models of timm {timm.__version__}; "
+            f"{hint}timm.list_models() names all"
+        )
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ConfigError(
+            f"backbone.name={name}: timm has no weights {tag!r} of {architecture}; "
+            f"choose {architecture} or one of its tags: {', '.join(tags) or 'none'}"
+        )
+
+
+def _check_patches(model: Any, name: str, side: int) -> None:
+    """Refuse a size that leaves a border behind the last whole patch: timm would drop it without a word."""
+    embedding = getattr(model, "patch_embed", None)
+    native = model.pretrained_cfg["input_size"][-1]  # a few published models drop a border at their native size
+    if not isinstance(embedding, PatchEmbed) or side == native:
+        return
+    patch = embedding.patch_size[0]
+    if side % patch:
+        near = [size for size in (side // patch * patch, (side // patch + 1) * patch) if size]
+        raise ConfigError(
+            f"image_size={side} is no multiple of the patches of {name} ({patch} pixels); "
+            f"choose for example {' or '.join(map(str, near))}"
+        )
+
+
+def _remove_last_stride(model: Any, name: str) -> None:
+    """Set the stride of `layer4` to 1, on its main path and its shortcut, without dilation.
+
+    At even positions each of these layers gives what it gave with stride 2.
+    """
+    stage = getattr(model, "layer4", None)
+    if not isinstance(stage, nn.Sequential):
+        raise ConfigError(f"backbone.last_stride=1 needs a ResNet (a stage `layer4`), {name} has none; set it to null")
+    for parent in list(stage[0].modules()):
+        for key, layer in list(parent.named_children()):
+            stride = getattr(layer, "stride", None)  # convolutions, and the pooling some variants downsample with
+            if isinstance(layer, nn.AvgPool2d) and stride == layer.kernel_size == 2:
+                setattr(parent, key, _UnstridedAvgPool())
+            elif stride in (2, (2, 2)):
+                setattr(layer, "stride", 1 if stride == 2 else (1, 1))  # noqa: B010, mypy knows no common type
+
+
+class _UnstridedAvgPool(nn.Module):
+    """The 2 x 2 average of a ResNet-D's shortcut at every position; at the far border, of the pixels inside."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, h, w) -> (B, C, h, w)"""
+        return F.avg_pool2d(x, 2, stride=1, padding=1, count_include_pad=False)[..., 1:, 1:]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

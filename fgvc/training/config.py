@@ -1,0 +1,175 @@
+"""The configuration of a run as typed dataclasses; Hydra fills them from `configs/` and the command line."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class TransformConfig:
+    """How an image becomes the input tensor; normalisation comes from the backbone's own data config.
+
+    Attributes:
+        size: height and width of the input in pixels.
+        resize: "short" scales the shorter side to `resize_size`, "square" both sides.
+        resize_size: pixels; None means `size`.
+        crop: crop in training, "center" (as published), "random" or "none"; evaluation always takes the centre.
+        hflip: mirror training images at random.
+    """
+
+    size: int = 224
+    resize: str = "short"
+    resize_size: int | None = None
+    crop: str = "center"
+    hflip: bool = True
+
+
+@dataclass
+class DatasetConfig:
+    """Which images.
+
+    Attributes:
+        name: name in tables and run folders, e.g. "cub80".
+        adapter: one of `fgvc.data.list_datasets()`; None means `name`.
+        root: folder of the dataset.
+        options: of the adapter.
+    """
+
+    name: str = MISSING
+    adapter: str | None = None
+    root: str = MISSING
+    options: dict[str, Any] = field(default_factory=dict)
+    transform: TransformConfig = field(default_factory=TransformConfig)
+
+
+@dataclass
+class BackboneConfig:
+    """Which network makes the feature maps.
+
+    Attributes:
+        name: any timm name.
+        pretrained: load timm's weights from its hub.
+        weights: load these instead: a .safetensors or .pth file, or package:NAME for a file in an installed package.
+        frozen: compute the feature maps once, cache them, and train the head on them.
+        last_stride: 1 removes the stride of a ResNet's last stage, as the papers do; None leaves it.
+    """
+
+    name: str = MISSING
+    pretrained: bool = False
+    weights: str | None = None
+    frozen: bool = False
+    last_stride: int | None = None
+
+
+@dataclass
+class MethodConfig:
+    """Which pooling head.
+
+    Attributes:
+        name: one of `fgvc.pooling.list_poolings()`.
+        gradient: rule of the spectral layer, None means as published.
+        reduction: channels after the 1x1 convolution in front of a second-order pooling; None leaves it out. GAP, the
+            first-order baseline, reads the backbone's channels as they are.
+        options: of the pooling, e.g. {iterations: 5}.
+    """
+
+    name: str = MISSING
+    gradient: str | None = None
+    reduction: int | None = 256
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimiser. `classifier_factor` multiplies the learning rate of the classifier; `momentum` is for SGD only."""
+
+    name: str = "sgd"
+    lr: float = 3e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    classifier_factor: float = 1.0
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate over the run: "constant", "step" (times `gamma` after each milestone epoch) or "cosine" (to zero).
+
+    `warmup_epochs` raises it linearly from zero first, in any of them.
+    """
+
+    name: str = "step"
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+
+
+@dataclass
+class TrainerConfig:
+    """The loop.
+
+    Attributes:
+        epochs: passes over the training images.
+        max_steps: stop after that many optimiser steps in all; None means no limit.
+        batch_size: images per step (and process).
+        eval_batch_size: images per step in evaluation and feature extraction.
+        workers: processes that load images.
+        label_smoothing: of the cross-entropy, 0 to 1.
+        clip_norm: largest norm of the gradient, None means no clipping.
+        val_fraction: share of the training images of each class held out to select the best epoch; with 0 it is
+            selected on the test split, as many published numbers are, and the summary says so.
+        precision: "no", "bf16" or "fp16" autocast; the spectral layers stay in float64.
+        on_bad_image: "refuse" to train with an unreadable image, or "skip" it.
+        tracker: "tensorboard" or None.
+    """
+
+    epochs: int = 1
+    max_steps: int | None = None
+    batch_size: int = 10
+    eval_batch_size: int = 50
+    workers: int = 2
+    label_smoothing: float = 0.0
+    clip_norm: float | None = 5.0
+    val_fraction: float = 0.0
+    precision: str = "no"
+    on_bad_image: str = "refuse"
+    tracker: str | None = None
+
+
+@dataclass
+class CacheConfig:
+    """Where feature maps of frozen backbones are kept, and as what ("float32" or "float16")."""
+
+    dir: str = "results/cache"
+    dtype: str = "float32"
+
+
+@dataclass
+class RunConfig:
+    """One training run.
+
+    Attributes:
+        name: the experiment's name, part of the default run folder.
+        seed: fixes everything random; 0 is a seed like any other.
+        run_dir: folder of the run; None means results/NAME/BACKBONE/METHOD/seedN.
+        resume: "auto" continues an unfinished run in `run_dir`, "never" refuses a folder that holds one, a path
+            continues the run found there.
+    """
+
+    name: str = MISSING
+    seed: int = 0
+    run_dir: str | None = None
+    resume: str = "auto"
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+
+def register_schema() -> None:
+    """Make `RunConfig` known to Hydra as `schema`, so that unknown keys and wrong types are refused."""
+    ConfigStore.instance().store(name="schema", node=RunConfig)

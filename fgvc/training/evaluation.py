@@ -1,0 +1,96 @@
+"""Accuracy of a model on a split, and its predictions image by image."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from tqdm import tqdm
+
+Loader = DataLoader[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracies in per cent: top-1, top-5 (top-k with k classes where there are fewer), mean over classes of top-1."""
+
+    top1: float
+    top5: float
+    mean_class: float
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result on one split, in the order of its images.
+
+    Attributes:
+        accuracy: in per cent.
+        loss: mean cross-entropy, without label smoothing.
+        targets: (N,) class indices.
+        predicted: (N,) class indices.
+        confidence: (N,) softmax probability of the predicted class.
+    """
+
+    accuracy: Accuracy
+    loss: float
+    targets: Tensor
+    predicted: Tensor
+    confidence: Tensor
+
+    def predictions(self, paths: list[str]) -> pd.DataFrame:
+        """One row an image: path, target, predicted, confidence."""
+        columns = {"target": self.targets, "predicted": self.predicted, "confidence": self.confidence}
+        table: pd.DataFrame = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
+        table.insert(0, "path", paths)
+        return table
+
+
+def accuracy_metrics(num_classes: int) -> MetricCollection:
+    """The three accuracies as torchmetrics, in 0 to 1."""
+    return MetricCollection(
+        {
+            "top1": MulticlassAccuracy(num_classes, average="micro"),
+            "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
+            "mean_class": MulticlassAccuracy(num_classes, average="macro"),
+        }
+    )
+
+
+def progress_bar(loader: Loader, name: str, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tensor]]:
+    """The loader's batches behind a bar with rate and time left, on a terminal and in one process only."""
+    disable = None if accelerator.is_local_main_process else True  # None: off where stderr is not a terminal
+    return tqdm(loader, desc=name, leave=False, disable=disable, unit="batch")
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: Loader, num_classes: int, accelerator: Accelerator, name: str) -> Evaluation:
+    """Run `model` over a loader in evaluation mode.
+
+    Args:
+        model: inputs -> logits (B, num_classes).
+        loader: batches of (inputs, targets), unshuffled.
+        num_classes: width of the logits.
+        accelerator: gathers from all processes, without the padding of the last batch.
+        name: shown in the progress bar.
+    """
+    model.eval()
+    metrics = accuracy_metrics(num_classes)
+    logits, targets = [], []
+    for batch in progress_bar(loader, name, accelerator):
+        batch_logits, batch_targets = accelerator.gather_for_metrics((model(batch[0]).float(), batch[1]))
+        logits.append(batch_logits.cpu())
+        targets.append(batch_targets.cpu())
+        metrics.update(logits[-1], targets[-1])
+    all_logits, all_targets = torch.cat(logits), torch.cat(targets)
+    confidence, predicted = all_logits.softmax(dim=1).max(dim=1)
+    values = {key: round(100 * float(value), 4) for key, value in metrics.compute().items()}
+    loss = float(nn.functional.cross_entropy(all_logits, all_targets))
+    return Evaluation(Accuracy(**values), loss, all_targets, predicted, confidence)

@@ -1,0 +1,73 @@
+"""From the command line to runs: Hydra composes the configuration, mistakes in it become one readable message."""
+
+import dataclasses
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fgvc.errors import ConfigError
+from fgvc.training.config import RunConfig, register_schema
+
+
+def hydra_main(config_dir: Path, task: Callable[[RunConfig], None]) -> None:
+    """Compose `train.yaml` in `config_dir` with the overrides of the command line and carry out the task.
+
+    With -m the task is carried out for each combination of the comma-separated values, one after the other; a failing
+    one does not stop the others, its error is raised at the end.
+
+    Raises:
+        ConfigError: an unknown key, group or value (the valid ones are listed), a wrong type, or a key left unset.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    register_schema()
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]  # not Hydra's: see fgvc.cli
+    # else Hydra prints an error itself and exits with 1: a message and exit status of our own need the exception
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+
+    def job(composed: DictConfig) -> None:
+        task(to_run_config(composed))
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def to_run_config(composed: DictConfig) -> RunConfig:
+    """The composed configuration as dataclasses.
+
+    Raises:
+        ConfigError: a key without a default is unset, or one that was added with + is unknown.
+    """
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"unset: {', '.join(missing)}; give it on the command line, e.g. {missing[0]}=VALUE")
+    # the schema once more: Hydra's + adds any key, wherever it likes
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed)))
+    assert isinstance(config, RunConfig)
+    return config
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's message, with the valid keys where a key is unknown."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if cause is not None and cause is not error:
+        lines += [line for line in str(cause).splitlines() if line.strip() and line not in lines]
+    owner = getattr(cause, "object_type", None)
+    if isinstance(owner, type) and dataclasses.is_dataclass(owner) and getattr(cause, "key", None) is not None:
+        names = [field.name for field in dataclasses.fields(owner)]
+        if cause.key not in names:
+            lines.append(f"valid keys there: {', '.join(names)}")
+            # Hydra's advice to use +key is no way out here: the schema refuses keys it does not know
+            lines = [line for line in lines if "To append to your config" not in line]
+    return "\n  ".join(lines)

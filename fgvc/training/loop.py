@@ -1,0 +1,217 @@
+"""The training loop: epochs of steps, an evaluation after each, the state saved so that a run can be continued."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fgvc.errors import DivergenceError
+from fgvc.spectral import EigendecompositionError
+from fgvc.training.config import RunConfig
+from fgvc.training.evaluation import Evaluation, Loader, evaluate, progress_bar
+from fgvc.training.optim import create_optimizer, schedule_factor, set_learning_rate
+from fgvc.training.run_folder import RunFolder
+from fgvc.training.seeding import seed_epoch
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """Batches of (inputs, targets); `validation` is None where the best epoch is selected on the test split."""
+
+    train: Loader
+    test: Loader
+    validation: Loader | None
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; all of it is saved with the state.
+
+    Attributes:
+        epoch: finished epochs.
+        step: optimiser steps.
+        best: accuracies on the test split at the selected epoch, with `epoch`, `selected_on` and `selected_by` (the
+            top-1 that decided).
+        history: rows of metrics.csv.
+        seconds: spent in "train" and "eval".
+    """
+
+    epoch: int = 0
+    step: int = 0
+    best: dict[str, Any] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "eval": 0.0})
+
+
+class Trainer:
+    """Trains one module on prepared loaders and keeps the books in a run folder.
+
+    Args:
+        config: the run.
+        module: inputs -> logits; a whole model, or a head on cached feature maps.
+        loaders: batches for it.
+        num_classes: width of the logits.
+        accelerator: device, precision and processes.
+        folder: where checkpoints and metrics go.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        module: nn.Module,
+        loaders: Loaders,
+        *,
+        num_classes: int,
+        accelerator: Accelerator,
+        folder: RunFolder,
+    ) -> None:
+        self.config = config
+        self.num_classes = num_classes
+        self.accelerator = accelerator
+        self.folder = folder
+        self.progress = Progress()
+        optimizer = create_optimizer(module, config.optimizer)
+        self.module: nn.Module = accelerator.prepare(module)
+        self.optimizer: Optimizer = accelerator.prepare(optimizer)
+        self.loaders = Loaders(
+            train=accelerator.prepare(loaders.train),
+            test=accelerator.prepare(loaders.test),
+            validation=None if loaders.validation is None else accelerator.prepare(loaders.validation),
+        )
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.trainer.label_smoothing)
+
+    def fit(self) -> Evaluation:
+        """Train to the end, from where `restore` left it; returns the last epoch's evaluation on the test split."""
+        evaluation = None
+        while self.progress.epoch < self.config.trainer.epochs and not self._out_of_steps():
+            evaluation = self._epoch(self.progress.epoch + 1)
+            self._save()
+        if evaluation is None:
+            evaluation = self._evaluate(self.loaders.test, "test")
+        self._write_weights("last")
+        return evaluation
+
+    def restore(self, source: RunFolder) -> None:
+        """Continue from the state saved in a run folder. Raises RunError where it is damaged."""
+        state = source.read_state()
+        self.accelerator.unwrap_model(self.module).load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        _log.info("continuing %s after epoch %d", source.path, self.progress.epoch)
+
+    def _epoch(self, epoch: int) -> Evaluation:
+        seed_epoch(self.config.seed, epoch)
+        start = time.perf_counter()
+        row: dict[str, float] = {"epoch": epoch, **self._train_epoch(epoch)}
+        trained = time.perf_counter()
+        held_out = self.loaders.validation
+        validation = None if held_out is None else self._evaluate(held_out, "validation")
+        test = self._evaluate(self.loaders.test, "test")
+        for name, evaluation in (("val", validation), ("test", test)):
+            if evaluation is not None:
+                row |= {f"{name}_loss": evaluation.loss}
+                row |= {f"{name}_{key}": value for key, value in evaluation.accuracy.as_dict().items()}
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        self.progress.seconds["train"] += trained - start
+        self.progress.seconds["eval"] += time.perf_counter() - trained
+        self.progress.epoch = epoch
+        self.progress.history.append(row)
+        self._select_best(epoch, validation or test, test)
+        self.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, step=epoch)
+        shown = f"loss {row['train_loss']:.4f}, test top-1 {test.accuracy.top1:.2f} %"
+        _log.info("epoch %d/%d: %s, %.1f s", epoch, self.config.trainer.epochs, shown, row["seconds"])
+        return test
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """One pass over the training images; returns learning rate, mean loss and top-1 in per cent."""
+        self.module.train()
+        total_loss, correct, seen = 0.0, 0, 0
+        rate = 0.0
+        for position, (inputs, targets) in self._steps(epoch):
+            factor = schedule_factor(self.config.schedule, position, self.config.trainer.epochs)
+            rate = set_learning_rate(self.optimizer, factor)
+            loss, logits = self._step(inputs, targets, epoch)
+            total_loss += loss * len(targets)
+            correct += int((logits.argmax(dim=1) == targets).sum())
+            seen += len(targets)
+        return {"lr": rate, "train_loss": total_loss / seen, "train_top1": 100 * correct / seen}
+
+    def _steps(self, epoch: int) -> "Iterator[tuple[float, tuple[Tensor, Tensor]]]":
+        """Batches of an epoch, each with its position in the run in epochs."""
+        loader = self.loaders.train
+        loader.batch_sampler.sampler.epoch = epoch  # type: ignore[union-attr]
+        for index, batch in enumerate(progress_bar(loader, f"epoch {epoch}", self.accelerator)):
+            if self._out_of_steps():
+                return
+            yield epoch - 1 + index / len(loader), batch
+
+    def _step(self, inputs: Tensor, targets: Tensor, epoch: int) -> tuple[float, Tensor]:
+        """One optimiser step; returns the loss and the logits. Raises DivergenceError on a non-finite number."""
+        try:
+            logits = self.module(inputs)
+        except EigendecompositionError as error:
+            raise self._divergence(str(error), epoch) from error
+        loss = self.criterion(logits.float(), targets)
+        value = float(loss.detach())
+        if not torch.isfinite(loss):
+            raise self._divergence(f"the loss is {value}", epoch)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        if self.config.trainer.clip_norm is not None:
+            norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.trainer.clip_norm)
+            # the loss scaler of fp16 skips such a step by itself
+            if self.config.trainer.precision != "fp16" and norm is not None and not torch.isfinite(norm):
+                raise self._divergence(f"the norm of the gradient is {float(norm)}", epoch)
+        self.optimizer.step()
+        self.progress.step += 1
+        return value, logits.detach()
+
+    def _divergence(self, what: str, epoch: int) -> DivergenceError:
+        good = self.folder.weights_file("best")
+        kept = f"the best weights so far are kept in {good}" if good.is_file() else "no epoch was finished"
+        return DivergenceError(
+            f"{what} in epoch {epoch}, step {self.progress.step + 1}, learning rate "
+            f"{self.optimizer.param_groups[0]['lr']:g}; {kept}. Lower optimizer.lr or trainer.clip_norm, "
+            "or try method.gradient=exact"
+        )
+
+    def _evaluate(self, loader: Loader, name: str) -> Evaluation:
+        try:
+            return evaluate(self.module, loader, self.num_classes, self.accelerator, name)
+        except EigendecompositionError as error:
+            raise self._divergence(f"on the {name} split: {error}", self.progress.epoch + 1) from error
+
+    def _select_best(self, epoch: int, selector: Evaluation, test: Evaluation) -> None:
+        decided = selector.accuracy.top1
+        if self.progress.best is None or decided > self.progress.best["selected_by"]:
+            selected_on = "test" if self.loaders.validation is None else "validation"
+            books = {"epoch": epoch, "selected_on": selected_on, "selected_by": decided}
+            self.progress.best = test.accuracy.as_dict() | books
+            self._write_weights("best")
+
+    def _write_weights(self, which: str) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.write_weights(which, self._weights())
+
+    def _weights(self) -> dict[str, Tensor]:
+        return dict(self.accelerator.unwrap_model(self.module).state_dict())
+
+    def _save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        self.folder.write_table(self.folder.metrics_file, pd.DataFrame(self.progress.history))
+        state = {"model": self._weights(), "optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)}
+        self.folder.write_state(state)
+
+    def _out_of_steps(self) -> bool:
+        limit = self.config.trainer.max_steps
+        return limit is not None and self.progress.step >= limit

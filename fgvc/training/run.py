@@ -1,0 +1,193 @@
+"""A run from its configuration to its folder, and the evaluation of a finished one."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from fgvc.errors import ConfigError, RunError
+from fgvc.files import atomic_path, write_json_atomic
+from fgvc.pooling import pooling_label, pooling_spectrum
+from fgvc.training.config import RunConfig
+from fgvc.training.evaluation import Accuracy, Evaluation, evaluate
+from fgvc.training.loop import Trainer
+from fgvc.training.machine import commit, peak_memory_mb, reset_peak_memory, versions
+from fgvc.training.optim import check_schedule
+from fgvc.training.run_folder import RunFolder
+from fgvc.training.seeding import seed_epoch
+from fgvc.training.setup import Prepared, prepare
+
+_log = logging.getLogger(__name__)
+
+SPECTRUM_IMAGES = 256
+
+
+def default_run_dir(config: RunConfig) -> Path:
+    """results/NAME/BACKBONE/METHOD[-GRADIENT]/seedN."""
+    method = config.method.name + (f"-{config.method.gradient}" if config.method.gradient else "")
+    return Path("results") / config.name / config.backbone.name.replace("/", "_") / method / f"seed{config.seed}"
+
+
+def train_run(config: RunConfig) -> Path:
+    """Carry out a run, or what is left of it, and write its folder.
+
+    Returns:
+        The run folder, with config.yaml, metrics.csv, predictions.csv, spectrum.npz, summary.json and checkpoints/.
+
+    Raises:
+        ConfigError, DatasetError, WeightsError, RunError: a mistake in the settings, the data or the folder; found
+            before anything is written where it can be.
+        DivergenceError: NaN or infinity in training; the summary says "failed", the best weights are kept.
+    """
+    check(config)
+    folder = RunFolder(Path(config.run_dir) if config.run_dir else default_run_dir(config))
+    continued = folder.claimable(config)
+    if folder.is_finished():
+        _log.info("%s is finished already; give another run_dir= to train again", folder.path)
+        return folder.path
+    accelerator = _accelerator(config, folder.path)
+    start = time.perf_counter()
+    reset_peak_memory()
+    seed_epoch(config.seed, 0)
+    prepared = prepare(config, accelerator.device)
+    trainer = Trainer(
+        config,
+        prepared.trained,
+        prepared.loaders,
+        num_classes=prepared.num_classes,
+        accelerator=accelerator,
+        folder=folder,
+    )
+    if continued or config.resume not in ("auto", "never"):
+        trainer.restore(folder if continued else RunFolder(Path(config.resume)))
+    folder.begin(config)
+    if config.trainer.tracker:
+        accelerator.init_trackers(config.name)
+    summary: dict[str, Any] = {"status": "failed", "reason": None, "final": None}
+    try:
+        evaluation = trainer.fit()
+        summary |= {"status": "finished", "final": evaluation.accuracy.as_dict() | {"epoch": trainer.progress.epoch}}
+        _write_results(folder, prepared, evaluation, accelerator.device)
+    except KeyboardInterrupt:
+        summary |= {"status": "stopped", "reason": "interrupted"}
+        raise
+    except BaseException as error:
+        summary |= {"status": "failed", "reason": f"{type(error).__name__}: {error}", "final": None}
+        raise
+    finally:
+        best = trainer.progress.best
+        summary["best"] = best and {key: value for key, value in best.items() if key != "selected_by"}
+        seconds = {"features": prepared.feature_seconds, **trainer.progress.seconds}
+        seconds["total"] = time.perf_counter() - start
+        summary["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
+        if accelerator.is_main_process:
+            folder.write_summary(_description(config, prepared) | summary)
+        accelerator.end_training()
+    return folder.path
+
+
+def check(config: RunConfig) -> None:
+    """Raise ConfigError for settings that cannot work, before any data is read."""
+    check_schedule(config.schedule)
+    pooling_label(config.method.name)
+    trainer = config.trainer
+    for name in ("epochs", "batch_size", "eval_batch_size"):
+        if getattr(trainer, name) < 1:
+            raise ConfigError(f"trainer.{name} must be at least 1, got {getattr(trainer, name)}")
+    choices = {
+        "trainer.precision": (trainer.precision, ("no", "bf16", "fp16")),
+        "trainer.on_bad_image": (trainer.on_bad_image, ("refuse", "skip")),
+        "trainer.tracker": (trainer.tracker, (None, "tensorboard")),
+        "cache.dtype": (config.cache.dtype, ("float32", "float16")),
+    }
+    for key, (value, valid) in choices.items():
+        if value not in valid:
+            raise ConfigError(f"unknown {key} {value!r}; choose one of {', '.join(map(str, valid))}")
+    if not 0 <= trainer.val_fraction < 1:
+        raise ConfigError(f"trainer.val_fraction must be at least 0 and below 1, got {trainer.val_fraction}")
+    if trainer.max_steps is not None and trainer.max_steps < 1:
+        raise ConfigError(f"trainer.max_steps must be at least 1 or null, got {trainer.max_steps}")
+
+
+def evaluate_run(path: Path, *, checkpoint: str = "last", root: str | None = None) -> Accuracy:
+    """Evaluate the "last" or "best" weights of a run on its test split; writes evaluation-CHECKPOINT.json there.
+
+    Args:
+        path: the run folder.
+        checkpoint: "last" or "best".
+        root: folder of the dataset, where it is not the one the run was trained with.
+
+    Raises:
+        RunError: not a run, or its weights are missing, damaged or of another architecture.
+        DatasetError, WeightsError: as in training.
+    """
+    folder = RunFolder(path)
+    config = folder.read_config()
+    if root is not None:
+        config.dataset.root = root
+    accelerator = _accelerator(config, path)
+    seed_epoch(config.seed, 0)
+    weights = folder.read_weights(checkpoint)
+    prepared = prepare(config, accelerator.device)
+    try:
+        prepared.trained.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(f"{folder.weights_file(checkpoint)} belongs to another architecture: {error}") from error
+    module, loader = accelerator.prepare(prepared.trained, prepared.loaders.test)
+    evaluation = evaluate(module, loader, prepared.num_classes, accelerator, "test")
+    write_json_atomic(
+        path / f"evaluation-{checkpoint}.json",
+        {"checkpoint": checkpoint, "images": len(evaluation.targets), **evaluation.accuracy.as_dict()},
+    )
+    return evaluation.accuracy
+
+
+def _accelerator(config: RunConfig, path: Path) -> Accelerator:
+    AcceleratorState._reset_state()  # one process may carry out several runs, of different precision
+    return Accelerator(mixed_precision=config.trainer.precision, log_with=config.trainer.tracker, project_dir=path)
+
+
+def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation, device: torch.device) -> None:
+    folder.write_table(
+        folder.predictions_file,
+        evaluation.predictions([prepared.images.test.relative_path(i) for i in range(len(prepared.images.test))]),
+    )
+    spectra = [pooling_spectrum(prepared.head.pooling, x) for x in prepared.probe(SPECTRUM_IMAGES, device)]
+    arrays = {"before": np.concatenate([before.cpu().numpy() for before, _ in spectra])}
+    after = [values.cpu().numpy() for _, values in spectra if values is not None]
+    if after:
+        arrays["after"] = np.concatenate(after)
+    with atomic_path(folder.spectrum_file) as temporary:
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+
+
+def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    """What a table needs to know of a run besides its result."""
+    return {
+        "name": config.name,
+        "method": config.method.name,
+        "gradient": config.method.gradient,
+        "label": pooling_label(config.method.name, config.method.gradient),
+        "dataset": config.dataset.name,
+        "backbone": config.backbone.name,
+        "frozen": config.backbone.frozen,
+        "reduction": config.method.reduction,
+        "image_size": config.dataset.transform.size,
+        "seed": config.seed,
+        "epochs": config.trainer.epochs,
+        "num_classes": prepared.num_classes,
+        "train_images": len(prepared.images.train),
+        "test_images": len(prepared.images.test),
+        "out_features": prepared.head.pooling.out_features,
+        "weights_digest": prepared.weights_digest,
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "versions": versions(),
+        "commit": commit(),
+        "command": " ".join(sys.argv),
+    }

@@ -1,0 +1,147 @@
+"""The folder of a run: who may write to it, and what each of its files is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fgvc.errors import RunError
+from fgvc.files import atomic_path, write_json_atomic, write_text_atomic
+from fgvc.training.config import RunConfig
+
+# these say how a run is carried out, not what it computes: they may differ when it is continued
+_CARRIED_OUT_BY = ("run_dir", "resume", "trainer.workers", "trainer.tracker", "cache.dir", "dataset.root")
+
+
+class RunFolder:
+    """Paths of a run's files and the reading and writing of them; every file is written whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.summary_file = path / "summary.json"
+        self.metrics_file = path / "metrics.csv"
+        self.predictions_file = path / "predictions.csv"
+        self.spectrum_file = path / "spectrum.npz"
+        self.state_file = path / "checkpoints" / "state.pt"
+
+    def weights_file(self, which: str) -> Path:
+        """File of the "best" or "last" weights."""
+        return self.path / "checkpoints" / f"{which}.safetensors"
+
+    def claimable(self, config: RunConfig) -> bool:
+        """Whether an unfinished run of this configuration is there to be continued; changes nothing.
+
+        Raises:
+            RunError: the folder holds a run and `resume` is "never", or one of another configuration.
+        """
+        if not self.config_file.is_file():
+            return False
+        if config.resume == "never":
+            raise RunError(
+                f"{self.path} holds a run already and resume=never; delete the folder, give another run_dir=, "
+                "or continue it with resume=auto"
+            )
+        differences = _differences(self.read_config(), config)
+        if differences:
+            raise RunError(
+                f"{self.path} holds a run of another configuration: {'; '.join(differences)}; "
+                "give another run_dir= or delete the folder"
+            )
+        return self.state_file.is_file()
+
+    def begin(self, config: RunConfig) -> None:
+        """Write the configuration: from here on the folder belongs to this run."""
+        write_text_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+    def read_config(self) -> RunConfig:
+        """The run's configuration.
+
+        Raises:
+            RunError: config.yaml is missing, is not YAML, or has keys this version does not know.
+        """
+        if not self.config_file.is_file():
+            raise RunError(f"{self.path} is not a run folder: it has no config.yaml; name the folder of one run")
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(self.config_file))
+            config = OmegaConf.to_object(merged)
+        except Exception as error:  # omegaconf and yaml raise many kinds; all mean that this file is not usable
+            raise RunError(f"{self.config_file} is not a readable configuration: {error}") from error
+        assert isinstance(config, RunConfig)
+        return config
+
+    def is_finished(self) -> bool:
+        """Whether summary.json says that the run is finished."""
+        return self.summary_file.is_file() and self.read_summary().get("status") == "finished"
+
+    def read_summary(self) -> dict[str, Any]:
+        """The run's summary. Raises RunError where it is missing or not JSON."""
+        try:
+            summary = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.summary_file} is missing or damaged: {error}") from error
+        if not isinstance(summary, dict):
+            raise RunError(f"{self.summary_file} does not hold a JSON object")
+        return summary
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_json_atomic(self.summary_file, summary)
+
+    def write_table(self, file: Path, table: pd.DataFrame) -> None:
+        with atomic_path(file) as temporary:
+            table.to_csv(temporary, index=False)
+
+    def write_weights(self, which: str, weights: dict[str, Tensor]) -> None:
+        with atomic_path(self.weights_file(which)) as temporary:
+            save_file({name: tensor.contiguous().cpu() for name, tensor in weights.items()}, temporary)
+
+    def read_weights(self, which: str) -> dict[str, Tensor]:
+        """The "best" or "last" weights. Raises RunError where the file is missing or damaged."""
+        file = self.weights_file(which)
+        if not file.is_file():
+            raise RunError(f"{file} is missing; has the run finished its first epoch?")
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise RunError(f"{file} is damaged: {error}; train the run again") from error
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        with atomic_path(self.state_file) as temporary:
+            torch.save(state, temporary)
+
+    def read_state(self) -> dict[str, Any]:
+        """The state to continue from. Raises RunError where it is damaged; nothing in it is executed."""
+        try:
+            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
+        except Exception as error:  # zip, pickle and OS errors alike: the file cannot be used
+            raise RunError(f"{self.state_file} is damaged: {error}; delete {self.path} and train again") from error
+        assert isinstance(state, dict)
+        return state
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _differences(old: RunConfig, new: RunConfig) -> list[str]:
+    """What two configurations would compute differently, as "key: old -> new"."""
+    flats = []
+    for config in (old, new):
+        container = OmegaConf.to_container(OmegaConf.structured(config))
+        assert isinstance(container, dict)
+        flats.append(_flat({str(key): value for key, value in container.items()}))
+    keys = [key for key in {**flats[0], **flats[1]} if key not in _CARRIED_OUT_BY]
+    return [
+        f"{key} was {flats[0].get(key)}, now {flats[1].get(key)}"
+        for key in keys
+        if flats[0].get(key) != flats[1].get(key)
+    ]

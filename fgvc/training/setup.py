@@ -1,0 +1,176 @@
+"""From a configuration to what the loop needs: images or cached feature maps, the module to train, loaders."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from fgvc.data import (
+    FeatureSet,
+    ImageDataset,
+    TransformSpec,
+    cached_features,
+    create_dataset,
+    create_transform,
+    normalization_from_timm,
+    require_readable,
+    split_validation,
+)
+from fgvc.errors import DatasetError
+from fgvc.models import Backbone, FineGrainedModel, PoolingHead, create_backbone, weights_digest
+from fgvc.training.config import RunConfig
+from fgvc.training.evaluation import Loader
+from fgvc.training.loop import Loaders
+from fgvc.training.seeding import EpochShuffle
+
+
+@dataclass(frozen=True)
+class Images:
+    """The splits of a run; `validation` is None where nothing is held out."""
+
+    train: ImageDataset
+    test: ImageDataset
+    validation: ImageDataset | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run ready to train.
+
+    Attributes:
+        trained: the module that is trained: the whole model, or the head alone where the backbone is frozen.
+        backbone: its backbone.
+        head: its head.
+        loaders: batches of images, or of feature maps where the backbone is frozen.
+        images: the splits.
+        frozen: whether `trained` is the head.
+        feature_seconds: spent on computing feature maps; 0 where they came from the cache or the backbone is trained.
+        weights_digest: sha256 of the backbone's weights before training.
+    """
+
+    trained: nn.Module
+    backbone: Backbone
+    head: PoolingHead
+    loaders: Loaders
+    images: Images
+    frozen: bool
+    feature_seconds: float
+    weights_digest: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.images.train.classes)
+
+    @torch.inference_mode()
+    def probe(self, count: int, device: torch.device) -> Iterator[Tensor]:
+        """What the pooling sees of up to `count` evenly spaced test images, in batches (b, channels, H, W)."""
+        samples = self.loaders.test.dataset
+        total = len(self.images.test)
+        indices = torch.linspace(0, total - 1, min(count, total)).round().long().tolist()
+        self.trained.eval()
+        for inputs, _ in DataLoader(Subset(samples, indices), batch_size=32):
+            features = inputs.to(device)
+            yield self.head.reduction(features if self.frozen else self.backbone(features))
+
+
+def prepare(config: RunConfig, device: torch.device) -> Prepared:
+    """Read the dataset, build the model, compute or find the feature maps of a frozen backbone, make the loaders.
+
+    Raises:
+        DatasetError, ConfigError, WeightsError: as the parts raise them.
+    """
+    backbone = create_backbone(
+        config.backbone.name,
+        pretrained=config.backbone.pretrained,
+        weights=config.backbone.weights,
+        last_stride=config.backbone.last_stride,
+        image_size=config.dataset.transform.size,
+    )
+    digest = weights_digest(backbone)
+    images = _images(config, backbone)
+    head = PoolingHead(
+        backbone.out_channels,
+        method=config.method.name,
+        num_classes=len(images.train.classes),
+        reduction=config.method.reduction,
+        gradient=config.method.gradient,
+        options=config.method.options,
+    )
+    backbone.to(device)
+    frozen, seconds = config.backbone.frozen, 0.0
+    splits: dict[str, Dataset[Any] | None] = dict(vars(images))
+    if frozen:
+        backbone.requires_grad_(False).eval()
+        for name, split in vars(images).items():
+            if split is not None:
+                features = _features(config, split, backbone, digest, device)
+                seconds += 0.0 if features.from_cache else features.seconds
+                splits[name] = features
+    trained = head if frozen else FineGrainedModel(backbone, head).to(memory_format=torch.channels_last)
+    return Prepared(trained, backbone, head, _loaders(config, **splits), images, frozen, seconds, digest)
+
+
+def _images(config: RunConfig, backbone: Backbone) -> Images:
+    """The splits with their transforms, every image readable.
+
+    Raises:
+        DatasetError: as the adapter and the check raise it, or the splits differ in their classes.
+    """
+    name = config.dataset.adapter or config.dataset.name
+
+    def split(which: str, transform: TransformSpec) -> ImageDataset:
+        dataset = create_dataset(
+            name, root=config.dataset.root, split=which, transform=transform, **config.dataset.options
+        )
+        return require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir))
+
+    normalization = normalization_from_timm(backbone.data_config)
+    recipe = asdict(config.dataset.transform)
+    training = create_transform(**recipe, **normalization, training=True)
+    testing = create_transform(**recipe, **normalization, training=False)
+    train, test = split("train", training), split("test", testing)
+    if train.classes != test.classes:
+        raise DatasetError(f"{config.dataset.root}: training and test split differ in their classes")
+    if config.trainer.val_fraction == 0:
+        return Images(train, test, None)
+    train, validation = split_validation(train, config.trainer.val_fraction, config.seed)
+    return Images(train, test, validation.with_transform(testing))
+
+
+def _features(
+    config: RunConfig, images: ImageDataset, backbone: Backbone, digest: str, device: torch.device
+) -> FeatureSet:
+    """Feature maps of one split, from the cache where it holds them."""
+    assert isinstance(images.transform, TransformSpec)
+    key_parts = {"backbone": backbone.name, "weights": digest, "last_stride": str(config.backbone.last_stride)}
+    return cached_features(
+        images,
+        images.transform,
+        backbone,
+        key_parts=key_parts,
+        cache_dir=Path(config.cache.dir),
+        batch_size=config.trainer.eval_batch_size,
+        workers=config.trainer.workers,
+        device=device,
+        dtype=config.cache.dtype,
+    )
+
+
+def _loaders(config: RunConfig, train: Any, test: Any, validation: Any | None) -> Loaders:
+    # cached features are read faster than a worker process could hand them over
+    workers = 0 if config.backbone.frozen else config.trainer.workers
+    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+
+    def in_order(split: Any) -> Loader:
+        return DataLoader(split, batch_size=config.trainer.eval_batch_size, **options)
+
+    shuffle = EpochShuffle(len(train), config.seed)
+    return Loaders(
+        train=DataLoader(train, batch_size=config.trainer.batch_size, sampler=shuffle, **options),
+        test=in_order(test),
+        validation=None if validation is None else in_order(validation),
+    )

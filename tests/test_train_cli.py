@@ -1,0 +1,267 @@
+"""The real command line on small data: a run, its folder, continuing it, and every refusal with its exit status."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+
+from fgvc.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "dataset=synthetic",
+    "dataset.transform.size=64",
+    "+dataset.options={classes: 3, train_per_class: 4, test_per_class: 3, size: 64}",
+    "backbone.name=test_resnet",
+    "backbone.weights=null",
+    "method=seb",
+    "method.reduction=8",
+    "trainer.epochs=2",
+    "trainer.batch_size=4",
+    "trainer.workers=0",
+]
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Train = Callable[..., Done]
+
+
+def run(script: str, *arguments: str, cwd: Path) -> Done:
+    """A script as a user starts it."""
+    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=settings)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def train(cwd: Path, *overrides: str) -> Done:
+    return run("train.py", *SMALL, *overrides, cwd=cwd)
+
+
+@pytest.fixture
+def here(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> Callable[..., Done]:
+    """`run` in this process, sparing the seconds of the imports: for the many ways to be refused."""
+
+    def call(script: str, *arguments: str, cwd: Path) -> Done:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        caplog.set_level("INFO")
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+        except SystemExit as error:
+            status = int(error.code or 0)
+        out, err = capfd.readouterr()
+        return Done(status, out, err + caplog.text)
+
+    return call
+
+
+@pytest.fixture
+def train_here(here: Callable[..., Done]) -> Train:
+    return lambda cwd, *overrides: here("train.py", *SMALL, *overrides, cwd=cwd)
+
+
+def refused(done: Done, *parts: str) -> None:
+    """Exit status 2, one readable message that holds `parts`, no traceback."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error: " in done.stderr
+    for part in parts:
+        assert part in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Working folder of a finished run in `run` with the backbone trained."""
+    cwd = tmp_path_factory.mktemp("finetune")
+    done = train(cwd, "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    return cwd
+
+
+def test_run_folder_is_complete(finished: Path) -> None:
+    folder = finished / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert (summary["method"], summary["label"], summary["dataset"]) == ("seb", "SEB", "synthetic")
+    assert (summary["train_images"], summary["test_images"], summary["out_features"]) == (12, 9, 36)
+    assert summary["final"]["epoch"] == 2 and summary["best"]["selected_on"] == "test"
+    assert summary["best"]["top1"] >= summary["final"]["top1"]
+    assert set(summary["seconds"]) == {"features", "train", "eval", "total"}
+
+    metrics = pd.read_csv(folder / "metrics.csv")
+    assert metrics["epoch"].tolist() == [1, 2]
+    assert metrics["test_top1"].iloc[-1] == pytest.approx(summary["final"]["top1"])
+
+    predictions = pd.read_csv(folder / "predictions.csv")
+    right = predictions["target"] == predictions["predicted"]
+    assert 100 * right.mean() == pytest.approx(summary["final"]["top1"], abs=1e-3)
+    assert predictions["path"].str.startswith("images/").all()
+
+    spectrum = np.load(folder / "spectrum.npz")
+    assert spectrum["before"].shape == spectrum["after"].shape == (9, 8)
+    assert {file.name for file in (folder / "checkpoints").iterdir()} == {
+        "best.safetensors",
+        "last.safetensors",
+        "state.pt",
+    }
+    assert not [file for file in folder.rglob("*") if ".tmp" in file.name]
+
+
+@pytest.mark.parametrize("checkpoint", ["last", "best"])
+def test_evaluate_repeats_the_result(finished: Path, checkpoint: str) -> None:
+    done = run("evaluate.py", "run", "--checkpoint", checkpoint, cwd=finished)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((finished / "run" / "summary.json").read_text())
+    evaluation = json.loads((finished / "run" / f"evaluation-{checkpoint}.json").read_text())
+    expected = summary["final" if checkpoint == "last" else "best"]
+    assert evaluation["top1"] == pytest.approx(expected["top1"])
+    assert f"{expected['top1']:.2f}" in done.stdout
+
+
+def test_a_finished_run_is_not_repeated_and_never_overwritten(finished: Path, train_here: Train) -> None:
+    before = (finished / "run" / "summary.json").read_bytes()
+    again = train_here(finished, "run_dir=run")
+    assert again.returncode == 0 and "finished already" in again.stderr
+    refused(train_here(finished, "run_dir=run", "resume=never"), "resume=never", "run")
+    refused(train_here(finished, "run_dir=run", "optimizer.lr=0.5"), "optimizer.lr was 0.003, now 0.5")
+    assert (finished / "run" / "summary.json").read_bytes() == before
+
+
+def test_a_stopped_run_continues_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    """The state after epoch 1 of 2, as an interruption leaves it, leads to bit-identical weights."""
+    probe = (
+        "import sys, runpy, fgvc.training.loop as loop\n"
+        "save = loop.Trainer._save\n"
+        "def stop_after_one(self):\n"
+        "    save(self)\n"
+        "    raise KeyboardInterrupt\n"
+        "loop.Trainer._save = stop_after_one\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", probe, str(ROOT / "scripts" / "train.py"), *SMALL, "run_dir=run"]
+    stopped = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert stopped.returncode == 130, stopped.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "stopped" and summary["final"] is None
+
+    done = train(tmp_path, "run_dir=run")
+    assert done.returncode == 0 and "continuing" in done.stderr, done.stderr
+    continued = load_file(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    straight = load_file(finished / "run" / "checkpoints" / "last.safetensors")
+    assert continued.keys() == straight.keys()
+    assert all(continued[name].equal(straight[name]) for name in straight)
+    assert pd.read_csv(tmp_path / "run" / "metrics.csv")["epoch"].tolist() == [1, 2]
+
+
+def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: Path) -> None:
+    overrides = ["backbone.frozen=true", "trainer.val_fraction=0.25", "trainer.batch_size=3", "cache.dir=cache"]
+    sweep = run("train.py", "-m", *SMALL[:5], *SMALL[6:], *overrides, "method=gap,mpn_cov", "seed=0,1", cwd=tmp_path)
+    assert sweep.returncode == 0, sweep.stderr
+    folders = sorted((tmp_path / "results" / "custom" / "test_resnet").glob("*/seed*"))
+    assert [str(folder.relative_to(folder.parents[1])) for folder in folders] == [
+        "gap/seed0",
+        "gap/seed1",
+        "mpn_cov/seed0",
+        "mpn_cov/seed1",
+    ]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert all(summary["best"]["selected_on"] == "validation" for summary in summaries)
+    assert all(summary["train_images"] == 9 for summary in summaries)
+    # the second method finds the maps of the first
+    assert summaries[0]["seconds"]["features"] > 0 and summaries[2]["seconds"]["features"] == 0
+    assert "after" not in np.load(folders[0] / "spectrum.npz")
+    evaluated = run("evaluate.py", str(folders[3]), cwd=tmp_path)
+    assert f"{summaries[3]['final']['top1']:.2f}" in evaluated.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["method=sebb"], ["sebb", "isqrt_cov", "mpn_cov"]),
+        (["method.name=sebb"], ["sebb", "isqrt_cov"]),
+        (["experiment=nothing"], ["nothing", "cub80_frozen"]),
+        (["trainer.epoch=3"], ["epoch", "epochs", "batch_size"]),
+        (["+trainer.epoch=3"], ["epoch", "epochs"]),
+        (["trainer.epochs=many"], ["trainer.epochs", "many"]),
+        (["trainer.epochs=0"], ["trainer.epochs", "0"]),
+        (["backbone.name=resnet51"], ["resnet51", "resnet50"]),
+        (["backbone.weights=none.pth"], ["none.pth"]),
+        (["method.gradient=magic"], ["magic", "exact"]),
+        (["+method.options.iterations=3"], ["iterations", "seb"]),
+        (["method.options.iterations=3"], ["+method.options.iterations=3"]),
+        (["dataset=cub80"], ["dataset.root"]),
+        (["dataset.adapter=cub"], ["cub", "no option", "classes"]),
+        (["schedule.name=poly"], ["poly", "cosine"]),
+        (["optimizer.name=lion"], ["lion", "adamw"]),
+        (["resume=no/such/run"], ["no/such/run"]),
+        (["trainer.precision=int8"], ["int8", "bf16"]),
+    ],
+)
+def test_mistakes_exit_with_2_and_name_what_is_valid(
+    tmp_path: Path, overrides: list[str], parts: list[str], train_here: Train
+) -> None:
+    done = train_here(tmp_path, *overrides, "run_dir=run")
+    refused(done, *parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_image_is_refused_before_training_or_skipped(finished: Path, tmp_path: Path, train_here: Train) -> None:
+    shutil.copytree(finished / "datasets", tmp_path / "datasets")
+    image = sorted((tmp_path / "datasets").rglob("train_*.jpg"))[0]
+    image.write_bytes(image.read_bytes()[:300])
+    refused(train_here(tmp_path, "run_dir=run"), image.name, "1 of 12", "on_bad_image=skip")
+    assert not (tmp_path / "run").exists()
+    done = train_here(tmp_path, "run_dir=run", "trainer.on_bad_image=skip")
+    assert done.returncode == 0 and image.name in done.stderr, done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["train_images"] == 11
+
+
+def test_divergence_stops_the_run_and_keeps_the_good_weights(tmp_path: Path, train_here: Train) -> None:
+    # epoch 1 at an ordinary rate, epoch 2 at one that no network survives
+    done = train_here(
+        tmp_path, "run_dir=run", "schedule.milestones=[1]", "schedule.gamma=1e30", "trainer.clip_norm=null"
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and "epoch 2" in done.stderr and "best.safetensors" in done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed" and "epoch 2" in summary["reason"] and summary["final"] is None
+    weights = load_file(tmp_path / "run" / "checkpoints" / "best.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_weights_of_another_architecture_are_refused(finished: Path, tmp_path: Path, here: Train) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished / "run", folder)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("name: test_resnet", "name: test_efficientnet"))
+    refused(here("evaluate.py", str(folder), cwd=finished), "last.safetensors", "another architecture")
+    refused(here("evaluate.py", str(tmp_path), cwd=finished), "config.yaml")
+
+
+def test_debug_lets_the_traceback_through(tmp_path: Path, train_here: Train) -> None:
+    with pytest.raises(ConfigError, match="sebb"):
+        train_here(tmp_path, "method.name=sebb", "--debug")

@@ -1,0 +1,127 @@
+"""Parts of training by themselves: optimiser groups, schedules, seeds, metrics, run folders."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fgvc.errors import ConfigError, RunError
+from fgvc.training.config import BackboneConfig, DatasetConfig, MethodConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from fgvc.training.evaluation import accuracy_metrics
+from fgvc.training.optim import check_schedule, create_optimizer, schedule_factor, set_learning_rate
+from fgvc.training.run_folder import RunFolder
+from fgvc.training.seeding import EpochShuffle, derived_seed
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 3)
+        self.classifier = nn.Linear(3, 2)
+
+
+def a_config(**changes: object) -> RunConfig:
+    parts = {
+        "dataset": DatasetConfig(name="synthetic", root="r"),
+        "backbone": BackboneConfig(name="resnet18"),
+        "method": MethodConfig(name="seb"),
+    }
+    return RunConfig(name="t", **{**parts, **changes})  # type: ignore[arg-type]
+
+
+def test_classifier_learns_at_its_own_rate() -> None:
+    optimizer = create_optimizer(Tiny(), OptimizerConfig(lr=0.01, classifier_factor=20))
+    assert set_learning_rate(optimizer, 0.5) == pytest.approx(0.005)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.005, 0.1])
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]
+    assert all(group["momentum"] == 0.9 for group in optimizer.param_groups)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = Tiny()
+    model.body.requires_grad_(False)
+    assert len(create_optimizer(model, OptimizerConfig()).param_groups) == 1
+    model.classifier.requires_grad_(False)
+    with pytest.raises(ConfigError, match="no trainable"):
+        create_optimizer(model, OptimizerConfig())
+
+
+@pytest.mark.parametrize("change", [{"name": "lion"}, {"lr": 0.0}, {"classifier_factor": -1.0}])
+def test_optimizer_refusals(change: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=str(next(iter(change.values())))):
+        create_optimizer(Tiny(), replace(OptimizerConfig(), **change))
+
+
+def test_step_schedule_falls_at_its_milestones() -> None:
+    step = ScheduleConfig(name="step", milestones=[2, 4])
+    factors = [schedule_factor(step, epoch, 6) for epoch in (0, 1.9, 2, 3.9, 4, 5)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_cosine_schedule_with_warmup() -> None:
+    cosine = ScheduleConfig(name="cosine", warmup_epochs=1)
+    factors = [schedule_factor(cosine, epoch, 5) for epoch in (0, 0.5, 1, 3, 5)]
+    assert factors == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-12)
+
+
+@pytest.mark.parametrize("bad", [ScheduleConfig(name="poly"), ScheduleConfig(milestones=[4, 2])])
+def test_schedule_refusals(bad: ScheduleConfig) -> None:
+    with pytest.raises(ConfigError, match="schedule"):
+        check_schedule(bad)
+
+
+def test_shuffle_depends_on_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        shuffle = EpochShuffle(20, seed)
+        shuffle.epoch = epoch
+        torch.rand(3)  # the global state must not matter
+        return list(shuffle)
+
+    assert order(0, 1) == order(0, 1)
+    assert sorted(order(0, 1)) == list(range(20))
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (1, 2)}) == 4
+    assert derived_seed(0, "a") != derived_seed(0, "b")
+
+
+def test_accuracies_by_hand() -> None:
+    # class 0: 1 of 3 right, class 1: 1 of 1 right; every second guess is right
+    logits = torch.tensor([[2.0, 1, 0], [1, 2, 0], [1, 2, 0], [0, 2, 1]])
+    metrics = accuracy_metrics(3)
+    metrics.update(logits, torch.tensor([0, 0, 0, 1]))
+    values = {key: float(value) for key, value in metrics.compute().items()}
+    assert values == pytest.approx({"top1": 0.5, "top5": 1.0, "mean_class": (1 / 3 + 1) / 2})
+
+
+def test_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert not folder.claimable(a_config())
+    folder.begin(a_config())
+    assert not folder.claimable(a_config(run_dir="elsewhere"))  # no state saved: nothing to continue
+    with pytest.raises(RunError, match="seed was 0, now 3"):
+        folder.claimable(a_config(seed=3))
+    with pytest.raises(RunError, match="resume=never"):
+        folder.claimable(a_config(resume="never"))
+
+
+@pytest.mark.parametrize("content", ["a: [", "nonsense: 1", "- 1"])
+def test_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.config_file.write_text(content)
+    with pytest.raises(RunError, match=r"config\.yaml"):
+        folder.read_config()
+
+
+def test_damaged_state_and_weights_are_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_weights("best", {"w": torch.ones(2)})
+    assert folder.read_weights("best")["w"].tolist() == [1, 1]
+    for file in (folder.weights_file("best"), folder.state_file):
+        file.write_bytes(b"\x00" * 20)
+    with pytest.raises(RunError, match=r"best\.safetensors"):
+        folder.read_weights("best")
+    with pytest.raises(RunError, match=r"state\.pt"):
+        folder.read_state()
+    with pytest.raises(RunError, match=r"last\.safetensors is missing"):
+        folder.read_weights("last")
