@@ -1,0 +1,223 @@
+"""Backbones: feature maps of timm models, their size, stride and errors."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from fgvc.errors import ConfigError
+from fgvc.models.backbone import Backbone, create_backbone
+
+# name, image size, channels, side of the map
+FAMILIES = [
+    ("resnet18", 64, 512, 2),
+    ("resnet50", 64, 2048, 2),
+    ("resnet50d", 64, 2048, 2),
+    ("tf_efficientnet_lite0", 64, 320, 2),
+    ("efficientnet_b0", 64, 320, 2),
+    ("mobilenetv3_small_050", 64, 288, 2),
+    ("convnext_atto", 64, 320, 2),
+    ("convnextv2_atto", 64, 320, 2),
+    ("densenet121", 64, 1024, 2),
+    ("vgg11", 64, 512, 2),
+    ("regnetx_002", 64, 368, 2),
+    ("mambaout_femto", 64, 288, 2),
+    ("swin_tiny_patch4_window7_224", 224, 768, 7),
+    ("swin_s3_tiny_224", 224, 768, 7),
+    ("vit_tiny_patch16_224", 96, 192, 6),
+    ("deit_tiny_distilled_patch16_224", 96, 192, 6),
+    ("vit_small_patch14_dinov2", 56, 384, 4),
+    ("vit_small_patch14_reg4_dinov2", 56, 384, 4),
+    ("vit_small_patch16_dinov3", 64, 384, 4),
+    ("eva02_tiny_patch14_224", 56, 192, 4),
+    ("maxvit_pico_rw_256", 128, 256, 4),
+]
+
+
+def images(size: int, batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("name", "size", "channels", "side"), FAMILIES)
+def test_family_gives_a_map_and_every_parameter_a_gradient(name: str, size: int, channels: int, side: int) -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone(name, image_size=size)
+    features = backbone(images(size))
+    assert features.shape == (2, channels, side, side)
+    assert features.dtype == torch.float32
+    assert backbone.out_channels == channels
+    assert backbone.name == name
+    assert backbone.data_config["input_size"] == (3, size, size)
+    assert {"mean", "std", "interpolation"} <= backbone.data_config.keys()
+    features.square().sum().backward()
+    assert [key for key, parameter in backbone.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "regnetx_002", "convnext_atto", "mobilenetv3_small_050"])
+def test_map_of_a_cnn_is_timms_unpooled_feature_map(name: str) -> None:
+    full = timm.create_model(name).eval()
+    backbone = Backbone(copy.deepcopy(full), name=name).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone(images(64)), full.forward_features(images(64)), rtol=0, atol=0)
+
+
+def test_map_of_an_efficientnet_is_what_its_head_convolution_reads() -> None:
+    full = timm.create_model("tf_efficientnet_lite0").eval()
+    backbone = Backbone(copy.deepcopy(full), name="lite0").eval()
+    assert not [key for key in backbone.state_dict() if "conv_head" in key or "bn2" in key.split(".")[1]]
+    with torch.inference_mode():
+        expected = full.forward_features(images(64))
+        torch.testing.assert_close(full.bn2(full.conv_head(backbone(images(64)))), expected, rtol=0, atol=0)
+
+
+def test_map_of_a_swin_is_channels_first_and_normalised() -> None:
+    full = timm.create_model("swin_tiny_patch4_window7_224", img_size=96).eval()
+    nn.init.normal_(full.norm.weight)  # else an omitted second norm would go unnoticed
+    backbone = Backbone(copy.deepcopy(full), name="swin", image_size=96).eval()
+    with torch.inference_mode():
+        expected = full.forward_features(images(96)).permute(0, 3, 1, 2)
+        torch.testing.assert_close(backbone(images(96)), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "prefix"),
+    [
+        ("vit_tiny_patch16_224", 64, 1),  # class
+        ("deit_tiny_distilled_patch16_224", 64, 2),  # class, distillation
+        ("vit_small_patch14_dinov2", 56, 1),
+        ("vit_small_patch14_reg4_dinov2", 56, 5),  # class, 4 registers
+        ("vit_small_patch16_dinov3", 64, 5),
+    ],
+)
+def test_map_of_a_vit_is_its_normalised_patch_tokens(name: str, size: int, prefix: int) -> None:
+    full = timm.create_model(name, img_size=size).eval()
+    nn.init.normal_(full.norm.weight)
+    backbone = Backbone(copy.deepcopy(full), name=name, image_size=size).eval()
+    with torch.inference_mode():
+        tokens = full.forward_features(images(size))[:, prefix:]  # (B, h * w, C)
+        features = backbone(images(size))
+    torch.testing.assert_close(features.flatten(2).transpose(1, 2), tokens, rtol=0, atol=0)
+
+
+def test_native_size_is_the_default() -> None:
+    assert create_backbone("vit_tiny_patch16_224").data_config["input_size"] == (3, 224, 224)
+
+
+def test_cnn_takes_images_of_other_sizes() -> None:
+    backbone = create_backbone("resnet18", image_size=64).eval()
+    with torch.inference_mode():
+        assert backbone(torch.zeros(1, 3, 96, 160)).shape == (1, 512, 3, 5)
+
+
+def test_dinov2_is_built_for_224_pixels() -> None:
+    backbone = create_backbone("vit_small_patch14_dinov2", image_size=224).eval()
+    with torch.inference_mode():
+        assert backbone(images(224, batch=1)).shape == (1, 384, 16, 16)
+
+
+def test_published_preparation_of_the_architecture_is_known() -> None:
+    config = create_backbone("tf_efficientnet_lite0").data_config
+    assert config["mean"] == config["std"] == (0.5, 0.5, 0.5)
+    assert config["interpolation"] == "bicubic"
+
+
+def test_building_leaves_training_mode_and_batch_statistics_alone() -> None:
+    backbone = create_backbone("resnet18", image_size=64)
+    assert all(module.training for module in backbone.modules())
+    assert backbone.state_dict()["model.bn1.num_batches_tracked"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"name": "resnet5O"}, ["resnet5O", str(len(timm.list_models())), "resnet50", "timm.list_models()"]),
+        ({"name": "resnet18.nonsense"}, ["nonsense", "a1_in1k"]),
+        ({"name": "timm/resnet18"}, ["hf-hub:timm/resnet18"]),
+        ({"name": "nowhere:resnet18"}, ["nowhere", "hf-hub"]),
+        ({"name": "resnet18", "pretrained": True, "weights": "w.pth"}, ["pretrained", "backbone.weights=w.pth"]),
+        ({"name": "resnet18", "last_stride": 2}, ["last_stride=2", "1"]),
+        ({"name": "vgg11", "last_stride": 1}, ["vgg11", "layer4"]),
+        ({"name": "resnet18", "image_size": 0}, ["image_size=0"]),
+        ({"name": "vit_tiny_patch16_224", "image_size": 100}, ["100", "16 pixels", "96 or 112"]),
+        ({"name": "vit_small_patch14_dinov2", "image_size": 8}, ["8", "14 pixels", "example 14"]),
+        ({"name": "maxvit_pico_rw_256", "image_size": 200}, ["200 x 200", "native size is 256"]),
+        ({"name": "inception_v3", "image_size": 32}, ["32 x 32", "native size is 299"]),
+        ({"name": "hiera_tiny_224"}, ["hiera_tiny_224", "no feature map", "choose another"]),
+    ],
+)
+def test_impossible_setting_names_value_and_fix(settings: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        create_backbone(**settings)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_model_without_intermediate_features_is_refused() -> None:
+    with pytest.raises(ConfigError, match="plain: timm offers no feature map"):
+        Backbone(nn.Conv2d(3, 8, 3), name="plain")
+
+
+def test_model_whose_features_are_no_map_is_refused() -> None:
+    class Tokens(nn.Module):
+        pretrained_cfg = {"input_size": (3, 32, 32)}  # noqa: RUF012
+
+        def prune_intermediate_layers(self, *_: Any, **__: Any) -> None: ...
+
+        def forward_intermediates(self, images: torch.Tensor, **_: Any) -> list[torch.Tensor]:
+            return [images.flatten(2)]
+
+    with pytest.raises(ConfigError, match=r"tokens: .*no map .*\(1, 3, 1024\)"):
+        Backbone(Tokens(), name="tokens")
+
+
+def test_published_weights_without_a_network_point_to_a_file(tmp_path: Path) -> None:
+    code = """
+from fgvc.errors import WeightsError
+from fgvc.models.backbone import create_backbone
+for name in ("resnet18", "hf-hub:timm/resnet18.a1_in1k"):
+    try:
+        create_backbone(name, pretrained=True)
+    except WeightsError as error:
+        print(error)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    messages = done.stdout.splitlines()
+    assert ["of resnet18 could" in messages[0], "of hf-hub:timm/resnet18.a1_in1k could" in messages[1]] == [True, True]
+    for message in messages:
+        assert "Without a network" in message
+        assert "backbone.weights=/path/to/file" in message
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50d", "seresnet50", "resnetblur50", "resnest14d"])
+def test_last_stride_doubles_the_map_and_keeps_the_weights(name: str) -> None:
+    strided, unstrided = (create_backbone(name, last_stride=stride, image_size=64).eval() for stride in (None, 1))
+    shapes = [{key: tensor.shape for key, tensor in model.state_dict().items()} for model in (strided, unstrided)]
+    assert list(shapes[0].items()) == list(shapes[1].items())
+    with torch.inference_mode():
+        assert strided(images(64)).shape[2:] == (2, 2)
+        assert unstrided(images(64)).shape[2:] == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("resnet50", "layer4.0.conv2"), ("resnet50", "layer4.0.downsample"), ("resnet50d", "layer4.0.downsample")],
+)
+@pytest.mark.parametrize("side", [4, 5])
+def test_unstrided_layer_agrees_with_the_strided_one_at_even_positions(name: str, layer: str, side: int) -> None:
+    strided = create_backbone(name, image_size=64).eval()
+    unstrided = create_backbone(name, last_stride=1, image_size=64).eval()
+    unstrided.load_state_dict(strided.state_dict())
+    layers = [model.model.get_submodule(layer) for model in (strided, unstrided)]
+    convolution = next(module for module in layers[0].modules() if isinstance(module, nn.Conv2d))
+    x = torch.randn(2, convolution.in_channels, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, full = layers[0](x), layers[1](x)
+    assert full.shape[2:] == (side, side)
+    torch.testing.assert_close(full[..., ::2, ::2], expected)
