@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 
 from fgvc.errors import ConfigError, RunError
 from fgvc.files import atomic_path, write_json_atomic
-from fgvc.pooling import pooling_label, pooling_spectrum
+from fgvc.pooling import is_second_order, pooling_label, pooling_spectrum
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Accuracy, Evaluation, evaluate
 from fgvc.training.loop import Trainer
@@ -177,7 +177,7 @@ def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "dataset": config.dataset.name,
         "backbone": config.backbone.name,
         "frozen": config.backbone.frozen,
-        "reduction": config.method.reduction,
+        "reduction": config.method.reduction if is_second_order(config.method.name) else None,
         "image_size": config.dataset.transform.size,
         "seed": config.seed,
         "epochs": config.trainer.epochs,

@@ -1,0 +1,40 @@
+"""Reading of finished runs and measures on what they saved; nothing here trains, draws or writes."""
+
+from fgvc.analysis.csv_file import read_csv
+from fgvc.analysis.method_spectra import MethodSpectrum, SpectrumSummary, pool_spectra, summarise
+from fgvc.analysis.runs import Accuracy, Run, Spectrum, find_runs, read_run
+from fgvc.analysis.settings import Method, Setting, config_notes, group_runs, split_finished
+from fgvc.analysis.spectra import (
+    EigenvalueCurve,
+    condition_number,
+    effective_rank,
+    eigenvalue_curve,
+    nonzero_condition_number,
+    numerical_rank,
+    participation_ratio,
+)
+
+__all__ = [
+    "Accuracy",
+    "EigenvalueCurve",
+    "Method",
+    "MethodSpectrum",
+    "Run",
+    "Setting",
+    "Spectrum",
+    "SpectrumSummary",
+    "condition_number",
+    "config_notes",
+    "effective_rank",
+    "eigenvalue_curve",
+    "find_runs",
+    "group_runs",
+    "nonzero_condition_number",
+    "numerical_rank",
+    "participation_ratio",
+    "pool_spectra",
+    "read_csv",
+    "read_run",
+    "split_finished",
+    "summarise",
+]

@@ -1,0 +1,109 @@
+"""Spectra of the methods of one setting, the seeds of a method pooled."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fgvc.analysis.runs import Run
+from fgvc.analysis.settings import Method, group_runs
+from fgvc.analysis.spectra import (
+    condition_number,
+    effective_rank,
+    nonzero_condition_number,
+    numerical_rank,
+    participation_ratio,
+)
+from fgvc.errors import RunError
+
+
+@dataclass(frozen=True)
+class MethodSpectrum:
+    """Eigenvalues of one method over the test images of all its runs.
+
+    Attributes:
+        label: the method's name in tables and figures.
+        seeds: of the pooled runs.
+        before: (n, d) float64, descending, of the covariance; n counts each image once a run.
+        after: (n, d) float64, descending, of the normalised matrix, or None for a method without one.
+    """
+
+    label: str
+    seeds: tuple[int, ...]
+    before: np.ndarray
+    after: np.ndarray | None
+
+    @property
+    def rank(self) -> int:
+        """Numerical rank of the covariance, median over images (the lower one of two)."""
+        return int(np.quantile(numerical_rank(self.before), 0.5, method="inverted_cdf"))
+
+
+@dataclass(frozen=True)
+class SpectrumSummary:
+    """Medians over images of the measures in `fgvc.analysis.spectra`.
+
+    `*_after` is None for a method without a normalised matrix; the conditioning is that of the covariance.
+    """
+
+    label: str
+    seeds: int
+    images: int
+    channels: int
+    rank: int
+    condition_number: float
+    nonzero_condition_number: float
+    effective_rank_before: float
+    effective_rank_after: float | None
+    participation_before: float
+    participation_after: float | None
+
+
+def pool_spectra(runs: Sequence[Run]) -> list[MethodSpectrum]:
+    """One spectrum a method, from the finished runs of one setting.
+
+    Raises:
+        RunError: the runs belong to several settings (another dataset, backbone, ...), a method has two runs of one
+            seed, or a spectrum.npz is missing or damaged.
+    """
+    groups = group_runs(runs)
+    if len(groups) > 1:
+        titles = "".join(f"\n  {setting.title}" for setting in groups)
+        raise RunError(
+            f"these runs belong to {len(groups)} settings, one figure shows one; give fewer folders:{titles}"
+        )
+    return [_pool(method, repetitions) for group in groups.values() for method, repetitions in group.items()]
+
+
+def summarise(spectrum: MethodSpectrum) -> SpectrumSummary:
+    """The numbers of a spectrum that stand in a table."""
+    before, after = spectrum.before, spectrum.after
+    nonzero = nonzero_condition_number(before)
+    return SpectrumSummary(
+        label=spectrum.label,
+        seeds=len(spectrum.seeds),
+        images=before.shape[0],
+        channels=before.shape[1],
+        rank=spectrum.rank,
+        condition_number=float(np.median(condition_number(before))),
+        nonzero_condition_number=float(np.median(nonzero[~np.isnan(nonzero)])) if spectrum.rank else float("nan"),
+        effective_rank_before=float(np.median(effective_rank(before))),
+        effective_rank_after=None if after is None else float(np.median(effective_rank(after))),
+        participation_before=float(np.median(participation_ratio(before))),
+        participation_after=None if after is None else float(np.median(participation_ratio(after))),
+    )
+
+
+def _pool(method: Method, runs: Sequence[Run]) -> MethodSpectrum:
+    spectra = [run.spectrum() for run in runs]
+    shapes = {(spectrum.before.shape[1], spectrum.after is None) for spectrum in spectra}
+    if len(shapes) > 1:
+        folders = ", ".join(str(run.path) for run in runs)
+        raise RunError(f"the spectra of {method.label} differ in width or in having an 'after': {folders}; repeat them")
+    afters = [spectrum.after for spectrum in spectra if spectrum.after is not None]
+    return MethodSpectrum(
+        label=method.label,
+        seeds=tuple(run.seed for run in runs),
+        before=np.concatenate([spectrum.before for spectrum in spectra]),
+        after=np.concatenate(afters) if afters else None,
+    )

@@ -1,0 +1,218 @@
+"""Run folders as they lie on the disk: found at any depth, their summary typed, everything else read on demand."""
+
+import json
+import math
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from fgvc.analysis.csv_file import read_csv
+from fgvc.errors import RunError
+
+T = TypeVar("T")
+
+_REPEAT = "restore the file or repeat the run"
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Accuracies on the test split after one epoch, in per cent; `top5` is None where there are too few classes."""
+
+    top1: float
+    top5: float | None
+    mean_class: float
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues of n test images, each row descending.
+
+    Attributes:
+        before: (n, d) float64, of the covariance.
+        after: (n, d) float64, of the normalised matrix; None for a method without one (GAP).
+    """
+
+    before: np.ndarray
+    after: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its summary.json, typed. `final` and `best` are set where the run is finished."""
+
+    path: Path
+    method: str
+    gradient: str | None
+    label: str
+    dataset: str
+    backbone: str
+    frozen: bool
+    reduction: int | None
+    image_size: int
+    seed: int
+    epochs: int
+    num_classes: int | None
+    train_images: int | None
+    test_images: int | None
+    final: Accuracy | None
+    best: Accuracy | None
+    selected_on: str | None
+    status: str
+    reason: str | None
+    commit: str | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its planned end, so that its numbers may be compared with others."""
+        return self.status == "finished"
+
+    def metrics(self) -> pd.DataFrame:
+        """metrics.csv, one row an epoch. Raises RunError where it is missing or damaged."""
+        return read_csv(self.path / "metrics.csv", ("epoch", "train_loss", "test_top1"))
+
+    def predictions(self) -> pd.DataFrame:
+        """predictions.csv, one row a test image, final epoch. Raises RunError where it is missing or damaged."""
+        return read_csv(self.path / "predictions.csv", ("path", "target", "predicted", "confidence"))
+
+    def config(self) -> dict[str, Any]:
+        """config.yaml, the resolved configuration. Raises RunError where it is missing or damaged."""
+        path = self.path / "config.yaml"
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise RunError(f"{path}: cannot be read ({_line(error)}); {_REPEAT}") from error
+        if not isinstance(config, dict):
+            raise RunError(f"{path}: holds {type(config).__name__}, not a mapping of settings; {_REPEAT}")
+        return config
+
+    def spectrum(self) -> Spectrum:
+        """spectrum.npz. Raises RunError where it is missing or damaged."""
+        path = self.path / "spectrum.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {key: np.asarray(file[key]) for key in file.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise RunError(f"{path}: cannot be read ({_line(error)}); {_REPEAT}") from error
+        if "before" not in arrays:
+            raise RunError(f"{path}: no array 'before', found {sorted(arrays) or 'none'}; {_REPEAT}")
+        before = _eigenvalues(arrays["before"], path, "before")
+        after = _eigenvalues(arrays["after"], path, "after") if "after" in arrays else None
+        if after is not None and after.shape != before.shape:
+            raise RunError(f"{path}: 'after' has shape {after.shape}, 'before' {before.shape}; {_REPEAT}")
+        return Spectrum(before, after)
+
+
+def find_runs(paths: Iterable[Path]) -> list[Run]:
+    """Runs in the given folders at any depth, each once, in the order of the folders and then of their paths.
+
+    A folder is a run if it holds summary.json.
+
+    Raises:
+        RunError: a folder does not exist or holds no run, or a summary is damaged.
+    """
+    found: dict[Path, Path] = {}  # resolved -> as given
+    for root in paths:
+        if not root.is_dir():
+            raise RunError(f"{root}: no such folder; give a run folder or a folder of runs")
+        summaries = sorted(root.rglob("summary.json"))
+        if not summaries:
+            raise RunError(
+                f"{root}: no run in it: looked for summary.json at any depth; train first or give its parent"
+            )
+        for summary in summaries:
+            found.setdefault(summary.parent.resolve(), summary.parent)
+    return [read_run(path) for path in found.values()]
+
+
+def read_run(path: Path) -> Run:
+    """Read the summary of the run folder `path`.
+
+    Raises:
+        RunError: summary.json is missing or damaged, or lacks a field that its status demands.
+    """
+    file = path / "summary.json"
+    try:
+        summary = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # ValueError covers both bad UTF-8 and bad JSON
+        raise RunError(f"{file}: cannot be read ({_line(error)}); {_REPEAT}") from error
+    if not isinstance(summary, dict):
+        raise RunError(f"{file}: holds {type(summary).__name__}, not an object; {_REPEAT}")
+    status = _value(summary, "status", str, file)
+    final, best = _accuracy(summary, "final", file), _accuracy(summary, "best", file)
+    if status == "finished" and (final is None or best is None):
+        raise RunError(f"{file}: status is finished but 'final' or 'best' is missing; {_REPEAT}")
+    return Run(
+        path=path,
+        method=_value(summary, "method", str, file),
+        gradient=_optional(summary, "gradient", str, file),
+        label=_value(summary, "label", str, file),
+        dataset=_value(summary, "dataset", str, file),
+        backbone=_value(summary, "backbone", str, file),
+        frozen=_value(summary, "frozen", bool, file),
+        reduction=_optional(summary, "reduction", int, file),
+        image_size=_value(summary, "image_size", int, file),
+        seed=_value(summary, "seed", int, file),
+        epochs=_value(summary, "epochs", int, file),
+        num_classes=_optional(summary, "num_classes", int, file),
+        train_images=_optional(summary, "train_images", int, file),
+        test_images=_optional(summary, "test_images", int, file),
+        final=final,
+        best=best,
+        selected_on=None if best is None else _value(summary["best"], "selected_on", str, file),
+        status=status,
+        reason=_optional(summary, "reason", str, file),
+        commit=_optional(summary, "commit", str, file),
+    )
+
+
+def _value(values: Mapping[str, Any], key: str, kind: type[T], file: Path) -> T:
+    value = values.get(key)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:  # not isinstance: true is no integer here
+        found = "missing" if key not in values else repr(value)
+        raise RunError(f"{file}: field {key!r} should be {kind.__name__}, is {found}; {_REPEAT}")
+    return value
+
+
+def _optional(values: Mapping[str, Any], key: str, kind: type[T], file: Path) -> T | None:
+    return None if values.get(key) is None else _value(values, key, kind, file)
+
+
+def _accuracy(summary: Mapping[str, Any], key: str, file: Path) -> Accuracy | None:
+    values = _optional(summary, key, dict, file)
+    if values is None:
+        return None
+    accuracy = Accuracy(
+        top1=_value(values, "top1", float, file),
+        top5=_optional(values, "top5", float, file),
+        mean_class=_value(values, "mean_class", float, file),
+        epoch=_value(values, "epoch", int, file),
+    )
+    for name in ("top1", "top5", "mean_class"):
+        value = getattr(accuracy, name)
+        if value is not None and not (math.isfinite(value) and 0 <= value <= 100):
+            raise RunError(f"{file}: {key}.{name} is {value}, not an accuracy in per cent; {_REPEAT}")
+    return accuracy
+
+
+def _eigenvalues(array: np.ndarray, path: Path, name: str) -> np.ndarray:
+    if array.ndim != 2 or 0 in array.shape or array.dtype.kind != "f":
+        raise RunError(f"{path}: {name!r} is {array.dtype} of shape {array.shape}, not floats (n, d); {_REPEAT}")
+    if not np.isfinite(array).all():
+        raise RunError(f"{path}: {name!r} holds NaN or infinity: the training diverged; repeat it with a lower rate")
+    if (np.diff(array, axis=1) > 0).any():
+        raise RunError(f"{path}: {name!r} is not in descending order; {_REPEAT}")
+    return array.astype(np.float64)
+
+
+def _line(error: Exception) -> str:
+    """The error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

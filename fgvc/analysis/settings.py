@@ -1,0 +1,167 @@
+"""Which runs may be compared and which may be averaged.
+
+Runs of one setting stand in one table; runs of one setting and one method are repetitions that differ in their seed
+only. Nothing else is ever pooled.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from fgvc.analysis.runs import Run
+from fgvc.errors import RunError
+
+# keys of config.yaml that may differ between repetitions: they do not change what is learned, but for the seed
+_FREE = frozenset(
+    {"name", "seed", "run_dir", "resume", "dataset.root", "trainer.workers", "trainer.tracker", "cache.dir"}
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What two runs must share to be comparable: data, backbone, schedule and how the best epoch is selected."""
+
+    dataset: str
+    num_classes: int | None
+    train_images: int | None
+    test_images: int | None
+    backbone: str
+    frozen: bool
+    image_size: int
+    reduction: int | None
+    epochs: int
+    selected_on: str | None
+
+    @property
+    def title(self) -> str:
+        """The setting in one line."""
+        backbone = f"{self.backbone} ({'frozen' if self.frozen else 'fine-tuned'})"
+        reduction = "no reduction" if self.reduction is None else f"reduction {self.reduction}"
+        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        return f"{self.dataset}, {backbone}, {self.image_size} px, {reduction}, {epochs}"
+
+
+class Method(NamedTuple):
+    """A method of one table, told from the others of its setting by its label."""
+
+    name: str
+    gradient: str | None
+    label: str
+
+
+Group = dict[Method, list[Run]]
+
+
+def split_finished(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """The finished runs, and for each other one a note that says why it is left out.
+
+    Raises:
+        RunError: no run is finished.
+    """
+    finished, notes = [], []
+    for run in runs:
+        if run.finished:
+            finished.append(run)
+        else:
+            notes.append(f"left out {run.path}: status {run.status}" + (f" ({run.reason})" if run.reason else ""))
+    if not finished:
+        raise RunError("no finished run among those given; finish or repeat them:\n  " + "\n  ".join(notes))
+    return finished, notes
+
+
+def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
+    """Sort finished runs by setting and method; the runs of a method by seed.
+
+    GAP has no covariance to reduce, so without a reduction of its own it joins every setting that it matches otherwise.
+
+    Raises:
+        RunError: two runs of one method and setting have the same seed.
+    """
+    settings: dict[Setting, Group] = {}
+    for run in runs:
+        group = settings.setdefault(_setting(run), {})
+        group.setdefault(Method(run.method, run.gradient, run.label), []).append(run)
+    for group in settings.values():
+        for method, repetitions in group.items():
+            group[method] = _by_seed(repetitions)
+    return _join_unreduced({setting: _tell_apart(group) for setting, group in settings.items()})
+
+
+def config_notes(runs: Iterable[Run]) -> list[str]:
+    """A note for every group of repetitions whose config.yaml differ in more than the seed.
+
+    The summary does not hold every setting (the learning rate is one); a folder without config.yaml is not compared.
+    """
+    notes: dict[str, None] = {}  # a set that keeps its order: GAP may stand in several settings
+    for group in group_runs(runs).values():
+        for method, repetitions in group.items():
+            configs = [_flat(run.config()) for run in repetitions if (run.path / "config.yaml").is_file()]
+            keys = {key for config in configs for key in config}
+            for key in sorted(keys - _FREE):
+                values = [repr(config.get(key)) for config in configs]
+                if len(set(values)) > 1:
+                    folders = ", ".join(str(run.path) for run in repetitions)
+                    found = ", ".join(dict.fromkeys(values))
+                    notes[f"{method.label}: {key} differs between averaged runs ({found}): {folders}"] = None
+    return list(notes)
+
+
+def _setting(run: Run) -> Setting:
+    return Setting(
+        dataset=run.dataset,
+        num_classes=run.num_classes,
+        train_images=run.train_images,
+        test_images=run.test_images,
+        backbone=run.backbone,
+        frozen=run.frozen,
+        image_size=run.image_size,
+        reduction=run.reduction,
+        epochs=run.epochs,
+        selected_on=run.selected_on,
+    )
+
+
+def _by_seed(runs: Sequence[Run]) -> list[Run]:
+    first: dict[int, Run] = {}
+    for run in runs:
+        twin = first.setdefault(run.seed, run)
+        if twin is not run:
+            raise RunError(
+                f"two runs of {run.label} on {run.dataset} have the same setting and seed {run.seed}: "
+                f"{twin.path} and {run.path}; move or leave out one of them"
+            )
+    return [first[seed] for seed in sorted(first)]
+
+
+def _tell_apart(group: Group) -> Group:
+    """A gradient given by name goes by the same label as the published default it equals; say which one is which."""
+    labels = Counter(method.label for method in group)
+    return {
+        method._replace(label=f"{method.label} [gradient={method.gradient}]")
+        if labels[method.label] > 1 and method.gradient is not None
+        else method: runs
+        for method, runs in group.items()
+    }
+
+
+def _join_unreduced(settings: dict[Setting, Group]) -> dict[Setting, Group]:
+    joined = dict(settings)
+    for setting, group in settings.items():
+        hosts = [other for other in settings if other != setting and replace(other, reduction=None) == setting]
+        if not hosts or any(method.name != "gap" for method in group):
+            continue
+        for host in hosts:
+            joined[host] = {**group, **joined[host]}
+        del joined[setting]
+    return joined
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

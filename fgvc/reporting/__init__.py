@@ -1,0 +1,26 @@
+"""Saved runs as tables and figures. Reads what runs wrote; computes nothing on images or models."""
+
+from fgvc.reporting.published import load_published
+from fgvc.reporting.render import markdown_table, to_csv, to_latex, to_markdown
+from fgvc.reporting.spectra_plot import plot_eigenvalues, spectra_figure, spectra_markdown, write_spectra_figure
+from fgvc.reporting.style import METHOD_STYLES, MethodStyle, figure_style, method_order, method_style, save_figure
+from fgvc.reporting.tables import accuracy_table
+
+__all__ = [
+    "METHOD_STYLES",
+    "MethodStyle",
+    "accuracy_table",
+    "figure_style",
+    "load_published",
+    "markdown_table",
+    "method_order",
+    "method_style",
+    "plot_eigenvalues",
+    "save_figure",
+    "spectra_figure",
+    "spectra_markdown",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+    "write_spectra_figure",
+]

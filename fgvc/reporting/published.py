@@ -1,0 +1,36 @@
+"""Published accuracies, to stand beside measured ones."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from fgvc.analysis import read_csv
+
+COLUMNS = ("label", "dataset", "epoch", "backbone", "value", "source")
+_ICCV21 = ("method", "dataset", "final_top1", "best_top1", "converged", "source")
+_RIVALS = ("method", "backbone", "source")  # and one column a dataset
+
+
+def load_published(folder: Path) -> pd.DataFrame:
+    """Read `fgvc_iccv21.csv` and `rivals.csv` of a folder of published numbers.
+
+    Returns:
+        One row a published cell, all of it text: `label` of the method, `dataset`, `epoch` ("final", "best", which
+        there means best on the test set, or "unstated"), `backbone` ("" where the source does not name it), `value`
+        (top-1 in per cent as printed, or "did not converge") and `source`.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    rows = []
+    for row in read_csv(folder / "fgvc_iccv21.csv", _ICCV21, as_text=True).to_dict("records"):
+        for epoch in ("final", "best"):
+            value = "did not converge" if row["converged"] == "no" else row[f"{epoch}_top1"]
+            rows.append((row["method"], row["dataset"], epoch, "", value, row["source"]))
+    rivals = read_csv(folder / "rivals.csv", _RIVALS, as_text=True)
+    datasets = [column for column in rivals.columns if column not in _RIVALS]
+    for row in rivals.to_dict("records"):
+        backbone = "" if row["backbone"] == "unstated" else row["backbone"]
+        rows += [(row["method"], dataset, "unstated", backbone, row[dataset], row["source"]) for dataset in datasets]
+    published: pd.DataFrame = pd.DataFrame([row for row in rows if row[4]], columns=COLUMNS)
+    return published

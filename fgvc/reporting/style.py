@@ -1,0 +1,125 @@
+"""One look for every figure: a method has the same colour, dash and marker wherever it is drawn."""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from fgvc.files import atomic_path
+
+COLUMN_WIDTH = 3.3
+"""Width of a figure of one column, inches."""
+PAGE_WIDTH = 6.9
+"""Width of a figure across both columns, inches."""
+
+Dash = tuple[int, tuple[float, ...]]
+_SOLID: Dash = (0, ())
+_DASHED: Dash = (0, (4, 1.5))
+_DOTTED: Dash = (0, (1, 1.2))
+_DASH_DOT: Dash = (0, (5, 1.2, 1, 1.2))
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How the curve of a method looks; dash and marker part curves that lie on each other or lost their colour."""
+
+    color: str
+    dash: Dash
+    marker: str
+
+    @property
+    def solid(self) -> bool:
+        return self.dash == _SOLID
+
+
+METHOD_STYLES: dict[str, MethodStyle] = {
+    "GAP": MethodStyle("#7F7F7F", _DOTTED, "o"),
+    "B-CNN": MethodStyle("#999933", _DASHED, "p"),
+    "CBP": MethodStyle("#E69F00", _DASH_DOT, "h"),
+    "iSQRT-COV": MethodStyle("#0072B2", _SOLID, "o"),
+    "MPN-COV": MethodStyle("#000000", _DASHED, "s"),
+    "SVD-Padé": MethodStyle("#AA4499", _SOLID, "v"),
+    "SVD-Taylor": MethodStyle("#882255", _DASH_DOT, "<"),
+    "SVD-PI": MethodStyle("#CC79A7", _DOTTED, ">"),
+    "SVD-Newton": MethodStyle("#332288", _DASHED, "P"),
+    "SVD-Trunc": MethodStyle("#56B4E9", _DASH_DOT, "X"),
+    "SVD-TopN": MethodStyle("#117733", _DOTTED, "D"),
+    "SEB": MethodStyle("#D55E00", _DASH_DOT, "^"),
+}
+"""Known methods in the order of every table and legend; colours of Okabe-Ito and Paul Tol, for all colour vision."""
+
+
+def method_style(label: str) -> MethodStyle:
+    """Style of a label. A variant, "SVD-TopN (exact)", is a paler form of its method; others get one by their name.
+
+    The choice depends on the label alone, never on what else is drawn.
+    """
+    if label in METHOD_STYLES:
+        return METHOD_STYLES[label]
+    choice = zlib.crc32(label.encode())  # unlike hash(), the same in every process
+    base = METHOD_STYLES.get(label.split(" ")[0])
+    dash = (_SOLID, _DASHED, _DOTTED, _DASH_DOT)[choice // 7 % 4]
+    if base is not None:
+        red, green, blue = (0.55 * part + 0.45 for part in to_rgb(base.color))
+        return replace(base, color=to_hex((red, green, blue)), dash=_DASHED if base.solid else _SOLID)
+    return MethodStyle(
+        color=("#44AA99", "#661100", "#6699CC", "#888888", "#AA4466", "#4477AA", "#BB5566")[choice % 7],
+        dash=dash,
+        marker="*",
+    )
+
+
+def method_order(label: str) -> tuple[int, str]:
+    """Sort key of labels: the known methods in their order, each followed by its variants, then the rest by name."""
+    known = list(METHOD_STYLES)
+    name = label if label in METHOD_STYLES else label.split(" ")[0]
+    return (known.index(name) if name in METHOD_STYLES else len(known), label)
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Make and save figures in here: print sizes, fonts embedded as TrueType."""
+    with mpl.rc_context(
+        {
+            "font.size": 8,
+            "axes.labelsize": 8,
+            "axes.titlesize": 8,
+            "xtick.labelsize": 7,
+            "ytick.labelsize": 7,
+            "legend.fontsize": 7,
+            "axes.linewidth": 0.6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "lines.linewidth": 1.2,
+            "grid.linewidth": 0.4,
+            "grid.color": "#DDDDDD",
+            "pdf.fonttype": 42,
+            "ps.fonttype": 42,
+            "savefig.dpi": 300,
+        }
+    ):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that many inches on the Agg canvas, unknown to pyplot; call inside `figure_style()`."""
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1))  # inches between panels
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write `stem`.png and `stem`.pdf, without a date, so that the same figure is the same file. Returns both paths."""
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
+    with figure_style():
+        for path, metadata in zip(paths, ({}, {"CreationDate": None}), strict=True):
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, metadata=metadata)
+    return paths

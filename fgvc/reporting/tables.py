@@ -1,0 +1,129 @@
+"""The accuracy table: measured numbers over seeds and published ones, as one tidy frame."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fgvc.analysis import Accuracy, Method, Run, Setting, group_runs
+from fgvc.errors import RunError
+from fgvc.reporting.published import COLUMNS as PUBLISHED_COLUMNS
+from fgvc.reporting.style import METHOD_STYLES, method_order
+
+SETTING_COLUMNS = tuple(field.name for field in fields(Setting))
+_METRICS = ("top1", "top5", "mean_class")
+_NUMBERS = tuple(f"{metric}_{statistic}" for metric in _METRICS for statistic in ("mean", "std"))
+TABLE_COLUMNS = (
+    "block",  # number of the setting, from 1
+    *SETTING_COLUMNS,
+    "label",
+    "method",
+    "gradient",
+    "origin",  # measured, published
+    "epoch",  # final, best, unstated (published only)
+    "state",  # ok, not measured, not published, did not converge (published only)
+    "n",
+    *_NUMBERS,
+    "published_backbone",
+    "source",
+    "seeds",
+    "runs",
+    "commits",
+)
+
+
+def accuracy_table(runs: Iterable[Run], published: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Tabulate finished runs: mean and sample standard deviation (n - 1) over the seeds of each method and setting.
+
+    A block is one setting, its methods in the order of `METHOD_STYLES`. For each of them it has the rows measured
+    final, measured best, published final, published best and any number published without saying which epoch; `state`
+    tells numbers from "not measured" and "not published". `best` is the epoch selected on the split `selected_on` for
+    measured numbers and on the test set for published ones. Published numbers match by dataset and label alone: their
+    backbone and protocol are their own.
+
+    Args:
+        runs: finished runs (`fgvc.analysis.split_finished`).
+        published: of `load_published`, None for no published numbers.
+
+    Returns:
+        A frame with `TABLE_COLUMNS`, accuracies in per cent. The standard deviation of a single run is NaN.
+
+    Raises:
+        RunError: two runs of one setting and method have the same seed, or a published value is not a number.
+    """
+    published = pd.DataFrame(columns=PUBLISHED_COLUMNS) if published is None else published
+    groups = group_runs(runs)
+    measured = {method.label for group in groups.values() for method in group}
+    published = published[published["label"].isin(measured | set(METHOD_STYLES))]
+    rows: list[dict[str, Any]] = []
+    settings = sorted(groups, key=lambda setting: tuple(map(str, asdict(setting).values())))
+    for number, setting in enumerate(settings, start=1):
+        head = {"block": number, **asdict(setting)}
+        of_dataset = published[published["dataset"] == setting.dataset]
+        methods = {method.label: method for method in groups[setting]}
+        for label in sorted({*methods, *of_dataset["label"]}, key=method_order):
+            method = methods.get(label, Method("", None, label))
+            cells = _measured(groups[setting].get(method, [])) + _published(of_dataset[of_dataset["label"] == label])
+            rows += [{**head, "label": label, "method": method.name, "gradient": method.gradient, **c} for c in cells]
+    table = pd.DataFrame(rows, columns=TABLE_COLUMNS)
+    counts = ["reduction", "num_classes", "train_images", "test_images", "n"]
+    typed: pd.DataFrame = table.astype({**dict.fromkeys(counts, "Int64"), **dict.fromkeys(_NUMBERS, "float64")})
+    return typed
+
+
+def _measured(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The cells measured final and measured best of one method."""
+    cells = []
+    for epoch in ("final", "best"):
+        cell: dict[str, Any] = {"origin": "measured", "epoch": epoch, "n": len(runs)}
+        if runs:
+            accuracies = [run.final if epoch == "final" else run.best for run in runs]
+            cell |= {"state": "ok", **_statistics([accuracy for accuracy in accuracies if accuracy is not None])}
+            cell |= {
+                "seeds": " ".join(str(run.seed) for run in runs),
+                "runs": "; ".join(str(run.path) for run in runs),
+                "commits": " ".join(sorted({run.commit for run in runs if run.commit})),
+            }
+        else:
+            cell["state"] = "not measured"
+        cells.append(cell)
+    return cells
+
+
+def _statistics(accuracies: Sequence[Accuracy]) -> dict[str, float]:
+    numbers = {}
+    for metric in _METRICS:
+        values = [getattr(accuracy, metric) for accuracy in accuracies]
+        if None in values:
+            continue
+        numbers[f"{metric}_mean"] = float(np.mean(values))
+        numbers[f"{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return numbers
+
+
+def _published(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The cells published final, published best and every published unstated one of one method on one dataset."""
+    cells: list[dict[str, Any]] = []
+    for row in rows.to_dict("records"):
+        cell = {"origin": "published", "epoch": row["epoch"], "source": row["source"]}
+        cell["published_backbone"] = row["backbone"]
+        if row["value"] == "did not converge":
+            cell["state"] = row["value"]
+        else:
+            cell |= {"state": "ok", "top1_mean": _number(row["value"], f"{row['label']} on {row['dataset']}")}
+        cells.append(cell)
+    absent = [epoch for epoch in ("final", "best") if epoch not in set(rows["epoch"])]
+    cells += [{"origin": "published", "epoch": epoch, "state": "not published"} for epoch in absent]
+    return sorted(cells, key=lambda cell: ("final", "best", "unstated").index(cell["epoch"]))
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 100:  # so is NaN
+        raise RunError(f"published number of {where} is {text!r}, not an accuracy in per cent; mend it in its csv file")
+    return value

@@ -1,0 +1,130 @@
+"""The CUB-200-2011 adapter: what it reads, and what it says about a damaged copy."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from fgvc.data import create_dataset
+from fgvc.errors import DatasetError
+
+DATASET_CARDS = Path(__file__).resolve().parents[1] / "datasets"
+NAMES = ["001.Gull/a.png", "001.Gull/b.png", "002.Black Tern/c.png", "002.Black Tern/d.png"]
+
+
+def write_table(path: Path, values: list[str]) -> None:
+    path.write_text("".join(f"{number} {value}\n" for number, value in enumerate(values, start=1)), encoding="utf-8")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Four images of two classes, one of each in each split."""
+    root = tmp_path / "CUB_200_2011"
+    for index, name in enumerate(NAMES):
+        path = root / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), (index * 60, 0, 0)).save(path)
+    write_table(root / "images.txt", NAMES)
+    write_table(root / "image_class_labels.txt", ["1", "1", "2", "2"])
+    write_table(root / "train_test_split.txt", ["1", "0", "0", "1"])
+    write_table(root / "classes.txt", ["001.Gull", "002.Black Tern"])
+    return root
+
+
+def test_splits_targets_and_order(root: Path) -> None:
+    train, test = (create_dataset("cub", root=root, split=split) for split in ("train", "test"))
+    assert train.classes == test.classes == ["001.Gull", "002.Black Tern"]
+    assert [train.relative_path(i) for i in range(2)] == ["images/001.Gull/a.png", "images/002.Black Tern/d.png"]
+    assert train.targets == test.targets == [0, 1]
+    image, target = train[1]
+    assert (image.mode, image.size, image.getpixel((0, 0)), target) == ("RGB", (8, 6), (180, 0, 0), 1)
+
+
+def test_parent_folder_is_accepted(root: Path) -> None:
+    assert create_dataset("cub", root=root.parent).paths == create_dataset("cub", root=str(root)).paths
+
+
+def test_class_ids_need_not_be_consecutive(root: Path) -> None:
+    (root / "classes.txt").write_text("7 b\n3 a\n")
+    (root / "image_class_labels.txt").write_text("1 3\n2 3\n3 7\n4 7\n")
+    dataset = create_dataset("cub", root=root)
+    assert (dataset.classes, dataset.targets) == (["a", "b"], [0, 1])
+
+
+def replace_text(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        text = (root / name).read_text()
+        assert old in text
+        (root / name).write_text(text.replace(old, new))
+
+    return damage
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "no root": (shutil.rmtree, ["no such folder", "images.txt", "CUB_200_2011"]),
+    "file missing": (lambda root: (root / "classes.txt").unlink(), ["classes.txt missing"]),
+    "image missing": (lambda root: (root / "images" / NAMES[0]).unlink(), ["1 of 2 images", NAMES[0], "images.txt"]),
+    "id in one file only": (
+        replace_text("image_class_labels.txt", "3 2\n", ""),
+        ["image_class_labels.txt: 1 image ids missing", "first 3", "in images.txt"],
+    ),
+    "id not in images.txt": (replace_text("images.txt", f"2 {NAMES[1]}\n", ""), ["images.txt: 1", "first 2"]),
+    "duplicate id": (replace_text("train_test_split.txt", "2 0", "1 0"), ["train_test_split.txt:2", "id 1", "second"]),
+    "no value": (replace_text("images.txt", f"2 {NAMES[1]}", "2"), ["images.txt:2", "'2'"]),
+    "id not a number": (replace_text("images.txt", "3 ", "x3 "), ["images.txt:3", "x3 "]),
+    "split neither 0 nor 1": (
+        replace_text("train_test_split.txt", "2 0", "2 5"),
+        ["split.txt", "id 2", "'5'", "0 or 1"],
+    ),
+    "label not a number": (replace_text("image_class_labels.txt", "3 2", "3 tern"), ["id 3", "'tern'"]),
+    "class without a name": (replace_text("classes.txt", "2 002.Black Tern\n", ""), ["classes.txt", "class ids 2"]),
+    "empty split": (
+        lambda root: write_table(root / "train_test_split.txt", ["0"] * 4),
+        ["train_test_split.txt", "no image", "'train'"],
+    ),
+    "empty file": (lambda root: (root / "classes.txt").write_text("\n"), ["classes.txt", "no entries"]),
+    "not UTF-8": (
+        lambda root: (root / "classes.txt").write_bytes(b"1 a\n2 Caf\xe9\n"),
+        ["classes.txt", "not UTF-8", "0xe9", "offset 9"],
+    ),
+    "path with ..": (replace_text("images.txt", NAMES[0], "../secret.png"), ["images.txt", "id 1", "../secret.png"]),
+    "absolute path": (replace_text("images.txt", NAMES[0], "/etc/secret.png"), ["id 1", "/etc/secret.png"]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named(root: Path, damage: str) -> None:
+    inflict, expected = DAMAGES[damage]
+    inflict(root)  # type: ignore[no-untyped-call]
+    with pytest.raises(DatasetError) as caught:
+        create_dataset("cub", root=root)
+    for part in [str(root), *expected]:
+        assert part in str(caught.value)
+
+
+def test_missing_images_are_counted_and_the_first_named(root: Path) -> None:
+    many = [f"001.Gull/{number}.png" for number in range(9)]
+    write_table(root / "images.txt", many)
+    write_table(root / "image_class_labels.txt", ["1"] * 9)
+    write_table(root / "train_test_split.txt", ["1"] * 9)
+    with pytest.raises(DatasetError, match=r"9 of 9 .* 001\.Gull/0\.png, .* and 4 more"):
+        create_dataset("cub", root=root)
+
+
+def test_subset_of_80_classes(cub80_root: Path) -> None:
+    train, test = (create_dataset("cub", root=cub80_root, split=split) for split in ("train", "test"))
+    assert (len(train.classes), len(train), len(test)) == (80, 2317, 2400)
+    assert not set(train.paths) & set(test.paths)
+    image, target = test[len(test) - 1]
+    assert image.size == (227, 227)
+    assert test.classes[target] == test.paths[-1].parent.name
+
+
+def test_card_states_the_official_counts() -> None:
+    card = yaml.safe_load((DATASET_CARDS / "cub.yaml").read_text(encoding="utf-8"))
+    assert card["classes"] == 200
+    assert sum(card["splits"].values()) == 11788
+    assert all(len(archive["md5"]) == 32 and archive["url"].startswith("https://") for archive in card["archives"])

@@ -1,0 +1,216 @@
+"""create_dataset, the folder adapter, ImageDataset, validation splits, unreadable images."""
+
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageFile
+from torch.utils.data import DataLoader
+
+import fgvc.data.dataset
+from fgvc.data import (
+    ImageDataset,
+    Samples,
+    check_images,
+    create_dataset,
+    create_transform,
+    fingerprint,
+    list_datasets,
+    require_readable,
+    split_validation,
+)
+from fgvc.errors import ConfigError, DatasetError
+
+
+def write_image(path: Path, size: tuple[int, int] = (32, 24), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise(size, 60).convert(mode).save(path)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two classes; six and three training images, one test image each."""
+    for name, count in (("wren", 3), ("auk", 6)):
+        for number in range(count):
+            write_image(tmp_path / "train" / name / f"{number}.jpg")
+        write_image(tmp_path / "val" / name / "0.jpg")
+    return tmp_path
+
+
+def test_unknown_names_list_the_valid_ones(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'bird'.*cub, folder, synthetic"):
+        create_dataset("bird", root=root)
+    with pytest.raises(ConfigError, match=r"'valid'.*train, test"):
+        create_dataset("folder", root=root, split="valid")
+    with pytest.raises(ConfigError, match=r"'folder' has no option 'colour'.*none"):
+        create_dataset("folder", root=root, colour=1)
+    with pytest.raises(ConfigError, match=r"'synthetic' has no option 'klasses'.*classes"):
+        create_dataset("synthetic", root=root, klasses=1)
+    assert list_datasets() == ["cub", "folder", "synthetic"]
+
+
+def test_folder_reads_sorted_classes_and_paths(root: Path) -> None:
+    (root / "train" / "auk" / "notes.txt").write_text("not an image")
+    (root / "train" / ".cache").mkdir()
+    train, test = (create_dataset("folder", root=root, split=split) for split in ("train", "test"))
+    assert train.classes == test.classes == ["auk", "wren"]
+    assert train.targets == [0] * 6 + [1] * 3
+    assert [test.relative_path(i) for i in range(2)] == ["val/auk/0.jpg", "val/wren/0.jpg"]
+
+
+@pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
+def test_folder_refuses_a_class_in_one_split_only(root: Path, split: str, other: str) -> None:
+    write_image(root / split / "kiwi" / "0.jpg")
+    with pytest.raises(DatasetError, match=rf"{other}: 1 classes of .*{split} missing here, first 'kiwi'"):
+        create_dataset("folder", root=root)
+
+
+def test_folder_says_what_is_missing(root: Path) -> None:
+    (root / "train" / "kiwi").mkdir()
+    (root / "val" / "kiwi").mkdir()
+    with pytest.raises(DatasetError, match="kiwi: no image files"):
+        create_dataset("folder", root=root)
+    with pytest.raises(DatasetError, match=r"nowhere.train: no such folder"):
+        create_dataset("folder", root=root / "nowhere")
+    (root / "test").mkdir()
+    with pytest.raises(DatasetError, match="both test/ and val/"):
+        create_dataset("folder", root=root)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_images_become_rgb(root: Path, mode: str) -> None:
+    path = root / "train" / "auk" / ("0.tif" if mode == "CMYK" else "0.png")
+    write_image(path, mode=mode)
+    dataset = create_dataset("folder", root=root)
+    image, _ = dataset[dataset.paths.index(path)]
+    assert (image.mode, image.size) == ("RGB", (32, 24))
+
+
+def test_dataset_survives_pickling_and_worker_processes(root: Path) -> None:
+    transform = create_transform(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False)
+    dataset = create_dataset("folder", root=root, transform=transform)
+    copy: ImageDataset = pickle.loads(pickle.dumps(dataset))
+    assert (copy.paths, copy.targets, copy.classes) == (dataset.paths, dataset.targets, dataset.classes)
+    assert copy[3][0].equal(dataset[3][0])
+    images, targets = next(iter(DataLoader(dataset, batch_size=9, num_workers=1)))
+    assert tuple(images.shape) == (9, 3, 16, 16)
+    assert targets.tolist() == dataset.targets
+
+
+def test_with_transform_and_subset_leave_the_original_alone(root: Path) -> None:
+    dataset = create_dataset("folder", root=root)
+    changed = dataset.with_transform(lambda image: image.size).subset([8, 0])
+    assert [changed[i] for i in range(2)] == [((32, 24), 1), ((32, 24), 0)]
+    assert changed.classes == dataset.classes
+    assert (len(dataset), dataset.transform) == (9, None)
+
+
+def test_validation_is_stratified_disjoint_and_seeded(root: Path) -> None:
+    dataset = create_dataset("folder", root=root)
+    train, validation = split_validation(dataset, 1 / 3, seed=0)
+    assert [validation.targets.count(target) for target in (0, 1)] == [2, 1]
+    assert sorted(train.paths + validation.paths) == dataset.paths
+    assert split_validation(dataset, 1 / 3, seed=0)[1].paths == validation.paths
+    assert any(split_validation(dataset, 1 / 3, seed=seed)[1].paths != validation.paths for seed in range(1, 6))
+
+
+def test_validation_leaves_every_class_in_training(root: Path) -> None:
+    dataset = create_dataset("folder", root=root).subset([0, 1, 6])
+    train, validation = split_validation(dataset, 0.99, seed=0)
+    assert (train.targets, validation.targets) == ([0, 1], [0])
+    with pytest.raises(ConfigError, match=r"1\.5"):
+        split_validation(dataset, 1.5, seed=0)
+    with pytest.raises(DatasetError, match="no class has two images"):
+        split_validation(dataset.subset([0, 2]), 0.5, seed=0)
+
+
+def test_fingerprint_follows_files_targets_and_classes(root: Path) -> None:
+    dataset = create_dataset("folder", root=root)
+    before = fingerprint(dataset)
+    assert fingerprint(create_dataset("folder", root=root)) == before
+    relabelled = Samples(dataset.classes, dataset.paths, [1, *dataset.targets[1:]])
+    renamed = Samples(["a", "b"], dataset.paths, dataset.targets)
+    others = [fingerprint(ImageDataset(samples, root)) for samples in (relabelled, renamed)]
+    os.utime(dataset.paths[0], ns=(0, 1))
+    touched = fingerprint(dataset)
+    dataset.paths[0].write_bytes(b"shorter")
+    os.utime(dataset.paths[0], ns=(0, 1))
+    assert len({before, *others, touched, fingerprint(dataset), fingerprint(dataset.subset([1, 2]))}) == 6
+
+
+@pytest.fixture
+def damaged(root: Path) -> Path:
+    """Three of the nine training images are damaged: empty, truncated near the end, not an image."""
+    auk = root / "train" / "auk"
+    (auk / "1.jpg").write_bytes(b"")
+    write_image(auk / "2.jpg", size=(256, 256))
+    whole = (auk / "2.jpg").read_bytes()
+    (auk / "2.jpg").write_bytes(whole[: len(whole) * 9 // 10])
+    (auk / "4.jpg").write_text("<html>404</html>")
+    return root
+
+
+def test_damaged_images_are_found(damaged: Path) -> None:
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+    bad = check_images(create_dataset("folder", root=damaged), workers=2)
+    assert [image.path.name for image in bad] == ["1.jpg", "2.jpg", "4.jpg"]
+    for image, reason in zip(bad, ("0 bytes", "truncated", "not an image"), strict=True):
+        assert reason in image.reason
+
+
+def test_a_bomb_is_reported(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(root / "train" / "auk" / "3.jpg", size=(40, 40))
+    monkeypatch.setattr(fgvc.data.dataset.Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.warns(Image.DecompressionBombWarning):
+        bad = check_images(create_dataset("folder", root=root))
+    assert [(image.path.name, "40 x 40" in image.reason) for image in bad] == [("3.jpg", True)]
+
+
+def test_access_to_a_damaged_image_names_it(damaged: Path) -> None:
+    with pytest.raises(DatasetError, match=r"2\.jpg: .*truncated.*on_bad_image=skip"):
+        create_dataset("folder", root=damaged)[2]
+
+
+def test_bad_images_are_refused_or_skipped(damaged: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dataset = create_dataset("folder", root=damaged)
+    with pytest.raises(DatasetError, match=r"(?s)3 of 9 images.*1\.jpg.*on_bad_image=skip"):
+        require_readable(dataset)
+    with caplog.at_level(logging.WARNING):
+        kept = require_readable(dataset, on_bad_image="skip")
+    assert [path.name for path in kept.paths] == ["0.jpg", "3.jpg", "5.jpg", "0.jpg", "1.jpg", "2.jpg"]
+    assert kept.targets == [0, 0, 0, 1, 1, 1]
+    assert "4.jpg" in caplog.text
+    with pytest.raises(ConfigError, match=r"'ignore'.*refuse, skip"):
+        require_readable(dataset, on_bad_image="ignore")
+    with pytest.raises(DatasetError, match="None is left"):
+        require_readable(dataset.subset([1, 2]), on_bad_image="skip")
+
+
+def test_only_ten_bad_images_are_named(root: Path) -> None:
+    for number in range(12):
+        (root / "train" / "auk" / f"bad{number:02d}.jpg").write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"(?s)12 of 21 .*bad09\.jpg.*and 2 more") as caught:
+        require_readable(create_dataset("folder", root=root))
+    assert "bad10" not in str(caught.value)
+
+
+def test_a_passed_check_is_remembered_until_a_file_changes(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = create_dataset("folder", root=root)
+    stamps = tmp_path / "stamps"
+    require_readable(dataset, stamp_dir=stamps)
+
+    decoded: list[Path] = []
+    real = fgvc.data.dataset.decode_rgb
+    monkeypatch.setattr("fgvc.data.checks.decode_rgb", lambda path: decoded.append(path) or real(path))
+    require_readable(dataset, stamp_dir=stamps)
+    assert not decoded
+
+    dataset.paths[4].write_bytes(b"")
+    for _ in range(2):  # a failed check leaves no stamp
+        with pytest.raises(DatasetError, match="1 of 9"):
+            require_readable(dataset, stamp_dir=stamps)
+    assert len(decoded) == 18

@@ -1,0 +1,216 @@
+"""Cached feature maps: equal to computing them, computed once, safe against damage and full disks."""
+
+import errno
+import json
+import logging
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fgvc.data import FeatureSet, ImageDataset, Samples, TransformSpec, cached_features, create_transform
+from fgvc.errors import ConfigError, DatasetError
+
+COUNT = 7
+
+
+class Backbone:
+    """Average pooling, counted; the flip test needs it to see left from right, which it does."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        assert torch.is_inference_mode_enabled()
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        self.calls += 1
+        return torch.nn.functional.avg_pool2d(images, 4)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> ImageDataset:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / "images" / f"{number}.png" for number in range(COUNT)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (20, 16, 3), dtype=np.uint8)).save(path)
+    return ImageDataset(Samples(["a", "b"], paths, [0, 1, 0, 1, 0, 1, 1]), tmp_path)
+
+
+def transform(training: bool = True, **options: Any) -> TransformSpec:
+    recipe = {"size": 16, "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", **options}
+    return create_transform(training=training, **recipe)
+
+
+def features_of(
+    dataset: ImageDataset, extract: Callable[[Tensor], Tensor], spec: TransformSpec | None = None, **options: Any
+) -> FeatureSet:
+    options = {"key_parts": {"weights": "w"}, "cache_dir": dataset.root / "cache", "batch_size": 3, **options}
+    return cached_features(dataset, spec or transform(), extract, **options)
+
+
+def cache_files(dataset: ImageDataset) -> list[str]:
+    return sorted(path.suffix for path in (dataset.root / "cache").iterdir())
+
+
+def test_both_views_equal_direct_computation(dataset: ImageDataset) -> None:
+    features = features_of(dataset, Backbone())
+    assert features.shape == (2, COUNT, 3, 4, 4)
+    stored = np.load(features.path)
+    images = torch.stack([image for image, _ in dataset.with_transform(transform(training=False))])  # type: ignore[misc]
+    for view, batch in enumerate((images, images.flip(-1))):
+        np.testing.assert_allclose(stored[view], torch.nn.functional.avg_pool2d(batch, 4).numpy(), atol=1e-6)
+
+
+def test_random_view_follows_the_seed(dataset: ImageDataset) -> None:
+    features = features_of(dataset, Backbone())
+    stored = torch.from_numpy(np.load(features.path))
+    torch.manual_seed(3)
+    first = [features[2][0] for _ in range(20)]
+    torch.manual_seed(3)
+    assert all(torch.equal(a, features[2][0]) for a in first)
+    views = [next(view for view in (0, 1) if torch.equal(a, stored[view, 2])) for a in first]
+    assert set(views) == {0, 1}
+
+
+def test_testing_has_one_view(dataset: ImageDataset) -> None:
+    features = features_of(dataset, Backbone(), transform(training=False))
+    assert features.shape == (1, COUNT, 3, 4, 4)
+    assert torch.equal(features[4][0], features[4][0])
+    assert features_of(dataset, Backbone(), transform(hflip=False)).path == features.path
+
+
+def test_batches_and_loaders_agree_with_single_items(dataset: ImageDataset) -> None:
+    features = features_of(dataset, Backbone(), transform(training=False))
+    maps, targets = features.batch([5, 0, 3])
+    assert (maps.dtype, targets.dtype) == (torch.float32, torch.int64)
+    assert torch.equal(maps, torch.stack([features[index][0] for index in (5, 0, 3)]))
+    assert targets.tolist() == [1, 0, 1]
+    for workers in (0, 1):
+        batches = list(DataLoader(features, batch_size=4, num_workers=workers))
+        assert torch.equal(torch.cat([maps for maps, _ in batches]), features.batch(range(COUNT))[0])
+        assert torch.cat([targets for _, targets in batches]).tolist() == dataset.targets
+
+
+def test_a_hit_computes_nothing(dataset: ImageDataset) -> None:
+    first = features_of(dataset, Backbone())
+    backbone = Backbone()
+    second = features_of(dataset, backbone)
+    assert (backbone.calls, first.from_cache, second.from_cache) == (0, False, True)
+    assert (second.path, second.seconds) == (first.path, first.seconds)
+    card = json.loads(first.path.with_suffix(".json").read_text())
+    assert (card["shape"], card["parts"]["weights"]) == ([2, COUNT, 3, 4, 4], "w")
+    assert cache_files(dataset) == [".json", ".npy"]
+
+
+def test_everything_that_matters_is_in_the_key(dataset: ImageDataset) -> None:
+    paths = {
+        features_of(dataset, Backbone()).path,
+        features_of(dataset, Backbone(), key_parts={"weights": "other"}).path,
+        features_of(dataset, Backbone(), transform(size=12)).path,
+        features_of(dataset, Backbone(), transform(training=False)).path,
+        features_of(dataset, Backbone(), dtype="float16").path,
+        features_of(dataset.subset([0, 1]), Backbone()).path,
+    }
+    Image.new("RGB", (20, 20)).save(dataset.paths[0])
+    assert len({*paths, features_of(dataset, Backbone()).path}) == 7
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes() + b"x"),
+        lambda path: path.with_suffix(".json").write_text('{"shape": '),
+        lambda path: path.with_suffix(".json").write_text("{}"),
+    ],
+    ids=["short", "empty", "long", "half a card", "empty card"],
+)
+def test_a_damaged_file_is_computed_again(
+    dataset: ImageDataset, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    good = features_of(dataset, Backbone(), transform(training=False)).batch(range(COUNT))[0]
+    damage(next((dataset.root / "cache").glob("*.npy")))
+    backbone = Backbone()
+    with caplog.at_level(logging.WARNING):
+        again = features_of(dataset, backbone, transform(training=False))
+    assert (backbone.calls, again.from_cache) == (3, False)
+    assert "damaged feature cache" in caplog.text
+    assert torch.equal(again.batch(range(COUNT))[0], good)
+
+
+def test_half_precision_on_disk_gives_float32(dataset: ImageDataset) -> None:
+    full = features_of(dataset, Backbone(), transform(training=False))
+    half = features_of(dataset, Backbone(), transform(training=False), dtype="float16")
+    maps = half.batch(range(COUNT))[0]
+    assert maps.dtype == torch.float32
+    assert half.path.stat().st_size < 0.6 * full.path.stat().st_size
+    torch.testing.assert_close(maps, full.batch(range(COUNT))[0], atol=1e-3, rtol=1e-3)
+
+
+def test_a_pickled_set_is_small_and_equal(dataset: ImageDataset) -> None:
+    features = features_of(dataset, lambda images: images.repeat(1, 20, 1, 1), transform(training=False))
+    data = pickle.dumps(features)
+    assert len(data) < 5000 < features.path.stat().st_size
+    assert torch.equal(pickle.loads(data)[1][0], features[1][0])
+
+
+def test_too_little_room_is_seen_before_writing(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(dataset.root)._replace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    backbone = Backbone()
+    with pytest.raises(DatasetError, match=r"cache: .* needs 0\.00 GB, 0\.00 GB are free; set cache_dir"):
+        features_of(dataset, backbone)
+    assert backbone.calls == 2  # one batch in two views tells the shape
+    assert cache_files(dataset) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fgvc.data.feature_cache._write_views", full)
+    with pytest.raises(DatasetError, match="set cache_dir to a folder on a larger disk"):
+        features_of(dataset, Backbone())
+    assert cache_files(dataset) == []
+
+
+def test_an_interrupted_computation_leaves_nothing_behind(dataset: ImageDataset) -> None:
+    backbone = Backbone()
+
+    def interrupted(images: Tensor) -> Tensor:
+        if backbone.calls == 3:
+            raise KeyboardInterrupt
+        return backbone(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        features_of(dataset, interrupted)
+    assert cache_files(dataset) == []
+
+
+def test_refusals(dataset: ImageDataset) -> None:
+    with pytest.raises(ConfigError, match=r"'int8'.*float32, float16"):
+        features_of(dataset, Backbone(), dtype="int8")
+    with pytest.raises(ConfigError, match=r"random.*backbone\.frozen=false"):
+        features_of(dataset, Backbone(), transform(crop="random", resize_size=20))
+    with pytest.raises(DatasetError, match=r"NaN or infinity as float32: check its weights$"):
+        features_of(dataset, lambda images: images / 0)
+    with pytest.raises(DatasetError, match="keep them as float32"):
+        features_of(dataset, lambda images: images * 1e6, dtype="float16")
+    dataset.paths[5].write_bytes(b"")
+    with pytest.raises(DatasetError, match=r"5\.png: empty file"):
+        features_of(dataset, Backbone())
+    assert cache_files(dataset) == []

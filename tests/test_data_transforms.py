@@ -1,0 +1,109 @@
+"""Transforms: the published recipe, its variations, keys, refusals."""
+
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fgvc.data import TransformSpec, create_transform, normalization_from_timm
+from fgvc.errors import ConfigError
+
+BASE: dict[str, Any] = {"size": 16, "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.25, 0.2), "interpolation": "bilinear"}
+
+
+def gradient_image(width: int, height: int) -> Image.Image:
+    """Red grows from left to right, green from top to bottom."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
+
+
+def test_normalisation_is_per_channel() -> None:
+    result = create_transform(**BASE, training=False)(Image.new("RGB", (20, 30), (255, 0, 51)))
+    assert (result.shape, result.dtype) == ((3, 16, 16), torch.float32)
+    assert result.mean((1, 2)).tolist() == pytest.approx([1.0, -1.6, -0.5], abs=1e-5)
+    assert result.std((1, 2)).max() == pytest.approx(0, abs=1e-6)
+
+
+def test_short_side_and_center_crop_keep_proportions() -> None:
+    """A 64 x 32 image scaled to 32 x 16 loses a quarter of its width on either side and nothing of its height."""
+    result = create_transform(**BASE, training=False)(gradient_image(64, 32))
+    red, green = (result[channel] * BASE["std"][channel] + BASE["mean"][channel] for channel in (0, 1))
+    assert (red[:, 0].mean().item(), red[:, -1].mean().item()) == pytest.approx((0.25, 0.75), abs=0.03)
+    assert (green[0].mean().item(), green[-1].mean().item()) == pytest.approx((0, 1), abs=0.06)
+
+
+def test_square_resize_keeps_the_whole_image() -> None:
+    result = create_transform(**BASE, training=False, resize="square", crop="none")(gradient_image(64, 32))
+    red = result[0] * BASE["std"][0] + BASE["mean"][0]
+    assert (red[:, 0].mean().item(), red[:, -1].mean().item()) == pytest.approx((0, 1), abs=0.06)
+
+
+def test_training_only_mirrors_and_testing_is_fixed() -> None:
+    image = gradient_image(32, 32)
+    test = create_transform(**BASE, training=False)
+    train = create_transform(**BASE, training=True)
+    torch.manual_seed(0)
+    views = torch.stack([train(image) for _ in range(40)])
+    mirrored = [torch.equal(view, test(image).flip(-1)) for view in views]
+    plain = [torch.equal(view, test(image)) for view in views]
+    assert all(a != b for a, b in zip(mirrored, plain, strict=True))
+    assert 8 <= sum(mirrored) <= 32
+    still = create_transform(**BASE, training=True, hflip=False)
+    assert all(torch.equal(still(image), test(image)) for _ in range(10))
+
+
+def test_random_crop_moves_in_training_only() -> None:
+    image = gradient_image(64, 64)
+    spec = create_transform(**BASE, training=True, resize_size=32, crop="random", hflip=False)
+    torch.manual_seed(0)
+    assert len({spec(image).sum().item() for _ in range(8)}) > 4
+    center = create_transform(**BASE, training=False, resize_size=32)
+    assert torch.equal(spec.deterministic()(image), center(image))
+    assert torch.equal(replace(spec, training=False)(image), center(image))
+
+
+def test_repr_identifies_the_recipe() -> None:
+    spec = create_transform(**BASE, training=True)
+    assert repr(spec) == repr(TransformSpec(**{**BASE, "mean": [0.5, 0.4, 0.3]}, training=True, resize_size=16))
+    others: list[dict[str, Any]] = [
+        {"size": 8},
+        {"mean": (0.0, 0.0, 0.0)},
+        {"std": (1.0, 1.0, 1.0)},
+        {"interpolation": "bicubic"},
+        {"training": False},
+        {"resize": "square"},
+        {"resize_size": 20},
+        {"crop": "random"},
+        {"hflip": False},
+    ]
+    assert len({repr(spec), *(repr(replace(spec, **change)) for change in others)}) == 1 + len(others)
+    copy = pickle.loads(pickle.dumps(spec))
+    assert copy == spec
+    assert copy.deterministic()(gradient_image(20, 20)).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"interpolation": "cubic"}, "'cubic'.*bicubic"),
+        ({"resize": "long"}, "'long'.*short, square"),
+        ({"crop": "centre"}, "'centre'.*center, random, none"),
+        ({"resize_size": 8}, "size=16 .* resize_size=8"),
+        ({"crop": "none"}, "needs resize='square'"),
+        ({"std": (0.5, 0.5, 0.0)}, "std above 0"),
+        ({"mean": (0.5,)}, "three numbers"),
+    ],
+)
+def test_contradictions_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_transform(**{**BASE, "training": False, **change})
+
+
+def test_normalization_from_timm() -> None:
+    config = {"input_size": (3, 224, 224), "mean": [0.1, 0.2, 0.3], "std": (1, 2, 3), "interpolation": "bicubic"}
+    spec = create_transform(size=8, training=False, **normalization_from_timm(config))
+    assert (spec.mean, spec.std, spec.interpolation) == ((0.1, 0.2, 0.3), (1, 2, 3), "bicubic")
