@@ -72,27 +72,29 @@ def cached_features(
         raise ConfigError("crop='random' cannot be cached: use crop='center', or train with backbone.frozen=false")
     views = 2 if transform.mirrors else 1
     fixed = transform.deterministic()
-    parts = {
-        **key_parts,
-        "transform": repr(fixed),
-        "dataset": fingerprint(dataset),
-        "views": str(views),
-        "dtype": dtype,
-    }
+    conditions = {"transform": repr(fixed), "dataset": fingerprint(dataset), "views": str(views), "dtype": dtype}
+    parts = {**key_parts, **conditions}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     path = cache_dir / f"features-{key[:32]}.npy"
     seconds = _recorded_seconds(path)
     from_cache = seconds is not None
     if seconds is None:
-        start = time.perf_counter()
         loader = DataLoader(dataset.with_transform(fixed), batch_size=batch_size, num_workers=workers)
         batches = _extract_views(loader, extract, views, torch.device(device), np.dtype(dtype))
-        shape = _write(path, batches, len(dataset), views)
-        seconds = time.perf_counter() - start
-        write_json_atomic(
-            _card(path), {"parts": parts, "shape": shape, "seconds": seconds, "bytes": path.stat().st_size}
-        )
+        seconds = _compute(path, batches, len(dataset), views, parts)
     return FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=from_cache)
+
+
+def _compute(
+    path: Path, batches: Iterator[list[NDArray[np.floating]]], count: int, views: int, parts: Mapping[str, str]
+) -> float:
+    """Write the cache file, then the card that makes it valid; returns the seconds it took."""
+    start = time.perf_counter()
+    shape = _write(path, batches, count, views)
+    seconds = time.perf_counter() - start
+    card = {"parts": parts, "shape": shape, "seconds": seconds, "bytes": path.stat().st_size}
+    write_json_atomic(_card(path), card)
+    return seconds
 
 
 def _card(path: Path) -> Path:
