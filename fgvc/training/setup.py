@@ -147,13 +147,15 @@ def _features(
     """Feature maps of one split, from the cache where it holds them."""
     assert isinstance(images.transform, TransformSpec)
     key_parts = {"backbone": backbone.name, "weights": digest, "last_stride": str(config.backbone.last_stride)}
+    # on a CPU small batches are faster: their activations stay in the processor's cache
+    batch_size = 8 if device.type == "cpu" else config.trainer.eval_batch_size
     return cached_features(
         images,
         images.transform,
         backbone,
         key_parts=key_parts,
         cache_dir=Path(config.cache.dir),
-        batch_size=config.trainer.eval_batch_size,
+        batch_size=batch_size,
         workers=config.trainer.workers,
         device=device,
         dtype=config.cache.dtype,
