@@ -132,6 +132,12 @@ def test_gradient_from_rank_deficient_features(name: str) -> None:
         torch.testing.assert_close(jacobian[..., i], difference, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 3, 7])
+def test_newton_schulz_gradient_for_any_number_of_iterations(iterations: int) -> None:
+    s = covariance(random(2, 4, 3, 3)).requires_grad_()
+    assert gradcheck(lambda s: newton_schulz_sqrt(s, iterations), s)
+
+
 def test_newton_schulz_gradient_from_rank_deficient_features() -> None:
     assert gradcheck(lambda x: newton_schulz_sqrt(covariance(x)), random(2, 5, 1, 3).requires_grad_())
 
@@ -224,8 +230,9 @@ def test_unknown_gradient_lists_the_known() -> None:
         matrix_sqrt(torch.eye(3)[None], gradient="magic")
 
 
-def test_second_derivative_is_refused_not_wrong() -> None:
+@each_layer
+def test_second_derivative_is_refused_not_wrong(name: str) -> None:
     s = covariance(random(1, 3, 3, 3)).requires_grad_()
-    (gradient,) = torch.autograd.grad(matrix_sqrt(s).pow(2).sum(), s, create_graph=True)
+    (gradient,) = torch.autograd.grad(LAYERS[name](s).pow(2).sum(), s, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()

@@ -148,7 +148,7 @@ def _features(
     assert isinstance(images.transform, TransformSpec)
     key_parts = {"backbone": backbone.name, "weights": digest, "last_stride": str(config.backbone.last_stride)}
     # on a CPU small batches are faster: their activations stay in the processor's cache
-    batch_size = 8 if device.type == "cpu" else config.trainer.eval_batch_size
+    batch_size = 4 if device.type == "cpu" else config.trainer.eval_batch_size
     return cached_features(
         images,
         images.transform,

@@ -1,0 +1,78 @@
+"""create_model: any backbone with any pooling, and the head by itself."""
+
+import pytest
+import torch
+from torch import nn
+
+from fgvc.errors import ConfigError
+from fgvc.models import PoolingHead, create_model
+from fgvc.pooling import list_poolings
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("method", list_poolings())
+def test_every_method_gives_logits_and_every_parameter_a_gradient(method: str) -> None:
+    torch.manual_seed(0)
+    model = create_model("test_resnet", method=method, num_classes=5, reduction=6)
+    logits = model(IMAGES)
+    assert logits.shape == (2, 5) and logits.dtype == torch.float32
+    logits.pow(2).sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "mobilenetv3_small_050", "convnext_atto", "swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"],
+)
+def test_the_head_fits_each_kind_of_backbone(name: str) -> None:
+    model = create_model(name, method="seb", num_classes=3, reduction=4, image_size=224).eval()
+    with torch.inference_mode():
+        assert model(torch.randn(1, 3, 224, 224)).isfinite().all()
+
+
+def test_reduction_is_for_second_order_methods() -> None:
+    def head(method: str, reduction: int | None) -> PoolingHead:
+        return PoolingHead(12, method=method, num_classes=3, reduction=reduction)
+
+    assert head("seb", 4).pooling.out_features == 4 * 5 // 2
+    assert head("seb", None).pooling.out_features == 12 * 13 // 2
+    assert head("gap", 4).pooling.out_features == 12
+    assert isinstance(head("gap", 4).reduction, nn.Identity)
+
+
+def test_options_and_gradient_reach_the_pooling() -> None:
+    x = torch.rand(2, 6, 5, 5)
+    heads = [
+        PoolingHead(6, method="isqrt_cov", num_classes=3, reduction=None, options={"iterations": n}) for n in (1, 9)
+    ]
+    assert not torch.allclose(heads[0].pooling(x), heads[1].pooling(x), atol=1e-3)
+    with pytest.raises(ConfigError, match="iterations"):
+        create_model("test_resnet", method="isqrt_cov", num_classes=3, iteration=4)
+    with pytest.raises(ConfigError, match="exact"):
+        create_model("test_resnet", method="seb", num_classes=3, gradient="magic")
+
+
+def test_last_stride_doubles_the_map() -> None:
+    plain = create_model("resnet18", method="gap", num_classes=3)
+    wide = create_model("resnet18", method="gap", num_classes=3, last_stride=1)
+    assert plain.backbone(IMAGES).shape[-2:] == (2, 2)
+    assert wide.backbone(IMAGES).shape[-2:] == (4, 4)
+
+
+def test_reset_gives_a_fresh_head_for_other_classes() -> None:
+    torch.manual_seed(0)
+    head = PoolingHead(6, method="mpn_cov", num_classes=3, reduction=4)
+    reduction = head.reduction
+    assert isinstance(reduction, nn.Sequential)
+    before = reduction[0].weight.clone()
+    head.reset(num_classes=7)
+    assert head(torch.rand(2, 6, 5, 5)).shape == (2, 7)
+    assert not torch.equal(before, reduction[0].weight)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_classes", 0), ("reduction", 0)])
+def test_sizes_below_one_are_refused(key: str, value: int) -> None:
+    with pytest.raises(ConfigError, match=f"{key} must be at least 1"):
+        PoolingHead(6, **{"method": "seb", "num_classes": 3, key: value})  # type: ignore[arg-type]
