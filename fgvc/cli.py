@@ -1,5 +1,6 @@
 """How a script ends: a status for the shell and one readable message in place of a traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -11,9 +12,9 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
     """Call `main` and turn the expected ways to fail into an exit status.
 
     2 (or what else the error says): a user's mistake (`UserError`), its message on stderr; with `--debug` among the
-    arguments, FGVC_DEBUG=1 or HYDRA_FULL_ERROR=1 the traceback comes through instead. 130: interrupted from the
-    keyboard. 141: the reader of stdout went away (`| head`). Every other exception passes through: it is a defect and
-    needs its traceback.
+    arguments, FGVC_DEBUG=1 or HYDRA_FULL_ERROR=1 the traceback comes through instead. 1: the disk is full. 130:
+    interrupted from the keyboard. 141: the reader of stdout went away (`| head`). Every other exception passes
+    through: it is a defect and needs its traceback.
     """
     debug = _debug()  # before `main`, which may set these variables for its own ends, as the Hydra launcher does
     try:
@@ -31,6 +32,13 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
         if not _stdout_is_closed():
             raise  # another pipe broke, for example that of a data loader
         sys.exit(141)  # 128 + SIGPIPE, as the shell's own tools
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or debug:
+            raise
+        print(
+            f"error: no space left on the disk ({error.filename or error}); free some and start again", file=sys.stderr
+        )
+        sys.exit(1)
 
 
 def _debug() -> bool:

@@ -1,5 +1,6 @@
 """The real command line on small data: a run, its folder, continuing it, and every refusal with its exit status."""
 
+import errno
 import json
 import os
 import runpy
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from fgvc.errors import ConfigError
@@ -253,13 +255,59 @@ def test_divergence_stops_the_run_and_keeps_the_good_weights(tmp_path: Path, tra
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_weights_of_another_architecture_are_refused(finished: Path, tmp_path: Path, here: Train) -> None:
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("name: test_resnet", "name: test_efficientnet", ["last.safetensors", "another architecture"]),
+        ("classes: 3", "classes: 4", ["4 classes", "3", "same dataset"]),
+    ],
+)
+def test_a_run_is_not_evaluated_as_something_else(
+    finished: Path, tmp_path: Path, here: Train, old: str, new: str, parts: list[str]
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished / "run", folder)
     config = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(config.replace("name: test_resnet", "name: test_efficientnet"))
-    refused(here("evaluate.py", str(folder), cwd=finished), "last.safetensors", "another architecture")
+    assert old in config
+    (folder / "config.yaml").write_text(config.replace(old, new))
+    refused(here("evaluate.py", str(folder), "--root", str(tmp_path / "images"), cwd=finished), *parts)
     refused(here("evaluate.py", str(tmp_path), cwd=finished), "config.yaml")
+
+
+def test_a_head_is_not_evaluated_on_another_backbone(tmp_path: Path, train_here: Train, here: Train) -> None:
+    done = train_here(tmp_path, "run_dir=run", "backbone.frozen=true", "trainer.epochs=1", "seed=1")
+    assert done.returncode == 0, done.stderr
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("\nseed: 1\n", "\nseed: 2\n"))  # another random backbone
+    refused(here("evaluate.py", "run", cwd=tmp_path), "not the weights")
+
+
+def test_bfloat16_and_tensorboard(tmp_path: Path, train_here: Train) -> None:
+    done = train_here(tmp_path, "run_dir=run", "trainer.precision=bf16", "trainer.tracker=tensorboard")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+
+
+def test_a_full_disk_leaves_the_saved_epochs_whole(
+    tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(state: dict[str, object], path: Path) -> None:
+        path.write_bytes(b"half of it")
+        if state["progress"]["epoch"] == 2:  # type: ignore[index]
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save(state, path)
+
+    save = torch.save
+    monkeypatch.setattr(torch, "save", full)
+    done = train_here(tmp_path, "run_dir=run")
+    assert done.returncode == 1 and "no space left" in done.stderr and "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert not list(tmp_path.rglob("*.tmp*"))
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    continued = run("train.py", *SMALL, "run_dir=run", cwd=tmp_path)
+    assert continued.returncode == 0 and "after epoch 1" in continued.stderr, continued.stderr
 
 
 def test_debug_lets_the_traceback_through(tmp_path: Path, train_here: Train) -> None:

@@ -1,6 +1,7 @@
 """Models: a timm backbone, a channel reduction, a pooling, a linear classifier."""
 
 from fgvc.models.backbone import Backbone, create_backbone
+from fgvc.models.fold import fold_batch_norm
 from fgvc.models.model import FineGrainedModel, PoolingHead, create_model
 from fgvc.models.weights import WeightsReport, load_backbone_weights, weights_digest
 
@@ -11,6 +12,7 @@ __all__ = [
     "WeightsReport",
     "create_backbone",
     "create_model",
+    "fold_batch_norm",
     "load_backbone_weights",
     "weights_digest",
 ]

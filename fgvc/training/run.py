@@ -1,5 +1,6 @@
 """A run from its configuration to its folder, and the evaluation of a finished one."""
 
+import importlib.util
 import logging
 import sys
 import time
@@ -109,6 +110,8 @@ def check(config: RunConfig) -> None:
     for key, (value, valid) in choices.items():
         if value not in valid:
             raise ConfigError(f"unknown {key} {value!r}; choose one of {', '.join(map(str, valid))}")
+    if trainer.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("trainer.tracker=tensorboard needs a package: pip install 'fgvc[tensorboard]'")
     if not 0 <= trainer.val_fraction < 1:
         raise ConfigError(f"trainer.val_fraction must be at least 0 and below 1, got {trainer.val_fraction}")
     if trainer.max_steps is not None and trainer.max_steps < 1:
@@ -129,12 +132,16 @@ def evaluate_run(path: Path, *, checkpoint: str = "last", root: str | None = Non
     """
     folder = RunFolder(path)
     config = folder.read_config()
+    weights = folder.read_weights(checkpoint)
+    summary = folder.read_summary()
     if root is not None:
         config.dataset.root = root
+    if not config.backbone.frozen:  # the checkpoint holds the whole model
+        config.backbone.pretrained, config.backbone.weights = False, None
     accelerator = _accelerator(config, path)
     seed_epoch(config.seed, 0)
-    weights = folder.read_weights(checkpoint)
     prepared = prepare(config, accelerator.device)
+    _check_same(config, summary, prepared)
     try:
         prepared.trained.load_state_dict(weights)
     except RuntimeError as error:
@@ -146,6 +153,20 @@ def evaluate_run(path: Path, *, checkpoint: str = "last", root: str | None = Non
         {"checkpoint": checkpoint, "images": len(evaluation.targets), **evaluation.accuracy.as_dict()},
     )
     return evaluation.accuracy
+
+
+def _check_same(config: RunConfig, summary: dict[str, Any], prepared: Prepared) -> None:
+    """Raise RunError where the data or the frozen backbone are not those the run was trained with."""
+    if prepared.num_classes != summary["num_classes"]:
+        raise RunError(
+            f"{config.dataset.root} has {prepared.num_classes} classes, the run was trained with "
+            f"{summary['num_classes']}; give the folder of the same dataset"
+        )
+    if prepared.frozen and prepared.weights_digest != summary["weights_digest"]:
+        raise RunError(
+            f"backbone.weights={config.backbone.weights} are not the weights the run's head was trained on "
+            f"(sha256 {prepared.weights_digest[:12]}, then {summary['weights_digest'][:12]})"
+        )
 
 
 def _accelerator(config: RunConfig, path: Path) -> Accelerator:

@@ -21,7 +21,7 @@ from fgvc.data import (
     split_validation,
 )
 from fgvc.errors import DatasetError
-from fgvc.models import Backbone, FineGrainedModel, PoolingHead, create_backbone, weights_digest
+from fgvc.models import Backbone, FineGrainedModel, PoolingHead, create_backbone, fold_batch_norm, weights_digest
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Loader
 from fgvc.training.loop import Loaders
@@ -105,9 +105,11 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     splits: dict[str, Dataset[Any] | None] = dict(vars(images))
     if frozen:
         backbone.requires_grad_(False).eval()
+        size = config.dataset.transform.size
+        extractor = fold_batch_norm(backbone, torch.randn(1, 3, size, size, device=device))
         for name, split in vars(images).items():
             if split is not None:
-                features = _features(config, split, backbone, digest, device)
+                features = _features(config, split, extractor, digest, device)
                 seconds += 0.0 if features.from_cache else features.seconds
                 splits[name] = features
     trained = head if frozen else FineGrainedModel(backbone, head).to(memory_format=torch.channels_last)
@@ -142,17 +144,17 @@ def _images(config: RunConfig, backbone: Backbone) -> Images:
 
 
 def _features(
-    config: RunConfig, images: ImageDataset, backbone: Backbone, digest: str, device: torch.device
+    config: RunConfig, images: ImageDataset, extractor: nn.Module, digest: str, device: torch.device
 ) -> FeatureSet:
     """Feature maps of one split, from the cache where it holds them."""
     assert isinstance(images.transform, TransformSpec)
-    key_parts = {"backbone": backbone.name, "weights": digest, "last_stride": str(config.backbone.last_stride)}
+    key_parts = {"backbone": config.backbone.name, "weights": digest, "last_stride": str(config.backbone.last_stride)}
     # on a CPU small batches are faster: their activations stay in the processor's cache
     batch_size = 4 if device.type == "cpu" else config.trainer.eval_batch_size
     return cached_features(
         images,
         images.transform,
-        backbone,
+        extractor,
         key_parts=key_parts,
         cache_dir=Path(config.cache.dir),
         batch_size=batch_size,
