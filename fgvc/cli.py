@@ -11,10 +11,10 @@ from fgvc.errors import UserError
 def exit_on_user_error(main: Callable[[], None]) -> None:
     """Call `main` and turn the expected ways to fail into an exit status.
 
-    2 (or what else the error says): a user's mistake (`UserError`), its message on stderr; with `--debug` among the
-    arguments, FGVC_DEBUG=1 or HYDRA_FULL_ERROR=1 the traceback comes through instead. 1: the disk is full. 130:
-    interrupted from the keyboard. 141: the reader of stdout went away (`| head`). Every other exception passes
-    through: it is a defect and needs its traceback.
+    2 (or what else the error says): a user's mistake (`UserError`, or a path that cannot be used), its message on
+    stderr; with `--debug` among the arguments, FGVC_DEBUG=1 or HYDRA_FULL_ERROR=1 the traceback comes through instead.
+    1: the disk is full. 130: interrupted from the keyboard. 141: the reader of stdout went away (`| head`). Every
+    other exception passes through: it is a defect and needs its traceback.
     """
     debug = _debug()  # before `main`, which may set these variables for its own ends, as the Hydra launcher does
     try:
@@ -32,6 +32,11 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
         if not _stdout_is_closed():
             raise  # another pipe broke, for example that of a data loader
         sys.exit(141)  # 128 + SIGPIPE, as the shell's own tools
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        if debug:
+            raise
+        print(f"error: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or debug:
             raise

@@ -162,10 +162,14 @@ def test_constant_image_gives_zero_and_a_zero_gradient(name: str) -> None:
 @each_layer
 def test_zero_matrix_among_others_leaves_them_alone(name: str) -> None:
     s = torch.cat([torch.zeros(1, 4, 4, dtype=torch.float64), covariance(random(1, 4, 3, 3))]).requires_grad_()
-    (gradient,) = torch.autograd.grad(LAYERS[name](s)[1].sum(), s)
-    (alone,) = torch.autograd.grad(LAYERS[name](s[1:]).sum(), s)
+    weights = random(2, 4, 4, seed=1)
+    (gradient,) = torch.autograd.grad((LAYERS[name](s) * weights).sum(), s)
+    (alone,) = torch.autograd.grad((LAYERS[name](s[1:]) * weights[1:]).sum(), s)
     torch.testing.assert_close(gradient[1], alone[1])
-    assert gradient[0].abs().max() == 0
+    if name.endswith("ordinary"):  # lets the slope of sqrt at the floor through, 3e7, as published
+        assert gradient[0].isfinite().all() and gradient[0].abs().max() > 1e6
+    else:
+        assert gradient[0].abs().max() == 0
 
 
 @pytest.mark.parametrize("name", ["sqrt_exact", "seb_exact"])

@@ -150,8 +150,13 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(finished: Path, tr
     assert (finished / "run" / "summary.json").read_bytes() == before
 
 
-def test_a_stopped_run_continues_to_the_same_weights(finished: Path, tmp_path: Path) -> None:
-    """The state after epoch 1 of 2, as an interruption leaves it, leads to bit-identical weights."""
+def test_a_stopped_run_continues_to_the_same_weights(tmp_path: Path) -> None:
+    """The state after epoch 1 of 2, as an interruption leaves it, leads to bit-identical weights.
+
+    With a worker process, so that the augmentation's random numbers come from there.
+    """
+    overrides = [*SMALL[:-1], "trainer.workers=1", "dataset.transform.crop=random", "dataset.transform.resize_size=72"]
+    assert run("train.py", *overrides, "run_dir=straight", cwd=tmp_path).returncode == 0
     probe = (
         "import sys, runpy, fgvc.training.loop as loop\n"
         "save = loop.Trainer._save\n"
@@ -162,7 +167,7 @@ def test_a_stopped_run_continues_to_the_same_weights(finished: Path, tmp_path: P
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    command = [sys.executable, "-c", probe, str(ROOT / "scripts" / "train.py"), *SMALL, "run_dir=run"]
+    command = [sys.executable, "-c", probe, str(ROOT / "scripts" / "train.py"), *overrides, "run_dir=run"]
     stopped = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -170,16 +175,16 @@ def test_a_stopped_run_continues_to_the_same_weights(finished: Path, tmp_path: P
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "stopped" and summary["final"] is None
 
-    done = train(tmp_path, "run_dir=run")
+    done = run("train.py", *overrides, "run_dir=run", cwd=tmp_path)
     assert done.returncode == 0 and "continuing" in done.stderr, done.stderr
     continued = load_file(tmp_path / "run" / "checkpoints" / "last.safetensors")
-    straight = load_file(finished / "run" / "checkpoints" / "last.safetensors")
+    straight = load_file(tmp_path / "straight" / "checkpoints" / "last.safetensors")
     assert continued.keys() == straight.keys()
     assert all(continued[name].equal(straight[name]) for name in straight)
     assert pd.read_csv(tmp_path / "run" / "metrics.csv")["epoch"].tolist() == [1, 2]
 
 
-def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: Path) -> None:
+def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: Path, here: Train) -> None:
     overrides = ["backbone.frozen=true", "trainer.val_fraction=0.25", "trainer.batch_size=3", "cache.dir=cache"]
     sweep = run("train.py", "-m", *SMALL[:5], *SMALL[6:], *overrides, "method=gap,mpn_cov", "seed=0,1", cwd=tmp_path)
     assert sweep.returncode == 0, sweep.stderr
@@ -196,8 +201,17 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
     # the second method finds the maps of the first
     assert summaries[0]["seconds"]["features"] > 0 and summaries[2]["seconds"]["features"] == 0
     assert "after" not in np.load(folders[0] / "spectrum.npz")
-    evaluated = run("evaluate.py", str(folders[3]), cwd=tmp_path)
+    evaluated = here("evaluate.py", str(folders[3]), cwd=tmp_path)
     assert f"{summaries[3]['final']['top1']:.2f}" in evaluated.stdout
+
+    table = here("make_tables.py", "results", "--strict", cwd=tmp_path)
+    assert table.returncode == 0, table.stderr
+    mean = sum(summary["final"]["top1"] for summary in summaries[2:]) / 2
+    (row,) = [line for line in table.stdout.splitlines() if line.startswith("| MPN-COV")]
+    assert f"{mean:.2f} ±" in row and "Best (selected on validation)" in table.stdout
+    plot = here("plot_spectra.py", "results", cwd=tmp_path)
+    assert plot.returncode == 0, plot.stderr
+    assert (tmp_path / "results" / "figures" / "spectra.pdf").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(
@@ -219,7 +233,14 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
         (["dataset.adapter=cub"], ["cub", "no option", "classes"]),
         (["schedule.name=poly"], ["poly", "cosine"]),
         (["optimizer.name=lion"], ["lion", "adamw"]),
-        (["resume=no/such/run"], ["no/such/run"]),
+        (["resume=no/such/run"], ["no/such/run", "not a run folder"]),
+        (["trainer.clip_norm=-1"], ["trainer.clip_norm", "-1"]),
+        (["trainer.label_smoothing=2"], ["trainer.label_smoothing", "2"]),
+        (["trainer.workers=-1"], ["trainer.workers", "-1"]),
+        (["optimizer.momentum=-1"], ["optimizer.momentum", "-1"]),
+        (["seed=-1"], ["seed", "-1"]),
+        (["method=isqrt_cov", "+method.options.iterations=0"], ["iterations", "0"]),
+        (["dataset.options.classes=abc"], ["classes", "abc"]),
         (["trainer.precision=int8"], ["int8", "bf16"]),
     ],
 )
@@ -242,11 +263,15 @@ def test_a_bad_image_is_refused_before_training_or_skipped(finished: Path, tmp_p
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["train_images"] == 11
 
 
-def test_divergence_stops_the_run_and_keeps_the_good_weights(tmp_path: Path, train_here: Train) -> None:
-    # epoch 1 at an ordinary rate, epoch 2 at one that no network survives
-    done = train_here(
-        tmp_path, "run_dir=run", "schedule.milestones=[1]", "schedule.gamma=1e30", "trainer.clip_norm=null"
-    )
+@pytest.mark.parametrize("batch_size", [4, 12])
+@pytest.mark.parametrize("method", ["gap", "seb"])
+def test_divergence_stops_the_run_and_keeps_the_good_weights(
+    tmp_path: Path, train_here: Train, method: str, batch_size: int
+) -> None:
+    # epoch 1 at an ordinary rate, epoch 2 at one that no network survives; with a batch of 12 that is the epoch's only
+    # step, so that the evaluation is the first to meet the damage
+    rate = ["schedule.milestones=[1]", "schedule.gamma=1e38", "trainer.clip_norm=null"]
+    done = train_here(tmp_path, "run_dir=run", *rate, f"method={method}", f"trainer.batch_size={batch_size}")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr and "epoch 2" in done.stderr and "best.safetensors" in done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -308,6 +333,25 @@ def test_a_full_disk_leaves_the_saved_epochs_whole(
     monkeypatch.chdir(tmp_path)
     continued = run("train.py", *SMALL, "run_dir=run", cwd=tmp_path)
     assert continued.returncode == 0 and "after epoch 1" in continued.stderr, continued.stderr
+
+
+def test_a_copied_state_continues_elsewhere_and_only_the_same_run(
+    finished: Path, tmp_path: Path, train_here: Train
+) -> None:
+    source = str(finished / "run")
+    root = f"dataset.root={finished / 'datasets' / 'synthetic'}"
+    refused(train_here(tmp_path, "run_dir=copy", f"resume={source}", root), "dataset.root was")
+    refused(train_here(finished, "run_dir=copy", f"resume={source}", "method=gap"), "method.name was seb, now gap")
+    done = train_here(finished, "run_dir=copy", f"resume={source}")
+    assert done.returncode == 0, done.stderr
+    for which in ("best", "last"):
+        ours, theirs = (load_file(finished / r / "checkpoints" / f"{which}.safetensors") for r in ("copy", "run"))
+        assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_a_path_that_is_a_file_is_named(tmp_path: Path, train_here: Train) -> None:
+    (tmp_path / "occupied").write_text("")
+    refused(train_here(tmp_path, "run_dir=occupied/run"), "occupied")
 
 
 def test_debug_lets_the_traceback_through(tmp_path: Path, train_here: Train) -> None:

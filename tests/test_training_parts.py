@@ -97,7 +97,7 @@ def test_accuracies_by_hand() -> None:
 def test_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     assert not folder.claimable(a_config())
-    folder.begin(a_config())
+    folder.begin(a_config(), {"status": "stopped"})
     assert not folder.claimable(a_config(run_dir="elsewhere"))  # no state saved: nothing to continue
     with pytest.raises(RunError, match="seed was 0, now 3"):
         folder.claimable(a_config(seed=3))

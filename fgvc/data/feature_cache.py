@@ -188,5 +188,5 @@ def _no_room(folder: Path, needed: int) -> DatasetError:
     free = shutil.disk_usage(folder).free
     return DatasetError(
         f"{folder}: the feature cache needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
-        "set cache_dir to a folder on a larger disk, or train with backbone.frozen=false"
+        "set cache.dir to a folder on a larger disk, or train with backbone.frozen=false"
     )

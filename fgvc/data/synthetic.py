@@ -29,6 +29,10 @@ class _Recipe:
     seed: int
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            kinds = int | float if name == "agreement" else int
+            if not isinstance(value, kinds):
+                raise ConfigError(f"synthetic: {name} must be a number (whole but for agreement), found {value!r}")
         if not 2 <= self.classes <= MAX_CLASSES:
             raise ConfigError(f"synthetic: classes must be 2 to {MAX_CLASSES}, found {self.classes}")
         if min(self.train_per_class, self.test_per_class) < 1:

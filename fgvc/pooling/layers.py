@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fgvc.spectral import covariance, upper_triangle
+from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.precision import result_dtype
 
 
@@ -64,7 +65,7 @@ def pooling_spectrum(pool: Pooling, x: Tensor) -> tuple[Tensor, Tensor | None]:
         after: the same of the normalised matrix, or None for a pooling without one (GAP).
     """
     cov = covariance(x)
-    before = torch.linalg.eigvalsh(cov).flip(-1)
+    before = symmetric_eigh(cov)[0].flip(-1)
     if not isinstance(pool, CovariancePooling):
         return before, None
-    return before, torch.linalg.eigvalsh(pool.normalise(cov)).flip(-1)
+    return before, symmetric_eigh(pool.normalise(cov))[0].flip(-1)

@@ -29,6 +29,8 @@ class _Method:
 
 
 def _isqrt_cov(channels: int, iterations: int = 5) -> Pooling:
+    if not isinstance(iterations, int) or iterations < 1:
+        raise ConfigError(f"iterations of isqrt_cov must be a whole number of at least 1, got {iterations!r}")
     return CovariancePooling(channels, partial(newton_schulz_sqrt, iterations=iterations))
 
 

@@ -33,7 +33,7 @@ def plot_eigenvalues(axes: Axes, spectra: Sequence[MethodSpectrum], stage: Stage
         index = np.arange(1, len(curve.median) + 1)
         # values under the panel must stay on the log axis to draw the fall towards them
         lower, median, upper = (np.maximum(values, bottom / 100) for values in (curve.lower, curve.median, curve.upper))
-        axes.fill_between(index, lower, upper, color=style.color, alpha=max(0.2 / len(curves), 0.03), linewidth=0)
+        axes.fill_between(index, lower, upper, color=style.color, alpha=0.2, linewidth=0)
         step = max(right // 6, 1)
         axes.plot(
             index,

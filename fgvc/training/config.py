@@ -114,7 +114,7 @@ class TrainerConfig:
         max_steps: stop after that many optimiser steps in all; None means no limit.
         batch_size: images per step (and process).
         eval_batch_size: images per step in evaluation and feature extraction.
-        workers: processes that load images.
+        workers: processes that load images; their number decides which random numbers an image's augmentation draws.
         label_smoothing: of the cross-entropy, 0 to 1.
         clip_norm: largest norm of the gradient, None means no clipping.
         val_fraction: share of the training images of each class held out to select the best epoch; with 0 it is

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fgvc.errors import ConfigError
+from fgvc.errors import ConfigError, UserError
 from fgvc.training.config import RunConfig, register_schema
+
+_log = logging.getLogger(__name__)
 
 
 def hydra_main(config_dir: Path, task: Callable[[RunConfig], None]) -> None:
@@ -34,7 +38,12 @@ def hydra_main(config_dir: Path, task: Callable[[RunConfig], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def job(composed: DictConfig) -> None:
-        task(to_run_config(composed))
+        try:
+            task(to_run_config(composed))
+        except UserError as error:
+            if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra raises only the first error of a sweep, at its end
+                _log.error("failed: %s: %s", " ".join(HydraConfig.get().overrides.task), error)
+            raise
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(job)()

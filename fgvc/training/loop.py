@@ -1,6 +1,7 @@
 """The training loop: epochs of steps, an evaluation after each, the state saved so that a run can be continued."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,16 +19,20 @@ from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation, Loader, evaluate, progress_bar
 from fgvc.training.optim import create_optimizer, schedule_factor, set_learning_rate
 from fgvc.training.run_folder import RunFolder
-from fgvc.training.seeding import seed_epoch
+from fgvc.training.seeding import EpochShuffle, seed_epoch
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Loaders:
-    """Batches of (inputs, targets); `validation` is None where the best epoch is selected on the test split."""
+    """Batches of (inputs, targets); `validation` is None where the best epoch is selected on the test split.
+
+    `shuffle` is the sampler of `train`, told the epoch before each pass.
+    """
 
     train: Loader
+    shuffle: EpochShuffle
     test: Loader
     validation: Loader | None
 
@@ -42,14 +47,16 @@ class Progress:
         best: accuracies on the test split at the selected epoch, with `epoch`, `selected_on` and `selected_by` (the
             top-1 that decided).
         history: rows of metrics.csv.
-        seconds: spent in "train" and "eval".
+        seconds: spent in all, over all sessions of the run: on "features", in "train", in "eval", and the "total".
     """
 
     epoch: int = 0
     step: int = 0
     best: dict[str, Any] | None = None
     history: list[dict[str, float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "eval": 0.0})
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("features", "train", "eval", "total"), 0.0)
+    )
 
 
 class Trainer:
@@ -79,11 +86,13 @@ class Trainer:
         self.accelerator = accelerator
         self.folder = folder
         self.progress = Progress()
+        self._counted = time.perf_counter()
         optimizer = create_optimizer(module, config.optimizer)
         self.module: nn.Module = accelerator.prepare(module)
         self.optimizer: Optimizer = accelerator.prepare(optimizer)
         self.loaders = Loaders(
             train=accelerator.prepare(loaders.train),
+            shuffle=loaders.shuffle,
             test=accelerator.prepare(loaders.test),
             validation=None if loaders.validation is None else accelerator.prepare(loaders.validation),
         )
@@ -103,6 +112,8 @@ class Trainer:
     def restore(self, source: RunFolder) -> None:
         """Continue from the state saved in a run folder. Raises RunError where it is damaged."""
         state = source.read_state()
+        if source.path != self.folder.path and self.accelerator.is_main_process:
+            self.folder.write_weights("best", source.read_weights("best"))
         self.accelerator.unwrap_model(self.module).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
@@ -148,7 +159,7 @@ class Trainer:
     def _steps(self, epoch: int) -> "Iterator[tuple[float, tuple[Tensor, Tensor]]]":
         """Batches of an epoch, each with its position in the run in epochs."""
         loader = self.loaders.train
-        loader.batch_sampler.sampler.epoch = epoch  # type: ignore[union-attr]
+        self.loaders.shuffle.epoch = epoch
         for index, batch in enumerate(progress_bar(loader, f"epoch {epoch}", self.accelerator)):
             if self._out_of_steps():
                 return
@@ -186,9 +197,12 @@ class Trainer:
 
     def _evaluate(self, loader: Loader, name: str) -> Evaluation:
         try:
-            return evaluate(self.module, loader, self.num_classes, self.accelerator, name)
+            evaluation = evaluate(self.module, loader, self.num_classes, self.accelerator, name)
         except EigendecompositionError as error:
             raise self._divergence(f"on the {name} split: {error}", self.progress.epoch + 1) from error
+        if not math.isfinite(evaluation.loss):
+            raise self._divergence(f"the loss on the {name} split is {evaluation.loss}", self.progress.epoch + 1)
+        return evaluation
 
     def _select_best(self, epoch: int, selector: Evaluation, test: Evaluation) -> None:
         decided = selector.accuracy.top1
@@ -205,7 +219,14 @@ class Trainer:
     def _weights(self) -> dict[str, Tensor]:
         return dict(self.accelerator.unwrap_model(self.module).state_dict())
 
+    def count_time(self) -> None:
+        """Add the time since the last call to the run's total."""
+        now = time.perf_counter()
+        self.progress.seconds["total"] += now - self._counted
+        self._counted = now
+
     def _save(self) -> None:
+        self.count_time()
         if not self.accelerator.is_main_process:
             return
         self.folder.write_table(self.folder.metrics_file, pd.DataFrame(self.progress.history))

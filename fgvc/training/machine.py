@@ -20,6 +20,8 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """Commit of the checkout fgvc is imported from, with "-dirty" where files differ; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed: git would find whatever repository lies around it
+        return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

@@ -17,7 +17,7 @@ from fgvc.files import atomic_path, write_json_atomic
 from fgvc.pooling import is_second_order, pooling_label, pooling_spectrum
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Accuracy, Evaluation, evaluate
-from fgvc.training.loop import Trainer
+from fgvc.training.loop import Progress, Trainer
 from fgvc.training.machine import commit, peak_memory_mb, reset_peak_memory, versions
 from fgvc.training.optim import check_schedule
 from fgvc.training.run_folder import RunFolder
@@ -48,7 +48,7 @@ def train_run(config: RunConfig) -> Path:
     """
     check(config)
     folder = RunFolder(Path(config.run_dir) if config.run_dir else default_run_dir(config))
-    continued = folder.claimable(config)
+    source = _source(folder, config)
     if folder.is_finished():
         _log.info("%s is finished already; give another run_dir= to train again", folder.path)
         return folder.path
@@ -56,7 +56,8 @@ def train_run(config: RunConfig) -> Path:
     start = time.perf_counter()
     reset_peak_memory()
     seed_epoch(config.seed, 0)
-    prepared = prepare(config, accelerator.device)
+    with accelerator.main_process_first():  # the others find its feature maps in the cache
+        prepared = prepare(config, accelerator.device)
     trainer = Trainer(
         config,
         prepared.trained,
@@ -65,42 +66,77 @@ def train_run(config: RunConfig) -> Path:
         accelerator=accelerator,
         folder=folder,
     )
-    if continued or config.resume not in ("auto", "never"):
-        trainer.restore(folder if continued else RunFolder(Path(config.resume)))
-    folder.begin(config)
+    if source is not None:
+        trainer.restore(source)
+    trainer.progress.seconds["features"] += prepared.feature_seconds
+    trainer.progress.seconds["total"] += time.perf_counter() - start
+    # described now: the checkout may have moved on when the run ends
+    summary = _description(config, prepared) | {"status": "stopped", "reason": "killed", "final": None}
+    if accelerator.is_main_process:
+        folder.begin(config, summary | _books(trainer.progress))
     if config.trainer.tracker:
         accelerator.init_trackers(config.name)
-    summary: dict[str, Any] = {"status": "failed", "reason": None, "final": None}
     try:
         evaluation = trainer.fit()
-        summary |= {"status": "finished", "final": evaluation.accuracy.as_dict() | {"epoch": trainer.progress.epoch}}
-        _write_results(folder, prepared, evaluation, accelerator.device)
+        if accelerator.is_main_process:
+            _write_results(folder, prepared, evaluation, accelerator.device)
+        final = evaluation.accuracy.as_dict() | {"epoch": trainer.progress.epoch}
+        summary |= {"status": "finished", "reason": None, "final": final, "epochs": trainer.progress.epoch}
     except KeyboardInterrupt:
-        summary |= {"status": "stopped", "reason": "interrupted"}
+        summary["reason"] = "interrupted"
         raise
     except BaseException as error:
-        summary |= {"status": "failed", "reason": f"{type(error).__name__}: {error}", "final": None}
+        summary |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         raise
     finally:
-        best = trainer.progress.best
-        summary["best"] = best and {key: value for key, value in best.items() if key != "selected_by"}
-        seconds = {"features": prepared.feature_seconds, **trainer.progress.seconds}
-        seconds["total"] = time.perf_counter() - start
-        summary["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
+        trainer.count_time()
         if accelerator.is_main_process:
-            folder.write_summary(_description(config, prepared) | summary)
+            folder.write_summary(summary | _books(trainer.progress))
         accelerator.end_training()
     return folder.path
+
+
+def _source(folder: RunFolder, config: RunConfig) -> RunFolder | None:
+    """The run folder to continue from, None for a new run; RunError where it holds another run or none."""
+    if folder.claimable(config):
+        return folder
+    if config.resume in ("auto", "never"):
+        return None
+    source = RunFolder(Path(config.resume))
+    source.require_state(config)
+    return source
+
+
+def _books(progress: Progress) -> dict[str, Any]:
+    """What the summary says of the run's course: the selected epoch, seconds by phase, peak memory."""
+    best = progress.best and {key: value for key, value in progress.best.items() if key != "selected_by"}
+    seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
+    return {"best": best, "seconds": seconds, "peak_memory_mb": round(peak_memory_mb(), 1)}
 
 
 def check(config: RunConfig) -> None:
     """Raise ConfigError for settings that cannot work, before any data is read."""
     check_schedule(config.schedule)
     pooling_label(config.method.name)
-    trainer = config.trainer
-    for name in ("epochs", "batch_size", "eval_batch_size"):
-        if getattr(trainer, name) < 1:
-            raise ConfigError(f"trainer.{name} must be at least 1, got {getattr(trainer, name)}")
+    trainer, optimizer = config.trainer, config.optimizer
+    at_least = {
+        "trainer.epochs": (trainer.epochs, 1),
+        "trainer.batch_size": (trainer.batch_size, 1),
+        "trainer.eval_batch_size": (trainer.eval_batch_size, 1),
+        "trainer.max_steps": (trainer.max_steps, 1),
+        "trainer.workers": (trainer.workers, 0),
+        "optimizer.momentum": (optimizer.momentum, 0),
+        "optimizer.weight_decay": (optimizer.weight_decay, 0),
+        "schedule.warmup_epochs": (config.schedule.warmup_epochs, 0),
+        "seed": (config.seed, 0),
+    }
+    for key, (number, least) in at_least.items():
+        if number is not None and not number >= least:
+            raise ConfigError(f"{key} must be at least {least}, got {number}")
+    if trainer.clip_norm is not None and not trainer.clip_norm > 0:
+        raise ConfigError(f"trainer.clip_norm must be positive, or null for no clipping, got {trainer.clip_norm}")
+    if not 0 <= trainer.label_smoothing <= 1:
+        raise ConfigError(f"trainer.label_smoothing must be from 0 to 1, got {trainer.label_smoothing}")
     choices = {
         "trainer.precision": (trainer.precision, ("no", "bf16", "fp16")),
         "trainer.on_bad_image": (trainer.on_bad_image, ("refuse", "skip")),
@@ -111,11 +147,9 @@ def check(config: RunConfig) -> None:
         if value not in valid:
             raise ConfigError(f"unknown {key} {value!r}; choose one of {', '.join(map(str, valid))}")
     if trainer.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("trainer.tracker=tensorboard needs a package: pip install 'fgvc[tensorboard]'")
+        raise ConfigError("trainer.tracker=tensorboard needs a package: pip install tensorboard")
     if not 0 <= trainer.val_fraction < 1:
         raise ConfigError(f"trainer.val_fraction must be at least 0 and below 1, got {trainer.val_fraction}")
-    if trainer.max_steps is not None and trainer.max_steps < 1:
-        raise ConfigError(f"trainer.max_steps must be at least 1 or null, got {trainer.max_steps}")
 
 
 def evaluate_run(path: Path, *, checkpoint: str = "last", root: str | None = None) -> Accuracy:
@@ -157,15 +191,17 @@ def evaluate_run(path: Path, *, checkpoint: str = "last", root: str | None = Non
 
 def _check_same(config: RunConfig, summary: dict[str, Any], prepared: Prepared) -> None:
     """Raise RunError where the data or the frozen backbone are not those the run was trained with."""
-    if prepared.num_classes != summary["num_classes"]:
+    classes, trained = prepared.images.train.classes, summary.get("classes")
+    if classes != trained:
+        known = f"{len(trained)}, the first {trained[0]!r}" if isinstance(trained, list) and trained else "others"
         raise RunError(
-            f"{config.dataset.root} has {prepared.num_classes} classes, the run was trained with "
-            f"{summary['num_classes']}; give the folder of the same dataset"
+            f"{config.dataset.root} has {len(classes)} classes, the first {classes[0]!r}; the run was trained with "
+            f"{known}; give the folder of the same dataset"
         )
-    if prepared.frozen and prepared.weights_digest != summary["weights_digest"]:
+    if prepared.frozen and prepared.weights_digest != summary.get("weights_digest"):
         raise RunError(
             f"backbone.weights={config.backbone.weights} are not the weights the run's head was trained on "
-            f"(sha256 {prepared.weights_digest[:12]}, then {summary['weights_digest'][:12]})"
+            f"(sha256 {prepared.weights_digest[:12]}, then {str(summary.get('weights_digest'))[:12]})"
         )
 
 
@@ -203,11 +239,11 @@ def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "seed": config.seed,
         "epochs": config.trainer.epochs,
         "num_classes": prepared.num_classes,
+        "classes": prepared.images.train.classes,
         "train_images": len(prepared.images.train),
         "test_images": len(prepared.images.test),
         "out_features": prepared.head.pooling.out_features,
         "weights_digest": prepared.weights_digest,
-        "peak_memory_mb": round(peak_memory_mb(), 1),
         "versions": versions(),
         "commit": commit(),
         "command": " ".join(sys.argv),

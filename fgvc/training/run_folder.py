@@ -16,7 +16,7 @@ from fgvc.files import atomic_path, write_json_atomic, write_text_atomic
 from fgvc.training.config import RunConfig
 
 # these say how a run is carried out, not what it computes: they may differ when it is continued
-_CARRIED_OUT_BY = ("run_dir", "resume", "trainer.workers", "trainer.tracker", "cache.dir", "dataset.root")
+_CARRIED_OUT_BY = ("run_dir", "resume", "trainer.workers", "trainer.tracker", "cache.dir")
 
 
 class RunFolder:
@@ -48,17 +48,30 @@ class RunFolder:
                 f"{self.path} holds a run already and resume=never; delete the folder, give another run_dir=, "
                 "or continue it with resume=auto"
             )
+        self._require_same(config)
+        return self.state_file.is_file()
+
+    def require_state(self, config: RunConfig) -> None:
+        """Raise RunError unless a state of the same configuration is here to continue from (`resume=PATH`)."""
+        self._require_same(config)
+        if not self.state_file.is_file():
+            raise RunError(f"{self.state_file} is missing: the run in {self.path} has not finished an epoch")
+
+    def _require_same(self, config: RunConfig) -> None:
         differences = _differences(self.read_config(), config)
         if differences:
             raise RunError(
                 f"{self.path} holds a run of another configuration: {'; '.join(differences)}; "
                 "give another run_dir= or delete the folder"
             )
-        return self.state_file.is_file()
 
-    def begin(self, config: RunConfig) -> None:
-        """Write the configuration: from here on the folder belongs to this run."""
+    def begin(self, config: RunConfig, summary: dict[str, Any]) -> None:
+        """Write the configuration and a first summary: from here on the folder belongs to this run.
+
+        The summary stays if the process is killed.
+        """
         write_text_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)))
+        self.write_summary(summary)
 
     def read_config(self) -> RunConfig:
         """The run's configuration.
@@ -105,7 +118,8 @@ class RunFolder:
         """The "best" or "last" weights. Raises RunError where the file is missing or damaged."""
         file = self.weights_file(which)
         if not file.is_file():
-            raise RunError(f"{file} is missing; has the run finished its first epoch?")
+            when = "when the run ends" if which == "last" else "after its first epoch"
+            raise RunError(f"{file} is missing: the {which} weights are written {when}")
         try:
             return load_file(file)
         except SafetensorError as error:

@@ -167,7 +167,8 @@ def _features(
 def _loaders(config: RunConfig, train: Any, test: Any, validation: Any | None) -> Loaders:
     # cached features are read faster than a worker process could hand them over
     workers = 0 if config.backbone.frozen else config.trainer.workers
-    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    # not persistent: workers that live on would carry random numbers from epoch to epoch, which a continued run lacks
+    options: dict[str, Any] = {"num_workers": workers}
 
     def in_order(split: Any) -> Loader:
         return DataLoader(split, batch_size=config.trainer.eval_batch_size, **options)
@@ -175,6 +176,7 @@ def _loaders(config: RunConfig, train: Any, test: Any, validation: Any | None) -
     shuffle = EpochShuffle(len(train), config.seed)
     return Loaders(
         train=DataLoader(train, batch_size=config.trainer.batch_size, sampler=shuffle, **options),
+        shuffle=shuffle,
         test=in_order(test),
         validation=None if validation is None else in_order(validation),
     )
