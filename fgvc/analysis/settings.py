@@ -1,7 +1,7 @@
 """Which runs may be compared and which may be averaged.
 
-Runs of one setting stand in one table; runs of one setting and one method are repetitions that differ in their seed
-only. Nothing else is ever pooled.
+Runs of one setting stand in one table; runs of one setting and one method are repetitions, averaged over their seeds.
+A setting is what the summary tells; `config_notes` names what else differs between repetitions, a learning rate say.
 """
 
 from collections import Counter

@@ -9,6 +9,7 @@ Shapes: B images, H x W pixels, C channels, h x w the map's grid.
 """
 
 import difflib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch import nn
 
 from fgvc.errors import ConfigError, WeightsError
 from fgvc.models.weights import load_backbone_weights
+
+_log = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module):
@@ -131,7 +134,8 @@ def create_backbone(
         _remove_last_stride(model, name)
     backbone = Backbone(model, name=name, image_size=image_size)
     if weights is not None:
-        load_backbone_weights(backbone.model, weights, layout=layout)
+        report = load_backbone_weights(backbone.model, weights, layout=layout)
+        _log.info("%s: %d tensors of %s, matched by %s", name, report.loaded, Path(report.source).name, report.how)
     return backbone
 
 

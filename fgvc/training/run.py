@@ -1,6 +1,5 @@
 """A run from its configuration to its folder, and the evaluation of a finished one."""
 
-import importlib.util
 import logging
 import sys
 import time
@@ -12,14 +11,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from fgvc.errors import ConfigError, RunError
+from fgvc.errors import RunError
 from fgvc.files import atomic_path, write_json_atomic
 from fgvc.pooling import is_second_order, pooling_label, pooling_spectrum
+from fgvc.training.check import check
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Accuracy, Evaluation, evaluate
 from fgvc.training.loop import Progress, Trainer
 from fgvc.training.machine import commit, peak_memory_mb, reset_peak_memory, versions
-from fgvc.training.optim import check_schedule
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.seeding import seed_epoch
 from fgvc.training.setup import Prepared, prepare
@@ -112,44 +111,6 @@ def _books(progress: Progress) -> dict[str, Any]:
     best = progress.best and {key: value for key, value in progress.best.items() if key != "selected_by"}
     seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
     return {"best": best, "seconds": seconds, "peak_memory_mb": round(peak_memory_mb(), 1)}
-
-
-def check(config: RunConfig) -> None:
-    """Raise ConfigError for settings that cannot work, before any data is read."""
-    check_schedule(config.schedule)
-    pooling_label(config.method.name)
-    trainer, optimizer = config.trainer, config.optimizer
-    at_least = {
-        "trainer.epochs": (trainer.epochs, 1),
-        "trainer.batch_size": (trainer.batch_size, 1),
-        "trainer.eval_batch_size": (trainer.eval_batch_size, 1),
-        "trainer.max_steps": (trainer.max_steps, 1),
-        "trainer.workers": (trainer.workers, 0),
-        "optimizer.momentum": (optimizer.momentum, 0),
-        "optimizer.weight_decay": (optimizer.weight_decay, 0),
-        "schedule.warmup_epochs": (config.schedule.warmup_epochs, 0),
-        "seed": (config.seed, 0),
-    }
-    for key, (number, least) in at_least.items():
-        if number is not None and not number >= least:
-            raise ConfigError(f"{key} must be at least {least}, got {number}")
-    if trainer.clip_norm is not None and not trainer.clip_norm > 0:
-        raise ConfigError(f"trainer.clip_norm must be positive, or null for no clipping, got {trainer.clip_norm}")
-    if not 0 <= trainer.label_smoothing <= 1:
-        raise ConfigError(f"trainer.label_smoothing must be from 0 to 1, got {trainer.label_smoothing}")
-    choices = {
-        "trainer.precision": (trainer.precision, ("no", "bf16", "fp16")),
-        "trainer.on_bad_image": (trainer.on_bad_image, ("refuse", "skip")),
-        "trainer.tracker": (trainer.tracker, (None, "tensorboard")),
-        "cache.dtype": (config.cache.dtype, ("float32", "float16")),
-    }
-    for key, (value, valid) in choices.items():
-        if value not in valid:
-            raise ConfigError(f"unknown {key} {value!r}; choose one of {', '.join(map(str, valid))}")
-    if trainer.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("trainer.tracker=tensorboard needs a package: pip install tensorboard")
-    if not 0 <= trainer.val_fraction < 1:
-        raise ConfigError(f"trainer.val_fraction must be at least 0 and below 1, got {trainer.val_fraction}")
 
 
 def evaluate_run(path: Path, *, checkpoint: str = "last", root: str | None = None) -> Accuracy:

@@ -1,0 +1,46 @@
+"""What the types of the configuration cannot say: ranges, choices, and settings that need a package."""
+
+import importlib.util
+
+from fgvc.errors import ConfigError
+from fgvc.pooling import pooling_label
+from fgvc.training.config import RunConfig
+from fgvc.training.optim import check_schedule
+
+
+def check(config: RunConfig) -> None:
+    """Raise ConfigError for settings that cannot work, before any data is read."""
+    check_schedule(config.schedule)
+    pooling_label(config.method.name)
+    trainer, optimizer = config.trainer, config.optimizer
+    at_least = {
+        "trainer.epochs": (trainer.epochs, 1),
+        "trainer.batch_size": (trainer.batch_size, 1),
+        "trainer.eval_batch_size": (trainer.eval_batch_size, 1),
+        "trainer.max_steps": (trainer.max_steps, 1),
+        "trainer.workers": (trainer.workers, 0),
+        "optimizer.momentum": (optimizer.momentum, 0),
+        "optimizer.weight_decay": (optimizer.weight_decay, 0),
+        "schedule.warmup_epochs": (config.schedule.warmup_epochs, 0),
+        "seed": (config.seed, 0),
+    }
+    for key, (number, least) in at_least.items():
+        if number is not None and not number >= least:
+            raise ConfigError(f"{key} must be at least {least}, got {number}")
+    if trainer.clip_norm is not None and not trainer.clip_norm > 0:
+        raise ConfigError(f"trainer.clip_norm must be positive, or null for no clipping, got {trainer.clip_norm}")
+    if not 0 <= trainer.label_smoothing <= 1:
+        raise ConfigError(f"trainer.label_smoothing must be from 0 to 1, got {trainer.label_smoothing}")
+    choices = {
+        "trainer.precision": (trainer.precision, ("no", "bf16", "fp16")),
+        "trainer.on_bad_image": (trainer.on_bad_image, ("refuse", "skip")),
+        "trainer.tracker": (trainer.tracker, (None, "tensorboard")),
+        "cache.dtype": (config.cache.dtype, ("float32", "float16")),
+    }
+    for key, (value, valid) in choices.items():
+        if value not in valid:
+            raise ConfigError(f"unknown {key} {value!r}; choose one of {', '.join(map(str, valid))}")
+    if trainer.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("trainer.tracker=tensorboard needs a package: pip install tensorboard")
+    if not 0 <= trainer.val_fraction < 1:
+        raise ConfigError(f"trainer.val_fraction must be at least 0 and below 1, got {trainer.val_fraction}")
