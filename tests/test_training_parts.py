@@ -94,6 +94,15 @@ def test_accuracies_by_hand() -> None:
     assert values == pytest.approx({"top1": 0.5, "top5": 1.0, "mean_class": (1 / 3 + 1) / 2})
 
 
+def test_top5_is_not_taken_for_top1_after_a_batch_without_mistakes() -> None:
+    metrics = accuracy_metrics(8)
+    right, second = torch.eye(8), torch.eye(8) * 2 + torch.eye(8).roll(1, dims=1)
+    metrics.update(right, torch.arange(8))
+    metrics.update(second, torch.arange(8).roll(-1))  # the target has the second highest logit
+    values = {key: float(value) for key, value in metrics.compute().items()}
+    assert values == pytest.approx({"top1": 0.5, "top5": 1.0, "mean_class": 0.5})
+
+
 def test_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     assert not folder.claimable(a_config())

@@ -60,7 +60,10 @@ def accuracy_metrics(num_classes: int) -> MetricCollection:
             "top1": MulticlassAccuracy(num_classes, average="micro"),
             "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
             "mean_class": MulticlassAccuracy(num_classes, average="macro"),
-        }
+        },
+        # else torchmetrics merges metrics whose states are equal after the first batch, as those of top-1 and top-5 are
+        # where all of its images are right, and reports one for the other ever after
+        compute_groups=False,
     )
 
 
