@@ -11,8 +11,9 @@ demo: $(VENV)/.demo
 	$(BIN)/python scripts/make_tables.py results/demo
 	$(BIN)/python scripts/plot_spectra.py results/demo
 
+# one thread a process: the suite's tensors are small, and threads would wait for each other
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
