@@ -172,7 +172,7 @@ def test_too_little_room_is_seen_before_writing(dataset: ImageDataset, monkeypat
     usage = shutil.disk_usage(dataset.root)._replace(free=1000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     backbone = Backbone()
-    with pytest.raises(DatasetError, match=r"cache: .* needs 0\.00 GB, 0\.00 GB are free; set cache_dir"):
+    with pytest.raises(DatasetError, match=r"cache: .* needs 0\.00 GB, 0\.00 GB are free; set cache.dir"):
         features_of(dataset, backbone)
     assert backbone.calls == 2  # one batch in two views tells the shape
     assert cache_files(dataset) == []
@@ -183,7 +183,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(dataset: ImageDataset, monke
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("fgvc.data.feature_cache._write_views", full)
-    with pytest.raises(DatasetError, match="set cache_dir to a folder on a larger disk"):
+    with pytest.raises(DatasetError, match=r"set cache\.dir to a folder on a larger disk"):
         features_of(dataset, Backbone())
     assert cache_files(dataset) == []
 

