@@ -14,7 +14,8 @@ from fgvc.errors import RunError
 
 # keys of config.yaml that may differ between repetitions: they do not change what is learned, but for the seed
 _FREE = frozenset(
-    {"name", "seed", "run_dir", "resume", "dataset.root", "trainer.workers", "trainer.tracker", "cache.dir"}
+    {"name", "seed", "run_dir", "resume", "dataset.root", "method.eigh_device"}
+    | {"trainer.workers", "trainer.tracker", "cache.dir"}
 )
 
 

@@ -23,6 +23,7 @@ class PoolingHead(nn.Module):
         num_classes: width of the logits.
         reduction: channels after the 1x1 convolution, None leaves it out.
         gradient: rule of the spectral layer, None means as published.
+        eigh_device: where eigendecompositions run, see `fgvc.pooling.create_pooling`.
         options: of the pooling.
 
     Raises:
@@ -37,6 +38,7 @@ class PoolingHead(nn.Module):
         num_classes: int,
         reduction: int | None = 256,
         gradient: str | None = None,
+        eigh_device: str = "auto",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -51,7 +53,9 @@ class PoolingHead(nn.Module):
             self.reduction = nn.Sequential(
                 nn.Conv2d(in_channels, channels, kernel_size=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
             )
-        self.pooling = create_pooling(method, channels=channels, gradient=gradient, **(options or {}))
+        self.pooling = create_pooling(
+            method, channels=channels, gradient=gradient, eigh_device=eigh_device, **(options or {})
+        )
         self.classifier = nn.Linear(self.pooling.out_features, num_classes)
         self.reset()
 
@@ -96,6 +100,7 @@ def create_model(
     num_classes: int,
     reduction: int | None = 256,
     gradient: str | None = None,
+    eigh_device: str = "auto",
     pretrained: bool = False,
     weights: str | Path | None = None,
     last_stride: int | None = None,
@@ -110,6 +115,7 @@ def create_model(
         num_classes: width of the logits.
         reduction: channels in front of a second-order pooling, None for the backbone's own.
         gradient: rule of the spectral layer, None means as published.
+        eigh_device: where eigendecompositions run, see `fgvc.pooling.create_pooling`.
         pretrained: load timm's weights from its hub.
         weights: load these into the backbone instead (.safetensors, .pth, package:NAME).
         last_stride: 1 removes the stride of a ResNet's last stage.
@@ -129,6 +135,7 @@ def create_model(
         num_classes=num_classes,
         reduction=reduction,
         gradient=gradient,
+        eigh_device=eigh_device,
         options=options,
     )
     return FineGrainedModel(backbone, head)

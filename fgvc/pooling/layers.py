@@ -1,13 +1,20 @@
-"""The pooling modules. Each takes (B, C, H, W) and states the width of its descriptor as `out_features`."""
-
-from collections.abc import Callable
+"""The pooling modules on a covariance. Each takes (B, C, H, W) and states its descriptor's width as `out_features`."""
 
 import torch
 from torch import Tensor, nn
 
-from fgvc.spectral import covariance, upper_triangle
+from fgvc.spectral import (
+    EigenvalueMap,
+    GradientRule,
+    covariance,
+    newton_schulz_descriptor,
+    newton_schulz_sqrt,
+)
+from fgvc.spectral.descriptor import layer_descriptor
 from fgvc.spectral.eigen import symmetric_eigh
+from fgvc.spectral.newton_schulz import check_iterations
 from fgvc.spectral.precision import result_dtype
+from fgvc.spectral.spectral_map import apply_layer, spectral_layer
 
 
 class Pooling(nn.Module):
@@ -32,24 +39,69 @@ class GlobalAveragePooling(Pooling):
 
 
 class CovariancePooling(Pooling):
-    """Covariance of the local features, normalised, its upper triangle as the descriptor.
+    """Base of the poolings whose descriptor is the upper triangle of a normalised covariance.
 
     (B, C, H, W) -> (B, C (C + 1) / 2). Computes in float64 with autocast off; the result is float32, or float64 for
     float64 input.
-
-    Args:
-        channels: C.
-        normalise: (B, C, C) -> (B, C, C) in float64, e.g. `fgvc.spectral.matrix_sqrt`.
     """
 
-    def __init__(self, channels: int, normalise: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
         self.out_features = channels * (channels + 1) // 2
-        self.normalise = normalise
+
+    def normalise(self, cov: Tensor) -> Tensor:
+        """The normalisation alone, (B, C, C) -> (B, C, C)."""
+        raise NotImplementedError
+
+
+class SpectralPooling(CovariancePooling):
+    """Covariance normalised by a map of its eigenvalues; see `fgvc.spectral.spectral_descriptor`.
+
+    Args:
+        channels: C.
+        f, gradient, keep, eigh_device: as in `spectral_descriptor`.
+
+    Raises:
+        ValueError: unknown gradient, one that does not apply to `f`, or `keep` below 1.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        f: EigenvalueMap,
+        gradient: str | GradientRule,
+        *,
+        keep: int | None = None,
+        eigh_device: str = "auto",
+    ) -> None:
+        super().__init__(channels)
+        self.layer = spectral_layer(f, gradient, keep, eigh_device)
 
     def forward(self, x: Tensor) -> Tensor:
-        return upper_triangle(self.normalise(covariance(x))).to(result_dtype(x))
+        return layer_descriptor(x, self.layer)
+
+    def normalise(self, cov: Tensor) -> Tensor:
+        return apply_layer(cov, self.layer)
+
+
+class NewtonSchulzPooling(CovariancePooling):
+    """Covariance normalised by Newton-Schulz iteration (iSQRT-COV); see `fgvc.spectral.newton_schulz_descriptor`.
+
+    Raises:
+        ValueError: `iterations` below 1.
+    """
+
+    def __init__(self, channels: int, iterations: int) -> None:
+        super().__init__(channels)
+        check_iterations(iterations)
+        self.iterations = iterations
+
+    def forward(self, x: Tensor) -> Tensor:
+        return newton_schulz_descriptor(x, self.iterations)
+
+    def normalise(self, cov: Tensor) -> Tensor:
+        return newton_schulz_sqrt(cov, self.iterations)
 
 
 @torch.no_grad()
@@ -62,7 +114,7 @@ def pooling_spectrum(pool: Pooling, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
     Returns:
         before: (B, C) float64, descending, eigenvalues of the covariance of `x`.
-        after: the same of the normalised matrix, or None for a pooling without one (GAP).
+        after: the same of the normalised matrix, or None for a pooling without one (GAP, B-CNN, CBP).
     """
     cov = covariance(x)
     before = symmetric_eigh(cov)[0].flip(-1)

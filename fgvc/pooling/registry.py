@@ -1,56 +1,88 @@
 """The table of poolings by name, the one place that knows which method is which layer."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from fgvc.errors import ConfigError
-from fgvc.pooling.layers import CovariancePooling, GlobalAveragePooling, Pooling
-from fgvc.spectral import GRADIENTS, matrix_sqrt, newton_schulz_sqrt, scaling_eigen_branch
+from fgvc.pooling.bilinear import BilinearPooling, CompactBilinearPooling
+from fgvc.pooling.layers import GlobalAveragePooling, NewtonSchulzPooling, Pooling, SpectralPooling
+from fgvc.spectral import (
+    GRADIENTS,
+    SCALED_SQRT,
+    SQRT,
+    AmplifiedSquareRoot,
+    EigenvalueMap,
+    GradientRule,
+    Logarithm,
+    Power,
+    newton,
+    power_iteration,
+    taylor,
+    trunc,
+)
+from fgvc.spectral.eigen import DEVICES
 
 
 @dataclass(frozen=True)
-class _Method:
-    """One pooling method.
-
-    Attributes:
-        label: its name in tables and figures.
-        build: (channels, [gradient,] **options) -> module.
-        second_order: whether it reads products of channels, so that a channel reduction before it makes sense.
-        gradient: the published gradient rule, or None where there is no choice.
-    """
+class _Plain:
+    """A method without a choice of gradient: `build` is (channels, **options) -> module."""
 
     label: str
     build: Callable[..., Pooling]
     second_order: bool = True
-    gradient: str | None = None
 
 
-def _isqrt_cov(channels: int, iterations: int = 5) -> Pooling:
-    if not isinstance(iterations, int) or iterations < 1:
-        raise ConfigError(f"iterations of isqrt_cov must be a whole number of at least 1, got {iterations!r}")
-    return CovariancePooling(channels, partial(newton_schulz_sqrt, iterations=iterations))
+@dataclass(frozen=True)
+class _Spectral:
+    """A method that maps the eigenvalues of the covariance.
+
+    Attributes:
+        label: its name in tables and figures.
+        gradient: name of the published gradient rule ("exact" for a method of our own).
+        rule: **options -> the published rule; options that it takes belong to the gradient and go with it.
+        f: **options -> map of the eigenvalues.
+        keep: (channels, keep) -> number of largest eigenvalues that are kept, or None for all of them.
+    """
+
+    label: str
+    gradient: str
+    rule: Callable[..., GradientRule] | None = None
+    f: Callable[..., EigenvalueMap] = lambda: SQRT
+    keep: Callable[..., int] | None = None
+    second_order: bool = True
 
 
-def _mpn_cov(channels: int, gradient: str) -> Pooling:
-    return CovariancePooling(channels, partial(matrix_sqrt, gradient=gradient))
+def _square_root(alpha: float = 0.5) -> EigenvalueMap:
+    return SQRT if alpha == 0.5 else Power(alpha)
 
 
-def _seb(channels: int, gradient: str) -> Pooling:
-    return CovariancePooling(channels, partial(scaling_eigen_branch, gradient=gradient))
+def _kept(channels: int, keep: int | None = None) -> int:
+    if keep is None and channels <= 50:
+        raise ConfigError(f"svd_topn drops the 50 smallest eigenvalues by default, of {channels}: give it keep=N")
+    return channels - 50 if keep is None else keep
 
 
-_METHODS: dict[str, _Method] = {
-    "gap": _Method("GAP", GlobalAveragePooling, second_order=False),
-    "isqrt_cov": _Method("iSQRT-COV", _isqrt_cov),  # Li, Xie, Wang, Gao, CVPR 2018
-    "mpn_cov": _Method("MPN-COV", _mpn_cov, gradient="ordinary"),  # Li, Xie, Wang, Zuo, ICCV 2017
-    "seb": _Method("SEB", _seb, gradient="ordinary"),  # Song, Sebe, Wang, T-PAMI 2022
+_METHODS: dict[str, _Plain | _Spectral] = {
+    "gap": _Plain("GAP", GlobalAveragePooling, second_order=False),
+    "bilinear": _Plain("B-CNN", BilinearPooling),  # Lin, RoyChowdhury, Maji, ICCV 2015
+    "compact_bilinear": _Plain("CBP", CompactBilinearPooling),  # Gao, Beijbom, Zhang, Darrell, CVPR 2016
+    "isqrt_cov": _Plain("iSQRT-COV", lambda channels, iterations=5: NewtonSchulzPooling(channels, iterations)),
+    "mpn_cov": _Spectral("MPN-COV", "ordinary", f=_square_root),  # Li, Xie, Wang, Zuo, ICCV 2017
+    "svd_pade": _Spectral("SVD-Padé", "pade"),  # this and the next five: Song, Sebe, Wang, ICCV 2021
+    "svd_taylor": _Spectral("SVD-Taylor", "taylor", taylor),
+    "svd_pi": _Spectral("SVD-PI", "power_iteration", power_iteration),
+    "svd_newton": _Spectral("SVD-Newton", "newton", newton),
+    "svd_trunc": _Spectral("SVD-Trunc", "trunc", trunc),
+    "svd_topn": _Spectral("SVD-TopN", "topn_published", keep=_kept),
+    "seb": _Spectral("SEB", "ordinary", f=lambda: SCALED_SQRT),  # Song, Sebe, Wang, T-PAMI 2022
+    "seb_spectral": _Spectral("SEB-spectral (ours)", "exact", f=AmplifiedSquareRoot),
+    "log_cov": _Spectral("Log-COV", "exact", f=lambda ridge=1e-3: Logarithm(ridge)),  # Ionescu et al., ICCV 2015
 }
 
 
-def _method(name: str) -> _Method:
+def _method(name: str) -> _Plain | _Spectral:
     if name not in _METHODS:
         raise ConfigError(f"unknown pooling method {name!r}; choose one of {', '.join(_METHODS)}")
     return _METHODS[name]
@@ -66,43 +98,89 @@ def is_second_order(name: str) -> bool:
     return _method(name).second_order
 
 
+def published_gradient(name: str) -> str | None:
+    """The gradient rule a method has by default, None where there is no choice. Raises ConfigError if unknown."""
+    method = _method(name)
+    return method.gradient if isinstance(method, _Spectral) else None
+
+
 def pooling_label(name: str, gradient: str | None = None) -> str:
     """Name of the method in tables and figures; a gradient other than the published one is added: "SEB (exact)".
 
     Raises:
         ConfigError: unknown method.
     """
-    method = _method(name)
-    return method.label if gradient in (None, method.gradient) else f"{method.label} ({gradient})"
+    label = _method(name).label
+    return label if gradient in (None, published_gradient(name)) else f"{label} ({gradient})"
 
 
-def create_pooling(name: str, *, channels: int, gradient: str | None = None, **options: Any) -> Pooling:
+def create_pooling(
+    name: str, *, channels: int, gradient: str | None = None, eigh_device: str = "auto", **options: Any
+) -> Pooling:
     """Build a pooling layer.
 
     Args:
         name: one of `list_poolings()`.
         channels: C of its input (B, C, H, W).
         gradient: a rule in `fgvc.spectral.GRADIENTS` in place of the published one (None: as published).
-        options: of the method, e.g. `iterations=5` for isqrt_cov.
+        eigh_device: where eigendecompositions run: "auto", "same" (as the features) or "cpu" (as the papers do). Of no
+            effect on methods without one.
+        options: of the method: isqrt_cov, svd_pi, svd_newton(iterations), mpn_cov(alpha), svd_taylor(degree),
+            svd_trunc(limit), svd_topn(keep), seb_spectral(amplification), log_cov(ridge),
+            compact_bilinear(out_features, seed). Options of the published gradient go with it.
 
     Returns:
         A module (B, C, H, W) -> (B, module.out_features), float32 (float64 for float64 input).
 
     Raises:
-        ConfigError: unknown method, gradient or option (the valid ones are listed), or a gradient where there is none.
+        ConfigError: unknown method, gradient or option (the valid ones are listed), a gradient where there is none or
+            where it does not apply, or an option's value out of range.
     """
     method = _method(name)
     if channels < 1:
         raise ConfigError(f"channels must be at least 1, got {channels}")
-    if gradient is not None and method.gradient is None:
-        raise ConfigError(f"method {name!r} has no choice of gradient, got gradient={gradient!r}; leave it out")
+    if eigh_device not in DEVICES:
+        raise ConfigError(f"unknown eigh_device {eigh_device!r}; choose one of {', '.join(DEVICES)}")
+    try:
+        if isinstance(method, _Plain):
+            if gradient is not None:
+                raise ConfigError(f"method {name!r} has no choice of gradient, got gradient={gradient!r}; leave it out")
+            _check_options(name, options, [method.build])
+            return method.build(channels, **options)
+        return _spectral(name, method, channels, gradient, eigh_device, options)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:  # a value that the layer refuses
+        raise ConfigError(f"method {name!r}: {error}") from error
+
+
+def _spectral(
+    name: str, method: _Spectral, channels: int, gradient: str | None, eigh_device: str, options: dict[str, Any]
+) -> SpectralPooling:
     if gradient is not None and gradient not in GRADIENTS:
         raise ConfigError(f"unknown gradient {gradient!r}; choose one of {', '.join(GRADIENTS)}")
-    valid = [key for key in inspect.signature(method.build).parameters if key not in ("channels", "gradient")]
-    unknown = sorted(set(options) - set(valid))
+    rule = method.rule if gradient in (None, method.gradient) else None
+    _check_options(name, options, [part for part in (method.f, rule, method.keep) if part is not None])
+    f = _call(method.f, options)
+    keep = None if method.keep is None else _call(method.keep, {"channels": channels, **options})
+    backward = gradient or method.gradient if rule is None else _call(rule, options)
+    return SpectralPooling(channels, f, backward, keep=keep, eigh_device=eigh_device)
+
+
+def _call(part: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """Call `part` with those of the given arguments that it takes."""
+    return part(**{key: given[key] for key in inspect.signature(part).parameters if key in given})
+
+
+def _options(parts: Sequence[Callable[..., Any]]) -> list[str]:
+    return [key for part in parts for key in inspect.signature(part).parameters if key != "channels"]
+
+
+def _check_options(name: str, options: dict[str, Any], parts: Sequence[Callable[..., Any]]) -> None:
+    """Raise ConfigError where a name in `options` is no parameter of any of `parts`."""
+    unknown = sorted(set(options) - set(_options(parts)))
     if unknown:
         raise ConfigError(
-            f"unknown option {', '.join(unknown)} of method {name!r}; it takes {', '.join(valid) or 'none'}"
+            f"unknown option {', '.join(unknown)} of method {name!r}; "
+            f"with this gradient it takes {', '.join(_options(parts)) or 'none'}"
         )
-    chosen = {} if method.gradient is None else {"gradient": gradient or method.gradient}
-    return method.build(channels, **chosen, **options)

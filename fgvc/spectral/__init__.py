@@ -3,25 +3,51 @@
 Shapes in this package: B images, C = d channels, M = H * W locations; covariances and their maps are (B, d, d).
 """
 
-from fgvc.spectral.covariance import covariance, upper_triangle
+from fgvc.spectral.covariance import covariance
+from fgvc.spectral.descriptor import spectral_descriptor
 from fgvc.spectral.eigen import EigendecompositionError
-from fgvc.spectral.maps import EIGENVALUE_FLOOR, SCALED_SQRT, SQRT, EigenvalueMap
-from fgvc.spectral.newton_schulz import newton_schulz_sqrt
-from fgvc.spectral.operators import matrix_sqrt, scaling_eigen_branch
-from fgvc.spectral.rules import GRADIENTS
+from fgvc.spectral.maps import (
+    EIGENVALUE_FLOOR,
+    LOG,
+    SCALED_SQRT,
+    SQRT,
+    AmplifiedSquareRoot,
+    EigenvalueMap,
+    Logarithm,
+    Power,
+)
+from fgvc.spectral.newton_schulz import newton_schulz_descriptor, newton_schulz_sqrt
+from fgvc.spectral.operators import matrix_log, matrix_power, matrix_sqrt, scaling_eigen_branch, seb_spectral
+from fgvc.spectral.rules import GRADIENTS, GradientRule, newton, power_iteration, taylor, trunc
 from fgvc.spectral.spectral_map import spectral_map
+from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle
 
 __all__ = [
     "EIGENVALUE_FLOOR",
     "GRADIENTS",
+    "LOG",
     "SCALED_SQRT",
     "SQRT",
+    "AmplifiedSquareRoot",
     "EigendecompositionError",
     "EigenvalueMap",
+    "GradientRule",
+    "Logarithm",
+    "Power",
     "covariance",
+    "matrix_log",
+    "matrix_power",
     "matrix_sqrt",
+    "newton",
+    "newton_schulz_descriptor",
     "newton_schulz_sqrt",
+    "power_iteration",
     "scaling_eigen_branch",
+    "seb_spectral",
+    "spectral_descriptor",
     "spectral_map",
+    "symmetric_from_triangle",
+    "taylor",
+    "trunc",
     "upper_triangle",
 ]

@@ -1,4 +1,4 @@
-"""Sample covariance of local features, and the vector that a classifier reads from a symmetric matrix."""
+"""Sample covariance of local features."""
 
 import torch
 from torch import Tensor
@@ -24,30 +24,28 @@ def covariance(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         ValueError: the shape is neither (B, C, H, W) nor (B, C, M), or M = 0.
         TypeError: `x` is not floating point.
     """
+    check_features(x)
+    with without_autocast(x):
+        features = centred(x, dtype)
+        return features @ features.mT / features.shape[-1]
+
+
+def check_features(x: Tensor) -> None:
+    """Raise where `x` is not a batch of local features.
+
+    Raises:
+        ValueError: the shape is neither (B, C, H, W) nor (B, C, M), or M = 0.
+        TypeError: `x` is not floating point.
+    """
     if x.dim() not in (3, 4):
         raise ValueError(f"expected features of shape (B, C, H, W) or (B, C, M), got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"expected floating-point features, got {x.dtype}")
-    with without_autocast(x):
-        features = x.flatten(2).to(dtype)  # (B, C, M)
-        locations = features.shape[-1]
-        if locations == 0:
-            raise ValueError(f"the features have no locations: shape {tuple(x.shape)}")
-        centred = features - features.mean(dim=-1, keepdim=True)
-        return centred @ centred.mT / locations
+    if 0 in x.shape[1:]:
+        raise ValueError(f"the features have no channels or no locations: shape {tuple(x.shape)}")
 
 
-def upper_triangle(matrix: Tensor) -> Tensor:
-    """Upper triangle with the diagonal, row by row, as a vector: the published descriptor of a symmetric matrix.
-
-    The off-diagonal entries are not scaled by sqrt(2), as in the released code.
-
-    Args:
-        matrix: (B, d, d).
-
-    Returns:
-        (B, d (d + 1) / 2), same dtype.
-    """
-    d = matrix.shape[-1]
-    rows, columns = torch.triu_indices(d, d, device=matrix.device)
-    return matrix.flatten(-2).index_select(-1, rows * d + columns)
+def centred(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Xc = X (I - 11^T / M): (B, C, H, W) or (B, C, M) -> (B, C, M) in `dtype`, the mean over locations taken off."""
+    features = x.flatten(2).to(dtype)
+    return features - features.mean(dim=-1, keepdim=True)

@@ -2,11 +2,15 @@
 
 A map knows three things about itself, all of them exact: its values, the transpose of its Jacobian, and its divided
 differences in a form without cancellation. How a gradient is assembled from them is a rule (fgvc.spectral.rules).
-Eigenvalues arrive clamped to `EIGENVALUE_FLOOR` from below, so every map may divide by them. Shapes: lam, v (B, d).
+Eigenvalues arrive clamped to `EIGENVALUE_FLOOR` from below, so every map may divide by them.
+
+Shapes: lam, v (B, d), ascending; `first` is the index of the first eigenvalue of which divided differences are wanted,
+n = d - first. A map that looks at the whole spectrum still sees all of `lam`.
 """
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,34 +19,40 @@ EIGENVALUE_FLOOR: float = torch.finfo(torch.float64).eps
 """Eigenvalues up to this value are set to it in the forward pass, as in the released layers (2.2e-16)."""
 
 
-@dataclass(frozen=True)
-class EigenvalueMap:
-    """A map of the eigenvalues together with its exact derivatives.
+class EigenvalueMap(Protocol):
+    """A map of the eigenvalues together with its exact derivatives; the maps below are hashable and can be pickled."""
 
-    Attributes:
-        value: lam -> f(lam), (B, d) -> (B, d).
-        pullback: (lam, v) -> J_f(lam)^T v, (B, d), (B, d) -> (B, d); f'(lam) v where f acts on each eigenvalue alone.
-        divided_differences: lam -> (f_i - f_j) / (lam_i - lam_j), (B, d) -> (B, d, d), with the limit on ties. Its
-            diagonal is not used: the pullback stands there.
-    """
+    def value(self, lam: Tensor) -> Tensor:
+        """f(lam), (B, d) -> (B, d)."""
 
-    value: Callable[[Tensor], Tensor]
-    pullback: Callable[[Tensor, Tensor], Tensor]
-    divided_differences: Callable[[Tensor], Tensor]
+    def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
+        """J_f(lam)^T v, (B, d), (B, d) -> (B, d); f'(lam) v where f acts on each eigenvalue alone."""
+
+    def divided_differences(self, lam: Tensor, first: int) -> Tensor:
+        """(f_i - f_j) / (lam_i - lam_j) for i, j >= first, (B, n, n), with the limit on ties.
+
+        The diagonal is not used: the pullback stands there. A new tensor, which the caller may overwrite.
+        """
 
 
-def _sqrt_divided_differences(lam: Tensor) -> Tensor:
+def _sqrt_divided_differences(lam: Tensor, first: int) -> Tensor:
     # (sqrt a - sqrt b) / (a - b) = 1 / (sqrt a + sqrt b): nothing cancels, ties are no special case
-    root = lam.sqrt()
-    return 1 / (root[:, :, None] + root[:, None, :])
+    root = lam[:, first:].sqrt()
+    return (root[:, :, None] + root[:, None, :]).reciprocal_()
 
 
-SQRT = EigenvalueMap(
-    value=torch.sqrt,
-    pullback=lambda lam, v: v / (2 * lam.sqrt()),
-    divided_differences=_sqrt_divided_differences,
-)
-"""f(lam) = sqrt(lam): the matrix square root."""
+@dataclass(frozen=True)
+class SquareRoot:
+    """f(lam) = sqrt(lam): the matrix square root."""
+
+    def value(self, lam: Tensor) -> Tensor:
+        return lam.sqrt()
+
+    def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
+        return v / (2 * lam.sqrt())
+
+    def divided_differences(self, lam: Tensor, first: int) -> Tensor:
+        return _sqrt_divided_differences(lam, first)
 
 
 def seb_scale(lam: Tensor) -> Tensor:
@@ -53,16 +63,189 @@ def seb_scale(lam: Tensor) -> Tensor:
     return (lam * torch.exp(-2 * lam)).sum(dim=-1, keepdim=True).sqrt()
 
 
-def _seb_pullback(lam: Tensor, v: Tensor) -> Tensor:
-    root, t = lam.sqrt(), seb_scale(lam)
-    # exp(-2 lam) underflows for a large spectrum: t = 0 then, and so is its derivative
-    slope = torch.where(t > 0, torch.exp(-2 * lam) * (1 - 2 * lam) / (2 * t), 0)  # dt/dlam
-    return (1 + t) * v / (2 * root) + (v * root).sum(dim=-1, keepdim=True) * slope
+@dataclass(frozen=True)
+class ScaledSquareRoot:
+    """f(lam) = (1 + t(lam)) sqrt(lam): the Scaling Eigen Branch, one scalar per image times the square root."""
+
+    def value(self, lam: Tensor) -> Tensor:
+        return (1 + seb_scale(lam)) * lam.sqrt()
+
+    def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
+        root, t = lam.sqrt(), seb_scale(lam)
+        # exp(-2 lam) underflows for a large spectrum: t = 0 then, and so is its derivative
+        slope = torch.where(t > 0, torch.exp(-2 * lam) * (1 - 2 * lam) / (2 * t), 0)  # dt/dlam
+        return (1 + t) * v / (2 * root) + (v * root).sum(dim=-1, keepdim=True) * slope
+
+    def divided_differences(self, lam: Tensor, first: int) -> Tensor:
+        return _sqrt_divided_differences(lam, first).mul_(1 + seb_scale(lam)[..., None])
 
 
-SCALED_SQRT = EigenvalueMap(
-    value=lambda lam: (1 + seb_scale(lam)) * lam.sqrt(),
-    pullback=_seb_pullback,
-    divided_differences=lambda lam: (1 + seb_scale(lam))[..., None] * _sqrt_divided_differences(lam),
-)
-"""f(lam) = (1 + t(lam)) sqrt(lam): the Scaling Eigen Branch, one scalar per image times the square root."""
+def _pairs(lam: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """The larger and the smaller of each two eigenvalues from `first` on, two of (B, n, n)."""
+    part = lam[:, first:]
+    return torch.maximum(part[:, :, None], part[:, None, :]), torch.minimum(part[:, :, None], part[:, None, :])
+
+
+@dataclass(frozen=True)
+class AmplifiedSquareRoot:
+    """f(lam) = sqrt(lam) (1 + c exp(-lam / m)) with m the mean of the d eigenvalues: the map of `seb_spectral`.
+
+    Ours, not published: it raises small eigenvalues relative to large ones (by up to 1 + c), which the released SEB
+    does not, and F(a S) = sqrt(a) F(S) for any scale a > 0.
+
+    Args:
+        amplification: c, at least 0.
+
+    Raises:
+        ValueError: c is negative or not finite.
+    """
+
+    amplification: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.amplification) and self.amplification >= 0):
+            raise ValueError(f"the amplification must be a finite number of at least 0, got {self.amplification}")
+
+    def value(self, lam: Tensor) -> Tensor:
+        return lam.sqrt() * (1 + self.amplification * torch.exp(-lam / lam.mean(dim=-1, keepdim=True)))
+
+    def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
+        c, mean, root = self.amplification, lam.mean(dim=-1, keepdim=True), lam.sqrt()
+        decay = torch.exp(-lam / mean)
+        own = v * ((1 + c * decay) / (2 * root) - c * root * decay / mean)
+        # every eigenvalue moves the mean: df_i/dm = c sqrt(lam_i) exp(-lam_i / m) lam_i / m^2, dm/dlam_j = 1 / d
+        return own + (v * c * root * decay * lam / mean**2).sum(dim=-1, keepdim=True) / lam.shape[-1]
+
+    def divided_differences(self, lam: Tensor, first: int) -> Tensor:
+        c, part, mean = self.amplification, lam[:, first:], lam.mean(dim=-1, keepdim=True)
+        high, low = _pairs(lam, first)
+        gap = (high - low) / mean[..., None]
+        # (exp(-a/m) - exp(-b/m)) / (a - b) without cancellation: -exp(-b/m) (1 - exp(-g)) / (g m), g = (a - b) / m
+        quotient = torch.where(gap == 0, 1, -torch.expm1(-gap) / torch.where(gap == 0, 1, gap))
+        of_decay = -quotient * torch.exp(-low / mean[..., None]) / mean[..., None]
+        # product rule of divided differences for sqrt (1 + c exp)
+        roots = _sqrt_divided_differences(lam, first)
+        return roots * (1 + c * torch.exp(-part / mean)[:, None, :]) + c * part.sqrt()[:, :, None] * of_decay
+
+
+def _log_ratio(lam: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """log(low / high) <= 0 and high for each two eigenvalues from `first` on, accurate for close and distant ones."""
+    high, low = _pairs(lam, first)
+    ratio = low / high
+    return torch.where(ratio > 0.5, torch.log1p((low - high) / high), torch.log(ratio)), high
+
+
+@dataclass(frozen=True)
+class Power:
+    """f(lam) = lam^alpha, alpha != 0: matrix power normalisation, MPN-COV for alpha = 1/2. [Li et al., ICCV 2017]
+
+    Raises:
+        ValueError: alpha is zero or not finite.
+    """
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.alpha) or self.alpha == 0:
+            raise ValueError(f"the power must be a finite number other than 0, got {self.alpha}")
+
+    def value(self, lam: Tensor) -> Tensor:
+        return lam**self.alpha
+
+    def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
+        return v * self.alpha * lam ** (self.alpha - 1)
+
+    def divided_differences(self, lam: Tensor, first: int) -> Tensor:
+        x, high = _log_ratio(lam, first)
+        # (a^p - b^p) / (a - b) = a^(p-1) (1 - r^p) / (1 - r), r = b / a = exp x; the limit of the quotient is p
+        quotient = torch.expm1(self.alpha * x) / torch.expm1(torch.where(x == 0, 1, x))
+        return high.pow_(self.alpha - 1).mul_(torch.where(x == 0, self.alpha, quotient))
+
+
+@dataclass(frozen=True)
+class Logarithm:
+    """f(lam) = log(lam + ridge): the matrix logarithm of S + ridge I. [Ionescu, Vantzos, Sminchisescu, ICCV 2015]
+
+    Without a ridge a null eigenvalue becomes the logarithm of the floor, -36.04.
+
+    Raises:
+        ValueError: `ridge` is negative or not finite.
+    """
+
+    ridge: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.ridge) and self.ridge >= 0):
+            raise ValueError(f"the ridge must be a finite number of at least 0, got {self.ridge}")
+
+    def value(self, lam: Tensor) -> Tensor:
+        return torch.log(lam + self.ridge)
+
+    def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
+        return v / (lam + self.ridge)
+
+    def divided_differences(self, lam: Tensor, first: int) -> Tensor:
+        x, high = _log_ratio(lam + self.ridge, first)
+        # (log a - log b) / (a - b) = x / (a (exp x - 1)), x = log(b / a); 1 / a on ties
+        return torch.where(x == 0, 1, x / torch.expm1(torch.where(x == 0, 1, x))).div_(high)
+
+
+@dataclass(frozen=True)
+class NewtonSchulzRoot:
+    """f(lam) = sqrt(tau) p(lam / tau), tau = sum lam: what `iterations` Newton-Schulz steps do to each eigenvalue.
+
+    With e = 1 - z y the coupled iteration of Li et al. (CVPR 2018) is e <- (3 e^2 + e^3) / 4, z <- z (1 + e / 2) from
+    e = 1 - a, z = 1, and y = a z; a = lam / tau. Everything below is a sum of terms of one sign.
+
+    Raises:
+        ValueError: `iterations` below 1.
+    """
+
+    iterations: int = 5
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+
+    def _iterate(self, a: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """z_N, dz_N/da and the residuals e_0 ... e_{N-1}, each of the shape of a."""
+        e, z = 1 - a, torch.ones_like(a)
+        de, dz = -torch.ones_like(a), torch.zeros_like(a)
+        residuals = []
+        for _ in range(self.iterations):
+            residuals.append(e)
+            z, dz = z * (1 + e / 2), dz * (1 + e / 2) + z * de / 2
+            e, de = e * e * (3 + e) / 4, de * e * (6 + 3 * e) / 4
+        return z, dz, residuals
+
+    def value(self, lam: Tensor) -> Tensor:
+        tau = lam.sum(dim=-1, keepdim=True)
+        a = lam / tau
+        return tau.sqrt() * a * self._iterate(a)[0]
+
+    def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
+        tau = lam.sum(dim=-1, keepdim=True)
+        a = lam / tau
+        z, dz, _ = self._iterate(a)
+        y, dy = a * z, z + a * dz
+        through_trace = (v * (y / 2 - dy * a)).sum(dim=-1, keepdim=True)
+        return (v * dy + through_trace) / tau.sqrt()
+
+    def divided_differences(self, lam: Tensor, first: int) -> Tensor:
+        tau = lam.sum(dim=-1, keepdim=True)
+        a = lam[:, first:] / tau
+        z, _, residuals = self._iterate(a)
+        one = torch.ones_like(a)
+        # y^2 = a (1 - e_N), and each step multiplies the divided difference of e by a positive factor:
+        # (3 (e_i + e_j) + e_i^2 + e_i e_j + e_j^2) / 4 = (w_i + w_j + e_i e_j) / 4 with w = 3 e + e^2, of rank three
+        of_e = a.new_full((*a.shape, a.shape[-1]), 4.0**-self.iterations)  # minus that of e_N
+        for e in residuals:
+            w = 3 * e + e * e
+            of_e *= torch.stack([w, one, e], dim=-1) @ torch.stack([one, w, e], dim=-2)
+        of_square = (a * z * z)[:, :, None] + a[:, None, :] * of_e  # that of y^2; 1 - e_i = y_i^2 / a_i = a_i z_i^2
+        y = a * z
+        quotient: Tensor = of_square.div_(y[:, :, None] + y[:, None, :])
+        return quotient.div_(tau.sqrt()[:, :, None])
+
+
+SQRT, SCALED_SQRT, LOG = SquareRoot(), ScaledSquareRoot(), Logarithm()

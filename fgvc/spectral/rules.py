@@ -6,23 +6,66 @@ For S = U diag(lam) U^T, F(S) = U diag(f(lam)) U^T and G = dLoss/dF the gradient
 
 A rule says what L is off the diagonal and which pullback stands on it. The published methods replace
 1 / (lam_i - lam_j) by an approximation K~ and so have L_ij = K~_ij (f_i - f_j): such a method is one function
-lam -> K~ in `_K_RULES`.
+(high, low) -> K~ in this file.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fgvc.spectral.maps import EIGENVALUE_FLOOR, EigenvalueMap
+from fgvc.spectral.maps import EIGENVALUE_FLOOR, SQRT, EigenvalueMap, NewtonSchulzRoot
+from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
+from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle_pairs
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues of a batch, with what the layer does to them before the map.
+
+    Attributes:
+        found: (B, d), ascending, as the eigendecomposition found them.
+        keep: the map sees only the `keep` largest, the others are set to `EIGENVALUE_FLOOR`; None keeps all.
+        first: index of the first eigenvalue of the Loewner matrix; those before it are null and need no row.
+    """
+
+    found: Tensor
+    keep: int | None = None
+    first: int = 0
+
+    @property
+    def clamped(self) -> Tensor:
+        """(B, d), no smaller than the floor."""
+        return self.found.clamp(min=EIGENVALUE_FLOOR)
+
+    @property
+    def clipped(self) -> Tensor:
+        """(B, d), as the map sees them: clamped, and set to the floor beyond the `keep` largest."""
+        lam = self.clamped
+        lam[:, : self._dropped] = EIGENVALUE_FLOOR
+        return lam
+
+    @property
+    def kept(self) -> Tensor:
+        """(B, d) bool: not set to the floor."""
+        kept = self.found > EIGENVALUE_FLOOR
+        kept[:, : self._dropped] = False
+        return kept
+
+    @property
+    def _dropped(self) -> int:
+        return 0 if self.keep is None else max(self.found.shape[-1] - self.keep, 0)
 
 
 class Loewner(NamedTuple):
-    """The derivative of a spectral map in the eigenbasis.
+    """The derivative of a spectral map in the eigenbasis, n = d - spectrum.first.
 
     Attributes:
-        off_diagonal: L, (B, d, d); its diagonal is not used.
+        off_diagonal: L, (B, n, n); its diagonal is not used. The caller may overwrite it.
         pullback: v -> J_f^T v, (B, d) -> (B, d), applied to the diagonal of P.
     """
 
@@ -30,69 +73,183 @@ class Loewner(NamedTuple):
     pullback: Callable[[Tensor], Tensor]
 
 
-GradientRule = Callable[[EigenvalueMap, Tensor], Loewner]
-"""(map, eigenvalues (B, d) as eigh returns them, not clamped) -> the derivative in the eigenbasis."""
+GradientRule = Callable[[EigenvalueMap, Spectrum], Loewner]
+"""(map, eigenvalues) -> the derivative in the eigenbasis. Raises ValueError where it does not apply to the map."""
 
 
-def clamp_eigenvalues(eigenvalues: Tensor) -> Tensor:
-    """Eigenvalues as the maps see them: no smaller than `EIGENVALUE_FLOOR`."""
-    return eigenvalues.clamp(min=EIGENVALUE_FLOOR)
+def exact(f: EigenvalueMap, spectrum: Spectrum) -> Loewner:
+    """The derivative of the layer as it is computed: finite at repeated eigenvalues, zero for one set to the floor.
 
-
-def exact(f: EigenvalueMap, eigenvalues: Tensor) -> Loewner:
-    """The derivative of f after the clamp: finite at repeated eigenvalues, zero for a clamped one.
-
-    For f = sqrt this is the Lyapunov gradient of Lin and Maji (BMVC 2017), L_ij = 1 / (sqrt lam_i + sqrt lam_j).
+    For f = sqrt this is the Lyapunov gradient of Lin and Maji (BMVC 2017), L_ij = 1 / (sqrt lam_i + sqrt lam_j); with
+    `keep`, sqrt(lam_i) / (lam_i - lam_j) between a kept and a dropped eigenvalue and 0 between dropped ones. Where the
+    last kept and the first dropped eigenvalue are equal the layer has no derivative: 0 stands there.
     """
-    lam = clamp_eigenvalues(eigenvalues)
-    divided = f.divided_differences(lam)
-    kept = eigenvalues > EIGENVALUE_FLOOR
-    if not kept.all():
-        # chain rule through the clamp c: its divided difference is 1 between kept eigenvalues, 0 between clamped ones
-        rise = lam[:, :, None] - lam[:, None, :]
-        run = eigenvalues[:, :, None] - eigenvalues[:, None, :]
-        both_kept = kept[:, :, None] & kept[:, None, :]
+    lam, kept, found = spectrum.clipped, spectrum.kept, spectrum.found[:, spectrum.first :]
+    divided = f.divided_differences(lam, spectrum.first)
+    window, lam_window = kept[:, spectrum.first :], lam[:, spectrum.first :]
+    # chain rule through the clipping: its divided difference is 1 between kept eigenvalues, 0 between clipped ones.
+    # The clipped ones come first, so only the first rows and columns need it.
+    clipped = int((~window).sum(dim=-1).max()) if window.numel() else 0
+    if clipped:
+        rise = lam_window[:, :clipped, None] - lam_window[:, None, :]
+        run = found[:, :clipped, None] - found[:, None, :]
         slope = torch.where(run == 0, 0, rise / torch.where(run == 0, 1, run))
-        divided = divided * torch.where(both_kept, 1, slope)
+        slope = torch.where(window[:, :clipped, None] & window[:, None, :], 1, slope)
+        divided[:, :clipped, :] *= slope
+        divided[:, clipped:, :clipped] *= slope[:, :, clipped:].mT
     return Loewner(divided, lambda v: f.pullback(lam, v) * kept)
 
 
-def _reciprocal_gaps(lam: Tensor) -> Tensor:
-    # a tie would give 1/0; whatever finite number stands there is multiplied by f_i - f_j = 0
-    gap = lam[:, :, None] - lam[:, None, :]
-    return torch.where(gap == 0, 0, 1 / torch.where(gap == 0, 1, gap))
+ReciprocalGap = Callable[[Tensor, Tensor], Tensor]
+"""K~: (high, low), eigenvalues of one shape with high >= low > 0 -> approximation of 1 / (high - low), of that shape.
+What it gives for a tie must be finite; it is multiplied by f(high) - f(low) = 0."""
 
 
-_K_RULES: dict[str, Callable[[Tensor], Tensor]] = {
-    "ordinary": _reciprocal_gaps,  # the textbook gradient of the SVD; loses the 1 / (2 sqrt lam) of a tie
-}
+@dataclass(frozen=True)
+class PublishedChain:
+    """The published chain: K~ off the diagonal, the slope of f at eigenvalues below the floor let through as it is.
+
+    With `leak` the eigenvalues that `keep` drops are treated in the same way, as the released SVD-TopN does: the slope
+    of sqrt at the floor, 0.5 eps^(-1/2) = 3.4e7, reaches the features from each of them.
+    """
+
+    reciprocal_gap: ReciprocalGap
+    leak: bool = False
+
+    def __call__(self, f: EigenvalueMap, spectrum: Spectrum) -> Loewner:
+        if self.leak and spectrum.keep is None:
+            raise ValueError("gradient 'topn_published' belongs to a truncation: give keep=N")
+        lam = spectrum.clipped
+        low, high = upper_triangle_pairs((lam if self.leak else spectrum.clamped)[:, spectrum.first :])
+        low_value, high_value = upper_triangle_pairs(f.value(lam)[:, spectrum.first :])
+        loewner = self.reciprocal_gap(high, low).mul_(high_value.sub_(low_value))
+        off_diagonal = symmetric_from_triangle(loewner, lam.shape[-1] - spectrum.first)
+        if self.leak or spectrum.keep is None:
+            return Loewner(off_diagonal, lambda v: f.pullback(lam, v))
+        return Loewner(off_diagonal, lambda v: f.pullback(lam, v) * spectrum.kept)
 
 
-def _published(reciprocal_gaps: Callable[[Tensor], Tensor]) -> GradientRule:
-    """The published chain: K~ off the diagonal, and the slope of f at clamped eigenvalues let through as it is."""
+def _plain(high: Tensor, low: Tensor) -> Tensor:
+    gap = high - low
+    return torch.where(gap == 0, 0, gap.reciprocal())
 
-    def rule(f: EigenvalueMap, eigenvalues: Tensor) -> Loewner:
-        lam = clamp_eigenvalues(eigenvalues)
-        value = f.value(lam)
-        rise = value[:, :, None] - value[:, None, :]
-        return Loewner(reciprocal_gaps(lam) * rise, lambda v: f.pullback(lam, v))
 
-    return rule
+def _geometric(high: Tensor, low: Tensor, terms: int) -> Tensor:
+    """(1 / high) sum_{k < terms} r^k, r = low / high, as (1 - r^terms) / (high - low)."""
+    gap = high - low
+    tie = gap == 0
+    log_r = torch.log1p(-gap / high)
+    return torch.where(tie, terms / high, -torch.expm1(terms * log_r) / torch.where(tie, 1, gap))
+
+
+def _truncated(high: Tensor, low: Tensor, limit: float) -> Tensor:
+    return (high - low).reciprocal_().clamp_(max=limit)
+
+
+def pade_ratio(r: Tensor) -> Tensor:
+    """P(r) / Q(r) by Horner's scheme, the approximation of 1 / (1 - r) for r in [0, 1]; 0 where Q(r) = 0 (r = 1).
+
+    The coefficients are those of `tools/pade_coefficients.py`. P and Q share 49 roots up to 1e-20, so that in float64
+    the ratio is 1 / (1 - r) with a relative error of about 1e-16 / (1 - r), and Q(1) is exactly 0.
+    """
+    coefficients = torch.tensor([NUMERATOR, DENOMINATOR], dtype=r.dtype, device=r.device)  # (2, 51)
+    ratio = torch.empty_like(r, memory_format=torch.contiguous_format)
+    # in pieces that stay in the cache: the scheme passes 50 times over its numbers
+    for part, out in zip(torch.split(r.flatten(), 1 << 15), torch.split(ratio.view(-1), 1 << 15), strict=True):
+        both = coefficients[:, -1:].expand(2, part.numel()).contiguous()
+        for column in reversed(coefficients.T[:-1]):
+            torch.addcmul(column[:, None], both, part[None], out=both)
+        numerator, denominator = both
+        out.copy_(torch.where(denominator == 0, 0, numerator / denominator))
+    return ratio
+
+
+def _pade(high: Tensor, low: Tensor) -> Tensor:
+    return pade_ratio(low / high).div_(high)
+
+
+def trunc(limit: float = 1e10) -> GradientRule:
+    """SVD-Trunc: K~ = min(1 / (lam_i - lam_j), limit). [Song, Sebe, Wang, ICCV 2021]
+
+    Raises:
+        ValueError: `limit` is not a positive number.
+    """
+    if not (math.isfinite(limit) and limit > 0):
+        raise ValueError(f"limit must be a finite number above 0, got {limit}")
+    return PublishedChain(partial(_truncated, limit=limit))
+
+
+def taylor(degree: int = 100) -> GradientRule:
+    """SVD-Taylor: K~ = (1 / lam_i) sum_{k = 0 ... degree} r^k, r = lam_j / lam_i. [Song, Sebe, Wang, ICCV 2021]
+
+    Raises:
+        ValueError: `degree` below 0.
+    """
+    if degree < 0:
+        raise ValueError(f"degree must be at least 0, got {degree}")
+    return PublishedChain(partial(_geometric, terms=degree + 1))
+
+
+def power_iteration(iterations: int = 20) -> GradientRule:
+    """SVD-PI: the gradient of power iteration with deflation, K~ = (1 / lam_i) sum_{k < iterations} r^k.
+
+    [Wang, Dang, Hu, Fua, Salzmann, NeurIPS 2019]. The released layer of Song et al. deflates by all eigenvectors at
+    once, by I - U U^T = 0, and so returns a gradient of 1e-15: this is the method as described, not that.
+
+    Raises:
+        ValueError: `iterations` below 1.
+    """
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    return PublishedChain(partial(_geometric, terms=iterations))
+
+
+@dataclass(frozen=True)
+class IterationGradient:
+    """The exact derivative of another map than that of the forward pass: `newton`."""
+
+    iteration: NewtonSchulzRoot
+
+    def __call__(self, f: EigenvalueMap, spectrum: Spectrum) -> Loewner:
+        if f != SQRT or spectrum.keep is not None:
+            raise ValueError("gradient 'newton' is that of the square root of all eigenvalues, of no other map")
+        lam = spectrum.clamped
+        off_diagonal = self.iteration.divided_differences(lam, spectrum.first)
+        return Loewner(off_diagonal, lambda v: self.iteration.pullback(lam, v))
+
+
+def newton(iterations: int = 10) -> GradientRule:
+    """SVD-Newton: the gradient of the Newton-Schulz iteration at S, for the square root. [Song et al., ICCV 2021]
+
+    The iteration is itself a map of the eigenvalues, so its gradient needs no matrix products of its own.
+
+    Raises:
+        ValueError: `iterations` below 1; when applied, a map other than the square root of all eigenvalues.
+    """
+    return IterationGradient(NewtonSchulzRoot(iterations))
 
 
 GRADIENTS: dict[str, GradientRule] = {
     "exact": exact,
-    **{name: _published(reciprocal_gaps) for name, reciprocal_gaps in _K_RULES.items()},
+    "ordinary": PublishedChain(_plain),  # the textbook gradient of the SVD; loses the 1 / (2 sqrt lam) of a tie
+    "trunc": trunc(),
+    "taylor": taylor(),
+    "pade": PublishedChain(_pade),  # SVD-Pade, degree [50/50]
+    "power_iteration": power_iteration(),
+    "newton": newton(),
+    "topn_published": PublishedChain(_plain, leak=True),
 }
 """Gradient rules by the name that `matrix_sqrt` and the poolings take."""
 
 
-def gradient_rule(name: str) -> GradientRule:
-    """The rule called `name`.
+def gradient_rule(gradient: str | GradientRule) -> GradientRule:
+    """The rule of this name; a rule is handed back as it is.
 
     Raises:
         ValueError: no such rule; the message lists the names.
     """
-    if name not in GRADIENTS:
-        raise ValueError(f"unknown gradient {name!r}; choose one of {', '.join(GRADIENTS)}")
-    return GRADIENTS[name]
+    if callable(gradient):
+        return gradient
+    if gradient not in GRADIENTS:
+        raise ValueError(f"unknown gradient {gradient!r}; choose one of {', '.join(GRADIENTS)}")
+    return GRADIENTS[gradient]

@@ -1,6 +1,6 @@
 """The one autograd function behind every spectral layer: any map of the eigenvalues, any gradient rule."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,45 +9,83 @@ from torch.autograd.function import once_differentiable
 from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import EigenvalueMap
 from fgvc.spectral.precision import check_square, result_dtype, without_autocast
-from fgvc.spectral.rules import GradientRule, clamp_eigenvalues, gradient_rule
+from fgvc.spectral.rules import GradientRule, Spectrum, gradient_rule
 
 
-def spectral_forward(matrix: Tensor, f: EigenvalueMap) -> tuple[Tensor, Tensor, Tensor]:
-    """F(S) = U diag(f(l)) U^T with l clamped; returns F (B, d, d), eigenvalues l as found (B, d) and U (B, d, d)."""
-    eigenvalues, eigenvectors = symmetric_eigh(matrix)
-    value = f.value(clamp_eigenvalues(eigenvalues))
+class SpectralLayer(NamedTuple):
+    """What a spectral layer is: a map of the eigenvalues, its gradient rule, and the options of both.
+
+    Attributes:
+        f: map of the eigenvalues.
+        rule: assembles the derivative.
+        keep: number of largest eigenvalues that the map sees, None for all; the others are set to the floor.
+        eigh_device: where the eigendecomposition runs, see `fgvc.spectral.eigen.symmetric_eigh`.
+    """
+
+    f: EigenvalueMap
+    rule: GradientRule
+    keep: int | None = None
+    eigh_device: str = "auto"
+
+
+def spectral_layer(
+    f: EigenvalueMap, gradient: str | GradientRule, keep: int | None = None, eigh_device: str = "auto"
+) -> SpectralLayer:
+    """A layer with its rule looked up and its options checked.
+
+    Raises:
+        ValueError: unknown gradient, one that does not apply to this map, or `keep` below 1.
+    """
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
+    rule = gradient_rule(gradient)
+    rule(f, Spectrum(torch.ones(1, 2, dtype=torch.float64), keep))  # refuses here what it would refuse in the backward
+    return SpectralLayer(f, rule, keep, eigh_device)
+
+
+def map_forward(matrix: Tensor, layer: SpectralLayer) -> tuple[Tensor, Tensor, Tensor]:
+    """F(S) = U diag(f(l)) U^T; returns F (B, d, d), the eigenvalues l as found (B, d) and U (B, d, d)."""
+    eigenvalues, eigenvectors = symmetric_eigh(matrix, layer.eigh_device)
+    value = layer.f.value(Spectrum(eigenvalues, layer.keep).clipped)
     return (eigenvectors * value[:, None, :]) @ eigenvectors.mT, eigenvalues, eigenvectors
 
 
-def spectral_backward(
-    grad: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, f: EigenvalueMap, rule: GradientRule
-) -> Tensor:
-    """dLoss/dS (B, d, d), symmetric, for G = dLoss/dF (B, d, d): U inner U^T, see fgvc.spectral.rules."""
-    symmetric = (grad + grad.mT) / 2
-    projected = eigenvectors.mT @ symmetric @ eigenvectors  # P
-    loewner = rule(f, eigenvalues)
+def map_backward(grad: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, layer: SpectralLayer) -> Tensor:
+    """dLoss/dS (B, d, d), symmetric, for a symmetric G = dLoss/dF (B, d, d): U inner U^T, see fgvc.spectral.rules."""
+    projected = eigenvectors.mT @ grad
+    del grad
+    projected = projected @ eigenvectors  # P
+    loewner = layer.rule(layer.f, Spectrum(eigenvalues, layer.keep))
     diagonal = loewner.pullback(projected.diagonal(dim1=-2, dim2=-1))
-    inner = loewner.off_diagonal * projected
+    inner = loewner.off_diagonal.mul_(projected)
+    del projected
     inner.diagonal(dim1=-2, dim2=-1).copy_(diagonal)
     return eigenvectors @ inner @ eigenvectors.mT
 
 
 class _SpectralMap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, f: EigenvalueMap, rule: GradientRule) -> Tensor:
-        result, eigenvalues, eigenvectors = spectral_forward(matrix, f)
+    def forward(ctx: Any, matrix: Tensor, layer: SpectralLayer) -> Tensor:
+        result, eigenvalues, eigenvectors = map_forward(matrix, layer)
         ctx.save_for_backward(eigenvalues, eigenvectors)
-        ctx.f, ctx.rule = f, rule
+        ctx.layer = layer
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         eigenvalues, eigenvectors = ctx.saved_tensors
-        return spectral_backward(grad, eigenvalues, eigenvectors, ctx.f, ctx.rule), None, None
+        return map_backward((grad + grad.mT) / 2, eigenvalues, eigenvectors, ctx.layer), None
 
 
-def spectral_map(matrix: Tensor, f: EigenvalueMap, gradient: str = "exact") -> Tensor:
+def spectral_map(
+    matrix: Tensor,
+    f: EigenvalueMap,
+    gradient: str | GradientRule = "exact",
+    *,
+    keep: int | None = None,
+    eigh_device: str = "auto",
+) -> Tensor:
     """Apply a map of the eigenvalues to symmetric positive semi-definite matrices.
 
     Computes in float64 with autocast off. Differentiable once; a second derivative raises RuntimeError.
@@ -55,18 +93,24 @@ def spectral_map(matrix: Tensor, f: EigenvalueMap, gradient: str = "exact") -> T
     Args:
         matrix: (B, d, d), any floating dtype; its symmetric part is used.
         f: map of the eigenvalues, e.g. `SQRT`.
-        gradient: name of the rule in `GRADIENTS` that assembles the derivative.
+        gradient: name of the rule in `GRADIENTS` that assembles the derivative, or a rule, e.g. `taylor(degree=50)`.
+        keep: the map sees the `keep` largest eigenvalues, the others are set to `EIGENVALUE_FLOOR`; None keeps all.
+        eigh_device: "auto", "same" or "cpu", see `fgvc.spectral.eigen.symmetric_eigh`.
 
     Returns:
         F(S), (B, d, d); float64 for float64 input, else float32.
 
     Raises:
-        ValueError: wrong shape, or unknown `gradient`.
+        ValueError: wrong shape, unknown `gradient` or one that does not apply to `f`, or `keep` below 1.
         TypeError: not floating point.
         EigendecompositionError: NaN or infinity in a matrix, or no convergence.
     """
+    return apply_layer(matrix, spectral_layer(f, gradient, keep, eigh_device))
+
+
+def apply_layer(matrix: Tensor, layer: SpectralLayer) -> Tensor:
+    """As `spectral_map`, for a layer that is made once and used often."""
     check_square(matrix)
-    rule = gradient_rule(gradient)
     with without_autocast(matrix):
-        result: Tensor = _SpectralMap.apply(matrix.double(), f, rule)
+        result: Tensor = _SpectralMap.apply(matrix.double(), layer)
         return result.to(result_dtype(matrix))

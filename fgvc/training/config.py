@@ -72,12 +72,14 @@ class MethodConfig:
         gradient: rule of the spectral layer, None means as published.
         reduction: channels after the 1x1 convolution in front of a second-order pooling; None leaves it out. GAP, the
             first-order baseline, reads the backbone's channels as they are.
+        eigh_device: where eigendecompositions run: "auto", "same" (where the features are) or "cpu", as in the papers.
         options: of the pooling, e.g. {iterations: 5}.
     """
 
     name: str = MISSING
     gradient: str | None = None
     reduction: int | None = 256
+    eigh_device: str = "auto"
     options: dict[str, Any] = field(default_factory=dict)
 
 

@@ -16,7 +16,7 @@ from fgvc.files import atomic_path, write_json_atomic, write_text_atomic
 from fgvc.training.config import RunConfig
 
 # these say how a run is carried out, not what it computes: they may differ when it is continued
-_CARRIED_OUT_BY = ("run_dir", "resume", "trainer.workers", "trainer.tracker", "cache.dir")
+_CARRIED_OUT_BY = ("run_dir", "resume", "method.eigh_device", "trainer.workers", "trainer.tracker", "cache.dir")
 
 
 class RunFolder:

@@ -98,6 +98,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
         num_classes=len(images.train.classes),
         reduction=config.method.reduction,
         gradient=config.method.gradient,
+        eigh_device=config.method.eigh_device,
         options=config.method.options,
     )
     backbone.to(device)

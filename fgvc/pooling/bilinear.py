@@ -1,0 +1,139 @@
+"""Bilinear poolings: second moments of the local features without centring and without an eigendecomposition.
+
+Shapes: B images, C channels, M = H * W locations; X is the C x M matrix of an image's local features.
+Both end in the signed square root sign(y) sqrt(|y| + 1e-8) and l2 normalisation. They compute in float32 with autocast
+off (float64 for float64 input): nothing here is as ill-conditioned as the spectrum of a covariance.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fgvc.errors import ConfigError
+from fgvc.pooling.layers import Pooling
+from fgvc.spectral.covariance import check_features
+from fgvc.spectral.precision import result_dtype, without_autocast
+
+
+class BilinearPooling(Pooling):
+    """B-CNN: the matrix X X^T / M, signed square root, l2 norm 1: (B, C, H, W) -> (B, C^2), row by row.
+
+    Lin, RoyChowdhury, Maji, ICCV 2015, with both streams the same network. An image of zeros gives zeros and a zero
+    gradient.
+
+    Args:
+        channels: C, at least 1.
+
+    Raises:
+        ConfigError: `channels` is no whole number of at least 1.
+        ValueError, TypeError: in `forward`, for features of another shape or dtype.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = _whole_number("channels", channels, at_least=1)
+        self.out_features = channels * channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        with without_autocast(x):
+            features = _local_features(x, self.channels)
+            moments = features @ features.mT / features.shape[-1]
+            return _normalised(moments.flatten(1))
+
+
+class CompactBilinearPooling(Pooling):
+    """CBP by tensor sketch: X X^T projected to D random bins, signed square root, l2 norm 1: (B, C, H, W) -> (B, D).
+
+    Gao, Beijbom, Zhang, Darrell, CVPR 2016, after Pham, Pagh, KDD 2013. See `sketch` for what is computed. The hashes
+    and signs are drawn from `seed` alone and are buffers: a state_dict carries them, so that loading it gives the same
+    sketch whatever the seed. Nothing is trainable. An image of zeros gives zeros and a zero gradient.
+
+    Args:
+        channels: C, at least 1.
+        out_features: D, at least 1.
+        seed: of the hashes and signs, 0 <= seed < 2^64; torch's global generator is neither read nor advanced.
+
+    Raises:
+        ConfigError: an argument is no whole number or out of range.
+        ValueError, TypeError: in `forward` and `sketch`, for features of another shape or dtype.
+    """
+
+    hashes: Tensor
+    signs: Tensor
+
+    def __init__(self, channels: int, out_features: int = 8192, seed: int = 0) -> None:
+        super().__init__()
+        self.channels = _whole_number("channels", channels, at_least=1)
+        self.out_features = _whole_number("out_features", out_features, at_least=1)
+        generator = torch.Generator(device="cpu").manual_seed(_whole_number("seed", seed, at_least=0, below=2**64))
+        shape = (2, channels)  # one row for each of the two count sketches
+        hashes = torch.randint(out_features, shape, generator=generator, device="cpu")
+        signs = 2 * torch.randint(2, shape, generator=generator, device="cpu") - 1
+        self.register_buffer("hashes", hashes)
+        self.register_buffer("signs", signs.to(torch.int8))  # integers: module.half() leaves them alone
+
+    def forward(self, x: Tensor) -> Tensor:
+        with without_autocast(x):
+            return _normalised(self.sketch(x))
+
+    def sketch(self, x: Tensor) -> Tensor:
+        """Tensor sketch of X X^T, before the square root and the norm, summed (not averaged) over locations.
+
+        out[k] = sum of s1_i s2_j (X X^T)_ij over the pairs (i, j) with (h1_i + h2_j) mod D = k. This is the published
+        sum over locations of irfft(rfft(count sketch 1) rfft(count sketch 2)) with the order of the sums exchanged: one
+        matrix product and C^2 additions per image instead of 2 M transforms of length D, and B C^2 numbers in memory
+        instead of several times B M D. Forward and backward at C = 256, D = 8192, B = 10 on one CPU core, it was about
+        20 times as fast at M = 49 and 100 times at M = 784, with a fiftieth of the peak memory there. The FFT form wins
+        only with many more channels than locations: three times as fast at C = 2048, M = 49. Bins that no pair falls
+        in are exactly 0 here, where an FFT leaves rounding errors for the square root to blow up.
+
+        On CUDA the additions come in no fixed order, so the last bits differ from call to call, unless
+        torch.use_deterministic_algorithms(True) is set; the backward pass only gathers. On a CPU the order is fixed.
+
+        Args:
+            x: (B, C, H, W), any floating dtype.
+
+        Returns:
+            (B, D), float32, or float64 for float64 input. For fixed x, y and random seeds, the inner product
+            <sketch(x), sketch(y)> has the mean <X X^T, Y Y^T>.
+        """
+        with without_autocast(x):
+            features = _local_features(x, self.channels)
+            signs = self.signs.to(features.dtype).unsqueeze(-1)  # (2, C, 1)
+            moments = (features * signs[0]) @ (features * signs[1]).mT
+            bins = (self.hashes[0, :, None] + self.hashes[1]) % self.out_features  # (C, C)
+            values = moments.flatten(1)
+            empty = values.new_zeros(len(values), self.out_features)
+            return empty.scatter_add(1, bins.flatten().expand_as(values), values)
+
+
+def _whole_number(name: str, value: int, *, at_least: int, below: int | None = None) -> int:
+    """`value`, where it is an int in range; ConfigError otherwise."""
+    # bool is an int to Python, but True channels are a mistake
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ConfigError(f"{name} must be a whole number of at least {at_least}, got {value!r}")
+    if below is not None and value >= below:
+        raise ConfigError(f"{name} must be below {below}, got {value!r}")
+    return value
+
+
+def _local_features(x: Tensor, channels: int) -> Tensor:
+    """X of each image in the working precision: (B, C, H, W) -> (B, C, M).
+
+    Raises:
+        ValueError: wrong shape, no locations, or another number of channels than the layer was built for.
+        TypeError: not floating point.
+    """
+    check_features(x)
+    if x.shape[1] != channels:
+        raise ValueError(f"built for {channels} channels, got features of shape {tuple(x.shape)}")
+    return x.flatten(2).to(result_dtype(x))
+
+
+def _normalised(y: Tensor, eps: float = 1e-8) -> Tensor:
+    """Signed square root and l2 norm of each row: (B, n) -> (B, n).
+
+    `eps` bounds the slope of the root by 0.5 / sqrt(eps); at y = 0 autograd's slope is 0, as that of |y| and of the
+    sign. A row of zeros stays zero.
+    """
+    return F.normalize(y.sign() * (y.abs() + eps).sqrt(), dim=1)

@@ -1,0 +1,70 @@
+"""What leaves PyTorch's eager mode: ONNX export, torch.compile, inference mode before training."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fgvc.models import create_model
+from fgvc.pooling import create_pooling, list_poolings
+from fgvc.spectral import covariance, upper_triangle
+
+OPTIONS = {"svd_topn": {"keep": 2}, "compact_bilinear": {"out_features": 64}}
+
+
+def images(batch: int) -> Tensor:
+    return torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
+
+
+@pytest.mark.parametrize("method", ["gap", "isqrt_cov"])
+def test_onnx_model_gives_the_same_logits(method: str, tmp_path: Path) -> None:
+    model = create_model("resnet10t", method=method, num_classes=5, reduction=16).eval()
+    path = tmp_path / f"{method}.onnx"
+    batch = torch.export.Dim("batch", min=1, max=64)
+    torch.onnx.export(model, (images(2),), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for size in (1, 3):
+        (logits,) = session.run(None, {session.get_inputs()[0].name: images(size).numpy()})
+        with torch.no_grad():
+            expected = model(images(size)).numpy()
+        assert np.abs(expected).max() > 1e-3
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+    # tracing must leave nothing behind: the model still trains
+    model.train()(images(2)).sum().backward()
+
+
+@pytest.mark.parametrize("method", ["gap", "compact_bilinear", "isqrt_cov", "seb"])
+def test_compiled_model_gives_the_same_values_and_gradients(method: str) -> None:
+    torch._dynamo.reset()
+    pool = create_pooling(method, channels=6, **OPTIONS.get(method, {}))
+    model = nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU(), pool, nn.Linear(pool.out_features, 3))
+    compiled = torch.compile(model, backend="aot_eager")
+    x = torch.randn(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    results = []
+    for function in (model, compiled):
+        logits = function(x)
+        results.append((logits, *torch.autograd.grad(logits.pow(2).sum(), list(model.parameters()))))
+    for eager, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, eager)
+
+
+@pytest.mark.parametrize("method", list_poolings())
+def test_a_whole_model_can_be_pickled_and_copied(method: str) -> None:
+    pool = create_pooling(method, channels=6, **OPTIONS.get(method, {}))
+    x = torch.rand(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    for other in (copy.deepcopy(pool), pickle.loads(pickle.dumps(pool))):
+        torch.testing.assert_close(other(x), pool(x), rtol=0, atol=0)
+
+
+def test_training_after_inference_mode() -> None:
+    x = torch.rand(2, 23, 5, 5, generator=torch.Generator().manual_seed(0))  # 23 channels: in no other test
+    with torch.inference_mode():
+        upper_triangle(covariance(x))
+    x.requires_grad_()
+    upper_triangle(covariance(x)).sum().backward()
+    assert x.grad is not None

@@ -1,0 +1,301 @@
+"""B-CNN and CBP: their definitions term by term, gradients, precision, seeds, and what the sketch approximates."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from fgvc.errors import ConfigError
+from fgvc.pooling.bilinear import BilinearPooling, CompactBilinearPooling
+from fgvc.pooling.layers import Pooling
+
+BUILD: dict[str, Callable[[int], Pooling]] = {
+    "bilinear": BilinearPooling,
+    "compact": lambda channels: CompactBilinearPooling(channels, out_features=24, seed=3),
+    "compact, more bins than pairs": lambda channels: CompactBilinearPooling(channels, out_features=211, seed=3),
+}
+every_layer = pytest.mark.parametrize("build", BUILD.values(), ids=BUILD.keys())
+
+
+def features(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def signed_root_and_norm(values: list[float]) -> Tensor:
+    """The two last steps number by number, on a vector that is not zero."""
+    roots = [math.copysign(math.sqrt(abs(y) + 1e-8), y) if y else 0.0 for y in values]
+    return torch.tensor(roots, dtype=torch.float64) / math.sqrt(sum(root * root for root in roots))
+
+
+def bilinear_by_loops(x: Tensor) -> Tensor:
+    """(C, H, W) -> (C^2,): the mean over locations of the outer products."""
+    columns = x.flatten(1).T.tolist()
+    pairs = [(i, j) for i in range(len(x)) for j in range(len(x))]
+    return signed_root_and_norm([sum(v[i] * v[j] for v in columns) / len(columns) for i, j in pairs])
+
+
+def sketch_by_loops(x: Tensor, pool: CompactBilinearPooling) -> list[float]:
+    """(C, H, W) -> D numbers: the sum over locations of the circular convolution of the two count sketches."""
+    bins = pool.out_features
+    total = [0.0] * bins
+    for location in x.flatten(1).T.tolist():
+        counts = [[0.0] * bins, [0.0] * bins]
+        for count, hashes, signs in zip(counts, pool.hashes.tolist(), pool.signs.tolist(), strict=True):
+            for value, place, sign in zip(location, hashes, signs, strict=True):
+                count[place] += sign * value
+        for k in range(bins):
+            total[k] += sum(counts[0][n] * counts[1][(k - n) % bins] for n in range(bins) if counts[0][n])
+    return total
+
+
+def sketch_by_fft(x: Tensor, pool: CompactBilinearPooling) -> Tensor:
+    """(B, C, H, W) -> (B, D): the published form."""
+    locations = x.flatten(2).mT  # (B, M, C)
+    spectra = []
+    for hashes, signs in zip(pool.hashes, pool.signs, strict=True):
+        matrix = torch.zeros(len(hashes), pool.out_features, dtype=x.dtype)
+        matrix[torch.arange(len(hashes)), hashes] = signs.to(x.dtype)
+        spectra.append(torch.fft.rfft(locations @ matrix))
+    convolved: Tensor = torch.fft.irfft(spectra[0] * spectra[1], n=pool.out_features)  # (B, M, D)
+    return convolved.sum(1)
+
+
+# The second scale makes the products about as large as the 1e-8 under the root, which shows whether they are averaged
+# or summed over the locations; at the first scale the norm hides that.
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_bilinear_is_the_mean_of_outer_products(scale: float, channels: int) -> None:
+    x = scale * features(3, channels, 2, 3)
+    expected = torch.stack([bilinear_by_loops(image) for image in x])
+    torch.testing.assert_close(BilinearPooling(channels)(x), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4])
+@pytest.mark.parametrize(("channels", "bins"), [(1, 8), (5, 1), (5, 7), (5, 8), (6, 64)])
+def test_compact_is_the_sum_of_circular_convolutions(scale: float, channels: int, bins: int) -> None:
+    pool, x = CompactBilinearPooling(channels, bins, seed=1), scale * features(3, channels, 2, 3)
+    sketches = [sketch_by_loops(image, pool) for image in x]
+    expected = torch.tensor(sketches, dtype=torch.float64)
+    torch.testing.assert_close(pool.sketch(x), expected, rtol=1e-10, atol=1e-14 * scale**2)
+    torch.testing.assert_close(pool(x), torch.stack([signed_root_and_norm(sketch) for sketch in sketches]))
+
+
+@pytest.mark.parametrize(("channels", "bins"), [(5, 1), (5, 8), (16, 101), (16, 8192)])
+def test_compact_agrees_with_the_published_fft_form(channels: int, bins: int) -> None:
+    pool = CompactBilinearPooling(channels, bins, seed=2)
+    x = features(2, channels, 3, 4).requires_grad_()
+    weights = features(2, bins, seed=1)
+    results = []
+    for sketch in (pool.sketch(x), sketch_by_fft(x, pool)):
+        results.append((sketch, *torch.autograd.grad((sketch * weights).sum(), x)))
+    for ours, published in zip(*results, strict=True):
+        torch.testing.assert_close(ours, published, rtol=1e-10, atol=1e-11)
+
+
+def test_bins_without_a_pair_are_exactly_zero() -> None:
+    pool = CompactBilinearPooling(4, out_features=512)
+    pairs = {(a + b) % 512 for a in pool.hashes[0].tolist() for b in pool.hashes[1].tolist()}
+    out = pool(features(2, 4, 3, 3, dtype=torch.float32))
+    assert {int(k) for k in out[0].nonzero()} == pairs
+
+
+@every_layer
+@pytest.mark.parametrize("channels", [1, 6])
+def test_width_dtype_and_norm(build: Callable[[int], Pooling], channels: int) -> None:
+    pool = build(channels)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        out = pool(features(3, channels, 4, 5, dtype=dtype))
+        assert out.shape == (3, pool.out_features)
+        assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(out.norm(dim=1), torch.ones_like(out[:, 0]))
+
+
+def test_default_width_of_the_sketch() -> None:
+    assert CompactBilinearPooling(3).out_features == 8192
+    assert CompactBilinearPooling(3)(features(2, 3, 2, 2)).shape == (2, 8192)
+
+
+@every_layer
+def test_half_precision_input_and_autocast_lose_nothing(build: Callable[[int], Pooling]) -> None:
+    pool = build(6)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        x = features(2, 6, 4, 5, dtype=dtype)
+        expected = pool(x.float())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            under_autocast = pool(x)
+        assert torch.equal(pool(x), expected) and torch.equal(under_autocast, expected)
+
+
+@every_layer
+def test_half_precision_gets_a_gradient_of_its_own_dtype(build: Callable[[int], Pooling]) -> None:
+    pool, weights = build(4), features(2, build(4).out_features, dtype=torch.float32)
+    x = features(2, 4, 3, 3, dtype=torch.bfloat16).requires_grad_()
+    full = x.detach().float().requires_grad_()
+    for leaf in (x, full):
+        (pool(leaf) * weights).sum().backward()
+    assert x.grad is not None and full.grad is not None and full.grad.abs().max() > 0.01
+    assert x.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(x.grad, full.grad.bfloat16())
+
+
+@every_layer
+def test_gradient_of_the_whole_layer(build: Callable[[int], Pooling]) -> None:
+    pool = build(4)
+    x = (0.5 + features(2, 4, 3, 3).abs()).requires_grad_()
+    # away from the jump of the sign: finite differences must not cross it, and empty bins stay exactly zero
+    sketch = pool.sketch(x) if isinstance(pool, CompactBilinearPooling) else x.flatten(2) @ x.flatten(2).mT
+    assert sketch[sketch != 0].abs().min() > 1e-2
+    assert gradcheck(pool, x)
+
+
+@every_layer
+def test_image_of_zeros_gives_zeros_and_a_zero_gradient(build: Callable[[int], Pooling]) -> None:
+    pool = build(4)
+    for dtype in (torch.float32, torch.float64):
+        x = features(3, 4, 3, 3, dtype=dtype)
+        x[1] = 0
+        x.requires_grad_()
+        out = pool(x)
+        (out * features(*out.shape, dtype=dtype)).sum().backward()
+        assert x.grad is not None and torch.equal(out[1], torch.zeros_like(out[1]))
+        assert torch.equal(x.grad[1], torch.zeros_like(x.grad[1]))
+        assert x.grad.isfinite().all() and x.grad[0].abs().max() > 0 and x.grad[2].abs().max() > 0
+        torch.testing.assert_close(out[::2], pool(x[::2]))
+
+
+@every_layer
+def test_silent_channel_keeps_the_gradient_finite(build: Callable[[int], Pooling]) -> None:
+    x = features(2, 4, 3, 3)
+    x[:, 2] = 0  # its products are exactly zero, where the slope of the root without its 1e-8 is infinite
+    x.requires_grad_()
+    build(4)(x).square()[:, ::2].sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all() and x.grad.abs().max() > 0
+
+
+@every_layer
+def test_memory_layout_does_not_matter(build: Callable[[int], Pooling]) -> None:
+    pool, x = build(5), features(2, 5, 4, 6)
+    wide = features(2, 10, 4, 12)
+    wide[:, ::2, :, ::2] = x
+    expected = pool(x)
+    for view in (x.contiguous(memory_format=torch.channels_last), wide[:, ::2, :, ::2], x.mT.contiguous().mT):
+        assert not view.is_contiguous() and torch.equal(view, x)
+        torch.testing.assert_close(pool(view), expected, rtol=1e-10, atol=1e-12)
+    # which location a feature vector comes from is lost by design
+    torch.testing.assert_close(pool(x.mT), expected, rtol=1e-10, atol=1e-12)
+
+
+@every_layer
+def test_empty_batch_and_one_location(build: Callable[[int], Pooling]) -> None:
+    pool = build(5)
+    empty = features(0, 5, 3, 3).requires_grad_()
+    out = pool(empty)
+    out.sum().backward()
+    assert out.shape == (0, pool.out_features) and empty.grad is not None and empty.grad.shape == empty.shape
+    x = features(2, 5, 1, 1)
+    for image, ours in zip(x, pool(x), strict=True):
+        if isinstance(pool, CompactBilinearPooling):
+            expected = signed_root_and_norm(sketch_by_loops(image, pool))
+        else:
+            expected = bilinear_by_loops(image)
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_images_of_a_batch_do_not_mix() -> None:
+    x = features(3, 5, 2, 3)
+    for build in BUILD.values():
+        pool = build(5)
+        torch.testing.assert_close(pool(x), torch.cat([pool(image[None]) for image in x]), rtol=1e-10, atol=1e-12)
+
+
+def test_seed_alone_decides_the_sketch() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = CompactBilinearPooling(64, 100, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    same, other = CompactBilinearPooling(64, 100, seed=5), CompactBilinearPooling(64, 100, seed=6)
+    assert torch.equal(one.hashes, same.hashes) and torch.equal(one.signs, same.signs)
+    assert not torch.equal(one.hashes, other.hashes) and not torch.equal(one.signs, other.signs)
+
+
+def test_hashes_fill_the_bins_and_signs_are_fair() -> None:
+    pool = CompactBilinearPooling(4000, out_features=10)
+    for hashes, signs in zip(pool.hashes, pool.signs, strict=True):
+        counts = torch.bincount(hashes, minlength=10)
+        assert len(counts) == 10
+        assert (counts - 400).abs().max() < 5 * math.sqrt(4000 * 0.1 * 0.9)
+        assert signs.unique().tolist() == [-1, 1] and abs(signs.sum(dtype=torch.int64)) < 5 * math.sqrt(4000)
+    # the two sketches are drawn apart, otherwise the estimate below is biased
+    assert (pool.hashes[0] == pool.hashes[1]).sum() < 600 and (pool.signs[0] == pool.signs[1]).sum() < 2400
+
+
+def test_state_dict_carries_the_sketch_to_another_seed() -> None:
+    x = features(2, 5, 3, 3)
+    saved, loaded = CompactBilinearPooling(5, 32, seed=0), CompactBilinearPooling(5, 32, seed=1)
+    assert not torch.allclose(saved(x), loaded(x))
+    loaded.load_state_dict(saved.state_dict())
+    assert torch.equal(saved(x), loaded(x))
+    assert not list(saved.parameters()) and set(saved.state_dict()) == {"hashes", "signs"}
+    for convert in (torch.nn.Module.half, torch.nn.Module.bfloat16, torch.nn.Module.double):
+        assert torch.equal(convert(loaded)(x), saved(x))
+
+
+@pytest.mark.parametrize("bins", [16, 64])
+def test_inner_product_of_sketches_estimates_that_of_the_second_moments(bins: int) -> None:
+    x, y = features(2, 4, 2, 3).abs()  # positive, so that a sketch without signs would be far too large
+    moments = [(z.flatten(1) @ z.flatten(1).T) for z in (x, y)]
+    exact = (moments[0] * moments[1]).sum()
+    draws = 2000
+    estimates = torch.stack(
+        [
+            (a * b).sum()
+            for a, b in (CompactBilinearPooling(4, bins, seed).sketch(torch.stack([x, y])) for seed in range(draws))
+        ]
+    )
+    # Avron, Nguyen, Woodruff, NIPS 2014: for degree 2 the variance is at most (2 + 3^2) / D times the squared norms
+    variance = 11 / bins * moments[0].square().sum() * moments[1].square().sum()
+    tolerance = 4 * math.sqrt(variance / draws)
+    assert tolerance < 0.1 * exact
+    assert abs(estimates.mean() - exact) < tolerance
+    assert 0 < estimates.var() < variance
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: BilinearPooling(0), "channels .* at least 1, got 0"),
+        (lambda: BilinearPooling(2.0), "channels .* got 2.0"),  # type: ignore[arg-type]
+        (lambda: BilinearPooling(True), "channels .* got True"),
+        (lambda: CompactBilinearPooling(-1), "channels .* got -1"),
+        (lambda: CompactBilinearPooling(4, out_features=0), "out_features .* at least 1, got 0"),
+        (lambda: CompactBilinearPooling(4, out_features="8192"), "out_features .* got '8192'"),  # type: ignore[arg-type]
+        (lambda: CompactBilinearPooling(4, seed=0.5), "seed .* got 0.5"),  # type: ignore[arg-type]
+        (lambda: CompactBilinearPooling(4, seed=None), "seed .* got None"),  # type: ignore[arg-type]
+        (lambda: CompactBilinearPooling(4, seed=-1), "seed .* at least 0, got -1"),
+        (lambda: CompactBilinearPooling(4, seed=2**64), "seed must be below"),
+    ],
+)
+def test_settings_out_of_range_are_named(build: Callable[[], Pooling], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build()
+
+
+def test_smallest_and_largest_settings_work() -> None:
+    assert BilinearPooling(1).out_features == 1
+    for seed in (0, 2**64 - 1):
+        assert CompactBilinearPooling(1, out_features=1, seed=seed)(features(1, 1, 1, 1)).abs().item() == 1
+
+
+@every_layer
+def test_features_that_do_not_fit_are_refused(build: Callable[[int], Pooling]) -> None:
+    pool = build(4)
+    with pytest.raises(ValueError, match=r"built for 4 channels, got features of shape \(2, 3, 5, 5\)"):
+        pool(features(2, 3, 5, 5))
+    with pytest.raises(ValueError, match="no locations"):
+        pool(features(2, 4, 0, 5))
+    with pytest.raises(TypeError, match="floating-point"):
+        pool(torch.ones(2, 4, 3, 3, dtype=torch.int64))

@@ -1,0 +1,256 @@
+"""Every spectral layer under the contract of `spectral_contract.py`, and what distinguishes the gradient rules."""
+
+import runpy
+from pathlib import Path
+
+import mpmath
+import pytest
+import torch
+from mpmath import mpf
+from spectral_contract import Reference, SpectralContract, Values, random, relative, rotated
+
+from fgvc.spectral import (
+    GRADIENTS,
+    LOG,
+    SCALED_SQRT,
+    SQRT,
+    AmplifiedSquareRoot,
+    Power,
+    matrix_log,
+    matrix_power,
+    matrix_sqrt,
+    newton,
+    power_iteration,
+    scaling_eigen_branch,
+    seb_spectral,
+    spectral_map,
+    taylor,
+    trunc,
+)
+from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
+from fgvc.spectral.rules import Spectrum, pade_ratio
+
+
+def square_root(lam: Values) -> Values:
+    return [mpmath.sqrt(x) for x in lam]
+
+
+def seb(lam: Values) -> Values:
+    """(1 + ||Q E^T||_F) Q of [T-PAMI 2022], entrywise in the common eigenbasis of Q and E."""
+    t = mpmath.norm([mpmath.sqrt(x) * mpmath.exp(-x) for x in lam])
+    return [(1 + t) * mpmath.sqrt(x) for x in lam]
+
+
+def amplified(lam: Values) -> Values:
+    mean = mpmath.fsum(lam) / len(lam)
+    return [mpmath.sqrt(x) * (1 + 2 * mpmath.exp(-x / mean)) for x in lam]
+
+
+def coupled_iteration(lam: Values) -> Values:
+    """Ten steps of the coupled iteration of [CVPR 2018] on each eigenvalue."""
+    tau = mpmath.fsum(lam)
+    images = []
+    for x in lam:
+        y, z = x / tau, mpf(1)
+        for _ in range(10):
+            t = (3 - z * y) / 2
+            y, z = y * t, t * z
+        images.append(mpmath.sqrt(tau) * y)
+    return images
+
+
+def plain(high: mpf, low: mpf) -> mpf:
+    return 1 / (high - low) if high != low else mpf(0)
+
+
+def geometric(terms: int) -> object:
+    return lambda high, low: mpmath.fsum((low / high) ** k for k in range(terms)) / high
+
+
+class TestExactSquareRoot(SpectralContract):
+    f, gradient, reference = SQRT, "exact", Reference(square_root)
+
+
+class TestExactScalingEigenBranch(SpectralContract):
+    f, gradient, reference = SCALED_SQRT, "exact", Reference(seb)
+
+
+class TestExactAmplifiedRoot(SpectralContract):
+    f, gradient, reference = AmplifiedSquareRoot(2.0), "exact", Reference(amplified)
+
+
+class TestExactPower(SpectralContract):
+    f, gradient, reference = Power(0.3), "exact", Reference(lambda lam: [x ** mpf(0.3) for x in lam])
+
+
+class TestExactNegativePower(SpectralContract):
+    f, gradient, reference = Power(-0.5), "exact", Reference(lambda lam: [1 / mpmath.sqrt(x) for x in lam])
+
+
+class TestExactLogarithm(SpectralContract):
+    f, gradient, reference = LOG, "exact", Reference(lambda lam: [mpmath.log(x) for x in lam])
+
+
+class TestExactTruncation(SpectralContract):
+    f, gradient, keep, reference = SQRT, "exact", 2, Reference(square_root, keep=2)
+    gap_rounding = 8  # the last kept against the first dropped eigenvalue
+
+
+class TestOrdinary(SpectralContract):
+    f, gradient, reference, gap_rounding = SQRT, "ordinary", Reference(square_root, plain), 8
+
+
+class TestOrdinaryScalingEigenBranch(SpectralContract):
+    f, gradient, reference, gap_rounding = SCALED_SQRT, "ordinary", Reference(seb, plain), 8
+
+
+class TestTrunc(SpectralContract):
+    f, gradient, gap_rounding = SQRT, "trunc", 8
+    reference = Reference(square_root, lambda high, low: min(plain(high, low), mpf(1e10)))
+
+
+class TestTaylor(SpectralContract):
+    f, gradient, reference, gap_rounding = SQRT, "taylor", Reference(square_root, geometric(101)), 8
+
+
+class TestTruncatedTaylor(SpectralContract):
+    f, gradient, keep, gap_rounding = SQRT, "taylor", 2, 8
+    reference = Reference(square_root, geometric(101), keep=2)
+
+
+class TestPade(SpectralContract):
+    # the approximant is 1 / (1 - r) itself up to 1e-20; in float64 P and Q are known to about 1e-16 / (1 - r)
+    f, gradient, reference, gap_rounding = SQRT, "pade", Reference(square_root, plain), 100
+
+
+class TestPowerIteration(SpectralContract):
+    f, gradient, reference, gap_rounding = SQRT, "power_iteration", Reference(square_root, geometric(20)), 8
+
+
+class TestNewton(SpectralContract):
+    f, gradient, reference = SQRT, "newton", Reference(square_root, backward_f=coupled_iteration)
+
+
+class TestTopNPublished(SpectralContract):
+    f, gradient, keep, gap_rounding = SQRT, "topn_published", 2, 8
+    reference = Reference(square_root, plain, keep=2, leak=True)
+    is_derivative = False
+
+
+def test_every_rule_is_under_the_contract() -> None:
+    assert {contract.gradient for contract in SpectralContract.__subclasses__()} == set(GRADIENTS)
+
+
+def loewner(gradient: str, eigenvalues: list[float]) -> torch.Tensor:
+    lam = torch.tensor([eigenvalues], dtype=torch.float64)
+    return GRADIENTS[gradient](SQRT, Spectrum(lam)).off_diagonal[0]
+
+
+@pytest.mark.parametrize("r", [0.0, 0.1, 0.5, 0.9, 0.99, 0.999, 1 - 1e-6, 1 - 1e-9, 1 - 1e-12])
+def test_k_rules_miss_the_exact_gradient_by_their_analytic_error(r: float) -> None:
+    lam = [3 * r, 3.0]
+    exact = loewner("exact", lam)[0, 1]
+    rounding = 100 * 2**-53 / (1 - r)
+    # 1 - (1 - r) sum_{k < n} r^k = r^n; the power of a rounded r carries n roundings
+    for gradient, missing in (("taylor", r**101), ("power_iteration", r**20), ("ordinary", 0.0), ("pade", 0.0)):
+        error = 1 - float(loewner(gradient, lam)[0, 1] / exact)
+        assert error == pytest.approx(missing, abs=rounding + 1e-13), gradient
+    gap = lam[1] - lam[0]
+    assert 1 - float(loewner("trunc", lam)[0, 1] / exact) == pytest.approx(max(1 - 1e10 * gap, 0), abs=rounding)
+
+
+@pytest.mark.parametrize("gradient", ["ordinary", "trunc", "taylor", "pade", "power_iteration"])
+def test_published_rules_lose_what_a_tie_carries(gradient: str) -> None:
+    assert loewner(gradient, [2.0, 2.0])[0, 1] == 0
+    assert loewner("exact", [2.0, 2.0])[0, 1] == pytest.approx(1 / (2 * 2**0.5))
+
+
+def test_pade_ratio_against_the_function_it_approximates() -> None:
+    r = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999], dtype=torch.float64)
+    error = (pade_ratio(r) * (1 - r) - 1).abs()
+    assert (error < 20 * 2**-53 / (1 - r)).all()
+    # the common factor of P and Q is lost at r = 1: Q(1) is zero in float64, and the rule must not divide by it
+    assert pade_ratio(torch.ones(2, 3, dtype=torch.float64)).tolist() == [[0.0] * 3] * 2
+
+
+def test_pade_coefficients_are_those_of_the_script() -> None:
+    path = Path(__file__).resolve().parents[1] / "tools" / "pade_coefficients.py"
+    tool = runpy.run_path(str(path))
+    numerator, denominator = tool["coefficients"]()
+    assert (tuple(numerator), tuple(denominator)) == (NUMERATOR, DENOMINATOR)
+
+
+def test_power_of_one_half_is_the_square_root_and_minus_one_half_whitens() -> None:
+    s = rotated([0.1, 0.35, 0.8, 2.0])
+    torch.testing.assert_close(matrix_power(s, 0.5), matrix_sqrt(s))
+    white = matrix_power(s, -0.5)
+    torch.testing.assert_close(white @ s @ white, torch.eye(4, dtype=torch.float64)[None])
+
+
+def test_logarithm_undoes_the_matrix_exponential() -> None:
+    a = random(2, 4, 4)
+    torch.testing.assert_close(matrix_log(torch.linalg.matrix_exp(a + a.mT)), a + a.mT)
+
+
+def test_spectral_branch_amplifies_small_eigenvalues_and_ignores_the_scale() -> None:
+    s = rotated([0.1, 0.35, 0.8, 2.0])
+    ours = torch.linalg.eigvalsh(seb_spectral(s))[0]
+    root = torch.linalg.eigvalsh(matrix_sqrt(s))[0]
+    released = torch.linalg.eigvalsh(scaling_eigen_branch(s))[0]
+    assert ((ours / root).diff() < -0.01).all()
+    torch.testing.assert_close(released / root, (released / root)[:1].expand(4))  # one scalar times the square root
+    torch.testing.assert_close(seb_spectral(9 * s), 3 * seb_spectral(s))
+
+
+def test_leak_of_the_published_truncation() -> None:
+    """The slope of sqrt at the floor, 0.5 eps^(-1/2), comes through for each dropped eigenvalue."""
+    s = rotated([0.1, 0.35, 0.8, 2.0]).requires_grad_()
+    weights = random(1, 4, 4)
+    norms = []
+    for gradient in ("exact", "topn_published"):
+        (g,) = torch.autograd.grad((matrix_sqrt(s, gradient, keep=2) * weights).sum(), s)
+        norms.append(float(g.norm()))
+    assert norms[0] < 10
+    assert norms[1] > 0.1 * 0.5 * torch.finfo(torch.float64).eps ** -0.5
+
+
+@pytest.mark.parametrize(
+    ("factory", "value"),
+    [
+        (trunc, 0.0),
+        (trunc, float("nan")),
+        (taylor, -1),
+        (power_iteration, 0),
+        (newton, 0),
+        (Power, 0.0),
+        (Power, float("inf")),
+        (AmplifiedSquareRoot, -1.0),
+    ],
+)
+def test_factories_refuse_values_out_of_range(factory: object, value: float) -> None:
+    with pytest.raises(ValueError, match=r"must be .*got"):
+        factory(value)  # type: ignore[operator]
+
+
+def test_rules_with_other_parameters_are_taken_as_they_are() -> None:
+    s = rotated([0.1, 1.0]).requires_grad_()
+    weights = random(1, 2, 2)
+    few, many, exact = (
+        torch.autograd.grad((matrix_sqrt(s, gradient) * weights).sum(), s)[0]
+        for gradient in (taylor(degree=1), taylor(degree=30), "exact")
+    )
+    assert relative(few, exact) > 1e-4 > 1e-12 > relative(many, exact)
+
+
+def test_combinations_without_meaning_are_refused() -> None:
+    s = rotated([0.1, 1.0])
+    with pytest.raises(ValueError, match="give keep=N"):
+        matrix_sqrt(s, "topn_published")
+    with pytest.raises(ValueError, match="square root of all eigenvalues"):
+        scaling_eigen_branch(s, "newton")
+    with pytest.raises(ValueError, match="square root of all eigenvalues"):
+        matrix_sqrt(s, "newton", keep=1)
+    with pytest.raises(ValueError, match="keep must be at least 1"):
+        matrix_sqrt(s, keep=0)
+    with pytest.raises(ValueError, match=", ".join(GRADIENTS)):
+        spectral_map(s, SQRT, "magic")
