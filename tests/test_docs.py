@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from fgvc import spectral
+from fgvc.pooling import list_poolings, pooling_label
+from fgvc.spectral import GRADIENTS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -21,3 +25,19 @@ def test_links_and_names(page: Path) -> None:
         for names in re.findall(rf"(?<![\w.]){group}=([\w,]+)", text):
             for name in names.split(","):
                 assert (ROOT / "configs" / group / f"{name}.yaml").is_file(), f"{group}={name}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=str)
+def test_python_examples_run(page: Path) -> None:
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)):
+        exec(compile(block, f"{page.name}, example {number + 1}", "exec"), {"__name__": "example"})
+
+
+def test_the_tables_of_the_spectral_page_are_complete() -> None:
+    text = (ROOT / "docs" / "spectral.md").read_text(encoding="utf-8")
+    for name in list_poolings():
+        assert f"| `{name}` | {pooling_label(name)} | " in text, name
+    for name in GRADIENTS:
+        assert f"`\"{name}\"`" in text, name
+    for name in spectral.__all__:
+        assert name in text or name in ("EIGENVALUE_FLOOR", "GRADIENTS", "EigenvalueMap", "GradientRule"), name

@@ -80,7 +80,7 @@ class ScaledSquareRoot:
         return _sqrt_divided_differences(lam, first).mul_(1 + seb_scale(lam)[..., None])
 
 
-def _pairs(lam: Tensor, first: int) -> tuple[Tensor, Tensor]:
+def high_and_low(lam: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
     """The larger and the smaller of each two eigenvalues from `first` on, two of (B, n, n)."""
     part = lam[:, first:]
     return torch.maximum(part[:, :, None], part[:, None, :]), torch.minimum(part[:, :, None], part[:, None, :])
@@ -118,7 +118,7 @@ class AmplifiedSquareRoot:
 
     def divided_differences(self, lam: Tensor, first: int) -> Tensor:
         c, part, mean = self.amplification, lam[:, first:], lam.mean(dim=-1, keepdim=True)
-        high, low = _pairs(lam, first)
+        high, low = high_and_low(lam, first)
         gap = (high - low) / mean[..., None]
         # (exp(-a/m) - exp(-b/m)) / (a - b) without cancellation: -exp(-b/m) (1 - exp(-g)) / (g m), g = (a - b) / m
         quotient = torch.where(gap == 0, 1, -torch.expm1(-gap) / torch.where(gap == 0, 1, gap))
@@ -130,7 +130,7 @@ class AmplifiedSquareRoot:
 
 def _log_ratio(lam: Tensor, first: int) -> tuple[Tensor, Tensor]:
     """log(low / high) <= 0 and high for each two eigenvalues from `first` on, accurate for close and distant ones."""
-    high, low = _pairs(lam, first)
+    high, low = high_and_low(lam, first)
     ratio = low / high
     return torch.where(ratio > 0.5, torch.log1p((low - high) / high), torch.log(ratio)), high
 

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgvc.spectral.maps import EIGENVALUE_FLOOR, SQRT, EigenvalueMap, NewtonSchulzRoot
+from fgvc.spectral.maps import EIGENVALUE_FLOOR, SQRT, EigenvalueMap, NewtonSchulzRoot, high_and_low
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
-from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle_pairs
+from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,14 @@ def exact(f: EigenvalueMap, spectrum: Spectrum) -> Loewner:
 
 
 ReciprocalGap = Callable[[Tensor, Tensor], Tensor]
-"""K~: (high, low), eigenvalues of one shape with high >= low > 0 -> approximation of 1 / (high - low), of that shape.
-What it gives for a tie must be finite; it is multiplied by f(high) - f(low) = 0."""
+"""K~: (high, low), symmetric matrices (B, n, n) of the larger and the smaller of each two eigenvalues, high >= low > 0
+-> approximation of 1 / (high - low), (B, n, n). For a tie it must be finite; f(high) - f(low) = 0 multiplies it."""
+
+
+def _row_is_higher(value: Tensor) -> Tensor:
+    """1 below the diagonal, -1 above it, (n, n) for value (B, n)."""
+    ones = value.new_ones(value.shape[-1], value.shape[-1])
+    return ones.tril_().mul_(2).sub_(1)
 
 
 @dataclass(frozen=True)
@@ -120,10 +126,12 @@ class PublishedChain:
         if self.leak and spectrum.keep is None:
             raise ValueError("gradient 'topn_published' belongs to a truncation: give keep=N")
         lam = spectrum.clipped
-        low, high = upper_triangle_pairs((lam if self.leak else spectrum.clamped)[:, spectrum.first :])
-        low_value, high_value = upper_triangle_pairs(f.value(lam)[:, spectrum.first :])
-        loewner = self.reciprocal_gap(high, low).mul_(high_value.sub_(low_value))
-        off_diagonal = symmetric_from_triangle(loewner, lam.shape[-1] - spectrum.first)
+        points = (lam if self.leak else spectrum.clamped)[:, spectrum.first :]
+        value = f.value(lam)[:, spectrum.first :]
+        high, low = high_and_low(points)
+        # f(high) - f(low): the eigenvalues ascend, so below the diagonal the row has the higher one
+        rise = (value[:, :, None] - value[:, None, :]).mul_(_row_is_higher(value))
+        off_diagonal = self.reciprocal_gap(high, low).mul_(rise)
         if self.leak or spectrum.keep is None:
             return Loewner(off_diagonal, lambda v: f.pullback(lam, v))
         return Loewner(off_diagonal, lambda v: f.pullback(lam, v) * spectrum.kept)
@@ -165,7 +173,9 @@ def pade_ratio(r: Tensor) -> Tensor:
 
 
 def _pade(high: Tensor, low: Tensor) -> Tensor:
-    return pade_ratio(low / high).div_(high)
+    # one triangle is enough: this is the one approximation that costs more than a pass or two over its numbers
+    ratio = pade_ratio(upper_triangle(low).div_(upper_triangle(high)))
+    return symmetric_from_triangle(ratio, high.shape[-1]).div_(high)
 
 
 def trunc(limit: float = 1e10) -> GradientRule:

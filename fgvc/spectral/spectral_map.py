@@ -52,9 +52,9 @@ def map_forward(matrix: Tensor, layer: SpectralLayer) -> tuple[Tensor, Tensor, T
 
 def map_backward(grad: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, layer: SpectralLayer) -> Tensor:
     """dLoss/dS (B, d, d), symmetric, for a symmetric G = dLoss/dF (B, d, d): U inner U^T, see fgvc.spectral.rules."""
-    projected = eigenvectors.mT @ grad
+    projected = grad @ eigenvectors
     del grad
-    projected = projected @ eigenvectors  # P
+    projected = eigenvectors.mT @ projected  # P
     loewner = layer.rule(layer.f, Spectrum(eigenvalues, layer.keep))
     diagonal = loewner.pullback(projected.diagonal(dim1=-2, dim2=-1))
     inner = loewner.off_diagonal.mul_(projected)

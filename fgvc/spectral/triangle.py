@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-Positions = tuple[Tensor, Tensor, Tensor, Tensor]
+Positions = tuple[Tensor, Tensor]
 _cache: dict[tuple[int, torch.device], Positions] = {}
 
 
@@ -11,8 +11,8 @@ def _positions(d: int, device: torch.device) -> Positions:
     """Index tensors of the upper triangle, row by row, of a (d, d) matrix.
 
     Returns:
-        row and column of each of its entries, where each stands in the flattened matrix, all (d (d + 1) / 2,), and
-        where each entry of the flattened symmetric matrix stands in the triangle, (d * d,).
+        where each of its entries stands in the flattened matrix, (d (d + 1) / 2,), and where each entry of the
+        flattened symmetric matrix stands in the triangle, (d * d,).
     """
     if (d, device) in _cache:
         return _cache[d, device]
@@ -22,7 +22,7 @@ def _positions(d: int, device: torch.device) -> Positions:
         low, high = torch.minimum(index[:, None], index), torch.maximum(index[:, None], index)
         # row `low` of the triangle begins after low rows of lengths d, d - 1, ...
         from_triangle = low * d - low * (low - 1) // 2 + high - low
-        positions = rows, columns, rows * d + columns, from_triangle.flatten()
+        positions = rows * d + columns, from_triangle.flatten()
     if type(rows) is Tensor:  # not one of those that stand for it while a model is traced
         _cache[d, device] = positions
     return positions
@@ -39,15 +39,9 @@ def upper_triangle(matrix: Tensor) -> Tensor:
     Returns:
         (B, d (d + 1) / 2), same dtype.
     """
-    return matrix.flatten(-2).index_select(-1, _positions(matrix.shape[-1], matrix.device)[2])
+    return matrix.flatten(-2).index_select(-1, _positions(matrix.shape[-1], matrix.device)[0])
 
 
 def symmetric_from_triangle(vector: Tensor, d: int) -> Tensor:
     """The symmetric matrix with this upper triangle: (B, d (d + 1) / 2) -> (B, d, d), same dtype."""
-    return vector.index_select(-1, _positions(d, vector.device)[3]).view(*vector.shape[:-1], d, d)
-
-
-def upper_triangle_pairs(values: Tensor) -> tuple[Tensor, Tensor]:
-    """v_i and v_j for each entry (i, j), i <= j, of the upper triangle: (B, n) -> two of (B, n (n + 1) / 2)."""
-    rows, columns, _, _ = _positions(values.shape[-1], values.device)
-    return values.index_select(-1, rows), values.index_select(-1, columns)
+    return vector.index_select(-1, _positions(d, vector.device)[1]).view(*vector.shape[:-1], d, d)
