@@ -1,5 +1,6 @@
 """Saved runs as tables and figures. Reads what runs wrote; computes nothing on images or models."""
 
+from fgvc.reporting.loewner_plot import gradients_markdown, loewner_figure, write_loewner_figure
 from fgvc.reporting.published import load_published
 from fgvc.reporting.render import markdown_table, to_csv, to_latex, to_markdown
 from fgvc.reporting.spectra_plot import plot_eigenvalues, spectra_figure, spectra_markdown, write_spectra_figure
@@ -11,7 +12,9 @@ __all__ = [
     "MethodStyle",
     "accuracy_table",
     "figure_style",
+    "gradients_markdown",
     "load_published",
+    "loewner_figure",
     "markdown_table",
     "method_order",
     "method_style",
@@ -22,5 +25,6 @@ __all__ = [
     "to_csv",
     "to_latex",
     "to_markdown",
+    "write_loewner_figure",
     "write_spectra_figure",
 ]

@@ -5,6 +5,9 @@
 Two paths with one result. With M >= d locations the covariance itself is decomposed. With fewer, S = U diag(l) U^T has
 rank r <= M - 1 and the M x M Gram matrix Xc^T Xc / M = V diag(l) V^T gives it in O(M^3) instead of O(d^3): U = Xc V
 / sqrt(M l), F(S) = f_0 I + U (f(l) - f_0) U^T with f_0 the value of a null eigenvalue.
+
+Everything but the eigendecomposition goes part by part of the batch: on a CPU its temporaries then stay in the cache,
+and only one part's exist at a time.
 """
 
 import math
@@ -24,25 +27,26 @@ from fgvc.spectral.spectral_map import SpectralLayer, map_backward, map_forward,
 from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle
 
 
-def covariance_in_parts(x: Tensor) -> Tensor:
-    """As `covariance`, without a float64 copy of all the features: (B, d, ...) -> (B, d, d) float64."""
+def is_thin(x: Tensor) -> bool:
+    """Whether (B, d, ...) has fewer locations than channels."""
+    return math.prod(x.shape[2:]) < x.shape[1]
+
+
+def batch_gram(x: Tensor, *, thin: bool) -> Tensor:
+    """Xc^T Xc / M (B, M, M) if `thin`, else the covariance Xc Xc^T / M (B, d, d), float64, of features (B, d, ...)."""
     d, locations = x.shape[1], math.prod(x.shape[2:])
-    result = torch.empty(len(x), d, d, dtype=torch.float64, device=x.device)
-    for part in batch_parts(len(x), math.prod(x.shape[1:]), x.device):
+    size = locations if thin else d
+    result = torch.empty(len(x), size, size, dtype=torch.float64, device=x.device)
+    for part in batch_parts(len(x), d * locations, x.device):
         features = centred(x[part])
-        torch.bmm(features, features.mT, out=result[part])
+        left, right = (features.mT, features) if thin else (features, features.mT)
+        torch.bmm(left, right, out=result[part])
     return result.div_(locations)
 
 
-def features_gradient(matrix_gradient: Tensor, x: Tensor) -> Tensor:
-    """dLoss/dx = 2 dLoss/dS Xc / M, of the shape and dtype of x, for a symmetric dLoss/dS (B, d, d)."""
-    result = torch.empty_like(x, memory_format=torch.contiguous_format)
-    scale = 2 / math.prod(x.shape[2:])
-    # centring again costs less than keeping the float64 features from the forward pass would
-    for part in batch_parts(len(x), math.prod(x.shape[1:]), x.device):
-        gradient = torch.bmm(matrix_gradient[part], centred(x[part]).mul_(scale))
-        result[part] = gradient.view(result[part].shape)
-    return result
+def empty_descriptor(x: Tensor) -> Tensor:
+    """Room for the upper triangles of d x d matrices, (B, d (d + 1) / 2), for features (B, d, ...)."""
+    return torch.empty(len(x), x.shape[1] * (x.shape[1] + 1) // 2, dtype=result_dtype(x), device=x.device)
 
 
 def symmetric_gradient(triangle_gradient: Tensor, d: int) -> Tensor:
@@ -53,27 +57,31 @@ def symmetric_gradient(triangle_gradient: Tensor, d: int) -> Tensor:
     return gradient
 
 
-def thin_forward(x: Tensor, layer: SpectralLayer) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """F(S) (B, d, d) from the Gram matrix, and what the backward pass needs: l (B, r), U (B, d, r), V (B, M, r).
+def features_gradient(matrix_gradient: Tensor, x: Tensor) -> Tensor:
+    """dLoss/dXc = 2 dLoss/dS Xc / M (B, d, M) float64 for a symmetric dLoss/dS (B, d, d).
 
-    r = M - 1. Directions of an eigenvalue below the numerical rank, l <= d eps l_max, count as null: l = 0, U = 0.
+    It needs no centring: its rows sum to zero as those of Xc do.
     """
-    features = centred(x)  # (B, d, M)
-    d, locations = features.shape[1:]
-    eigenvalues, gram_vectors = symmetric_eigh(features.mT @ features / locations, layer.eigh_device)
-    eigenvalues, gram_vectors = eigenvalues[:, 1:], gram_vectors[:, :, 1:]  # the first is zero: centring took it
-    largest = eigenvalues[:, -1:] if locations > 1 else eigenvalues
-    nonzero = eigenvalues > d * torch.finfo(torch.float64).eps * largest
-    eigenvalues = torch.where(nonzero, eigenvalues, 0)
-    lengths = torch.where(nonzero, (locations * eigenvalues).rsqrt(), 0)
-    vectors = (features @ gram_vectors).mul_(lengths[:, None, :])  # U
-    del features
-    value = layer.f.value(Spectrum(_with_nulls(eigenvalues, d), layer.keep).clipped)
-    null_value = value[:, :1]
-    weights = value[:, d - locations + 1 :] - null_value
-    result = (vectors * weights[:, None, :]) @ vectors.mT
-    result.diagonal(dim1=-2, dim2=-1).add_(null_value)
-    return result, (eigenvalues, vectors, gram_vectors)
+    # centring again costs less than keeping the float64 features from the forward pass would
+    features = centred(x)
+    return torch.bmm(matrix_gradient, features.mul_(2 / features.shape[-1]))
+
+
+def thin_vectors(x: Tensor, eigenvalues: Tensor, gram_vectors: Tensor) -> Tensor:
+    """U = Xc V / sqrt(M l) (B, d, r), zero where l = 0, for l (B, r) and V (B, M, r)."""
+    features = centred(x)
+    lengths = torch.where(eigenvalues > 0, (features.shape[-1] * eigenvalues).rsqrt(), 0)
+    return torch.bmm(features, gram_vectors).mul_(lengths[:, None, :])
+
+
+def thin_spectrum(gram_eigenvalues: Tensor, d: int) -> Tensor:
+    """l (B, M - 1) from the eigenvalues of the Gram matrix (B, M), ascending.
+
+    The first one is left out: centring made it zero. Those up to the numerical rank, d eps l_max, count as null.
+    """
+    eigenvalues = gram_eigenvalues[:, 1:]
+    threshold = d * torch.finfo(torch.float64).eps * gram_eigenvalues[:, -1:]
+    return torch.where(eigenvalues > threshold.clamp(min=0), eigenvalues, 0)
 
 
 def _with_nulls(eigenvalues: Tensor, d: int) -> Tensor:
@@ -81,23 +89,33 @@ def _with_nulls(eigenvalues: Tensor, d: int) -> Tensor:
     return torch.nn.functional.pad(eigenvalues, (d - eigenvalues.shape[1], 0))
 
 
-def thin_backward(grad: Tensor, saved: tuple[Tensor, Tensor, Tensor], layer: SpectralLayer) -> Tensor:
+def thin_forward(eigenvalues: Tensor, vectors: Tensor, layer: SpectralLayer) -> Tensor:
+    """F(S) (B, d, d) from l (B, r) and U (B, d, r)."""
+    d, rank = vectors.shape[1:]
+    value = layer.f.value(Spectrum(_with_nulls(eigenvalues, d), layer.keep).clipped)
+    null_value = value[:, :1]
+    result = torch.bmm(vectors * (value[:, d - rank :] - null_value)[:, None, :], vectors.mT)
+    result.diagonal(dim1=-2, dim2=-1).add_(null_value)
+    return result
+
+
+def thin_backward(
+    grad: Tensor, eigenvalues: Tensor, vectors: Tensor, gram_vectors: Tensor, layer: SpectralLayer
+) -> Tensor:
     """dLoss/dXc (B, d, M) for a symmetric G = dLoss/dF (B, d, d).
 
     dLoss/dXc = 2 dLoss/dS Xc / M with Xc = U diag(sqrt(M l)) V^T, so only dLoss/dS U is needed:
     dLoss/dS U = U (L o P) + (G U - U P) diag(c), P = U^T G U, c_j = L between a null eigenvalue and l_j.
     All null eigenvalues are equal, so one of them stands for all; their own block never reaches the features.
     """
-    eigenvalues, vectors, gram_vectors = saved
     d, rank, locations = vectors.shape[1], vectors.shape[2], gram_vectors.shape[1]
-    grad_vectors = grad @ vectors  # G U, (B, d, r)
-    projected = vectors.mT @ grad_vectors  # P, (B, r, r)
+    grad_vectors = torch.bmm(grad, vectors)  # G U, (B, d, r)
+    projected = torch.bmm(vectors.mT, grad_vectors)  # P, (B, r, r)
     diagonal = projected.diagonal(dim1=-2, dim2=-1)
     null = d - rank - 1  # index of the null eigenvalue that stands for all
     loewner = layer.rule(layer.f, Spectrum(_with_nulls(eigenvalues, d), layer.keep, first=null))
     all_diagonal = _with_nulls(diagonal, d)
     all_diagonal[:, null] = grad.diagonal(dim1=-2, dim2=-1).sum(-1) - diagonal.sum(-1)
-    del grad
     to_null = loewner.off_diagonal[:, 0, 1:]  # c
     own = loewner.pullback(all_diagonal)[:, null + 1 :] - diagonal * to_null
     inner = loewner.off_diagonal[:, 1:, 1:].sub_(to_null[:, None, :]).mul_(projected)
@@ -105,34 +123,45 @@ def thin_backward(grad: Tensor, saved: tuple[Tensor, Tensor, Tensor], layer: Spe
     scale = (eigenvalues / locations).sqrt() * 2  # 2 sqrt(M l) / M
     inner = inner * scale[:, None, :]
     grad_vectors.mul_((to_null * scale)[:, None, :])
-    return torch.baddbmm(grad_vectors, vectors, inner) @ gram_vectors.mT
+    return torch.bmm(torch.baddbmm(grad_vectors, vectors, inner), gram_vectors.mT)
 
 
 class _SpectralDescriptor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: SpectralLayer) -> Tensor:
-        ctx.layer = layer
-        ctx.thin = math.prod(x.shape[2:]) < x.shape[1]
-        if ctx.thin:
-            result, saved = thin_forward(x, layer)
-            ctx.like = x.shape, x.dtype
-            ctx.save_for_backward(*saved)
-        else:
-            result, eigenvalues, eigenvectors = map_forward(covariance_in_parts(x), layer)
-            ctx.save_for_backward(x, eigenvalues, eigenvectors)
-        return upper_triangle(result.to(result_dtype(x)))
+        d, thin = x.shape[1], is_thin(x)
+        eigenvalues, eigenvectors = symmetric_eigh(batch_gram(x, thin=thin), layer.eigh_device)
+        result = empty_descriptor(x)
+        if thin:
+            eigenvalues, eigenvectors = thin_spectrum(eigenvalues, d), eigenvectors[:, :, 1:]
+            vectors = eigenvectors.new_empty(len(x), d, eigenvectors.shape[-1])
+        for part in batch_parts(len(x), d * d, x.device):
+            if thin:
+                vectors[part] = thin_vectors(x[part], eigenvalues[part], eigenvectors[part])
+                matrix = thin_forward(eigenvalues[part], vectors[part], layer)
+            else:
+                matrix = map_forward(eigenvalues[part], eigenvectors[part], layer)
+            result[part] = upper_triangle(matrix.to(result.dtype))
+        ctx.layer, ctx.like = layer, (x.shape, x.dtype)
+        ctx.save_for_backward(eigenvalues, eigenvectors, vectors if thin else x)
+        ctx.thin = thin
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        if ctx.thin:
-            shape, dtype = ctx.like
-            saved = ctx.saved_tensors
-            features_grad = thin_backward(symmetric_gradient(grad, shape[1]), saved, ctx.layer)
-            return features_grad.to(dtype).view(shape), None
-        x, eigenvalues, eigenvectors = ctx.saved_tensors
-        matrix_grad = map_backward(symmetric_gradient(grad, x.shape[1]), eigenvalues, eigenvectors, ctx.layer)
-        return features_gradient(matrix_grad, x), None
+        eigenvalues, eigenvectors, vectors_or_x = ctx.saved_tensors
+        shape, dtype = ctx.like
+        result = torch.empty(shape, dtype=dtype, device=grad.device)
+        for part in batch_parts(shape[0], shape[1] ** 2, grad.device):
+            symmetric = symmetric_gradient(grad[part], shape[1])
+            values, vectors = eigenvalues[part], eigenvectors[part]
+            if ctx.thin:
+                gradient = thin_backward(symmetric, values, vectors_or_x[part], vectors, ctx.layer)
+            else:
+                gradient = features_gradient(map_backward(symmetric, values, vectors, ctx.layer), vectors_or_x[part])
+            result[part] = gradient.view(gradient.shape[0], *shape[1:])
+        return result, None
 
 
 def spectral_descriptor(

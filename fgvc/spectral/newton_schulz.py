@@ -15,7 +15,6 @@ E has to be kept. With fewer locations than channels, Z of the M x M Gram matrix
 sqrt(tau) Y(S / tau) = Xc Z(Xc^T Xc / (M tau)) Xc^T / (M sqrt(tau)).
 """
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fgvc.spectral.covariance import centred, check_features, covariance
-from fgvc.spectral.descriptor import covariance_in_parts, features_gradient, symmetric_gradient
+from fgvc.spectral.descriptor import batch_gram, empty_descriptor, features_gradient, is_thin, symmetric_gradient
 from fgvc.spectral.parts import batch_parts
 from fgvc.spectral.precision import check_square, result_dtype, without_autocast
 from fgvc.spectral.triangle import upper_triangle
@@ -79,25 +78,6 @@ def iterate_tangent(a: Tensor, residuals: list[Tensor], direction: Tensor, itera
     return tangent
 
 
-def _saved_forward(a: Tensor, iterations: int, iterate: Iterate) -> tuple[Tensor, Tensor]:
-    """P_N (B, n, n) and the residuals as one tensor (N - 1, B, n, n), computed part by part of the batch."""
-    result, residuals = torch.empty_like(a), a.new_empty(iterations - 1, *a.shape)
-    for part in batch_parts(len(a), a[0].numel() if len(a) else 1, a.device):
-        p, steps = iterate_forward(a[part], iterations, iterate)
-        result[part] = p
-        for step, e in enumerate(steps):
-            residuals[step, part] = e
-    return result, residuals
-
-
-def _saved_backward(a: Tensor, residuals: Tensor, grad: Tensor, iterate: Iterate) -> Tensor:
-    """dLoss/dA (B, n, n) for a symmetric dLoss/dP_N (B, n, n), computed part by part of the batch."""
-    result = torch.empty_like(a)
-    for part in batch_parts(len(a), a[0].numel() if len(a) else 1, a.device):
-        result[part] = iterate_tangent(a[part], [e[part] for e in residuals], grad[part], iterate)
-    return result
-
-
 def _trace(matrix: Tensor) -> Tensor:
     return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
 
@@ -114,85 +94,113 @@ def _safe(trace: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(positive, trace, 1), positive
 
 
-def sqrt_forward(matrix: Tensor, iterations: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """sqrt(tau) Y_N and what `sqrt_backward` needs, for symmetric S (B, d, d)."""
+def sqrt_forward(matrix: Tensor, iterations: int) -> tuple[Tensor, list[Tensor]]:
+    """F = sqrt(tau) Y_N of symmetric S (B, d, d), and what `sqrt_backward` needs beside S and F, each (B, d, d)."""
     trace, positive = _safe(_trace(matrix))
-    a = matrix / trace
-    y, residuals = _saved_forward(a, iterations, "y")
-    return y.mul_(torch.where(positive, trace.sqrt(), 0)), (a, residuals, trace, positive)
+    y, residuals = iterate_forward(matrix / trace, iterations, "y")
+    return y.mul_(torch.where(positive, trace.sqrt(), 0)), residuals
 
 
-def sqrt_backward(grad: Tensor, result: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+def sqrt_backward(grad: Tensor, matrix: Tensor, result: Tensor, residuals: list[Tensor]) -> Tensor:
     """dLoss/dS (B, d, d) for symmetric G = dLoss/dF (B, d, d), F = `result`."""
-    a, residuals, trace, positive = saved
-    to_a = _saved_backward(a, residuals, grad, "y")  # but for the factor sqrt(tau)
+    trace, positive = _safe(_trace(matrix))
     root = trace.sqrt()
+    a = matrix / trace
+    to_a = iterate_tangent(a, residuals, grad, "y")  # but for the factor sqrt(tau)
     through_trace = _dot(grad, result) / (2 * trace) - _dot(to_a, a) / root
     to_a.div_(root).diagonal(dim1=-2, dim2=-1).add_(through_trace[:, :, 0])
     return to_a.mul_(positive)
 
 
-def thin_forward(x: Tensor, iterations: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """sqrt(tau) Y_N of the covariance of x, (B, d, d), by way of the Gram matrix, and what `thin_backward` needs."""
-    features = centred(x)  # (B, d, M)
-    gram = features.mT @ features / features.shape[-1]
+def thin_forward(x: Tensor, gram: Tensor, iterations: int) -> tuple[Tensor, list[Tensor]]:
+    """F = sqrt(tau) Y_N of the covariance (B, d, d) from features (B, d, ...) and their Gram matrix (B, M, M).
+
+    Also what `thin_backward` needs beside the two, each (B, M, M): Z scaled so that F = Xc Z Xc^T, and the residuals.
+    """
     trace, positive = _safe(_trace(gram))
-    a = gram.div_(trace)
-    z, residuals = _saved_forward(a, iterations, "z")
-    z.mul_(torch.where(positive, trace.rsqrt() / features.shape[-1], 0))  # F = Xc Z Xc^T from here on
-    return features @ z @ features.mT, (features, z, a, residuals, trace, positive)
+    z, residuals = iterate_forward(gram / trace, iterations, "z")
+    features = centred(x)  # (B, d, M)
+    z = z.mul_(torch.where(positive, trace.rsqrt() / features.shape[-1], 0))
+    return torch.bmm(torch.bmm(features, z), features.mT), [z, *residuals]
 
 
-def thin_backward(grad: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+def thin_backward(grad: Tensor, x: Tensor, gram: Tensor, z: Tensor, residuals: list[Tensor]) -> Tensor:
     """dLoss/dXc (B, d, M) for symmetric G = dLoss/dF (B, d, d)."""
-    features, z, a, residuals, trace, positive = saved
+    trace, positive = _safe(_trace(gram))
+    a, features = gram / trace, centred(x)
     locations = features.shape[-1]
-    half = grad @ features
-    to_z = features.mT @ half  # gradient of the scaled Z
-    to_a = _saved_backward(a, residuals, to_z, "z").mul_(torch.where(positive, trace.rsqrt() / locations, 0))
+    half = torch.bmm(grad, features)
+    to_z = torch.bmm(features.mT, half)  # gradient of the scaled Z
+    to_a = iterate_tangent(a, residuals, to_z, "z").mul_(torch.where(positive, trace.rsqrt() / locations, 0))
     through_trace = -_dot(to_z, z) / (2 * trace) - _dot(to_a, a) / trace
     to_gram = to_a.div_(trace)
     to_gram.diagonal(dim1=-2, dim2=-1).add_(through_trace[:, :, 0])
-    return torch.baddbmm(half @ z, features, to_gram, beta=2, alpha=2 / locations)
+    return torch.baddbmm(torch.bmm(half, z), features, to_gram, beta=2, alpha=2 / locations)
+
+
+def _room(like: Tensor, count: int) -> Tensor:
+    """(B, n, n) for each of `count` matrices to keep, as one tensor (count, B, n, n)."""
+    return like.new_empty(count, *like.shape)
+
+
+def _keep(room: Tensor, part: slice, matrices: list[Tensor]) -> None:
+    for kept, matrix in zip(room, matrices, strict=True):
+        kept[part] = matrix
 
 
 class _NewtonSchulz(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, iterations: int) -> Tensor:
-        result, saved = sqrt_forward((matrix + matrix.mT) / 2, iterations)
-        ctx.save_for_backward(result, *saved)
+        symmetric = torch.lerp(matrix, matrix.mT, 0.5)
+        result, room = torch.empty_like(symmetric), _room(symmetric, iterations - 1)
+        for part in batch_parts(len(matrix), matrix.shape[-1] ** 2, matrix.device):
+            result[part], residuals = sqrt_forward(symmetric[part], iterations)
+            _keep(room, part, residuals)
+        ctx.save_for_backward(symmetric, result, room)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        result, *saved = ctx.saved_tensors
-        return sqrt_backward((grad + grad.mT) / 2, result, tuple(saved)), None
+        matrix, result, room = ctx.saved_tensors
+        gradient = torch.empty_like(matrix)
+        for part in batch_parts(len(matrix), matrix.shape[-1] ** 2, matrix.device):
+            symmetric = torch.lerp(grad[part], grad[part].mT, 0.5)
+            gradient[part] = sqrt_backward(symmetric, matrix[part], result[part], [e[part] for e in room])
+        return gradient, None
 
 
 class _NewtonSchulzDescriptor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, iterations: int) -> Tensor:
-        ctx.thin = math.prod(x.shape[2:]) < x.shape[1]
-        if ctx.thin:
-            result, saved = thin_forward(x, iterations)
-            ctx.like = x.shape, x.dtype
-            ctx.save_for_backward(*saved)
-        else:
-            result, saved = sqrt_forward(covariance_in_parts(x), iterations)
-            ctx.save_for_backward(x, result, *saved)
-        return upper_triangle(result.to(result_dtype(x)))
+        d, ctx.thin = x.shape[1], is_thin(x)
+        gram = batch_gram(x, thin=ctx.thin)
+        result, room = empty_descriptor(x), _room(gram, iterations)
+        for part in batch_parts(len(x), d * d, x.device):
+            if ctx.thin:
+                matrix, kept = thin_forward(x[part], gram[part], iterations)
+            else:
+                matrix, residuals = sqrt_forward(gram[part], iterations)
+                kept = [matrix, *residuals]
+            _keep(room, part, kept)
+            result[part] = upper_triangle(matrix.to(result.dtype))
+        ctx.save_for_backward(x, gram, room)
+        return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        if ctx.thin:
-            shape, dtype = ctx.like
-            features_grad = thin_backward(symmetric_gradient(grad, shape[1]), ctx.saved_tensors)
-            return features_grad.to(dtype).view(shape), None
-        x, result, *saved = ctx.saved_tensors
-        matrix_grad = sqrt_backward(symmetric_gradient(grad, x.shape[1]), result, tuple(saved))
-        return features_gradient(matrix_grad, x), None
+        x, gram, room = ctx.saved_tensors
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for part in batch_parts(len(x), x.shape[1] ** 2, x.device):
+            symmetric = symmetric_gradient(grad[part], x.shape[1])
+            first, *residuals = (matrix[part] for matrix in room)
+            if ctx.thin:
+                gradient = thin_backward(symmetric, x[part], gram[part], first, residuals)
+            else:
+                gradient = features_gradient(sqrt_backward(symmetric, gram[part], first, residuals), x[part])
+            result[part] = gradient.view(result[part].shape)
+        return result, None
 
 
 def check_iterations(iterations: int) -> None:

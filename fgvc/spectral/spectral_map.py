@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import EigenvalueMap
+from fgvc.spectral.parts import batch_parts
 from fgvc.spectral.precision import check_square, result_dtype, without_autocast
 from fgvc.spectral.rules import GradientRule, Spectrum, gradient_rule
 
@@ -43,39 +44,42 @@ def spectral_layer(
     return SpectralLayer(f, rule, keep, eigh_device)
 
 
-def map_forward(matrix: Tensor, layer: SpectralLayer) -> tuple[Tensor, Tensor, Tensor]:
-    """F(S) = U diag(f(l)) U^T; returns F (B, d, d), the eigenvalues l as found (B, d) and U (B, d, d)."""
-    eigenvalues, eigenvectors = symmetric_eigh(matrix, layer.eigh_device)
+def map_forward(eigenvalues: Tensor, eigenvectors: Tensor, layer: SpectralLayer) -> Tensor:
+    """F(S) = U diag(f(l)) U^T (B, d, d) from the eigenvalues as found (B, d) and U (B, d, d)."""
     value = layer.f.value(Spectrum(eigenvalues, layer.keep).clipped)
-    return (eigenvectors * value[:, None, :]) @ eigenvectors.mT, eigenvalues, eigenvectors
+    return torch.bmm(eigenvectors * value[:, None, :], eigenvectors.mT)
 
 
 def map_backward(grad: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, layer: SpectralLayer) -> Tensor:
     """dLoss/dS (B, d, d), symmetric, for a symmetric G = dLoss/dF (B, d, d): U inner U^T, see fgvc.spectral.rules."""
-    projected = grad @ eigenvectors
-    del grad
-    projected = eigenvectors.mT @ projected  # P
+    projected = torch.bmm(eigenvectors.mT, torch.bmm(grad, eigenvectors))  # P
     loewner = layer.rule(layer.f, Spectrum(eigenvalues, layer.keep))
     diagonal = loewner.pullback(projected.diagonal(dim1=-2, dim2=-1))
     inner = loewner.off_diagonal.mul_(projected)
-    del projected
     inner.diagonal(dim1=-2, dim2=-1).copy_(diagonal)
-    return eigenvectors @ inner @ eigenvectors.mT
+    return torch.bmm(torch.bmm(eigenvectors, inner), eigenvectors.mT)
 
 
 class _SpectralMap(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, layer: SpectralLayer) -> Tensor:
-        result, eigenvalues, eigenvectors = map_forward(matrix, layer)
+        eigenvalues, eigenvectors = symmetric_eigh(matrix, layer.eigh_device)
         ctx.save_for_backward(eigenvalues, eigenvectors)
         ctx.layer = layer
+        result = torch.empty_like(matrix, memory_format=torch.contiguous_format)
+        for part in batch_parts(len(matrix), matrix.shape[-1] ** 2, matrix.device):
+            result[part] = map_forward(eigenvalues[part], eigenvectors[part], layer)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         eigenvalues, eigenvectors = ctx.saved_tensors
-        return map_backward((grad + grad.mT) / 2, eigenvalues, eigenvectors, ctx.layer), None
+        result = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        for part in batch_parts(len(grad), grad.shape[-1] ** 2, grad.device):
+            symmetric = torch.lerp(grad[part], grad[part].mT, 0.5)
+            result[part] = map_backward(symmetric, eigenvalues[part], eigenvectors[part], ctx.layer)
+        return result, None
 
 
 def spectral_map(

@@ -1,0 +1,154 @@
+"""What a covariance pooling reads, from a finished run or from a file of feature maps."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from fgvc.errors import ConfigError, DatasetError, RunError
+from fgvc.models import PoolingHead
+from fgvc.pooling import CovariancePooling
+from fgvc.training import RunFolder
+from fgvc.training.run import _check_same
+from fgvc.training.seeding import seed_epoch
+from fgvc.training.setup import Prepared, prepare
+
+
+@dataclass(frozen=True)
+class PoolingInputs:
+    """Inputs of a covariance pooling.
+
+    Attributes:
+        features: (N, C, H, W).
+        grad: (N, C (C + 1) / 2) float64, gradient of each image's loss by its descriptor; None where there is no loss.
+        source: what they are, for a caption.
+        indices: of the N images in the test split or the file.
+    """
+
+    features: Tensor
+    grad: Tensor | None
+    source: str
+    indices: list[int]
+
+
+def load_features(path: Path, images: int = 64, *, root: str | None = None) -> PoolingInputs:
+    """Features of up to `images` evenly spaced images.
+
+    Args:
+        path: a finished run with a covariance pooling: test images through its backbone and reduction, with the
+            gradient of its cross-entropy. Or a .npy file of feature maps (N, C, H, W), or of a feature cache
+            (views, N, C, H, W), of which the first view is read.
+        images: how many; evenly spaced, as neighbours are of one class.
+        root: folder of the run's dataset, where it has moved since training.
+
+    Raises:
+        ConfigError: `images` below 1.
+        RunError: not a finished run, one without a covariance, or weights that do not fit.
+        DatasetError: no such path; a file that does not hold finite features of that shape.
+        WeightsError: as in training.
+    """
+    if images < 1:
+        raise ConfigError(f"images must be at least 1, got {images}")
+    if path.is_dir():
+        return _from_run(path, images, root)
+    if path.is_file():
+        return _from_file(path, images)
+    raise DatasetError(f"{path} does not exist; give the folder of a finished run, or a .npy file of feature maps")
+
+
+def _spaced(total: int, count: int) -> list[int]:
+    indices: list[int] = torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long().tolist()
+    return indices
+
+
+def _from_file(path: Path, images: int) -> PoolingInputs:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:  # not .npy, damaged, or pickled objects
+        raise DatasetError(f"{path} is not a .npy file of numbers ({error}); write it with numpy.save") from error
+    shape = getattr(array, "shape", ())  # an .npz archive has none
+    if len(shape) not in (4, 5) or 0 in shape or array.dtype.kind != "f":
+        found = f"{array.dtype} of shape {shape}" if shape else "an archive or a single value"
+        raise DatasetError(
+            f"{path} holds {found}, not feature maps: floating-point numbers of shape (N, C, H, W), or "
+            "(views, N, C, H, W) as in a feature cache"
+        )
+    maps = array[0] if len(shape) == 5 else array
+    indices = _spaced(len(maps), images)
+    features = torch.from_numpy(maps[indices].astype(np.float64))
+    _require_finite(features, indices, str(path))
+    return PoolingInputs(features, None, f"{len(indices)} of {len(maps)} images in {path.name}", indices)
+
+
+def _require_finite(features: Tensor, indices: list[int], source: str) -> None:
+    broken = [i for i, item in zip(indices, features, strict=True) if not item.isfinite().all()]
+    if broken:
+        raise DatasetError(f"{source}: NaN or infinity in the features of image {broken[0]}, {len(broken)} such in all")
+
+
+def _from_run(path: Path, images: int, root: str | None) -> PoolingInputs:
+    prepared, name = _restore(path, root)
+    head = prepared.head
+    if not isinstance(head.pooling, CovariancePooling):
+        raise RunError(f"{path}: its pooling {name} maps no covariance; give a run of another method, e.g. mpn_cov")
+    total = len(prepared.images.test)
+    indices = _spaced(total, images)
+    features, targets = _test_features(prepared, indices)
+    _require_finite(features, indices, str(path))
+    source = f"{len(indices)} of {total} test images of {path}"
+    return PoolingInputs(features, loss_gradient(head, features, targets), source, indices)
+
+
+def _restore(path: Path, root: str | None) -> tuple[Prepared, str]:
+    """The model of a finished run with its last weights, in evaluation mode, and the name of its method."""
+    folder = RunFolder(path)
+    config = folder.read_config()
+    summary = folder.read_summary()
+    if summary.get("status") != "finished":
+        raise RunError(f"{folder.summary_file}: status {summary.get('status')}, not finished; finish the run first")
+    weights = folder.read_weights("last")
+    if root is not None:
+        config.dataset.root = root
+    if not config.backbone.frozen:  # the checkpoint holds the whole model
+        config.backbone.pretrained, config.backbone.weights = False, None
+    seed_epoch(config.seed, 0)  # a backbone without weights is drawn as in training
+    prepared = prepare(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    _check_same(config, summary, prepared)
+    try:
+        prepared.trained.load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(f"{folder.weights_file('last')} belongs to another architecture: {error}") from error
+    prepared.trained.eval()
+    return prepared, config.method.name
+
+
+@torch.no_grad()
+def _test_features(prepared: Prepared, indices: list[int]) -> tuple[Tensor, Tensor]:
+    """What the pooling reads of these test images, (N, C, H, W), and their classes (N,), on the CPU."""
+    device = next(prepared.head.parameters()).device
+    features, targets = [], []
+    for inputs, classes in DataLoader(Subset(prepared.loaders.test.dataset, indices), batch_size=32):
+        maps = inputs.to(device) if prepared.frozen else prepared.backbone(inputs.to(device))
+        features.append(prepared.head.reduction(maps).cpu())
+        targets.append(classes)
+    return torch.cat(features), torch.cat(targets)
+
+
+def loss_gradient(head: PoolingHead, features: Tensor, targets: Tensor) -> Tensor:
+    """dLoss/dDescriptor (N, D) float64 of each image's cross-entropy, in float64.
+
+    Args:
+        head: its pooling and classifier are used, as they are.
+        features: what the pooling reads, (N, C, H, W).
+        targets: (N,) class indices.
+    """
+    weight, bias = (p.detach().cpu().double() for p in (head.classifier.weight, head.classifier.bias))
+    with torch.no_grad():
+        descriptor = head.pooling(features.double())
+    descriptor.requires_grad_()
+    loss = nn.functional.cross_entropy(nn.functional.linear(descriptor, weight, bias), targets, reduction="sum")
+    gradient: Tensor = torch.autograd.grad(loss, descriptor)[0]
+    return gradient

@@ -1,0 +1,51 @@
+"""Compare the published gradients of covariance pooling with the exact ones on real features: table, CSV and figure.
+
+python scripts/audit_gradients.py results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0
+python scripts/audit_gradients.py results/cache/features-0123abcd.npy --images 32 --keep 200 --output figures
+"""
+
+import argparse
+from pathlib import Path
+
+from fgvc.analysis.gradients import audit_gradients, summarise_gradients
+from fgvc.analysis.loewner import loewner_picture
+from fgvc.analysis.pooling_inputs import load_features
+from fgvc.cli import exit_on_user_error
+from fgvc.files import write_text_atomic
+from fgvc.reporting import gradients_markdown, write_loewner_figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "source", type=Path, metavar="RUN_OR_FEATURES", help="a finished run, or a .npy file of (N, C, H, W)"
+    )
+    parser.add_argument("--images", type=int, default=64, help="evenly spaced images (default: %(default)s)")
+    parser.add_argument("--keep", type=int, help="eigenvalues that SVD-TopN keeps (default: all but 50)")
+    parser.add_argument("--seed", type=int, default=0, help="of the loss where a file is given (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="folder of the files (default: RUN/figures, or figures here)")
+    parser.add_argument("--root", help="folder of the run's dataset, where it has moved since training")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args()
+
+    inputs = load_features(arguments.source, arguments.images, root=arguments.root)
+    table = audit_gradients(inputs.features, grad=inputs.grad, keep=arguments.keep, seed=arguments.seed)
+    table["image"] = table["image"].map(inputs.indices.__getitem__)
+    summary = summarise_gradients(table)
+    picture = loewner_picture(inputs.features, keep=arguments.keep)
+    title = (
+        f"Image {inputs.indices[picture.image]}: rank {picture.rank} of {len(picture.eigenvalues)}, condition number "
+        f"{picture.condition:.1e}, the median of {inputs.source}"
+    )
+    output = arguments.output or (arguments.source / "figures" if arguments.source.is_dir() else Path("figures"))
+    written = write_loewner_figure(picture, title, output)
+    for name, frame in (("gradients", summary), ("gradients_images", table)):
+        written.append(output / f"{name}.csv")
+        write_text_atomic(written[-1], frame.to_csv(index=False))
+    loss = "standard normal, seed " + str(arguments.seed) if inputs.grad is None else "that of the run's cross-entropy"
+    print(f"{gradients_markdown(summary)}\n\n{inputs.source}; dLoss/dDescriptor: {loss}.")
+    print(f"written: {', '.join(map(str, written))}")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,228 @@
+"""The benchmark runs, saves what it prints, measures memory rightly, and its baselines compute what the layers do."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fgvc.cli import exit_on_user_error
+from fgvc.pooling import create_pooling, list_poolings, pooling_label
+from fgvc.spectral.eigen_threads import batched_eigh
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+TINY = ["2x8x3x3", "2x8x2x2"]
+
+
+def load(name: str) -> ModuleType:
+    """A module of the benchmarks, which import each other as scripts do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        return importlib.import_module(name)
+
+
+spectral, baselines, cases, features, measure, records, report = map(
+    load, ("spectral", "baselines", "cases", "features", "measure", "records", "report")
+)
+
+
+def status(*arguments: object) -> int:
+    """Exit status of the script, in this process."""
+    try:
+        exit_on_user_error(lambda: spectral.main([str(argument) for argument in arguments]))
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A result of the real command line, and what it printed."""
+    output = tmp_path_factory.mktemp("benchmark") / "spectral.json"
+    script = [sys.executable, str(BENCHMARKS / "spectral.py"), "--shapes", *TINY]
+    done = subprocess.run(
+        [*script, "--repetitions", "2", "--output", str(output)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return output, done.stdout
+
+
+def test_saved_result(run: tuple[Path, str]) -> None:
+    saved = json.loads(run[0].read_text(encoding="utf-8"))
+    assert list(saved) == ["schema", "started", "commit", "machine", "arguments", "features", "shapes"]
+    assert saved["schema"] == records.SCHEMA
+    assert saved["machine"]["versions"]["torch"] == version("torch")
+    assert {"cpu", "cores", "system", "load", "threads", "lapack", "device"} < set(saved["machine"])
+    assert saved["arguments"]["repetitions"] == 2 and saved["arguments"]["seed"] == 0
+    assert [shape["shape"] for shape in saved["shapes"]] == [[2, 8, 3, 3], [2, 8, 2, 2]]
+    for shape in saved["shapes"]:
+        assert [case["name"] for case in shape["cases"]] == cases.list_cases()
+        for case in shape["cases"]:
+            assert len(case["forward_ms"]) == 2 and len(case["backward_ms"]) == (0 if case["name"] == "eigh" else 2)
+            assert all(time > 0 for time in case["forward_ms"] + case["backward_ms"])
+            assert case["peak_bytes"] > 0
+
+
+def test_tables_name_every_method_and_come_back_from_the_file(
+    run: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, printed = run
+    labels = [*map(pooling_label, list_poolings()), "MPN-COV (exact)", "SVD-TopN (exact)", "torch.linalg.eigh alone"]
+    for label in labels:
+        assert printed.count(f"\n| {label} |") == len(TINY), label
+    assert status("--from", path) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
+    eigh = records.CaseRecord("eigh", "eigh", [1.0, 2.0, 10.0], [], 10, 0.0)
+    case = records.CaseRecord("a", "A", [1.0, 3.0, 15.0], [1.0, 3.0, 25.0], 2 * 4 * 8, None)
+    table = report.shape_table(records.ShapeRecord([1, 2, 3, 3], [eigh, case]))
+    cells = ["3.00 [2.00, 9.00]", "3.00 [2.00, 14.0]", "6.00 [4.00, 23.0]", "3.00 [2.50, 3.50]", "2.00"]
+    assert f"| A (gradient not finite) | {' | '.join(cells)} |" in table.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--methods", "nothing"], ", ".join(cases.list_cases())),
+        (["--profile", "nothing"], "svd_topn:exact"),
+        (["--methods", "gap:exact"], "no choice of gradient"),
+        (["--shapes", "2x8x3"], "10x256x14x14"),
+        (["--shapes", "2x8x3x0"], "10x256x14x14"),
+        (["--repetitions", "0"], "at least 1"),
+        (["--threads", "0"], "at least 1"),
+        (["--seed", "-1"], "at least 0"),
+        (["--device", "abacus"], "choose cpu"),
+        (["--from", "no.json"], "no.json"),
+        (["--features", "no.npy"], "no.npy"),
+        (["--features", "no.npy", "--shapes", "2x8x3x3"], "leave out --shapes"),
+        (["--output", "."], "give a file"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and message in err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"schema": 0}, {"shapes": [{}]}, {"extra": 1}, {"arguments": {"repetitions": 3}}],
+    ids=["schema", "shape", "field", "counts"],
+)
+def test_damaged_result(
+    change: dict[str, Any], run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "damaged.json"
+    path.write_text(json.dumps(json.loads(run[0].read_text(encoding="utf-8")) | change), encoding="utf-8")
+    assert status("--from", path) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("chain", "pooling"), [(baselines.svd_chain, "mpn_cov"), (baselines.newton_schulz_chain, "isqrt_cov")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_baselines_compute_what_the_layers_do(chain: Any, pooling: str, dtype: torch.dtype) -> None:
+    x = features.smooth_features((3, 8, 6, 6), seed=1).to(dtype).requires_grad_()
+    layer = create_pooling(pooling, channels=8, gradient="exact" if pooling == "mpn_cov" else None)
+    results = [layer(x), chain(x)]
+    assert results[0].dtype == results[1].dtype == dtype
+    grad = torch.randn(results[0].shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    gradients = [torch.autograd.grad(result, x, grad)[0] for result in results]
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(results[1], results[0], **tolerance)
+    torch.testing.assert_close(gradients[1], gradients[0], **tolerance)
+
+
+def test_a_gradient_that_is_not_finite_is_found() -> None:
+    case = cases.make_case("svd_autograd", torch.zeros(2, 3, 2, 2), 0)
+    assert spectral.gradient_norm(case) is None
+    exact = cases.make_case("mpn_cov:exact", features.smooth_features((2, 3, 4, 4), 0), 0)
+    assert spectral.gradient_norm(exact) > 0
+
+
+def test_peak_of_known_allocations() -> None:
+    size = 1 << 20
+    held: list[torch.Tensor] = []
+
+    def allocate() -> None:
+        three = [torch.empty(size, dtype=torch.uint8) for _ in range(3)]
+        del three[:2]  # one left
+        held.append(torch.empty(size, dtype=torch.uint8))  # two
+        del three
+        torch.empty(3 * size, dtype=torch.uint8)  # one and three: the peak
+
+    threads = torch.get_num_threads()
+    assert measure.peak_bytes(allocate) == 4 * size
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_peak_of_an_eigendecomposition_that_threads_would_share(threads: int) -> None:
+    d, before = 96, torch.get_num_threads()
+    case = cases.make_case("eigh", features.smooth_features((4, d, 4, 4), 0), 0)
+    torch.set_num_threads(threads)
+    try:
+        peak = measure.case_peak_bytes(replace(case, layer=batched_eigh))
+    finally:
+        torch.set_num_threads(before)
+    known = 8 * (4 * d * d + 4 * d + 2 * d * d + 6 * d + 1)  # vectors, values, and one workspace of LAPACK
+    assert known <= peak <= 1.02 * known
+
+
+def test_peak_of_a_backward_pass() -> None:
+    x, grad = torch.ones(1000, requires_grad=True), torch.ones(1000)
+    # exp keeps its result, 4000 bytes, and makes one gradient of the same size
+    assert measure.case_peak_bytes(cases.Case("exp", "exp", torch.exp, x, grad)) == 2 * 4000
+
+
+def test_rounds_are_interleaved() -> None:
+    calls: list[str] = []
+
+    def case(name: str) -> Any:
+        return cases.Case(name, name, lambda _: calls.append(name), torch.zeros(1), None)
+
+    times = measure.interleaved_times([case(name) for name in "abc"], repetitions=4, warm_up=2, seed=0)
+    assert "".join(calls[:6]) == "aabbcc"
+    assert [sorted(calls[i : i + 3]) for i in range(6, 18, 3)] == [list("abc")] * 4
+    assert len({tuple(calls[i : i + 3]) for i in range(6, 18, 3)}) > 1
+    assert [(len(forward), backward) for forward, backward in times] == [(4, [])] * 3
+
+
+def test_features(tmp_path: Path) -> None:
+    drawn = features.smooth_features((2, 64, 8, 8), seed=3)
+    assert drawn.dtype == torch.float32
+    assert torch.equal(drawn, features.smooth_features((2, 64, 8, 8), seed=3))
+    assert 0.4 < (drawn == 0).float().mean() < 0.6
+    array = np.random.default_rng(0).random((11, 4, 3, 3), dtype=np.float32)
+    np.save(tmp_path / "f.npy", array.astype(np.float64))
+    found = features.load_features(tmp_path / "f.npy")
+    assert list(found) == [(10, 4, 3, 3)]
+    assert np.array_equal(found[10, 4, 3, 3].numpy(), array[:10])
+    array[0, 0, 0, 0] = np.nan
+    for wrong, message in ((array, "NaN"), (array[:9], "at least 10"), (array[0], "N, C, H, W")):
+        np.save(tmp_path / "w.npy", wrong)
+        with pytest.raises(features.ConfigError, match=message):
+            features.load_features(tmp_path / "w.npy")
+
+
+def test_profile_names_the_operators(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("--profile", "svd_topn", "--shapes", "2x8x3x3") == 0
+    out = capsys.readouterr().out
+    assert "aten::_linalg_eigh" in out and "_SpectralDescriptorBackward" in out
