@@ -38,6 +38,6 @@ def test_the_tables_of_the_spectral_page_are_complete() -> None:
     for name in list_poolings():
         assert f"| `{name}` | {pooling_label(name)} | " in text, name
     for name in GRADIENTS:
-        assert f"`\"{name}\"`" in text, name
+        assert f'`"{name}"`' in text, name
     for name in spectral.__all__:
         assert name in text or name in ("EIGENVALUE_FLOOR", "GRADIENTS", "EigenvalueMap", "GradientRule"), name

@@ -11,6 +11,7 @@ and only one part's exist at a time.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -32,12 +33,18 @@ def is_thin(x: Tensor) -> bool:
     return math.prod(x.shape[2:]) < x.shape[1]
 
 
+def image_parts(shape: torch.Size, device: torch.device) -> Iterator[slice]:
+    """Parts of a batch of features (B, d, ...) in which neither they nor their d x d matrices leave a CPU's cache."""
+    d, locations = shape[1], math.prod(shape[2:])
+    return batch_parts(shape[0], d * max(d, locations), device)
+
+
 def batch_gram(x: Tensor, *, thin: bool) -> Tensor:
     """Xc^T Xc / M (B, M, M) if `thin`, else the covariance Xc Xc^T / M (B, d, d), float64, of features (B, d, ...)."""
     d, locations = x.shape[1], math.prod(x.shape[2:])
     size = locations if thin else d
     result = torch.empty(len(x), size, size, dtype=torch.float64, device=x.device)
-    for part in batch_parts(len(x), d * locations, x.device):
+    for part in image_parts(x.shape, x.device):
         features = centred(x[part])
         left, right = (features.mT, features) if thin else (features, features.mT)
         torch.bmm(left, right, out=result[part])
@@ -135,7 +142,7 @@ class _SpectralDescriptor(torch.autograd.Function):
         if thin:
             eigenvalues, eigenvectors = thin_spectrum(eigenvalues, d), eigenvectors[:, :, 1:]
             vectors = eigenvectors.new_empty(len(x), d, eigenvectors.shape[-1])
-        for part in batch_parts(len(x), d * d, x.device):
+        for part in image_parts(x.shape, x.device):
             if thin:
                 vectors[part] = thin_vectors(x[part], eigenvalues[part], eigenvectors[part])
                 matrix = thin_forward(eigenvalues[part], vectors[part], layer)
@@ -153,7 +160,7 @@ class _SpectralDescriptor(torch.autograd.Function):
         eigenvalues, eigenvectors, vectors_or_x = ctx.saved_tensors
         shape, dtype = ctx.like
         result = torch.empty(shape, dtype=dtype, device=grad.device)
-        for part in batch_parts(shape[0], shape[1] ** 2, grad.device):
+        for part in image_parts(shape, grad.device):
             symmetric = symmetric_gradient(grad[part], shape[1])
             values, vectors = eigenvalues[part], eigenvectors[part]
             if ctx.thin:

@@ -22,7 +22,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fgvc.spectral.covariance import centred, check_features, covariance
-from fgvc.spectral.descriptor import batch_gram, empty_descriptor, features_gradient, is_thin, symmetric_gradient
+from fgvc.spectral.descriptor import (
+    batch_gram,
+    empty_descriptor,
+    features_gradient,
+    image_parts,
+    is_thin,
+    symmetric_gradient,
+)
 from fgvc.spectral.parts import batch_parts
 from fgvc.spectral.precision import check_square, result_dtype, without_autocast
 from fgvc.spectral.triangle import upper_triangle
@@ -173,10 +180,10 @@ class _NewtonSchulz(torch.autograd.Function):
 class _NewtonSchulzDescriptor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, iterations: int) -> Tensor:
-        d, ctx.thin = x.shape[1], is_thin(x)
+        ctx.thin = is_thin(x)
         gram = batch_gram(x, thin=ctx.thin)
         result, room = empty_descriptor(x), _room(gram, iterations)
-        for part in batch_parts(len(x), d * d, x.device):
+        for part in image_parts(x.shape, x.device):
             if ctx.thin:
                 matrix, kept = thin_forward(x[part], gram[part], iterations)
             else:
@@ -192,7 +199,7 @@ class _NewtonSchulzDescriptor(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         x, gram, room = ctx.saved_tensors
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
-        for part in batch_parts(len(x), x.shape[1] ** 2, x.device):
+        for part in image_parts(x.shape, x.device):
             symmetric = symmetric_gradient(grad[part], x.shape[1])
             first, *residuals = (matrix[part] for matrix in room)
             if ctx.thin:

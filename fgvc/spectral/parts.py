@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-_CACHE_NUMBERS = 1 << 18
-"""Numbers (2 MB of float64) that one temporary of a part may hold."""
+_CACHE_NUMBERS = 1 << 17
+"""Numbers (1 MB of float64) that one temporary of a part may hold."""
 
 
 def batch_parts(items: int, numbers_per_item: int, device: torch.device) -> Iterator[slice]:

@@ -174,7 +174,7 @@ def pade_ratio(r: Tensor) -> Tensor:
 
 def _pade(high: Tensor, low: Tensor) -> Tensor:
     # one triangle is enough: this is the one approximation that costs more than a pass or two over its numbers
-    ratio = pade_ratio(upper_triangle(low).div_(upper_triangle(high)))
+    ratio = pade_ratio(upper_triangle(low / high))
     return symmetric_from_triangle(ratio, high.shape[-1]).div_(high)
 
 
