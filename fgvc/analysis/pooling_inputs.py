@@ -12,9 +12,8 @@ from fgvc.errors import ConfigError, DatasetError, RunError
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling
 from fgvc.training import RunFolder
-from fgvc.training.run import _check_same
-from fgvc.training.seeding import seed_epoch
-from fgvc.training.setup import Prepared, prepare
+from fgvc.training.run import restore_run
+from fgvc.training.setup import Prepared
 
 
 @dataclass(frozen=True)
@@ -90,39 +89,22 @@ def _require_finite(features: Tensor, indices: list[int], source: str) -> None:
 
 
 def _from_run(path: Path, images: int, root: str | None) -> PoolingInputs:
-    prepared, name = _restore(path, root)
+    summary = RunFolder(path).read_summary()
+    if summary.get("status") != "finished":
+        raise RunError(f"{path}: status {summary.get('status')}, not finished; finish the run first")
+    prepared = restore_run(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"), root=root)
+    prepared.trained.eval()
     head = prepared.head
     if not isinstance(head.pooling, CovariancePooling):
-        raise RunError(f"{path}: its pooling {name} maps no covariance; give a run of another method, e.g. mpn_cov")
+        raise RunError(
+            f"{path}: {summary.get('method')} maps no covariance; give a run of another method, e.g. mpn_cov"
+        )
     total = len(prepared.images.test)
     indices = _spaced(total, images)
     features, targets = _test_features(prepared, indices)
     _require_finite(features, indices, str(path))
     source = f"{len(indices)} of {total} test images of {path}"
     return PoolingInputs(features, loss_gradient(head, features, targets), source, indices)
-
-
-def _restore(path: Path, root: str | None) -> tuple[Prepared, str]:
-    """The model of a finished run with its last weights, in evaluation mode, and the name of its method."""
-    folder = RunFolder(path)
-    config = folder.read_config()
-    summary = folder.read_summary()
-    if summary.get("status") != "finished":
-        raise RunError(f"{folder.summary_file}: status {summary.get('status')}, not finished; finish the run first")
-    weights = folder.read_weights("last")
-    if root is not None:
-        config.dataset.root = root
-    if not config.backbone.frozen:  # the checkpoint holds the whole model
-        config.backbone.pretrained, config.backbone.weights = False, None
-    seed_epoch(config.seed, 0)  # a backbone without weights is drawn as in training
-    prepared = prepare(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    _check_same(config, summary, prepared)
-    try:
-        prepared.trained.load_state_dict(weights)
-    except RuntimeError as error:
-        raise RunError(f"{folder.weights_file('last')} belongs to another architecture: {error}") from error
-    prepared.trained.eval()
-    return prepared, config.method.name
 
 
 @torch.no_grad()

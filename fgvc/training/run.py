@@ -125,6 +125,32 @@ def evaluate_run(path: Path, *, checkpoint: str = "last", root: str | None = Non
         RunError: not a run, or its weights are missing, damaged or of another architecture.
         DatasetError, WeightsError: as in training.
     """
+    config = RunFolder(path).read_config()
+    accelerator = _accelerator(config, path)
+    prepared = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root)
+    module, loader = accelerator.prepare(prepared.trained, prepared.loaders.test)
+    evaluation = evaluate(module, loader, prepared.num_classes, accelerator, "test")
+    write_json_atomic(
+        path / f"evaluation-{checkpoint}.json",
+        {"checkpoint": checkpoint, "images": len(evaluation.targets), **evaluation.accuracy.as_dict()},
+    )
+    return evaluation.accuracy
+
+
+def restore_run(path: Path, device: torch.device, *, checkpoint: str = "last", root: str | None = None) -> Prepared:
+    """Data and model of a run, with its "last" or "best" weights.
+
+    Args:
+        path: the run folder.
+        device: where the model goes.
+        checkpoint: "last" or "best".
+        root: folder of the dataset, where it is not the one the run was trained with.
+
+    Raises:
+        RunError: not a run, its weights are missing, damaged or of another architecture, or the data or the frozen
+            backbone are not those it was trained with.
+        DatasetError, WeightsError: as in training.
+    """
     folder = RunFolder(path)
     config = folder.read_config()
     weights = folder.read_weights(checkpoint)
@@ -133,21 +159,14 @@ def evaluate_run(path: Path, *, checkpoint: str = "last", root: str | None = Non
         config.dataset.root = root
     if not config.backbone.frozen:  # the checkpoint holds the whole model
         config.backbone.pretrained, config.backbone.weights = False, None
-    accelerator = _accelerator(config, path)
-    seed_epoch(config.seed, 0)
-    prepared = prepare(config, accelerator.device)
+    seed_epoch(config.seed, 0)  # a backbone without weights is drawn as in training
+    prepared = prepare(config, device)
     _check_same(config, summary, prepared)
     try:
         prepared.trained.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{folder.weights_file(checkpoint)} belongs to another architecture: {error}") from error
-    module, loader = accelerator.prepare(prepared.trained, prepared.loaders.test)
-    evaluation = evaluate(module, loader, prepared.num_classes, accelerator, "test")
-    write_json_atomic(
-        path / f"evaluation-{checkpoint}.json",
-        {"checkpoint": checkpoint, "images": len(evaluation.targets), **evaluation.accuracy.as_dict()},
-    )
-    return evaluation.accuracy
+    return prepared
 
 
 def _check_same(config: RunConfig, summary: dict[str, Any], prepared: Prepared) -> None:
