@@ -61,6 +61,19 @@ def test_a_whole_model_can_be_pickled_and_copied(method: str) -> None:
         torch.testing.assert_close(other(x), pool(x), rtol=0, atol=0)
 
 
+def test_function_transforms_are_refused_by_the_layers_and_taken_by_gap() -> None:
+    x = torch.rand(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def gradients(method: str) -> Tensor:
+        pool = create_pooling(method, channels=6)
+        return torch.func.vmap(torch.func.grad(lambda item: pool(item[None]).sum()))(x)
+
+    torch.testing.assert_close(gradients("gap"), torch.full_like(x, 1 / 16))
+    for method in ("isqrt_cov", "seb"):
+        with pytest.raises(RuntimeError, match="setup_context"):
+            gradients(method)
+
+
 def test_training_after_inference_mode() -> None:
     x = torch.rand(2, 23, 5, 5, generator=torch.Generator().manual_seed(0))  # 23 channels: in no other test
     with torch.inference_mode():

@@ -169,6 +169,11 @@ def test_pade_ratio_against_the_function_it_approximates() -> None:
     r = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999], dtype=torch.float64)
     error = (pade_ratio(r) * (1 - r) - 1).abs()
     assert (error < 20 * 2**-53 / (1 - r)).all()
+    # around the common root of P and Q within [0, 1] the error grows as 1 / distance, and no faster
+    distance = torch.tensor([1e-4, 1e-6, 1e-8, 1e-10], dtype=torch.float64)
+    r = 0.99729869940144953 + distance
+    error = (pade_ratio(r) * (1 - r) - 1).abs()
+    assert (error < 5e-15 / distance).all() and (error > 1e-18 / distance).all()
     # the common factor of P and Q is lost at r = 1: Q(1) is zero in float64, and the rule must not divide by it
     assert pade_ratio(torch.ones(2, 3, dtype=torch.float64)).tolist() == [[0.0] * 3] * 2
 

@@ -5,7 +5,7 @@ Shapes in this package: B images, C = d channels, M = H * W locations; covarianc
 
 from fgvc.spectral.covariance import covariance
 from fgvc.spectral.descriptor import spectral_descriptor
-from fgvc.spectral.eigen import EigendecompositionError
+from fgvc.spectral.eigen import EigendecompositionError, EigendecompositionWarning
 from fgvc.spectral.maps import (
     EIGENVALUE_FLOOR,
     LOG,
@@ -30,6 +30,7 @@ __all__ = [
     "SQRT",
     "AmplifiedSquareRoot",
     "EigendecompositionError",
+    "EigendecompositionWarning",
     "EigenvalueMap",
     "GradientRule",
     "Logarithm",
