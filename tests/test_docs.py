@@ -10,13 +10,18 @@ from fgvc.pooling import list_poolings, pooling_label
 from fgvc.spectral import GRADIENTS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "results" / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_names(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    assert re.findall(r"@[A-Z_]+@", text) == []
+    assert re.findall(r"@[A-Z0-9_]+@", text) == []
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
     for script in re.findall(r"scripts/\w+\.py", text):

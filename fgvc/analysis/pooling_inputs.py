@@ -89,16 +89,16 @@ def _require_finite(features: Tensor, indices: list[int], source: str) -> None:
 
 
 def _from_run(path: Path, images: int, root: str | None) -> PoolingInputs:
-    summary = RunFolder(path).read_summary()
+    folder = RunFolder(path)
+    method = folder.read_config().method.name
+    summary = folder.read_summary()
     if summary.get("status") != "finished":
         raise RunError(f"{path}: status {summary.get('status')}, not finished; finish the run first")
     prepared = restore_run(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"), root=root)
     prepared.trained.eval()
     head = prepared.head
     if not isinstance(head.pooling, CovariancePooling):
-        raise RunError(
-            f"{path}: {summary.get('method')} maps no covariance; give a run of another method, e.g. mpn_cov"
-        )
+        raise RunError(f"{path}: {method} maps no covariance; give a run of another method, e.g. mpn_cov")
     total = len(prepared.images.test)
     indices = _spaced(total, images)
     features, targets = _test_features(prepared, indices)
