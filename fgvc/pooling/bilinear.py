@@ -82,8 +82,8 @@ class CompactBilinearPooling(Pooling):
         out[k] = sum of s1_i s2_j (X X^T)_ij over the pairs (i, j) with (h1_i + h2_j) mod D = k. This is the published
         sum over locations of irfft(rfft(count sketch 1) rfft(count sketch 2)) with the order of the sums exchanged: one
         matrix product and C^2 additions per image instead of 2 M transforms of length D, and B C^2 numbers in memory
-        instead of several times B M D. The FFT form does less arithmetic only where C^2 far exceeds M D log D. Bins that
-        no pair falls in are exactly 0 here, where an FFT leaves rounding errors for the square root to blow up.
+        instead of several times B M D. The FFT form does less arithmetic only where C^2 far exceeds M D log D. Bins
+        that no pair falls in are exactly 0 here, where an FFT leaves rounding errors for the square root to blow up.
 
         On CUDA the additions come in no fixed order, so the last bits differ from call to call, unless
         torch.use_deterministic_algorithms(True) is set; the backward pass only gathers. On a CPU the order is fixed.
