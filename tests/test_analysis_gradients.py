@@ -232,7 +232,7 @@ def test_what_cannot_be_audited_is_refused() -> None:
             audit_gradients(x, [method])
     with pytest.raises(ConfigError, match="keep"):
         audit_gradients(x)
-    with pytest.raises(ConfigError, match="keep must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="keep must be a whole number of at least 1, got 0"):
         audit_gradients(x, keep=0)
     with pytest.raises(ValueError, match=r"\(1, 21\)"):
         audit_gradients(x, ["svd_pi"], torch.zeros(1, 20))

@@ -117,6 +117,8 @@ def test_labels_name_a_changed_gradient() -> None:
         ("gap", {"gradient": "exact"}, "no choice of gradient"),
         ("isqrt_cov", {"iteration": 3}, "iterations"),
         ("isqrt_cov", {"iterations": 0}, "at least 1"),
+        ("isqrt_cov", {"iterations": 2.5}, "whole number"),
+        ("svd_topn", {"keep": 2.5}, "whole number"),
         ("svd_taylor", {"gradient": "exact", "degree": 5}, "takes none"),
         ("svd_taylor", {"degree": -1}, "at least 0"),
         ("svd_topn", {}, "give it keep=N"),

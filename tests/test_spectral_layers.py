@@ -227,6 +227,9 @@ def test_leak_of_the_published_truncation() -> None:
         (taylor, -1),
         (power_iteration, 0),
         (newton, 0),
+        (taylor, 2.5),
+        (power_iteration, 2.5),
+        (newton, 2.5),
         (Power, 0.0),
         (Power, float("inf")),
         (AmplifiedSquareRoot, -1.0),
@@ -255,7 +258,7 @@ def test_combinations_without_meaning_are_refused() -> None:
         scaling_eigen_branch(s, "newton")
     with pytest.raises(ValueError, match="square root of all eigenvalues"):
         matrix_sqrt(s, "newton", keep=1)
-    with pytest.raises(ValueError, match="keep must be at least 1"):
+    with pytest.raises(ValueError, match="keep must be a whole number of at least 1"):
         matrix_sqrt(s, keep=0)
     with pytest.raises(ValueError, match=", ".join(GRADIENTS)):
         spectral_map(s, SQRT, "magic")

@@ -16,7 +16,7 @@ from fgvc.errors import ConfigError, DatasetError
 from fgvc.pooling import SpectralPooling, create_pooling, pooling_label
 from fgvc.spectral import EIGENVALUE_FLOOR, GRADIENTS, EigendecompositionError, covariance
 from fgvc.spectral.covariance import centred
-from fgvc.spectral.descriptor import symmetric_gradient
+from fgvc.spectral.descriptor import null_as_zero, symmetric_gradient
 from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.rules import Spectrum
 from fgvc.spectral.spectral_map import SpectralLayer
@@ -86,8 +86,7 @@ def loewner_matrix(eigenvalues: Tensor, layer: SpectralLayer) -> Tensor:
 
 def reaching(eigenvalues: Tensor) -> Tensor:
     """Eigenvalues as the features feel them, (1, d) -> (d,): 0 for null ones, l <= d eps l_max, as in the thin path."""
-    threshold = eigenvalues.shape[1] * EIGENVALUE_FLOOR * eigenvalues[:, -1:]
-    return torch.where(eigenvalues > threshold, eigenvalues, 0)[0]
+    return null_as_zero(eigenvalues, eigenvalues.shape[1])[0]
 
 
 def released_power_iteration(x: Tensor, grad: Tensor, iterations: int = 20) -> Tensor:

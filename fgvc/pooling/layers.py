@@ -12,8 +12,7 @@ from fgvc.spectral import (
 )
 from fgvc.spectral.descriptor import layer_descriptor
 from fgvc.spectral.eigen import symmetric_eigh
-from fgvc.spectral.newton_schulz import check_iterations
-from fgvc.spectral.precision import result_dtype
+from fgvc.spectral.precision import check_whole_number, result_dtype
 from fgvc.spectral.spectral_map import apply_layer, spectral_layer
 
 
@@ -94,7 +93,7 @@ class NewtonSchulzPooling(CovariancePooling):
 
     def __init__(self, channels: int, iterations: int) -> None:
         super().__init__(channels)
-        check_iterations(iterations)
+        check_whole_number("iterations", iterations, least=1)
         self.iterations = iterations
 
     def forward(self, x: Tensor) -> Tensor:

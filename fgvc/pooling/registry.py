@@ -70,7 +70,7 @@ _METHODS: dict[str, _Plain | _Spectral] = {
     "compact_bilinear": _Plain("CBP", CompactBilinearPooling),  # Gao, Beijbom, Zhang, Darrell, CVPR 2016
     "isqrt_cov": _Plain("iSQRT-COV", lambda channels, iterations=5: NewtonSchulzPooling(channels, iterations)),
     "mpn_cov": _Spectral("MPN-COV", "ordinary", f=_square_root),  # Li, Xie, Wang, Zuo, ICCV 2017
-    "svd_pade": _Spectral("SVD-Padé", "pade"),  # this and the next five: Song, Sebe, Wang, ICCV 2021
+    "svd_pade": _Spectral("SVD-Padé", "pade"),  # this and the next five as compared by Song, Sebe, Wang, ICCV 2021
     "svd_taylor": _Spectral("SVD-Taylor", "taylor", taylor),
     "svd_pi": _Spectral("SVD-PI", "power_iteration", power_iteration),
     "svd_newton": _Spectral("SVD-Newton", "newton", newton),

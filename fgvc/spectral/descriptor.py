@@ -81,13 +81,9 @@ def thin_vectors(x: Tensor, eigenvalues: Tensor, gram_vectors: Tensor) -> Tensor
     return torch.bmm(features, gram_vectors).mul_(lengths[:, None, :])
 
 
-def thin_spectrum(gram_eigenvalues: Tensor, d: int) -> Tensor:
-    """l (B, M - 1) from the eigenvalues of the Gram matrix (B, M), ascending.
-
-    The first one is left out: centring made it zero. Those up to the numerical rank, d eps l_max, count as null.
-    """
-    eigenvalues = gram_eigenvalues[:, 1:]
-    threshold = d * torch.finfo(torch.float64).eps * gram_eigenvalues[:, -1:]
+def null_as_zero(eigenvalues: Tensor, d: int) -> Tensor:
+    """Ascending eigenvalues (B, n) of a d x d covariance, those up to its numerical rank, d eps l_max, set to 0."""
+    threshold = d * torch.finfo(torch.float64).eps * eigenvalues[:, -1:]
     return torch.where(eigenvalues > threshold.clamp(min=0), eigenvalues, 0)
 
 
@@ -140,7 +136,8 @@ class _SpectralDescriptor(torch.autograd.Function):
         eigenvalues, eigenvectors = symmetric_eigh(batch_gram(x, thin=thin), layer.eigh_device)
         result = empty_descriptor(x)
         if thin:
-            eigenvalues, eigenvectors = thin_spectrum(eigenvalues, d), eigenvectors[:, :, 1:]
+            # the first one of the Gram matrix is left out: centring made it zero
+            eigenvalues, eigenvectors = null_as_zero(eigenvalues, d)[:, 1:], eigenvectors[:, :, 1:]
             vectors = eigenvectors.new_empty(len(x), d, eigenvectors.shape[-1])
         for part in image_parts(x.shape, x.device):
             if thin:

@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fgvc.spectral.precision import check_whole_number
+
 EIGENVALUE_FLOOR: float = torch.finfo(torch.float64).eps
 """Eigenvalues up to this value are set to it in the forward pass, as in the released layers (2.2e-16)."""
 
@@ -204,8 +206,7 @@ class NewtonSchulzRoot:
     iterations: int = 5
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"iterations must be at least 1, got {self.iterations}")
+        check_whole_number("iterations", self.iterations, least=1)
 
     def _iterate(self, a: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """z_N, dz_N/da and the residuals e_0 ... e_{N-1}, each of the shape of a."""

@@ -31,7 +31,7 @@ from fgvc.spectral.descriptor import (
     symmetric_gradient,
 )
 from fgvc.spectral.parts import batch_parts
-from fgvc.spectral.precision import check_square, result_dtype, without_autocast
+from fgvc.spectral.precision import check_square, check_whole_number, result_dtype, without_autocast
 from fgvc.spectral.triangle import upper_triangle
 
 Iterate = Literal["y", "z"]
@@ -210,12 +210,6 @@ class _NewtonSchulzDescriptor(torch.autograd.Function):
         return result, None
 
 
-def check_iterations(iterations: int) -> None:
-    """Raise ValueError where `iterations` is below 1."""
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
-
-
 def _plain_sqrt(matrix: Tensor, iterations: int) -> Tensor:
     """sqrt(tau) Y_N in operations that every exporter knows."""
     trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
@@ -242,7 +236,7 @@ def newton_schulz_sqrt(cov: Tensor, iterations: int = 5) -> Tensor:
         TypeError: not floating point.
     """
     check_square(cov)
-    check_iterations(iterations)
+    check_whole_number("iterations", iterations, least=1)
     if torch.compiler.is_exporting():
         return _plain_sqrt(cov.double(), iterations).to(result_dtype(cov))
     with without_autocast(cov):
@@ -268,7 +262,7 @@ def newton_schulz_descriptor(x: Tensor, iterations: int = 5) -> Tensor:
         TypeError: not floating point.
     """
     check_features(x)
-    check_iterations(iterations)
+    check_whole_number("iterations", iterations, least=1)
     if torch.compiler.is_exporting():
         return upper_triangle(_plain_sqrt(covariance(x), iterations)).to(result_dtype(x))
     with without_autocast(x):

@@ -1,4 +1,4 @@
-"""The one place that decides in which precision the spectral part computes."""
+"""What the spectral layers share: the precision they compute in, and checks of their arguments."""
 
 import contextlib
 
@@ -14,6 +14,12 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
 def result_dtype(x: Tensor) -> torch.dtype:
     """Precision a layer hands on: float64 for float64 input, float32 for everything narrower."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def check_whole_number(name: str, value: int, least: int) -> None:
+    """Raise ValueError where `value`, called `name` in the message, is no whole number of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def check_square(matrix: Tensor) -> None:

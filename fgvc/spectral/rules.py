@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fgvc.spectral.maps import EIGENVALUE_FLOOR, SQRT, EigenvalueMap, NewtonSchulzRoot, high_and_low
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
+from fgvc.spectral.precision import check_whole_number
 from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle
 
 
@@ -196,8 +197,7 @@ def taylor(degree: int = 100) -> GradientRule:
     Raises:
         ValueError: `degree` below 0.
     """
-    if degree < 0:
-        raise ValueError(f"degree must be at least 0, got {degree}")
+    check_whole_number("degree", degree, least=0)
     return PublishedChain(partial(_geometric, terms=degree + 1))
 
 
@@ -210,8 +210,7 @@ def power_iteration(iterations: int = 20) -> GradientRule:
     Raises:
         ValueError: `iterations` below 1.
     """
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {iterations}")
+    check_whole_number("iterations", iterations, least=1)
     return PublishedChain(partial(_geometric, terms=iterations))
 
 

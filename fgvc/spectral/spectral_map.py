@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import EigenvalueMap
 from fgvc.spectral.parts import batch_parts
-from fgvc.spectral.precision import check_square, result_dtype, without_autocast
+from fgvc.spectral.precision import check_square, check_whole_number, result_dtype, without_autocast
 from fgvc.spectral.rules import GradientRule, Spectrum, gradient_rule
 
 
@@ -37,8 +37,8 @@ def spectral_layer(
     Raises:
         ValueError: unknown gradient, one that does not apply to this map, or `keep` below 1.
     """
-    if keep is not None and keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}")
+    if keep is not None:
+        check_whole_number("keep", keep, least=1)
     rule = gradient_rule(gradient)
     rule(f, Spectrum(torch.ones(1, 2, dtype=torch.float64), keep))  # refuses here what it would refuse in the backward
     return SpectralLayer(f, rule, keep, eigh_device)
