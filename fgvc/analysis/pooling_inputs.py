@@ -12,7 +12,7 @@ from fgvc.errors import ConfigError, DatasetError, RunError
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling
 from fgvc.training import RunFolder
-from fgvc.training.run import restore_run
+from fgvc.training.restore import restore_run
 from fgvc.training.setup import Prepared
 
 

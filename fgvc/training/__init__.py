@@ -2,7 +2,8 @@
 
 from fgvc.training.config import RunConfig
 from fgvc.training.launch import hydra_main
-from fgvc.training.run import evaluate_run, train_run
+from fgvc.training.restore import evaluate_run
+from fgvc.training.run import train_run
 from fgvc.training.run_folder import RunFolder
 
 __all__ = ["RunConfig", "RunFolder", "evaluate_run", "hydra_main", "train_run"]

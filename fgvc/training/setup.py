@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -75,6 +77,12 @@ class Prepared:
         for inputs, _ in DataLoader(Subset(samples, indices), batch_size=32):
             features = inputs.to(device)
             yield self.head.reduction(features if self.frozen else self.backbone(features))
+
+
+def create_accelerator(config: RunConfig, path: Path) -> Accelerator:
+    """Device, precision and processes of a run whose folder is `path`."""
+    AcceleratorState._reset_state()  # one process may carry out several runs, of different precision
+    return Accelerator(mixed_precision=config.trainer.precision, log_with=config.trainer.tracker, project_dir=path)
 
 
 def prepare(config: RunConfig, device: torch.device) -> Prepared:
