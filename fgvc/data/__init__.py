@@ -4,6 +4,7 @@ from fgvc.data.checks import BadImage, check_images, require_readable
 from fgvc.data.dataset import ImageDataset, Samples, fingerprint, split_validation
 from fgvc.data.feature_cache import cached_features
 from fgvc.data.feature_set import FeatureSet
+from fgvc.data.prepare import Prepared, prepare_dataset
 from fgvc.data.registry import create_dataset, list_datasets
 from fgvc.data.synthetic import write_synthetic
 from fgvc.data.transforms import Normalization, TransformSpec, create_transform, normalization_from_timm
@@ -13,6 +14,7 @@ __all__ = [
     "FeatureSet",
     "ImageDataset",
     "Normalization",
+    "Prepared",
     "Samples",
     "TransformSpec",
     "cached_features",
@@ -22,6 +24,7 @@ __all__ = [
     "fingerprint",
     "list_datasets",
     "normalization_from_timm",
+    "prepare_dataset",
     "require_readable",
     "split_validation",
     "write_synthetic",
