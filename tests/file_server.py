@@ -77,7 +77,7 @@ def serving() -> Iterator[FileServer]:
     server = FileServer()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 - the name that the library asks for
+        def do_GET(self) -> None:
             server.answer(self)
 
         def log_message(self, *_: object) -> None:

@@ -143,7 +143,7 @@ def test_passing_failures_of_the_server_are_waited_out(server: FileServer, tmp_p
 
 def test_failures_that_stay_end_after_the_given_attempts(server: FileServer, tmp_path: Path) -> None:
     server.status = [503] * 10
-    with pytest.raises(DatasetError, match="HTTP status 503 .*3 times without progress"):
+    with pytest.raises(DatasetError, match=r"HTTP status 503 .*3 times without progress"):
         fetch(server, tmp_path, attempts=3)
     assert len(server.requests) == 3
 

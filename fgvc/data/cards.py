@@ -10,7 +10,7 @@ from yaml import YAMLError
 
 from fgvc.errors import ConfigError
 
-_SPLITS = ("train", "test")
+SPLITS = ("train", "test")
 _DIGITS = {"md5": 32, "sha256": 64}
 
 
@@ -51,7 +51,7 @@ class Card:
         title, citation, licence, homepage, description: for people.
         archives: what it is distributed in; none for a set that is made on the spot.
         manual: how a person gets the archives that have no URL.
-        arrange: name of a step after the extraction, see `fgvc.data.prepare`; None for none.
+        sort_validation: the images of val/ come unsorted and go by class, see `fgvc.data.imagenet_devkit`.
         classes: number of classes.
         splits: number of images of "train" and "test".
         images_per_class: smallest and largest class of a split, where a source states them.
@@ -70,7 +70,7 @@ class Card:
     layout: str = MISSING
     description: str | None = None
     manual: str | None = None
-    arrange: str | None = None
+    sort_validation: bool = False
     images_per_class: dict[str, list[int]] = field(default_factory=dict)
 
 
@@ -108,11 +108,11 @@ def load_card(folder: Path, name: str) -> Card:
 def _problems(card: Card) -> list[str]:
     """What is wrong with the values of a card, each with its key."""
     found = [problem for index, archive in enumerate(card.archives) for problem in _archive_problems(index, archive)]
-    if set(card.splits) != set(_SPLITS):
-        found.append(f"splits: must be {' and '.join(_SPLITS)}, found {', '.join(card.splits) or 'none'}")
+    if set(card.splits) != set(SPLITS):
+        found.append(f"splits: must be {' and '.join(SPLITS)}, found {', '.join(card.splits) or 'none'}")
     found += [f"{key}: must be above 0, found {count}" for key, count in _counts(card).items() if count < 1]
     for split, limits in card.images_per_class.items():
-        if split not in _SPLITS or len(limits) != 2 or not 1 <= limits[0] <= limits[1]:
+        if split not in SPLITS or len(limits) != 2 or not 1 <= limits[0] <= limits[1]:
             found.append(f"images_per_class.{split}: must be [smallest, largest] of a split, found {limits}")
     if any(archive.url is None for archive in card.archives) and not card.manual:
         found.append("manual: must say how to get the archives that have no url")

@@ -10,7 +10,7 @@ from fgvc.errors import DatasetError
 _KIT, _META, _LABELS = "ILSVRC2012_devkit_t12", "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 
 
-def arrange_validation(root: Path) -> None:
+def sort_validation(root: Path) -> None:
     """Move `root`/val/*.JPEG into `root`/val/<WordNet id>/, by the development kit in `root`.
 
     Line i of the ground truth is the ILSVRC2012_ID of the i-th image by name.

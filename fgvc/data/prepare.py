@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from fgvc.data.cards import Card, load_card
 from fgvc.data.checksums import file_digests
 from fgvc.data.download import require_space
 from fgvc.data.extract import extract
-from fgvc.data.imagenet_devkit import arrange_validation
+from fgvc.data.imagenet_devkit import sort_validation
 from fgvc.data.sources import UNPACKED, match_archives, obtain
 from fgvc.data.verify import FINGERPRINT, Checksums, is_current, read_splits, verify
 from fgvc.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
 
-_STEPS: dict[str, Callable[[Path], None]] = {"imagenet_val": arrange_validation}
 _WITHOUT_CARD = {
     "folder": "put your images into ROOT/train/CLASS/ and ROOT/test/CLASS/, then: "
     "python scripts/train.py dataset=folder dataset.root=ROOT dataset.name=NAME",
@@ -110,7 +109,7 @@ def prepare_dataset(
 def _fill(name: str, root: Path, card: Card, given: Sequence[Path]) -> tuple[Checksums | None, tuple[Path, ...]]:
     """Unpack the dataset into `root` unless it is there; return the archives' checksums, and the downloaded files."""
     try:
-        read_splits(name, root, card)
+        read_splits(name, root)
     except DatasetError as error:
         if not card.archives:
             raise
@@ -128,8 +127,8 @@ def _fill(name: str, root: Path, card: Card, given: Sequence[Path]) -> tuple[Che
         require_space(stage.parent, UNPACKED * sum(file.stat().st_size for file in files.values()), "unpacking")
         for key, file in files.items():
             extract(file, stage / known[key].into, name=key, nested=known[key].nested)
-        if card.arrange is not None:
-            _STEPS[card.arrange](stage)
+        if card.sort_validation:
+            sort_validation(stage)
     downloaded = [file for key, file in files.items() if known[key].url is not None and key not in own]
     return checksums, tuple(downloaded)
 

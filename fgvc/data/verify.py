@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc import __version__
-from fgvc.data.cards import Card
+from fgvc.data.cards import SPLITS, Card
 from fgvc.data.checks import BadImage, bad_images_summary, map_images
 from fgvc.data.checksums import file_digests
 from fgvc.data.dataset import ImageDataset, UnreadableImageError, decode_rgb, fingerprint
@@ -26,13 +26,13 @@ _SHOWN = 5
 Checksums = Mapping[str, Mapping[str, str]]  # by archive, then by algorithm
 
 
-def read_splits(name: str, root: Path, card: Card) -> dict[str, ImageDataset]:
+def read_splits(name: str, root: Path) -> dict[str, ImageDataset]:
     """Both splits, as training will read them.
 
     Raises:
         DatasetError: as the adapter finds it.
     """
-    return {split: create_dataset(name, root=root, split=split) for split in card.splits}
+    return {split: create_dataset(name, root=root, split=split) for split in SPLITS}
 
 
 def is_current(name: str, root: Path, card: Card) -> bool:
@@ -43,7 +43,7 @@ def is_current(name: str, root: Path, card: Card) -> bool:
     if any(known["splits"].get(split, {}).get("images") != count for split, count in card.splits.items()):
         return False
     try:
-        splits = read_splits(name, root, card)
+        splits = read_splits(name, root)
         return all(known["splits"][split]["state"] == fingerprint(dataset) for split, dataset in splits.items())
     except DatasetError:
         return False  # to be told by the verification
@@ -65,7 +65,7 @@ def verify(
     Raises:
         DatasetError: counts differ, images cannot be decoded, or files changed since the fingerprint was written.
     """
-    splits = read_splits(name, root, card)
+    splits = read_splits(name, root)
     problems = count_problems(card, splits)
     if problems:
         raise DatasetError(
