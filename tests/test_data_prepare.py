@@ -19,13 +19,13 @@ from file_server import FileServer, serving
 from PIL import Image
 from scipy.io import savemat
 
-from fgvc.data import Prepared, prepare_dataset
-from fgvc.data.cards import load_card
-from fgvc.data.extract import extract
+from fgvc.data import Prepared, prepare_dataset, registry
+from fgvc.data.folder import read_folder
 from fgvc.data.imagenet_devkit import sort_validation
 from fgvc.data.registry import create_dataset
 from fgvc.errors import ConfigError, DatasetError
 
+CARDS = Path(__file__).resolve().parents[1] / "datasets"
 CLASSES, TRAIN, TEST = 3, 3, 2
 
 
@@ -449,36 +449,38 @@ def devkit(folder: Path, labels: list[int]) -> dict[str, bytes]:
     }
 
 
-def test_imagenet_s_archives(tmp_path: Path) -> None:
+def test_imagenet_from_its_official_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nested tars for training; validation images in one folder, sorted by the development kit."""
-    card = load_card(Path(__file__).resolve().parents[1] / "datasets", "imagenet")
-    assert [(archive.into, archive.nested) for archive in card.archives] == [
-        ("train", True),
-        ("val", False),
-        (".", False),
-    ]
-    assert card.sort_validation
-    train = {
-        f"{wnid}.tar": tar_bytes({f"{wnid}_{i}.JPEG": image_bytes(i) for i in range(2)}) for wnid in ("n01", "n02")
-    }
-    val = {f"ILSVRC2012_val_{i:08}.JPEG": image_bytes(10 + i) for i in (3, 1, 2)}
-    kit = devkit(tmp_path, [2, 1, 2])
-    root = tmp_path / "root"
-    contents = (train, val, kit)
-    for archive, content in zip(card.archives, contents, strict=True):
-        file = write_tar(tmp_path / archive.name, content, "w:gz" if archive.name.endswith("gz") else "w")
-        extract(file, root / archive.into, nested=archive.nested)
-    sort_validation(root)
-    assert sorted(folder_bytes(root)) == sorted(
-        [
-            *kit,
-            *(f"train/{wnid}/{wnid}_{i}.JPEG" for wnid in ("n01", "n02") for i in range(2)),
-            "val/n03/ILSVRC2012_val_00000001.JPEG",
-            "val/n01/ILSVRC2012_val_00000002.JPEG",
-            "val/n03/ILSVRC2012_val_00000003.JPEG",
-        ]
+    monkeypatch.setitem(registry._ADAPTERS, "imagenet", read_folder)
+    official = yaml.safe_load((CARDS / "imagenet.yaml").read_text(encoding="utf-8"))
+    for archive in official["archives"]:
+        del archive["md5"]
+        archive.pop("size", None)
+    small = {"classes": 2, "splits": {"train": 4, "test": 3}, "images_per_class": {"train": [2, 2], "test": [1, 2]}}
+    (tmp_path / "imagenet.yaml").write_text(yaml.safe_dump(official | small))
+    wordnet = ("n01", "n03")
+    contents = (
+        {f"{wnid}.tar": tar_bytes({f"{wnid}_{i}.JPEG": image_bytes(i) for i in range(2)}) for wnid in wordnet},
+        {f"ILSVRC2012_val_{i:08}.JPEG": image_bytes(10 + i) for i in (3, 1, 2)},
+        devkit(tmp_path, [2, 1, 2]),
     )
-    assert (root / "val/n01/ILSVRC2012_val_00000002.JPEG").read_bytes() == image_bytes(12)
+    files = [
+        write_tar(tmp_path / archive["name"], content, "w:gz" if archive["name"].endswith("gz") else "w")
+        for archive, content in zip(official["archives"], contents, strict=True)
+    ]
+    root = tmp_path / "root"
+    with pytest.raises(DatasetError, match=r"(?s)Register at .*ILSVRC2012_devkit_t12\.tar\.gz"):
+        prepare_dataset("imagenet", cards=tmp_path, root=root, archives=files[:2])
+    prepared = prepare_dataset("imagenet", cards=tmp_path, root=root, archives=files)
+    assert "train 4, test 3, 2 classes" in prepared.report
+    assert {name for name in folder_bytes(root) if name.endswith(".JPEG")} == {
+        *(f"train/{wnid}/{wnid}_{i}.JPEG" for wnid in wordnet for i in range(2)),
+        "val/n03/ILSVRC2012_val_00000001.JPEG",
+        "val/n01/ILSVRC2012_val_00000002.JPEG",
+        "val/n03/ILSVRC2012_val_00000003.JPEG",
+    }
+    assert (root / "val" / "n01" / "ILSVRC2012_val_00000002.JPEG").read_bytes() == image_bytes(12)
+    assert prepare_dataset("imagenet", cards=tmp_path, root=root).fingerprint is None
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from fgvc.files import atomic_path, write_json_atomic
 FINGERPRINT = "fingerprint.json"
 FILES = "fingerprint.sha256"  # in the format of sha256sum: `sha256sum -c fingerprint.sha256` checks it too
 _SHOWN = 5
+_AGAIN = "To unpack it again, delete the folder (or give another --root) and start again"
 
 Checksums = Mapping[str, Mapping[str, str]]  # by archive, then by algorithm
 
@@ -69,8 +70,8 @@ def verify(
     problems = count_problems(card, splits)
     if problems:
         raise DatasetError(
-            f"{root}: not the whole of {card.title}:\n  " + "\n  ".join(problems) + "\nUnpack the archives again into "
-            "a new --root; a part of the classes is fine for training, though it cannot be verified"
+            f"{root}: not the whole of {card.title}:\n  " + "\n  ".join(problems) + f"\n{_AGAIN}. A part of the "
+            "classes is fine to train on, though it cannot be verified"
         )
     known = _load(root)
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +133,7 @@ def _write_listing(root: Path, splits: Mapping[str, ImageDataset], listing: Path
                     file.write(f"{result}  {dataset.relative_path(index)}\n")
     if bad:
         summary = bad_images_summary(root, bad, sum(map(len, splits.values())))
-        raise DatasetError(f"{summary}\nUnpack the archives again into a new --root")
+        raise DatasetError(f"{summary}\n{_AGAIN}")
 
 
 def _examine(path: Path) -> str | BadImage:
@@ -164,7 +165,7 @@ def _refuse_changes(root: Path, known: Mapping[str, Any], found: Mapping[str, An
         raise DatasetError(
             f"{root}: changed since {FINGERPRINT} was written ({known.get('date')}):\n  "
             + "\n  ".join(changes[:_SHOWN] + more)
-            + f"\nUnpack the archives again, or delete {root / FINGERPRINT} to take the files as they are"
+            + f"\n{_AGAIN}; to take the files as they are, delete {root / FINGERPRINT}"
         )
 
 
