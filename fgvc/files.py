@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside `path`; rename it to `path` on success, delete it on any failure.
+
+    The folder above is created where missing. `path` must be absent or an empty folder.
+
+    Raises:
+        FileExistsError: `path` is not an empty folder (any more), or cannot be replaced.
+        OSError: as the writing code raises it.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        try:
+            if path.exists():
+                path.rmdir()  # a rename replaces an empty folder on some systems only
+            temporary.replace(path)
+        except OSError as error:
+            raise FileExistsError(error.errno, f"cannot be made or replaced ({error.strerror})", str(path)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -30,12 +31,12 @@ class BadImage(NamedTuple):
 
 def check_images(dataset: ImageDataset, workers: int = 4) -> list[BadImage]:
     """Decode every image fully, in `workers` threads, and return those that fail, in the dataset's order."""
-    reasons = map_images(_failure, dataset, workers)
+    reasons = map_images(partial(_failure, dataset), dataset, workers)
     return [BadImage(path, reason) for path, reason in zip(dataset.paths, reasons, strict=True) if reason is not None]
 
 
-def map_images(function: Callable[[Path], _Result], dataset: ImageDataset, workers: int) -> Iterator[_Result]:
-    """Results of `function` on each image file, in the dataset's order, from `workers` threads, with a progress bar.
+def map_images(function: Callable[[int], _Result], dataset: ImageDataset, workers: int) -> Iterator[_Result]:
+    """Results of `function` on the index of each image, in order, from `workers` threads, with a progress bar.
 
     Threads do as well as processes here: decoding and hashing release the interpreter's lock. Only a few results wait
     at a time, so that the memory does not grow with the dataset.
@@ -46,8 +47,8 @@ def map_images(function: Callable[[Path], _Result], dataset: ImageDataset, worke
         ThreadPoolExecutor(max_workers=max(workers, 1)) as pool,
         tqdm(total=len(dataset), desc="checking images", unit="image", disable=None) as bar,
     ):
-        for path in dataset.paths:
-            waiting.append(pool.submit(function, path))
+        for index in range(len(dataset)):
+            waiting.append(pool.submit(function, index))
             if len(waiting) > _WAITING * max(workers, 1):
                 yield waiting.popleft().result()
                 bar.update()
@@ -56,9 +57,9 @@ def map_images(function: Callable[[Path], _Result], dataset: ImageDataset, worke
             bar.update()
 
 
-def _failure(path: Path) -> str | None:
+def _failure(dataset: ImageDataset, index: int) -> str | None:
     try:
-        decode_rgb(path)
+        decode_rgb(dataset.paths[index])
     except UnreadableImageError as error:
         return str(error)
     return None
