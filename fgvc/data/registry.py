@@ -5,16 +5,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fgvc.data.aircraft import read_aircraft
+from fgvc.data.cars import read_cars
 from fgvc.data.cub import read_cub
 from fgvc.data.dataset import ImageDataset, Samples, Transform
+from fgvc.data.dogs import read_dogs
 from fgvc.data.folder import read_folder
+from fgvc.data.imagenet import read_imagenet
 from fgvc.data.nabirds import read_nabirds
 from fgvc.data.synthetic import read_synthetic
 from fgvc.errors import ConfigError
 
 _ADAPTERS: dict[str, Callable[..., Samples]] = {
     "cub": read_cub,
+    "cars": read_cars,
+    "aircraft": read_aircraft,
+    "dogs": read_dogs,
     "nabirds": read_nabirds,
+    "imagenet": read_imagenet,
     "folder": read_folder,
     "synthetic": read_synthetic,
 }
