@@ -176,8 +176,6 @@ def _column(features: Mapping[str, Any], option: str, given: str | None, kind: t
 
 def _images(where: str, rows: Any, columns: _Columns) -> Iterator[tuple[int, int, bytes]]:
     """Row number, class index and encoded image of each row."""
-    if not len(rows):
-        raise DatasetError(f"{where} is empty")
     for number, row in enumerate(rows.select_columns([columns.image, columns.label])):
         target, content = columns.targets.get(row[columns.label]), _content(where, row[columns.image])
         if target is None or content is None:
