@@ -67,6 +67,13 @@ def test_images_keep_their_bytes_and_classes_their_names(saved: str, tmp_path: P
     assert [path.name for path in root.parent.iterdir()] == ["out"]
 
 
+def test_long_names_fit_into_a_folder_name(tmp_path: Path) -> None:
+    split = table([0, 1], datasets.ClassLabel(names=["x" * 300 + "a", "x" * 300 + "b"]))
+    dataset = create_dataset("hf", root=tmp_path / "out", path=save(tmp_path / "saved", train=split, test=split))
+    assert [name[-1] for name in dataset.classes] == ["a", "b"]
+    assert all(len(path.parent.name) < 60 for path in dataset.paths)
+
+
 def test_the_second_reading_needs_neither_source_nor_library(
     saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
