@@ -94,7 +94,6 @@ def test_a_copy_without_boxes_refuses_only_the_crop(root: Path) -> None:
     with pytest.raises(DatasetError, match=r"bounding_boxes\.txt: missing"):
         create_dataset("cub", root=root, crop="bbox")
     with pytest.raises(ConfigError, match=r"crop='box' is unknown; choose bbox"):
-        write_table(root / "bounding_boxes.txt", BOXES)
         create_dataset("cub", root=root, crop="box")
 
 

@@ -112,6 +112,21 @@ def test_parquet_and_image_folders(tmp_path: Path) -> None:
         assert not check_images(splits[0])
 
 
+def test_a_configuration_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    folder.mkdir()
+    configs = []
+    for name, label in (("a", 0), ("b", 1)):
+        for split in ("train", "test"):
+            table([label]).to_parquet(str(folder / f"{name}-{split}.parquet"))
+        configs.append(f"- config_name: {name}\n  data_files:\n")
+        configs += [f"  - split: {split}\n    path: {name}-{split}.parquet\n" for split in ("train", "test")]
+    (folder / "README.md").write_text(f"---\nconfigs:\n{''.join(configs)}---\n")
+    assert create_dataset("hf", root=tmp_path / "b", path=str(folder), config_name="b").targets == [1]
+    with pytest.raises(DatasetError, match=r"two: cannot be loaded .*\['a', 'b'\].*config_name"):
+        create_dataset("hf", root=tmp_path / "none", path=str(folder))
+
+
 @pytest.mark.parametrize(
     ("kind", "labels", "classes", "targets"),
     [("string", ["tern", "a/b", "tern"], ["a/b", "tern"], [0, 1, 1]), ("int64", [7, 10, 7], ["7", "10"], [0, 0, 1])],
