@@ -4,6 +4,8 @@ from fgvc.data.checks import BadImage, check_images, require_readable
 from fgvc.data.dataset import ImageDataset, Samples, fingerprint, split_validation
 from fgvc.data.feature_cache import cached_features
 from fgvc.data.feature_set import FeatureSet
+from fgvc.data.image_file import Box, Region
+from fgvc.data.miniature import write_miniature
 from fgvc.data.prepare import Prepared, prepare_dataset
 from fgvc.data.registry import create_dataset, list_datasets
 from fgvc.data.synthetic import write_synthetic
@@ -11,10 +13,12 @@ from fgvc.data.transforms import Normalization, TransformSpec, create_transform,
 
 __all__ = [
     "BadImage",
+    "Box",
     "FeatureSet",
     "ImageDataset",
     "Normalization",
     "Prepared",
+    "Region",
     "Samples",
     "TransformSpec",
     "cached_features",
@@ -27,5 +31,6 @@ __all__ = [
     "prepare_dataset",
     "require_readable",
     "split_validation",
+    "write_miniature",
     "write_synthetic",
 ]

@@ -10,7 +10,8 @@ from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from fgvc.data.dataset import ImageDataset, UnreadableImageError, decode_rgb, fingerprint
+from fgvc.data.dataset import ImageDataset, fingerprint
+from fgvc.data.image_file import UnreadableImageError
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.files import write_json_atomic
 
@@ -23,7 +24,7 @@ _Result = TypeVar("_Result")
 
 
 class BadImage(NamedTuple):
-    """An image file that cannot be decoded, and why."""
+    """An image file that cannot be decoded or cut to its box, and why."""
 
     path: Path
     reason: str
@@ -59,7 +60,7 @@ def map_images(function: Callable[[int], _Result], dataset: ImageDataset, worker
 
 def _failure(dataset: ImageDataset, index: int) -> str | None:
     try:
-        decode_rgb(dataset.paths[index])
+        dataset.decode(index)
     except UnreadableImageError as error:
         return str(error)
     return None

@@ -15,7 +15,8 @@ from fgvc import __version__
 from fgvc.data.cards import SPLITS, Card
 from fgvc.data.checks import BadImage, bad_images_summary, map_images
 from fgvc.data.checksums import file_digests
-from fgvc.data.dataset import ImageDataset, UnreadableImageError, decode_rgb, fingerprint
+from fgvc.data.dataset import ImageDataset, fingerprint
+from fgvc.data.image_file import UnreadableImageError
 from fgvc.data.registry import create_dataset
 from fgvc.errors import DatasetError
 from fgvc.files import atomic_path, write_json_atomic
@@ -137,12 +138,11 @@ def _write_listing(root: Path, splits: Mapping[str, ImageDataset], listing: Path
 
 def _examine(dataset: ImageDataset, index: int) -> str | BadImage:
     """SHA-256 of an image file that can be decoded."""
-    path = dataset.paths[index]
     try:
-        decode_rgb(path)
+        dataset.decode(index)
     except UnreadableImageError as error:
-        return BadImage(path, str(error))
-    return file_digests(path, ["sha256"])["sha256"]  # the second reading comes from the system's cache
+        return BadImage(dataset.paths[index], str(error))
+    return file_digests(dataset.paths[index], ["sha256"])["sha256"]  # the second reading comes from the system's cache
 
 
 def _split_state(dataset: ImageDataset) -> dict[str, Any]:
