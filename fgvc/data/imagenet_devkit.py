@@ -1,10 +1,9 @@
 """ImageNet's validation images come in one flat folder; the development kit says which class each belongs to."""
 
 from pathlib import Path
-from typing import Any
 
-from scipy.io import loadmat
-
+from fgvc.data.layout import read_text
+from fgvc.data.mat import field, integers, read_mat, texts
 from fgvc.errors import DatasetError
 
 _KIT, _META, _LABELS = "ILSVRC2012_devkit_t12", "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
@@ -21,10 +20,10 @@ def sort_validation(root: Path) -> None:
     kit = root / _KIT / "data"
     for path in (kit / _META, kit / _LABELS):
         if not path.is_file():
-            raise DatasetError(f"{path}: missing; ILSVRC2012_devkit_t12.tar.gz must be among the archives")
+            raise DatasetError(f"{path}: missing; {_KIT}.tar.gz must be among the archives")
     wordnet_ids = _wordnet_ids(kit / _META)
     images = sorted(path for path in (root / "val").iterdir() if path.is_file())
-    labels = (kit / _LABELS).read_text(encoding="utf-8").split()
+    labels = read_text(kit / _LABELS).split()
     if len(labels) != len(images):
         raise DatasetError(f"{kit / _LABELS}: {len(labels)} labels for {len(images)} images in val; unpack them again")
     for image, label in zip(images, labels, strict=True):
@@ -37,8 +36,8 @@ def sort_validation(root: Path) -> None:
 
 def _wordnet_ids(path: Path) -> dict[str, str]:
     """WordNet id by ILSVRC2012_ID (as text), for the synsets without children: those are the classes."""
-    try:
-        synsets: Any = loadmat(path, squeeze_me=True)["synsets"]
-        return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
-    except Exception as error:  # scipy raises many types on damaged files
-        raise DatasetError(f"{path}: not the expected table of synsets ({error}); unpack the kit again") from error
+    synsets = read_mat(path, "synsets")["synsets"]
+    numbers = integers(path, field(path, synsets, "ILSVRC2012_ID"))
+    children = integers(path, field(path, synsets, "num_children"))
+    names = texts(path, field(path, synsets, "WNID"))
+    return {str(number): name for number, name, count in zip(numbers, names, children, strict=True) if count == 0}
