@@ -321,6 +321,14 @@ def test_a_root_that_exists_and_is_empty(place: Place, kind: str) -> None:
     assert place.prepare().fingerprint is None
 
 
+def test_what_a_killed_call_left_is_named(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    left = place.root.parent / ".cub.0123abcd.tmp"
+    left.mkdir(parents=True)
+    place.prepare()
+    assert f"{left}: left by a call that was killed" in caplog.text
+    assert left.is_dir()
+
+
 def test_too_little_space_to_unpack(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)

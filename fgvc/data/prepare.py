@@ -131,6 +131,8 @@ def _unpack(root: Path, card: Card, files: Mapping[str, Path]) -> None:
     target = root.resolve()  # what a link points to is to be replaced, not the link
     if os.path.ismount(target):
         raise DatasetError(f"{root}: is a mount point, which cannot be replaced; give a folder in it as --root")
+    for left in target.parent.glob(f".{target.name}.*.tmp"):
+        logger.warning("%s: left by a call that was killed, or another call is at work; delete it if not", left)
     with atomic_folder(target) as stage:
         require_space(stage.parent, UNPACKED * sum(file.stat().st_size for file in files.values()), "unpacking")
         for archive in card.archives:
