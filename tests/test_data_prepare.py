@@ -336,6 +336,8 @@ def test_too_little_space_to_unpack(place: Place, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(DatasetError, match=r"unpacking needs .* are free"):
         place.prepare(place.folder / "birds.tgz")
     assert not list(place.root.parent.iterdir())
+    with pytest.raises(DatasetError, match=r"birds\.tgz, unpacked, needs 0 MB, 0 MB are free[^\n]*$"):
+        place.prepare()  # downloading it by hand would not help, so that is not said
 
 
 def test_editions_are_taken_whole(place: Place) -> None:

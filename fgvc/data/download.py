@@ -41,6 +41,10 @@ class _Remote:
     size: int | None
 
 
+class DownloadError(DatasetError):
+    """The server does not give the file, or gives another one."""
+
+
 class _TransferError(Exception):
     """The transfer failed in a way that may pass; the message says how."""
 
@@ -70,8 +74,9 @@ def download(
         timeout: seconds without a byte before a try has failed.
 
     Raises:
-        DatasetError: the server refuses or sends a web page, cannot be reached, there is too little space, or the
-            checksum differs (what has arrived is deleted).
+        DownloadError: the server refuses, sends a web page or cannot be reached, or the checksum differs (what has
+            arrived is deleted).
+        DatasetError: there is too little space.
         OSError: the file cannot be written; where the disk is full, what has arrived stays.
     """
     part = target.with_name(f"{target.name}.part")
@@ -81,7 +86,7 @@ def download(
         failures = 1 if _size(part) > furthest else failures + 1
         furthest = max(furthest, _size(part))
         if failures >= attempts:
-            raise DatasetError(
+            raise DownloadError(
                 f"{url}: {error}, {failures} times without progress; {_size(part)} bytes have arrived in {part}. "
                 "Start again to continue."
             )
@@ -90,7 +95,7 @@ def download(
     problem = checksum_problem(part, checksums)
     if problem is not None:
         _discard(part)
-        raise DatasetError(
+        raise DownloadError(
             f"{url}: {problem}; what arrived is deleted. Start again; if it differs again, the file on the server has "
             "changed since the card was written"
         )
@@ -159,7 +164,7 @@ def _open(url: str, headers: dict[str, str], timeout: float, part: Path) -> http
             _discard(part)
         if error.code == 416 or error.code in _TRANSIENT_STATUS:
             raise _TransferError(f"HTTP status {error.code} ({error.reason})") from error
-        raise DatasetError(f"{url}: the server refuses, HTTP status {error.code} ({error.reason})") from error
+        raise DownloadError(f"{url}: the server refuses, HTTP status {error.code} ({error.reason})") from error
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise _TransferError(str(getattr(error, "reason", error)) or type(error).__name__) from error
     assert isinstance(response, http.client.HTTPResponse)
@@ -187,7 +192,7 @@ def _describe(url: str, response: http.client.HTTPResponse) -> _Remote:
 def _refuse_web_page(url: str, response: http.client.HTTPResponse) -> None:
     beginning = response.peek(64)[:64].lstrip().lower()
     if response.headers.get_content_type() == "text/html" or beginning.startswith(_WEB_PAGE):
-        raise DatasetError(f"{url}: the server sent a web page in place of the file (an error or login page?)")
+        raise DownloadError(f"{url}: the server sent a web page in place of the file (an error or login page?)")
 
 
 def _append(response: http.client.HTTPResponse, part: Path, have: int, size: int | None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fgvc.data.cards import Archive, Card
 from fgvc.data.checksums import checksum_problem
-from fgvc.data.download import download
+from fgvc.data.download import DownloadError, download
 from fgvc.errors import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ def obtain(name: str, card: Card, given: Mapping[str, Path], root: Path) -> dict
     """Every archive of one edition as a verified local file: given, stored by an earlier call, or downloaded.
 
     Raises:
-        DatasetError: an archive cannot be downloaded; the message says how to get it by hand.
+        DatasetError: an archive cannot be downloaded (the message says how to get it by hand), a stored one differs
+            from the card, or there is too little space.
     """
     files, storage = dict(given), storage_folder(name, root)
     for archive in card.archives:
@@ -81,8 +82,8 @@ def obtain(name: str, card: Card, given: Mapping[str, Path], root: Path) -> dict
             target = storage / archive.name
             try:
                 download(archive.url, target, archive.checksums, space=1 + UNPACKED)
-            except DatasetError as error:
-                raise DatasetError(f"{error}\n{_by_hand(name, card, root)}") from error
+            except DownloadError as error:
+                raise DownloadError(f"{error}\n{_by_hand(name, card, root)}") from error
             files[archive.name] = target
     return {archive.name: files[archive.name] for archive in edition}
 
@@ -100,8 +101,9 @@ def _by_hand(name: str, card: Card, root: Path) -> str:
     """How a person gets the archives, and what to run then."""
     option = "" if root == Path("datasets") / name else f" --root {root}"
     lines = [card.manual.strip() if card.manual else "By hand: download the files with another program."]
-    for edition, members in _editions(card).items():
-        lines.append(f"Files ({edition}):")
+    editions = _editions(card)
+    for edition, members in editions.items():
+        lines.append("Files:" if len(editions) == 1 else f"Files ({edition}):")
         for archive in members:
             checksums = ", ".join(f"{key} {value}" for key, value in archive.checksums.items()) or "checksum not stated"
             lines.append(f"  {archive.name}  {checksums}" + (f"  {archive.url}" if archive.url else ""))
