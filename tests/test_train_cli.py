@@ -223,7 +223,7 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
         (["trainer.epoch=3"], ["epoch", "epochs", "batch_size"]),
         (["+trainer.epoch=3"], ["epoch", "epochs"]),
         (["trainer.epochs=many"], ["trainer.epochs", "many"]),
-        (["trainer.epochs=0"], ["trainer.epochs", "0"]),
+        (["trainer.epochs=-1"], ["trainer.epochs", "-1"]),
         (["backbone.name=resnet51"], ["resnet51", "resnet50"]),
         (["backbone.weights=none.pth"], ["none.pth"]),
         (["method.gradient=magic"], ["magic", "exact"]),

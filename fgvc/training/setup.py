@@ -54,7 +54,7 @@ class Prepared:
         weights_digest: sha256 of the backbone's weights before training.
     """
 
-    trained: nn.Module
+    trained: FineGrainedModel | PoolingHead
     backbone: Backbone
     head: PoolingHead
     loaders: Loaders
@@ -121,7 +121,9 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
                 features = _features(config, split, extractor, digest, device)
                 seconds += 0.0 if features.from_cache else features.seconds
                 splits[name] = features
-    trained = head if frozen else FineGrainedModel(backbone, head).to(memory_format=torch.channels_last)
+    trained: FineGrainedModel | PoolingHead = head
+    if not frozen:
+        trained = FineGrainedModel(backbone, head).to(memory_format=torch.channels_last)
     return Prepared(trained, backbone, head, _loaders(config, **splits), images, frozen, seconds, digest)
 
 
