@@ -54,7 +54,7 @@ class Prepared:
         weights_digest: sha256 of the backbone's weights before training.
     """
 
-    trained: nn.Module
+    trained: FineGrainedModel | PoolingHead
     backbone: Backbone
     head: PoolingHead
     loaders: Loaders
@@ -98,7 +98,6 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
         last_stride=config.backbone.last_stride,
         image_size=config.dataset.transform.size,
     )
-    digest = weights_digest(backbone)
     images = _images(config, backbone)
     head = PoolingHead(
         backbone.out_channels,
@@ -109,6 +108,10 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
         eigh_device=config.method.eigh_device,
         options=config.method.options,
     )
+    model = FineGrainedModel(backbone, head)
+    if config.initial_weights is not None:
+        _initialise(model, config.initial_weights)
+    digest = weights_digest(backbone)
     backbone.to(device)
     frozen, seconds = config.backbone.frozen, 0.0
     splits: dict[str, Dataset[Any] | None] = dict(vars(images))
@@ -121,8 +124,16 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
                 features = _features(config, split, extractor, digest, device)
                 seconds += 0.0 if features.from_cache else features.seconds
                 splits[name] = features
-    trained = head if frozen else FineGrainedModel(backbone, head).to(memory_format=torch.channels_last)
+    trained: FineGrainedModel | PoolingHead = head
+    if not frozen:
+        trained = model.to(memory_format=torch.channels_last)
     return Prepared(trained, backbone, head, _loaders(config, **splits), images, frozen, seconds, digest)
+
+
+def _initialise(model: FineGrainedModel, file: str) -> None:
+    """Fill a model from a file of a whole one, but for its classifier where that is of another number of classes."""
+    report = load_checkpoint(model, file)
+    _log.info("%s", report)
 
 
 def _images(config: RunConfig, backbone: Backbone) -> Images:
