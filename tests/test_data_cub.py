@@ -1,11 +1,11 @@
 """The CUB-200-2011 adapter: what it reads, and what it says about a damaged copy."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from damage import DamageTable, replace_text
 from PIL import Image
 
 from fgvc.data import create_dataset
@@ -113,16 +113,7 @@ def test_damaged_boxes_are_named(boxed: Path, old: str, new: str, expected: str)
         create_dataset("cub", root=boxed, boxes=True)
 
 
-def replace_text(name: str, old: str, new: str) -> Callable[[Path], None]:
-    def damage(root: Path) -> None:
-        text = (root / name).read_text()
-        assert old in text
-        (root / name).write_text(text.replace(old, new))
-
-    return damage
-
-
-DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+DAMAGES: DamageTable = {
     "no root": (shutil.rmtree, ["no such folder", "images.txt", "CUB_200_2011"]),
     "file missing": (lambda root: (root / "classes.txt").unlink(), ["classes.txt missing"]),
     "image missing": (lambda root: (root / "images" / NAMES[0]).unlink(), ["1 of 2 images", NAMES[0], "images.txt"]),
@@ -157,7 +148,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named(root: Path, damage: str) -> None:
     inflict, expected = DAMAGES[damage]
-    inflict(root)  # type: ignore[no-untyped-call]
+    inflict(root)
     with pytest.raises(DatasetError) as caught:
         create_dataset("cub", root=root)
     for part in [str(root), *expected]:

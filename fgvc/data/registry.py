@@ -11,6 +11,7 @@ from fgvc.data.cub import read_cub
 from fgvc.data.dataset import ImageDataset, Samples, Transform
 from fgvc.data.dogs import read_dogs
 from fgvc.data.folder import read_folder
+from fgvc.data.hf import read_hf
 from fgvc.data.imagenet import read_imagenet
 from fgvc.data.nabirds import read_nabirds
 from fgvc.data.synthetic import read_synthetic
@@ -23,6 +24,7 @@ _ADAPTERS: dict[str, Callable[..., Samples]] = {
     "dogs": read_dogs,
     "nabirds": read_nabirds,
     "imagenet": read_imagenet,
+    "hf": read_hf,
     "folder": read_folder,
     "synthetic": read_synthetic,
 }

@@ -59,7 +59,7 @@ def restore_run(path: Path, device: torch.device, *, checkpoint: str = "last", r
     if root is not None:
         config.dataset.root = root
     if not config.backbone.frozen:  # the checkpoint holds the whole model
-        config.backbone.pretrained, config.backbone.weights = False, None
+        config.backbone.pretrained, config.backbone.weights, config.initial_weights = False, None, None
     seed_epoch(config.seed, 0)  # a backbone without weights is drawn as in training
     prepared = prepare(config, device)
     _check_same(config, summary, prepared)

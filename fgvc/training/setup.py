@@ -1,5 +1,6 @@
 """From a configuration to what the loop needs: images or cached feature maps, the module to train, loaders."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +24,21 @@ from fgvc.data import (
     split_validation,
 )
 from fgvc.errors import DatasetError
-from fgvc.models import Backbone, FineGrainedModel, PoolingHead, create_backbone, fold_batch_norm, weights_digest
+from fgvc.models import (
+    Backbone,
+    FineGrainedModel,
+    PoolingHead,
+    create_backbone,
+    fold_batch_norm,
+    load_checkpoint,
+    weights_digest,
+)
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Loader
 from fgvc.training.loop import Loaders
 from fgvc.training.seeding import EpochShuffle
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
         method=config.method.name,
         num_classes=len(images.train.classes),
         reduction=config.method.reduction,
+        hidden=config.method.hidden,
         gradient=config.method.gradient,
         eigh_device=config.method.eigh_device,
         options=config.method.options,
@@ -132,8 +144,10 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
 
 def _initialise(model: FineGrainedModel, file: str) -> None:
     """Fill a model from a file of a whole one, but for its classifier where that is of another number of classes."""
-    report = load_checkpoint(model, file)
-    _log.info("%s", report)
+    report = load_checkpoint(model, file, classifier=None)
+    new = [name for name in report.kept if name.startswith("head.classifier.")]
+    classifier = "its classifier left out, of another number of classes" if new else "with its classifier"
+    _log.info("initial weights: %d tensors of %s (%s), %s", report.loaded, report.source, report.format, classifier)
 
 
 def _images(config: RunConfig, backbone: Backbone) -> Images:
