@@ -7,14 +7,17 @@ from fgvc.data.feature_set import FeatureSet
 from fgvc.data.registry import create_dataset, list_datasets
 from fgvc.data.synthetic import write_synthetic
 from fgvc.data.transforms import Normalization, TransformSpec, create_transform, normalization_from_timm
+from fgvc.data.views import VIEWS, ViewTransform, resized_spec
 
 __all__ = [
+    "VIEWS",
     "BadImage",
     "FeatureSet",
     "ImageDataset",
     "Normalization",
     "Samples",
     "TransformSpec",
+    "ViewTransform",
     "cached_features",
     "check_images",
     "create_dataset",
@@ -23,6 +26,7 @@ __all__ = [
     "list_datasets",
     "normalization_from_timm",
     "require_readable",
+    "resized_spec",
     "split_validation",
     "write_synthetic",
 ]

@@ -80,15 +80,23 @@ class TransformSpec:
         return self.size if self.resize_size is None else self.resize_size
 
     def _steps(self) -> list[v2.Transform]:
-        side = [self._resized] if self.resize == "short" else [self._resized, self._resized]
-        steps: list[v2.Transform] = [v2.Resize(side, interpolation=InterpolationMode(self.interpolation))]
+        steps = [self.resize_step()]
         if self.crop != "none":
             random = self.training and self.crop == "random"
             steps.append(v2.RandomCrop(self.size) if random else v2.CenterCrop(self.size))
         if self.mirrors:
             steps.append(v2.RandomHorizontalFlip())
+        return [*steps, *self.tensor_steps()]
+
+    def resize_step(self) -> v2.Transform:
+        """PIL image -> PIL image, before any crop."""
+        side = [self._resized] if self.resize == "short" else [self._resized, self._resized]
+        return v2.Resize(side, interpolation=InterpolationMode(self.interpolation))
+
+    def tensor_steps(self) -> list[v2.Transform]:
+        """PIL image -> normalised float32 tensor, after every crop."""
         normalize = v2.Normalize(mean=list(self.mean), std=list(self.std))
-        return [*steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor(), normalize]
+        return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor(), normalize]
 
     @property
     def mirrors(self) -> bool:
