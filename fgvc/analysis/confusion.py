@@ -1,7 +1,7 @@
 """Which classes a classifier takes for which: from predictions, one row an image, to tables.
 
-`predictions` has columns `target` and `predicted`, indices into `classes`; shares are in per cent. Every function raises
-RunError for predictions without rows, without those columns, or with an index outside the classes.
+`predictions` has columns `target` and `predicted`, indices into `classes`; shares are in per cent. Every function of
+them raises RunError where they have no rows, lack those columns, or hold an index outside the classes.
 """
 
 from collections.abc import Sequence

@@ -29,7 +29,7 @@ def write_class_report(
     Args:
         predictions: one row an image, columns target and predicted.
         classes: names of the class indices.
-        title: of the figure and the Markdown file.
+        title: of the figure and the Markdown file; a line or two.
         folder: where the files go.
         name: what they are told apart by.
 
@@ -42,7 +42,7 @@ def write_class_report(
     texts = {
         f"per_class-{name}.csv": table.to_csv(index=False, float_format="%.4f"),
         f"confusion-{name}.csv": matrix.to_csv(),
-        f"confusions-{name}.md": f"# {title}\n\n{text}\n",
+        f"confusions-{name}.md": f"# {' '.join(title.splitlines())}\n\n{text}\n",
     }
     for file, content in texts.items():
         write_text_atomic(folder / file, content)

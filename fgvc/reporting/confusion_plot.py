@@ -25,7 +25,8 @@ def plot_confusion(axes: Axes, matrix: pd.DataFrame, order: Sequence[int]) -> tu
     """Draw the shares of each true class in per cent: wrong answers in colour, right ones on the diagonal in grey.
 
     The colours of wrong answers follow the square root of the share, so that a single mistake shows beside a class
-    that is missed by half; none is white. Cells hold counts, and axes class names, while there is room.
+    that is missed by half; none is white. While there is room, cells hold counts, rows have names and columns the
+    numbers of the rows.
 
     Args:
         axes: to draw on.
@@ -51,11 +52,16 @@ def plot_confusion(axes: Axes, matrix: pd.DataFrame, order: Sequence[int]) -> tu
         ),
     )
     if k <= _COUNTED:
-        _write_counts(axes, counts, images)
-    names = [_short(str(matrix.index[i])) for i in order] if k <= _NAMED else []
-    size = 7 if k <= _COUNTED else 5
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=size, parse_math=False)
-    axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
+        _write_counts(axes, counts, shares, images)
+    if k <= _NAMED:
+        names = [f"{_short(str(matrix.index[i]))}  {place}" for place, i in enumerate(order, start=1)]
+        size = 7 if k <= _COUNTED // 2 else 6 if k <= _COUNTED else 5
+        axes.set_yticks(range(k), names, fontsize=size, parse_math=False)
+        rotation = 0 if k <= _COUNTED else 90
+        axes.set_xticks(range(k), [str(place) for place in range(1, k + 1)], fontsize=size, rotation=rotation)
+    else:
+        axes.set_xticks([])
+        axes.set_yticks([])
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(True)
     axes.set_xlabel("predicted class")
@@ -73,47 +79,58 @@ def confusion_figure(matrix: pd.DataFrame, confusions: pd.DataFrame, title: str)
         confusions: of `fgvc.analysis.top_confusions`; the first ten are listed.
         title: of the figure.
     """
-    small = len(matrix) <= _COUNTED
     order = confusion_order(matrix.to_numpy())
     with figure_style():
-        figure = new_figure(COLUMN_WIDTH, 4.4) if small else new_figure(PAGE_WIDTH, 5.2)
-        if small:
-            grid = figure.add_gridspec(3, 1, height_ratios=[1, 0.035, 0.035])
-            axes, bars = figure.add_subplot(grid[0]), [figure.add_subplot(grid[row]) for row in (1, 2)]
-        else:
-            grid = figure.add_gridspec(3, 2, width_ratios=[1, 0.42], height_ratios=[1, 0.025, 0.025])
-            axes, bars = figure.add_subplot(grid[:, 0]), [figure.add_subplot(grid[row, 1]) for row in (1, 2)]
-            _list_confusions(figure.add_subplot(grid[0, 1]), confusions.head(_LISTED))
-        images = plot_confusion(axes, matrix, order.tolist())
-        if len(matrix) > _NAMED:
-            _number_cells(axes, matrix.index[order].tolist(), confusions.head(_LISTED))
-        labels = ("wrong answers, % of the true class", "right answers (diagonal), % of the true class")
-        for image, bar, label in zip(images, bars, labels, strict=True):
-            figure.colorbar(image, cax=bar, orientation="horizontal").set_label(label, fontsize=_SMALL)
-            bar.tick_params(labelsize=6, length=2, pad=1.5)
-        figure.suptitle(textwrap.fill(title, 52 if small else 110), fontsize=8)
-        caption = f"{len(matrix)} classes, those confused with each other side by side; white: no image."
-        figure.supxlabel(textwrap.fill(caption, 60 if small else 120), fontsize=_SMALL, color=_GREY)
+        figure = _small_figure(matrix, order) if len(matrix) <= _COUNTED else _wide_figure(matrix, order, confusions)
+        width = 55 if len(matrix) <= _COUNTED else 110
+        figure.suptitle(_wrap(title, width), fontsize=8)
+        colour = "Colour: share of the true class. " if len(matrix) <= _COUNTED else ""
+        caption = f"{colour}{len(matrix)} classes, those confused with each other side by side."
+        figure.supxlabel(_wrap(caption, width + 10), fontsize=_SMALL, color=_GREY)
     return figure
 
 
-def _write_counts(axes: Axes, counts: np.ndarray, images: tuple[AxesImage, AxesImage]) -> None:
+def _small_figure(matrix: pd.DataFrame, order: np.ndarray) -> Figure:
+    figure = new_figure(COLUMN_WIDTH, 2.9)
+    plot_confusion(figure.subplots(), matrix, order.tolist())
+    return figure
+
+
+def _wide_figure(matrix: pd.DataFrame, order: np.ndarray, confusions: pd.DataFrame) -> Figure:
+    figure = new_figure(PAGE_WIDTH, 5)
+    grid = figure.add_gridspec(3, 2, width_ratios=[1, 0.42], height_ratios=[1, 0.025, 0.025])
+    axes = figure.add_subplot(grid[:, 0])
+    images = plot_confusion(axes, matrix, order.tolist())
+    _list_confusions(figure.add_subplot(grid[0, 1]), confusions.head(_LISTED))
+    if len(matrix) > _NAMED:
+        _number_cells(axes, matrix.index[order].tolist(), confusions.head(_LISTED))
+    labels = ("% of the true class taken for another", "% of the true class right (diagonal)")
+    for row, (image, label) in enumerate(zip(images, labels, strict=True), start=1):
+        bar = figure.add_subplot(grid[row, 1])
+        figure.colorbar(image, cax=bar, orientation="horizontal").set_label(label, fontsize=_SMALL, loc="left")
+        bar.tick_params(labelsize=6, length=2, pad=1.5)
+    return figure
+
+
+def _write_counts(axes: Axes, counts: np.ndarray, shares: np.ndarray, images: tuple[AxesImage, AxesImage]) -> None:
+    size = min(7.0, 70 / len(counts))
     for (i, j), count in np.ndenumerate(counts):
-        image = images[int(i == j)]
-        red, green, blue, alpha = image.to_rgba(np.ma.masked_array(image.get_array())[i, j])
-        dark = alpha > 0 and 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5
         if count or i == j:
-            axes.text(j, i, str(count), ha="center", va="center", fontsize=7, color="white" if dark else "black")
+            image = images[int(i == j)]
+            red, green, blue, _ = image.to_rgba(shares[i, j])
+            dark = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.5
+            axes.text(j, i, str(count), ha="center", va="center", fontsize=size, color="white" if dark else "black")
 
 
 def _list_confusions(axes: Axes, confusions: pd.DataFrame) -> None:
     axes.set_axis_off()
     head = "most frequent confusions" if len(confusions) else "no image is taken for another class"
-    lines = [
-        f"{number}  {_short(row['true'])}\n    → {_short(row['predicted'])}: {row['count']} ({row['share']:.0f} %)"
-        for number, (_, row) in enumerate(confusions.iterrows(), start=1)
-    ]
-    text = "\n".join([f"{head}\n", *lines])
+    lines = [f"{head}\n"]
+    for number, (_, row) in enumerate(confusions.iterrows(), start=1):
+        # a figure space is as wide as a digit
+        lines.append(f"{number:\u2007>2}  {_short(row['true'])}")
+        lines.append(f"      → {_short(row['predicted'])}: {row['count']} ({row['share']:.0f} %)")
+    text = "\n".join(lines)
     axes.text(0, 1, text, va="top", fontsize=_SMALL, linespacing=1.35, transform=axes.transAxes, parse_math=False)
 
 
@@ -134,8 +151,13 @@ def _number_cells(axes: Axes, names: list[str], confusions: pd.DataFrame) -> Non
             ha="center",
             va="center",
             fontsize=_SMALL,
+            bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
             arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": _GREY, "shrinkA": 0, "shrinkB": 1},
         )
+
+
+def _wrap(text: str, width: int) -> str:
+    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
 def _short(name: str) -> str:

@@ -31,7 +31,7 @@ class RunEvaluation:
 
     Attributes:
         name: what its files are told apart by, e.g. "last", "best-mirror", "last-ten_crop-resize256".
-        title: run, accuracy, checkpoint and views in a line.
+        title: run and accuracy in a line, checkpoint and views in another.
         accuracy: in per cent.
         predictions: one row an image, see `Evaluation.predictions`.
         classes: names of the class indices.
@@ -146,6 +146,6 @@ def _record(evaluation: Evaluation, transform: ViewTransform) -> dict[str, Any]:
 def _title(config: RunConfig, record: dict[str, Any]) -> str:
     method = pooling_label(config.method.name, config.method.gradient)
     run = f"{method}, {config.dataset.name}, {config.backbone.name}, seed {config.seed}"
-    resized = "" if record["resize_size"] == record["size"] else f" of {record['resize_size']}"
-    how = f"{record['checkpoint']} weights, views: {record['views']}, {record['size']} px{resized}"
-    return f"{run}: top-1 {record['top1']:.2f} % of {record['images']:,} test images ({how})"
+    cut = "" if record["resize_size"] == record["size"] else f" cut from {record['resize_size']}"
+    how = f"{record['checkpoint']} weights, views: {record['views']}, {record['size']} px{cut}"
+    return f"{run}: top-1 {record['top1']:.2f} %\n{record['images']:,} test images, {how}"
