@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from fgvc.data import create_dataset
-from fgvc.errors import DatasetError
+from fgvc.errors import ConfigError, DatasetError
 
 DATASET_CARDS = Path(__file__).resolve().parents[1] / "datasets"
 NAMES = ["001.Gull/a.png", "001.Gull/b.png", "002.Black Tern/c.png", "002.Black Tern/d.png"]
@@ -54,6 +54,65 @@ def test_class_ids_need_not_be_consecutive(root: Path) -> None:
     assert (dataset.classes, dataset.targets) == (["a", "b"], [0, 1])
 
 
+BOXES = ["1.0 2.0 3.0 2.5", "0.0 0.0 8.0 6.0", "2 1 4 4", "5.0 3.0 20.0 20.0"]
+
+
+@pytest.fixture
+def boxed(root: Path) -> Path:
+    write_table(root / "bounding_boxes.txt", BOXES)
+    return root
+
+
+def test_boxes_are_read_when_asked_for(boxed: Path) -> None:
+    assert create_dataset("cub", root=boxed).boxes is None
+    dataset = create_dataset("cub", root=boxed, boxes=True)
+    assert dataset.boxes == [(1, 2, 4, 4.5), (5, 3, 25, 23)]
+    assert [dataset[i][0].size for i in range(2)] == [(8, 6), (8, 6)]
+
+
+def test_crop_keeps_every_pixel_the_box_touches_and_stays_in_the_image(boxed: Path) -> None:
+    for name, (left, top) in ((NAMES[0], (1, 2)), (NAMES[3], (5, 3))):
+        with Image.open(boxed / "images" / name) as image:
+            image.putpixel((left, top), (9, 8, 7))
+            image.save(boxed / "images" / name)
+    dataset = create_dataset("cub", root=boxed, crop="bbox")
+    images = [dataset[i][0] for i in range(2)]
+    assert [image.size for image in images] == [(3, 3), (3, 3)]
+    assert [image.getpixel((0, 0)) for image in images] == [(9, 8, 7)] * 2
+
+
+@pytest.mark.parametrize("box", ["2 1 0 4", "2 1 4 -1", "8 0 3 3", "0 -9 3 5"])
+def test_an_empty_box_names_image_and_box(boxed: Path, box: str) -> None:
+    write_table(boxed / "bounding_boxes.txt", [box, *BOXES[1:]])
+    with pytest.raises(DatasetError, match=r"a\.png: box \(.*\) .* is empty in an image of 8 x 6 pixels"):
+        create_dataset("cub", root=boxed, crop="bbox")[0]
+    assert create_dataset("cub", root=boxed)[0][0].size == (8, 6)
+
+
+def test_a_copy_without_boxes_refuses_only_the_crop(root: Path) -> None:
+    assert len(create_dataset("cub", root=root)) == 2
+    with pytest.raises(DatasetError, match=r"bounding_boxes\.txt: missing"):
+        create_dataset("cub", root=root, crop="bbox")
+    with pytest.raises(ConfigError, match=r"crop='box' is unknown; choose bbox"):
+        write_table(root / "bounding_boxes.txt", BOXES)
+        create_dataset("cub", root=root, crop="box")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("3 2 1 4 4\n", "", "bounding_boxes.txt: 1 image ids missing"),
+        ("2 1 4 4", "2 1 4", r"bounding_boxes.txt: id 3 has the box '2 1 4'; expected four numbers"),
+        ("2 1 4 4", "2 1 4 wide", "id 3 has the box '2 1 4 wide'"),
+        ("2 1 4 4", "2 1 4 nan", "id 3 has the box '2 1 4 nan'"),
+    ],
+)
+def test_damaged_boxes_are_named(boxed: Path, old: str, new: str, expected: str) -> None:
+    replace_text("bounding_boxes.txt", old, new)(boxed)
+    with pytest.raises(DatasetError, match=expected):
+        create_dataset("cub", root=boxed, boxes=True)
+
+
 def replace_text(name: str, old: str, new: str) -> Callable[[Path], None]:
     def damage(root: Path) -> None:
         text = (root / name).read_text()
@@ -90,8 +149,8 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         lambda root: (root / "classes.txt").write_bytes(b"1 a\n2 Caf\xe9\n"),
         ["classes.txt", "not UTF-8", "0xe9", "offset 9"],
     ),
-    "path with ..": (replace_text("images.txt", NAMES[0], "../secret.png"), ["images.txt", "id 1", "../secret.png"]),
-    "absolute path": (replace_text("images.txt", NAMES[0], "/etc/secret.png"), ["id 1", "/etc/secret.png"]),
+    "path with ..": (replace_text("images.txt", NAMES[0], "../secret.png"), ["images.txt", "../secret.png"]),
+    "absolute path": (replace_text("images.txt", NAMES[0], "/etc/secret.png"), ["/etc/secret.png"]),
 }
 
 

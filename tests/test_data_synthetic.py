@@ -77,8 +77,8 @@ def test_losing_a_race_takes_the_winner_s_folder(tmp_path: Path, monkeypatch: py
 
     def slow_write(root: Path, recipe: object) -> None:
         write(root, recipe)  # type: ignore[arg-type]
-        if not (tmp_path / "set").exists():
-            write(tmp_path / "set", recipe)  # type: ignore[arg-type]
+        monkeypatch.setattr(module, "_write", write)
+        write_synthetic(tmp_path / "set", **SMALL)
 
     monkeypatch.setattr(module, "_write", slow_write)
     write_synthetic(tmp_path / "set", **SMALL)
@@ -89,7 +89,7 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fgvc.data.synthetic.write_json_atomic", stop)
+    monkeypatch.setattr("fgvc.data.generated.write_json_atomic", stop)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic(tmp_path / "set", **SMALL)
     assert not list(tmp_path.iterdir())

@@ -150,12 +150,30 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(finished: Path, tr
     assert (finished / "run" / "summary.json").read_bytes() == before
 
 
-def test_a_stopped_run_continues_to_the_same_weights(tmp_path: Path) -> None:
+EVERYTHING = [
+    "dataset.transform.crop=random_resized",
+    "dataset.transform.randaugment=rand-m9-mstd0.5-inc1",
+    "trainer.mixup=0.4",
+    "trainer.cutmix=1.0",
+    "trainer.ema_decay=0.9",
+    "trainer.label_smoothing=0.1",
+    "method=mpn_cov",
+    "hybrid.method=isqrt_cov",
+    "hybrid.switch_epoch=1",
+]
+
+
+@pytest.mark.parametrize(
+    "varied",
+    [["dataset.transform.crop=random", "dataset.transform.resize_size=72"], EVERYTHING],
+    ids=["random crop", "everything random, across the switch of a hybrid run"],
+)
+def test_a_stopped_run_continues_to_the_same_weights(tmp_path: Path, varied: list[str]) -> None:
     """The state after epoch 1 of 2, as an interruption leaves it, leads to bit-identical weights.
 
     With a worker process, so that the augmentation's random numbers come from there.
     """
-    overrides = [*SMALL[:-1], "trainer.workers=1", "dataset.transform.crop=random", "dataset.transform.resize_size=72"]
+    overrides = [*SMALL[:-1], "trainer.workers=1", *varied]
     assert run("train.py", *overrides, "run_dir=straight", cwd=tmp_path).returncode == 0
     probe = (
         "import sys, runpy, fgvc.training.loop as loop\n"
@@ -223,7 +241,7 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
         (["trainer.epoch=3"], ["epoch", "epochs", "batch_size"]),
         (["+trainer.epoch=3"], ["epoch", "epochs"]),
         (["trainer.epochs=many"], ["trainer.epochs", "many"]),
-        (["trainer.epochs=0"], ["trainer.epochs", "0"]),
+        (["trainer.epochs=-1"], ["trainer.epochs", "-1"]),
         (["backbone.name=resnet51"], ["resnet51", "resnet50"]),
         (["backbone.weights=none.pth"], ["none.pth"]),
         (["method.gradient=magic"], ["magic", "exact"]),

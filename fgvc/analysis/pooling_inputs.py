@@ -1,5 +1,6 @@
 """What a covariance pooling reads, from a finished run or from a file of feature maps."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,10 +127,10 @@ def loss_gradient(head: PoolingHead, features: Tensor, targets: Tensor) -> Tenso
         features: what the pooling reads, (N, C, H, W).
         targets: (N,) class indices.
     """
-    weight, bias = (p.detach().cpu().double() for p in (head.classifier.weight, head.classifier.bias))
+    classifier = copy.deepcopy(head.classifier).cpu().double()
     with torch.no_grad():
         descriptor = head.pooling(features.double())
     descriptor.requires_grad_()
-    loss = nn.functional.cross_entropy(nn.functional.linear(descriptor, weight, bias), targets, reduction="sum")
+    loss = nn.functional.cross_entropy(classifier(descriptor), targets, reduction="sum")
     gradient: Tensor = torch.autograd.grad(loss, descriptor)[0]
     return gradient

@@ -56,6 +56,7 @@ class Run:
     backbone: str
     frozen: bool
     reduction: int | None
+    recipe: str | None
     image_size: int
     seed: int
     epochs: int
@@ -158,6 +159,7 @@ def read_run(path: Path) -> Run:
         backbone=_value(summary, "backbone", str, file),
         frozen=_value(summary, "frozen", bool, file),
         reduction=_optional(summary, "reduction", int, file),
+        recipe=_optional(summary, "recipe", str, file),
         image_size=_value(summary, "image_size", int, file),
         seed=_value(summary, "seed", int, file),
         epochs=_value(summary, "epochs", int, file),

@@ -4,6 +4,8 @@ from fgvc.data.checks import BadImage, check_images, require_readable
 from fgvc.data.dataset import ImageDataset, Samples, fingerprint, split_validation
 from fgvc.data.feature_cache import cached_features
 from fgvc.data.feature_set import FeatureSet
+from fgvc.data.image_file import Box, Region
+from fgvc.data.miniature import write_miniature
 from fgvc.data.registry import create_dataset, list_datasets
 from fgvc.data.synthetic import write_synthetic
 from fgvc.data.transforms import Normalization, TransformSpec, create_transform, normalization_from_timm
@@ -12,9 +14,11 @@ from fgvc.data.views import VIEWS, ViewTransform, resized_spec
 __all__ = [
     "VIEWS",
     "BadImage",
+    "Box",
     "FeatureSet",
     "ImageDataset",
     "Normalization",
+    "Region",
     "Samples",
     "TransformSpec",
     "ViewTransform",
@@ -28,5 +32,6 @@ __all__ = [
     "require_readable",
     "resized_spec",
     "split_validation",
+    "write_miniature",
     "write_synthetic",
 ]

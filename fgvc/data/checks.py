@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from fgvc.data.dataset import ImageDataset, UnreadableImageError, decode_rgb, fingerprint
+from fgvc.data.dataset import ImageDataset, fingerprint
+from fgvc.data.image_file import UnreadableImageError
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.files import write_json_atomic
 
@@ -17,7 +18,7 @@ _SHOWN = 10
 
 
 class BadImage(NamedTuple):
-    """An image file that cannot be decoded, and why."""
+    """An image file that cannot be decoded or cut to its box, and why."""
 
     path: Path
     reason: str
@@ -26,15 +27,15 @@ class BadImage(NamedTuple):
 def check_images(dataset: ImageDataset, workers: int = 4) -> list[BadImage]:
     """Decode every image fully, in `workers` threads, and return those that fail, in the dataset's order."""
     with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
-        results = pool.map(_failure, dataset.paths)
+        results = pool.map(lambda index: _failure(dataset, index), range(len(dataset)))
         # disable=None: no bar where stderr is not a terminal
         checked = list(tqdm(results, total=len(dataset), desc="checking images", unit="image", disable=None))
     return [BadImage(path, reason) for path, reason in zip(dataset.paths, checked, strict=True) if reason is not None]
 
 
-def _failure(path: Path) -> str | None:
+def _failure(dataset: ImageDataset, index: int) -> str | None:
     try:
-        decode_rgb(path)
+        dataset.decode(index)
     except UnreadableImageError as error:
         return str(error)
     return None

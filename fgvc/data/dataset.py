@@ -3,14 +3,15 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
+from fgvc.data.image_file import Box, Region, UnreadableImageError, decode_rgb
 from fgvc.errors import ConfigError, DatasetError
 
 Transform = Callable[[Image.Image], Any]
@@ -18,11 +19,30 @@ Transform = Callable[[Image.Image], Any]
 
 @dataclass(frozen=True)
 class Samples:
-    """What an adapter finds: class names, image files and the class index of each file."""
+    """What an adapter finds.
+
+    Attributes:
+        classes: class names; a target is an index into it.
+        paths: image files.
+        targets: class index of each file.
+        boxes: bounding box of the object in each file; None where there are none, or they were not asked for.
+        banner: rows at the bottom of every file that are no picture.
+    """
 
     classes: list[str]
     paths: list[Path]
     targets: list[int]
+    boxes: list[Box] | None = None
+    banner: int = 0
+
+    def take(self, indices: Sequence[int]) -> "Samples":
+        """The samples at `indices`, in that order, with all classes kept."""
+        return replace(
+            self,
+            paths=[self.paths[i] for i in indices],
+            targets=[self.targets[i] for i in indices],
+            boxes=None if self.boxes is None else [self.boxes[i] for i in indices],
+        )
 
 
 class ImageDataset(Dataset[tuple[Any, int]]):
@@ -30,34 +50,69 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
     `dataset[i]` is (image, target): an RGB `PIL.Image`, or what `transform` makes of it, and the class index.
 
-    Attributes:
-        root: folder that `paths` lie in.
-        classes: class names; a target is an index into it.
-        paths: image files.
-        targets: class index of each file.
+    Args:
+        samples: files, targets, boxes.
+        root: folder that the files lie in.
         transform: applied to the RGB image; None for the image as it is.
+        crop: "bbox" cuts each image to its bounding box first; None takes the whole picture.
+
+    Raises:
+        ConfigError: unknown `crop`, or "bbox" without boxes.
     """
 
-    def __init__(self, samples: Samples, root: Path, transform: Transform | None = None) -> None:
+    def __init__(
+        self, samples: Samples, root: Path, transform: Transform | None = None, crop: str | None = None
+    ) -> None:
+        if crop not in (None, "bbox"):
+            raise ConfigError(f"crop={crop!r} is unknown; choose bbox, or leave it out for the whole picture")
+        if crop is not None and samples.boxes is None:
+            raise ConfigError("crop='bbox' needs bounding boxes, and these samples have none; leave crop out")
+        self.samples = samples
         self.root = root
-        self.classes = samples.classes
-        self.paths = samples.paths
-        self.targets = samples.targets
         self.transform = transform
+        self.crop = crop
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names; a target is an index into it."""
+        return self.samples.classes
+
+    @property
+    def paths(self) -> list[Path]:
+        """Image files."""
+        return self.samples.paths
+
+    @property
+    def targets(self) -> list[int]:
+        """Class index of each file."""
+        return self.samples.targets
+
+    @property
+    def boxes(self) -> list[Box] | None:
+        """Bounding box of the object in each file, in pixels of the file; None where they were not read."""
+        return self.samples.boxes
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        """Raises DatasetError where the file cannot be decoded."""
-        path = self.paths[index]
+        """Raises DatasetError where the file cannot be decoded or its box is empty."""
         try:
-            image = decode_rgb(path)
+            image = self.decode(index)
         except UnreadableImageError as error:
             raise DatasetError(
-                f"{path}: {error}. Replace the file, or leave such files out with on_bad_image=skip."
+                f"{self.paths[index]}: {error}. Replace the file, or leave such files out with on_bad_image=skip."
             ) from error
         return (image if self.transform is None else self.transform(image)), self.targets[index]
+
+    def decode(self, index: int) -> Image.Image:
+        """The image before the transform: RGB, cut to its region. Raises UnreadableImageError."""
+        return decode_rgb(self.paths[index], self.region(index))
+
+    def region(self, index: int) -> Region:
+        """The part of a file that is the image."""
+        box = None if self.crop is None or self.boxes is None else self.boxes[index]
+        return Region(box, self.samples.banner)
 
     def relative_path(self, index: int) -> str:
         """Path of an image below `root`, with forward slashes on every system."""
@@ -69,52 +124,15 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
     def with_transform(self, transform: Transform | None) -> "ImageDataset":
         """The same images with another transform."""
-        return ImageDataset(Samples(self.classes, self.paths, self.targets), self.root, transform)
+        return ImageDataset(self.samples, self.root, transform, self.crop)
 
     def subset(self, indices: Sequence[int]) -> "ImageDataset":
         """The images at `indices`, in that order, with all classes kept."""
-        samples = Samples(self.classes, [self.paths[i] for i in indices], [self.targets[i] for i in indices])
-        return ImageDataset(samples, self.root, self.transform)
-
-
-class UnreadableImageError(Exception):
-    """An image file cannot be decoded; the message is the reason, without the path."""
-
-
-def decode_rgb(path: Path) -> Image.Image:
-    """Decode a whole image file to RGB.
-
-    Raises:
-        UnreadableImageError: missing, empty, truncated, not an image, or more pixels than Pillow's limit against
-            decompression bombs.
-    """
-    try:
-        with Image.open(path) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:  # Pillow itself refuses only twice the limit
-                raise UnreadableImageError(
-                    f"{image.width} x {image.height} pixels, more than Pillow's limit of {limit}"
-                )
-            rgb: Image.Image = image.convert("RGB")
-            return rgb
-    except UnreadableImageError:
-        raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, struct.error)
-        raise UnreadableImageError(_reason(path, error)) from error
-
-
-def _reason(path: Path, error: Exception) -> str:
-    if path.is_file() and path.stat().st_size == 0:
-        return "empty file (0 bytes)"
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image in a format that Pillow knows"
-    return str(error) or type(error).__name__
+        return ImageDataset(self.samples.take(indices), self.root, self.transform, self.crop)
 
 
 def fingerprint(dataset: ImageDataset) -> str:
-    """SHA-256 over classes, relative paths, targets, file sizes and modification times; reads no file's content.
+    """SHA-256 over classes, relative paths, targets, regions, file sizes and times of change; reads no file's content.
 
     Raises:
         DatasetError: an image file is missing.
@@ -125,7 +143,9 @@ def fingerprint(dataset: ImageDataset) -> str:
             status = path.stat()
         except OSError as error:
             raise DatasetError(f"{path}: {error.strerror}; restore the file or load the dataset again") from error
-        entry = (dataset.relative_path(index), target, status.st_size, status.st_mtime_ns)
+        region = dataset.region(index)
+        cut = () if region == Region() else region
+        entry = (dataset.relative_path(index), target, status.st_size, status.st_mtime_ns, *cut)
         digest.update(json.dumps(entry).encode() + b"\n")
     return digest.hexdigest()
 

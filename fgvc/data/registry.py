@@ -1,18 +1,28 @@
 """The table of datasets by name: an adapter is one function (root, split, **options) -> Samples."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fgvc.data.aircraft import read_aircraft
+from fgvc.data.cars import read_cars
 from fgvc.data.cub import read_cub
 from fgvc.data.dataset import ImageDataset, Samples, Transform
+from fgvc.data.dogs import read_dogs
 from fgvc.data.folder import read_folder
+from fgvc.data.imagenet import read_imagenet
+from fgvc.data.nabirds import read_nabirds
 from fgvc.data.synthetic import read_synthetic
 from fgvc.errors import ConfigError
 
 _ADAPTERS: dict[str, Callable[..., Samples]] = {
     "cub": read_cub,
+    "cars": read_cars,
+    "aircraft": read_aircraft,
+    "dogs": read_dogs,
+    "nabirds": read_nabirds,
+    "imagenet": read_imagenet,
     "folder": read_folder,
     "synthetic": read_synthetic,
 }
@@ -25,29 +35,62 @@ def list_datasets() -> list[str]:
 
 
 def create_dataset(
-    name: str, *, root: str | Path, split: str = "train", transform: Transform | None = None, **options: Any
+    name: str,
+    *,
+    root: str | Path,
+    split: str = "train",
+    transform: Transform | None = None,
+    crop: str | None = None,
+    **options: Any,
 ) -> ImageDataset:
     """Read one split of a dataset.
 
     Args:
         name: one of `list_datasets()`.
         root: the dataset's folder; "~" is expanded.
-        split: "train" or "test".
+        split: "train" or "test", those of the dataset's standard protocol.
         transform: applied to each RGB image, see `create_transform`.
-        options: keyword options of the adapter; only "synthetic" has any, see `read_synthetic`.
+        crop: "bbox" cuts each image to its bounding box before the transform; None takes the whole picture.
+        options: keyword options of the adapter, see `read_NAME`. Where the dataset has bounding boxes, `boxes=True`
+            reads them into `.boxes` without cropping.
 
     Raises:
-        ConfigError: unknown name, split or option.
+        ConfigError: unknown name, split or option, or a crop of a dataset that has no boxes.
         DatasetError: the folder or one of its files is missing, damaged or inconsistent.
     """
     if name not in _ADAPTERS:
         raise ConfigError(f"unknown dataset {name!r}; choose one of {', '.join(_ADAPTERS)}")
     if split not in _SPLITS:
         raise ConfigError(f"unknown split {split!r} of dataset {name!r}; choose one of {', '.join(_SPLITS)}")
-    adapter = _ADAPTERS[name]
-    known = [option for option in inspect.signature(adapter).parameters if option not in ("root", "split")]
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"dataset {name!r} has no option {option!r}; its options: {', '.join(known) or 'none'}")
+    if crop is not None:
+        if not _has_boxes(name):
+            boxed = ", ".join(filter(_has_boxes, _ADAPTERS))
+            raise ConfigError(f"crop={crop!r}: dataset {name!r} has no bounding boxes (those that have: {boxed})")
+        options = {**options, "boxes": True}
+    _check_options(name, options)
     folder = Path(root).expanduser()
-    return ImageDataset(adapter(folder, split, **options), folder, transform)
+    return ImageDataset(_ADAPTERS[name](folder, split, **options), folder, transform, crop)
+
+
+def _options(name: str) -> Mapping[str, inspect.Parameter]:
+    parameters = inspect.signature(_ADAPTERS[name]).parameters
+    return {option: parameters[option] for option in parameters if option not in ("root", "split")}
+
+
+def _has_boxes(name: str) -> bool:
+    return "boxes" in _options(name)
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    known = _options(name)
+    for option, value in options.items():
+        if option not in known:
+            listing = ", ".join([*known, *(["crop"] if _has_boxes(name) else [])]) or "none"
+            raise ConfigError(f"dataset {name!r} has no option {option!r}; its options: {listing}")
+        # a word such as "no" would count as true
+        if isinstance(known[option].default, bool) and not isinstance(value, bool):
+            raise ConfigError(f"dataset {name!r}: {option} must be true or false, found {value!r}")
+    required = [option for option in known if known[option].default is inspect.Parameter.empty]
+    missing = [option for option in required if option not in options]
+    if missing:
+        raise ConfigError(f"dataset {name!r} needs the option {missing[0]!r}; give it to create_dataset")

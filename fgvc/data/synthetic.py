@@ -1,8 +1,5 @@
 """A dataset made on the spot, in the CUB layout: classes share every mean and differ in how features co-vary."""
 
-import json
-import shutil
-import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,9 +7,10 @@ import numpy as np
 
 from fgvc.data.cub import read_cub
 from fgvc.data.dataset import Samples
+from fgvc.data.generated import write_once
 from fgvc.data.synthetic_images import MAX_CLASSES, class_name, draw_image, draw_layout
-from fgvc.errors import ConfigError, DatasetError
-from fgvc.files import write_json_atomic, write_text_atomic
+from fgvc.errors import ConfigError
+from fgvc.files import write_text_atomic
 
 _RECIPE = "synthetic.json"
 
@@ -74,20 +72,7 @@ def write_synthetic(
         DatasetError: `root` holds something else, or a set made with other arguments.
     """
     recipe = _Recipe(classes, train_per_class, test_per_class, size, agreement, seed)
-    root = Path(root)
-    if _holds(root, recipe):
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        _write(temporary, recipe)
-        temporary.replace(root)
-    except OSError:
-        if not _holds(root, recipe):  # else another process was faster: its folder has the same content
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return root
+    return write_once(Path(root), _RECIPE, asdict(recipe), lambda folder: _write(folder, recipe))
 
 
 def read_synthetic(
@@ -118,27 +103,6 @@ def read_synthetic(
     return read_cub(folder, split)
 
 
-def _holds(root: Path, recipe: _Recipe) -> bool:
-    """Whether `root` holds this set; DatasetError where it holds anything else."""
-    if not root.exists():
-        return False
-    if not root.is_dir():
-        raise DatasetError(f"{root}: is a file; set root to a folder")
-    if not any(root.iterdir()):
-        return False
-    try:
-        found = json.loads((root / _RECIPE).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DatasetError(f"{root}: not empty and without {_RECIPE}; set root to a new folder") from error
-    except ValueError as error:
-        raise DatasetError(f"{root / _RECIPE}: not valid JSON; delete {root}, it will be made again") from error
-    if found != asdict(recipe):
-        raise DatasetError(
-            f"{root / _RECIPE}: made with {found}, asked for {asdict(recipe)}; delete {root} or set another root"
-        )
-    return True
-
-
 def _write(root: Path, recipe: _Recipe) -> None:
     names, labels, in_train = [], [], []
     folders = [f"{index + 1:03d}.{class_name(index)}" for index in range(recipe.classes)]
@@ -159,4 +123,3 @@ def _write(root: Path, recipe: _Recipe) -> None:
     for table, values in tables.items():
         lines = [f"{number} {value}" for number, value in enumerate(values, start=1)]
         write_text_atomic(root / f"{table}.txt", "\n".join(lines) + "\n")
-    write_json_atomic(root / _RECIPE, asdict(recipe))

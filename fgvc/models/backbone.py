@@ -111,7 +111,7 @@ def create_backbone(
     Args:
         name: any name timm knows: `resnet50`, `resnet50.a1_in1k`, `hf_hub:timm/resnet50.a1_in1k`.
         pretrained: load the published weights from timm's hub (needs a network or a filled cache).
-        weights: load this file instead: a path, or `package:NAME` (see `fgvc.models.weights`).
+        weights: load this file instead: a path, or `package:NAME` (see `fgvc.models.files`).
         last_stride: 1 removes the stride of a ResNet's last stage, which doubles the map's sides and leaves the
             weights' names and shapes unchanged; None leaves the architecture as it is.
         image_size: side of the square images in pixels; None: the architecture's native size. A CNN takes images of

@@ -12,15 +12,16 @@ from fgvc.data import ImageDataset
 from fgvc.errors import RunError
 from fgvc.models import Backbone, PoolingHead, weights_digest
 from fgvc.training.config import RunConfig
+from fgvc.training.hybrid import Stages
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.seeding import seed_epoch
 from fgvc.training.setup import (
     build_backbone,
-    build_head,
+    build_model,
     fold_backbone,
     read_split,
     split_features,
-    trained_module,
+    trained_part,
 )
 
 
@@ -85,21 +86,31 @@ def restore_run(path: Path, device: torch.device, *, checkpoint: str = "last", r
     if root is not None:
         config.dataset.root = root
     if not config.backbone.frozen:  # the checkpoint holds the whole model
-        config.backbone.pretrained, config.backbone.weights = False, None
+        config.backbone.pretrained, config.backbone.weights, config.initial_weights = False, None, None
     seed_epoch(config.seed, 0)  # a backbone without weights is drawn as in training
     backbone = build_backbone(config)
-    digest = weights_digest(backbone)
     images = read_split(config, "test", backbone)
+    model = build_model(config, backbone, len(images.classes))
+    digest = weights_digest(backbone)
     _check_same(config, summary, images.classes, digest)
-    head = build_head(config, backbone, len(images.classes))
-    trained = trained_module(config, backbone, head)
+    trained = trained_part(config, model)
     try:
         trained.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{folder.weights_file(checkpoint)} belongs to another architecture: {error}") from error
-    backbone.to(device)
-    head.to(device)
-    return Restored(config, trained, backbone, head, images, digest, device)
+    _enter_stage(config, model.head, summary, checkpoint)
+    model.to(device)
+    return Restored(config, trained, backbone, model.head, images, digest, device)
+
+
+def _enter_stage(config: RunConfig, head: PoolingHead, summary: dict[str, Any], checkpoint: str) -> None:
+    """Give the head of a hybrid run the pooling its weights were saved with."""
+    if config.hybrid.method is None:
+        return
+    epoch = summary.get("epochs") if checkpoint == "last" else (summary.get("best") or {}).get("epoch")
+    if not isinstance(epoch, int):
+        raise RunError(f"the summary does not say of which epoch the {checkpoint} weights are; train the run again")
+    Stages(config, head).enter(head, epoch)
 
 
 def _check_same(config: RunConfig, summary: dict[str, Any], classes: list[str], digest: str) -> None:

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from fgvc.data import VIEWS, TransformSpec, ViewTransform, resized_spec
 from fgvc.errors import RunError
 from fgvc.files import write_json_atomic
-from fgvc.pooling import pooling_label
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Accuracy, Evaluation, Loader, ViewAverage, evaluate
 from fgvc.training.machine import commit, versions
@@ -107,7 +106,7 @@ def evaluate_run(
     folder.write_table(files[1], predictions)
     return RunEvaluation(
         name=name,
-        title=_title(restored.config, record),
+        title=_title(restored.config, str(RunFolder(path).read_summary().get("label")), record),
         accuracy=evaluation.accuracy,
         predictions=predictions,
         classes=restored.images.classes,
@@ -143,9 +142,8 @@ def _record(evaluation: Evaluation, transform: ViewTransform) -> dict[str, Any]:
     }
 
 
-def _title(config: RunConfig, record: dict[str, Any]) -> str:
-    method = pooling_label(config.method.name, config.method.gradient)
-    run = f"{method}, {config.dataset.name}, {config.backbone.name}, seed {config.seed}"
+def _title(config: RunConfig, label: str, record: dict[str, Any]) -> str:
+    run = f"{label}, {config.dataset.name}, {config.backbone.name}, seed {config.seed}"
     cut = "" if record["resize_size"] == record["size"] else f" cut from {record['resize_size']}"
     how = f"{record['checkpoint']} weights, views: {record['views']}, {record['size']} px{cut}"
     return f"{run}: top-1 {record['top1']:.2f} %\n{record['images']:,} test images, {how}"

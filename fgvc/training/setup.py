@@ -1,5 +1,6 @@
 """From a configuration to what the loop needs: images or cached feature maps, the module to train, loaders."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +24,21 @@ from fgvc.data import (
     split_validation,
 )
 from fgvc.errors import DatasetError
-from fgvc.models import Backbone, FineGrainedModel, PoolingHead, create_backbone, fold_batch_norm, weights_digest
+from fgvc.models import (
+    Backbone,
+    FineGrainedModel,
+    PoolingHead,
+    create_backbone,
+    fold_batch_norm,
+    load_checkpoint,
+    weights_digest,
+)
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Loader
 from fgvc.training.loop import Loaders
 from fgvc.training.seeding import EpochShuffle
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class Prepared:
         weights_digest: sha256 of the backbone's weights before training.
     """
 
-    trained: nn.Module
+    trained: FineGrainedModel | PoolingHead
     backbone: Backbone
     head: PoolingHead
     loaders: Loaders
@@ -92,11 +103,11 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
         DatasetError, ConfigError, WeightsError: as the parts raise them.
     """
     backbone = build_backbone(config)
-    digest = weights_digest(backbone)
     images = _images(config, backbone)
-    head = build_head(config, backbone, len(images.train.classes))
+    model = build_model(config, backbone, len(images.train.classes))
+    digest = weights_digest(backbone)
     backbone.to(device)
-    trained = trained_module(config, backbone, head)
+    trained = trained_part(config, model)
     frozen, seconds = config.backbone.frozen, 0.0
     splits: dict[str, Dataset[Any] | None] = dict(vars(images))
     if frozen:
@@ -106,7 +117,7 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
                 features = split_features(config, split, extractor, digest, device)
                 seconds += 0.0 if features.from_cache else features.seconds
                 splits[name] = features
-    return Prepared(trained, backbone, head, _loaders(config, **splits), images, frozen, seconds, digest)
+    return Prepared(trained, backbone, model.head, _loaders(config, **splits), images, frozen, seconds, digest)
 
 
 def build_backbone(config: RunConfig) -> Backbone:
@@ -120,9 +131,13 @@ def build_backbone(config: RunConfig) -> Backbone:
     )
 
 
-def build_head(config: RunConfig, backbone: Backbone, num_classes: int) -> PoolingHead:
-    """The head, freshly drawn. Raises ConfigError as `PoolingHead`."""
-    return PoolingHead(
+def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> FineGrainedModel:
+    """The backbone with a new head, both filled from `initial_weights` where the run starts from them.
+
+    Raises:
+        ConfigError, WeightsError: as `PoolingHead` and `load_checkpoint`.
+    """
+    head = PoolingHead(
         backbone.out_channels,
         method=config.method.name,
         num_classes=num_classes,
@@ -131,20 +146,32 @@ def build_head(config: RunConfig, backbone: Backbone, num_classes: int) -> Pooli
         eigh_device=config.method.eigh_device,
         options=config.method.options,
     )
+    model = FineGrainedModel(backbone, head)
+    if config.initial_weights is not None:
+        _initialise(model, config.initial_weights)
+    return model
 
 
-def trained_module(config: RunConfig, backbone: Backbone, head: PoolingHead) -> nn.Module:
-    """What is trained and saved: the head alone where the backbone is frozen (it is so from here on), else both."""
-    if config.backbone.frozen:
-        backbone.requires_grad_(False).eval()
-        return head
-    return FineGrainedModel(backbone, head).to(memory_format=torch.channels_last)
+def trained_part(config: RunConfig, model: FineGrainedModel) -> FineGrainedModel | PoolingHead:
+    """What is trained and saved: the whole model, or its head where the backbone is frozen, as it is from here on."""
+    if not config.backbone.frozen:
+        return model.to(memory_format=torch.channels_last)
+    model.backbone.requires_grad_(False).eval()
+    return model.head
 
 
 def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -> nn.Module:
     """A frozen backbone on `device`, faster: see `fold_batch_norm`."""
     size = config.dataset.transform.size
     return fold_batch_norm(backbone, torch.randn(1, 3, size, size, device=device))
+
+
+def _initialise(model: FineGrainedModel, file: str) -> None:
+    """Fill a model from a file of a whole one, but for its classifier where that is of another number of classes."""
+    report = load_checkpoint(model, file, classifier=None)
+    new = [name for name in report.kept if name.startswith("head.classifier.")]
+    classifier = "its classifier left out, of another number of classes" if new else "with its classifier"
+    _log.info("initial weights: %d tensors of %s (%s), %s", report.loaded, report.source, report.format, classifier)
 
 
 def read_split(config: RunConfig, which: str, backbone: Backbone) -> ImageDataset:

@@ -1,0 +1,96 @@
+"""Stanford Cars in either of its two layouts [Krause, Stark, Deng, Fei-Fei, 3dRR 2013]."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from fgvc.data.dataset import Samples
+from fgvc.data.image_file import Box
+from fgvc.data.layout import find_folder, image_paths, unique_names
+from fgvc.data.mat import Array, field, integers, read_mat, texts
+from fgvc.errors import DatasetError
+
+_JOINT = ("car_ims", "cars_annos.mat")
+_DEVKIT = ("devkit", "cars_train", "cars_test")
+_TEST_LABELS = "cars_test_annos_withlabels.mat"
+_CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
+
+
+class _Source(NamedTuple):
+    """Where one split comes from: an annotation file, its structs, class names, and what the paths are relative to."""
+
+    path: Path
+    annotations: Array
+    class_names: Array
+    images: Path
+    path_field: str
+
+
+def read_cars(root: Path, split: str, *, boxes: bool = False) -> Samples:
+    """Read one split, in the order of its annotation file; classes are in the order of their ids.
+
+    Both layouts give the same classes, targets and boxes: car_ims/ with cars_annos.mat, or cars_train/ and cars_test/
+    with devkit/ and cars_test_annos_withlabels.mat, in devkit/ or beside it.
+
+    Args:
+        root: folder with one of the layouts, or its parent where the folder is named stanford_cars.
+        split: "train" or "test".
+        boxes: the bounding boxes, too.
+
+    Raises:
+        DatasetError: neither layout is there, a file is missing or damaged, a class id has no name, an image is
+            missing, or the split is empty.
+    """
+    folder = find_folder("cars", root, _JOINT, _DEVKIT, nested="stanford_cars")
+    joint = all((folder / name).exists() for name in _JOINT)
+    source = _joint(folder, split) if joint else _devkit(folder, split)
+    path = source.path
+    classes = texts(path, source.class_names)
+    targets = _targets(path, integers(path, field(path, source.annotations, "class")), len(classes))
+    if not targets:
+        raise DatasetError(f"{path}: no image belongs to split {split!r}; unpack the archive again")
+    return Samples(
+        classes=list(unique_names({str(number): name for number, name in enumerate(classes, start=1)}).values()),
+        paths=image_paths(source.images, texts(path, field(path, source.annotations, source.path_field)), path),
+        targets=targets,
+        boxes=_boxes(path, source.annotations) if boxes else None,
+    )
+
+
+def _joint(folder: Path, split: str) -> _Source:
+    path = folder / "cars_annos.mat"
+    content = read_mat(path, "annotations", "class_names")
+    annotations = content["annotations"].ravel()
+    in_test = [flag == 1 for flag in integers(path, field(path, annotations, "test"))]
+    chosen = annotations[[flag == (split == "test") for flag in in_test]]
+    return _Source(path, chosen, content["class_names"], folder, "relative_im_path")
+
+
+def _devkit(folder: Path, split: str) -> _Source:
+    devkit = folder / "devkit"
+    path = devkit / "cars_train_annos.mat" if split == "train" else _test_labels(folder, devkit)
+    names = read_mat(devkit / "cars_meta.mat", "class_names")["class_names"]
+    return _Source(path, read_mat(path, "annotations")["annotations"], names, folder / f"cars_{split}", "fname")
+
+
+def _test_labels(folder: Path, devkit: Path) -> Path:
+    for path in (devkit / _TEST_LABELS, folder / _TEST_LABELS):
+        if path.is_file():
+            return path
+    raise DatasetError(
+        f"{folder}: {_TEST_LABELS} missing; put it into {folder} or {devkit}. The devkit's own cars_test_annos.mat "
+        "holds no classes. datasets/cars.yaml shows the source"
+    )
+
+
+def _targets(path: Path, class_ids: Sequence[int], count: int) -> list[int]:
+    wrong = [number for number in class_ids if not 1 <= number <= count]
+    if wrong:
+        raise DatasetError(f"{path}: class id {wrong[0]} has no name, there are {count}; is it the official file?")
+    return [number - 1 for number in class_ids]
+
+
+def _boxes(path: Path, annotations: Array) -> list[Box]:
+    """The file counts pixels from 1 and includes the last one."""
+    x1, y1, x2, y2 = (integers(path, field(path, annotations, name)) for name in _CORNERS)
+    return [(a - 1, b - 1, c, d) for a, b, c, d in zip(x1, y1, x2, y2, strict=True)]

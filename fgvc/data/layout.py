@@ -1,0 +1,134 @@
+"""What the adapters share: finding a dataset's folder, reading its text files, and refusing what does not fit."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from fgvc.errors import DatasetError
+
+_SHOWN = 5  # names listed in a message before "and N more"
+
+
+def listing(items: Iterable[str]) -> str:
+    """The first few names and how many more there are."""
+    found = list(items)
+    return ", ".join(found[:_SHOWN]) + (f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+
+
+def find_folder(dataset: str, root: Path, *layouts: Sequence[str], nested: str | None = None) -> Path:
+    """The folder that holds every entry of one of the layouts: `root`, or the folder `nested` in it.
+
+    Args:
+        dataset: name of the card that the message points to.
+        root: as set by the user.
+        layouts: alternatives, each a list of files and folders.
+        nested: name of the folder that the archive unpacks to.
+
+    Raises:
+        DatasetError: no layout is complete; says what is missing from the nearest one and what is there instead.
+    """
+    places = [root] if nested is None else [root, root / nested]
+    candidates = [(place, layout) for place in places for layout in layouts]
+    missing = [[name for name in layout if not (place / name).exists()] for place, layout in candidates]
+    # the nearest: most entries found, then fewest missing
+    counts = [(len(gone) - len(layout), len(gone)) for gone, (_, layout) in zip(missing, candidates, strict=True)]
+    nearest = counts.index(min(counts))
+    place = candidates[nearest][0]
+    if not missing[nearest]:
+        return place
+    wanted = "; or ".join(", ".join(layout) for layout in layouts)
+    here = f"{place}" if nested is None else f"{root} or {root / nested}"
+    raise DatasetError(
+        f"{place}: {', '.join(missing[nearest])} missing, so this is not dataset {dataset!r}. "
+        f"Looked in {here} for {wanted}; found in {place}: {_entries(place)}. Set root to the unpacked dataset, or "
+        f"unpack the archive again; datasets/{dataset}.yaml shows the layout and the source"
+    )
+
+
+def _entries(folder: Path) -> str:
+    if not folder.is_dir():
+        return "no such folder"
+    return listing(sorted(entry.name for entry in folder.iterdir())) or "nothing"
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises:
+        DatasetError: missing, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DatasetError(f"{path}: {error.strerror}; unpack the archive again") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{path}: not UTF-8 text (byte 0x{error.object[error.start]:02x} at offset {error.start}); save it as UTF-8"
+        ) from error
+
+
+def read_table(path: Path, *, numeric_ids: bool = False) -> dict[str, str]:
+    """Lines "id value" as {id: value}, in the file's order; the value may hold spaces.
+
+    Args:
+        path: text file.
+        numeric_ids: demand whole numbers and drop their leading zeros.
+
+    Raises:
+        DatasetError: missing, empty, not UTF-8, a line without id and value, or an id that comes twice.
+    """
+    table: dict[str, str] = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        key, _, value = line.strip().partition(" ")
+        if not value.strip() or (numeric_ids and not is_whole_number(key)):
+            raise DatasetError(f'{path}:{number}: expected "<id> <value>", found {line!r}; mend or remove the line')
+        key = str(int(key)) if numeric_ids else key
+        if key in table:
+            raise DatasetError(f"{path}:{number}: id {key} appears a second time ({line!r}); keep one of the lines")
+        table[key] = value.strip()
+    if not table:
+        raise DatasetError(f"{path}: no entries; unpack the archive again")
+    return table
+
+
+def is_whole_number(text: str) -> bool:
+    """Whether a text is a whole number in plain digits."""
+    return text.isascii() and text.isdigit()
+
+
+def require_inside(folder: Path, name: str, source: Path) -> Path:
+    """`folder` / `name`, where a file of the dataset, `source`, gives the name.
+
+    Raises:
+        DatasetError: the path is absolute or climbs up.
+    """
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    if posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts):
+        raise DatasetError(
+            f"{source}: names {name!r}, a path that leaves {folder}; paths must be relative and without '..'"
+        )
+    return folder / name
+
+
+def image_paths(folder: Path, names: Sequence[str], source: Path) -> list[Path]:
+    """The image files below `folder` that `source` names.
+
+    Raises:
+        DatasetError: a path that leaves the folder, or missing files, counted and the first few named.
+    """
+    paths = [require_inside(folder, name, source) for name in names]
+    missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
+    if missing:
+        raise DatasetError(
+            f"{folder}: {len(missing)} of {len(paths)} images named in {source.name} are missing: {listing(missing)}; "
+            f"unpack the archive again, or take them out of {source.name}"
+        )
+    return paths
+
+
+def unique_names(names: Mapping[str, str]) -> dict[str, str]:
+    """{id: name} with the id added, "crane (n02012849)", where several ids share a name."""
+    counts = Counter(names.values())
+    return {key: name if counts[name] == 1 else f"{name} ({key})" for key, name in names.items()}
