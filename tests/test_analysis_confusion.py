@@ -82,6 +82,7 @@ def test_top_confusions_are_ranked_by_count_then_share() -> None:
         ["auk", "bunting", 2],
         ["auk", "crow", 1],
     ]
+    assert table[["target", "answer"]].values.tolist() == [[2, 0], [1, 2], [0, 1], [0, 2]]
     assert table["share"].tolist() == pytest.approx([100, 200 / 3, 50, 25])
     assert top_confusions(frame(target, predicted), CLASSES, 2)["count"].tolist() == [2, 2]
     assert top_confusions(frame([0, 1], [0, 1]), CLASSES).empty

@@ -64,9 +64,10 @@ def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
 
 
 def top_confusions(predictions: pd.DataFrame, classes: Sequence[str], count: int = 10) -> pd.DataFrame:
-    """The `count` most frequent pairs of a true class and a wrong answer: true, predicted, count, share.
+    """The `count` most frequent pairs of a true class and a wrong answer, one row a pair.
 
-    `share` is of the images of the true class; of equal counts the larger share comes first.
+    Columns: true, predicted: the names; target, answer: their indices; count; share, of the images of the true class.
+    Of equal counts the larger share comes first.
     """
     matrix = confusion_matrix(predictions, classes).to_numpy()
     images = matrix.sum(axis=1)
@@ -78,6 +79,8 @@ def top_confusions(predictions: pd.DataFrame, classes: Sequence[str], count: int
         {
             "true": [classes[i] for i in true[order]],
             "predicted": [classes[i] for i in predicted[order]],
+            "target": true[order],
+            "answer": predicted[order],
             "count": counts[order],
             "share": shares[order],
         }

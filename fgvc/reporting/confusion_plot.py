@@ -103,7 +103,7 @@ def _wide_figure(matrix: pd.DataFrame, order: np.ndarray, confusions: pd.DataFra
     images = plot_confusion(axes, matrix, order.tolist())
     _list_confusions(figure.add_subplot(grid[0, 1]), confusions.head(_LISTED))
     if len(matrix) > _NAMED:
-        _number_cells(axes, matrix.index[order].tolist(), confusions.head(_LISTED))
+        _number_cells(axes, order, confusions.head(_LISTED))
     labels = ("% of the true class taken for another", "% of the true class right (diagonal)")
     for row, (image, label) in enumerate(zip(images, labels, strict=True), start=1):
         bar = figure.add_subplot(grid[row, 1])
@@ -134,12 +134,13 @@ def _list_confusions(axes: Axes, confusions: pd.DataFrame) -> None:
     axes.text(0, 1, text, va="top", fontsize=_SMALL, linespacing=1.35, transform=axes.transAxes, parse_math=False)
 
 
-def _number_cells(axes: Axes, names: list[str], confusions: pd.DataFrame) -> None:
+def _number_cells(axes: Axes, order: np.ndarray, confusions: pd.DataFrame) -> None:
     """Write the rank of each confusion beside its cell, away from the diagonal and from its neighbours' numbers."""
-    places = [(names.index(row["true"]), names.index(row["predicted"])) for _, row in confusions.iterrows()]
-    near = 0.06 * len(names)
+    place = np.argsort(order)
+    near = 0.06 * len(order)
     placed: list[tuple[int, int, int]] = []
-    for number, (i, j) in enumerate(places, start=1):
+    for number, (_, row) in enumerate(confusions.iterrows(), start=1):
+        i, j = int(place[row["target"]]), int(place[row["answer"]])
         side = 1 if j > i else -1
         step = 1 + max((s for a, b, s in placed if (b > a) == (j > i) and abs(a + b - i - j) < near), default=0)
         placed.append((i, j, step))
