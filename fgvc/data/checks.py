@@ -38,7 +38,7 @@ def check_images(dataset: ImageDataset, workers: int = 4) -> list[BadImage]:
 def map_images(
     function: Callable[[ImageDataset, int], _Result], dataset: ImageDataset, workers: int
 ) -> Iterator[_Result]:
-    """Results of `function` (dataset, index) on each image, in the dataset's order, from `workers` threads, with a progress bar.
+    """Results of `function` (dataset, index) on each image, in order, from `workers` threads, with a progress bar.
 
     Threads do as well as processes here: decoding and hashing release the interpreter's lock. Only a few results wait
     at a time, so that the memory does not grow with the dataset.
