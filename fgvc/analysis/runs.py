@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from fgvc.analysis.confusion import read_predictions
 from fgvc.analysis.csv_file import read_csv
 from fgvc.errors import RunError
 
@@ -80,7 +81,7 @@ class Run:
 
     def predictions(self) -> pd.DataFrame:
         """predictions.csv, one row a test image, final epoch. Raises RunError where it is missing or damaged."""
-        return read_csv(self.path / "predictions.csv", ("path", "target", "predicted", "confidence"))
+        return read_predictions(self.path / "predictions.csv")
 
     def config(self) -> dict[str, Any]:
         """config.yaml, the resolved configuration. Raises RunError where it is missing or damaged."""

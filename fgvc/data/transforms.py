@@ -90,20 +90,28 @@ class TransformSpec:
             steps.append(v2.RandomHorizontalFlip())
         if self.training and self.randaugment is not None:
             steps.append(_RandAugment(self.randaugment, self.mean, self.interpolation))
-        normalize = v2.Normalize(mean=list(self.mean), std=list(self.std))
-        return [*steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor(), normalize]
+        return [*steps, *self.tensor_steps()]
 
     def _geometry(self) -> list[v2.Transform]:
         """Resizing and cropping."""
-        interpolation = InterpolationMode(self.interpolation)
         if self.training and self.crop == "random_resized":
+            interpolation = InterpolationMode(self.interpolation)
             return [v2.RandomResizedCrop(self.size, scale=(self.min_scale, 1.0), interpolation=interpolation)]
-        side = [self._resized] if self.resize == "short" else [self._resized, self._resized]
-        steps: list[v2.Transform] = [v2.Resize(side, interpolation=interpolation)]
+        steps = [self.resize_step()]
         if self.crop != "none":
             random = self.training and self.crop == "random"
             steps.append(v2.RandomCrop(self.size) if random else v2.CenterCrop(self.size))
         return steps
+
+    def resize_step(self) -> v2.Transform:
+        """PIL image -> PIL image, before the crop in testing."""
+        side = [self._resized] if self.resize == "short" else [self._resized, self._resized]
+        return v2.Resize(side, interpolation=InterpolationMode(self.interpolation))
+
+    def tensor_steps(self) -> list[v2.Transform]:
+        """PIL image -> normalised float32 tensor, after every crop."""
+        normalize = v2.Normalize(mean=list(self.mean), std=list(self.std))
+        return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor(), normalize]
 
     @property
     def mirrors(self) -> bool:

@@ -115,10 +115,8 @@ def _books(progress: Progress) -> dict[str, Any]:
 
 
 def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation, device: torch.device) -> None:
-    folder.write_table(
-        folder.predictions_file,
-        evaluation.predictions([prepared.images.test.relative_path(i) for i in range(len(prepared.images.test))]),
-    )
+    test = prepared.images.test
+    folder.write_table(folder.predictions_file, evaluation.predictions(test.relative_paths(), test.classes))
     spectra = [pooling_spectrum(prepared.head.pooling, x) for x in prepared.probe(SPECTRUM_IMAGES, device)]
     arrays = {"before": np.concatenate([before.cpu().numpy() for before, _ in spectra])}
     after = [values.cpu().numpy() for _, values in spectra if values is not None]
