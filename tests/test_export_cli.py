@@ -2,9 +2,7 @@
 
 import json
 import re
-import runpy
 import shutil
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +12,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from command_line import Done, refused
 from safetensors import safe_open
 
 from fgvc.data import create_dataset, create_transform
@@ -24,11 +23,10 @@ from fgvc.training.config import BackboneConfig, DatasetConfig, MethodConfig, Ru
 from fgvc.training.export_formats import WRITERS
 from fgvc.training.model_of_run import load_model
 
-ROOT = Path(__file__).resolve().parents[1]
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
 DATA = {"classes": 3, "train_per_class": 4, "test_per_class": 3, "size": 64}
 
-Export = Callable[..., tuple[int, str]]
+Export = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
@@ -62,25 +60,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def export(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Export:
-    """The script in this process: exit status and stderr."""
-
-    def call(*arguments: Any) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / "scripts" / "export.py"), run_name="__main__")
-        except SystemExit as error:
-            status = int(error.code or 0)
-        return status, capfd.readouterr().err
-
-    return call
+def export(here: Callable[..., Done], tmp_path: Path) -> Export:
+    return lambda *arguments: here("export.py", *map(str, arguments), cwd=tmp_path)
 
 
-def refused(done: tuple[int, str], *parts: str) -> None:
-    status, message = done
-    assert status == 2 and message.startswith("error: ") and "Traceback" not in message, message
-    assert [part for part in parts if part not in message] == [], message
+def exported(done: Done) -> None:
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("run", ["seb", "frozen"])
@@ -114,7 +99,7 @@ def test_the_cards_snippet_gives_the_logits_of_the_run(
     runs: Path, run: str, to: str, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "export"
-    assert export(runs / run, "--to", to, "--checkpoint", "best", "--output", output) == (0, "")
+    exported(export(runs / run, "--to", to, "--checkpoint", "best", "--output", output))
     card = (output / "README.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     monkeypatch.chdir(output)
@@ -131,7 +116,7 @@ def test_the_cards_snippet_gives_the_logits_of_the_run(
 
 
 def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Export) -> None:
-    assert export(runs / "isqrt_cov", "--to", "safetensors", "--output", tmp_path / "out") == (0, "")
+    exported(export(runs / "isqrt_cov", "--to", "safetensors", "--output", tmp_path / "out"))
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     summary = json.loads((runs / "isqrt_cov" / "summary.json").read_text())
     for part in (
@@ -155,7 +140,7 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Exp
 
 @pytest.mark.parametrize("run", ["seb", "gap", "gap_wide"])
 def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: Export) -> None:
-    assert export(runs / run, "--to", "timm", "--output", tmp_path / "out") == (0, "")
+    exported(export(runs / run, "--to", "timm", "--output", tmp_path / "out"))
     network = timm.create_model(f"local-dir:{tmp_path / 'out'}", num_classes=0, pretrained=True).eval()
     model = load_model(runs / run)
     state = model.backbone.model.state_dict()
@@ -191,9 +176,9 @@ def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Export)
     output = tmp_path / "out"
     output.mkdir()  # empty: nothing to lose
     for _ in range(2):  # an export of the same run is replaced
-        assert export(runs / "seb", "--to", "safetensors", "--output", output) == (0, "")
+        exported(export(runs / "seb", "--to", "safetensors", "--output", output))
     refused(export(runs / "gap", "--to", "safetensors", "--output", output), "another run", "--overwrite")
-    assert export(runs / "gap", "--to", "safetensors", "--output", output, "--overwrite") == (0, "")
+    exported(export(runs / "gap", "--to", "safetensors", "--output", output, "--overwrite"))
     assert json.loads((output / "export.json").read_text())["method"] == "gap"
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").touch()
@@ -207,15 +192,15 @@ def test_a_failed_export_leaves_what_was_there(
     runs: Path, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    assert export(runs / "seb", "--to", "safetensors", "--output", output) == (0, "")
+    exported(export(runs / "seb", "--to", "safetensors", "--output", output))
     before = (output / "model.safetensors").read_bytes()
 
-    def fail(model: object, facts: object, folder: Path) -> None:
+    def fail(_model: object, _facts: object, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"half of it")
         raise KeyboardInterrupt
 
     monkeypatch.setitem(WRITERS, "safetensors", fail)
-    assert export(runs / "seb", "--to", "safetensors", "--output", output)[0] == 130
+    assert export(runs / "seb", "--to", "safetensors", "--output", output).returncode == 130
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert (output / "model.safetensors").read_bytes() == before
 
@@ -244,7 +229,7 @@ def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_a_published_export_starts_another_model(runs: Path, tmp_path: Path, export: Export) -> None:
-    assert export(runs / "seb", "--to", "safetensors", "--output", tmp_path / "out") == (0, "")
+    exported(export(runs / "seb", "--to", "safetensors", "--output", tmp_path / "out"))
     model = create_model("test_resnet", method="seb", num_classes=9, reduction=8, image_size=64)
     report = load_checkpoint(model, tmp_path / "out" / "model.safetensors", classifier=None)
     assert report.left_out == ("head.classifier.bias", "head.classifier.weight")

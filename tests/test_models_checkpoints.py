@@ -16,6 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fgvc.errors import WeightsError
 from fgvc.models import CheckpointReport, FineGrainedModel, create_model, load_checkpoint
+from fgvc.models.formats import list_formats
 
 State = dict[str, Tensor]
 CLASSES = 5
@@ -416,3 +417,8 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(WeightsError, match=word):
             load_checkpoint(model, tmp_path / name)
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_page_on_weights_names_every_format() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert [title for title in list_formats() if f"| {title} | " not in page] == []
