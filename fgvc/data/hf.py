@@ -27,7 +27,7 @@ class _Source:
     """What the folder was made from; kept in hf.json."""
 
     path: str
-    name: str | None
+    config_name: str | None
     revision: str | None
     image_column: str | None
     label_column: str | None
@@ -50,7 +50,7 @@ def read_hf(
     split: str,
     *,
     path: str,
-    name: str | None = None,
+    config_name: str | None = None,
     revision: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -66,7 +66,7 @@ def read_hf(
         root: folder to make; it must not exist, or be empty, or be made from the same source by the same options.
         split: "train" or "test".
         path: name on the hub, or a folder: of `save_to_disk`, of parquet or arrow files, or an image folder.
-        name: configuration of the dataset.
+        config_name: configuration of the dataset, where it has several.
         revision: branch, tag or commit on the hub.
         image_column: None finds the one column of images.
         label_column: None finds the one column of class labels; a column of strings or whole numbers has to be named,
@@ -80,7 +80,7 @@ def read_hf(
     """
     if train_split == test_split:
         raise ConfigError(f"hf: train_split and test_split are both {train_split!r}; they must differ")
-    source = _Source(path, name, revision, image_column, label_column, train_split, test_split)
+    source = _Source(path, config_name, revision, image_column, label_column, train_split, test_split)
     write_once(root, _RECORD, asdict(source), lambda folder: _export(folder, source))
     return _read(root, split)
 
@@ -139,11 +139,12 @@ def _load(library: Any, source: _Source) -> Mapping[str, Any]:
         if any((local / name).is_file() for name in ("dataset_dict.json", "state.json")):
             found = library.load_from_disk(path)
         else:
-            found = library.load_dataset(path, source.name, revision=source.revision)
+            found = library.load_dataset(path, source.config_name, revision=source.revision)
     except Exception as error:  # the library raises many types, also for a network that is down
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DatasetError(
-            f"hf: {source.path}: cannot be loaded ({type(error).__name__}: {error}); "
-            "set path to a name on the hub or to a folder that load_dataset of the library datasets can read"
+            f"hf: {source.path}: cannot be loaded ({reason}); set path to a name on the hub or to a folder that "
+            "load_dataset of the library datasets can read, and config_name where it has several configurations"
         ) from error
     if not isinstance(found, Mapping):
         raise DatasetError(f"hf: {source.path}: a single split; save a DatasetDict with a training and a test split")
