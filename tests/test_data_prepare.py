@@ -63,7 +63,7 @@ def test_a_second_call_decodes_nothing(ready: Place, monkeypatch: pytest.MonkeyP
     def decode(*_: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("fgvc.data.verify.decode_rgb", decode)
+    monkeypatch.setattr("fgvc.data.dataset.decode_rgb", decode)
     assert ready.prepare().fingerprint is None
     with pytest.raises(AssertionError, match="decoded again"):
         ready.prepare(verify_only=True)

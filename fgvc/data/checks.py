@@ -4,7 +4,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -32,7 +31,7 @@ class BadImage(NamedTuple):
 
 def check_images(dataset: ImageDataset, workers: int = 4) -> list[BadImage]:
     """Decode every image fully, in `workers` threads, and return those that fail, in the dataset's order."""
-    reasons = map_images(partial(_failure, dataset), dataset, workers)
+    reasons = map_images(_failure, dataset, workers)
     return [BadImage(path, reason) for path, reason in zip(dataset.paths, reasons, strict=True) if reason is not None]
 
 
