@@ -40,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("gap_wide", "gap", False, 1),
     ]:
         transform = TransformConfig(size=64, resize_size=72)
-        options = {"iterations": 4} if method == "isqrt_cov" else {}
+        options, hidden = ({"iterations": 4}, [5]) if method == "isqrt_cov" else ({}, [])
         config = RunConfig(
             name=name,
             run_dir=str(folder / name),
@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             backbone=BackboneConfig(
                 name="test_resnet" if last_stride is None else "resnet10t", last_stride=last_stride
             ),
-            method=MethodConfig(name=method, reduction=8, options=options),
+            method=MethodConfig(name=method, reduction=8, hidden=hidden, options=options),
             trainer=TrainerConfig(batch_size=6, workers=0),
         )
         config.backbone.frozen = frozen
@@ -126,6 +126,9 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Exp
         "the shorter side resized to 72 pixels (bilinear), the centre of 64 x 64 pixels",
         f"torch {version('torch')}",
         "random weights",
+        "hidden layers of 5",
+        "synthetic: Synthetic matchings",
+        "| licence of the images | Apache-2.0 |",
         "one of these 3 classes",
     ):
         assert part in card, part

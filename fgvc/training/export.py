@@ -91,8 +91,11 @@ def _describe(folder: RunFolder, model: FineGrainedModel) -> Facts:
         "label": summary.get("label"),
         "gradient": config.method.gradient,
         "reduction": config.method.reduction,
+        "hidden": list(config.method.hidden),
         "options": dict(config.method.options),
         "dataset": config.dataset.name,
+        "adapter": config.dataset.adapter or config.dataset.name,
+        "dataset_options": dict(config.dataset.options),
         "classes": read_classes(folder),
         "preprocessing": {
             "resize": transform.resize,

@@ -19,7 +19,7 @@ def model_card(facts: Facts, cards: Path | None) -> str:
     sections = {
         f"{facts['label']} on {facts['backbone']}, {facts['dataset']}": _summary(facts, cards),
         "Accuracy": _accuracy(facts),
-        "Preprocessing": _preprocessing(facts["preprocessing"]),
+        "Preprocessing": _preprocessing(facts),
         "Loading": f"In this folder:\n\n```python\n{_SNIPPETS[facts['format']](facts)}```\n",
         "Limitations": "".join(f"- {line}\n" for line in _limitations(facts)),
     }
@@ -32,11 +32,12 @@ def model_card(facts: Facts, cards: Path | None) -> str:
 
 
 def _summary(facts: Facts, cards: Path | None) -> str:
-    licence = "see the dataset's own terms"
-    title = facts["dataset"]
-    if cards is not None and facts["dataset"] in list_cards(cards):
-        card = load_card(cards, facts["dataset"])
-        title, licence = card.title, card.licence
+    dataset, licence = facts["dataset"], "see the dataset's own terms"
+    known = list_cards(cards) if cards is not None else []
+    name = next((name for name in (facts["dataset"], facts["adapter"]) if name in known), None)
+    if cards is not None and name is not None:
+        card = load_card(cards, name)
+        dataset, licence = f"{dataset}: {card.title}", card.licence
     reduced = facts["reduction"] is not None and is_second_order(facts["method"])
     rows = {
         "architecture": facts["backbone"] + (", last stage without stride" if facts["last_stride"] == 1 else ""),
@@ -44,7 +45,8 @@ def _summary(facts: Facts, cards: Path | None) -> str:
         "pooling": f"`{facts['method']}`" + "".join(f", {key}={value}" for key, value in facts["options"].items()),
         "gradient in training": facts["gradient"] or "as published",
         "channels before pooling": str(facts["reduction"]) if reduced else "the backbone's own",
-        "dataset": title,
+        "classifier": "linear" if not facts["hidden"] else f"hidden layers of {', '.join(map(str, facts['hidden']))}",
+        "dataset": dataset,
         "licence of the images": licence,
         "classes": str(len(facts["classes"])),
         "weights": f"the {facts['checkpoint']} ones, seed {facts['seed']}",
@@ -74,11 +76,13 @@ def _accuracy(facts: Facts) -> str:
     return text
 
 
-def _preprocessing(recipe: Facts) -> str:
+def _preprocessing(facts: Facts) -> str:
+    recipe = facts["preprocessing"]
+    cut = ", cut to the object's bounding box" if facts["dataset_options"].get("crop") == "bbox" else ""
     resize = "the shorter side" if recipe["resize"] == "short" else "both sides"
     mean, std = (", ".join(f"{number:g}" for number in recipe[key]) for key in ("mean", "std"))
     return (
-        f"RGB, {resize} resized to {recipe['resize_size']} pixels ({recipe['interpolation']}), the centre of "
+        f"RGB{cut}, {resize} resized to {recipe['resize_size']} pixels ({recipe['interpolation']}), the centre of "
         f"{recipe['size']} x {recipe['size']} pixels, scaled to 0..1, minus ({mean}), divided by ({std}).\n"
     )
 
@@ -94,6 +98,7 @@ def _fgvc_snippet(facts: Facts) -> str:
         "method": facts["method"],
         "num_classes": len(facts["classes"]),
         "reduction": facts["reduction"],
+        "hidden": facts["hidden"],
         "gradient": facts["gradient"],
         "last_stride": facts["last_stride"],
         "image_size": facts["preprocessing"]["size"],
