@@ -41,23 +41,9 @@ RECIPES = sorted(path.stem for path in (CONFIGS / "recipe").iterdir())
 PUBLISHED = [name for name in EXPERIMENTS if "_resnet50" in name or "_alexnet" in name]
 
 # the papers' numbers: epochs, batch, milestones, lr, weight decay, classifier factor, clip norm, transform of the data
-FINE_TUNED = {
-    "momentum": 0.9,
-    "lr": 3e-3,
-    "clip": 5.0,
-    "last_stride": 1,
-    "reduction": 256,
-    "size": 448,
-    "crop": "center",
-}
-FROM_SCRATCH = {
-    "lr": 0.0794,
-    "momentum": 0.9,
-    "clip": 5.0,
-    "classifier_factor": 1,
-    "size": 224,
-    "crop": "random_resized",
-}
+SHARED: dict[str, object] = {"momentum": 0.9, "clip": 5.0, "reduction": 256, "hidden": []}
+FINE_TUNED = SHARED | {"lr": 3e-3, "last_stride": 1, "size": 448, "crop": "center"}
+FROM_SCRATCH = SHARED | {"lr": 0.0794, "classifier_factor": 1, "size": 224, "crop": "random_resized"}
 PROTOCOLS: dict[str, dict[str, object]] = {
     "cub_resnet50": FINE_TUNED
     | {"epochs": 200, "batch_size": 10, "milestones": [50, 100], "weight_decay": 1e-4, "classifier_factor": 20}
@@ -73,7 +59,7 @@ PROTOCOLS: dict[str, dict[str, object]] = {
     | {"resize": "square", "resize_size": 512},
     "imagenet_alexnet": FROM_SCRATCH
     | {"epochs": 30, "batch_size": 128, "milestones": [10, 20], "weight_decay": 5e-4}
-    | {"resize": "short", "resize_size": 256, "last_stride": None},
+    | {"resize": "short", "resize_size": 256, "last_stride": None, "hidden": [4096, 4096]},
     "imagenet_resnet50": FROM_SCRATCH
     | {"epochs": 60, "batch_size": 256, "milestones": [30, 45], "weight_decay": 1e-4}
     | {"resize": "short", "resize_size": 256, "last_stride": 1},
@@ -95,6 +81,7 @@ def test_published_protocols(name: str) -> None:
         "clip": trainer.clip_norm,
         "last_stride": config.backbone.last_stride,
         "reduction": config.method.reduction,
+        "hidden": list(config.method.hidden),
         "size": transform.size,
         "resize": transform.resize,
         "resize_size": transform.resize_size,
@@ -115,15 +102,21 @@ def test_variants_of_a_protocol_differ_in_method_and_hybrid_alone(name: str) -> 
     assert variant == plain
 
 
-@pytest.mark.parametrize("recipe", [None, *RECIPES])
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_methods_differ_in_the_method_alone(name: str, recipe: str | None) -> None:
-    overrides = [f"experiment={name}", *([] if recipe is None else [f"recipe={recipe}"])]
-    configs = [composed(*overrides, f"method={method}") for method in list_poolings()]
+def test_choosing_a_method_changes_its_name_alone() -> None:
+    configs = [composed("experiment=cub_resnet50", f"method={method}") for method in list_poolings()]
     for config, method in zip(configs, list_poolings(), strict=True):
         assert config.method.name == method
         config.method.name = "any"
         assert config == configs[0]
+
+
+@pytest.mark.parametrize("recipe", [[], ["recipe=modern"]], ids=["own", "modern"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_gap_runs_under_the_recipe_of_every_method(name: str, recipe: list[str]) -> None:
+    gap, seb = (composed(f"experiment={name}", *recipe, f"method={method}") for method in ("gap", "seb"))
+    assert (gap.method.name, seb.method.name) == ("gap", "seb")
+    gap.method.name = seb.method.name
+    assert gap == seb
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

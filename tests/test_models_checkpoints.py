@@ -16,6 +16,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from fgvc.errors import WeightsError
 from fgvc.models import CheckpointReport, FineGrainedModel, create_model, load_checkpoint
+from fgvc.models.formats import list_formats
 
 State = dict[str, Tensor]
 CLASSES = 5
@@ -223,6 +224,42 @@ def test_three_parts_of_a_pretrained_model(tmp_path: Path, method: str, containe
     assert report.format == "MPN-COV ResNet in three parts"
 
 
+def alexnet(method: str, hidden: list[int], d: int | None, *, batch_norm: bool) -> ThreeParts:
+    """The released AlexNet: its layers without the last max-pooling, and a classifier with hidden layers."""
+    layers: list[nn.Module] = []
+    for layer in torchvision.models.alexnet().features[:-1]:
+        layers += [layer]
+        if batch_norm and isinstance(layer, nn.Conv2d):
+            layers.append(nn.BatchNorm2d(layer.out_channels))
+    return ThreeParts(nn.Sequential(*layers), 256, hidden, method, d)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "hidden", "d", "container"),
+    [
+        ("alexnet_bn", "isqrt_cov", [7, 9], 6, bare),  # as trained from scratch on ImageNet, but for the widths
+        ("alexnet_bn", "mpn_cov", [7, 9], 6, features_wrapped),
+        ("alexnet", "isqrt_cov", [], None, all_wrapped),  # as from a pretrained one
+        ("alexnet", "gap", [], None, bare),
+    ],
+)
+def test_alexnet_in_three_parts(
+    tmp_path: Path, name: str, method: str, hidden: list[int], d: int | None, container: Callable[[State], Any]
+) -> None:
+    published = randomised(alexnet(method, hidden, d, batch_norm=name == "alexnet_bn"))
+    ours = {"name": name, "method": method, "reduction": d, "hidden": hidden}
+    _, report = converted(published, tmp_path / "w.pth", container, **ours)
+    assert report.format == "AlexNet in three parts"
+
+
+def test_layers_of_a_classifier_are_counted_without_what_lies_between_them(tmp_path: Path) -> None:
+    published = randomised(alexnet("isqrt_cov", [7, 9], 6, batch_norm=False))
+    linear = [layer for layer in published.classifier if isinstance(layer, nn.Linear)]
+    between = [nn.ReLU(), nn.Dropout()]
+    published.classifier = nn.Sequential(linear[0], *between, linear[1], *between, linear[2]).eval()
+    converted(published, tmp_path / "w.pth", name="alexnet", method="isqrt_cov", reduction=6, hidden=[7, 9])
+
+
 @pytest.mark.parametrize("last_stride", [1, None])
 def test_three_parts_with_global_average_pooling(tmp_path: Path, last_stride: int | None) -> None:
     published = randomised(three_parts(Bottleneck, "gap", d=None, last_stride=last_stride or 2))
@@ -343,6 +380,11 @@ def test_another_function_under_the_same_names_is_refused(tmp_path: Path) -> Non
     strided = create_model("resnet18", method="isqrt_cov", num_classes=CLASSES, reduction=6)
     with pytest.raises(WeightsError, match=r"backbone\.last_stride=1"):
         load_checkpoint(strided, tmp_path / "w.pth")
+    torch.save(alexnet("gap", [], None, batch_norm=False).state_dict(), tmp_path / "alexnet.pth")
+    pooled = create_model("alexnet", method="gap", num_classes=CLASSES, image_size=64)
+    pooled.backbone.model.features.append(nn.MaxPool2d(3, 2))  # as timm's VGG, under the names of the released one
+    with pytest.raises(WeightsError, match="before its last max-pooling"):
+        load_checkpoint(pooled, tmp_path / "alexnet.pth")
     torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES).state_dict(), tmp_path / "vit.pth")
     vit = create_model("vit_tiny_patch16_224", method="gap", num_classes=CLASSES)
     with pytest.raises(WeightsError, match="class token"):
@@ -375,3 +417,8 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(WeightsError, match=word):
             load_checkpoint(model, tmp_path / name)
     assert not (tmp_path / "executed").exists()
+
+
+def test_the_page_on_weights_names_every_format() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "weights.md").read_text(encoding="utf-8")
+    assert [title for title in list_formats() if f"| {title} | " not in page] == []

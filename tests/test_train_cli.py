@@ -3,93 +3,19 @@
 import errno
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_line import ROOT, SMALL, Train, refused, run, train
 from safetensors.torch import load_file
 
 from fgvc.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[1]
-SMALL = [
-    "dataset=synthetic",
-    "dataset.transform.size=64",
-    "+dataset.options={classes: 3, train_per_class: 4, test_per_class: 3, size: 64}",
-    "backbone.name=test_resnet",
-    "backbone.weights=null",
-    "method=seb",
-    "method.reduction=8",
-    "trainer.epochs=2",
-    "trainer.batch_size=4",
-    "trainer.workers=0",
-]
-
-
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Train = Callable[..., Done]
-
-
-def run(script: str, *arguments: str, cwd: Path) -> Done:
-    """A script as a user starts it."""
-    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=settings)
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
-def train(cwd: Path, *overrides: str) -> Done:
-    return run("train.py", *SMALL, *overrides, cwd=cwd)
-
-
-@pytest.fixture
-def here(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> Callable[..., Done]:
-    """`run` in this process, sparing the seconds of the imports: for the many ways to be refused."""
-
-    def call(script: str, *arguments: str, cwd: Path) -> Done:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        caplog.set_level("INFO")
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
-        except SystemExit as error:
-            status = int(error.code or 0)
-        out, err = capfd.readouterr()
-        return Done(status, out, err + caplog.text)
-
-    return call
-
-
-@pytest.fixture
-def train_here(here: Callable[..., Done]) -> Train:
-    return lambda cwd, *overrides: here("train.py", *SMALL, *overrides, cwd=cwd)
-
-
-def refused(done: Done, *parts: str) -> None:
-    """Exit status 2, one readable message that holds `parts`, no traceback."""
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "error: " in done.stderr
-    for part in parts:
-        assert part in done.stderr, done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,14 @@
 """What a recipe adds to the loop: mixed inputs, averaged weights, the hybrid protocol, runs of no epoch."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from command_line import ROOT, Train
 
 from fgvc.models import PoolingHead
 from fgvc.training.config import HybridConfig, MethodConfig, RunConfig, ScheduleConfig, TrainerConfig
@@ -10,6 +16,7 @@ from fgvc.training.evaluation import Accuracy
 from fgvc.training.hybrid import Stages
 from fgvc.training.objective import Objective
 from fgvc.training.progress import Progress
+from fgvc.training.run_folder import RunFolder
 
 
 def test_loss_of_plain_inputs_is_the_smoothed_cross_entropy() -> None:
@@ -97,3 +104,109 @@ def test_selection_starts_anew_after_the_switch() -> None:
         assert progress.select(epoch, accuracy, accuracy, "test", since=since) == chosen
     assert progress.best is not None
     assert (progress.best["epoch"], progress.best["top1"]) == (4, 40.0)
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
+
+
+def test_hybrid_run_says_what_each_epoch_was_trained_with(tmp_path: Path, train_here: Train, here: Train) -> None:
+    settings = ["trainer.epochs=3", "method=svd_pade", "hybrid.method=isqrt_cov", "schedule.milestones=[1, 2]"]
+    done = train_here(tmp_path, *settings)
+    assert done.returncode == 0 and "from isqrt_cov to svd_pade, epoch 3 on" in done.stderr, done.stderr
+    folder = tmp_path / "results" / "custom" / "test_resnet" / "svd_pade-hybrid" / "seed0"
+    assert pd.read_csv(folder / "metrics.csv")["method"].tolist() == ["isqrt_cov", "isqrt_cov", "svd_pade"]
+    summary = summary_of(folder)
+    assert summary["label"] == "SVD-Padé (hybrid)"
+    assert summary["hybrid"] == {"method": "isqrt_cov", "switch_epoch": 2}
+    assert summary["best"]["epoch"] == 3
+    # what was evaluated last is the method of the last stage: saved weights give the same result
+    evaluated = here("evaluate.py", str(folder), cwd=tmp_path)
+    assert f"{summary['final']['top1']:.2f}" in evaluated.stdout, evaluated.stderr
+
+
+def test_hybrid_trains_like_its_stages(tmp_path: Path, train_here: Train) -> None:
+    """Its first stage ends with the weights of a run of that method, and its second changes them otherwise."""
+    for name, settings in {
+        "first": ["trainer.epochs=1", "method=isqrt_cov"],
+        "hybrid": ["method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1"],
+        "plain": ["method=isqrt_cov"],
+    }.items():
+        assert train_here(tmp_path, f"run_dir={name}", *settings).returncode == 0
+    tables = {name: pd.read_csv(tmp_path / name / "metrics.csv") for name in ("first", "hybrid", "plain")}
+    losses = {name: table["train_loss"].tolist() for name, table in tables.items()}
+    assert losses["hybrid"][0] == losses["first"][0] == losses["plain"][0]
+    assert losses["hybrid"][1] != losses["plain"][1]
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(
+    tmp_path: Path, train_here: Train, here: Train
+) -> None:
+    done = train_here(tmp_path, "run_dir=run", "trainer.ema_decay=0.5")
+    assert done.returncode == 0, done.stderr
+    folder = RunFolder(tmp_path / "run")
+    state, last = folder.read_state(), folder.read_weights("last")
+    name = "head.classifier.weight"
+    assert torch.equal(last[name], state["average"][name])
+    assert not torch.allclose(last[name], state["model"][name])
+    assert train_here(tmp_path, "run_dir=plain").returncode == 0
+    plain = RunFolder(tmp_path / "plain").read_weights("last")
+    assert torch.equal(plain[name], state["model"][name])  # averaging does not change what is trained
+    evaluated = here("evaluate.py", "run", cwd=tmp_path)
+    assert f"{summary_of(folder.path)['final']['top1']:.2f}" in evaluated.stdout
+
+
+def test_no_epoch_evaluates_the_initial_weights(tmp_path: Path, train_here: Train) -> None:
+    assert train_here(tmp_path, "run_dir=trained").returncode == 0
+    weights = "initial_weights=trained/checkpoints/last.safetensors"
+    done = train_here(tmp_path, "run_dir=imported", "trainer.epochs=0", weights)
+    assert done.returncode == 0 and "with its classifier" in done.stderr, done.stderr
+    trained, imported = summary_of(tmp_path / "trained"), summary_of(tmp_path / "imported")
+    assert imported["status"] == "finished" and imported["epochs"] == imported["final"]["epoch"] == 0
+    for key in ("top1", "top5", "mean_class"):
+        assert imported["final"][key] == trained["final"][key] == imported["best"][key]
+    ours, theirs = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("imported", "trained"))
+    assert ours["confidence"].tolist() == pytest.approx(theirs["confidence"].tolist(), abs=1e-6)
+
+
+def test_initial_weights_of_another_number_of_classes_leave_the_classifier_new(
+    tmp_path: Path, train_here: Train
+) -> None:
+    assert train_here(tmp_path, "run_dir=three").returncode == 0
+    weights = "initial_weights=three/checkpoints/last.safetensors"
+    more = ["dataset.root=more", "dataset.options.classes=4", "run_dir=four", "trainer.epochs=1", weights]
+    done = train_here(tmp_path, *more)
+    assert done.returncode == 0 and "classifier left out" in done.stderr, done.stderr
+    refused = train_here(tmp_path, "run_dir=other", "method.reduction=6", weights)
+    assert refused.returncode == 2 and "another shape" in refused.stderr and not (tmp_path / "other").exists()
+
+
+def test_a_frozen_head_starts_from_and_returns_to_initial_weights(
+    tmp_path: Path, train_here: Train, here: Train
+) -> None:
+    """The backbone comes from the file, in training as in a later evaluation."""
+    assert train_here(tmp_path, "run_dir=whole", "seed=5").returncode == 0
+    weights = "initial_weights=whole/checkpoints/last.safetensors"
+    done = train_here(tmp_path, "run_dir=head", "backbone.frozen=true", "trainer.epochs=1", weights)
+    assert done.returncode == 0, done.stderr
+    evaluated = here("evaluate.py", "head", cwd=tmp_path)
+    assert f"{summary_of(tmp_path / 'head')['final']['top1']:.2f}" in evaluated.stdout, evaluated.stderr
+
+
+PUBLISHED = sorted(path.stem for path in (ROOT / "configs" / "experiment").iterdir())
+SMALLER = [
+    "backbone.name=test_resnet",
+    "backbone.weights=null",
+    "dataset.transform.size=64",
+    "method.reduction=8",
+    "dataset.root=nowhere",
+]
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name[0] != "_" and not name.endswith("_seb")])
+def test_dry_run_of_every_experiment(tmp_path: Path, here: Train, name: str) -> None:
+    done = here("train.py", f"experiment={name}", *SMALLER, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "dry run: " in done.stdout and "2 steps" in done.stdout and "nan" not in done.stdout
+    assert list(tmp_path.iterdir()) == []

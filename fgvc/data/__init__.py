@@ -6,6 +6,7 @@ from fgvc.data.feature_cache import cached_features
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.image_file import Box, Region
 from fgvc.data.miniature import write_miniature
+from fgvc.data.prepare import Prepared, prepare_dataset
 from fgvc.data.registry import create_dataset, list_datasets
 from fgvc.data.synthetic import write_synthetic
 from fgvc.data.transforms import Normalization, TransformSpec, create_transform, normalization_from_timm
@@ -18,6 +19,7 @@ __all__ = [
     "FeatureSet",
     "ImageDataset",
     "Normalization",
+    "Prepared",
     "Region",
     "Samples",
     "TransformSpec",
@@ -29,6 +31,7 @@ __all__ = [
     "fingerprint",
     "list_datasets",
     "normalization_from_timm",
+    "prepare_dataset",
     "require_readable",
     "resized_spec",
     "split_validation",

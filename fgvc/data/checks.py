@@ -1,9 +1,12 @@
 """Finding images that cannot be decoded before a run meets them."""
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tqdm import tqdm
 
@@ -15,6 +18,9 @@ from fgvc.files import write_json_atomic
 logger = logging.getLogger(__name__)
 
 _SHOWN = 10
+_WAITING = 16  # images a thread is ahead of the one whose result is taken
+
+_Result = TypeVar("_Result")
 
 
 class BadImage(NamedTuple):
@@ -26,11 +32,32 @@ class BadImage(NamedTuple):
 
 def check_images(dataset: ImageDataset, workers: int = 4) -> list[BadImage]:
     """Decode every image fully, in `workers` threads, and return those that fail, in the dataset's order."""
-    with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
-        results = pool.map(lambda index: _failure(dataset, index), range(len(dataset)))
-        # disable=None: no bar where stderr is not a terminal
-        checked = list(tqdm(results, total=len(dataset), desc="checking images", unit="image", disable=None))
-    return [BadImage(path, reason) for path, reason in zip(dataset.paths, checked, strict=True) if reason is not None]
+    reasons = map_images(partial(_failure, dataset), dataset, workers)
+    return [BadImage(path, reason) for path, reason in zip(dataset.paths, reasons, strict=True) if reason is not None]
+
+
+def map_images(
+    function: Callable[[ImageDataset, int], _Result], dataset: ImageDataset, workers: int
+) -> Iterator[_Result]:
+    """Results of `function` (dataset, index) on each image, in order, from `workers` threads, with a progress bar.
+
+    Threads do as well as processes here: decoding and hashing release the interpreter's lock. Only a few results wait
+    at a time, so that the memory does not grow with the dataset.
+    """
+    waiting: deque[Future[_Result]] = deque()
+    # disable=None: no bar where stderr is not a terminal
+    with (
+        ThreadPoolExecutor(max_workers=max(workers, 1)) as pool,
+        tqdm(total=len(dataset), desc="checking images", unit="image", disable=None) as bar,
+    ):
+        for index in range(len(dataset)):
+            waiting.append(pool.submit(function, dataset, index))
+            if len(waiting) > _WAITING * max(workers, 1):
+                yield waiting.popleft().result()
+                bar.update()
+        while waiting:
+            yield waiting.popleft().result()
+            bar.update()
 
 
 def _failure(dataset: ImageDataset, index: int) -> str | None:
@@ -67,7 +94,7 @@ def require_readable(
         if stamp is not None:
             write_json_atomic(stamp, {"root": str(dataset.root), "images": len(dataset)})
         return dataset
-    summary = _summary(dataset, bad)
+    summary = bad_images_summary(dataset.root, bad, len(dataset))
     if on_bad_image == "refuse":
         raise DatasetError(f"{summary}\nReplace these files, or go on without them: on_bad_image=skip")
     bad_paths = {image.path for image in bad}
@@ -78,8 +105,9 @@ def require_readable(
     return dataset.subset(good)
 
 
-def _summary(dataset: ImageDataset, bad: list[BadImage]) -> str:
-    lines = [f"{dataset.root}: {len(bad)} of {len(dataset)} images cannot be decoded"]
+def bad_images_summary(root: Path, bad: list[BadImage], total: int) -> str:
+    """How many of the `total` images in `root` are bad, and the first of them with the reasons."""
+    lines = [f"{root}: {len(bad)} of {total} images cannot be decoded"]
     lines += [f"  {path}: {reason}" for path, reason in bad[:_SHOWN]]
     if len(bad) > _SHOWN:
         lines.append(f"  and {len(bad) - _SHOWN} more")

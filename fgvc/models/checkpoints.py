@@ -135,6 +135,13 @@ def _check_function(path: Path, form: CheckpointFormat, model: FineGrainedModel,
                 f"{path} is of a ResNet without the stride of its last stage; build the model with last_stride=1 "
                 "(backbone.last_stride=1)"
             )
+    if (
+        form.unpooled and "backbone." in parts and isinstance(network.features[-1], nn.MaxPool2d)
+    ):  # timm's VGG, whose names are the same
+        raise WeightsError(
+            f"{path} is of a network that ends before its last max-pooling, {model.backbone.name} ends behind it; "
+            "choose alexnet, alexnet_bn or a ResNet"
+        )
     if form.title == TIMM and "head.classifier." in parts and getattr(network, "cls_token", None) is not None:
         raise WeightsError(
             f"the classifier of {path} reads the class token of {model.backbone.name}, which is no pooling of the "

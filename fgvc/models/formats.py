@@ -30,12 +30,14 @@ class CheckpointFormat:
         mark: regular expression of a whole name by which the format is known.
         rules: (regular expression of a whole name, our name), the first that matches counts.
         last_stride: of the last stage of the ResNet in that code; None: not settled by the names.
+        unpooled: the backbone ends before its last max-pooling in that code.
     """
 
     title: str
     mark: str
     rules: tuple[Rule, ...]
     last_stride: int | None = None
+    unpooled: bool = False
 
 
 TIMM = "timm or torchvision"
@@ -62,9 +64,10 @@ _FORMATS = (
         last_stride=1,
     ),
     CheckpointFormat(
-        "AlexNet or VGG in three parts",  # their convolutions have a bias, those of a ResNet have none
+        "AlexNet in three parts",  # its convolutions have a bias, those of a ResNet have none
         r"features\.0\.bias",
         ((r"features\.\d+\.\w+", r"backbone.model.\g<0>"), _BLOCK, _CLASSIFIER),
+        unpooled=True,
     ),
     CheckpointFormat(
         "MPN-COV ResNet in three parts",  # built from a pretrained one: the reduction is the end of the features

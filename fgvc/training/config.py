@@ -77,6 +77,8 @@ class MethodConfig:
         gradient: rule of the spectral layer, None means as published.
         reduction: channels after the 1x1 convolution in front of a second-order pooling; None leaves it out. GAP, the
             first-order baseline, reads the backbone's channels as they are.
+        hidden: widths of fully connected layers between the descriptor and the classifier's last layer; none, but for
+            the papers' AlexNet.
         eigh_device: where eigendecompositions run: "auto", "same" (where the features are) or "cpu", as in the papers.
         options: of the pooling, e.g. {iterations: 5}.
     """
@@ -84,6 +86,7 @@ class MethodConfig:
     name: str = MISSING
     gradient: str | None = None
     reduction: int | None = 256
+    hidden: list[int] = field(default_factory=list)
     eigh_device: str = "auto"
     options: dict[str, Any] = field(default_factory=dict)
 

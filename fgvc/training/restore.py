@@ -12,12 +12,9 @@ from fgvc.data import ImageDataset
 from fgvc.errors import RunError
 from fgvc.models import Backbone, PoolingHead, weights_digest
 from fgvc.training.config import RunConfig
-from fgvc.training.hybrid import Stages
+from fgvc.training.model_of_run import read_classes, restore_backbone, restore_model
 from fgvc.training.run_folder import RunFolder
-from fgvc.training.seeding import seed_epoch
 from fgvc.training.setup import (
-    build_backbone,
-    build_model,
     fold_backbone,
     read_split,
     split_features,
@@ -35,7 +32,7 @@ class Restored:
         backbone: its backbone.
         head: its head.
         images: the test split.
-        weights_digest: sha256 of the backbone's weights before training; of a run that trained them, of no meaning.
+        weights_digest: sha256 of the backbone's weights.
         device: where backbone and head are.
     """
 
@@ -81,49 +78,22 @@ def restore_run(path: Path, device: torch.device, *, checkpoint: str = "last", r
     """
     folder = RunFolder(path)
     config = folder.read_config()
-    weights = folder.read_weights(checkpoint)
-    summary = folder.read_summary()
     if root is not None:
         config.dataset.root = root
-    if not config.backbone.frozen:  # the checkpoint holds the whole model
-        config.backbone.pretrained, config.backbone.weights, config.initial_weights = False, None, None
-    seed_epoch(config.seed, 0)  # a backbone without weights is drawn as in training
-    backbone = build_backbone(config)
+    backbone = restore_backbone(config)
     images = read_split(config, "test", backbone)
-    model = build_model(config, backbone, len(images.classes))
+    _check_classes(config, images.classes, read_classes(folder))
+    model = restore_model(folder, config, backbone, checkpoint)
     digest = weights_digest(backbone)
-    _check_same(config, summary, images.classes, digest)
     trained = trained_part(config, model)
-    try:
-        trained.load_state_dict(weights)
-    except RuntimeError as error:
-        raise RunError(f"{folder.weights_file(checkpoint)} belongs to another architecture: {error}") from error
-    _enter_stage(config, model.head, summary, checkpoint)
     model.to(device)
     return Restored(config, trained, backbone, model.head, images, digest, device)
 
 
-def _enter_stage(config: RunConfig, head: PoolingHead, summary: dict[str, Any], checkpoint: str) -> None:
-    """Give the head of a hybrid run the pooling its weights were saved with."""
-    if config.hybrid.method is None:
-        return
-    epoch = summary.get("epochs") if checkpoint == "last" else (summary.get("best") or {}).get("epoch")
-    if not isinstance(epoch, int):
-        raise RunError(f"the summary does not say of which epoch the {checkpoint} weights are; train the run again")
-    Stages(config, head).enter(head, epoch)
-
-
-def _check_same(config: RunConfig, summary: dict[str, Any], classes: list[str], digest: str) -> None:
-    """Raise RunError where the data or the frozen backbone are not those the run was trained with."""
-    trained = summary.get("classes")
+def _check_classes(config: RunConfig, classes: list[str], trained: list[str]) -> None:
+    """Raise RunError where the dataset is not the one the run was trained with."""
     if classes != trained:
-        known = f"{len(trained)}, the first {trained[0]!r}" if isinstance(trained, list) and trained else "others"
         raise RunError(
             f"{config.dataset.root} has {len(classes)} classes, the first {classes[0]!r}; the run was trained with "
-            f"{known}; give the folder of the same dataset"
-        )
-    if config.backbone.frozen and digest != summary.get("weights_digest"):
-        raise RunError(
-            f"backbone.weights={config.backbone.weights} are not the weights the run's head was trained on "
-            f"(sha256 {digest[:12]}, then {str(summary.get('weights_digest'))[:12]})"
+            f"{len(trained)}, the first {trained[0]!r}; give the folder of the same dataset"
         )

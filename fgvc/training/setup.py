@@ -142,6 +142,7 @@ def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> Fine
         method=config.method.name,
         num_classes=num_classes,
         reduction=config.method.reduction,
+        hidden=config.method.hidden,
         gradient=config.method.gradient,
         eigh_device=config.method.eigh_device,
         options=config.method.options,

@@ -1,0 +1,140 @@
+"""Dataset cards: what a dataset is, where it comes from, and what a whole copy of it holds. One YAML file each."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from fgvc.errors import ConfigError
+
+SPLITS = ("train", "test")
+_DIGITS = {"md5": 32, "sha256": 64}
+
+
+@dataclass
+class Archive:
+    """One file that the dataset is distributed in.
+
+    Attributes:
+        name: file name; archives are known by their endings (see `fgvc.data.extract`), other files are copied.
+        url: http(s) address; None where only a person can get it.
+        md5, sha256: checksums in hexadecimal; None where no source states one.
+        size: in bytes; None where unknown.
+        into: folder below the dataset's root to extract into.
+        nested: the members are archives themselves; each is unpacked into a folder of its name.
+        edition: archives of one edition belong together; each edition alone is the whole dataset.
+    """
+
+    name: str = MISSING
+    url: str | None = None
+    md5: str | None = None
+    sha256: str | None = None
+    size: int | None = None
+    into: str = "."
+    nested: bool = False
+    edition: str = "original"
+
+    @property
+    def checksums(self) -> dict[str, str]:
+        """The checksums that are known, by algorithm."""
+        return {name: value for name in _DIGITS if (value := getattr(self, name)) is not None}
+
+
+@dataclass
+class Card:
+    """A dataset as its card describes it.
+
+    Attributes:
+        title, citation, licence, homepage, description: for people.
+        archives: what it is distributed in; none for a set that is made on the spot.
+        manual: how a person gets the archives that have no URL.
+        sort_validation: the images of val/ come unsorted and go by class, see `fgvc.data.imagenet_devkit`.
+        classes: number of classes.
+        splits: number of images of "train" and "test".
+        images_per_class: smallest and largest class of a split, where a source states them.
+        train: overrides of `scripts/train.py` for a first run.
+        layout: files after the extraction.
+    """
+
+    title: str = MISSING
+    citation: str = MISSING
+    licence: str = MISSING
+    homepage: str | None = MISSING
+    archives: list[Archive] = MISSING
+    classes: int = MISSING
+    splits: dict[str, int] = MISSING
+    train: str = MISSING
+    layout: str = MISSING
+    description: str | None = None
+    manual: str | None = None
+    sort_validation: bool = False
+    images_per_class: dict[str, list[int]] = field(default_factory=dict)
+
+
+def list_cards(folder: Path) -> list[str]:
+    """Names of the datasets that have a card in `folder`."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load_card(folder: Path, name: str) -> Card:
+    """Read `folder`/`name`.yaml.
+
+    Raises:
+        ConfigError: there is no such card, it is not valid YAML, a key is unknown or missing, or a value is wrong.
+    """
+    path = folder / f"{name}.yaml"
+    if name not in list_cards(folder):
+        raise ConfigError(f"no card of dataset {name!r} in {folder}; choose one of {', '.join(list_cards(folder))}")
+    try:
+        card = OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.load(path))
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(card))
+        if missing:
+            raise ConfigError(f"{path}: {', '.join(missing)} missing; add the key")
+        result = OmegaConf.to_object(card)
+    except (OmegaConfBaseException, YAMLError) as error:
+        key = getattr(error, "full_key", None)
+        # OmegaConf tells more than one wants to know in the lines below the first; YAML says where in its last ones
+        reason = str(error).splitlines()[0] if key else " ".join(str(error).split())
+        raise ConfigError(f"{path}: {f'{key}: ' if key else ''}{reason}; mend the card") from error
+    assert isinstance(result, Card)
+    for problem in _problems(result):
+        raise ConfigError(f"{path}: {problem}; mend the card")
+    return result
+
+
+def _problems(card: Card) -> list[str]:
+    """What is wrong with the values of a card, each with its key."""
+    found = [problem for index, archive in enumerate(card.archives) for problem in _archive_problems(index, archive)]
+    if set(card.splits) != set(SPLITS):
+        found.append(f"splits: must be {' and '.join(SPLITS)}, found {', '.join(card.splits) or 'none'}")
+    found += [f"{key}: must be above 0, found {count}" for key, count in _counts(card).items() if count < 1]
+    for split, limits in card.images_per_class.items():
+        if split not in SPLITS or len(limits) != 2 or not 1 <= limits[0] <= limits[1]:
+            found.append(f"images_per_class.{split}: must be [smallest, largest] of a split, found {limits}")
+    if any(archive.url is None for archive in card.archives) and not card.manual:
+        found.append("manual: must say how to get the archives that have no url")
+    return found
+
+
+def _counts(card: Card) -> dict[str, int]:
+    return {"classes": card.classes} | {f"splits.{split}": count for split, count in card.splits.items()}
+
+
+def _archive_problems(index: int, archive: Archive) -> list[str]:
+    found = []
+    for name, digits in _DIGITS.items():
+        value = getattr(archive, name)
+        if value is not None and not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
+            found.append(f"{name}: must be {digits} digits 0-9a-f, found {value!r}")
+    if Path(archive.name).name != archive.name or not archive.name:
+        found.append(f"name: must be a plain file name, found {archive.name!r}")
+    if archive.url is not None and not re.match("https?://[^/]", archive.url):
+        found.append(f"url: must begin with http:// or https://, found {archive.url!r}")
+    if archive.size is not None and archive.size < 1:
+        found.append(f"size: must be above 0, found {archive.size}")
+    if PurePosixPath(archive.into).is_absolute() or ".." in PurePosixPath(archive.into).parts:
+        found.append(f"into: must be a folder below the root, found {archive.into!r}")
+    return [f"archives[{index}].{problem}" for problem in found]

@@ -1,0 +1,175 @@
+"""Unpacking tar and zip archives from the network: only plain files and folders, only below the target."""
+
+import contextlib
+import lzma
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from fgvc.data.checksums import byte_bar
+from fgvc.errors import DatasetError
+
+_TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error, lzma.LZMAError, OSError)
+# photographs hardly shrink: an archive that grows beyond this is no image dataset
+_MAX_GROWTH, _ALLOWANCE = 20, 1 << 26
+_MEMBER_COST = 512  # bytes that a member counts beside its content, so that empty ones have a limit too
+_CHUNK = 1 << 20
+
+
+@dataclass
+class _Budget:
+    """Bytes that may still be written."""
+
+    archive: Path
+    left: int
+
+    def spend(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise DatasetError(
+                f"{self.archive}: unpacks to more than {_MAX_GROWTH} times its size; this is not the expected archive"
+            )
+
+
+def extract(archive: Path, target: Path, *, name: str | None = None, nested: bool = False) -> None:
+    """Unpack `archive` below the folder `target`, which should be new.
+
+    Members must be plain files and folders with relative names that stay below `target`: links, devices, "..",
+    absolute names, drive letters, names that occur twice and archives that grow without measure are refused.
+    Permissions and owners of the members are not taken over.
+
+    Args:
+        archive: a tar (plain, gz, bz2, xz) or a zip; a file that is neither by its name is copied.
+        target: folder; created where missing. After an error it holds what came before the bad member.
+        name: by which to judge what it is, where the file is called otherwise.
+        nested: every member is a tar, and is unpacked into a folder of its name without the ending.
+
+    Raises:
+        DatasetError: a member is refused, or the archive is damaged or none.
+        OSError: a file cannot be written (disk full, no permission).
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    name = name or archive.name
+    budget = _Budget(archive, _MAX_GROWTH * archive.stat().st_size + _ALLOWANCE)
+    if name.lower().endswith(".zip"):
+        _extract_zip(archive, target, budget)
+        return
+    if not name.lower().endswith(_TAR_ENDINGS):
+        shutil.copyfile(archive, target / name)
+        return
+    with archive.open("rb") as file, byte_bar(f"unpacking {archive.name}", archive.stat().st_size) as bar:
+        for _ in _extract_tar(file, target, budget, "r|*", nested):
+            bar.update(file.tell() - bar.n)
+
+
+def _extract_tar(file: IO[bytes], target: Path, budget: _Budget, mode: str, nested: bool) -> Iterator[None]:
+    """Unpack one tar from a stream, read once from front to back; yields after each member."""
+    with _damage(budget.archive):
+        opened = tarfile.open(fileobj=file, mode=mode)  # type: ignore[call-overload]  # noqa: SIM115
+    with opened as tar:
+        while True:
+            with _damage(budget.archive):
+                member = tar.next()
+            if member is None:
+                return
+            tar.members.clear()  # else tarfile keeps every member: a million of them take a gigabyte
+            place = _place(budget, target, member.name)
+            budget.spend(_MEMBER_COST)
+            if member.isdir():
+                _make_folder(budget, place, member.name)
+            elif not member.isfile():
+                raise _refusal(budget, member.name, "is a link or a device; only plain files and folders are unpacked")
+            else:
+                with _damage(budget.archive):
+                    content = tar.extractfile(member)
+                assert content is not None  # a plain file has content
+                if nested:
+                    for _ in _extract_tar(content, place.with_suffix(""), budget, "r|", nested=False):
+                        yield
+                else:
+                    _write(budget, content, place, member.name)
+            yield
+
+
+def _extract_zip(archive: Path, target: Path, budget: _Budget) -> None:
+    with _damage(archive):
+        opened = zipfile.ZipFile(archive)
+    with opened as zipped, byte_bar(f"unpacking {archive.name}", archive.stat().st_size) as bar:
+        for member in zipped.infolist():
+            place = _place(budget, target, member.orig_filename)
+            budget.spend(_MEMBER_COST)
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):  # 0: written on a system without such modes
+                raise _refusal(
+                    budget, member.filename, "is a link or a device; only plain files and folders are unpacked"
+                )
+            if member.flag_bits & 1:
+                raise _refusal(budget, member.filename, "is encrypted")
+            if member.is_dir():
+                _make_folder(budget, place, member.filename)
+            else:
+                with _damage(archive):
+                    content = zipped.open(member)
+                with content:
+                    _write(budget, content, place, member.filename)
+            bar.update(member.compress_size)
+
+
+def _place(budget: _Budget, target: Path, name: str) -> Path:
+    """Where a member goes.
+
+    Raises:
+        DatasetError: its name leads elsewhere, on this system or another.
+    """
+    parts = name.split("/")
+    if "\\" in name or "\0" in name or name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in parts:
+        raise _refusal(budget, name, "has a name that leads out of the target folder")
+    return target.joinpath(*(part for part in parts if part not in ("", ".")))
+
+
+def _make_folder(budget: _Budget, place: Path, name: str) -> None:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _refusal(budget, name, "is a folder where a file lies already") from error
+
+
+def _write(budget: _Budget, content: IO[bytes], place: Path, name: str) -> None:
+    """Write one file, which must be new; with bytes counted as they come, not as they are announced."""
+    _make_folder(budget, place.parent, name)
+    try:
+        # "x" also finds names that differ in case alone where the file system does not tell them apart
+        file = place.open("xb")
+    except (FileExistsError, IsADirectoryError) as error:
+        raise _refusal(budget, name, "appears a second time") from error
+    with file:
+        while True:
+            with _damage(budget.archive):  # also where the content ends too early
+                chunk = content.read(_CHUNK)
+            if not chunk:
+                return
+            budget.spend(len(chunk))
+            file.write(chunk)
+
+
+@contextlib.contextmanager
+def _damage(archive: Path) -> Iterator[None]:
+    """Errors in reading an archive as what they mean."""
+    try:
+        yield
+    except _DAMAGES as error:
+        raise DatasetError(
+            f"{archive}: damaged, or not an archive ({str(error) or type(error).__name__}); download it again"
+        ) from error
+
+
+def _refusal(budget: _Budget, name: str, reason: str) -> DatasetError:
+    return DatasetError(f"{budget.archive}: member {name!r} {reason}")

@@ -1,0 +1,196 @@
+"""Whether a copy of a dataset is whole: its counts, every image decoded, and a fingerprint to find changes by."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from fgvc import __version__
+from fgvc.data.cards import SPLITS, Card
+from fgvc.data.checks import BadImage, bad_images_summary, map_images
+from fgvc.data.checksums import file_digests
+from fgvc.data.dataset import ImageDataset, fingerprint
+from fgvc.data.image_file import UnreadableImageError
+from fgvc.data.registry import create_dataset
+from fgvc.errors import DatasetError
+from fgvc.files import atomic_path, write_json_atomic
+
+FINGERPRINT = "fingerprint.json"
+FILES = "fingerprint.sha256"  # in the format of sha256sum: `sha256sum -c fingerprint.sha256` checks it too
+_SHOWN = 5
+_AGAIN = "To unpack it again, delete the folder (or give another --root) and start again"
+
+Checksums = Mapping[str, Mapping[str, str]]  # by archive, then by algorithm
+
+
+def read_splits(name: str, root: Path) -> dict[str, ImageDataset]:
+    """Both splits, as training will read them.
+
+    Raises:
+        DatasetError: as the adapter finds it.
+    """
+    return {split: create_dataset(name, root=root, split=split) for split in SPLITS}
+
+
+def is_current(name: str, root: Path, card: Card) -> bool:
+    """Whether the copy in `root` was verified against this card, and no image's size or time has changed since."""
+    known = _load(root)
+    if known.get("name") != name or known.get("classes") != card.classes:
+        return False
+    if any(known["splits"].get(split, {}).get("images") != count for split, count in card.splits.items()):
+        return False
+    try:
+        splits = read_splits(name, root)
+        return all(known["splits"][split].get("state") == fingerprint(dataset) for split, dataset in splits.items())
+    except DatasetError:
+        return False  # to be told by the verification
+
+
+def verify(
+    name: str, root: Path, card: Card, *, workers: int, write: bool, archives: Checksums | None = None
+) -> dict[str, Any]:
+    """Check counts, decode every image and compare with the fingerprint of an earlier call; return the fingerprint.
+
+    Args:
+        name: of the dataset.
+        root: its folder.
+        card: what it should hold.
+        workers: decoding threads.
+        write: keep the fingerprint in `root`; without it nothing there is touched.
+        archives: checksums of what it was unpacked from; None takes those of the earlier fingerprint, if any.
+
+    Raises:
+        DatasetError: counts differ, images cannot be decoded, or files changed since the fingerprint was written.
+    """
+    splits = read_splits(name, root)
+    problems = count_problems(card, splits)
+    if problems:
+        raise DatasetError(
+            f"{root}: not the whole of {card.title}:\n  " + "\n  ".join(problems) + f"\n{_AGAIN}. A part of the "
+            "classes is fine to train on, though it cannot be verified"
+        )
+    known = _load(root)
+    with tempfile.TemporaryDirectory() as folder:
+        listing = Path(folder) / FILES
+        _write_listing(root, splits, listing, workers)
+        result = {
+            "name": name,
+            "fgvc": __version__,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "archives": known.get("archives", {}) if archives is None else archives,
+            "classes": card.classes,
+            "images": sum(map(len, splits.values())),
+            "content": file_digests(listing, ["sha256"])["sha256"],
+            "splits": {split: _split_state(dataset) for split, dataset in splits.items()},
+        }
+        if known:
+            _refuse_changes(root, known, result, listing)
+        if write:
+            with atomic_path(root / FILES) as temporary:
+                shutil.copyfile(listing, temporary)
+            write_json_atomic(root / FINGERPRINT, result)
+    return result
+
+
+def count_problems(card: Card, splits: Mapping[str, ImageDataset]) -> list[str]:
+    """How the counts differ from the card's, one line each."""
+    found = []
+    for split, dataset in splits.items():
+        if len(dataset) != card.splits[split]:
+            found.append(f"{split}: expected {card.splits[split]} images, found {len(dataset)}")
+        if len(dataset.classes) != card.classes:
+            found.append(f"{split}: expected {card.classes} classes, found {len(dataset.classes)}")
+        counts = Counter(dataset.targets)
+        low, high = card.images_per_class.get(split, (1, len(dataset)))
+        other = [(name, counts[i]) for i, name in enumerate(dataset.classes) if not low <= counts[i] <= high]
+        if other:
+            named = ", ".join(f"{name} ({count})" for name, count in other[:_SHOWN])
+            more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
+            found.append(f"{split}: expected {low} to {high} images a class, found other counts in {named}{more}")
+    return found
+
+
+def _write_listing(root: Path, splits: Mapping[str, ImageDataset], listing: Path, workers: int) -> None:
+    """Decode every image and write "<sha256>  <path below the root>" of each, line by line.
+
+    Raises:
+        DatasetError: images cannot be decoded.
+    """
+    bad: list[BadImage] = []
+    with listing.open("w", encoding="utf-8") as file:
+        for dataset in splits.values():
+            for index, result in enumerate(map_images(_examine, dataset, workers)):
+                if isinstance(result, BadImage):
+                    bad.append(result)
+                else:
+                    file.write(f"{result}  {dataset.relative_path(index)}\n")
+    if bad:
+        summary = bad_images_summary(root, bad, sum(map(len, splits.values())))
+        raise DatasetError(f"{summary}\n{_AGAIN}")
+
+
+def _examine(dataset: ImageDataset, index: int) -> str | BadImage:
+    """SHA-256 of an image file that can be decoded."""
+    path = dataset.paths[index]
+    try:
+        dataset.decode(index)
+    except UnreadableImageError as error:
+        return BadImage(path, str(error))
+    return file_digests(path, ["sha256"])["sha256"]  # the second reading comes from the system's cache
+
+
+def _split_state(dataset: ImageDataset) -> dict[str, Any]:
+    """Number of images, SHA-256 over classes and targets, and over what shows a change without reading any file."""
+    labels = hashlib.sha256(json.dumps(dataset.classes).encode())
+    for index, target in enumerate(dataset.targets):
+        labels.update(f"{target} {dataset.relative_path(index)}\n".encode())
+    return {"images": len(dataset), "labels": labels.hexdigest(), "state": fingerprint(dataset)}
+
+
+def _refuse_changes(root: Path, known: Mapping[str, Any], found: Mapping[str, Any], listing: Path) -> None:
+    changes = []
+    if known.get("content") != found["content"]:
+        changes += _changed_files(root / FILES, listing)
+    for split, state in found["splits"].items():
+        if known["splits"].get(split, {}).get("labels") != state["labels"]:
+            changes.append(f"the classes, or which image belongs to which, in split {split}")
+    if changes:
+        more = [f"and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
+        raise DatasetError(
+            f"{root}: changed since {FINGERPRINT} was written ({known.get('date')}):\n  "
+            + "\n  ".join(changes[:_SHOWN] + more)
+            + f"\n{_AGAIN}; to take the files as they are, delete {root / FINGERPRINT}"
+        )
+
+
+def _changed_files(old: Path, new: Path) -> list[str]:
+    if not old.is_file():
+        return [f"files (which cannot be told: {old} is missing)"]
+    before, after = _read_listing(old), _read_listing(new)
+    changed = [f"{path}: other content" for path in after if before.get(path, after[path]) != after[path]]
+    gone = [f"{path}: no longer listed" for path in before if path not in after]
+    return changed + gone + [f"{path}: new" for path in after if path not in before]
+
+
+def _read_listing(path: Path) -> dict[str, str]:
+    """SHA-256 by path. All in memory, which only the message about changed files needs."""
+    found = {}
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            digest, _, name = line.rstrip("\n").partition("  ")
+            found[name] = digest
+    return found
+
+
+def _load(root: Path) -> dict[str, Any]:
+    """The fingerprint in `root`; empty where there is none, or none that can be read."""
+    try:
+        found = json.loads((root / FINGERPRINT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("splits"), dict) else {}

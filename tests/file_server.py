@@ -1,0 +1,94 @@
+"""A small HTTP server for the tests of downloads: with ranges, and with the failures that real servers have."""
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class FileServer:
+    """Files by path, and how the server behaves.
+
+    Attributes:
+        files: content by path, such as "/a.tar".
+        ranges: heed Range and If-Range.
+        validators: send an ETag, which is that of the content.
+        cut_after: bytes after which a response breaks off; one entry is used up by each response.
+        announce: added to the true Content-Length.
+        status: answer every request with this status instead; one entry is used up by each response.
+        content_type: of every response.
+        requests: (path, Range header) of each request so far.
+        served: bytes of content sent so far.
+    """
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    ranges: bool = True
+    validators: bool = True
+    cut_after: list[int] = field(default_factory=list)
+    announce: int = 0
+    status: list[int] = field(default_factory=list)
+    content_type: str = "application/octet-stream"
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
+    served: int = 0
+    address: str = ""
+
+    def url(self, path: str) -> str:
+        return self.address + path
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        asked = request.headers.get("Range")
+        self.requests.append((request.path, asked))
+        if self.status:
+            request.send_error(self.status.pop(0))
+            return
+        if request.path not in self.files:
+            request.send_error(404)
+            return
+        content = self.files[request.path]
+        etag = f'"{hashlib.md5(content).hexdigest()}"'
+        start = 0
+        if self.ranges and asked and request.headers.get("If-Range") in (None, etag):
+            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])  # type: ignore[index]
+            if start >= len(content):
+                request.send_error(416)
+                return
+        request.send_response(206 if start else 200)
+        request.send_header("Content-Type", self.content_type)
+        request.send_header("Content-Length", str(len(content) - start + self.announce))
+        if self.validators:
+            request.send_header("ETag", etag)
+        if start:
+            request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        request.end_headers()
+        body = content[start:]
+        if self.cut_after:
+            body = body[: self.cut_after.pop(0)]
+        request.wfile.write(body)
+        self.served += len(body)
+
+
+@contextmanager
+def serving() -> Iterator[FileServer]:
+    """A server on a free port of this machine, for as long as the block runs."""
+    server = FileServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            server.answer(self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        server.address = f"http://127.0.0.1:{http.server_address[1]}"
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            http.shutdown()
+            thread.join()

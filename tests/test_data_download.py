@@ -1,0 +1,249 @@
+"""Downloads: continued, bound to one version of the remote file, checked, and clean when they fail."""
+
+import errno
+import hashlib
+import json
+import shutil
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from file_server import FileServer, serving
+
+from fgvc.data.download import download
+from fgvc.errors import DatasetError
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+SUMS = {name: hashlib.new(name, CONTENT).hexdigest() for name in ("md5", "sha256")}
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with serving() as running:
+        running.files["/a.tar"] = CONTENT
+        yield running
+
+
+def fetch(server: FileServer, folder: Path, **options: Any) -> Path:
+    target = folder / "a.tar"
+    download(server.url("/a.tar"), target, options.pop("checksums", SUMS), pause=0, timeout=5, **options)
+    return target
+
+
+def test_a_file_arrives_whole_and_alone(server: FileServer, tmp_path: Path) -> None:
+    assert fetch(server, tmp_path / "new").read_bytes() == CONTENT
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.tar"]
+    assert (len(server.requests), server.served) == (1, len(CONTENT))
+
+
+def test_a_cut_connection_is_continued_in_the_same_call(server: FileServer, tmp_path: Path) -> None:
+    server.cut_after = [100_000, 50_000]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == [None, "bytes=100000-", "bytes=150000-"]
+    assert server.served == len(CONTENT)
+
+
+def test_progress_is_never_given_up_on(server: FileServer, tmp_path: Path) -> None:
+    server.cut_after = [20_000] * 12
+    assert fetch(server, tmp_path, attempts=2).read_bytes() == CONTENT
+    assert (len(server.requests), server.served) == (13, len(CONTENT))
+
+
+def test_a_later_call_continues_what_an_earlier_one_left(server: FileServer, tmp_path: Path) -> None:
+    server.cut_after = [100_000]
+    with pytest.raises(DatasetError, match=r"100000 of 300000 bytes.*100000 bytes have arrived in .*a\.tar\.part"):
+        fetch(server, tmp_path, attempts=1)
+    assert not (tmp_path / "a.tar").exists()
+    assert (tmp_path / "a.tar.part").read_bytes() == CONTENT[:100_000]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests[1:] == [("/a.tar", "bytes=100000-")]
+    assert server.served == len(CONTENT)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_what_was_whole_before_the_rename_is_not_asked_for_again(server: FileServer, tmp_path: Path) -> None:
+    server.cut_after = [100_000]
+    with pytest.raises(DatasetError):
+        fetch(server, tmp_path, attempts=1)
+    (tmp_path / "a.tar.part").write_bytes(CONTENT)
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("weakness", ["no ranges", "no validator"])
+def test_a_server_that_cannot_continue_is_asked_from_the_start(
+    server: FileServer, tmp_path: Path, weakness: str
+) -> None:
+    server.ranges, server.validators = weakness != "no ranges", weakness != "no validator"
+    server.cut_after = [100_000]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.served == 100_000 + len(CONTENT)
+
+
+@pytest.mark.parametrize("heeds_if_range", [True, False])
+def test_a_file_that_changed_on_the_server_is_not_glued_to_the_old_one(
+    server: FileServer, tmp_path: Path, heeds_if_range: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = b"old" * 100_000
+    server.files["/a.tar"] = old
+    server.cut_after = [100_000]
+    with pytest.raises(DatasetError):
+        fetch(server, tmp_path, attempts=1)
+    server.files["/a.tar"] = CONTENT
+    if not heeds_if_range:
+        answer = server.answer
+
+        def careless(request: Any) -> None:
+            del request.headers["If-Range"]
+            answer(request)
+
+        monkeypatch.setattr(server, "answer", careless)
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
+def test_a_partial_file_of_another_address_is_not_continued(server: FileServer, tmp_path: Path) -> None:
+    server.files["/other"] = CONTENT[:200_000] + bytes(100_000)
+    server.cut_after = [200_000]
+    with pytest.raises(DatasetError):
+        download(server.url("/other"), tmp_path / "a.tar", SUMS, pause=0, attempts=1)
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1] == ("/a.tar", None)
+
+
+@pytest.mark.parametrize("damage", ["missing", "not JSON", "other keys"])
+def test_a_partial_file_of_unknown_origin_is_not_continued(server: FileServer, tmp_path: Path, damage: str) -> None:
+    (tmp_path / "a.tar.part").write_bytes(bytes(1000))
+    if damage != "missing":
+        (tmp_path / "a.tar.part.json").write_text("{" if damage == "not JSON" else json.dumps({"a": 1}))
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests == [("/a.tar", None)]
+
+
+def test_a_shorter_file_on_the_server_starts_over(server: FileServer, tmp_path: Path) -> None:
+    """Status 416: nothing at that offset."""
+    server.cut_after = [200_000]
+    with pytest.raises(DatasetError):
+        fetch(server, tmp_path, attempts=1)
+    server.status = [416]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == [None, "bytes=200000-", None]
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha256"])
+def test_a_wrong_checksum_refuses_and_is_not_trusted_later(server: FileServer, tmp_path: Path, algorithm: str) -> None:
+    expected = SUMS | {algorithm: "0" * len(SUMS[algorithm])}
+    with pytest.raises(DatasetError) as caught:
+        fetch(server, tmp_path, checksums=expected)
+    assert f"{algorithm} is {SUMS[algorithm]}, expected {expected[algorithm]}" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_passing_failures_of_the_server_are_waited_out(server: FileServer, tmp_path: Path) -> None:
+    server.status = [503, 429, 500]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert len(server.requests) == 4
+
+
+def test_failures_that_stay_end_after_the_given_attempts(server: FileServer, tmp_path: Path) -> None:
+    server.status = [503] * 10
+    with pytest.raises(DatasetError, match=r"HTTP status 503 .*3 times without progress"):
+        fetch(server, tmp_path, attempts=3)
+    assert len(server.requests) == 3
+
+
+def test_a_server_that_announces_more_than_it_has(server: FileServer, tmp_path: Path) -> None:
+    server.announce = 5
+    with pytest.raises(DatasetError, match="without progress"):
+        fetch(server, tmp_path, attempts=2)
+    assert not (tmp_path / "a.tar").exists()
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_a_refusal_of_the_server_is_final(server: FileServer, tmp_path: Path, status: int) -> None:
+    server.status = [status]
+    with pytest.raises(DatasetError, match=f"{server.url('/a.tar')}: .*{status}"):
+        fetch(server, tmp_path)
+    assert len(server.requests) == 1
+
+
+def test_nobody_at_the_address(tmp_path: Path) -> None:
+    with serving() as server:
+        url = server.url("/a.tar")
+    with pytest.raises(DatasetError, match=f"{url}: .*refused.*2 times without progress"):
+        download(url, tmp_path / "a.tar", SUMS, pause=0, attempts=2)
+
+
+@pytest.mark.parametrize("page", [b"\n<!DOCTYPE html><html>Sign in</html>", b"<html></html>"])
+@pytest.mark.parametrize("content_type", ["text/html; charset=utf-8", "application/octet-stream"])
+def test_a_web_page_is_no_archive(server: FileServer, tmp_path: Path, page: bytes, content_type: str) -> None:
+    server.files["/a.tar"], server.content_type = page, content_type
+    with pytest.raises(DatasetError, match="web page in place of the file"):
+        fetch(server, tmp_path, checksums={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_web_page_in_between_does_not_cost_what_has_arrived(server: FileServer, tmp_path: Path) -> None:
+    server.cut_after = [100_000]
+    with pytest.raises(DatasetError):
+        fetch(server, tmp_path, attempts=1)
+    server.files["/a.tar"] = b"<html>Sign in</html>"
+    with pytest.raises(DatasetError, match="web page"):
+        fetch(server, tmp_path)
+    server.files["/a.tar"] = CONTENT
+    fetch(server, tmp_path)
+    assert server.requests[-1][1] == "bytes=100000-"
+
+
+def test_too_small_a_disk_is_found_before_the_transfer(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 400_001, 599_999))
+    with pytest.raises(DatasetError, match="needs 1 MB, 1 MB are free"):
+        fetch(server, tmp_path, space=2.0)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 400_000, 600_000))
+    fetch(server, tmp_path, space=2.0)
+
+
+def test_a_disk_that_fills_up_leaves_a_part_to_continue(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fgvc.data.download._CHUNK", 100_000)
+    opened = Path.open
+
+    def small_disk(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        file = opened(path, mode, *rest, **options)
+        if mode == "ab":
+            write = file.write
+
+            class Full:
+                def __enter__(self) -> "Full":
+                    return self
+
+                def __exit__(self, *_: object) -> None:
+                    file.close()
+
+                def write(self, chunk: bytes) -> int:
+                    if file.tell() + len(chunk) > 250_000:
+                        write(chunk[: 250_000 - file.tell()])
+                        raise OSError(errno.ENOSPC, "No space left on device")
+                    return int(write(chunk))
+
+                def __getattr__(self, name: str) -> Any:
+                    return getattr(file, name)
+
+            return Full()
+        return file
+
+    monkeypatch.setattr(Path, "open", small_disk)
+    with pytest.raises(OSError) as caught:
+        fetch(server, tmp_path)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.tar.part"))
+    monkeypatch.setattr(Path, "open", opened)
+    assert (tmp_path / "a.tar.part").read_bytes() == CONTENT[:250_000]
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1] == ("/a.tar", "bytes=250000-")

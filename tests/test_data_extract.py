@@ -1,0 +1,201 @@
+"""Unpacking: what comes out of good archives, and that no hostile or damaged one gets through."""
+
+import errno
+import gzip
+import io
+import os
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from archives import add, folder_bytes, tar_bytes, write_tar, write_zip
+
+from fgvc.data.extract import extract
+from fgvc.errors import DatasetError
+
+FILES = {"a/one.txt": b"1", "a/b/two.bin": bytes(3000), "./three": b"", "ünï.txt": b"4"}
+PLAIN = {name.removeprefix("./"): content for name, content in FILES.items()}
+
+
+def refused(archive: Path, target: Path, match: str) -> None:
+    """Refused with a message, and nothing outside the target is there that was not there before."""
+    before = folder_bytes(target.parent)
+    with pytest.raises(DatasetError, match=match) as caught:
+        extract(archive, target)
+    assert str(archive) in str(caught.value)
+    after = {name for name in folder_bytes(target.parent) if not name.startswith(f"{target.name}/")}
+    assert after == set(before)
+    assert not any(path.is_symlink() for path in target.rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tgz", "x.tar.gz", "x.tar.bz2", "x.tar.xz", "x.zip", "X.TAR"])
+def test_content_of_every_kind_of_archive(tmp_path: Path, name: str) -> None:
+    if name.endswith("zip"):
+        archive = write_zip(tmp_path / name, FILES)
+    else:
+        ending = name.rpartition(".")[2].lower()
+        archive = write_tar(tmp_path / name, FILES, {"tgz": "w:gz", "tar": "w"}.get(ending, f"w:{ending}"))
+    extract(archive, tmp_path / "deep" / "out")
+    assert folder_bytes(tmp_path / "deep" / "out") == PLAIN
+
+
+def test_other_files_are_copied_and_the_given_name_decides(tmp_path: Path) -> None:
+    (tmp_path / "labels.mat").write_bytes(b"MATLAB")
+    extract(tmp_path / "labels.mat", tmp_path / "out")
+    archive = write_tar(tmp_path / "renamed", FILES, "w:gz")
+    extract(archive, tmp_path / "out", name="x.tgz")
+    assert folder_bytes(tmp_path / "out") == PLAIN | {"labels.mat": b"MATLAB"}
+
+
+def test_nested_tars_become_folders(tmp_path: Path) -> None:
+    inner = {f"n{i}.tar": tar_bytes({f"n{i}_{j}.JPEG": bytes([i, j]) * 700 for j in range(3)}) for i in range(3)}
+    extract(write_tar(tmp_path / "train.tar", inner), tmp_path / "out", nested=True)
+    assert folder_bytes(tmp_path / "out") == {
+        f"n{i}/n{i}_{j}.JPEG": bytes([i, j]) * 700 for i in range(3) for j in range(3)
+    }
+
+
+def test_a_hostile_member_of_a_nested_tar_is_refused(tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "train.tar", {"n0.tar": tar_bytes({"../../evil": b"x"})})
+    with pytest.raises(DatasetError, match=r"'\.\./\.\./evil' has a name that leads out"):
+        extract(archive, tmp_path / "out", nested=True)
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_modes_and_owners_are_not_taken_over(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        member = tarfile.TarInfo("tool")
+        member.mode, member.uid, member.size = 0o6777, 12345, 1
+        tar.addfile(member, io.BytesIO(b"x"))
+    extract(tmp_path / "x.tar", tmp_path / "out")
+    status = (tmp_path / "out" / "tool").stat()
+    assert not status.st_mode & (stat.S_ISUID | stat.S_ISGID | stat.S_IXUSR)
+    assert status.st_uid == os.getuid()
+
+
+NAMES = ["../evil", "a/../../evil", "/tmp/evil-fgvc", "C:/evil", "c:evil", "..\\evil", "\\\\host\\evil", "a\\b", ".."]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_names_that_lead_out(tmp_path: Path, name: str, kind: str) -> None:
+    write = write_tar if kind == "tar" else write_zip
+    refused(write(tmp_path / f"x.{kind}", {"good": b"1", name: b"evil"}), tmp_path / "out", "leads out")
+    assert not Path("/tmp/evil-fgvc").exists()
+
+
+def test_a_folder_with_a_name_that_leads_out(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "../folder", kind=tarfile.DIRTYPE)
+    refused(tmp_path / "x.tar", tmp_path / "out", "leads out")
+    assert not (tmp_path / "folder").exists()
+
+
+KINDS = {
+    "symlink out": (tarfile.SYMTYPE, "../../evil"),
+    "symlink in": (tarfile.SYMTYPE, "good"),
+    "absolute symlink": (tarfile.SYMTYPE, "/etc/passwd"),
+    "hard link": (tarfile.LNKTYPE, "good"),
+    "character device": (tarfile.CHRTYPE, ""),
+    "block device": (tarfile.BLKTYPE, ""),
+    "pipe": (tarfile.FIFOTYPE, ""),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_plain_files_and_folders(tmp_path: Path, kind: str) -> None:
+    type_, link = KINDS[kind]
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "good", b"1")
+        add(tar, "bad", kind=type_, link=link)
+        add(tar, "bad/evil", b"evil")
+    refused(tmp_path / "x.tar", tmp_path / "out", "'bad' is a link or a device")
+
+
+def test_a_link_in_a_zip(tmp_path: Path) -> None:
+    archive = write_zip(tmp_path / "x.zip", {"bad": b"/etc/passwd"}, mode=stat.S_IFLNK | 0o777)
+    refused(archive, tmp_path / "out", "'bad' is a link or a device")
+
+
+@pytest.mark.parametrize("second", ["a", "./a", "b//../a", "a/"])
+def test_a_name_that_occurs_twice(tmp_path: Path, second: str) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        add(tar, "a", b"1")
+        add(tar, second, b"2")
+    refused(tmp_path / "x.tar", tmp_path / "out", "a second time|leads out|file lies already")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_occurs_twice_in_a_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as zipped:
+        zipped.writestr("a", "1")
+        zipped.writestr("a", "2")
+    refused(tmp_path / "x.zip", tmp_path / "out", "'a' appears a second time")
+
+
+def test_a_file_below_a_file(tmp_path: Path) -> None:
+    refused(write_tar(tmp_path / "x.tar", {"a": b"1", "a/b": b"2"}), tmp_path / "out", "a file lies already")
+
+
+@pytest.mark.parametrize("kind", ["tgz", "zip"])
+def test_archives_that_grow_without_measure(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgvc.data.extract._ALLOWANCE", 1000)
+    archive = tmp_path / f"x.{kind}"
+    if kind == "tgz":
+        write_tar(archive, {"zeros": bytes(3_000_000)}, "w:gz")
+    else:
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+            zipped.writestr("zeros", bytes(3_000_000))
+    refused(archive, tmp_path / "out", "more than 20 times its size")
+    written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert written <= 20 * archive.stat().st_size + 1000
+
+
+def test_masses_of_empty_members_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgvc.data.extract._ALLOWANCE", 1000)
+    archive = write_tar(tmp_path / "x.tgz", dict.fromkeys((f"{i:04}" for i in range(3000)), b""), "w:gz")
+    refused(archive, tmp_path / "out", "more than 20 times its size")
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tgz", "x.tar.xz", "x.zip"])
+def test_damaged_archives(tmp_path: Path, name: str) -> None:
+    archive = tmp_path / name
+    files = {"a": os.urandom(50_000), "b": os.urandom(50_000)}
+    modes = {"x.tar": "w", "x.tgz": "w:gz", "x.tar.xz": "w:xz"}
+    write_zip(archive, files) if name == "x.zip" else write_tar(archive, files, modes[name])
+    whole = archive.read_bytes()
+    for damaged in (whole[: len(whole) // 3], b"<html>Not found</html>", b""):
+        archive.write_bytes(damaged)
+        refused(archive, tmp_path / "out", "damaged")
+        for path in (tmp_path / "out").iterdir():
+            path.unlink()
+
+
+def test_an_encrypted_zip(tmp_path: Path) -> None:
+    archive = write_zip(tmp_path / "x.zip", {"secret": b"1"})
+    content = bytearray(archive.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.find(signature) + offset] |= 1
+    archive.write_bytes(content)
+    refused(archive, tmp_path / "out", "'secret' is encrypted")
+
+
+def test_a_gzip_that_is_no_tar(tmp_path: Path) -> None:
+    (tmp_path / "x.tgz").write_bytes(gzip.compress(b"not a tar at all" * 100))
+    refused(tmp_path / "x.tgz", tmp_path / "out", "damaged, or not an archive")
+
+
+def test_a_full_disk_is_not_taken_for_a_damaged_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if mode == "xb":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return opened(path, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OSError, match="No space left"):
+        extract(write_tar(tmp_path / "x.tar", {"a": b"1"}), tmp_path / "out")

@@ -1,0 +1,436 @@
+"""Preparing a dataset: from its card to a verified copy, once; and everything that may be wrong with a copy."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from archives import folder_bytes, tar_bytes, write_tar
+from file_server import serving
+from scipy.io import savemat
+from small_birds import CLASSES, TEST, TRAIN, Place, cub_files, image_bytes
+
+from fgvc.data import prepare_dataset, registry
+from fgvc.data.folder import read_folder
+from fgvc.data.imagenet_devkit import sort_validation
+from fgvc.data.registry import create_dataset
+from fgvc.errors import ConfigError, DatasetError
+
+CARDS = Path(__file__).resolve().parents[1] / "datasets"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with serving() as server:
+        place = Place(tmp_path, server, b"")
+        place.serve(cub_files())
+        yield place
+
+
+@pytest.fixture
+def ready(place: Place) -> Place:
+    place.prepare()
+    return place
+
+
+def test_download_unpack_verify_once(place: Place) -> None:
+    prepared = place.prepare()
+    assert create_dataset("cub", root=place.root).targets == sorted(list(range(CLASSES)) * TRAIN)
+    report = prepared.report
+    assert f"train {CLASSES * TRAIN}, test {CLASSES * TEST}, {CLASSES} classes" in report
+    assert f"python scripts/train.py experiment=birds dataset.root={place.root}" in report
+    downloaded = place.folder / "data" / "archives" / "cub" / "birds.tgz"
+    assert downloaded.read_bytes() == place.archive
+    assert str(downloaded) in report
+    assert sorted(path.name for path in place.root.parent.iterdir()) == ["archives", "cub"]
+
+    before, served = folder_bytes(place.root), len(place.server.requests)
+    assert served == 1
+    shutil.rmtree(downloaded.parent)
+    again = place.prepare()
+    assert again.fingerprint is None and "verified before and has not changed" in again.report
+    assert len(place.server.requests) == served
+    assert folder_bytes(place.root) == before
+
+
+def test_a_second_call_decodes_nothing(ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> None:
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr("fgvc.data.verify.decode_rgb", decode)
+    assert ready.prepare().fingerprint is None
+    with pytest.raises(AssertionError, match="decoded again"):
+        ready.prepare(verify_only=True)
+
+
+def test_the_fingerprint(ready: Place) -> None:
+    found = json.loads((ready.root / "fingerprint.json").read_text())
+    assert (found["name"], found["classes"], found["images"]) == ("cub", CLASSES, CLASSES * (TRAIN + TEST))
+    assert {split: state["images"] for split, state in found["splits"].items()} == {"train": 9, "test": 6}
+    assert found["archives"] == {"birds.tgz": {"md5": hashlib.md5(ready.archive).hexdigest()}}
+    lines = (ready.root / "fingerprint.sha256").read_text().splitlines()
+    assert len(lines) == found["images"]
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        assert hashlib.sha256((ready.root / name).read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
+def test_sha256sum_reads_the_list_of_files(ready: Place) -> None:
+    subprocess.run(["sha256sum", "--quiet", "-c", "fingerprint.sha256"], cwd=ready.root, check=True)
+
+
+def test_the_same_content_elsewhere_has_the_same_fingerprint(ready: Place) -> None:
+    content = json.loads((ready.root / "fingerprint.json").read_text())["content"]
+    shutil.copytree(ready.root / "CUB_200_2011", ready.folder / "copy" / "CUB_200_2011", copy_function=shutil.copyfile)
+    copy = prepare_dataset("cub", cards=ready.folder / "cards", root=ready.folder / "copy")
+    assert copy.fingerprint is not None and copy.fingerprint["content"] == content
+    assert copy.fingerprint["archives"] == {}  # unpacked by hand: from what, nobody knows
+    assert len(ready.server.requests) == 1
+
+
+def test_new_times_alone_are_verified_again_and_accepted(ready: Place) -> None:
+    os.utime(next(ready.root.rglob("*.png")), (1, 1))
+    assert ready.prepare().fingerprint is not None
+    assert ready.prepare().fingerprint is None
+
+
+def test_verify_only_writes_nothing_and_asks_nobody(ready: Place) -> None:
+    before, times = folder_bytes(ready.root), (ready.root / "fingerprint.json").stat().st_mtime_ns
+    prepared = ready.prepare(verify_only=True)
+    assert prepared.fingerprint is not None
+    assert folder_bytes(ready.root) == before
+    assert (ready.root / "fingerprint.json").stat().st_mtime_ns == times
+    (ready.root / "fingerprint.json").unlink()
+    ready.prepare(verify_only=True)
+    assert not (ready.root / "fingerprint.json").exists()
+    assert len(ready.server.requests) == 1
+
+
+@pytest.mark.parametrize("verify_only", [True, False])
+def test_changed_files_are_named(ready: Place, verify_only: bool) -> None:
+    changed = "CUB_200_2011/images/001.Bird_0/0.png"
+    (ready.root / changed).write_bytes(image_bytes(99))
+    for _ in range(2):
+        with pytest.raises(DatasetError, match=f"changed since fingerprint.json.*\n  {changed}: other content\n"):
+            ready.prepare(verify_only=verify_only)
+    (ready.root / "fingerprint.json").unlink()
+    assert ready.prepare().fingerprint is not None
+
+
+def test_verify_only_sees_a_change_that_keeps_size_and_time(ready: Place) -> None:
+    image = ready.root / "CUB_200_2011" / "images" / "002.Bird_1" / "4.png"
+    status, content = image.stat(), bytearray(image.read_bytes())
+    place = content.index(b"IEND") + 4  # its checksum, which Pillow does not insist on
+    content[place] ^= 1
+    image.write_bytes(content)
+    os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert ready.prepare().fingerprint is None  # the quick look cannot see it
+    with pytest.raises(DatasetError, match=r"002\.Bird_1/4\.png: other content"):
+        ready.prepare(verify_only=True)
+
+
+def test_changed_labels_are_seen(ready: Place) -> None:
+    labels = ready.root / "CUB_200_2011" / "image_class_labels.txt"
+    lines = labels.read_text().splitlines()
+    lines[0], lines[5] = "1 2", "6 1"  # two training images change their classes
+    labels.write_text("\n".join(lines))
+    with pytest.raises(DatasetError, match="which image belongs to which, in split train"):
+        ready.prepare(verify_only=True)
+
+
+def test_moved_files_are_named(ready: Place) -> None:
+    folder = ready.root / "CUB_200_2011"
+    (folder / "images" / "001.Bird_0" / "0.png").rename(folder / "images" / "001.Bird_0" / "new.png")
+    names = (folder / "images.txt").read_text().replace("001.Bird_0/0.png", "001.Bird_0/new.png")
+    (folder / "images.txt").write_text(names)
+    with pytest.raises(DatasetError, match=r"(?s)Bird_0/0\.png: no longer listed\n.*Bird_0/new\.png: new"):
+        ready.prepare(verify_only=True)
+
+
+def test_counts_that_differ_from_the_card(place: Place) -> None:
+    place.write_card(classes=4, splits={"train": 10, "test": 6}, images_per_class={"train": [4, 5]})
+    with pytest.raises(DatasetError) as caught:
+        place.prepare()
+    message = str(caught.value)
+    assert "not the whole of Small birds" in message
+    assert "train: expected 10 images, found 9" in message
+    assert "train: expected 4 classes, found 3" in message
+    assert "train: expected 4 to 5 images a class, found other counts in 001.Bird_0 (3), 002.Bird_1 (3)" in message
+    assert "test: expected 6" not in message
+    assert not (place.root / "fingerprint.json").exists()
+
+
+def test_a_class_without_images_is_named_where_the_card_states_no_range(place: Place) -> None:
+    place.serve(cub_files(missing_images=TEST))
+    place.write_card(images_per_class={}, splits={"train": 9, "test": 4})
+    with pytest.raises(DatasetError, match=r"test: expected 1 to 4 images a class, .* in 003\.Bird_2 \(0\)"):
+        place.prepare()
+
+
+def test_images_that_cannot_be_decoded_are_listed(place: Place) -> None:
+    files = cub_files()
+    for name in ("001.Bird_0/0.png", "003.Bird_2/4.png"):
+        files[f"CUB_200_2011/images/{name}"] = files[f"CUB_200_2011/images/{name}"][:60]
+    place.serve(files)
+    with pytest.raises(DatasetError, match=r"(?s)2 of 15 images cannot be decoded.*Bird_0/0\.png.*Bird_2/4\.png"):
+        place.prepare()
+    assert not (place.root / "fingerprint.json").exists()
+
+
+def test_a_failing_extraction_leaves_no_dataset(place: Place) -> None:
+    place.serve(cub_files() | {"../evil": b"x"})
+    with pytest.raises(DatasetError, match="leads out"):
+        place.prepare()
+    assert [path.name for path in place.root.parent.iterdir()] == ["archives"]
+    assert not list(place.folder.rglob("evil"))
+    place.server.files["/birds.tgz"] = place.archive = tar_bytes(cub_files(), "w:gz")
+    shutil.rmtree(place.root.parent)
+    place.write_card()
+    assert place.prepare().fingerprint is not None
+
+
+def test_a_wrong_checksum_unpacks_nothing(place: Place) -> None:
+    place.server.files["/birds.tgz"] = tar_bytes(cub_files(missing_images=1), "w:gz")
+    with pytest.raises(DatasetError, match=r"md5 is .*, expected .*; what arrived is deleted"):
+        place.prepare()
+    assert not place.root.exists()
+    assert not list((place.root.parent / "archives" / "cub").iterdir())
+
+
+def test_a_damaged_download_of_an_earlier_call_is_not_trusted(place: Place) -> None:
+    stored = place.root.parent / "archives" / "cub" / "birds.tgz"
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(place.archive[:-1] + b"x")
+    with pytest.raises(DatasetError, match=r"birds\.tgz: md5 is .*, expected .*Delete it"):
+        place.prepare()
+    stored.write_bytes(place.archive[:-1])
+    with pytest.raises(DatasetError, match=rf"has {len(place.archive) - 1} bytes, expected {len(place.archive)}"):
+        place.prepare()
+    stored.write_bytes(place.archive)
+    place.prepare()
+    assert place.server.requests == []
+
+
+def test_an_interrupted_download_goes_on_in_the_next_call(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = len(place.archive) // 2
+    place.server.cut_after, place.server.status = [half], []
+    monkeypatch.setattr("fgvc.data.download.time.sleep", lambda _: place.server.status.append(404))
+    with pytest.raises(DatasetError, match="404"):
+        place.prepare()
+    place.prepare()
+    assert place.server.requests[-1] == ("/birds.tgz", f"bytes={half}-")
+
+
+def test_a_refusing_server_leads_to_the_manual_route(place: Place) -> None:
+    place.server.status = [403]
+    with pytest.raises(DatasetError) as caught:
+        place.prepare()
+    for part in ("403", place.server.url("/birds.tgz"), "Ask the birds.", "--from-archive birds.tgz", "md5 "):
+        assert part in str(caught.value)
+
+
+def test_what_only_a_person_can_get(place: Place) -> None:
+    place.write_card(archive={"url": None})
+    with pytest.raises(DatasetError) as caught:
+        place.prepare()
+    command = f"python scripts/prepare_data.py cub --root {place.root} --from-archive birds.tgz"
+    for part in (
+        "cannot be downloaded by a program",
+        "Ask the birds.",
+        hashlib.md5(place.archive).hexdigest(),
+        command,
+    ):
+        assert part in str(caught.value)
+    stored = place.root.parent / "archives" / "cub" / "birds.tgz"
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(place.archive)
+    assert place.prepare().archives == ()  # hard to get: nothing to advise the deletion of
+    assert place.server.requests == []
+
+
+@pytest.mark.parametrize("name", ["birds.tgz", "any other name"])
+def test_local_archives_by_name_or_checksum(place: Place, name: str) -> None:
+    (place.folder / name).write_bytes(place.archive)
+    assert place.prepare(place.folder / name).archives == ()
+    assert place.server.requests == []
+    assert (place.folder / name).exists()
+    assert not (place.root.parent / "archives").exists()
+
+
+def test_local_archives_that_are_refused(place: Place) -> None:
+    file = place.folder / "other.tgz"
+    with pytest.raises(DatasetError, match=f"{file}: no such file"):
+        place.prepare(file)
+    file.write_bytes(b"x")
+    with pytest.raises(
+        DatasetError, match=r"other\.tgz: neither name nor checksum .* Small birds; expected birds\.tgz"
+    ):
+        place.prepare(file)
+    file.rename(place.folder / "birds.tgz")
+    with pytest.raises(DatasetError, match=rf"has 1 bytes, expected {len(place.archive)}"):
+        place.prepare(place.folder / "birds.tgz")
+    file.write_bytes(place.archive)
+    (place.folder / "birds.tgz").write_bytes(place.archive)
+    with pytest.raises(DatasetError, match=r"is birds\.tgz, and so is"):
+        place.prepare(file, place.folder / "birds.tgz")
+    assert not place.root.exists()
+
+
+def test_an_archive_without_a_checksum_is_taken_with_a_notice(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    place.write_card(archive={"md5": None, "size": None})
+    (place.folder / "birds.tgz").write_bytes(place.archive)
+    prepared = place.prepare(place.folder / "birds.tgz")
+    assert "states no checksum for birds.tgz" in caplog.text
+    assert prepared.fingerprint is not None
+    assert prepared.fingerprint["archives"] == {"birds.tgz": {"sha256": hashlib.sha256(place.archive).hexdigest()}}
+
+
+def test_archives_of_a_dataset_that_is_there_are_not_unpacked(ready: Place, caplog: pytest.LogCaptureFixture) -> None:
+    (ready.root / "fingerprint.json").unlink()
+    (ready.folder / "birds.tgz").write_bytes(b"never read")
+    ready.prepare(ready.folder / "birds.tgz")
+    assert "holds the dataset already" in caplog.text
+
+
+def test_other_content_of_the_root_is_never_touched(place: Place) -> None:
+    place.root.mkdir(parents=True)
+    (place.root / "mine.txt").write_text("mine")
+    with pytest.raises(DatasetError, match=f"{place.root} is not empty: delete it, or give another --root"):
+        place.prepare()
+    assert folder_bytes(place.root) == {"mine.txt": b"mine"}
+    assert place.server.requests == []
+
+
+@pytest.mark.parametrize("kind", ["empty", "link"])
+def test_a_root_that_exists_and_is_empty(place: Place, kind: str) -> None:
+    if kind == "link":
+        place.root.parent.mkdir(parents=True)
+        (place.folder / "elsewhere").mkdir()
+        place.root.symlink_to(place.folder / "elsewhere")
+    else:
+        place.root.mkdir(parents=True)
+    place.prepare()
+    assert place.root.is_symlink() == (kind == "link")
+    assert place.prepare().fingerprint is None
+
+
+def test_too_little_space_to_unpack(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    (place.folder / "birds.tgz").write_bytes(place.archive)
+    with pytest.raises(DatasetError, match=r"unpacking needs .* are free"):
+        place.prepare(place.folder / "birds.tgz")
+    assert not list(place.root.parent.iterdir())
+
+
+def test_editions_are_taken_whole(place: Place) -> None:
+    """Either the first two files or the third one; and no address for any."""
+    images, tables = {}, {}
+    for name, content in cub_files().items():
+        (images if "/images/" in name else tables)[name] = content
+    parts = {"images.tar": tar_bytes(images), "tables.tar": tar_bytes(tables), "all.tar": tar_bytes(cub_files())}
+    for name, content in parts.items():
+        (place.folder / name).write_bytes(content)
+    editions = {"images.tar": "original", "tables.tar": "original", "all.tar": "combined"}
+    place.write_card(archives=[{"name": name, "edition": edition} for name, edition in editions.items()])
+    with pytest.raises(DatasetError, match=r"(?s)found: images\.tar.*\(original\):.*\(combined\):.*archive all\.tar"):
+        place.prepare(place.folder / "images.tar")
+    first = place.prepare(place.folder / "all.tar").fingerprint
+    shutil.rmtree(place.root)
+    second = place.prepare(place.folder / "images.tar", place.folder / "tables.tar").fingerprint
+    assert first is not None and second is not None
+    assert (first["content"], set(first["archives"])) == (second["content"], {"all.tar"})
+    assert set(second["archives"]) == {"images.tar", "tables.tar"}
+
+
+def test_options_that_exclude_each_other_and_names_without_a_card(place: Place) -> None:
+    with pytest.raises(ConfigError, match="--verify-only unpacks nothing; leave out --from-archive"):
+        place.prepare(place.folder / "birds.tgz", verify_only=True)
+    with pytest.raises(DatasetError, match="no such folder; leave out --verify-only"):
+        place.prepare(verify_only=True)
+    for name in ("folder", "hf"):
+        with pytest.raises(ConfigError, match=f"{name} needs no preparation"):
+            prepare_dataset(name, cards=place.folder / "cards", root=place.root)
+    with pytest.raises(ConfigError, match="no card of dataset 'cubs'"):
+        prepare_dataset("cubs", cards=place.folder / "cards", root=place.root)
+
+
+SYNSETS = [(1, "n01", 0), (2, "n03", 0), (3, "n02", 0), (4, "n00", 3)]  # ILSVRC2012_ID, WNID, num_children
+
+
+def devkit(folder: Path, labels: list[int]) -> dict[str, bytes]:
+    """The development kit's two files that matter."""
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    rows = np.array([(i, wnid, "words", "gloss", children) for i, wnid, children in SYNSETS], dtype=kinds)
+    savemat(folder / "meta.mat", {"synsets": rows.reshape(-1, 1)})
+    return {
+        "ILSVRC2012_devkit_t12/data/meta.mat": (folder / "meta.mat").read_bytes(),
+        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": "".join(f"{i}\n" for i in labels).encode(),
+    }
+
+
+def test_imagenet_from_its_official_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nested tars for training; validation images in one folder, sorted by the development kit."""
+    monkeypatch.setitem(registry._ADAPTERS, "imagenet", read_folder)
+    official = yaml.safe_load((CARDS / "imagenet.yaml").read_text(encoding="utf-8"))
+    for archive in official["archives"]:
+        del archive["md5"]
+        archive.pop("size", None)
+    small = {"classes": 2, "splits": {"train": 4, "test": 3}, "images_per_class": {"train": [2, 2], "test": [1, 2]}}
+    (tmp_path / "imagenet.yaml").write_text(yaml.safe_dump(official | small))
+    wordnet = ("n01", "n03")
+    contents = (
+        {f"{wnid}.tar": tar_bytes({f"{wnid}_{i}.JPEG": image_bytes(i) for i in range(2)}) for wnid in wordnet},
+        {f"ILSVRC2012_val_{i:08}.JPEG": image_bytes(10 + i) for i in (3, 1, 2)},
+        devkit(tmp_path, [2, 1, 2]),
+    )
+    files = [
+        write_tar(tmp_path / archive["name"], content, "w:gz" if archive["name"].endswith("gz") else "w")
+        for archive, content in zip(official["archives"], contents, strict=True)
+    ]
+    root = tmp_path / "root"
+    with pytest.raises(DatasetError, match=r"(?s)Register at .*ILSVRC2012_devkit_t12\.tar\.gz"):
+        prepare_dataset("imagenet", cards=tmp_path, root=root, archives=files[:2])
+    prepared = prepare_dataset("imagenet", cards=tmp_path, root=root, archives=files)
+    assert "train 4, test 3, 2 classes" in prepared.report
+    assert {name for name in folder_bytes(root) if name.endswith(".JPEG")} == {
+        *(f"train/{wnid}/{wnid}_{i}.JPEG" for wnid in wordnet for i in range(2)),
+        "val/n03/ILSVRC2012_val_00000001.JPEG",
+        "val/n01/ILSVRC2012_val_00000002.JPEG",
+        "val/n03/ILSVRC2012_val_00000003.JPEG",
+    }
+    assert (root / "val" / "n01" / "ILSVRC2012_val_00000002.JPEG").read_bytes() == image_bytes(12)
+    assert prepare_dataset("imagenet", cards=tmp_path, root=root).fingerprint is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "damage", "message"),
+    [
+        ([1, 2], None, "2 labels for 1 images"),
+        ([4], None, "'4' is no ILSVRC2012_ID"),  # an inner node of the tree
+        ([9], None, "'9' is no ILSVRC2012_ID"),
+        ([1], "meta.mat", r"meta\.mat: not the expected table"),
+        ([1], "missing", r"meta\.mat: missing; ILSVRC2012_devkit_t12\.tar\.gz must be among the archives"),
+    ],
+)
+def test_a_damaged_development_kit(tmp_path: Path, labels: list[int], damage: str | None, message: str) -> None:
+    root = tmp_path / "root"
+    files = devkit(tmp_path, labels) | {"val/a.JPEG": b"1"}
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    meta = root / "ILSVRC2012_devkit_t12" / "data" / "meta.mat"
+    if damage == "meta.mat":
+        meta.write_bytes(b"x" * 200)
+    elif damage == "missing":
+        meta.unlink()
+    with pytest.raises(DatasetError, match=message):
+        sort_validation(root)
+    assert (root / "val" / "a.JPEG").exists()
