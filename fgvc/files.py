@@ -33,6 +33,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a new temporary folder beside `path`; rename it to `path` on success, delete it on any failure.
+
+    The folder above is created where missing. `path` must be absent or an empty folder, unless `replace` allows another
+    one, which is deleted only when the new one has taken its place.
+
+    Raises:
+        FileExistsError: `path` is in the way, or cannot be replaced; it is what it was.
+        OSError: as the writing code raises it.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}") for kind in ("tmp", "old"))
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        try:
+            if replace and path.exists():
+                path.rename(old)
+            elif path.exists():
+                path.rmdir()  # a rename replaces an empty folder on some systems only
+            temporary.rename(path)
+        except BaseException as error:
+            if old.exists():
+                old.rename(path)
+            if isinstance(error, OSError):
+                reason = f"cannot be made or replaced ({error.strerror})"
+                raise FileExistsError(error.errno, reason, str(path)) from error
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path`, whole or not at all."""
     with atomic_path(path) as temporary:
@@ -42,30 +75,3 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all. NaN and infinity are refused (ValueError)."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new temporary folder beside `path`; rename it to `path` on success, delete it on any failure.
-
-    A folder that is there already is replaced, and deleted only when the new one has taken its place.
-
-    Raises:
-        OSError: as the writing code or a rename raises it; `path` is then what it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}") for kind in ("tmp", "old"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            path.rename(old)
-        try:
-            temporary.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)

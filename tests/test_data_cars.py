@@ -88,6 +88,14 @@ def drop_field(name: str) -> Any:
     return change_mat(ANNOTATIONS, change)
 
 
+def test_numbers_may_be_doubles_as_matlab_has_them(root: Path) -> None:
+    before = create_dataset("cars", root=root, boxes=True)
+    set_field("class", 1.0)(root)
+    set_field("bbox_x1", float(before.boxes[0][0] + 1))(root)  # type: ignore[index]
+    after = create_dataset("cars", root=root, boxes=True)
+    assert (after.targets, after.boxes) == (before.targets, before.boxes)
+
+
 DAMAGES: DamageTable = {
     "not a mat file": (write(ANNOTATIONS, b"<html>404</html>" * 20), [ANNOTATIONS, "not a readable MATLAB file"]),
     "empty": (write(ANNOTATIONS, b""), [ANNOTATIONS, "not a readable MATLAB file"]),
@@ -100,6 +108,7 @@ DAMAGES: DamageTable = {
     "no field": (drop_field("bbox_x2"), ["'bbox_x2'", "relative_im_path"]),
     "class out of range": (set_field("class", 4), ["class id 4 has no name, there are 3"]),
     "class zero": (set_field("class", 0), ["class id 0"]),
+    "class is no whole number": (set_field("class", 1.5), ["expected a whole number", "1.5"]),
     "class is text": (set_field("class", "van"), ["expected a whole number", "van"]),
     "path is a number": (set_field("relative_im_path", 3), ["expected a line of text"]),
     "path leaves": (set_field("relative_im_path", "../secret.jpg"), ["'../secret.jpg'", "leaves", ANNOTATIONS]),

@@ -1,5 +1,6 @@
 """create_dataset, the folder adapter, ImageDataset, validation splits, unreadable images."""
 
+import hashlib
 import logging
 import os
 import pickle
@@ -59,6 +60,17 @@ def test_folder_reads_sorted_classes_and_paths(root: Path) -> None:
     assert train.classes == test.classes == ["auk", "wren"]
     assert train.targets == [0] * 6 + [1] * 3
     assert [test.relative_path(i) for i in range(2)] == ["val/auk/0.jpg", "val/wren/0.jpg"]
+
+
+def test_folder_reads_any_depth_but_nothing_hidden_and_no_circle(root: Path) -> None:
+    auk = root / "train" / "auk"
+    for name in ("b/1.jpg", "b/c/0.JPG", "b-c/0.jpg", "._0.jpg", ".trash/0.jpg"):
+        write_image(auk / name)
+    (auk / "b" / "loop").symlink_to(auk)
+    (auk / "gone.jpg").symlink_to(auk / "nowhere.jpg")
+    (auk / "zz.jpg").symlink_to(auk / "0.jpg")
+    found = [path.relative_to(auk).as_posix() for path in create_dataset("folder", root=root).paths[:10]]
+    assert found == [*(f"{number}.jpg" for number in range(6)), "b/1.jpg", "b/c/0.JPG", "b-c/0.jpg", "zz.jpg"]
 
 
 @pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
@@ -180,6 +192,15 @@ def test_fingerprint_follows_the_region(marked: tuple[Samples, Path]) -> None:
     moved = ImageDataset(replace(bare, boxes=[(4, 2, 12, 8), (4, 2, 8, 6)]), root, crop="bbox")
     assert len({fingerprint(dataset) for dataset in (*datasets, moved)}) == 5
     assert fingerprint(datasets[2]) == fingerprint(ImageDataset(replace(bare, boxes=None), root))
+
+
+def test_fingerprint_of_whole_files_stays_the_one_of_earlier_caches(marked: tuple[Samples, Path]) -> None:
+    samples, root = marked
+    digest = hashlib.sha256(b'["a", "b"]')
+    for path, target in zip(samples.paths, samples.targets, strict=True):
+        status = path.stat()
+        digest.update(f'["{path.name}", {target}, {status.st_size}, {status.st_mtime_ns}]\n'.encode())
+    assert fingerprint(ImageDataset(replace(samples, banner=0), root)) == digest.hexdigest()
 
 
 def test_an_empty_region_counts_as_a_bad_image(marked: tuple[Samples, Path]) -> None:

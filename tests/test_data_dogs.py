@@ -46,11 +46,11 @@ def test_the_box_goes_around_all_dogs(root: Path) -> None:
         tags = zip(("xmin", "ymin", "xmax", "ymax"), sides, strict=True)
         return f"<bndbox>{''.join(f'<{tag}>{side}</{tag}>' for tag, side in tags)}</bndbox>"
 
-    dogs = "".join(f"<object>{bndbox(*sides)}</object>" for sides in ((10, 20, 30, 40), (5, 25, 20, 70)))
+    dogs = "".join(f"<object>{bndbox(*sides)}</object>" for sides in ((10, 20, 30, 70), (5, 25, 35, 40)))
     (root / ANNOTATION).write_text(f"<annotation>{dogs}</annotation>")
     boxes = create_dataset("dogs", root=root, boxes=True).boxes
     assert boxes is not None
-    assert boxes[0] == (5, 20, 30, 70)
+    assert boxes[0] == (5, 20, 35, 70)
 
 
 def test_breeds_of_one_name_get_their_id(root: Path) -> None:

@@ -169,7 +169,7 @@ def test_damaged_archives(tmp_path: Path, name: str) -> None:
     whole = archive.read_bytes()
     for damaged in (whole[: len(whole) // 3], b"<html>Not found</html>", b""):
         archive.write_bytes(damaged)
-        refused(archive, tmp_path / "out", "damaged|cut off")
+        refused(archive, tmp_path / "out", "damaged")
         for path in (tmp_path / "out").iterdir():
             path.unlink()
 

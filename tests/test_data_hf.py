@@ -67,6 +67,13 @@ def test_images_keep_their_bytes_and_classes_their_names(saved: str, tmp_path: P
     assert [path.name for path in root.parent.iterdir()] == ["out"]
 
 
+def test_long_names_fit_into_a_folder_name(tmp_path: Path) -> None:
+    split = table([0, 1], datasets.ClassLabel(names=["x" * 300 + "a", "x" * 300 + "b"]))
+    dataset = create_dataset("hf", root=tmp_path / "out", path=save(tmp_path / "saved", train=split, test=split))
+    assert [name[-1] for name in dataset.classes] == ["a", "b"]
+    assert all(len(path.parent.name) < 60 for path in dataset.paths)
+
+
 def test_the_second_reading_needs_neither_source_nor_library(
     saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +112,21 @@ def test_parquet_and_image_folders(tmp_path: Path) -> None:
         assert not check_images(splits[0])
 
 
+def test_a_configuration_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "two"
+    folder.mkdir()
+    configs = []
+    for name, label in (("a", 0), ("b", 1)):
+        for split in ("train", "test"):
+            table([label]).to_parquet(str(folder / f"{name}-{split}.parquet"))
+        configs.append(f"- config_name: {name}\n  data_files:\n")
+        configs += [f"  - split: {split}\n    path: {name}-{split}.parquet\n" for split in ("train", "test")]
+    (folder / "README.md").write_text(f"---\nconfigs:\n{''.join(configs)}---\n")
+    assert create_dataset("hf", root=tmp_path / "b", path=str(folder), config_name="b").targets == [1]
+    with pytest.raises(DatasetError, match=r"two: cannot be loaded .*\['a', 'b'\].*config_name"):
+        create_dataset("hf", root=tmp_path / "none", path=str(folder))
+
+
 @pytest.mark.parametrize(
     ("kind", "labels", "classes", "targets"),
     [("string", ["tern", "a/b", "tern"], ["a/b", "tern"], [0, 1, 1]), ("int64", [7, 10, 7], ["7", "10"], [0, 0, 1])],
@@ -130,6 +152,9 @@ def test_splits_and_columns_by_name(tmp_path: Path) -> None:
             create_dataset("hf", root=tmp_path / "out", **options, **{option: column})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="both 'fit'; they must differ"):
         create_dataset("hf", root=tmp_path / "out", path=path, train_split="fit", test_split="fit")
+    both = save(tmp_path / "both", train=table([0]), test=table([0]))
+    with pytest.raises(ConfigError, match="both 'test'; they must differ"):
+        create_dataset("hf", root=tmp_path / "out", path=both, train_split="test")
     with pytest.raises(ConfigError, match=r"'hf' needs the option 'path'"):
         create_dataset("hf", root=tmp_path / "out")
     assert create_dataset("hf", root=tmp_path / "out", split="test", **options).targets == [2]  # type: ignore[arg-type]
@@ -142,6 +167,9 @@ def test_a_folder_of_another_source_is_refused(saved: str, tmp_path: Path) -> No
         create_dataset("hf", root=root, path=saved, revision="v2")
     (root / "classes.json").write_text(json.dumps([{"name": "x"}]))
     with pytest.raises(DatasetError, match=r"out: damaged .*delete it"):
+        create_dataset("hf", root=root, path=saved)
+    (root / "classes.json").write_text(json.dumps([{"name": "x", "folder": "../.."}]))
+    with pytest.raises(DatasetError, match=r"classes\.json: names '\.\./\.\.', a path that leaves"):
         create_dataset("hf", root=root, path=saved)
     (root / "hf.json").unlink()
     with pytest.raises(DatasetError, match=r"not empty and without hf\.json"):

@@ -1,101 +1,28 @@
 """Preparing a dataset: from its card to a verified copy, once; and everything that may be wrong with a copy."""
 
 import hashlib
-import io
 import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from archives import folder_bytes, tar_bytes, write_tar
-from file_server import FileServer, serving
-from PIL import Image
+from file_server import serving
 from scipy.io import savemat
+from small_birds import CLASSES, TEST, TRAIN, Place, cub_files, image_bytes
 
-from fgvc.data import Prepared, prepare_dataset, registry
+from fgvc.data import prepare_dataset, registry
 from fgvc.data.folder import read_folder
 from fgvc.data.imagenet_devkit import sort_validation
 from fgvc.data.registry import create_dataset
 from fgvc.errors import ConfigError, DatasetError
 
 CARDS = Path(__file__).resolve().parents[1] / "datasets"
-CLASSES, TRAIN, TEST = 3, 3, 2
-
-
-def image_bytes(number: int, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    pixels = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def cub_files(missing_images: int = 0) -> dict[str, bytes]:
-    """A small set in the layout of CUB-200-2011."""
-    names, labels, train = [], [], []
-    for target in range(CLASSES):
-        for number in range(TRAIN + TEST):
-            names.append(f"{target + 1:03}.Bird_{target}/{number}.png")
-            labels.append(target + 1)
-            train.append(int(number < TRAIN))
-    kept = len(names) - missing_images
-    files = {f"images/{name}": image_bytes(index) for index, name in enumerate(names[:kept])}
-    tables = {"images": names[:kept], "image_class_labels": labels[:kept], "train_test_split": train[:kept]}
-    tables["classes"] = [f"{target + 1:03}.Bird_{target}" for target in range(CLASSES)]
-    for table, values in tables.items():
-        lines = [f"{number} {value}\n" for number, value in enumerate(values, start=1)]
-        files[f"{table}.txt"] = "".join(lines).encode()
-    return {f"CUB_200_2011/{name}": content for name, content in files.items()}
-
-
-@dataclass
-class Place:
-    """Cards, a server with the archive, and a root that does not exist yet."""
-
-    folder: Path
-    server: FileServer
-    archive: bytes
-
-    @property
-    def root(self) -> Path:
-        return self.folder / "data" / "cub"
-
-    def write_card(self, **changes: Any) -> None:
-        archive = {
-            "name": "birds.tgz",
-            "url": self.server.url("/birds.tgz"),
-            "md5": hashlib.md5(self.archive).hexdigest(),
-            "size": len(self.archive),
-        }
-        card = {
-            "title": "Small birds",
-            "citation": "none",
-            "licence": "none",
-            "homepage": None,
-            "archives": [archive | changes.pop("archive", {})],
-            "manual": "Ask the birds.",
-            "classes": CLASSES,
-            "splits": {"train": CLASSES * TRAIN, "test": CLASSES * TEST},
-            "images_per_class": {"train": [TRAIN, TRAIN], "test": [TEST, TEST]},
-            "train": "experiment=birds",
-            "layout": "as CUB",
-        }
-        (self.folder / "cards").mkdir(exist_ok=True)
-        (self.folder / "cards" / "cub.yaml").write_text(yaml.safe_dump(card | changes))
-
-    def prepare(self, *archives: Path, **options: Any) -> Prepared:
-        return prepare_dataset("cub", cards=self.folder / "cards", root=self.root, archives=archives, **options)
-
-    def serve(self, files: dict[str, bytes]) -> None:
-        self.archive = tar_bytes(files, "w:gz")
-        self.server.files["/birds.tgz"] = self.archive
-        self.write_card()
 
 
 @pytest.fixture
@@ -136,7 +63,7 @@ def test_a_second_call_decodes_nothing(ready: Place, monkeypatch: pytest.MonkeyP
     def decode(*_: object) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("fgvc.data.verify.decode_rgb", decode)
+    monkeypatch.setattr("fgvc.data.dataset.decode_rgb", decode)
     assert ready.prepare().fingerprint is None
     with pytest.raises(AssertionError, match="decoded again"):
         ready.prepare(verify_only=True)

@@ -16,7 +16,6 @@ from command_line import Done, refused
 from safetensors import safe_open
 
 from fgvc.data import create_dataset, create_transform
-from fgvc.files import atomic_folder
 from fgvc.models import create_model, load_checkpoint
 from fgvc.training import train_run
 from fgvc.training.config import BackboneConfig, DatasetConfig, MethodConfig, RunConfig, TrainerConfig, TransformConfig
@@ -223,13 +222,6 @@ def test_an_exported_model_is_compared_with_the_run(
     monkeypatch.setattr(torch.export, "load", other)
     refused(export(runs / "seb", "--to", "pt2"), "other logits than the run")
     assert not (runs / "seb" / "exports" / "pt2-last").exists()
-
-
-def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    for content in ("first", "second"):
-        with atomic_folder(tmp_path / "out") as folder:
-            (folder / content).touch()
-    assert [path.name for path in tmp_path.rglob("*")] == ["out", "second"]
 
 
 def test_a_published_export_starts_another_model(runs: Path, tmp_path: Path, export: Export) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from file_server import FileServer, serving
 from PIL import Image
-from test_data_prepare import Place, cub_files
+from small_birds import Place, cub_files
 
 from fgvc.data.cards import list_cards
 

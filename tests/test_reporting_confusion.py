@@ -15,7 +15,7 @@ from fgvc.reporting.style import figure_style, new_figure
 
 
 def names(count: int) -> list[str]:
-    return [f"{index:03d}.Bird_of_kind_{index}" for index in range(count)]
+    return [f"{index:03d}.A_bird_of_long_name_{index}" for index in range(count)]
 
 
 def predictions(count: int, images: int = 6, share_wrong: float = 0.3) -> pd.DataFrame:

@@ -77,20 +77,16 @@ def download(
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     failures, furthest = 0, _size(part)
-    while True:
-        try:
-            _transfer(url, part, space, timeout)
-            break
-        except _TransferError as error:
-            failures = 1 if _size(part) > furthest else failures + 1
-            furthest = max(furthest, _size(part))
-            if failures >= attempts:
-                raise DatasetError(
-                    f"{url}: {error}, {failures} times without progress; {_size(part)} bytes have arrived in {part}. "
-                    "Start again to continue."
-                ) from error
-            logger.warning("%s: %s; trying again", url, error)
-            time.sleep(pause * 2 ** (failures - 1))
+    while (error := _transfer_error(url, part, space, timeout)) is not None:
+        failures = 1 if _size(part) > furthest else failures + 1
+        furthest = max(furthest, _size(part))
+        if failures >= attempts:
+            raise DatasetError(
+                f"{url}: {error}, {failures} times without progress; {_size(part)} bytes have arrived in {part}. "
+                "Start again to continue."
+            )
+        logger.warning("%s: %s; trying again", url, error)
+        time.sleep(pause * 2 ** (failures - 1))
     problem = checksum_problem(part, checksums)
     if problem is not None:
         _discard(part)
@@ -111,13 +107,22 @@ def require_space(folder: Path, needed: float, purpose: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DatasetError(
-            f"{folder}: {purpose} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; free some or give another "
-            "--root"
+            f"{folder}: {purpose} needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; free some or "
+            "give another --root"
         )
 
 
+def _transfer_error(url: str, part: Path, space: float, timeout: float) -> str | None:
+    """One try: why it failed in a way that may pass; None where `part` is now of full size."""
+    try:
+        _transfer(url, part, space, timeout)
+    except _TransferError as error:
+        return str(error)
+    return None
+
+
 def _transfer(url: str, part: Path, space: float, timeout: float) -> None:
-    """One try: bring `part` to the full size, from where it ends if that is possible.
+    """Bring `part` to the full size, from where it ends if that is possible.
 
     Raises:
         _TransferError: it may work at another try.

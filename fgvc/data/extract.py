@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 from fgvc.data.checksums import byte_bar
 from fgvc.errors import DatasetError
@@ -95,7 +95,7 @@ def _extract_tar(file: IO[bytes], target: Path, budget: _Budget, mode: str, nest
                     for _ in _extract_tar(content, place.with_suffix(""), budget, "r|", nested=False):
                         yield
                 else:
-                    _write(budget, content, place, member.name, member.size)
+                    _write(budget, content, place, member.name)
             yield
 
 
@@ -119,7 +119,7 @@ def _extract_zip(archive: Path, target: Path, budget: _Budget) -> None:
                 with _damage(archive):
                     content = zipped.open(member)
                 with content:
-                    _write(budget, content, place, member.filename, member.file_size)
+                    _write(budget, content, place, member.filename)
             bar.update(member.compress_size)
 
 
@@ -142,7 +142,7 @@ def _make_folder(budget: _Budget, place: Path, name: str) -> None:
         raise _refusal(budget, name, "is a folder where a file lies already") from error
 
 
-def _write(budget: _Budget, content: IO[bytes], place: Path, name: str, size: int) -> None:
+def _write(budget: _Budget, content: IO[bytes], place: Path, name: str) -> None:
     """Write one file, which must be new; with bytes counted as they come, not as they are announced."""
     _make_folder(budget, place.parent, name)
     try:
@@ -151,21 +151,13 @@ def _write(budget: _Budget, content: IO[bytes], place: Path, name: str, size: in
     except (FileExistsError, IsADirectoryError) as error:
         raise _refusal(budget, name, "appears a second time") from error
     with file:
-        written = _copy(budget, content, file)
-    if written != size:
-        raise _refusal(budget, name, f"is cut off after {written} of {size} bytes; download the archive again")
-
-
-def _copy(budget: _Budget, content: IO[bytes], file: BinaryIO) -> int:
-    written = 0
-    while True:
-        with _damage(budget.archive):
-            chunk = content.read(_CHUNK)
-        if not chunk:
-            return written
-        budget.spend(len(chunk))
-        file.write(chunk)
-        written += len(chunk)
+        while True:
+            with _damage(budget.archive):  # also where the content ends too early
+                chunk = content.read(_CHUNK)
+            if not chunk:
+                return
+            budget.spend(len(chunk))
+            file.write(chunk)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,12 @@
 """Folders that a program fills: whole or absent, and never mistaken for another one."""
 
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fgvc.errors import DatasetError
-from fgvc.files import write_json_atomic
+from fgvc.files import atomic_folder, write_json_atomic
 
 
 def write_once(root: Path, record: str, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
@@ -27,18 +25,13 @@ def write_once(root: Path, record: str, recipe: Mapping[str, Any], write: Callab
     """
     if _holds(root, record, recipe):
         return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    temporary = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.mkdir()
-        write(temporary)
-        write_json_atomic(temporary / record, recipe)
-        temporary.replace(root)
+        with atomic_folder(root) as temporary:
+            write(temporary)
+            write_json_atomic(temporary / record, recipe)
     except OSError:
         if not _holds(root, record, recipe):  # else another process was faster: its folder has the same content
             raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return root
 
 

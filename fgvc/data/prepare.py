@@ -1,11 +1,8 @@
 """From a dataset's name to a whole, verified copy on the disk: download, check, unpack, verify."""
 
-import contextlib
 import logging
 import os
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from fgvc.data.imagenet_devkit import sort_validation
 from fgvc.data.sources import UNPACKED, match_archives, obtain
 from fgvc.data.verify import FINGERPRINT, Checksums, is_current, read_splits, verify
 from fgvc.errors import ConfigError, DatasetError
+from fgvc.files import atomic_folder
 
 logger = logging.getLogger(__name__)
 
@@ -121,32 +119,22 @@ def _fill(name: str, root: Path, card: Card, given: Sequence[Path]) -> tuple[Che
         return None, ()
     own = match_archives(card, given)
     files = obtain(name, card, own, root)
+    _unpack(root, card, files)
     known = {archive.name: archive for archive in card.archives}
     checksums = {key: known[key].checksums or file_digests(file, ["sha256"]) for key, file in files.items()}
-    with _staging(root.resolve()) as stage:
-        require_space(stage.parent, UNPACKED * sum(file.stat().st_size for file in files.values()), "unpacking")
-        for key, file in files.items():
-            extract(file, stage / known[key].into, name=key, nested=known[key].nested)
-        if card.sort_validation:
-            sort_validation(stage)
     downloaded = [file for key, file in files.items() if known[key].url is not None and key not in own]
     return checksums, tuple(downloaded)
 
 
-@contextlib.contextmanager
-def _staging(root: Path) -> Iterator[Path]:
-    """A new folder beside `root` that takes its place on success, and is deleted on any failure."""
-    if os.path.ismount(root):
+def _unpack(root: Path, card: Card, files: Mapping[str, Path]) -> None:
+    """Unpack archives, by their names in the card, into `root`, which appears whole or not at all."""
+    target = root.resolve()  # what a link points to is to be replaced, not the link
+    if os.path.ismount(target):
         raise DatasetError(f"{root}: is a mount point, which cannot be replaced; give a folder in it as --root")
-    stage = root.with_name(f".{root.name}.{uuid.uuid4().hex[:8]}.tmp")
-    stage.mkdir(parents=True)
-    try:
-        yield stage
-        try:
-            if root.exists():
-                root.rmdir()
-            stage.replace(root)
-        except OSError as error:
-            raise DatasetError(f"{root}: filled by something else in the meantime; start again") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    with atomic_folder(target) as stage:
+        require_space(stage.parent, UNPACKED * sum(file.stat().st_size for file in files.values()), "unpacking")
+        for archive in card.archives:
+            if archive.name in files:
+                extract(files[archive.name], stage / archive.into, name=archive.name, nested=archive.nested)
+        if card.sort_validation:
+            sort_validation(stage)

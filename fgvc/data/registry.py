@@ -8,7 +8,7 @@ from typing import Any
 from fgvc.data.aircraft import read_aircraft
 from fgvc.data.cars import read_cars
 from fgvc.data.cub import read_cub
-from fgvc.data.dataset import ImageDataset, Samples, Transform
+from fgvc.data.dataset import ImageDataset, Samples, Transform, require_known_crop
 from fgvc.data.dogs import read_dogs
 from fgvc.data.folder import read_folder
 from fgvc.data.hf import read_hf
@@ -53,8 +53,10 @@ def create_dataset(
         split: "train" or "test", those of the dataset's standard protocol.
         transform: applied to each RGB image, see `create_transform`.
         crop: "bbox" cuts each image to its bounding box before the transform; None takes the whole picture.
-        options: keyword options of the adapter, see `read_NAME`. Where the dataset has bounding boxes, `boxes=True`
-            reads them into `.boxes` without cropping.
+        options: keyword options of the adapter, see its function `read_<name>`. cub, cars, dogs, nabirds: boxes (True
+            reads the bounding boxes into `.boxes` without cropping). aircraft: boxes, level, remove_banner,
+            train_split, test_split. hf: path, config_name, revision, image_column, label_column, train_split,
+            test_split. synthetic: those of `write_synthetic`.
 
     Raises:
         ConfigError: unknown name, split or option, or a crop of a dataset that has no boxes.
@@ -64,6 +66,7 @@ def create_dataset(
         raise ConfigError(f"unknown dataset {name!r}; choose one of {', '.join(_ADAPTERS)}")
     if split not in _SPLITS:
         raise ConfigError(f"unknown split {split!r} of dataset {name!r}; choose one of {', '.join(_SPLITS)}")
+    require_known_crop(crop)
     if crop is not None:
         if not _has_boxes(name):
             boxed = ", ".join(filter(_has_boxes, _ADAPTERS))

@@ -46,7 +46,7 @@ def is_current(name: str, root: Path, card: Card) -> bool:
         return False
     try:
         splits = read_splits(name, root)
-        return all(known["splits"][split]["state"] == fingerprint(dataset) for split, dataset in splits.items())
+        return all(known["splits"][split].get("state") == fingerprint(dataset) for split, dataset in splits.items())
     except DatasetError:
         return False  # to be told by the verification
 
@@ -86,10 +86,7 @@ def verify(
             "classes": card.classes,
             "images": sum(map(len, splits.values())),
             "content": file_digests(listing, ["sha256"])["sha256"],
-            "splits": {
-                split: {"images": len(dataset), "labels": _labels(dataset), "state": fingerprint(dataset)}
-                for split, dataset in splits.items()
-            },
+            "splits": {split: _split_state(dataset) for split, dataset in splits.items()},
         }
         if known:
             _refuse_changes(root, known, result, listing)
@@ -147,17 +144,17 @@ def _examine(dataset: ImageDataset, index: int) -> str | BadImage:
     return file_digests(path, ["sha256"])["sha256"]  # the second reading comes from the system's cache
 
 
-def _labels(dataset: ImageDataset) -> str:
-    """SHA-256 over the classes and the target of each image."""
-    digest = hashlib.sha256(json.dumps(dataset.classes).encode())
+def _split_state(dataset: ImageDataset) -> dict[str, Any]:
+    """Number of images, SHA-256 over classes and targets, and over what shows a change without reading any file."""
+    labels = hashlib.sha256(json.dumps(dataset.classes).encode())
     for index, target in enumerate(dataset.targets):
-        digest.update(f"{target} {dataset.relative_path(index)}\n".encode())
-    return digest.hexdigest()
+        labels.update(f"{target} {dataset.relative_path(index)}\n".encode())
+    return {"images": len(dataset), "labels": labels.hexdigest(), "state": fingerprint(dataset)}
 
 
 def _refuse_changes(root: Path, known: Mapping[str, Any], found: Mapping[str, Any], listing: Path) -> None:
     changes = []
-    if known["content"] != found["content"]:
+    if known.get("content") != found["content"]:
         changes += _changed_files(root / FILES, listing)
     for split, state in found["splits"].items():
         if known["splits"].get(split, {}).get("labels") != state["labels"]:

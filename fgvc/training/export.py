@@ -59,7 +59,7 @@ def export_run(
     _require_free(output, run, overwrite)
     model = load_model(path, checkpoint)
     facts = {"format": to, "checkpoint": checkpoint, "run": run} | _describe(folder, model)
-    with atomic_folder(output) as temporary:
+    with atomic_folder(output, replace=True) as temporary:
         facts |= WRITERS[to](model, facts, temporary)
         write_json_atomic(temporary / _FACTS_FILE, facts)
         write_text_atomic(temporary / "README.md", model_card(facts, cards))

@@ -36,7 +36,6 @@ class RunEvaluation:
         classes: names of the class indices.
         record: what evaluation-NAME.json holds.
         folder: where the files are.
-        files: those written.
     """
 
     name: str
@@ -46,7 +45,11 @@ class RunEvaluation:
     classes: list[str]
     record: dict[str, Any]
     folder: Path
-    files: list[Path]
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that `evaluate_run` wrote."""
+        return [self.folder / f"evaluation-{self.name}.json", self.folder / f"predictions-{self.name}.csv"]
 
 
 def evaluate_run(
@@ -88,10 +91,6 @@ def evaluate_run(
     evaluation = evaluate(module, loader, len(restored.images.classes), accelerator, "test")
     if not math.isfinite(evaluation.loss):
         raise RunError(f"{path}: the {checkpoint} weights give a loss of {evaluation.loss}; train the run again")
-    resized = transform.spec.resize_size != own.resize_size
-    name = "-".join(
-        [checkpoint, *([views] if views != "single" else []), *([f"resize{resize_size}"] if resized else [])]
-    )
     record = _record(evaluation, transform) | {
         "checkpoint": checkpoint,
         "seconds": round(time.perf_counter() - start, 3),
@@ -99,21 +98,18 @@ def evaluate_run(
         "versions": versions(),
         "commit": commit(),
     }
-    predictions = evaluation.predictions(restored.images.relative_paths(), restored.images.classes)
-    folder = RunFolder(path if output is None else output)
-    files = [folder.path / f"evaluation-{name}.json", folder.path / f"predictions-{name}.csv"]
-    write_json_atomic(files[0], record)
-    folder.write_table(files[1], predictions)
-    return RunEvaluation(
-        name=name,
+    result = RunEvaluation(
+        name=_name(checkpoint, transform, own),
         title=_title(restored.config, str(RunFolder(path).read_summary().get("label")), record),
         accuracy=evaluation.accuracy,
-        predictions=predictions,
+        predictions=evaluation.predictions(restored.images.relative_paths(), restored.images.classes),
         classes=restored.images.classes,
         record=record,
-        folder=folder.path,
-        files=files,
+        folder=path if output is None else output,
     )
+    write_json_atomic(result.files[0], record)
+    RunFolder(result.folder).write_table(result.files[1], result.predictions)
+    return result
 
 
 def _module_and_loader(restored: Restored, transform: ViewTransform, own: TransformSpec) -> tuple[nn.Module, Loader]:
@@ -140,6 +136,12 @@ def _record(evaluation: Evaluation, transform: ViewTransform) -> dict[str, Any]:
         "loss": round(evaluation.loss, 6),
         "calibration_error": round(evaluation.calibration_error, 4),
     }
+
+
+def _name(checkpoint: str, transform: ViewTransform, own: TransformSpec) -> str:
+    resize_size = transform.spec.resize_size
+    views = [] if transform.views == "single" else [transform.views]
+    return "-".join([checkpoint, *views, *([] if resize_size == own.resize_size else [f"resize{resize_size}"])])
 
 
 def _title(config: RunConfig, label: str, record: dict[str, Any]) -> str:
