@@ -32,12 +32,13 @@ Export = Callable[..., Done]
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of finished runs; their dataset has been moved to `moved`."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, method, frozen, last_stride in [
-        ("seb", "seb", False, None),
-        ("frozen", "seb", True, None),
-        ("isqrt_cov", "isqrt_cov", False, None),
-        ("gap", "gap", False, None),
-        ("gap_wide", "gap", False, 1),
+    for name, method, backbone, frozen, last_stride in [
+        ("seb", "seb", "test_resnet", False, None),
+        ("frozen", "seb", "test_resnet", True, None),
+        ("isqrt_cov", "isqrt_cov", "test_resnet", False, None),
+        ("gap", "gap", "test_resnet", False, None),
+        ("wide", "gap", "resnet10t", False, 1),
+        ("vit", "gap", "test_vit", False, None),  # built for one image size
     ]:
         transform = TransformConfig(size=64, resize_size=72)
         options, hidden = ({"iterations": 4}, [5]) if method == "isqrt_cov" else ({}, [])
@@ -45,13 +46,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name=name,
             run_dir=str(folder / name),
             dataset=DatasetConfig(name="synthetic", root=str(folder / "data"), options=DATA, transform=transform),
-            backbone=BackboneConfig(
-                name="test_resnet" if last_stride is None else "resnet10t", last_stride=last_stride
-            ),
+            backbone=BackboneConfig(name=backbone, last_stride=last_stride, frozen=frozen),
             method=MethodConfig(name=method, reduction=8, hidden=hidden, options=options),
             trainer=TrainerConfig(batch_size=6, workers=0),
         )
-        config.backbone.frozen = frozen
         config.cache.dir = str(folder / "cache")
         train_run(config)
     (folder / "data").rename(folder / "moved")
@@ -140,7 +138,7 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Exp
     assert facts == json.loads((tmp_path / "out" / "export.json").read_text())
 
 
-@pytest.mark.parametrize("run", ["seb", "gap", "gap_wide"])
+@pytest.mark.parametrize("run", ["seb", "gap", "wide", "vit"])
 def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: Export) -> None:
     exported(export(runs / run, "--to", "timm", "--output", tmp_path / "out"))
     network = timm.create_model(f"local-dir:{tmp_path / 'out'}", num_classes=0, pretrained=True).eval()
@@ -151,8 +149,11 @@ def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: E
     assert (config["input_size"], config["crop_pct"]) == ((3, 64, 64), pytest.approx(64 / 72))
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     with torch.no_grad():
-        same = model.backbone(IMAGES).shape == network.forward_features(IMAGES).shape
-    assert ("keeps the stride of its last stage" in card) == (not same) == (run == "gap_wide")
+        maps = network.forward_intermediates(IMAGES, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[
+            -1
+        ]
+        same = maps.shape == model.backbone(IMAGES).shape and torch.allclose(maps, model.backbone(IMAGES), atol=1e-5)
+    assert ("keeps the stride of its last stage" in card) == (not same) == (run == "wide")
     assert ("The backbone alone" in card) == (run != "gap")
 
 

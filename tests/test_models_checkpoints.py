@@ -354,6 +354,7 @@ def without(name: str) -> Callable[[State], State]:
         (lambda state: state | {"extra.bias": torch.ones(1)}, ["1 in the file have no place", "extra.bias"]),
         (lambda state: state | {"layer4.2.conv1.weight": torch.ones(1)}, ["no place", "layer4.2.conv1.weight"]),
         (lambda state: state | {"fc.bias": torch.ones(4)}, ["1 are of another shape", "(4,) for (5,)"]),
+        (lambda state: state | {"fc.weight": torch.tensor(1.0)}, ["1 are of another shape", "() for (5, 21)"]),
         (
             lambda state: {f"net.{n}": t for n, t in state.items()},
             ["no known format", "net.conv1.weight", "torchvision"],

@@ -155,13 +155,13 @@ def _fold_classifier(state: State, shapes: Layout) -> bool:
     w'_ij = w_ij + w_ji off the diagonal, w'_ii = w_ii: the same logits.
     """
     name = next((n for n in ("head.classifier.weight", "head.classifier.0.weight") if n in state), None)
-    if name is None or name not in shapes:
+    if name is None or name not in shapes or state[name].ndim != 2:
         return False
     weight, width = state[name], shapes[name][1]
     d = math.isqrt(weight.shape[-1])
     if d * d != weight.shape[-1] or width != d * (d + 1) // 2 or d == 1:
         return False
-    matrix = weight.view(-1, d, d)
+    matrix = weight.reshape(-1, d, d)
     state[name] = upper_triangle(matrix + matrix.mT - torch.diag_embed(matrix.diagonal(dim1=1, dim2=2)))
     return True
 

@@ -116,8 +116,9 @@ def _write_timm(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
         described["label_names"] = facts["classes"]
     save_for_hf(network, str(folder), model_config=described, safe_serialization=True, data_config=data_config)
     images = _images(facts, 3)
+    timms_backbone = Backbone(network, name=facts["backbone"], image_size=recipe["size"]).eval()
     with torch.no_grad():
-        ours, timms = model.backbone(images), Backbone(network, name=facts["backbone"]).eval()(images)
+        ours, timms = model.backbone(images), timms_backbone(images)
     same_map = ours.shape == timms.shape and torch.allclose(ours, timms, rtol=_TOLERANCE, atol=_TOLERANCE)
     return {"classifier": classifier, "same_map": same_map}
 
