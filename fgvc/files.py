@@ -34,27 +34,36 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a new temporary folder beside `path`; rename it to `path` on success, delete it on any failure.
 
-    The folder above is created where missing. `path` must be absent or an empty folder.
+    The folder above is created where missing. `path` must be absent or an empty folder, unless `replace` allows another
+    one, which is deleted only when the new one has taken its place.
 
     Raises:
-        FileExistsError: `path` is not an empty folder (any more), or cannot be replaced.
+        FileExistsError: `path` is in the way, or cannot be replaced; it is what it was.
         OSError: as the writing code raises it.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}") for kind in ("tmp", "old"))
     temporary.mkdir(parents=True)
     try:
         yield temporary
         try:
-            if path.exists():
+            if replace and path.exists():
+                path.rename(old)
+            elif path.exists():
                 path.rmdir()  # a rename replaces an empty folder on some systems only
-            temporary.replace(path)
-        except OSError as error:
-            raise FileExistsError(error.errno, f"cannot be made or replaced ({error.strerror})", str(path)) from error
+            temporary.rename(path)
+        except BaseException as error:
+            if old.exists():
+                old.rename(path)
+            if isinstance(error, OSError):
+                reason = f"cannot be made or replaced ({error.strerror})"
+                raise FileExistsError(error.errno, reason, str(path)) from error
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

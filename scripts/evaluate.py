@@ -1,12 +1,15 @@
-"""Evaluate the saved weights of a run on its test split.
+"""Evaluate the saved weights of a run on its test split: accuracies, predictions, classes, confusion matrix.
 
 python scripts/evaluate.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --checkpoint best
+python scripts/evaluate.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --views ten_crop --resize-size 256
 """
 
 import argparse
 from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
+from fgvc.data import VIEWS
+from fgvc.reporting import write_class_report
 from fgvc.training import evaluate_run
 
 
@@ -14,11 +17,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
+    parser.add_argument("--views", choices=VIEWS, default="single", help="average the logits over views of an image")
+    parser.add_argument("--resize-size", type=int, metavar="N", help="pixels before the crop, instead of the run's")
     parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
+    parser.add_argument("--output", type=Path, help="folder of the files (default: the run folder)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
-    accuracy = evaluate_run(arguments.run, checkpoint=arguments.checkpoint, root=arguments.root)
+
+    result = evaluate_run(
+        arguments.run,
+        checkpoint=arguments.checkpoint,
+        views=arguments.views,
+        resize_size=arguments.resize_size,
+        root=arguments.root,
+        output=arguments.output,
+    )
+    report = write_class_report(result.predictions, result.classes, result.title, result.folder, result.name)
+    accuracy, record = result.accuracy, result.record
     print(f"top-1 {accuracy.top1:.2f} %   top-5 {accuracy.top5:.2f} %   mean class {accuracy.mean_class:.2f} %")
+    print(f"{record['images']} images, views: {record['views']}, {record['seconds']:.1f} s\n\n{report.text}\n")
+    print(f"written: {', '.join(map(str, [*result.files, *report.files]))}")
 
 
 if __name__ == "__main__":

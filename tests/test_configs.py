@@ -6,9 +6,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from fgvc.data import list_datasets
+from fgvc.errors import ConfigError
 from fgvc.pooling import list_poolings
 from fgvc.training.check import check
 from fgvc.training.config import RunConfig, register_schema
+from fgvc.training.hybrid import switch_epoch
 from fgvc.training.launch import to_run_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -24,7 +26,8 @@ def composed(*overrides: str) -> RunConfig:
 
 @pytest.mark.parametrize("path", OPTIONS, ids=str)
 def test_every_option_composes(path: Path) -> None:
-    config = composed(f"{path.parent}={path.stem}")
+    own = ["dataset.options.path=somewhere"] if path.stem == "hf" else []
+    config = composed(f"{path.parent}={path.stem}", *own)
     check(config)
     assert (config.dataset.adapter or config.dataset.name) in list_datasets()
     assert config.method.name in list_poolings()
@@ -34,17 +37,124 @@ def test_there_is_one_method_file_for_each_pooling() -> None:
     assert {path.stem for path in (CONFIGS / "method").iterdir()} == set(list_poolings())
 
 
-def test_the_published_recipe_of_cub() -> None:
-    config = composed("experiment=cub_resnet50_seb")
-    assert (config.trainer.epochs, config.trainer.batch_size, config.trainer.clip_norm) == (200, 10, 5.0)
-    assert (config.schedule.name, list(config.schedule.milestones), config.schedule.gamma) == ("step", [50, 100], 0.1)
-    optimizer = config.optimizer
-    assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("sgd", 3e-3, 0.9, 1e-4)
-    assert (optimizer.classifier_factor, config.method.reduction, config.backbone.last_stride) == (20, 256, 1)
-    assert (config.dataset.transform.size, config.dataset.transform.resize) == (448, "short")
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").iterdir())
+RECIPES = sorted(path.stem for path in (CONFIGS / "recipe").iterdir())
+PUBLISHED = [name for name in EXPERIMENTS if "_resnet50" in name or "_alexnet" in name]
+
+# the papers' numbers: epochs, batch, milestones, lr, weight decay, classifier factor, clip norm, transform of the data
+SHARED: dict[str, object] = {"momentum": 0.9, "clip": 5.0, "reduction": 256, "hidden": []}
+FINE_TUNED = SHARED | {"lr": 3e-3, "last_stride": 1, "size": 448, "crop": "center"}
+FROM_SCRATCH = SHARED | {"lr": 0.0794, "classifier_factor": 1, "size": 224, "crop": "random_resized"}
+PROTOCOLS: dict[str, dict[str, object]] = {
+    "cub_resnet50": FINE_TUNED
+    | {"epochs": 200, "batch_size": 10, "milestones": [50, 100], "weight_decay": 1e-4, "classifier_factor": 20}
+    | {"resize": "short", "resize_size": None},
+    "cars_resnet50": FINE_TUNED
+    | {"epochs": 200, "batch_size": 10, "milestones": [50, 100], "weight_decay": 1e-4, "classifier_factor": 10}
+    | {"resize": "square", "resize_size": None},
+    "aircraft_resnet50": FINE_TUNED
+    | {"epochs": 50, "batch_size": 8, "milestones": [21, 40], "weight_decay": 1e-3, "classifier_factor": 5}
+    | {"resize": "square", "resize_size": 512},
+    "dogs_resnet50": FINE_TUNED
+    | {"epochs": 200, "batch_size": 10, "milestones": [50, 100], "weight_decay": 1e-4, "classifier_factor": 20}
+    | {"resize": "square", "resize_size": 512},
+    "imagenet_alexnet": FROM_SCRATCH
+    | {"epochs": 30, "batch_size": 128, "milestones": [10, 20], "weight_decay": 5e-4}
+    | {"resize": "short", "resize_size": 256, "last_stride": None, "hidden": [4096, 4096]},
+    "imagenet_resnet50": FROM_SCRATCH
+    | {"epochs": 60, "batch_size": 256, "milestones": [30, 45], "weight_decay": 1e-4}
+    | {"resize": "short", "resize_size": 256, "last_stride": 1},
+}
 
 
-def test_methods_of_an_experiment_differ_in_the_method_alone() -> None:
-    gap, seb = (composed("experiment=cub80_frozen", f"method={name}") for name in ("gap", "seb"))
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_published_protocols(name: str) -> None:
+    config = composed(f"experiment={name}")
+    trainer, optimizer, transform = config.trainer, config.optimizer, config.dataset.transform
+    found = {
+        "epochs": trainer.epochs,
+        "batch_size": trainer.batch_size,
+        "milestones": list(config.schedule.milestones),
+        "lr": optimizer.lr,
+        "momentum": optimizer.momentum,
+        "weight_decay": optimizer.weight_decay,
+        "classifier_factor": optimizer.classifier_factor,
+        "clip": trainer.clip_norm,
+        "last_stride": config.backbone.last_stride,
+        "reduction": config.method.reduction,
+        "hidden": list(config.method.hidden),
+        "size": transform.size,
+        "resize": transform.resize,
+        "resize_size": transform.resize_size,
+        "crop": transform.crop,
+    }
+    assert {key: found[key] for key in PROTOCOLS[name]} == PROTOCOLS[name]
+    assert (optimizer.name, config.schedule.name, config.schedule.gamma, transform.hflip) == ("sgd", "step", 0.1, True)
+    # nothing of a later recipe
+    assert (trainer.mixup, trainer.cutmix, trainer.ema_decay, trainer.label_smoothing) == (0, 0, None, 0)
+    assert (config.recipe, config.schedule.warmup_epochs, transform.randaugment) == (None, 0, None)
+    assert config.backbone.pretrained == (not name.startswith("imagenet"))
+
+
+@pytest.mark.parametrize("name", sorted(set(PUBLISHED) - set(PROTOCOLS)))
+def test_variants_of_a_protocol_differ_in_method_and_hybrid_alone(name: str) -> None:
+    variant, plain = composed(f"experiment={name}"), composed(f"experiment={name.rpartition('_')[0]}")
+    variant.method, variant.hybrid = plain.method, plain.hybrid
+    assert variant == plain
+
+
+def test_choosing_a_method_changes_its_name_alone() -> None:
+    configs = [composed("experiment=cub_resnet50", f"method={method}") for method in list_poolings()]
+    for config, method in zip(configs, list_poolings(), strict=True):
+        assert config.method.name == method
+        config.method.name = "any"
+        assert config == configs[0]
+
+
+@pytest.mark.parametrize("recipe", [[], ["recipe=modern"]], ids=["own", "modern"])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_gap_runs_under_the_recipe_of_every_method(name: str, recipe: list[str]) -> None:
+    gap, seb = (composed(f"experiment={name}", *recipe, f"method={method}") for method in ("gap", "seb"))
+    assert (gap.method.name, seb.method.name) == ("gap", "seb")
     gap.method.name = seb.method.name
     assert gap == seb
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_changes_how_and_not_what_is_trained(recipe: str) -> None:
+    plain, modern = composed("experiment=cars_resnet50"), composed("experiment=cars_resnet50", f"recipe={recipe}")
+    check(modern)
+    assert modern.recipe == recipe and modern.schedule.name == "cosine" and modern.schedule.warmup_epochs > 0
+    assert modern.trainer.mixup > 0 and modern.trainer.ema_decay and modern.trainer.label_smoothing > 0
+    assert modern.dataset.transform.randaugment is not None
+    assert (modern.method, modern.backbone, modern.name) == (plain.method, plain.backbone, plain.name)
+    assert (modern.dataset.transform.size, modern.dataset.transform.resize) == (448, "square")
+
+
+def test_hybrid_switches_at_the_last_decay() -> None:
+    config = composed("experiment=imagenet_resnet50_hybrid")
+    assert (config.hybrid.method, config.method.name, switch_epoch(config)) == ("isqrt_cov", "svd_pade", 45)
+    assert switch_epoch(composed("experiment=imagenet_resnet50")) == 0
+    cub = composed("experiment=cub_resnet50", "hybrid.method=isqrt_cov", "method=svd_taylor")
+    check(cub)
+    assert switch_epoch(cub) == 100
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["schedule=cosine", "hybrid.method=isqrt_cov"], "hybrid.switch_epoch"),
+        (["hybrid.method=isqrt_cov", "hybrid.switch_epoch=200"], "after epoch 200.*trainer.epochs=200"),
+        (["hybrid.method=gap"], "hybrid.method=gap and method=seb must both normalise a covariance"),
+        (["hybrid.method=isqrt_cov", "method=bilinear"], "method=bilinear must both normalise"),
+        (["hybrid.method=newton"], "newton.*isqrt_cov"),
+        (["hybrid.method=isqrt_cov", "+hybrid.options.steps=3"], "steps"),
+        (["hybrid.switch_epoch=3"], "need hybrid.method"),
+        (["trainer.mixup=0.2", "trainer.batch_size=9"], "must be even, got 9"),
+        (["trainer.mixup=-1"], "trainer.mixup"),
+        (["trainer.ema_decay=1"], "trainer.ema_decay"),
+    ],
+)
+def test_contradictions_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(composed("experiment=cub_resnet50", *overrides))

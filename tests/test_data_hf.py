@@ -152,6 +152,9 @@ def test_splits_and_columns_by_name(tmp_path: Path) -> None:
             create_dataset("hf", root=tmp_path / "out", **options, **{option: column})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="both 'fit'; they must differ"):
         create_dataset("hf", root=tmp_path / "out", path=path, train_split="fit", test_split="fit")
+    both = save(tmp_path / "both", train=table([0]), test=table([0]))
+    with pytest.raises(ConfigError, match="both 'test'; they must differ"):
+        create_dataset("hf", root=tmp_path / "out", path=both, train_split="test")
     with pytest.raises(ConfigError, match=r"'hf' needs the option 'path'"):
         create_dataset("hf", root=tmp_path / "out")
     assert create_dataset("hf", root=tmp_path / "out", split="test", **options).targets == [2]  # type: ignore[arg-type]
@@ -164,6 +167,9 @@ def test_a_folder_of_another_source_is_refused(saved: str, tmp_path: Path) -> No
         create_dataset("hf", root=root, path=saved, revision="v2")
     (root / "classes.json").write_text(json.dumps([{"name": "x"}]))
     with pytest.raises(DatasetError, match=r"out: damaged .*delete it"):
+        create_dataset("hf", root=root, path=saved)
+    (root / "classes.json").write_text(json.dumps([{"name": "x", "folder": "../.."}]))
+    with pytest.raises(DatasetError, match=r"classes\.json: names '\.\./\.\.', a path that leaves"):
         create_dataset("hf", root=root, path=saved)
     (root / "hf.json").unlink()
     with pytest.raises(DatasetError, match=r"not empty and without hf\.json"):

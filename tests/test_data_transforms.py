@@ -91,7 +91,7 @@ def test_repr_identifies_the_recipe() -> None:
     [
         ({"interpolation": "cubic"}, "'cubic'.*bicubic"),
         ({"resize": "long"}, "'long'.*short, square"),
-        ({"crop": "centre"}, "'centre'.*center, random, none"),
+        ({"crop": "centre"}, "'centre'.*center, random, random_resized, none"),
         ({"resize_size": 8}, "size=16 .* resize_size=8"),
         ({"crop": "none"}, "needs resize='square'"),
         ({"std": (0.5, 0.5, 0.0)}, "std above 0"),

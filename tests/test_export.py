@@ -38,6 +38,20 @@ def test_onnx_model_gives_the_same_logits(method: str, tmp_path: Path) -> None:
     model.train()(images(2)).sum().backward()
 
 
+@pytest.mark.parametrize("side", [2, 5])  # fewer locations than channels, and more: two ways to the same result
+@pytest.mark.parametrize("method", list_poolings())
+def test_exported_program_gives_the_same_descriptors(method: str, side: int, tmp_path: Path) -> None:
+    pool = create_pooling(method, channels=6, **OPTIONS.get(method, {}))
+    example = torch.rand(2, 6, side, side)
+    with torch.no_grad():
+        program = torch.export.export(pool, (example,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
+    torch.export.save(program, tmp_path / "pool.pt2")
+    loaded = torch.export.load(tmp_path / "pool.pt2").module()
+    for batch in (1, 3):
+        x = torch.rand(batch, 6, side, side, generator=torch.Generator().manual_seed(batch))
+        torch.testing.assert_close(loaded(x), pool(x))
+
+
 @pytest.mark.parametrize("method", ["gap", "compact_bilinear", "isqrt_cov", "seb"])
 def test_compiled_model_gives_the_same_values_and_gradients(method: str) -> None:
     torch._dynamo.reset()

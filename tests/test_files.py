@@ -36,3 +36,14 @@ def test_what_came_in_the_meantime_is_kept(tmp_path: Path) -> None:
         (path / "theirs").touch()
     assert caught.value.filename == str(path)
     assert [item.name for item in tmp_path.rglob("*")] == ["set", "theirs"]
+
+
+def test_a_folder_is_replaced_only_where_that_is_asked_for_and_only_by_a_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    for content in ("first", "second"):
+        with atomic_folder(path, replace=True) as folder:
+            (folder / content).touch()
+    with pytest.raises(KeyError), atomic_folder(path, replace=True) as folder:
+        (folder / "third").touch()
+        raise KeyError
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["out", "second"]

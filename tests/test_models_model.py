@@ -77,3 +77,18 @@ def test_reset_gives_a_fresh_head_for_other_classes() -> None:
 def test_sizes_below_one_are_refused(key: str, value: int) -> None:
     with pytest.raises(ConfigError, match=f"{key} must be at least 1"):
         PoolingHead(6, **{"method": "seb", "num_classes": 3, key: value})  # type: ignore[arg-type]
+
+
+def test_a_classifier_with_hidden_layers_trains_and_is_reset() -> None:
+    torch.manual_seed(0)
+    model = create_model("test_resnet", method="isqrt_cov", num_classes=5, reduction=6, hidden=(8, 7))
+    shapes = [tuple(layer.weight.shape) for layer in model.head.classifier if isinstance(layer, nn.Linear)]
+    assert shapes == [(8, 21), (7, 8), (5, 7)]
+    model(IMAGES).pow(2).sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.head.classifier.parameters())
+    assert any(isinstance(layer, nn.ReLU) for layer in model.head.classifier)
+    before = model.head.classifier[2].weight.detach().clone()
+    model.head.reset(num_classes=4)
+    assert model(IMAGES).shape == (2, 4) and not torch.equal(model.head.classifier[2].weight, before)
+    with pytest.raises(ConfigError, match=r"method\.hidden .* \[8, 0\]"):
+        create_model("test_resnet", method="isqrt_cov", num_classes=5, hidden=(8, 0))

@@ -3,93 +3,19 @@
 import errno
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_line import ROOT, SMALL, Train, refused, run, train
 from safetensors.torch import load_file
 
 from fgvc.errors import ConfigError
-
-ROOT = Path(__file__).resolve().parents[1]
-SMALL = [
-    "dataset=synthetic",
-    "dataset.transform.size=64",
-    "+dataset.options={classes: 3, train_per_class: 4, test_per_class: 3, size: 64}",
-    "backbone.name=test_resnet",
-    "backbone.weights=null",
-    "method=seb",
-    "method.reduction=8",
-    "trainer.epochs=2",
-    "trainer.batch_size=4",
-    "trainer.workers=0",
-]
-
-
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Train = Callable[..., Done]
-
-
-def run(script: str, *arguments: str, cwd: Path) -> Done:
-    """A script as a user starts it."""
-    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=settings)
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
-def train(cwd: Path, *overrides: str) -> Done:
-    return run("train.py", *SMALL, *overrides, cwd=cwd)
-
-
-@pytest.fixture
-def here(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> Callable[..., Done]:
-    """`run` in this process, sparing the seconds of the imports: for the many ways to be refused."""
-
-    def call(script: str, *arguments: str, cwd: Path) -> Done:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
-        caplog.set_level("INFO")
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
-        except SystemExit as error:
-            status = int(error.code or 0)
-        out, err = capfd.readouterr()
-        return Done(status, out, err + caplog.text)
-
-    return call
-
-
-@pytest.fixture
-def train_here(here: Callable[..., Done]) -> Train:
-    return lambda cwd, *overrides: here("train.py", *SMALL, *overrides, cwd=cwd)
-
-
-def refused(done: Done, *parts: str) -> None:
-    """Exit status 2, one readable message that holds `parts`, no traceback."""
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "error: " in done.stderr
-    for part in parts:
-        assert part in done.stderr, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -150,12 +76,30 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(finished: Path, tr
     assert (finished / "run" / "summary.json").read_bytes() == before
 
 
-def test_a_stopped_run_continues_to_the_same_weights(tmp_path: Path) -> None:
+EVERYTHING = [
+    "dataset.transform.crop=random_resized",
+    "dataset.transform.randaugment=rand-m9-mstd0.5-inc1",
+    "trainer.mixup=0.4",
+    "trainer.cutmix=1.0",
+    "trainer.ema_decay=0.9",
+    "trainer.label_smoothing=0.1",
+    "method=mpn_cov",
+    "hybrid.method=isqrt_cov",
+    "hybrid.switch_epoch=1",
+]
+
+
+@pytest.mark.parametrize(
+    "varied",
+    [["dataset.transform.crop=random", "dataset.transform.resize_size=72"], EVERYTHING],
+    ids=["random crop", "everything random, across the switch of a hybrid run"],
+)
+def test_a_stopped_run_continues_to_the_same_weights(tmp_path: Path, varied: list[str]) -> None:
     """The state after epoch 1 of 2, as an interruption leaves it, leads to bit-identical weights.
 
     With a worker process, so that the augmentation's random numbers come from there.
     """
-    overrides = [*SMALL[:-1], "trainer.workers=1", "dataset.transform.crop=random", "dataset.transform.resize_size=72"]
+    overrides = [*SMALL[:-1], "trainer.workers=1", *varied]
     assert run("train.py", *overrides, "run_dir=straight", cwd=tmp_path).returncode == 0
     probe = (
         "import sys, runpy, fgvc.training.loop as loop\n"
@@ -223,7 +167,7 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
         (["trainer.epoch=3"], ["epoch", "epochs", "batch_size"]),
         (["+trainer.epoch=3"], ["epoch", "epochs"]),
         (["trainer.epochs=many"], ["trainer.epochs", "many"]),
-        (["trainer.epochs=0"], ["trainer.epochs", "0"]),
+        (["trainer.epochs=-1"], ["trainer.epochs", "-1"]),
         (["backbone.name=resnet51"], ["resnet51", "resnet50"]),
         (["backbone.weights=none.pth"], ["none.pth"]),
         (["method.gradient=magic"], ["magic", "exact"]),

@@ -1,7 +1,15 @@
 """Reading of finished runs and measures on what they saved; nothing here trains, draws or writes."""
 
+from fgvc.analysis.confusion import (
+    confusion_matrix,
+    confusion_order,
+    per_class,
+    read_predictions,
+    top_confusions,
+)
 from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.method_spectra import MethodSpectrum, SpectrumSummary, pool_spectra, summarise
+from fgvc.analysis.paired import McNemar, mcnemar
 from fgvc.analysis.runs import Accuracy, Run, Spectrum, find_runs, read_run
 from fgvc.analysis.settings import Method, Setting, config_notes, group_runs, split_finished
 from fgvc.analysis.spectra import (
@@ -17,6 +25,7 @@ from fgvc.analysis.spectra import (
 __all__ = [
     "Accuracy",
     "EigenvalueCurve",
+    "McNemar",
     "Method",
     "MethodSpectrum",
     "Run",
@@ -25,16 +34,22 @@ __all__ = [
     "SpectrumSummary",
     "condition_number",
     "config_notes",
+    "confusion_matrix",
+    "confusion_order",
     "effective_rank",
     "eigenvalue_curve",
     "find_runs",
     "group_runs",
+    "mcnemar",
     "nonzero_condition_number",
     "numerical_rank",
     "participation_ratio",
+    "per_class",
     "pool_spectra",
     "read_csv",
+    "read_predictions",
     "read_run",
     "split_finished",
     "summarise",
+    "top_confusions",
 ]

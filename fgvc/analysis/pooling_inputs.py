@@ -1,5 +1,6 @@
 """What a covariance pooling reads, from a finished run or from a file of feature maps."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,7 @@ from fgvc.errors import ConfigError, DatasetError, RunError
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling
 from fgvc.training import RunFolder
-from fgvc.training.restore import restore_run
-from fgvc.training.setup import Prepared
+from fgvc.training.restore import Restored, restore_run
 
 
 @dataclass(frozen=True)
@@ -94,27 +94,27 @@ def _from_run(path: Path, images: int, root: str | None) -> PoolingInputs:
     summary = folder.read_summary()
     if summary.get("status") != "finished":
         raise RunError(f"{path}: status {summary.get('status')}, not finished; finish the run first")
-    prepared = restore_run(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"), root=root)
-    prepared.trained.eval()
-    head = prepared.head
+    restored = restore_run(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"), root=root)
+    restored.trained.eval()
+    head = restored.head
     if not isinstance(head.pooling, CovariancePooling):
         raise RunError(f"{path}: {method} maps no covariance; give a run of another method, e.g. mpn_cov")
-    total = len(prepared.images.test)
+    total = len(restored.images)
     indices = _spaced(total, images)
-    features, targets = _test_features(prepared, indices)
+    features, targets = _test_features(restored, indices)
     _require_finite(features, indices, str(path))
     source = f"{len(indices)} of {total} test images of {path}"
     return PoolingInputs(features, loss_gradient(head, features, targets), source, indices)
 
 
 @torch.no_grad()
-def _test_features(prepared: Prepared, indices: list[int]) -> tuple[Tensor, Tensor]:
+def _test_features(restored: Restored, indices: list[int]) -> tuple[Tensor, Tensor]:
     """What the pooling reads of these test images, (N, C, H, W), and their classes (N,), on the CPU."""
-    device = next(prepared.head.parameters()).device
     features, targets = [], []
-    for inputs, classes in DataLoader(Subset(prepared.loaders.test.dataset, indices), batch_size=32):
-        maps = inputs.to(device) if prepared.frozen else prepared.backbone(inputs.to(device))
-        features.append(prepared.head.reduction(maps).cpu())
+    for inputs, classes in DataLoader(Subset(restored.inputs(), indices), batch_size=32):
+        maps = inputs.to(restored.device)
+        maps = maps if restored.config.backbone.frozen else restored.backbone(maps)
+        features.append(restored.head.reduction(maps).cpu())
         targets.append(classes)
     return torch.cat(features), torch.cat(targets)
 
@@ -127,10 +127,10 @@ def loss_gradient(head: PoolingHead, features: Tensor, targets: Tensor) -> Tenso
         features: what the pooling reads, (N, C, H, W).
         targets: (N,) class indices.
     """
-    weight, bias = (p.detach().cpu().double() for p in (head.classifier.weight, head.classifier.bias))
+    classifier = copy.deepcopy(head.classifier).cpu().double()
     with torch.no_grad():
         descriptor = head.pooling(features.double())
     descriptor.requires_grad_()
-    loss = nn.functional.cross_entropy(nn.functional.linear(descriptor, weight, bias), targets, reduction="sum")
+    loss = nn.functional.cross_entropy(classifier(descriptor), targets, reduction="sum")
     gradient: Tensor = torch.autograd.grad(loss, descriptor)[0]
     return gradient

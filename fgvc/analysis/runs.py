@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from fgvc.analysis.confusion import read_predictions
 from fgvc.analysis.csv_file import read_csv
 from fgvc.errors import RunError
 
@@ -55,6 +56,7 @@ class Run:
     backbone: str
     frozen: bool
     reduction: int | None
+    recipe: str | None
     image_size: int
     seed: int
     epochs: int
@@ -79,7 +81,7 @@ class Run:
 
     def predictions(self) -> pd.DataFrame:
         """predictions.csv, one row a test image, final epoch. Raises RunError where it is missing or damaged."""
-        return read_csv(self.path / "predictions.csv", ("path", "target", "predicted", "confidence"))
+        return read_predictions(self.path / "predictions.csv")
 
     def config(self) -> dict[str, Any]:
         """config.yaml, the resolved configuration. Raises RunError where it is missing or damaged."""
@@ -157,6 +159,7 @@ def read_run(path: Path) -> Run:
         backbone=_value(summary, "backbone", str, file),
         frozen=_value(summary, "frozen", bool, file),
         reduction=_optional(summary, "reduction", int, file),
+        recipe=_optional(summary, "recipe", str, file),
         image_size=_value(summary, "image_size", int, file),
         seed=_value(summary, "seed", int, file),
         epochs=_value(summary, "epochs", int, file),

@@ -21,7 +21,7 @@ _FREE = frozenset(
 
 @dataclass(frozen=True)
 class Setting:
-    """What two runs must share to be comparable: data, backbone, schedule and how the best epoch is selected."""
+    """What two runs must share to be comparable: data, backbone, recipe, length and how the best epoch is selected."""
 
     dataset: str
     num_classes: int | None
@@ -31,6 +31,7 @@ class Setting:
     frozen: bool
     image_size: int
     reduction: int | None
+    recipe: str | None
     epochs: int
     selected_on: str | None
 
@@ -40,7 +41,8 @@ class Setting:
         backbone = f"{self.backbone} ({'frozen' if self.frozen else 'fine-tuned'})"
         reduction = "no reduction" if self.reduction is None else f"reduction {self.reduction}"
         epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
-        return f"{self.dataset}, {backbone}, {self.image_size} px, {reduction}, {epochs}"
+        recipe = "" if self.recipe is None else f"recipe {self.recipe}, "
+        return f"{self.dataset}, {backbone}, {self.image_size} px, {reduction}, {recipe}{epochs}"
 
 
 class Method(NamedTuple):
@@ -118,6 +120,7 @@ def _setting(run: Run) -> Setting:
         frozen=run.frozen,
         image_size=run.image_size,
         reduction=run.reduction,
+        recipe=run.recipe,
         epochs=run.epochs,
         selected_on=run.selected_on,
     )

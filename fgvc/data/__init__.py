@@ -10,8 +10,10 @@ from fgvc.data.prepare import Prepared, prepare_dataset
 from fgvc.data.registry import create_dataset, list_datasets
 from fgvc.data.synthetic import write_synthetic
 from fgvc.data.transforms import Normalization, TransformSpec, create_transform, normalization_from_timm
+from fgvc.data.views import VIEWS, ViewTransform, resized_spec
 
 __all__ = [
+    "VIEWS",
     "BadImage",
     "Box",
     "FeatureSet",
@@ -21,6 +23,7 @@ __all__ = [
     "Region",
     "Samples",
     "TransformSpec",
+    "ViewTransform",
     "cached_features",
     "check_images",
     "create_dataset",
@@ -30,6 +33,7 @@ __all__ = [
     "normalization_from_timm",
     "prepare_dataset",
     "require_readable",
+    "resized_spec",
     "split_validation",
     "write_miniature",
     "write_synthetic",

@@ -4,7 +4,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -32,12 +31,14 @@ class BadImage(NamedTuple):
 
 def check_images(dataset: ImageDataset, workers: int = 4) -> list[BadImage]:
     """Decode every image fully, in `workers` threads, and return those that fail, in the dataset's order."""
-    reasons = map_images(partial(_failure, dataset), dataset, workers)
+    reasons = map_images(_failure, dataset, workers)
     return [BadImage(path, reason) for path, reason in zip(dataset.paths, reasons, strict=True) if reason is not None]
 
 
-def map_images(function: Callable[[int], _Result], dataset: ImageDataset, workers: int) -> Iterator[_Result]:
-    """Results of `function` on the index of each image, in order, from `workers` threads, with a progress bar.
+def map_images(
+    function: Callable[[ImageDataset, int], _Result], dataset: ImageDataset, workers: int
+) -> Iterator[_Result]:
+    """Results of `function` (dataset, index) on each image, in order, from `workers` threads, with a progress bar.
 
     Threads do as well as processes here: decoding and hashing release the interpreter's lock. Only a few results wait
     at a time, so that the memory does not grow with the dataset.
@@ -49,7 +50,7 @@ def map_images(function: Callable[[int], _Result], dataset: ImageDataset, worker
         tqdm(total=len(dataset), desc="checking images", unit="image", disable=None) as bar,
     ):
         for index in range(len(dataset)):
-            waiting.append(pool.submit(function, index))
+            waiting.append(pool.submit(function, dataset, index))
             if len(waiting) > _WAITING * max(workers, 1):
                 yield waiting.popleft().result()
                 bar.update()

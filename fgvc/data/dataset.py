@@ -117,6 +117,10 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         """Path of an image below `root`, with forward slashes on every system."""
         return self.paths[index].relative_to(self.root).as_posix()
 
+    def relative_paths(self) -> list[str]:
+        """`relative_path` of every image."""
+        return [self.relative_path(index) for index in range(len(self))]
+
     def with_transform(self, transform: Transform | None) -> "ImageDataset":
         """The same images with another transform."""
         return ImageDataset(self.samples, self.root, transform, self.crop)

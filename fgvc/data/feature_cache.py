@@ -51,7 +51,7 @@ def cached_features(
 
     Args:
         dataset: the images; its own transform is not used.
-        transform: its random crop cannot be cached.
+        transform: one that repeats itself but for mirroring; random crops and RandAugment cannot be cached.
         extract: (B, 3, H, W) float32 on `device`, channels last -> (B, C, h, w), in inference mode. Puts its model in
             eval mode itself.
         key_parts: what determines `extract`, e.g. {"backbone": name, "weights": digest}. With the transform, the
@@ -63,13 +63,16 @@ def cached_features(
         dtype: on the disk, "float32" or "float16".
 
     Raises:
-        ConfigError: unknown dtype, or a random crop.
+        ConfigError: unknown dtype, or a transform that draws anything but mirroring.
         DatasetError: an unreadable image, a feature that is not finite, or not enough room on the disk.
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"feature dtype {dtype!r} is unknown; choose one of {', '.join(_DTYPES)}")
-    if transform.training and transform.crop == "random":
-        raise ConfigError("crop='random' cannot be cached: use crop='center', or train with backbone.frozen=false")
+    if not transform.repeats:
+        raise ConfigError(
+            f"crop={transform.crop!r} with randaugment={transform.randaugment!r} is random in training and cannot be "
+            "cached: use crop='center' and no randaugment, or train with backbone.frozen=false"
+        )
     views = 2 if transform.mirrors else 1
     fixed = transform.deterministic()
     conditions = {"transform": repr(fixed), "dataset": fingerprint(dataset), "views": str(views), "dtype": dtype}

@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import io
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from PIL import Image
 
 from fgvc.data.dataset import Samples
 from fgvc.data.generated import write_once
+from fgvc.data.layout import require_inside
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.files import write_json_atomic
 
@@ -60,7 +60,8 @@ def read_hf(
     """Write the dataset to `root` where it is missing, then read one split of it from there.
 
     The images keep their encoded bytes: <root>/<split>/<number>_<class>/<row>.<extension>; classes.json has the real
-    class names. Code that comes with a dataset is never run. A changed source is not noticed: delete `root` then.
+    class names. Code that comes with a dataset is never run: since its version 4 the library cannot. A changed source
+    is not noticed; delete `root` then.
 
     Args:
         root: folder to make; it must not exist, or be empty, or be made from the same source by the same options.
@@ -78,8 +79,6 @@ def read_hf(
         ConfigError: the library is missing, or an option names a split or column that is not there or does not fit.
         DatasetError: the source cannot be loaded, has rows without image or label, or `root` holds something else.
     """
-    if train_split == test_split:
-        raise ConfigError(f"hf: train_split and test_split are both {train_split!r}; they must differ")
     source = _Source(path, config_name, revision, image_column, label_column, train_split, test_split)
     write_once(root, _RECORD, asdict(source), lambda folder: _export(folder, source))
     return _read(root, split)
@@ -89,14 +88,15 @@ def _read(root: Path, split: str) -> Samples:
     try:
         classes = json.loads((root / _CLASSES).read_text(encoding="utf-8"))
         folders = {entry["folder"]: entry["name"] for entry in classes}
+        places = [require_inside(root / split, folder, root / _CLASSES) for folder in folders]
         # every file, whatever its extension: what is no image is to be found by the check, not left out
-        found = [sorted(entry.name for entry in os.scandir(root / split / folder)) for folder in folders]
+        found = [sorted(place.iterdir()) for place in places]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{root}: damaged ({error}); delete it, it will be made again") from error
     return Samples(
         classes=list(folders.values()),
-        paths=[root / split / folder / name for folder, names in zip(folders, found, strict=True) for name in names],
-        targets=[target for target, names in enumerate(found) for _ in names],
+        paths=[path for paths in found for path in paths],
+        targets=[target for target, paths in enumerate(found) for _ in paths],
     )
 
 
@@ -105,6 +105,8 @@ def _export(root: Path, source: _Source) -> None:
     splits = _load(library, source)
     default_test = "test" if "test" in splits else "validation"
     chosen = {"train": source.train_split, "test": source.test_split or default_test}
+    if chosen["train"] == chosen["test"]:
+        raise ConfigError(f"hf: train_split and test_split are both {chosen['train']!r}; they must differ")
     absent = [name for name in chosen.values() if name not in splits]
     if absent:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""From an RGB image to a normalised tensor: the published CUB recipe at any size, and variations of it."""
+"""From an RGB image to a normalised tensor: the published recipes at any size, and variations of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,13 +6,14 @@ from typing import Any, TypedDict
 
 import torch
 from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from fgvc.errors import ConfigError
 
 _RESIZES = ("short", "square")
-_CROPS = ("center", "random", "none")
+_CROPS = ("center", "random", "random_resized", "none")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
@@ -49,7 +50,9 @@ class TransformSpec:
     resize: str = "short"
     resize_size: int | None = None
     crop: str = "center"
+    min_scale: float = 0.08
     hflip: bool = True
+    randaugment: str | None = None
 
     def __post_init__(self) -> None:
         # frozen, so fields are completed this way; the pipeline is built once
@@ -67,6 +70,8 @@ class TransformSpec:
             raise ConfigError(f"size={self.size} must be at least 1 and at most resize_size={self._resized}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(f"mean={self.mean} and std={self.std} must be three numbers each, std above 0")
+        if not 0 < self.min_scale <= 1:
+            raise ConfigError(f"min_scale={self.min_scale} must be above 0 and at most 1: it is a share of the area")
         if self.crop == "none" and (self.resize == "short" or self._resized != self.size):
             raise ConfigError("crop='none' needs resize='square' and resize_size=size, else images differ in size")
 
@@ -80,24 +85,72 @@ class TransformSpec:
         return self.size if self.resize_size is None else self.resize_size
 
     def _steps(self) -> list[v2.Transform]:
-        side = [self._resized] if self.resize == "short" else [self._resized, self._resized]
-        steps: list[v2.Transform] = [v2.Resize(side, interpolation=InterpolationMode(self.interpolation))]
+        steps = self._geometry()
+        if self.mirrors:
+            steps.append(v2.RandomHorizontalFlip())
+        if self.training and self.randaugment is not None:
+            steps.append(_RandAugment(self.randaugment, self.mean, self.interpolation))
+        return [*steps, *self.tensor_steps()]
+
+    def _geometry(self) -> list[v2.Transform]:
+        """Resizing and cropping."""
+        if self.training and self.crop == "random_resized":
+            interpolation = InterpolationMode(self.interpolation)
+            return [v2.RandomResizedCrop(self.size, scale=(self.min_scale, 1.0), interpolation=interpolation)]
+        steps = [self.resize_step()]
         if self.crop != "none":
             random = self.training and self.crop == "random"
             steps.append(v2.RandomCrop(self.size) if random else v2.CenterCrop(self.size))
-        if self.mirrors:
-            steps.append(v2.RandomHorizontalFlip())
+        return steps
+
+    def resize_step(self) -> v2.Transform:
+        """PIL image -> PIL image, before the crop in testing."""
+        side = [self._resized] if self.resize == "short" else [self._resized, self._resized]
+        return v2.Resize(side, interpolation=InterpolationMode(self.interpolation))
+
+    def tensor_steps(self) -> list[v2.Transform]:
+        """PIL image -> normalised float32 tensor, after every crop."""
         normalize = v2.Normalize(mean=list(self.mean), std=list(self.std))
-        return [*steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor(), normalize]
+        return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor(), normalize]
 
     @property
     def mirrors(self) -> bool:
         """Whether an image is mirrored at random."""
         return self.training and self.hflip
 
+    @property
+    def repeats(self) -> bool:
+        """Whether an image always gives the same tensor, but for its mirroring."""
+        return not self.training or (self.crop in ("center", "none") and self.randaugment is None)
+
     def deterministic(self) -> "TransformSpec":
-        """The recipe in testing: center crop, no mirroring."""
-        return replace(self, training=False, hflip=False, crop="center" if self.crop == "random" else self.crop)
+        """The recipe in testing: center crop, no mirroring, no augmentation."""
+        crop = "none" if self.crop == "none" else "center"
+        # min_scale has no effect any more: equal recipes have equal keys
+        return replace(self, training=False, hflip=False, crop=crop, min_scale=0.08, randaugment=None)
+
+
+class _RandAugment(v2.Transform):  # type: ignore[misc]  # torchvision is untyped
+    """timm's RandAugment [Cubuk, Zoph, Shlens, Le, 2020] on a PIL image, by timm's own notation.
+
+    Draws from Python's and NumPy's generators, which a DataLoader seeds in its workers as it does torch's.
+    """
+
+    def __init__(self, notation: str, mean: tuple[float, ...], interpolation: str) -> None:
+        super().__init__()
+        fill = tuple(min(255, round(255 * channel)) for channel in mean)  # what an image moved aside leaves open
+        kinds = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+        hparams = {"img_mean": fill, "interpolation": kinds.get(interpolation, Image.Resampling.BILINEAR)}
+        try:
+            self._augment = rand_augment_transform(notation, hparams)
+        except (AssertionError, ValueError, KeyError, IndexError) as error:
+            raise ConfigError(
+                f"randaugment={notation!r} is not in timm's notation; give for example rand-m9-mstd0.5-inc1"
+            ) from error
+
+    def forward(self, *inputs: Any) -> Any:
+        (image,) = inputs
+        return self._augment(image)
 
 
 def create_transform(
@@ -110,9 +163,11 @@ def create_transform(
     resize: str = "short",
     resize_size: int | None = None,
     crop: str = "center",
+    min_scale: float = 0.08,
     hflip: bool = True,
+    randaugment: str | None = None,
 ) -> TransformSpec:
-    """Resize, crop, mirror (training only), scale to [0, 1] and normalise.
+    """Resize, crop, mirror and augment (training only), scale to [0, 1] and normalise.
 
     The defaults are the published CUB recipe (size 448): short side to `size`, center crop, random mirroring in
     training.
@@ -125,8 +180,11 @@ def create_transform(
         training: random crop (where asked for) and mirroring; False gives the deterministic recipe.
         resize: "short" scales the short side to `resize_size`; "square" both sides, changing the proportions.
         resize_size: pixels before the crop; None means `size`.
-        crop: "center"; "random" (center in testing); "none" only with "square".
+        crop: "center"; "random" (center in testing); "random_resized" (in training a part of random area and
+            proportions, scaled to `size`; in testing as "center"); "none" only with "square".
+        min_scale: least share of an image's area that "random_resized" takes.
         hflip: mirror half of the training images left to right.
+        randaugment: RandAugment in timm's notation, e.g. "rand-m9-mstd0.5-inc1"; training only.
 
     Raises:
         ConfigError: an unknown name, or sizes that contradict each other.
@@ -140,5 +198,7 @@ def create_transform(
         resize=resize,
         resize_size=resize_size,
         crop=crop,
+        min_scale=min_scale,
         hflip=hflip,
+        randaugment=randaugment,
     )

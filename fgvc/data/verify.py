@@ -7,7 +7,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +124,7 @@ def _write_listing(root: Path, splits: Mapping[str, ImageDataset], listing: Path
     bad: list[BadImage] = []
     with listing.open("w", encoding="utf-8") as file:
         for dataset in splits.values():
-            results = map_images(partial(_examine, dataset), dataset, workers)
-            for index, result in enumerate(results):
+            for index, result in enumerate(map_images(_examine, dataset, workers)):
                 if isinstance(result, BadImage):
                     bad.append(result)
                 else:
@@ -138,11 +136,12 @@ def _write_listing(root: Path, splits: Mapping[str, ImageDataset], listing: Path
 
 def _examine(dataset: ImageDataset, index: int) -> str | BadImage:
     """SHA-256 of an image file that can be decoded."""
+    path = dataset.paths[index]
     try:
         dataset.decode(index)
     except UnreadableImageError as error:
-        return BadImage(dataset.paths[index], str(error))
-    return file_digests(dataset.paths[index], ["sha256"])["sha256"]  # the second reading comes from the system's cache
+        return BadImage(path, str(error))
+    return file_digests(path, ["sha256"])["sha256"]  # the second reading comes from the system's cache
 
 
 def _split_state(dataset: ImageDataset) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Models: a timm backbone, a channel reduction, a pooling, a linear classifier."""
 
 from fgvc.models.backbone import Backbone, create_backbone
+from fgvc.models.checkpoints import CheckpointReport, load_checkpoint
 from fgvc.models.fold import fold_batch_norm
 from fgvc.models.model import FineGrainedModel, PoolingHead, create_model
 from fgvc.models.weights import WeightsReport, load_backbone_weights, weights_digest
 
 __all__ = [
     "Backbone",
+    "CheckpointReport",
     "FineGrainedModel",
     "PoolingHead",
     "WeightsReport",
@@ -14,5 +16,6 @@ __all__ = [
     "create_model",
     "fold_batch_norm",
     "load_backbone_weights",
+    "load_checkpoint",
     "weights_digest",
 ]

@@ -21,6 +21,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models import resolve_model_input_args
 from torch import nn
 
+import fgvc.models.alexnet  # noqa: F401  # adds to timm's registry
 from fgvc.errors import ConfigError, WeightsError
 from fgvc.models.weights import load_backbone_weights
 
@@ -109,9 +110,10 @@ def create_backbone(
     """Build a backbone by its timm name.
 
     Args:
-        name: any name timm knows: `resnet50`, `resnet50.a1_in1k`, `hf_hub:timm/resnet50.a1_in1k`.
+        name: any name timm knows: `resnet50`, `resnet50.a1_in1k`, `hf_hub:timm/resnet50.a1_in1k`; also `alexnet` and
+            `alexnet_bn`.
         pretrained: load the published weights from timm's hub (needs a network or a filled cache).
-        weights: load this file instead: a path, or `package:NAME` (see `fgvc.models.weights`).
+        weights: load this file instead: a path, or `package:NAME` (see `fgvc.models.files`).
         last_stride: 1 removes the stride of a ResNet's last stage, which doubles the map's sides and leaves the
             weights' names and shapes unchanged; None leaves the architecture as it is.
         image_size: side of the square images in pixels; None: the architecture's native size. A CNN takes images of

@@ -1,6 +1,7 @@
-"""A classifier: backbone, channel reduction, pooling, linear classifier."""
+"""A classifier: backbone, channel reduction, pooling, classifier."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ class PoolingHead(nn.Module):
         method: one of `fgvc.pooling.list_poolings()`.
         num_classes: width of the logits.
         reduction: channels after the 1x1 convolution, None leaves it out.
+        hidden: widths of fully connected layers with ReLU in front of the classifier's last one; none, the papers'
+            choice for ResNets, makes the classifier linear. Their AlexNet has two of 4096.
         gradient: rule of the spectral layer, None means as published.
         eigh_device: where eigendecompositions run, see `fgvc.pooling.create_pooling`.
         options: of the pooling.
 
     Raises:
-        ConfigError: unknown method, gradient or option; reduction or num_classes below 1.
+        ConfigError: unknown method, gradient or option; a width below 1.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class PoolingHead(nn.Module):
         method: str,
         num_classes: int,
         reduction: int | None = 256,
+        hidden: Sequence[int] = (),
         gradient: str | None = None,
         eigh_device: str = "auto",
         options: Mapping[str, Any] | None = None,
@@ -44,6 +48,8 @@ class PoolingHead(nn.Module):
         super().__init__()
         if num_classes < 1:
             raise ConfigError(f"num_classes must be at least 1, got {num_classes}")
+        if any(width < 1 for width in hidden):
+            raise ConfigError(f"method.hidden must hold widths of at least 1, got {list(hidden)}")
         if reduction is not None and reduction < 1:
             raise ConfigError(f"method.reduction must be at least 1 or null, got {reduction}")
         self.reduction: nn.Module = nn.Identity()
@@ -56,18 +62,25 @@ class PoolingHead(nn.Module):
         self.pooling = create_pooling(
             method, channels=channels, gradient=gradient, eigh_device=eigh_device, **(options or {})
         )
-        self.classifier = nn.Linear(self.pooling.out_features, num_classes)
+        self._hidden = tuple(hidden)
+        self.classifier: nn.Module = self._new_classifier(num_classes)
         self.reset()
+
+    def _new_classifier(self, num_classes: int) -> nn.Module:
+        widths = (self.pooling.out_features, *self._hidden, num_classes)
+        layers: list[nn.Module] = []
+        for width, next_width in itertools.pairwise(widths):
+            layers += [nn.Linear(width, next_width), nn.ReLU()]
+        return nn.Sequential(*layers[:-1]) if self._hidden else layers[0]
 
     def reset(self, num_classes: int | None = None) -> None:
         """Initialise the parameters anew, for another number of classes if one is given."""
         if num_classes is not None:
-            self.classifier = nn.Linear(self.pooling.out_features, num_classes)
-        self.classifier.reset_parameters()
-        for module in self.reduction.modules():
+            self.classifier = self._new_classifier(num_classes)
+        for module in (*self.classifier.modules(), *self.reduction.modules()):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, nn.Linear | nn.BatchNorm2d):
                 module.reset_parameters()
 
     def descriptor(self, features: Tensor) -> Tensor:
@@ -99,6 +112,7 @@ def create_model(
     method: str,
     num_classes: int,
     reduction: int | None = 256,
+    hidden: Sequence[int] = (),
     gradient: str | None = None,
     eigh_device: str = "auto",
     pretrained: bool = False,
@@ -114,6 +128,7 @@ def create_model(
         method: one of `fgvc.pooling.list_poolings()`.
         num_classes: width of the logits.
         reduction: channels in front of a second-order pooling, None for the backbone's own.
+        hidden: widths of fully connected layers in front of the classifier's last one.
         gradient: rule of the spectral layer, None means as published.
         eigh_device: where eigendecompositions run, see `fgvc.pooling.create_pooling`.
         pretrained: load timm's weights from its hub.
@@ -134,6 +149,7 @@ def create_model(
         method=method,
         num_classes=num_classes,
         reduction=reduction,
+        hidden=hidden,
         gradient=gradient,
         eigh_device=eigh_device,
         options=options,

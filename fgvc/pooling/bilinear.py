@@ -101,7 +101,7 @@ class CompactBilinearPooling(Pooling):
             moments = (features * signs[0]) @ (features * signs[1]).mT
             bins = (self.hashes[0, :, None] + self.hashes[1]) % self.out_features  # (C, C)
             values = moments.flatten(1)
-            empty = values.new_zeros(len(values), self.out_features)
+            empty = values.new_zeros(values.shape[0], self.out_features)
             return empty.scatter_add(1, bins.flatten().expand_as(values), values)
 
 

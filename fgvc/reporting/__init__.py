@@ -1,5 +1,7 @@
 """Saved runs as tables and figures. Reads what runs wrote; computes nothing on images or models."""
 
+from fgvc.reporting.class_report import ClassReport, confusions_markdown, write_class_report
+from fgvc.reporting.confusion_plot import confusion_figure, plot_confusion
 from fgvc.reporting.loewner_plot import gradients_markdown, loewner_figure, write_loewner_figure
 from fgvc.reporting.published import load_published
 from fgvc.reporting.render import markdown_table, to_csv, to_latex, to_markdown
@@ -9,8 +11,11 @@ from fgvc.reporting.tables import accuracy_table
 
 __all__ = [
     "METHOD_STYLES",
+    "ClassReport",
     "MethodStyle",
     "accuracy_table",
+    "confusion_figure",
+    "confusions_markdown",
     "figure_style",
     "gradients_markdown",
     "load_published",
@@ -18,6 +23,7 @@ __all__ = [
     "markdown_table",
     "method_order",
     "method_style",
+    "plot_confusion",
     "plot_eigenvalues",
     "save_figure",
     "spectra_figure",
@@ -25,6 +31,7 @@ __all__ = [
     "to_csv",
     "to_latex",
     "to_markdown",
+    "write_class_report",
     "write_loewner_figure",
     "write_spectra_figure",
 ]

@@ -43,7 +43,7 @@ def batch_gram(x: Tensor, *, thin: bool) -> Tensor:
     """Xc^T Xc / M (B, M, M) if `thin`, else the covariance Xc Xc^T / M (B, d, d), float64, of features (B, d, ...)."""
     d, locations = x.shape[1], math.prod(x.shape[2:])
     size = locations if thin else d
-    result = torch.empty(len(x), size, size, dtype=torch.float64, device=x.device)
+    result = torch.empty(x.shape[0], size, size, dtype=torch.float64, device=x.device)
     for part in image_parts(x.shape, x.device):
         features = centred(x[part])
         left, right = (features.mT, features) if thin else (features, features.mT)
@@ -53,7 +53,7 @@ def batch_gram(x: Tensor, *, thin: bool) -> Tensor:
 
 def empty_descriptor(x: Tensor) -> Tensor:
     """Room for the upper triangles of d x d matrices, (B, d (d + 1) / 2), for features (B, d, ...)."""
-    return torch.empty(len(x), x.shape[1] * (x.shape[1] + 1) // 2, dtype=result_dtype(x), device=x.device)
+    return torch.empty(x.shape[0], x.shape[1] * (x.shape[1] + 1) // 2, dtype=result_dtype(x), device=x.device)
 
 
 def symmetric_gradient(triangle_gradient: Tensor, d: int) -> Tensor:
@@ -138,7 +138,7 @@ class _SpectralDescriptor(torch.autograd.Function):
         if thin:
             # the first one of the Gram matrix is left out: centring made it zero
             eigenvalues, eigenvectors = null_as_zero(eigenvalues, d)[:, 1:], eigenvectors[:, :, 1:]
-            vectors = eigenvectors.new_empty(len(x), d, eigenvectors.shape[-1])
+            vectors = eigenvectors.new_empty(x.shape[0], d, eigenvectors.shape[-1])
         for part in image_parts(x.shape, x.device):
             if thin:
                 vectors[part] = thin_vectors(x[part], eigenvalues[part], eigenvectors[part])

@@ -55,6 +55,9 @@ def symmetric_eigh(matrix: Tensor, device: str = "auto") -> tuple[Tensor, Tensor
     """
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r} for the eigendecomposition; choose one of {', '.join(DEVICES)}")
+    if torch.compiler.is_exporting():  # a graph has no branches: it goes without checks and further attempts
+        values, vectors = torch.linalg.eigh(torch.lerp(matrix, matrix.mT, 0.5))
+        return values, vectors
     items = _non_finite_items(matrix)
     if items:
         raise EigendecompositionError(

@@ -9,7 +9,13 @@ _CACHE_NUMBERS = 1 << 17
 
 
 def batch_parts(items: int, numbers_per_item: int, device: torch.device) -> Iterator[slice]:
-    """Slices that cover a batch, each within the cache on a CPU; one slice for all on other devices."""
+    """Slices that cover a batch, each within the cache on a CPU; one slice for all on other devices.
+
+    One slice for all also in `torch.export`, whose graph must hold for a batch of any size; there `items` has to be
+    `x.shape[0]`, as len(x) would fix it.
+    """
+    if torch.compiler.is_exporting():
+        return iter((slice(None),))
     size = items if device.type != "cpu" else _CACHE_NUMBERS // max(numbers_per_item, 1)
     size = max(size, 1)
     return (slice(start, start + size) for start in range(0, items, size))

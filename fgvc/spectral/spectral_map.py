@@ -67,7 +67,7 @@ class _SpectralMap(torch.autograd.Function):
         ctx.save_for_backward(eigenvalues, eigenvectors)
         ctx.layer = layer
         result = torch.empty_like(matrix, memory_format=torch.contiguous_format)
-        for part in batch_parts(len(matrix), matrix.shape[-1] ** 2, matrix.device):
+        for part in batch_parts(matrix.shape[0], matrix.shape[-1] ** 2, matrix.device):
             result[part] = map_forward(eigenvalues[part], eigenvectors[part], layer)
         return result
 

@@ -5,6 +5,7 @@ import importlib.util
 from fgvc.errors import ConfigError
 from fgvc.pooling import pooling_label
 from fgvc.training.config import RunConfig
+from fgvc.training.hybrid import check_hybrid
 from fgvc.training.optim import check_schedule
 
 
@@ -14,11 +15,13 @@ def check(config: RunConfig) -> None:
     pooling_label(config.method.name)
     trainer, optimizer = config.trainer, config.optimizer
     at_least = {
-        "trainer.epochs": (trainer.epochs, 1),
+        "trainer.epochs": (trainer.epochs, 0),
         "trainer.batch_size": (trainer.batch_size, 1),
         "trainer.eval_batch_size": (trainer.eval_batch_size, 1),
         "trainer.max_steps": (trainer.max_steps, 1),
         "trainer.workers": (trainer.workers, 0),
+        "trainer.mixup": (trainer.mixup, 0),
+        "trainer.cutmix": (trainer.cutmix, 0),
         "optimizer.momentum": (optimizer.momentum, 0),
         "optimizer.weight_decay": (optimizer.weight_decay, 0),
         "schedule.warmup_epochs": (config.schedule.warmup_epochs, 0),
@@ -29,6 +32,13 @@ def check(config: RunConfig) -> None:
             raise ConfigError(f"{key} must be at least {least}, got {number}")
     if trainer.clip_norm is not None and not trainer.clip_norm > 0:
         raise ConfigError(f"trainer.clip_norm must be positive, or null for no clipping, got {trainer.clip_norm}")
+    if trainer.ema_decay is not None and not 0 < trainer.ema_decay < 1:
+        raise ConfigError(f"trainer.ema_decay must be between 0 and 1, or null for none, got {trainer.ema_decay}")
+    if (trainer.mixup or trainer.cutmix) and trainer.batch_size % 2:
+        raise ConfigError(
+            f"trainer.mixup and trainer.cutmix mix pairs: trainer.batch_size must be even, got {trainer.batch_size}"
+        )
+    check_hybrid(config)
     if not 0 <= trainer.label_smoothing <= 1:
         raise ConfigError(f"trainer.label_smoothing must be from 0 to 1, got {trainer.label_smoothing}")
     choices = {

@@ -15,15 +15,20 @@ class TransformConfig:
         size: height and width of the input in pixels.
         resize: "short" scales the shorter side to `resize_size`, "square" both sides.
         resize_size: pixels; None means `size`.
-        crop: crop in training, "center" (as published), "random" or "none"; evaluation always takes the centre.
+        crop: crop in training, "center" (as published), "random", "random_resized" or "none"; evaluation always takes
+            the centre.
+        min_scale: least share of an image's area that "random_resized" takes.
         hflip: mirror training images at random.
+        randaugment: RandAugment of training images in timm's notation, e.g. "rand-m9-mstd0.5-inc1"; None for none.
     """
 
     size: int = 224
     resize: str = "short"
     resize_size: int | None = None
     crop: str = "center"
+    min_scale: float = 0.08
     hflip: bool = True
+    randaugment: str | None = None
 
 
 @dataclass
@@ -72,6 +77,8 @@ class MethodConfig:
         gradient: rule of the spectral layer, None means as published.
         reduction: channels after the 1x1 convolution in front of a second-order pooling; None leaves it out. GAP, the
             first-order baseline, reads the backbone's channels as they are.
+        hidden: widths of fully connected layers between the descriptor and the classifier's last layer; none, but for
+            the papers' AlexNet.
         eigh_device: where eigendecompositions run: "auto", "same" (where the features are) or "cpu", as in the papers.
         options: of the pooling, e.g. {iterations: 5}.
     """
@@ -79,8 +86,28 @@ class MethodConfig:
     name: str = MISSING
     gradient: str | None = None
     reduction: int | None = 256
+    hidden: list[int] = field(default_factory=list)
     eigh_device: str = "auto"
     options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class HybridConfig:
+    """Train with another pooling first and switch to `method` for the last stage (Song, Sebe, Wang, ICCV 2021).
+
+    The weights carry over: both poolings read the same covariance and hand on a descriptor of the same width. `best` is
+    selected among the epochs after the switch.
+
+    Attributes:
+        method: pooling of the first stage, e.g. "isqrt_cov"; None trains with `method` throughout.
+        options: of that pooling.
+        switch_epoch: epochs of the first stage; None: until the last learning-rate decay, the last of
+            `schedule.milestones`.
+    """
+
+    method: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    switch_epoch: int | None = None
 
 
 @dataclass
@@ -112,13 +139,17 @@ class TrainerConfig:
     """The loop.
 
     Attributes:
-        epochs: passes over the training images.
+        epochs: passes over the training images; 0 only evaluates the weights the run starts from.
         max_steps: stop after that many optimiser steps in all; None means no limit.
         batch_size: images per step (and process).
         eval_batch_size: images per step in evaluation and feature extraction.
         workers: processes that load images; their number decides which random numbers an image's augmentation draws.
         label_smoothing: of the cross-entropy, 0 to 1.
         clip_norm: largest norm of the gradient, None means no clipping.
+        mixup: alpha of mixup, 0 for none; the inputs of a step are mixed, their images or their cached feature maps.
+        cutmix: alpha of CutMix, 0 for none; with both, each step draws one of them.
+        ema_decay: decay a step of an exponential moving average of the weights, which is then what is evaluated and
+            saved; None keeps the weights themselves.
         val_fraction: share of the training images of each class held out to select the best epoch; with 0 it is
             selected on the test split, as many published numbers are, and the summary says so.
         precision: "no", "bf16" or "fp16" autocast; the spectral layers stay in float64.
@@ -133,6 +164,9 @@ class TrainerConfig:
     workers: int = 2
     label_smoothing: float = 0.0
     clip_norm: float | None = 5.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema_decay: float | None = None
     val_fraction: float = 0.0
     precision: str = "no"
     on_bad_image: str = "refuse"
@@ -153,19 +187,26 @@ class RunConfig:
 
     Attributes:
         name: the experiment's name, part of the default run folder.
+        recipe: name of the training recipe where it is not the experiment's own (`recipe=modern` sets it), part of the
+            default run folder and of what runs must share to be compared.
         seed: fixes everything random; 0 is a seed like any other.
         run_dir: folder of the run; None means results/NAME/BACKBONE/METHOD/seedN.
+        initial_weights: file of a whole model that training starts from (`fgvc.models.load_checkpoint` says which
+            kinds); its classifier is left out where it is of another number of classes.
         resume: "auto" continues an unfinished run in `run_dir`, "never" refuses a folder that holds one, a path
             continues the run found there.
     """
 
     name: str = MISSING
+    recipe: str | None = None
     seed: int = 0
     run_dir: str | None = None
+    initial_weights: str | None = None
     resume: str = "auto"
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
+    hybrid: HybridConfig = field(default_factory=HybridConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

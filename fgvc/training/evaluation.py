@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.functional.classification import binary_calibration_error
 from tqdm import tqdm
 
 Loader = DataLoader[tuple[Tensor, Tensor]]
@@ -37,6 +38,7 @@ class Evaluation:
         targets: (N,) class indices.
         predicted: (N,) class indices.
         confidence: (N,) softmax probability of the predicted class.
+        rank: (N,) of the true class among the logits, 1 for a right prediction.
     """
 
     accuracy: Accuracy
@@ -44,13 +46,53 @@ class Evaluation:
     targets: Tensor
     predicted: Tensor
     confidence: Tensor
+    rank: Tensor
 
-    def predictions(self, paths: list[str]) -> pd.DataFrame:
-        """One row an image: path, target, predicted, confidence."""
-        columns = {"target": self.targets, "predicted": self.predicted, "confidence": self.confidence}
-        table: pd.DataFrame = pd.DataFrame({name: values.numpy() for name, values in columns.items()})
-        table.insert(0, "path", paths)
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error in per cent: mean |accuracy - confidence| over 15 bins of equal width.
+
+        Each bin counts by its images. [Guo et al., On Calibration of Modern Neural Networks, ICML 2017]
+        """
+        # the top-label error is the binary one of "the prediction is right" at its confidence
+        right = (self.predicted == self.targets).long()
+        return 100 * float(binary_calibration_error(self.confidence, right, n_bins=15, norm="l1"))
+
+    def predictions(self, paths: list[str], classes: list[str]) -> pd.DataFrame:
+        """One row an image: path, target, predicted, target_class, predicted_class, confidence, rank.
+
+        Args:
+            paths: of the N images.
+            classes: name of each class index.
+        """
+        target, predicted = self.targets.tolist(), self.predicted.tolist()
+        table: pd.DataFrame = pd.DataFrame(
+            {
+                "path": paths,
+                "target": target,
+                "predicted": predicted,
+                "target_class": [classes[index] for index in target],
+                "predicted_class": [classes[index] for index in predicted],
+                "confidence": self.confidence.numpy(),
+                "rank": self.rank.numpy(),
+            }
+        )
         return table
+
+
+class ViewAverage(nn.Module):
+    """Mean logits over the views of an image: (B, V, 3, H, W) -> (B, num_classes)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, views: Tensor) -> Tensor:
+        # (B, V, 3, H, W) -> (B V, 3, H, W); channels last: faster inference on a CPU
+        images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        logits = self.model(images).float()  # an average in half precision would round
+        mean: Tensor = logits.unflatten(0, views.shape[:2]).mean(dim=1)  # (B V, K) -> (B, V, K) -> (B, K)
+        return mean
 
 
 def accuracy_metrics(num_classes: int) -> MetricCollection:
@@ -96,4 +138,11 @@ def evaluate(model: nn.Module, loader: Loader, num_classes: int, accelerator: Ac
     confidence, predicted = all_logits.softmax(dim=1).max(dim=1)
     values = {key: round(100 * float(value), 4) for key, value in metrics.compute().items()}
     loss = float(nn.functional.cross_entropy(all_logits, all_targets))
-    return Evaluation(Accuracy(**values), loss, all_targets, predicted, confidence)
+    return Evaluation(Accuracy(**values), loss, all_targets, predicted, confidence, _rank(all_logits, all_targets))
+
+
+def _rank(logits: Tensor, targets: Tensor) -> Tensor:
+    """(N, K), (N,) -> (N,): place of the true class, from 1; of equal logits the lower index counts as the higher."""
+    own = logits.gather(1, targets[:, None])
+    earlier = torch.arange(logits.shape[1]) < targets[:, None]
+    return 1 + ((logits > own) | ((logits == own) & earlier)).sum(dim=1)

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from fgvc.training.config import RunConfig, register_schema
 _log = logging.getLogger(__name__)
 
 
-def hydra_main(config_dir: Path, task: Callable[[RunConfig], None]) -> None:
+def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Sequence[str] = ()) -> None:
     """Compose `train.yaml` in `config_dir` with the overrides of the command line and carry out the task.
 
     With -m the task is carried out for each combination of the comma-separated values, one after the other; a failing
-    one does not stop the others, its error is raised at the end.
+    one does not stop the others, its error is raised at the end. `flags` are arguments of the script's own, which Hydra
+    does not see.
 
     Raises:
         ConfigError: an unknown key, group or value (the valid ones are listed), a wrong type, or a key left unset.
@@ -33,7 +34,8 @@ def hydra_main(config_dir: Path, task: Callable[[RunConfig], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     register_schema()
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]  # not Hydra's: see fgvc.cli
+    own = ("--debug", *flags)  # for --debug see fgvc.cli
+    sys.argv = [argument for argument in sys.argv if argument not in own]
     # else Hydra prints an error itself and exits with 1: a message and exit status of our own need the exception
     os.environ["HYDRA_FULL_ERROR"] = "1"
 

@@ -4,20 +4,25 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fgvc.errors import DivergenceError
+from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.spectral import EigendecompositionError
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation, Loader, evaluate, progress_bar
+from fgvc.training.hybrid import Stages
+from fgvc.training.objective import Objective
 from fgvc.training.optim import create_optimizer, schedule_factor, set_learning_rate
+from fgvc.training.progress import Progress
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.seeding import EpochShuffle, seed_epoch
 
@@ -37,34 +42,13 @@ class Loaders:
     validation: Loader | None
 
 
-@dataclass
-class Progress:
-    """What a run has done so far; all of it is saved with the state.
-
-    Attributes:
-        epoch: finished epochs.
-        step: optimiser steps.
-        best: accuracies on the test split at the selected epoch, with `epoch`, `selected_on` and `selected_by` (the
-            top-1 that decided).
-        history: rows of metrics.csv.
-        seconds: spent in all, over all sessions of the run: on "features", in "train", in "eval", and the "total".
-    """
-
-    epoch: int = 0
-    step: int = 0
-    best: dict[str, Any] | None = None
-    history: list[dict[str, float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("features", "train", "eval", "total"), 0.0)
-    )
-
-
 class Trainer:
     """Trains one module on prepared loaders and keeps the books in a run folder.
 
     Args:
         config: the run.
-        module: inputs -> logits; a whole model, or a head on cached feature maps.
+        module: inputs -> logits; a whole model, or a head on cached feature maps. After `fit` it holds the weights
+            that were evaluated last.
         loaders: batches for it.
         num_classes: width of the logits.
         accelerator: device, precision and processes.
@@ -74,7 +58,7 @@ class Trainer:
     def __init__(
         self,
         config: RunConfig,
-        module: nn.Module,
+        module: FineGrainedModel | PoolingHead,
         loaders: Loaders,
         *,
         num_classes: int,
@@ -82,11 +66,13 @@ class Trainer:
         folder: RunFolder,
     ) -> None:
         self.config = config
-        self.num_classes = num_classes
         self.accelerator = accelerator
         self.folder = folder
         self.progress = Progress()
         self._counted = time.perf_counter()
+        self.stages = Stages(config, _head(module))
+        self.objective = Objective(config.trainer, num_classes)
+        self.average = _moving_average(module, config.trainer.ema_decay, accelerator)
         optimizer = create_optimizer(module, config.optimizer)
         self.module: nn.Module = accelerator.prepare(module)
         self.optimizer: Optimizer = accelerator.prepare(optimizer)
@@ -96,7 +82,11 @@ class Trainer:
             test=accelerator.prepare(loaders.test),
             validation=None if loaders.validation is None else accelerator.prepare(loaders.validation),
         )
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.trainer.label_smoothing)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """What is evaluated and saved: the moving average of the weights where there is one."""
+        return self.module if self.average is None else self.average.module
 
     def fit(self) -> Evaluation:
         """Train to the end, from where `restore` left it; returns the last epoch's evaluation on the test split."""
@@ -106,7 +96,10 @@ class Trainer:
             self._save()
         if evaluation is None:
             evaluation = self._evaluate(self.loaders.test, "test")
+        if self.progress.best is None:  # no epoch was asked for: the weights the run started from are its result
+            self._select_best(self.progress.epoch, evaluation, evaluation)
         self._write_weights("last")
+        self.accelerator.unwrap_model(self.module).load_state_dict(self._weights())
         return evaluation
 
     def restore(self, source: RunFolder) -> None:
@@ -116,13 +109,18 @@ class Trainer:
             self.folder.write_weights("best", source.read_weights("best"))
         self.accelerator.unwrap_model(self.module).load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.module.load_state_dict(state["average"])
         self.progress = Progress(**state["progress"])
         _log.info("continuing %s after epoch %d", source.path, self.progress.epoch)
 
     def _epoch(self, epoch: int) -> Evaluation:
         seed_epoch(self.config.seed, epoch)
+        self._enter_stage(epoch)
         start = time.perf_counter()
-        row: dict[str, float] = {"epoch": epoch, **self._train_epoch(epoch)}
+        row: dict[str, Any] = {"epoch": epoch, **self._train_epoch(epoch)}
+        if self.stages.switch:
+            row["method"] = self.stages.method(epoch)
         trained = time.perf_counter()
         held_out = self.loaders.validation
         validation = None if held_out is None else self._evaluate(held_out, "validation")
@@ -137,13 +135,25 @@ class Trainer:
         self.progress.epoch = epoch
         self.progress.history.append(row)
         self._select_best(epoch, validation or test, test)
-        self.accelerator.log({key: value for key, value in row.items() if key != "epoch"}, step=epoch)
+        self.accelerator.log({key: value for key, value in row.items() if key not in ("epoch", "method")}, step=epoch)
         shown = f"loss {row['train_loss']:.4f}, test top-1 {test.accuracy.top1:.2f} %"
         _log.info("epoch %d/%d: %s, %.1f s", epoch, self.config.trainer.epochs, shown, row["seconds"])
         return test
 
+    def _enter_stage(self, epoch: int) -> None:
+        """Put the pooling of the epoch's stage into the model and into the average of it."""
+        for module in (self.accelerator.unwrap_model(self.module), self.evaluated):
+            self.stages.enter(_head(module), epoch)
+        if epoch == self.stages.switch + 1 > 1:
+            _log.info(
+                "hybrid: from %s to %s, epoch %d on", self.stages.method(epoch - 1), self.stages.method(epoch), epoch
+            )
+
     def _train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the training images; returns learning rate, mean loss and top-1 in per cent."""
+        """One pass over the training images; returns learning rate, mean loss and top-1 in per cent.
+
+        Of mixed inputs the top-1 counts the class of the unmixed one.
+        """
         self.module.train()
         total_loss, correct, seen = 0.0, 0, 0
         rate = 0.0
@@ -167,11 +177,12 @@ class Trainer:
 
     def _step(self, inputs: Tensor, targets: Tensor, epoch: int) -> tuple[float, Tensor]:
         """One optimiser step; returns the loss and the logits. Raises DivergenceError on a non-finite number."""
+        inputs, wanted = self.objective.mix(inputs, targets)
         try:
             logits = self.module(inputs)
         except EigendecompositionError as error:
             raise self._divergence(str(error), epoch) from error
-        loss = self.criterion(logits.float(), targets)
+        loss = self.objective.loss(logits, wanted)
         value = float(loss.detach())
         if not torch.isfinite(loss):
             raise self._divergence(f"the loss is {value}", epoch)
@@ -184,6 +195,8 @@ class Trainer:
                 raise self._divergence(f"the norm of the gradient is {float(norm)}", epoch)
         self.optimizer.step()
         self.progress.step += 1
+        if self.average is not None:
+            self.average.update(self.accelerator.unwrap_model(self.module), step=self.progress.step)
         return value, logits.detach()
 
     def _divergence(self, what: str, epoch: int) -> DivergenceError:
@@ -197,7 +210,7 @@ class Trainer:
 
     def _evaluate(self, loader: Loader, name: str) -> Evaluation:
         try:
-            evaluation = evaluate(self.module, loader, self.num_classes, self.accelerator, name)
+            evaluation = evaluate(self.evaluated, loader, self.objective.num_classes, self.accelerator, name)
         except EigendecompositionError as error:
             raise self._divergence(f"on the {name} split: {error}", self.progress.epoch + 1) from error
         if not math.isfinite(evaluation.loss):
@@ -205,11 +218,10 @@ class Trainer:
         return evaluation
 
     def _select_best(self, epoch: int, selector: Evaluation, test: Evaluation) -> None:
-        decided = selector.accuracy.top1
-        if self.progress.best is None or decided > self.progress.best["selected_by"]:
-            selected_on = "test" if self.loaders.validation is None else "validation"
-            books = {"epoch": epoch, "selected_on": selected_on, "selected_by": decided}
-            self.progress.best = test.accuracy.as_dict() | books
+        selected_on = "test" if self.loaders.validation is None else "validation"
+        # after the switch of the hybrid protocol the selection starts anew: the first stage is another method
+        since = self.stages.switch + 1 if epoch > self.stages.switch else 0
+        if self.progress.select(epoch, selector.accuracy, test.accuracy, selected_on, since=since):
             self._write_weights("best")
 
     def _write_weights(self, which: str) -> None:
@@ -217,7 +229,7 @@ class Trainer:
             self.folder.write_weights(which, self._weights())
 
     def _weights(self) -> dict[str, Tensor]:
-        return dict(self.accelerator.unwrap_model(self.module).state_dict())
+        return dict(self.accelerator.unwrap_model(self.evaluated).state_dict())
 
     def count_time(self) -> None:
         """Add the time since the last call to the run's total."""
@@ -230,9 +242,29 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         self.folder.write_table(self.folder.metrics_file, pd.DataFrame(self.progress.history))
-        state = {"model": self._weights(), "optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)}
+        state = {
+            "model": dict(self.accelerator.unwrap_model(self.module).state_dict()),
+            "average": None if self.average is None else self._weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+        }
         self.folder.write_state(state)
 
     def _out_of_steps(self) -> bool:
         limit = self.config.trainer.max_steps
         return limit is not None and self.progress.step >= limit
+
+
+def _head(module: nn.Module) -> PoolingHead:
+    head = module.head if isinstance(module, FineGrainedModel) else module
+    assert isinstance(head, PoolingHead)
+    return head
+
+
+def _moving_average(module: nn.Module, decay: float | None, accelerator: Accelerator) -> ModelEmaV3 | None:
+    """timm's average, with its warm-up, without which a run of a few thousand steps would keep its first weights."""
+    if decay is None:
+        return None
+    average = ModelEmaV3(module, decay=decay, use_warmup=True)
+    accelerator.prepare_model(average.module, evaluation_mode=True)
+    return average

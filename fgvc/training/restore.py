@@ -1,45 +1,69 @@
-"""A finished run brought back: its data, its model with the saved weights, and their evaluation."""
+"""A finished run brought back: its test images and its model with the saved weights."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.data import Dataset
 
+from fgvc.data import ImageDataset
 from fgvc.errors import RunError
-from fgvc.files import write_json_atomic
+from fgvc.models import Backbone, PoolingHead, weights_digest
 from fgvc.training.config import RunConfig
-from fgvc.training.evaluation import Accuracy, evaluate
+from fgvc.training.model_of_run import read_classes, restore_backbone, restore_model
 from fgvc.training.run_folder import RunFolder
-from fgvc.training.seeding import seed_epoch
-from fgvc.training.setup import Prepared, create_accelerator, prepare
+from fgvc.training.setup import (
+    fold_backbone,
+    read_split,
+    split_features,
+    trained_part,
+)
 
 
-def evaluate_run(path: Path, *, checkpoint: str = "last", root: str | None = None) -> Accuracy:
-    """Evaluate the "last" or "best" weights of a run on its test split; writes evaluation-CHECKPOINT.json there.
+@dataclass(frozen=True)
+class Restored:
+    """A run ready to be evaluated.
 
-    Args:
-        path: the run folder.
-        checkpoint: "last" or "best".
-        root: folder of the dataset, where it is not the one the run was trained with.
-
-    Raises:
-        RunError: not a run, or its weights are missing, damaged or of another architecture.
-        DatasetError, WeightsError: as in training.
+    Attributes:
+        config: of the run; `dataset.root` is where the images are now.
+        trained: the module whose weights the run saved: the whole model, or the head where the backbone is frozen.
+        backbone: its backbone.
+        head: its head.
+        images: the test split.
+        weights_digest: sha256 of the backbone's weights.
+        device: where backbone and head are.
     """
-    config = RunFolder(path).read_config()
-    accelerator = create_accelerator(config, path)
-    prepared = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root)
-    module, loader = accelerator.prepare(prepared.trained, prepared.loaders.test)
-    evaluation = evaluate(module, loader, prepared.num_classes, accelerator, "test")
-    write_json_atomic(
-        path / f"evaluation-{checkpoint}.json",
-        {"checkpoint": checkpoint, "images": len(evaluation.targets), **evaluation.accuracy.as_dict()},
-    )
-    return evaluation.accuracy
+
+    config: RunConfig
+    trained: nn.Module
+    backbone: Backbone
+    head: PoolingHead
+    images: ImageDataset
+    weights_digest: str
+    device: torch.device
+
+    @property
+    def model(self) -> nn.Module:
+        """Test images (B, 3, size, size) on the device -> logits."""
+        if not self.config.backbone.frozen:
+            return self.trained
+        return nn.Sequential(fold_backbone(self.config, self.backbone, self.device), self.head)
+
+    def inputs(self) -> Dataset[Any]:
+        """What `trained` reads of the test split: the images, or their cached feature maps if the backbone is frozen.
+
+        Maps that are not in the cache are computed now.
+        """
+        if not self.config.backbone.frozen:
+            return self.images
+        extractor = fold_backbone(self.config, self.backbone, self.device)
+        return split_features(self.config, self.images, extractor, self.weights_digest, self.device)
 
 
-def restore_run(path: Path, device: torch.device, *, checkpoint: str = "last", root: str | None = None) -> Prepared:
-    """Data and model of a run, with its "last" or "best" weights.
+def restore_run(path: Path, device: torch.device, *, checkpoint: str = "last", root: str | None = None) -> Restored:
+    """Test images and model of a run, with its "last" or "best" weights.
 
     Args:
         path: the run folder.
@@ -54,33 +78,22 @@ def restore_run(path: Path, device: torch.device, *, checkpoint: str = "last", r
     """
     folder = RunFolder(path)
     config = folder.read_config()
-    weights = folder.read_weights(checkpoint)
-    summary = folder.read_summary()
     if root is not None:
         config.dataset.root = root
-    if not config.backbone.frozen:  # the checkpoint holds the whole model
-        config.backbone.pretrained, config.backbone.weights = False, None
-    seed_epoch(config.seed, 0)  # a backbone without weights is drawn as in training
-    prepared = prepare(config, device)
-    _check_same(config, summary, prepared)
-    try:
-        prepared.trained.load_state_dict(weights)
-    except RuntimeError as error:
-        raise RunError(f"{folder.weights_file(checkpoint)} belongs to another architecture: {error}") from error
-    return prepared
+    backbone = restore_backbone(config)
+    images = read_split(config, "test", backbone)
+    _check_classes(config, images.classes, read_classes(folder))
+    model = restore_model(folder, config, backbone, checkpoint)
+    digest = weights_digest(backbone)
+    trained = trained_part(config, model)
+    model.to(device)
+    return Restored(config, trained, backbone, model.head, images, digest, device)
 
 
-def _check_same(config: RunConfig, summary: dict[str, Any], prepared: Prepared) -> None:
-    """Raise RunError where the data or the frozen backbone are not those the run was trained with."""
-    classes, trained = prepared.images.train.classes, summary.get("classes")
+def _check_classes(config: RunConfig, classes: list[str], trained: list[str]) -> None:
+    """Raise RunError where the dataset is not the one the run was trained with."""
     if classes != trained:
-        known = f"{len(trained)}, the first {trained[0]!r}" if isinstance(trained, list) and trained else "others"
         raise RunError(
             f"{config.dataset.root} has {len(classes)} classes, the first {classes[0]!r}; the run was trained with "
-            f"{known}; give the folder of the same dataset"
-        )
-    if prepared.frozen and prepared.weights_digest != summary.get("weights_digest"):
-        raise RunError(
-            f"backbone.weights={config.backbone.weights} are not the weights the run's head was trained on "
-            f"(sha256 {prepared.weights_digest[:12]}, then {str(summary.get('weights_digest'))[:12]})"
+            f"{len(trained)}, the first {trained[0]!r}; give the folder of the same dataset"
         )

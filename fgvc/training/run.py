@@ -14,8 +14,10 @@ from fgvc.pooling import is_second_order, pooling_label, pooling_spectrum
 from fgvc.training.check import check
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation
-from fgvc.training.loop import Progress, Trainer
+from fgvc.training.hybrid import switch_epoch
+from fgvc.training.loop import Trainer
 from fgvc.training.machine import commit, peak_memory_mb, reset_peak_memory, versions
+from fgvc.training.progress import Progress
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.seeding import seed_epoch
 from fgvc.training.setup import Prepared, create_accelerator, prepare
@@ -26,9 +28,11 @@ SPECTRUM_IMAGES = 256
 
 
 def default_run_dir(config: RunConfig) -> Path:
-    """results/NAME/BACKBONE/METHOD[-GRADIENT]/seedN."""
-    method = config.method.name + (f"-{config.method.gradient}" if config.method.gradient else "")
-    return Path("results") / config.name / config.backbone.name.replace("/", "_") / method / f"seed{config.seed}"
+    """results/NAME[-RECIPE]/BACKBONE/METHOD[-GRADIENT][-hybrid]/seedN."""
+    name = "-".join(part for part in (config.name, config.recipe) if part)
+    hybrid = None if config.hybrid.method is None else "hybrid"
+    method = "-".join(part for part in (config.method.name, config.method.gradient, hybrid) if part)
+    return Path("results") / name / config.backbone.name.replace("/", "_") / method / f"seed{config.seed}"
 
 
 def train_run(config: RunConfig) -> Path:
@@ -111,10 +115,8 @@ def _books(progress: Progress) -> dict[str, Any]:
 
 
 def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation, device: torch.device) -> None:
-    folder.write_table(
-        folder.predictions_file,
-        evaluation.predictions([prepared.images.test.relative_path(i) for i in range(len(prepared.images.test))]),
-    )
+    test = prepared.images.test
+    folder.write_table(folder.predictions_file, evaluation.predictions(test.relative_paths(), test.classes))
     spectra = [pooling_spectrum(prepared.head.pooling, x) for x in prepared.probe(SPECTRUM_IMAGES, device)]
     arrays = {"before": np.concatenate([before.cpu().numpy() for before, _ in spectra])}
     after = [values.cpu().numpy() for _, values in spectra if values is not None]
@@ -126,11 +128,14 @@ def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation
 
 def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """What a table needs to know of a run besides its result."""
+    switch = switch_epoch(config)
     return {
         "name": config.name,
+        "recipe": config.recipe,
         "method": config.method.name,
         "gradient": config.method.gradient,
-        "label": pooling_label(config.method.name, config.method.gradient),
+        "label": pooling_label(config.method.name, config.method.gradient) + (" (hybrid)" if switch else ""),
+        "hybrid": {"method": config.hybrid.method, "switch_epoch": switch} if switch else None,
         "dataset": config.dataset.name,
         "backbone": config.backbone.name,
         "frozen": config.backbone.frozen,

@@ -1,5 +1,6 @@
 """From a configuration to what the loop needs: images or cached feature maps, the module to train, loaders."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +24,21 @@ from fgvc.data import (
     split_validation,
 )
 from fgvc.errors import DatasetError
-from fgvc.models import Backbone, FineGrainedModel, PoolingHead, create_backbone, fold_batch_norm, weights_digest
+from fgvc.models import (
+    Backbone,
+    FineGrainedModel,
+    PoolingHead,
+    create_backbone,
+    fold_batch_norm,
+    load_checkpoint,
+    weights_digest,
+)
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Loader
 from fgvc.training.loop import Loaders
 from fgvc.training.seeding import EpochShuffle
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class Prepared:
         weights_digest: sha256 of the backbone's weights before training.
     """
 
-    trained: nn.Module
+    trained: FineGrainedModel | PoolingHead
     backbone: Backbone
     head: PoolingHead
     loaders: Loaders
@@ -91,82 +102,126 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     Raises:
         DatasetError, ConfigError, WeightsError: as the parts raise them.
     """
-    backbone = create_backbone(
+    backbone = build_backbone(config)
+    images = _images(config, backbone)
+    model = build_model(config, backbone, len(images.train.classes))
+    digest = weights_digest(backbone)
+    backbone.to(device)
+    trained = trained_part(config, model)
+    frozen, seconds = config.backbone.frozen, 0.0
+    splits: dict[str, Dataset[Any] | None] = dict(vars(images))
+    if frozen:
+        extractor = fold_backbone(config, backbone, device)
+        for name, split in vars(images).items():
+            if split is not None:
+                features = split_features(config, split, extractor, digest, device)
+                seconds += 0.0 if features.from_cache else features.seconds
+                splits[name] = features
+    return Prepared(trained, backbone, model.head, _loaders(config, **splits), images, frozen, seconds, digest)
+
+
+def build_backbone(config: RunConfig) -> Backbone:
+    """The backbone with the weights it starts from. Raises ConfigError, WeightsError as `create_backbone`."""
+    return create_backbone(
         config.backbone.name,
         pretrained=config.backbone.pretrained,
         weights=config.backbone.weights,
         last_stride=config.backbone.last_stride,
         image_size=config.dataset.transform.size,
     )
-    digest = weights_digest(backbone)
-    images = _images(config, backbone)
+
+
+def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> FineGrainedModel:
+    """The backbone with a new head, both filled from `initial_weights` where the run starts from them.
+
+    Raises:
+        ConfigError, WeightsError: as `PoolingHead` and `load_checkpoint`.
+    """
     head = PoolingHead(
         backbone.out_channels,
         method=config.method.name,
-        num_classes=len(images.train.classes),
+        num_classes=num_classes,
         reduction=config.method.reduction,
+        hidden=config.method.hidden,
         gradient=config.method.gradient,
         eigh_device=config.method.eigh_device,
         options=config.method.options,
     )
-    backbone.to(device)
-    frozen, seconds = config.backbone.frozen, 0.0
-    splits: dict[str, Dataset[Any] | None] = dict(vars(images))
-    if frozen:
-        backbone.requires_grad_(False).eval()
-        size = config.dataset.transform.size
-        extractor = fold_batch_norm(backbone, torch.randn(1, 3, size, size, device=device))
-        for name, split in vars(images).items():
-            if split is not None:
-                features = _features(config, split, extractor, digest, device)
-                seconds += 0.0 if features.from_cache else features.seconds
-                splits[name] = features
-    trained = head if frozen else FineGrainedModel(backbone, head).to(memory_format=torch.channels_last)
-    return Prepared(trained, backbone, head, _loaders(config, **splits), images, frozen, seconds, digest)
+    model = FineGrainedModel(backbone, head)
+    if config.initial_weights is not None:
+        _initialise(model, config.initial_weights)
+    return model
+
+
+def trained_part(config: RunConfig, model: FineGrainedModel) -> FineGrainedModel | PoolingHead:
+    """What is trained and saved: the whole model, or its head where the backbone is frozen, as it is from here on."""
+    if not config.backbone.frozen:
+        return model.to(memory_format=torch.channels_last)
+    model.backbone.requires_grad_(False).eval()
+    return model.head
+
+
+def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -> nn.Module:
+    """A frozen backbone on `device`, faster: see `fold_batch_norm`."""
+    size = config.dataset.transform.size
+    return fold_batch_norm(backbone, torch.randn(1, 3, size, size, device=device))
+
+
+def _initialise(model: FineGrainedModel, file: str) -> None:
+    """Fill a model from a file of a whole one, but for its classifier where that is of another number of classes."""
+    report = load_checkpoint(model, file, classifier=None)
+    new = [name for name in report.kept if name.startswith("head.classifier.")]
+    classifier = "its classifier left out, of another number of classes" if new else "with its classifier"
+    _log.info("initial weights: %d tensors of %s (%s), %s", report.loaded, report.source, report.format, classifier)
+
+
+def read_split(config: RunConfig, which: str, backbone: Backbone) -> ImageDataset:
+    """The "train" or "test" split with its transform, every image readable.
+
+    Raises:
+        DatasetError: as the adapter and the check raise it.
+    """
+    transform = create_transform(
+        **asdict(config.dataset.transform),
+        **normalization_from_timm(backbone.data_config),
+        training=which == "train",
+    )
+    name = config.dataset.adapter or config.dataset.name
+    dataset = create_dataset(name, root=config.dataset.root, split=which, transform=transform, **config.dataset.options)
+    return require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir))
 
 
 def _images(config: RunConfig, backbone: Backbone) -> Images:
-    """The splits with their transforms, every image readable.
-
-    Raises:
-        DatasetError: as the adapter and the check raise it, or the splits differ in their classes.
-    """
-    name = config.dataset.adapter or config.dataset.name
-
-    def split(which: str, transform: TransformSpec) -> ImageDataset:
-        dataset = create_dataset(
-            name, root=config.dataset.root, split=which, transform=transform, **config.dataset.options
-        )
-        return require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir))
-
-    normalization = normalization_from_timm(backbone.data_config)
-    recipe = asdict(config.dataset.transform)
-    training = create_transform(**recipe, **normalization, training=True)
-    testing = create_transform(**recipe, **normalization, training=False)
-    train, test = split("train", training), split("test", testing)
+    """The splits of a run. Raises DatasetError as `read_split`, or where they differ in their classes."""
+    train, test = (read_split(config, which, backbone) for which in ("train", "test"))
     if train.classes != test.classes:
         raise DatasetError(f"{config.dataset.root}: training and test split differ in their classes")
     if config.trainer.val_fraction == 0:
         return Images(train, test, None)
     train, validation = split_validation(train, config.trainer.val_fraction, config.seed)
-    return Images(train, test, validation.with_transform(testing))
+    return Images(train, test, validation.with_transform(test.transform))
 
 
-def _features(
+def inference_batch_size(config: RunConfig, device: torch.device) -> int:
+    """Images in a batch through the whole network without gradients."""
+    # on a CPU small batches are faster: their activations stay in the processor's cache; what was trained is evaluated
+    # in the batches of its training, so that a repeated evaluation rounds alike
+    return 4 if config.backbone.frozen and device.type == "cpu" else config.trainer.eval_batch_size
+
+
+def split_features(
     config: RunConfig, images: ImageDataset, extractor: nn.Module, digest: str, device: torch.device
 ) -> FeatureSet:
     """Feature maps of one split, from the cache where it holds them."""
     assert isinstance(images.transform, TransformSpec)
     key_parts = {"backbone": config.backbone.name, "weights": digest, "last_stride": str(config.backbone.last_stride)}
-    # on a CPU small batches are faster: their activations stay in the processor's cache
-    batch_size = 4 if device.type == "cpu" else config.trainer.eval_batch_size
     return cached_features(
         images,
         images.transform,
         extractor,
         key_parts=key_parts,
         cache_dir=Path(config.cache.dir),
-        batch_size=batch_size,
+        batch_size=inference_batch_size(config, device),
         workers=config.trainer.workers,
         device=device,
         dtype=config.cache.dtype,
@@ -174,18 +229,22 @@ def _features(
 
 
 def _loaders(config: RunConfig, train: Any, test: Any, validation: Any | None) -> Loaders:
-    # cached features are read faster than a worker process could hand them over
-    workers = 0 if config.backbone.frozen else config.trainer.workers
-    # not persistent: workers that live on would carry random numbers from epoch to epoch, which a continued run lacks
-    options: dict[str, Any] = {"num_workers": workers}
-
-    def in_order(split: Any) -> Loader:
-        return DataLoader(split, batch_size=config.trainer.eval_batch_size, **options)
-
     shuffle = EpochShuffle(len(train), config.seed)
     return Loaders(
-        train=DataLoader(train, batch_size=config.trainer.batch_size, sampler=shuffle, **options),
+        train=DataLoader(train, batch_size=config.trainer.batch_size, sampler=shuffle, num_workers=_workers(config)),
         shuffle=shuffle,
-        test=in_order(test),
-        validation=None if validation is None else in_order(validation),
+        test=in_order(config, test),
+        validation=None if validation is None else in_order(config, validation),
     )
+
+
+def in_order(config: RunConfig, split: Any) -> Loader:
+    """Batches for an evaluation of the trained module."""
+    return DataLoader(split, batch_size=config.trainer.eval_batch_size, num_workers=_workers(config))
+
+
+def _workers(config: RunConfig) -> int:
+    # cached features are read faster than a worker process could hand them over
+    # loaders are not persistent: workers that live on would carry random numbers from epoch to epoch, which a continued
+    # run lacks
+    return 0 if config.backbone.frozen else config.trainer.workers

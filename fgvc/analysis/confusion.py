@@ -1,0 +1,150 @@
+"""Which classes a classifier takes for which: from predictions, one row an image, to tables.
+
+`predictions` has columns `target` and `predicted`, indices into `classes`; shares are in per cent. Every function of
+them raises RunError where they have no rows, lack those columns, or hold an index outside the classes.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+from scipy.spatial.distance import squareform
+from scipy.stats import binomtest
+
+from fgvc.analysis.csv_file import read_csv
+from fgvc.errors import RunError
+
+PREDICTION_COLUMNS = ("path", "target", "predicted", "confidence")
+"""What every version's predictions have; newer ones also have target_class, predicted_class and rank."""
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """A predictions file, of this version or an older one. Raises RunError where it is missing or damaged."""
+    return read_csv(path, PREDICTION_COLUMNS)
+
+
+def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """(K, K) counts: rows the true class, columns the predicted one, in the order of `classes`."""
+    target, predicted = _indices(predictions, len(classes))
+    k = len(classes)
+    counts = np.bincount(target * k + predicted, minlength=k * k).reshape(k, k)
+    matrix: pd.DataFrame = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=pd.Index(classes))
+    return matrix
+
+
+def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """One row a class, in the order of `classes`.
+
+    Columns: class, images, correct; recall (the accuracy on the class) with its 95 % interval recall_lower,
+    recall_upper [Wilson, 1927]; precision; f1; confused_with and confused_count: the most frequent wrong answer, of
+    equally frequent ones the first. A share of nothing is NaN (precision of a class that is never predicted).
+    """
+    counts = confusion_matrix(predictions, classes).to_numpy()
+    images, answers, correct = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
+    wrong = counts * ~np.eye(len(counts), dtype=bool)
+    worst = wrong.argmax(axis=1)
+    intervals = np.array([_wilson(*pair) for pair in zip(correct.tolist(), images.tolist(), strict=True)])
+    table: pd.DataFrame = pd.DataFrame(
+        {
+            "class": list(classes),
+            "images": images,
+            "correct": correct,
+            "recall": _per_cent(correct, images),
+            "recall_lower": intervals[:, 0],
+            "recall_upper": intervals[:, 1],
+            "precision": _per_cent(correct, answers),
+            "f1": _per_cent(2 * correct, images + answers),
+            "confused_with": [classes[j] if wrong[i, j] else None for i, j in enumerate(worst)],
+            "confused_count": wrong.max(axis=1),
+        }
+    )
+    return table
+
+
+def top_confusions(predictions: pd.DataFrame, classes: Sequence[str], count: int = 10) -> pd.DataFrame:
+    """The `count` most frequent pairs of a true class and a wrong answer, one row a pair.
+
+    Columns: true, predicted: the names; target, answer: their indices; count; share, of the images of the true class.
+    Of equal counts the larger share comes first.
+    """
+    matrix = confusion_matrix(predictions, classes).to_numpy()
+    images = matrix.sum(axis=1)
+    true, predicted = np.nonzero(matrix * ~np.eye(len(matrix), dtype=bool))
+    counts = matrix[true, predicted]
+    shares = _per_cent(counts, images[true])
+    order = np.lexsort((predicted, true, -shares, -counts))[:count]
+    table: pd.DataFrame = pd.DataFrame(
+        {
+            "true": [classes[i] for i in true[order]],
+            "predicted": [classes[i] for i in predicted[order]],
+            "target": true[order],
+            "answer": predicted[order],
+            "count": counts[order],
+            "share": shares[order],
+        }
+    )
+    return table
+
+
+def confusion_order(matrix: np.ndarray) -> np.ndarray:
+    """An order of the classes in which those confused with each other are neighbours.
+
+    Average linkage on 1 - (share of i taken for j + share of j taken for i) / 2, its leaves ordered optimally.
+    [Bar-Joseph, Gifford, Jaakkola, Bioinformatics 2001] Classes without a confusion come last; the rest of the order is
+    that of the matrix where confusions leave it free.
+
+    Args:
+        matrix: (K, K) counts.
+
+    Returns:
+        (K,) permutation of the indices.
+    """
+    wrong = matrix * ~np.eye(len(matrix), dtype=bool)
+    shares = wrong / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    similarity = (shares + shares.T) / 2
+    confused = np.flatnonzero(similarity.any(axis=1))
+    alone = np.flatnonzero(~similarity.any(axis=1))
+    if len(confused) > 2:
+        distance = 1 - similarity[np.ix_(confused, confused)]
+        np.fill_diagonal(distance, 0)
+        condensed = squareform(distance, checks=False)
+        tree = optimal_leaf_ordering(linkage(condensed, "average"), condensed)
+        confused = confused[leaves_list(tree)]
+    return np.concatenate([confused, alone])
+
+
+def _indices(predictions: pd.DataFrame, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns target and predicted, checked to index `count` classes."""
+    missing = [column for column in ("target", "predicted") if column not in predictions]
+    if missing:
+        raise RunError(f"predictions have no column {', '.join(missing)}; give those of a run")
+    if predictions.empty:
+        raise RunError("predictions have no rows; evaluate the run again")
+    columns = []
+    for name in ("target", "predicted"):
+        values = predictions[name].to_numpy()
+        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= count:
+            bad = [value for value in values.tolist() if not (isinstance(value, int) and 0 <= value < count)]
+            found = repr(bad[0]) if bad else f"{values.dtype} numbers"
+            raise RunError(
+                f"predictions: {name} holds {found}, not an index of the {count} classes 0 to {count - 1}; "
+                "give predictions and classes of the same run"
+            )
+        columns.append(values.astype(np.int64))
+    return columns[0], columns[1]
+
+
+def _per_cent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    nothing = np.full(len(whole), np.nan)
+    share: np.ndarray = np.divide(100 * part, whole, out=nothing, where=whole > 0)
+    return share
+
+
+def _wilson(correct: int, images: int) -> tuple[float, float]:
+    """95 % interval of a share, in per cent; NaN where there are no images."""
+    if images == 0:
+        return float("nan"), float("nan")
+    interval = binomtest(correct, images).proportion_ci(0.95, method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)

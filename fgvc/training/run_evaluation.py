@@ -1,0 +1,151 @@
+"""Evaluation of a finished run, looking at each test image once or in several views."""
+
+import logging
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fgvc.data import VIEWS, TransformSpec, ViewTransform, resized_spec
+from fgvc.errors import RunError
+from fgvc.files import write_json_atomic
+from fgvc.training.config import RunConfig
+from fgvc.training.evaluation import Accuracy, Evaluation, Loader, ViewAverage, evaluate
+from fgvc.training.machine import commit, versions
+from fgvc.training.restore import Restored, restore_run
+from fgvc.training.run_folder import RunFolder
+from fgvc.training.setup import create_accelerator, in_order, inference_batch_size
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunEvaluation:
+    """A run's result on its test split.
+
+    Attributes:
+        name: what its files are told apart by, e.g. "last", "best-mirror", "last-ten_crop-resize256".
+        title: run and accuracy in a line, checkpoint and views in another.
+        accuracy: in per cent.
+        predictions: one row an image, see `Evaluation.predictions`.
+        classes: names of the class indices.
+        record: what evaluation-NAME.json holds.
+        folder: where the files are.
+    """
+
+    name: str
+    title: str
+    accuracy: Accuracy
+    predictions: pd.DataFrame
+    classes: list[str]
+    record: dict[str, Any]
+    folder: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """Those that `evaluate_run` wrote."""
+        return [self.folder / f"evaluation-{self.name}.json", self.folder / f"predictions-{self.name}.csv"]
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    checkpoint: str = "last",
+    views: str = "single",
+    resize_size: int | None = None,
+    root: str | None = None,
+    output: Path | None = None,
+) -> RunEvaluation:
+    """Evaluate saved weights of a run on its test split; writes evaluation-NAME.json and predictions-NAME.csv.
+
+    Only the test split is read. A single view of a run with a frozen backbone comes from the cached feature maps, as in
+    training; any other goes through backbone and head, and nothing is cached.
+
+    Args:
+        path: the run folder.
+        checkpoint: "last" or "best".
+        views: "single"; "mirror" or "ten_crop", whose logits are averaged, see `ViewTransform`.
+        resize_size: pixels before the crop; None means as in the run.
+        root: folder of the dataset, where it is not the one the run was trained with.
+        output: folder of the files; None means the run folder.
+
+    Raises:
+        ConfigError: unknown views, or sizes that leave no room for them.
+        RunError: not a run; its weights are missing, damaged, of another architecture, or give no finite loss.
+        DatasetError, WeightsError: as in training.
+    """
+    accelerator = create_accelerator(RunFolder(path).read_config(), path)
+    restored = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root)
+    own = restored.images.transform
+    assert isinstance(own, TransformSpec)
+    transform = ViewTransform(resized_spec(own, resize_size), views)
+    if views == "ten_crop" and not transform.has_room:
+        _log.warning("resize_size equals size: square images give ten equal crops; --resize-size N makes room")
+    start = time.perf_counter()
+    module, loader = accelerator.prepare(*_module_and_loader(restored, transform, own))
+    evaluation = evaluate(module, loader, len(restored.images.classes), accelerator, "test")
+    if not math.isfinite(evaluation.loss):
+        raise RunError(f"{path}: the {checkpoint} weights give a loss of {evaluation.loss}; train the run again")
+    record = _record(evaluation, transform) | {
+        "checkpoint": checkpoint,
+        "seconds": round(time.perf_counter() - start, 3),
+        "root": restored.config.dataset.root,
+        "versions": versions(),
+        "commit": commit(),
+    }
+    result = RunEvaluation(
+        name=_name(checkpoint, transform, own),
+        title=_title(restored.config, str(RunFolder(path).read_summary().get("label")), record),
+        accuracy=evaluation.accuracy,
+        predictions=evaluation.predictions(restored.images.relative_paths(), restored.images.classes),
+        classes=restored.images.classes,
+        record=record,
+        folder=path if output is None else output,
+    )
+    write_json_atomic(result.files[0], record)
+    RunFolder(result.folder).write_table(result.files[1], result.predictions)
+    return result
+
+
+def _module_and_loader(restored: Restored, transform: ViewTransform, own: TransformSpec) -> tuple[nn.Module, Loader]:
+    """What to evaluate, and its batches: on cached feature maps where they hold these views, else on images."""
+    config = restored.config
+    if config.backbone.frozen and transform == ViewTransform(own.deterministic()):
+        return restored.trained, in_order(config, restored.inputs())
+    # as many views in a batch as there would be images
+    batch_size = max(inference_batch_size(config, restored.device) // VIEWS[transform.views], 1)
+    images: Any = restored.images.with_transform(transform)
+    loader: Loader = DataLoader(images, batch_size=batch_size, num_workers=config.trainer.workers)
+    return ViewAverage(restored.model), loader
+
+
+def _record(evaluation: Evaluation, transform: ViewTransform) -> dict[str, Any]:
+    spec = transform.spec
+    return {
+        "views": transform.views,
+        "size": spec.size,
+        "resize": spec.resize,
+        "resize_size": spec.resize_size,
+        "images": len(evaluation.targets),
+        **evaluation.accuracy.as_dict(),
+        "loss": round(evaluation.loss, 6),
+        "calibration_error": round(evaluation.calibration_error, 4),
+    }
+
+
+def _name(checkpoint: str, transform: ViewTransform, own: TransformSpec) -> str:
+    resize_size = transform.spec.resize_size
+    views = [] if transform.views == "single" else [transform.views]
+    return "-".join([checkpoint, *views, *([] if resize_size == own.resize_size else [f"resize{resize_size}"])])
+
+
+def _title(config: RunConfig, label: str, record: dict[str, Any]) -> str:
+    run = f"{label}, {config.dataset.name}, {config.backbone.name}, seed {config.seed}"
+    cut = "" if record["resize_size"] == record["size"] else f" cut from {record['resize_size']}"
+    how = f"{record['checkpoint']} weights, views: {record['views']}, {record['size']} px{cut}"
+    return f"{run}: top-1 {record['top1']:.2f} %\n{record['images']:,} test images, {how}"

@@ -1,0 +1,53 @@
+"""Scripts as a user starts them, and a run small enough for a test."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = [
+    "dataset=synthetic",
+    "dataset.transform.size=64",
+    "+dataset.options={classes: 3, train_per_class: 4, test_per_class: 3, size: 64}",
+    "backbone.name=test_resnet",
+    "backbone.weights=null",
+    "method=seb",
+    "method.reduction=8",
+    "trainer.epochs=2",
+    "trainer.batch_size=4",
+    "trainer.workers=0",
+]
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Train = Callable[..., Done]
+
+
+def run(script: str, *arguments: str, cwd: Path) -> Done:
+    """A script as a user starts it."""
+    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=settings)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def train(cwd: Path, *overrides: str) -> Done:
+    return run("train.py", *SMALL, *overrides, cwd=cwd)
+
+
+def refused(done: Done, *parts: str) -> None:
+    """Exit status 2, one readable message that holds `parts`, no traceback."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error: " in done.stderr
+    for part in parts:
+        assert part in done.stderr, done.stderr

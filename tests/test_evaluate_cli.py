@@ -1,0 +1,183 @@
+"""Evaluation of finished runs: the command line, its files, and views against their average by hand."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_train_cli import SMALL, run
+
+from fgvc.analysis import read_csv
+from fgvc.data import ViewTransform, resized_spec
+from fgvc.errors import ConfigError, RunError
+from fgvc.pooling import create_pooling
+from fgvc.training import evaluate_run
+from fgvc.training.restore import restore_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Working folder of two finished runs: `tuned`, whose backbone was trained, and `frozen`."""
+    cwd = tmp_path_factory.mktemp("runs")
+    for name, overrides in {"tuned": [], "frozen": ["backbone.frozen=true", "cache.dir=cache"]}.items():
+        done = run("train.py", *SMALL, "trainer.epochs=1", f"run_dir={name}", *overrides, cwd=cwd)
+        assert done.returncode == 0, done.stderr
+    return cwd
+
+
+@pytest.fixture
+def copy(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A copy of a run with replacements in its config.yaml; the working folder is that of the runs."""
+    monkeypatch.chdir(runs)
+
+    def make(name: str, **replacements: str) -> Path:
+        path = tmp_path / name
+        shutil.copytree(runs / name, path)
+        config = (path / "config.yaml").read_text()
+        for old, new in replacements.items():
+            assert f"{old}: " in config
+            config = "\n".join(
+                f"{line.split(old)[0]}{old}: {new}" if line.strip().startswith(f"{old}: ") else line
+                for line in config.splitlines()
+            )
+        (path / "config.yaml").write_text(config)
+        return path
+
+    return make
+
+
+def test_command_line_writes_what_it_says(runs: Path) -> None:
+    before = {file: file.read_bytes() for file in (runs / "tuned").rglob("*") if file.is_file()}
+    done = run("evaluate.py", "tuned", "--views", "ten_crop", "--resize-size", "72", "--output", "out", cwd=runs)
+    assert done.returncode == 0, done.stderr
+    name = "last-ten_crop-resize72"
+    written = done.stdout.split("written: ")[1].strip().split(", ")
+    assert sorted(written) == sorted(f"out/{file.name}" for file in (runs / "out").iterdir())
+    assert {Path(file).name for file in written} == {
+        *(f"{kind}-{name}.csv" for kind in ("predictions", "per_class", "confusion")),
+        *(f"confusion-{name}.{kind}" for kind in ("png", "pdf")),
+        f"confusions-{name}.md",
+        f"evaluation-{name}.json",
+    }
+    record = json.loads((runs / "out" / f"evaluation-{name}.json").read_text())
+    assert (record["views"], record["size"], record["resize_size"], record["images"]) == ("ten_crop", 64, 72, 9)
+    assert (record["checkpoint"], record["root"]) == ("last", "datasets/synthetic") and record["seconds"] > 0
+    assert f"top-1 {record['top1']:.2f} %" in done.stdout and "views: ten_crop" in done.stdout
+
+    predictions = pd.read_csv(runs / "out" / f"predictions-{name}.csv")
+    right = predictions["target"] == predictions["predicted"]
+    assert 100 * right.mean() == pytest.approx(record["top1"], abs=1e-3) and ((predictions["rank"] == 1) == right).all()
+    classes = json.loads((runs / "tuned" / "summary.json").read_text())["classes"]
+    assert predictions["target_class"].tolist() == [classes[index] for index in predictions["target"]]
+    assert predictions["predicted_class"].tolist() == [classes[index] for index in predictions["predicted"]]
+    matrix = read_csv(runs / "out" / f"confusion-{name}.csv", ("true", *classes))
+    assert matrix["true"].tolist() == classes and np.trace(matrix[classes].to_numpy()) == right.sum()
+    per_class = read_csv(runs / "out" / f"per_class-{name}.csv", ("class", "recall", "recall_lower", "f1"))
+    assert per_class["recall"].mean() == pytest.approx(record["mean_class"], abs=1e-3)
+    assert {file: file.read_bytes() for file in (runs / "tuned").rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["tuned", "frozen"])
+def test_a_single_view_repeats_the_training_and_mirror_does_not_overwrite_it(
+    name: str, copy: Callable[..., Path]
+) -> None:
+    path = copy(name)
+    single, mirror = evaluate_run(path), evaluate_run(path, views="mirror")
+    summary = json.loads((path / "summary.json").read_text())
+    assert single.record["top1"] == pytest.approx(summary["final"]["top1"])
+    trained, repeated = pd.read_csv(path / "predictions.csv"), pd.read_csv(path / "predictions-last.csv")
+    pd.testing.assert_frame_equal(trained, repeated, atol=1e-5)
+    assert list(trained) == ["path", "target", "predicted", "target_class", "predicted_class", "confidence", "rank"]
+    assert [file.name for file in mirror.files] == ["evaluation-last-mirror.json", "predictions-last-mirror.csv"]
+    assert all(file.is_file() for file in [*single.files, *mirror.files])
+    assert not np.allclose(single.predictions["confidence"], mirror.predictions["confidence"])
+
+
+@pytest.mark.parametrize(("views", "resize_size"), [("mirror", None), ("ten_crop", 70), ("single", 70)])
+@pytest.mark.parametrize("name", ["tuned", "frozen"])
+def test_views_are_the_average_by_hand(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, views: str, resize_size: int | None
+) -> None:
+    monkeypatch.chdir(runs)
+    found = evaluate_run(Path(name), views=views, resize_size=resize_size, output=tmp_path).predictions
+    restored = restore_run(Path(name), CPU)
+    transform = ViewTransform(resized_spec(restored.images.transform, resize_size), views)  # type: ignore[arg-type]
+    model = torch.nn.Sequential(restored.backbone, restored.head).eval()
+    with torch.inference_mode():
+        images = restored.images.with_transform(transform)
+        logits = torch.stack([torch.cat([model(view[None]) for view in image]).mean(dim=0) for image, _ in images])
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    assert found["predicted"].tolist() == predicted.tolist()
+    np.testing.assert_allclose(found["confidence"], confidence, rtol=1e-4)
+
+
+def test_the_size_of_a_batch_changes_nothing_and_a_repetition_not_a_bit(copy: Callable[..., Path]) -> None:
+    path = copy("tuned", eval_batch_size="5")  # two images of two views, the last batch is smaller
+    first = evaluate_run(path, views="mirror").predictions
+    pd.testing.assert_frame_equal(evaluate_run(path, views="mirror").predictions, first)
+    shutil.rmtree(path)
+    pd.testing.assert_frame_equal(evaluate_run(copy("tuned"), views="mirror").predictions, first, atol=1e-5)
+
+
+def test_only_what_is_needed_is_read_and_cached(copy: Callable[..., Path], tmp_path: Path) -> None:
+    path = copy("frozen", dir=str(tmp_path / "fresh"))
+    evaluate_run(path, views="mirror")
+    assert [file.name.split("-")[0] for file in (tmp_path / "fresh").iterdir()] == ["readable"]
+    evaluate_run(path)
+    names = sorted(file.name.split("-")[0] + file.suffix for file in (tmp_path / "fresh").iterdir())
+    assert names == ["features.json", "features.npy", "readable.json"]
+    (features,) = (tmp_path / "fresh").glob("*.npy")
+    assert np.load(features).shape[:2] == (1, 9)  # the test split alone
+
+
+def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Callable[..., Path]) -> None:
+    path = copy("frozen", method="isqrt_cov", switch_epoch="1")
+    file = path / "summary.json"
+    summary = json.loads(file.read_text())
+    file.write_text(json.dumps(summary | {"epochs": 2, "best": summary["best"] | {"epoch": 1}}))
+    last, best = (restore_run(path, CPU, checkpoint=which).head.pooling for which in ("last", "best"))
+    assert type(best) is type(create_pooling("isqrt_cov", channels=8)) and type(last) is not type(best)
+    file.write_text(json.dumps(summary | {"best": None}))
+    with pytest.raises(RunError, match="of which epoch the best weights are"):
+        restore_run(path, CPU, checkpoint="best")
+
+
+def test_weights_that_give_no_numbers_are_refused(copy: Callable[..., Path]) -> None:
+    path = copy("frozen")
+    file = path / "checkpoints" / "last.safetensors"
+    weights = load_file(file)
+    save_file({**weights, "classifier.bias": weights["classifier.bias"] * torch.nan}, file)
+    with pytest.raises(RunError, match="last weights give a loss of nan"):
+        evaluate_run(path)
+    assert not list(path.glob("*-last*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views": "five"}, r"'five'.*single, mirror, ten_crop"),
+        ({"resize_size": 60}, r"size=64 .* resize_size=60"),
+        ({"views": "mirror", "resize_size": 0}, "resize_size=0"),
+    ],
+)
+def test_impossible_views_are_refused(copy: Callable[..., Path], options: dict[str, object], message: str) -> None:
+    path = copy("tuned")
+    with pytest.raises(ConfigError, match=message):
+        evaluate_run(path, **options)  # type: ignore[arg-type]
+    assert not list(path.glob("*-last*"))
+
+
+def test_ten_crop_without_room(copy: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    square = copy("frozen", resize="square")
+    with pytest.raises(ConfigError, match=r"resize_size.*--resize-size N"):
+        evaluate_run(square, views="ten_crop")
+    shutil.rmtree(square)
+    evaluate_run(copy("frozen"), views="ten_crop")
+    assert "square images give ten equal crops" in caplog.text

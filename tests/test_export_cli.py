@@ -1,0 +1,231 @@
+"""scripts/export.py on small trained runs: every format loads by its own card and computes what the run computed."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import timm
+import torch
+from command_line import Done, refused
+from safetensors import safe_open
+
+from fgvc.data import create_dataset, create_transform
+from fgvc.models import create_model, load_checkpoint
+from fgvc.training import train_run
+from fgvc.training.config import BackboneConfig, DatasetConfig, MethodConfig, RunConfig, TrainerConfig, TransformConfig
+from fgvc.training.export_formats import WRITERS
+from fgvc.training.model_of_run import load_model
+
+IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+DATA = {"classes": 3, "train_per_class": 4, "test_per_class": 3, "size": 64}
+
+Export = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of finished runs; their dataset has been moved to `moved`."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, method, backbone, frozen, last_stride in [
+        ("seb", "seb", "test_resnet", False, None),
+        ("frozen", "seb", "test_resnet", True, None),
+        ("isqrt_cov", "isqrt_cov", "test_resnet", False, None),
+        ("gap", "gap", "test_resnet", False, None),
+        ("wide", "gap", "resnet10t", False, 1),
+        ("vit", "gap", "test_vit", False, None),  # built for one image size
+    ]:
+        transform = TransformConfig(size=64, resize_size=72)
+        options, hidden = ({"iterations": 4}, [5]) if method == "isqrt_cov" else ({}, [])
+        config = RunConfig(
+            name=name,
+            run_dir=str(folder / name),
+            dataset=DatasetConfig(name="synthetic", root=str(folder / "data"), options=DATA, transform=transform),
+            backbone=BackboneConfig(name=backbone, last_stride=last_stride, frozen=frozen),
+            method=MethodConfig(name=method, reduction=8, hidden=hidden, options=options),
+            trainer=TrainerConfig(batch_size=6, workers=0),
+        )
+        config.cache.dir = str(folder / "cache")
+        train_run(config)
+    (folder / "data").rename(folder / "moved")
+    return folder
+
+
+@pytest.fixture
+def export(here: Callable[..., Done], tmp_path: Path) -> Export:
+    return lambda *arguments: here("export.py", *map(str, arguments), cwd=tmp_path)
+
+
+def exported(done: Done) -> None:
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("run", ["seb", "frozen"])
+def test_the_model_of_a_run_repeats_its_predictions(runs: Path, run: str) -> None:
+    model = load_model(runs / run)
+    transform = create_transform(
+        size=64, resize_size=72, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False
+    )
+    recorded = pd.read_csv(runs / run / "predictions.csv")
+    images = create_dataset("synthetic", root=runs / "moved", split="test", transform=transform, **DATA)
+    config = model.backbone.data_config
+    assert (config["interpolation"], config["mean"]) == ("bilinear", (0.5,) * 3)
+    with torch.inference_mode():
+        confidence, predicted = model(torch.stack([image for image, _ in images])).softmax(1).max(1)
+    assert predicted.tolist() == recorded["predicted"].tolist()
+    assert confidence.tolist() == pytest.approx(recorded["confidence"].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("run", "to"),
+    [
+        ("seb", "safetensors"),
+        ("frozen", "safetensors"),
+        ("isqrt_cov", "safetensors"),
+        ("isqrt_cov", "onnx"),
+        ("seb", "pt2"),
+        ("gap", "timm"),
+    ],
+)
+def test_the_cards_snippet_gives_the_logits_of_the_run(
+    runs: Path, run: str, to: str, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "export"
+    exported(export(runs / run, "--to", to, "--checkpoint", "best", "--output", output))
+    card = (output / "README.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    monkeypatch.chdir(output)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    assert names["logits"].shape == (1, 3)
+    if to == "onnx":
+        assert names["classes"] == json.loads((runs / run / "summary.json").read_text())["classes"]
+        logits = torch.from_numpy(names["session"].run(None, {"images": IMAGES.numpy()})[0])
+    else:
+        logits = names["model"](IMAGES)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, load_model(runs / run, "best")(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Export) -> None:
+    exported(export(runs / "isqrt_cov", "--to", "safetensors", "--output", tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    summary = json.loads((runs / "isqrt_cov" / "summary.json").read_text())
+    for part in (
+        "# iSQRT-COV on test_resnet, synthetic",
+        "`isqrt_cov`, iterations=4",
+        f"| final | 1 | {summary['final']['top1']:.2f} |",
+        "selected on the test images",
+        "the shorter side resized to 72 pixels (bilinear), the centre of 64 x 64 pixels",
+        f"torch {version('torch')}",
+        "random weights",
+        "hidden layers of 5",
+        "synthetic: Synthetic matchings",
+        "| licence of the images | Apache-2.0 |",
+        "one of these 3 classes",
+    ):
+        assert part in card, part
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["fgvc"])
+    assert facts["classes"] == summary["classes"]
+    assert (facts["method"], facts["options"], facts["gradient"]) == ("isqrt_cov", {"iterations": 4}, None)
+    assert facts["preprocessing"]["size"] == 64 and facts["exported_with"]["fgvc"]
+    assert facts == json.loads((tmp_path / "out" / "export.json").read_text())
+
+
+@pytest.mark.parametrize("run", ["seb", "gap", "wide", "vit"])
+def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: Export) -> None:
+    exported(export(runs / run, "--to", "timm", "--output", tmp_path / "out"))
+    network = timm.create_model(f"local-dir:{tmp_path / 'out'}", num_classes=0, pretrained=True).eval()
+    model = load_model(runs / run)
+    state = model.backbone.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    config = timm.data.resolve_model_data_config(network)
+    assert (config["input_size"], config["crop_pct"]) == ((3, 64, 64), pytest.approx(64 / 72))
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    with torch.no_grad():
+        maps = network.forward_intermediates(IMAGES, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[
+            -1
+        ]
+        same = maps.shape == model.backbone(IMAGES).shape and torch.allclose(maps, model.backbone(IMAGES), atol=1e-5)
+    assert ("keeps the stride of its last stage" in card) == (not same) == (run == "wide")
+    assert ("The backbone alone" in card) == (run != "gap")
+
+
+def test_refusals_name_what_works(runs: Path, tmp_path: Path, export: Export) -> None:
+    refused(export(runs / "seb", "--to", "onnx"), "seb", "eigendecomposition", "pt2", "isqrt_cov")
+    refused(export(runs / "seb", "--to", "coreml"), "coreml", "safetensors, onnx, timm, pt2")
+    refused(export(runs, "--to", "pt2"), "config.yaml")
+    broken = tmp_path / "broken"
+    shutil.copytree(runs / "seb", broken)
+    (broken / "checkpoints" / "best.safetensors").unlink()
+    refused(export(broken, "--to", "pt2", "--checkpoint", "best"), "best.safetensors", "missing")
+    config = (broken / "config.yaml").read_text()
+    (broken / "config.yaml").write_text(config.replace("test_resnet", "test_efficientnet"))
+    refused(export(broken, "--to", "pt2"), "last.safetensors", "another architecture")
+    frozen = tmp_path / "frozen"
+    shutil.copytree(runs / "frozen", frozen)
+    (frozen / "config.yaml").write_text((frozen / "config.yaml").read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
+    refused(export(frozen, "--to", "pt2"), "weights_digest")
+    assert not list(tmp_path.rglob("exports/*"))
+
+
+def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Export) -> None:
+    output = tmp_path / "out"
+    output.mkdir()  # empty: nothing to lose
+    for _ in range(2):  # an export of the same run is replaced
+        exported(export(runs / "seb", "--to", "safetensors", "--output", output))
+    refused(export(runs / "gap", "--to", "safetensors", "--output", output), "another run", "--overwrite")
+    exported(export(runs / "gap", "--to", "safetensors", "--output", output, "--overwrite"))
+    assert json.loads((output / "export.json").read_text())["method"] == "gap"
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.jpg").touch()
+    for arguments in ((), ("--overwrite",)):
+        done = export(runs / "gap", "--to", "safetensors", "--output", tmp_path / "photos", *arguments)
+        refused(done, "photos", "no export")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+
+
+def test_a_failed_export_leaves_what_was_there(
+    runs: Path, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    exported(export(runs / "seb", "--to", "safetensors", "--output", output))
+    before = (output / "model.safetensors").read_bytes()
+
+    def fail(_model: object, _facts: object, folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(WRITERS, "safetensors", fail)
+    assert export(runs / "seb", "--to", "safetensors", "--output", output).returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (output / "model.safetensors").read_bytes() == before
+
+
+def test_an_exported_model_is_compared_with_the_run(
+    runs: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = torch.export.load
+
+    def other(file: Path) -> Any:
+        program = trained(file)
+        with torch.no_grad():
+            program.state_dict["head.classifier.bias"] += 1
+        return program
+
+    monkeypatch.setattr(torch.export, "load", other)
+    refused(export(runs / "seb", "--to", "pt2"), "other logits than the run")
+    assert not (runs / "seb" / "exports" / "pt2-last").exists()
+
+
+def test_a_published_export_starts_another_model(runs: Path, tmp_path: Path, export: Export) -> None:
+    exported(export(runs / "seb", "--to", "safetensors", "--output", tmp_path / "out"))
+    model = create_model("test_resnet", method="seb", num_classes=9, reduction=8, image_size=64)
+    report = load_checkpoint(model, tmp_path / "out" / "model.safetensors", classifier=None)
+    assert report.left_out == ("head.classifier.bias", "head.classifier.weight")

@@ -1,0 +1,59 @@
+"""AlexNet, which timm lacks: torchvision's and the one with batch normalisation."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from fgvc.errors import ConfigError, WeightsError
+from fgvc.models import create_backbone, create_model
+
+IMAGES = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    model = torchvision.models.alexnet(num_classes=3).eval()
+    path = tmp_path_factory.mktemp("alexnet") / "alexnet.pth"
+    torch.save(model.state_dict(), path)
+    return model, path
+
+
+def test_alexnet_is_torchvisions_without_its_last_pooling(published: tuple[nn.Module, Path]) -> None:
+    model, path = published
+    backbone = create_backbone("alexnet", weights=path, image_size=96).eval()
+    with torch.inference_mode():
+        assert torch.equal(backbone(IMAGES), model.features[:-1](IMAGES))
+    downloaded = timm.create_model("alexnet", pretrained=True, pretrained_cfg_overlay={"file": str(path)})
+    assert torch.equal(downloaded.features[0].weight, model.features[0].weight)
+
+
+def test_alexnet_with_batch_normalisation_follows_each_convolution() -> None:
+    layers = create_backbone("alexnet_bn").model.features
+    after = [type(layers[i + 1]) for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+    assert after == [nn.BatchNorm2d] * 5
+
+
+@pytest.mark.parametrize("name", ["alexnet", "alexnet_bn"])
+def test_map_and_published_preparation(name: str) -> None:
+    backbone = create_backbone(name)
+    assert backbone(torch.zeros(1, 3, 224, 224)).shape == (1, 256, 13, 13)
+    assert backbone.out_channels == 256
+    config = backbone.data_config
+    assert (config["input_size"], config["interpolation"]) == ((3, 224, 224), "bilinear")
+    assert (config["mean"], config["std"]) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    model = create_model(name, method="isqrt_cov", num_classes=3, reduction=None, hidden=(4,), image_size=96)
+    model(IMAGES).pow(2).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_refusals() -> None:
+    with pytest.raises(ConfigError, match=r"gives no feature map of images of 16 x 16 pixels .* native size is 224"):
+        create_backbone("alexnet", image_size=16)
+    with pytest.raises(ConfigError, match="one of its tags: tv_in1k"):
+        create_backbone("alexnet.in21k")
+    with pytest.raises(WeightsError, match="No pretrained weights exist for alexnet_bn"):
+        create_backbone("alexnet_bn", pretrained=True)

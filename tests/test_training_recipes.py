@@ -1,0 +1,212 @@
+"""What a recipe adds to the loop: mixed inputs, averaged weights, the hybrid protocol, runs of no epoch."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import ROOT, Train
+
+from fgvc.models import PoolingHead
+from fgvc.training.config import HybridConfig, MethodConfig, RunConfig, ScheduleConfig, TrainerConfig
+from fgvc.training.evaluation import Accuracy
+from fgvc.training.hybrid import Stages
+from fgvc.training.objective import Objective
+from fgvc.training.progress import Progress
+from fgvc.training.run_folder import RunFolder
+
+
+def test_loss_of_plain_inputs_is_the_smoothed_cross_entropy() -> None:
+    logits, targets = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 0.0]]), torch.tensor([0, 2])
+    objective = Objective(TrainerConfig(label_smoothing=0.3), 3)
+    inputs = torch.rand(2, 1, 2, 2)
+    same, wanted = objective.mix(inputs, targets)
+    assert same is inputs and wanted is targets
+    shares = torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8]])
+    expected = -(shares * logits.log_softmax(1)).sum(1).mean()
+    assert objective.loss(logits, wanted).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_mixup_mixes_inputs_and_targets_in_the_same_shares(smoothing: float) -> None:
+    objective = Objective(TrainerConfig(mixup=1.0, label_smoothing=smoothing), 4)
+    np.random.seed(0)
+    inputs = torch.eye(4).view(4, 4, 1, 1).clone()  # input i holds nothing but its class
+    mixed, shares = objective.mix(inputs, torch.arange(4))
+    lam = mixed[0, 0].item()
+    assert 0.02 < lam < 0.98
+    torch.testing.assert_close(mixed.flatten(1), lam * torch.eye(4) + (1 - lam) * torch.eye(4).flip(0))
+    torch.testing.assert_close(shares, (1 - smoothing) * mixed.flatten(1) + smoothing / 4)
+    logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    expected = -(shares * logits.log_softmax(1)).sum(1).mean()
+    assert objective.loss(logits, shares).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_cutmix_pastes_a_part_and_counts_its_area() -> None:
+    objective = Objective(TrainerConfig(cutmix=1.0), 2)
+    areas = []
+    for seed in range(8):
+        np.random.seed(seed)
+        inputs = torch.stack([torch.zeros(1, 10, 10), torch.ones(1, 10, 10)])
+        mixed, shares = objective.mix(inputs, torch.tensor([0, 1]))
+        assert set(mixed.unique().tolist()) == {0.0, 1.0}
+        assert shares[0, 1].item() == pytest.approx(mixed[0].mean().item(), abs=1e-6)
+        areas.append(shares[0, 1].item())
+    assert sum(0 < area < 1 for area in areas) >= 4
+
+
+def test_a_batch_of_odd_size_stays_unmixed() -> None:
+    objective = Objective(TrainerConfig(mixup=1.0, label_smoothing=0.2), 4)
+    inputs = torch.rand(3, 1, 2, 2)
+    mixed, shares = objective.mix(inputs.clone(), torch.tensor([1, 0, 3]))
+    assert torch.equal(mixed, inputs)
+    torch.testing.assert_close(shares, 0.8 * torch.eye(4)[[1, 0, 3]] + 0.05)
+
+
+def a_head(method: str) -> PoolingHead:
+    return PoolingHead(6, method=method, num_classes=3, reduction=None)
+
+
+def test_stages_are_a_function_of_the_epoch() -> None:
+    config = RunConfig(
+        method=MethodConfig(name="mpn_cov"),
+        hybrid=HybridConfig(method="isqrt_cov", options={"iterations": 7}),
+        schedule=ScheduleConfig(milestones=[2, 4]),
+        trainer=TrainerConfig(epochs=6),
+    )
+    head = a_head("mpn_cov")
+    last = head.pooling
+    stages = Stages(config, head)
+    for epoch in (5, 4, 6, 1):
+        stages.enter(head, epoch)
+        assert stages.method(epoch) == ("isqrt_cov" if epoch <= 4 else "mpn_cov")
+        assert (head.pooling is last) == (epoch > 4)
+    assert getattr(head.pooling, "iterations", None) == 7
+
+
+def test_one_stage_leaves_the_pooling_alone() -> None:
+    config = RunConfig(method=MethodConfig(name="gap"))
+    head = a_head("gap")
+    pooling = head.pooling
+    stages = Stages(config, head)
+    stages.enter(head, 1)
+    assert head.pooling is pooling and stages.method(1) == "gap" and stages.switch == 0
+
+
+def test_selection_starts_anew_after_the_switch() -> None:
+    progress = Progress()
+    for epoch, top1, chosen in ((1, 50.0, True), (2, 60.0, True), (3, 60.0, False), (4, 40.0, True), (5, 39.0, False)):
+        accuracy = Accuracy(top1, top1, top1)
+        since = 4 if epoch > 3 else 0
+        assert progress.select(epoch, accuracy, accuracy, "test", since=since) == chosen
+    assert progress.best is not None
+    assert (progress.best["epoch"], progress.best["top1"]) == (4, 40.0)
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return summary
+
+
+def test_hybrid_run_says_what_each_epoch_was_trained_with(tmp_path: Path, train_here: Train, here: Train) -> None:
+    settings = ["trainer.epochs=3", "method=svd_pade", "hybrid.method=isqrt_cov", "schedule.milestones=[1, 2]"]
+    done = train_here(tmp_path, *settings)
+    assert done.returncode == 0 and "from isqrt_cov to svd_pade, epoch 3 on" in done.stderr, done.stderr
+    folder = tmp_path / "results" / "custom" / "test_resnet" / "svd_pade-hybrid" / "seed0"
+    assert pd.read_csv(folder / "metrics.csv")["method"].tolist() == ["isqrt_cov", "isqrt_cov", "svd_pade"]
+    summary = summary_of(folder)
+    assert summary["label"] == "SVD-Padé (hybrid)"
+    assert summary["hybrid"] == {"method": "isqrt_cov", "switch_epoch": 2}
+    assert summary["best"]["epoch"] == 3
+    # what was evaluated last is the method of the last stage: saved weights give the same result
+    evaluated = here("evaluate.py", str(folder), cwd=tmp_path)
+    assert f"{summary['final']['top1']:.2f}" in evaluated.stdout, evaluated.stderr
+
+
+def test_hybrid_trains_like_its_stages(tmp_path: Path, train_here: Train) -> None:
+    """Its first stage ends with the weights of a run of that method, and its second changes them otherwise."""
+    for name, settings in {
+        "first": ["trainer.epochs=1", "method=isqrt_cov"],
+        "hybrid": ["method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1"],
+        "plain": ["method=isqrt_cov"],
+    }.items():
+        assert train_here(tmp_path, f"run_dir={name}", *settings).returncode == 0
+    tables = {name: pd.read_csv(tmp_path / name / "metrics.csv") for name in ("first", "hybrid", "plain")}
+    losses = {name: table["train_loss"].tolist() for name, table in tables.items()}
+    assert losses["hybrid"][0] == losses["first"][0] == losses["plain"][0]
+    assert losses["hybrid"][1] != losses["plain"][1]
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(
+    tmp_path: Path, train_here: Train, here: Train
+) -> None:
+    done = train_here(tmp_path, "run_dir=run", "trainer.ema_decay=0.5")
+    assert done.returncode == 0, done.stderr
+    folder = RunFolder(tmp_path / "run")
+    state, last = folder.read_state(), folder.read_weights("last")
+    name = "head.classifier.weight"
+    assert torch.equal(last[name], state["average"][name])
+    assert not torch.allclose(last[name], state["model"][name])
+    assert train_here(tmp_path, "run_dir=plain").returncode == 0
+    plain = RunFolder(tmp_path / "plain").read_weights("last")
+    assert torch.equal(plain[name], state["model"][name])  # averaging does not change what is trained
+    evaluated = here("evaluate.py", "run", cwd=tmp_path)
+    assert f"{summary_of(folder.path)['final']['top1']:.2f}" in evaluated.stdout
+
+
+def test_no_epoch_evaluates_the_initial_weights(tmp_path: Path, train_here: Train) -> None:
+    assert train_here(tmp_path, "run_dir=trained").returncode == 0
+    weights = "initial_weights=trained/checkpoints/last.safetensors"
+    done = train_here(tmp_path, "run_dir=imported", "trainer.epochs=0", weights)
+    assert done.returncode == 0 and "with its classifier" in done.stderr, done.stderr
+    trained, imported = summary_of(tmp_path / "trained"), summary_of(tmp_path / "imported")
+    assert imported["status"] == "finished" and imported["epochs"] == imported["final"]["epoch"] == 0
+    for key in ("top1", "top5", "mean_class"):
+        assert imported["final"][key] == trained["final"][key] == imported["best"][key]
+    ours, theirs = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("imported", "trained"))
+    assert ours["confidence"].tolist() == pytest.approx(theirs["confidence"].tolist(), abs=1e-6)
+
+
+def test_initial_weights_of_another_number_of_classes_leave_the_classifier_new(
+    tmp_path: Path, train_here: Train
+) -> None:
+    assert train_here(tmp_path, "run_dir=three").returncode == 0
+    weights = "initial_weights=three/checkpoints/last.safetensors"
+    more = ["dataset.root=more", "dataset.options.classes=4", "run_dir=four", "trainer.epochs=1", weights]
+    done = train_here(tmp_path, *more)
+    assert done.returncode == 0 and "classifier left out" in done.stderr, done.stderr
+    refused = train_here(tmp_path, "run_dir=other", "method.reduction=6", weights)
+    assert refused.returncode == 2 and "another shape" in refused.stderr and not (tmp_path / "other").exists()
+
+
+def test_a_frozen_head_starts_from_and_returns_to_initial_weights(
+    tmp_path: Path, train_here: Train, here: Train
+) -> None:
+    """The backbone comes from the file, in training as in a later evaluation."""
+    assert train_here(tmp_path, "run_dir=whole", "seed=5").returncode == 0
+    weights = "initial_weights=whole/checkpoints/last.safetensors"
+    done = train_here(tmp_path, "run_dir=head", "backbone.frozen=true", "trainer.epochs=1", weights)
+    assert done.returncode == 0, done.stderr
+    evaluated = here("evaluate.py", "head", cwd=tmp_path)
+    assert f"{summary_of(tmp_path / 'head')['final']['top1']:.2f}" in evaluated.stdout, evaluated.stderr
+
+
+PUBLISHED = sorted(path.stem for path in (ROOT / "configs" / "experiment").iterdir())
+SMALLER = [
+    "backbone.name=test_resnet",
+    "backbone.weights=null",
+    "dataset.transform.size=64",
+    "method.reduction=8",
+    "dataset.root=nowhere",
+]
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name[0] != "_" and not name.endswith("_seb")])
+def test_dry_run_of_every_experiment(tmp_path: Path, here: Train, name: str) -> None:
+    done = here("train.py", f"experiment={name}", *SMALLER, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "dry run: " in done.stdout and "2 steps" in done.stdout and "nan" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
