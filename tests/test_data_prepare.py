@@ -16,7 +16,7 @@ from file_server import serving
 from scipy.io import savemat
 from small_birds import CLASSES, TEST, TRAIN, Place, cub_files, image_bytes
 
-from fgvc.data import ImageDataset, prepare_dataset, write_miniature
+from fgvc.data import ImageDataset, prepare_dataset, was_verified, write_miniature
 from fgvc.data.cards import list_cards
 from fgvc.data.imagenet_devkit import sort_validation
 from fgvc.data.registry import create_dataset
@@ -67,6 +67,16 @@ def test_a_second_call_decodes_nothing(ready: Place, monkeypatch: pytest.MonkeyP
     assert ready.prepare().fingerprint is None
     with pytest.raises(AssertionError, match="decoded again"):
         ready.prepare(verify_only=True)
+
+
+def test_training_need_not_decode_a_verified_copy_again(ready: Place) -> None:
+    train, test = (create_dataset("cub", root=ready.root, split=split) for split in ("train", "test"))
+    assert was_verified(train) and was_verified(test)
+    assert not was_verified(train.subset([0, 1]))  # whoever cuts it up otherwise has it checked
+    os.utime(train.paths[0])
+    assert not was_verified(train) and was_verified(test)
+    (ready.root / "fingerprint.json").unlink()
+    assert not was_verified(test)
 
 
 def test_the_fingerprint(ready: Place) -> None:

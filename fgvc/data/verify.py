@@ -51,6 +51,16 @@ def is_current(name: str, root: Path, card: Card) -> bool:
         return False  # to be told by the verification
 
 
+def was_verified(dataset: ImageDataset) -> bool:
+    """Whether a verification decoded all these images and no file's size or time has changed since.
+
+    A dataset that is cropped, or otherwise read in parts, was not verified as such.
+    """
+    known = _load(dataset.root)
+    states = {split.get("state") for split in known.get("splits", {}).values()}
+    return bool(states) and fingerprint(dataset) in states
+
+
 def verify(
     name: str, root: Path, card: Card, *, workers: int, write: bool, archives: Checksums | None = None
 ) -> dict[str, Any]:

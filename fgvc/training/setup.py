@@ -22,6 +22,7 @@ from fgvc.data import (
     normalization_from_timm,
     require_readable,
     split_validation,
+    was_verified,
 )
 from fgvc.errors import DatasetError
 from fgvc.models import (
@@ -188,6 +189,8 @@ def read_split(config: RunConfig, which: str, backbone: Backbone) -> ImageDatase
     )
     name = config.dataset.adapter or config.dataset.name
     dataset = create_dataset(name, root=config.dataset.root, split=which, transform=transform, **config.dataset.options)
+    if was_verified(dataset):  # by scripts/prepare_data.py: no need to decode every image once more
+        return dataset
     return require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir))
 
 
