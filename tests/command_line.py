@@ -32,11 +32,11 @@ class Done:
 Train = Callable[..., Done]
 
 
-def run(script: str, *arguments: str, cwd: Path) -> Done:
+def run(script: str, *arguments: object, cwd: Path) -> Done:
     """A script as a user starts it."""
-    command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=settings)
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=300, env=settings)
     return Done(done.returncode, done.stdout, done.stderr)
 
 

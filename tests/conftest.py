@@ -36,10 +36,10 @@ def here(
 ) -> Callable[..., Done]:
     """`run` in this process, sparing the seconds of the imports: for the many ways to be refused."""
 
-    def call(script: str, *arguments: str, cwd: Path) -> Done:
+    def call(script: str, *arguments: object, cwd: Path) -> Done:
         monkeypatch.chdir(cwd)
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         caplog.set_level("INFO")
         status = 0
         try:

@@ -2,17 +2,15 @@
 
 import json
 import math
-import os
-import runpy
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_line import ROOT, Train, run
 from matplotlib.image import imread
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,7 +24,6 @@ from fgvc.models import PoolingHead
 from fgvc.reporting import gradients_markdown, loewner_figure
 from fgvc.reporting.loewner_plot import relative_error
 
-ROOT = Path(__file__).resolve().parents[1]
 EPS = 2.0**-52
 
 
@@ -318,35 +315,6 @@ def test_file_of_a_cache_gives_evenly_spaced_images_of_its_first_view(tmp_path: 
 
 # --- the command line ---
 
-Done = subprocess.CompletedProcess
-Here = Callable[..., "Done[str]"]
-
-
-def run(script: str, *arguments: object, cwd: Path) -> "Done[str]":
-    """A script as a user starts it."""
-    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=300, env=env)
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Here:
-    """audit_gradients.py in this process, sparing the seconds of the imports."""
-
-    def call(*arguments: object, cwd: Path) -> "Done[str]":
-        command = ["audit_gradients.py", *map(str, arguments)]
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", command)
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / "scripts" / "audit_gradients.py"), run_name="__main__")
-        except SystemExit as error:
-            status = int(error.code or 0)
-        return Done(command, status, *capfd.readouterr())
-
-    return call
-
-
 SMALL = [
     "dataset=synthetic",
     "dataset.transform.size=64",
@@ -391,8 +359,8 @@ def test_script_audits_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["seb", "topn"])
-def test_script_audits_a_run(runs: Path, name: str, here: Here) -> None:
-    done = here(name, "--keep", 2, "--images", 4, cwd=runs)
+def test_script_audits_a_run(runs: Path, name: str, here: Train) -> None:
+    done = here("audit_gradients.py", name, "--keep", 2, "--images", 4, cwd=runs)
     assert done.returncode == 0, done.stderr
     assert "4 of 9 test images of " + name in done.stdout and "cross-entropy" in done.stdout
     folder = runs / name / "figures"
@@ -419,7 +387,7 @@ def test_features_of_a_run_lead_to_its_predictions(runs: Path, monkeypatch: pyte
     torch.testing.assert_close(inputs.grad, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_mistakes_exit_with_2(runs: Path, tmp_path: Path, here: Here) -> None:
+def test_mistakes_exit_with_2(runs: Path, tmp_path: Path, here: Train) -> None:
     good = features(2, 6, 3, 3).numpy()
     broken = good.copy()
     broken[1, 0, 0, 0] = np.nan
@@ -454,7 +422,7 @@ def test_mistakes_exit_with_2(runs: Path, tmp_path: Path, here: Here) -> None:
         ("unfinished",): ["stopped", "finish"],
         (str(runs / "gap"), "--root", str(runs / "datasets" / "synthetic")): ["gap", "covariance"],
     }.items():
-        done = here(*arguments, "--output", "out", cwd=tmp_path)
+        done = here("audit_gradients.py", *arguments, "--output", "out", cwd=tmp_path)
         assert done.returncode == 2, (arguments, done.stderr)
         assert "Traceback" not in done.stderr and "error: " in done.stderr
         assert all(part in done.stderr for part in parts), (arguments, done.stderr)

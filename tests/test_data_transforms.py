@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import set_seed
 from PIL import Image
 
 from fgvc.data import TransformSpec, create_transform, normalization_from_timm
@@ -66,6 +67,45 @@ def test_random_crop_moves_in_training_only() -> None:
     assert torch.equal(replace(spec, training=False)(image), center(image))
 
 
+def test_random_resized_crop_takes_a_part_in_training_and_the_centre_in_testing() -> None:
+    image = gradient_image(64, 48)
+    recipe: dict[str, Any] = {**BASE, "resize_size": 20, "crop": "random_resized", "hflip": False}
+    train = create_transform(**recipe, min_scale=0.2, training=True)
+    torch.manual_seed(0)
+    views = torch.stack([train(image) for _ in range(60)])
+    red = views[:, 0] * BASE["std"][0] + BASE["mean"][0]
+    widths = red[:, :, -1].mean(1) - red[:, :, 0].mean(1)  # the share of the image's width that a view spans
+    assert widths.min() < 0.5 < 0.8 < widths.max()
+    whole = create_transform(**recipe, min_scale=1.0, training=True)
+    assert min((whole(image)[1][-1] - whole(image)[1][0]).mean().item() for _ in range(5)) > 3.5
+    center = create_transform(**BASE, resize_size=20, training=False)
+    assert torch.equal(train.deterministic()(image), center(image))
+    assert train.deterministic() == create_transform(**{**recipe, "crop": "center"}, training=False)
+    assert not train.repeats and center.repeats
+
+
+def test_randaugment_changes_images_in_training_only_and_by_the_seed() -> None:
+    image = gradient_image(32, 32)
+    train = create_transform(**BASE, training=True, hflip=False, randaugment="rand-m9-mstd0.5-inc1")
+
+    def views(spec: TransformSpec) -> torch.Tensor:
+        set_seed(3)
+        return torch.stack([spec(image) for _ in range(20)])
+
+    plain = create_transform(**BASE, training=False)(image)
+    assert sum(torch.equal(view, plain) for view in views(train)) < 15
+    assert torch.equal(views(train), views(pickle.loads(pickle.dumps(train))))
+    assert torch.equal(train.deterministic()(image), plain)
+    assert not train.repeats
+
+
+@pytest.mark.parametrize("notation", ["rand-m10-inc1", "rand-m0", "rand-m10"])
+def test_randaugment_at_its_ends_neither_fails_nor_blackens(notation: str) -> None:
+    train = create_transform(**BASE, training=True, hflip=False, randaugment=f"{notation}-p1.0-n1")
+    set_seed(0)
+    assert all(train(gradient_image(32, 32)).std() > 0 for _ in range(150))
+
+
 def test_repr_identifies_the_recipe() -> None:
     spec = create_transform(**BASE, training=True)
     assert repr(spec) == repr(TransformSpec(**{**BASE, "mean": [0.5, 0.4, 0.3]}, training=True, resize_size=16))
@@ -78,7 +118,10 @@ def test_repr_identifies_the_recipe() -> None:
         {"resize": "square"},
         {"resize_size": 20},
         {"crop": "random"},
+        {"crop": "random_resized"},
+        {"min_scale": 0.5},
         {"hflip": False},
+        {"randaugment": "rand-m9"},
     ]
     assert len({repr(spec), *(repr(replace(spec, **change)) for change in others)}) == 1 + len(others)
     copy = pickle.loads(pickle.dumps(spec))
@@ -93,6 +136,8 @@ def test_repr_identifies_the_recipe() -> None:
         ({"resize": "long"}, "'long'.*short, square"),
         ({"crop": "centre"}, "'centre'.*center, random, random_resized, none"),
         ({"resize_size": 8}, "size=16 .* resize_size=8"),
+        ({"min_scale": 0.0}, "min_scale=0.0 must be above 0"),
+        ({"training": True, "randaugment": "auto"}, "'auto'.*rand-m9-mstd0.5-inc1"),
         ({"crop": "none"}, "needs resize='square'"),
         ({"std": (0.5, 0.5, 0.0)}, "std above 0"),
         ({"mean": (0.5,)}, "three numbers"),

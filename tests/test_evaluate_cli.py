@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_line import SMALL, run
 from safetensors.torch import load_file, save_file
-from test_train_cli import SMALL, run
 
 from fgvc.analysis import read_csv
 from fgvc.data import ViewTransform, resized_spec

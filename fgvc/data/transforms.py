@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -147,10 +147,19 @@ class _RandAugment(v2.Transform):  # type: ignore[misc]  # torchvision is untype
             raise ConfigError(
                 f"randaugment={notation!r} is not in timm's notation; give for example rand-m9-mstd0.5-inc1"
             ) from error
+        for operation in self._augment.ops:
+            if operation.aug_fn is posterize:
+                operation.aug_fn = _posterize
 
     def forward(self, *inputs: Any) -> Any:
         (image,) = inputs
         return self._augment(image)
+
+
+def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
+    """timm's, which at its strongest asks for no bit at all: a black image to Pillow before 13, an error since."""
+    result: Image.Image = posterize(image, max(bits, 1), **unused)
+    return result
 
 
 def create_transform(
