@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import ROOT, Train
+from command_line import ROOT, Train, run
 
 from fgvc.models import PoolingHead
 from fgvc.training.config import HybridConfig, MethodConfig, RunConfig, ScheduleConfig, TrainerConfig
@@ -209,4 +209,16 @@ def test_dry_run_of_every_experiment(tmp_path: Path, here: Train, name: str) -> 
     done = here("train.py", f"experiment={name}", *SMALLER, "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "dry run: " in done.stdout and "2 steps" in done.stdout and "nan" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [name for name in PUBLISHED if name.endswith(("resnet50", "alexnet", "bn", "_frozen"))]
+)
+def test_dry_run_at_full_size(tmp_path: Path, name: str) -> None:
+    """With the experiment's own backbone, from random weights, and its own image size, as a user starts it."""
+    done = run("train.py", f"experiment={name}", "dataset.root=nowhere", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 steps" in done.stdout and "nan" not in done.stdout
     assert list(tmp_path.iterdir()) == []
