@@ -87,7 +87,13 @@ def load_card(folder: Path, name: str) -> Card:
     """
     path = folder / f"{name}.yaml"
     if name not in list_cards(folder):
-        raise ConfigError(f"no card of dataset {name!r} in {folder}; choose one of {', '.join(list_cards(folder))}")
+        known = ", ".join(list_cards(folder))
+        fix = (
+            f"choose one of {known}"
+            if known
+            else "there are no cards at all: is it the folder datasets/ of a checkout?"
+        )
+        raise ConfigError(f"no card of dataset {name!r} in {folder}; {fix}")
     try:
         card = OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.load(path))
         missing = sorted(str(key) for key in OmegaConf.missing_keys(card))

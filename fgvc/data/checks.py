@@ -95,7 +95,7 @@ def require_readable(
         return dataset
     summary = bad_images_summary(dataset.root, bad, len(dataset))
     if on_bad_image == "refuse":
-        raise DatasetError(f"{summary}\nReplace these files, or go on without them: on_bad_image=skip")
+        raise DatasetError(f"{summary}\nReplace these files, or go on without them: trainer.on_bad_image=skip")
     bad_paths = {image.path for image in bad}
     good = [index for index, path in enumerate(dataset.paths) if path not in bad_paths]
     if not good:

@@ -38,16 +38,21 @@ def find_folder(dataset: str, root: Path, *layouts: Sequence[str], nested: str |
         return place
     wanted = "; or ".join(", ".join(layout) for layout in layouts)
     here = f"{place}" if nested is None else f"{root} or {root / nested}"
+    fix = (
+        f"Set root to the unpacked dataset, or get it: python scripts/prepare_data.py {dataset}; "
+        f"datasets/{dataset}.yaml shows the layout and the source"
+    )
+    if not root.exists():
+        raise DatasetError(f"{root}: no such folder; expected dataset {dataset!r} there ({wanted}). {fix}")
     raise DatasetError(
         f"{place}: {', '.join(missing[nearest])} missing, so this is not dataset {dataset!r}. "
-        f"Looked in {here} for {wanted}; found in {place}: {_entries(place)}. Set root to the unpacked dataset, or "
-        f"unpack the archive again; datasets/{dataset}.yaml shows the layout and the source"
+        f"Looked in {here} for {wanted}; found in {place}: {_entries(place)}. {fix}"
     )
 
 
 def _entries(folder: Path) -> str:
     if not folder.is_dir():
-        return "no such folder"
+        return "no folder but a file"
     return listing(sorted(entry.name for entry in folder.iterdir())) or "nothing"
 
 

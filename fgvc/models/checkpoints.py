@@ -91,7 +91,7 @@ def load_checkpoint(
         raise WeightsError(
             f"{path}, read as {form.title}, does not fit this model on {model.backbone.name}: {'; '.join(problems)}. "
             "Build the model with the file's architecture, method, reduction and number of classes, or leave a part "
-            "out (backbone=False, reduction=False, classifier=False)"
+            "out (in Python: backbone=False, reduction=False or classifier=False)"
         )
     _check_function(path, form, model, parts)
     loaded = {name: tensor for name, tensor in state.items() if name.startswith(parts)}

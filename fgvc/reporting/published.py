@@ -7,6 +7,8 @@ import pandas as pd
 from fgvc.analysis import read_csv
 
 COLUMNS = ("label", "dataset", "epoch", "backbone", "value", "source")
+CLASSES = {"cub": 200, "cars": 196, "aircraft": 100, "dogs": 120, "imagenet": 1000}
+"""Classes of the benchmarks that the numbers were published for."""
 _ICCV21 = ("method", "dataset", "final_top1", "best_top1", "converged", "source")
 _RIVALS = ("method", "backbone", "source")  # and one column a dataset
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from fgvc.analysis import Accuracy, Method, Run, Setting, group_runs
 from fgvc.errors import RunError
+from fgvc.reporting.published import CLASSES as PUBLISHED_CLASSES
 from fgvc.reporting.published import COLUMNS as PUBLISHED_COLUMNS
 from fgvc.reporting.style import METHOD_STYLES, method_order
 
@@ -40,8 +41,8 @@ def accuracy_table(runs: Iterable[Run], published: pd.DataFrame | None = None) -
     A block is one setting, its methods in the order of `METHOD_STYLES`. For each of them it has the rows measured
     final, measured best, published final, published best and any number published without saying which epoch; `state`
     tells numbers from "not measured" and "not published". `best` is the epoch selected on the split `selected_on` for
-    measured numbers and on the test set for published ones. Published numbers match by dataset and label alone: their
-    backbone and protocol are their own.
+    measured numbers and on the test set for published ones. Published numbers match by dataset, number of classes and label
+    alone: their backbone and protocol are their own.
 
     Args:
         runs: finished runs (`fgvc.analysis.split_finished`).
@@ -62,6 +63,8 @@ def accuracy_table(runs: Iterable[Run], published: pd.DataFrame | None = None) -
     for number, setting in enumerate(settings, start=1):
         head = {"block": number, **asdict(setting)}
         of_dataset = published[published["dataset"] == setting.dataset]
+        if setting.num_classes not in (None, PUBLISHED_CLASSES.get(setting.dataset)):
+            of_dataset = of_dataset[:0]  # a part of the benchmark is another, easier task
         methods = {method.label: method for method in groups[setting]}
         for label in sorted({*methods, *of_dataset["label"]}, key=method_order):
             method = methods.get(label, Method("", None, label))

@@ -96,6 +96,7 @@ class Trainer:
             self._save()
         if evaluation is None:
             evaluation = self._evaluate(self.loaders.test, "test")
+            _log.info("no epoch to train: test top-1 %.2f %%", evaluation.accuracy.top1)
         if self.progress.best is None:  # no epoch was asked for: the weights the run started from are its result
             self._select_best(self.progress.epoch, evaluation, evaluation)
         self._write_weights("last")

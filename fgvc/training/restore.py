@@ -16,7 +16,8 @@ from fgvc.training.model_of_run import read_classes, restore_backbone, restore_m
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.setup import (
     fold_backbone,
-    read_split,
+    open_split,
+    ready_split,
     split_features,
     trained_part,
 )
@@ -81,7 +82,7 @@ def restore_run(path: Path, device: torch.device, *, checkpoint: str = "last", r
     if root is not None:
         config.dataset.root = root
     backbone = restore_backbone(config)
-    images = read_split(config, "test", backbone)
+    images = ready_split(config, open_split(config, "test"), backbone, training=False)
     _check_classes(config, images.classes, read_classes(folder))
     model = restore_model(folder, config, backbone, checkpoint)
     digest = weights_digest(backbone)

@@ -1,7 +1,7 @@
 """From a configuration to what the loop needs: images or cached feature maps, the module to train, loaders."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,10 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
     Raises:
         DatasetError, ConfigError, WeightsError: as the parts raise them.
     """
+    # the dataset first: where it is missing, nobody should wait for the backbone's weights to be told so
+    opened = [open_split(config, which) for which in ("train", "test")]
     backbone = build_backbone(config)
-    images = _images(config, backbone)
+    images = _images(config, opened, backbone)
     model = build_model(config, backbone, len(images.train.classes))
     digest = weights_digest(backbone)
     backbone.to(device)
@@ -176,27 +178,30 @@ def _initialise(model: FineGrainedModel, file: str) -> None:
     _log.info("initial weights: %d tensors of %s (%s), %s", report.loaded, report.source, report.format, classifier)
 
 
-def read_split(config: RunConfig, which: str, backbone: Backbone) -> ImageDataset:
-    """The "train" or "test" split with its transform, every image readable.
+def open_split(config: RunConfig, which: str) -> ImageDataset:
+    """The "train" or "test" split as it lies on the disk. Raises ConfigError, DatasetError as `create_dataset`."""
+    name = config.dataset.adapter or config.dataset.name
+    return create_dataset(name, root=config.dataset.root, split=which, **config.dataset.options)
+
+
+def ready_split(config: RunConfig, opened: ImageDataset, backbone: Backbone, *, training: bool) -> ImageDataset:
+    """A split with the transform that the backbone needs, every image readable.
 
     Raises:
-        DatasetError: as the adapter and the check raise it.
+        DatasetError: an image cannot be read.
     """
     transform = create_transform(
-        **asdict(config.dataset.transform),
-        **normalization_from_timm(backbone.data_config),
-        training=which == "train",
+        **asdict(config.dataset.transform), **normalization_from_timm(backbone.data_config), training=training
     )
-    name = config.dataset.adapter or config.dataset.name
-    dataset = create_dataset(name, root=config.dataset.root, split=which, transform=transform, **config.dataset.options)
+    dataset = opened.with_transform(transform)
     if was_verified(dataset):  # by scripts/prepare_data.py: no need to decode every image once more
         return dataset
     return require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir))
 
 
-def _images(config: RunConfig, backbone: Backbone) -> Images:
-    """The splits of a run. Raises DatasetError as `read_split`, or where they differ in their classes."""
-    train, test = (read_split(config, which, backbone) for which in ("train", "test"))
+def _images(config: RunConfig, opened: Sequence[ImageDataset], backbone: Backbone) -> Images:
+    """The splits of a run. Raises DatasetError as `ready_split`, or where they differ in their classes."""
+    train, test = (ready_split(config, s, backbone, training=s is opened[0]) for s in opened)
     if train.classes != test.classes:
         raise DatasetError(f"{config.dataset.root}: training and test split differ in their classes")
     if config.trainer.val_fraction == 0:
