@@ -125,7 +125,24 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path: Path, varied: lis
     straight = load_file(tmp_path / "straight" / "checkpoints" / "last.safetensors")
     assert continued.keys() == straight.keys()
     assert all(continued[name].equal(straight[name]) for name in straight)
-    assert pd.read_csv(tmp_path / "run" / "metrics.csv")["epoch"].tolist() == [1, 2]
+    tables = [pd.read_csv(tmp_path / name / "metrics.csv").drop(columns="seconds") for name in ("run", "straight")]
+    pd.testing.assert_frame_equal(*tables)
+    assert tables[0]["epoch"].tolist() == [1, 2]
+    spectra = [np.load(tmp_path / name / "spectrum.npz") for name in ("run", "straight")]
+    assert all(np.array_equal(spectra[0][key], spectra[1][key]) for key in ("before", "after"))
+
+
+def test_two_processes_train_one_model(tmp_path: Path) -> None:
+    """On the CPU; the second stage of a hybrid run included, with a moving average and without."""
+    settings = ["method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1", "trainer.batch_size=2"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launch, str(ROOT / "scripts" / "train.py"), *SMALL, *settings, "run_dir=run"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["final"]["epoch"] == 2
+    assert len(pd.read_csv(tmp_path / "run" / "predictions.csv")) == 9
 
 
 def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: Path, here: Train) -> None:

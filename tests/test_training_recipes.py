@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import ROOT, Train, run
+from command_line import ROOT, Train, refused, run
 
 from fgvc.models import PoolingHead
 from fgvc.training.config import HybridConfig, MethodConfig, RunConfig, ScheduleConfig, TrainerConfig
@@ -127,17 +127,26 @@ def test_hybrid_run_says_what_each_epoch_was_trained_with(tmp_path: Path, train_
 
 
 def test_hybrid_trains_like_its_stages(tmp_path: Path, train_here: Train) -> None:
-    """Its first stage ends with the weights of a run of that method, and its second changes them otherwise."""
+    """Its first stage is a run of that method, averaged weights and their evaluation included; its second is not."""
     for name, settings in {
         "first": ["trainer.epochs=1", "method=isqrt_cov"],
         "hybrid": ["method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1"],
         "plain": ["method=isqrt_cov"],
     }.items():
-        assert train_here(tmp_path, f"run_dir={name}", *settings).returncode == 0
+        assert train_here(tmp_path, f"run_dir={name}", "trainer.ema_decay=0.5", *settings).returncode == 0
     tables = {name: pd.read_csv(tmp_path / name / "metrics.csv") for name in ("first", "hybrid", "plain")}
-    losses = {name: table["train_loss"].tolist() for name, table in tables.items()}
-    assert losses["hybrid"][0] == losses["first"][0] == losses["plain"][0]
-    assert losses["hybrid"][1] != losses["plain"][1]
+    for column in ("train_loss", "test_loss"):
+        losses = {name: table[column].tolist() for name, table in tables.items()}
+        assert losses["hybrid"][0] == losses["first"][0] == losses["plain"][0]
+        assert losses["hybrid"][1] != losses["plain"][1]
+
+
+def test_steps_that_end_before_the_switch_are_refused(tmp_path: Path, train_here: Train) -> None:
+    settings = ["method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1"]
+    done = train_here(tmp_path, *settings, "trainer.max_steps=3", "run_dir=run")
+    refused(done, "trainer.max_steps=3", "after 3 steps")
+    assert not (tmp_path / "run").exists()
+    assert train_here(tmp_path, *settings, "trainer.max_steps=4", "run_dir=run").returncode == 0
 
 
 def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(
@@ -155,6 +164,11 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(
     assert torch.equal(plain[name], state["model"][name])  # averaging does not change what is trained
     evaluated = here("evaluate.py", "run", cwd=tmp_path)
     assert f"{summary_of(folder.path)['final']['top1']:.2f}" in evaluated.stdout
+    # the eigenvalues are those of the averaged weights too
+    weights = "initial_weights=run/checkpoints/last.safetensors"
+    assert train_here(tmp_path, "run_dir=again", "trainer.epochs=0", weights).returncode == 0
+    spectra = [np.load(tmp_path / name / "spectrum.npz")["before"] for name in ("run", "again")]
+    np.testing.assert_allclose(*spectra, rtol=1e-5, atol=1e-9)
 
 
 def test_no_epoch_evaluates_the_initial_weights(tmp_path: Path, train_here: Train) -> None:
@@ -166,8 +180,15 @@ def test_no_epoch_evaluates_the_initial_weights(tmp_path: Path, train_here: Trai
     assert imported["status"] == "finished" and imported["epochs"] == imported["final"]["epoch"] == 0
     for key in ("top1", "top5", "mean_class"):
         assert imported["final"][key] == trained["final"][key] == imported["best"][key]
+    assert imported["best"]["selected_on"] == "test" and f"{trained['final']['top1']:.2f} %" in done.stderr
     ours, theirs = (pd.read_csv(tmp_path / name / "predictions.csv") for name in ("imported", "trained"))
     assert ours["confidence"].tolist() == pytest.approx(theirs["confidence"].tolist(), abs=1e-6)
+
+
+def test_no_epoch_with_held_out_images_is_selected_on_them(tmp_path: Path, train_here: Train) -> None:
+    done = train_here(tmp_path, "run_dir=run", "trainer.epochs=0", "trainer.val_fraction=0.25")
+    assert done.returncode == 0, done.stderr
+    assert summary_of(tmp_path / "run")["best"]["selected_on"] == "validation"
 
 
 def test_initial_weights_of_another_number_of_classes_leave_the_classifier_new(
@@ -178,8 +199,8 @@ def test_initial_weights_of_another_number_of_classes_leave_the_classifier_new(
     more = ["dataset.root=more", "dataset.options.classes=4", "run_dir=four", "trainer.epochs=1", weights]
     done = train_here(tmp_path, *more)
     assert done.returncode == 0 and "classifier left out" in done.stderr, done.stderr
-    refused = train_here(tmp_path, "run_dir=other", "method.reduction=6", weights)
-    assert refused.returncode == 2 and "another shape" in refused.stderr and not (tmp_path / "other").exists()
+    refused(train_here(tmp_path, "run_dir=other", "method.reduction=6", weights), "another shape")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_frozen_head_starts_from_and_returns_to_initial_weights(

@@ -100,7 +100,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
             image = self.decode(index)
         except UnreadableImageError as error:
             raise DatasetError(
-                f"{self.paths[index]}: {error}. Replace the file, or leave such files out with trainer.on_bad_image=skip."
+                f"{self.paths[index]}: {error}. Replace it, or leave such files out with trainer.on_bad_image=skip."
             ) from error
         return (image if self.transform is None else self.transform(image)), self.targets[index]
 

@@ -67,7 +67,8 @@ def _setting_block(part: pd.DataFrame) -> Block:
         *(f"[{number}] published: {source}" for source, number in sources.items()),
     ]
     if published.empty:
-        notes.append(f"Not published: no number for the dataset {setting.dataset}.")
+        classes = "" if setting.num_classes is None else f" with {setting.num_classes} classes"
+        notes.append(f"Not published: no number for the dataset {setting.dataset}{classes}.")
     return Block(
         title=f"{part['block'].iloc[0]}. {setting.title}",
         header=[*header, *(_PUBLISHED_HEADERS[epoch] for epoch in epochs)],

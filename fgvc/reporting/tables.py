@@ -41,8 +41,8 @@ def accuracy_table(runs: Iterable[Run], published: pd.DataFrame | None = None) -
     A block is one setting, its methods in the order of `METHOD_STYLES`. For each of them it has the rows measured
     final, measured best, published final, published best and any number published without saying which epoch; `state`
     tells numbers from "not measured" and "not published". `best` is the epoch selected on the split `selected_on` for
-    measured numbers and on the test set for published ones. Published numbers match by dataset, number of classes and label
-    alone: their backbone and protocol are their own.
+    measured numbers and on the test set for published ones. Published numbers match by dataset, number of classes and
+    label alone: their backbone and protocol are their own.
 
     Args:
         runs: finished runs (`fgvc.analysis.split_finished`).

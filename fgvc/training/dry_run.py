@@ -45,7 +45,7 @@ def _shrink(config: RunConfig, folder: Path) -> RunConfig:
     small.dataset.root = str(folder / "data")
     small.backbone.pretrained = False
     trainer = small.trainer
-    trainer.epochs = min(trainer.epochs, 2)
+    trainer.epochs = min(max(trainer.epochs, 1), 2)
     trainer.batch_size = min(trainer.batch_size, _CLASSES)
     trainer.eval_batch_size = min(trainer.eval_batch_size, _CLASSES)
     trainer.workers, trainer.tracker, trainer.max_steps = 0, None, None
@@ -61,5 +61,7 @@ def _shrink(config: RunConfig, folder: Path) -> RunConfig:
     if adapter == "hf":  # once written to the disk it is a folder of class folders
         small.dataset.adapter = adapter = "folder"
         small.dataset.options = {}
+    for key in ("train_split", "test_split"):  # which of the official images: random ones are all alike
+        small.dataset.options.pop(key, None)
     write_miniature(adapter, folder / "data", classes=_CLASSES, train_per_class=per_class, test_per_class=1)
     return small

@@ -14,7 +14,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fgvc.errors import DivergenceError
+from fgvc.errors import ConfigError, DivergenceError
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.spectral import EigendecompositionError
 from fgvc.training.config import RunConfig
@@ -53,6 +53,9 @@ class Trainer:
         num_classes: width of the logits.
         accelerator: device, precision and processes.
         folder: where checkpoints and metrics go.
+
+    Raises:
+        ConfigError: unknown optimiser or rate, or `max_steps` ends a hybrid run before its switch.
     """
 
     def __init__(
@@ -82,6 +85,12 @@ class Trainer:
             test=accelerator.prepare(loaders.test),
             validation=None if loaders.validation is None else accelerator.prepare(loaders.validation),
         )
+        first_stage, limit = self.stages.switch * len(self.loaders.train), config.trainer.max_steps
+        if limit is not None and limit <= first_stage:
+            raise ConfigError(
+                f"trainer.max_steps={limit} ends before the hybrid protocol switches, after {first_stage} steps; "
+                "raise it, or lower hybrid.switch_epoch"
+            )
 
     @property
     def evaluated(self) -> nn.Module:
@@ -98,7 +107,9 @@ class Trainer:
             evaluation = self._evaluate(self.loaders.test, "test")
             _log.info("no epoch to train: test top-1 %.2f %%", evaluation.accuracy.top1)
         if self.progress.best is None:  # no epoch was asked for: the weights the run started from are its result
-            self._select_best(self.progress.epoch, evaluation, evaluation)
+            held_out = self.loaders.validation
+            selector = evaluation if held_out is None else self._evaluate(held_out, "validation")
+            self._select_best(self.progress.epoch, selector, evaluation)
         self._write_weights("last")
         self.accelerator.unwrap_model(self.module).load_state_dict(self._weights())
         return evaluation
@@ -143,8 +154,8 @@ class Trainer:
 
     def _enter_stage(self, epoch: int) -> None:
         """Put the pooling of the epoch's stage into the model and into the average of it."""
-        for module in (self.accelerator.unwrap_model(self.module), self.evaluated):
-            self.stages.enter(_head(module), epoch)
+        for module in (self.module, self.evaluated):
+            self.stages.enter(_head(self.accelerator.unwrap_model(module)), epoch)
         if epoch == self.stages.switch + 1 > 1:
             _log.info(
                 "hybrid: from %s to %s, epoch %d on", self.stages.method(epoch - 1), self.stages.method(epoch), epoch

@@ -39,7 +39,8 @@ def train_run(config: RunConfig) -> Path:
     """Carry out a run, or what is left of it, and write its folder.
 
     Returns:
-        The run folder, with config.yaml, metrics.csv, predictions.csv, spectrum.npz, summary.json and checkpoints/.
+        The run folder, with config.yaml, metrics.csv (where an epoch was trained), predictions.csv, spectrum.npz,
+        summary.json and checkpoints/.
 
     Raises:
         ConfigError, DatasetError, WeightsError, RunError: a mistake in the settings, the data or the folder; found
