@@ -11,9 +11,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python scripts/make_tables.py results/demo
 	$(BIN)/python scripts/plot_spectra.py results/demo
 
-# one thread a process: the suite's tensors are small, and threads would wait for each other
+# two processes of one thread each: the suite's tensors are small, and threads would wait for each other; a file's tests
+# stay together, as they share trained runs
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
