@@ -4,6 +4,7 @@ import errno
 import gzip
 import io
 import os
+import re
 import stat
 import tarfile
 import zipfile
@@ -62,6 +63,14 @@ def test_a_hostile_member_of_a_nested_tar_is_refused(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "train.tar", {"n0.tar": tar_bytes({"../../evil": b"x"})})
     with pytest.raises(DatasetError, match=r"'\.\./\.\./evil' has a name that leads out"):
         extract(archive, tmp_path / "out", nested=True)
+    assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.parametrize("name", [".tar", "..tar", "...tar", "n0/...tar", "n0/.tar", "../n0.tar"])
+def test_a_nested_tar_whose_name_without_the_ending_leads_out(tmp_path: Path, name: str) -> None:
+    archive = write_tar(tmp_path / "train.tar", {name: tar_bytes({"evil": b"x"})})
+    with pytest.raises(DatasetError, match=rf"'{re.escape(name)}' (names no folder|has a name that leads out)"):
+        extract(archive, tmp_path / "deep" / "out", nested=True)
     assert not list(tmp_path.rglob("evil"))
 
 

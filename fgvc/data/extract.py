@@ -92,7 +92,8 @@ def _extract_tar(file: IO[bytes], target: Path, budget: _Budget, mode: str, nest
                     content = tar.extractfile(member)
                 assert content is not None  # a plain file has content
                 if nested:
-                    for _ in _extract_tar(content, place.with_suffix(""), budget, "r|", nested=False):
+                    folder = _place(budget, target, _stem(budget, member.name))
+                    for _ in _extract_tar(content, folder, budget, "r|", nested=False):
                         yield
                 else:
                     _write(budget, content, place, member.name)
@@ -133,6 +134,18 @@ def _place(budget: _Budget, target: Path, name: str) -> Path:
     if "\\" in name or "\0" in name or name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in parts:
         raise _refusal(budget, name, "has a name that leads out of the target folder")
     return target.joinpath(*(part for part in parts if part not in ("", ".")))
+
+
+def _stem(budget: _Budget, name: str) -> str:
+    """The name of a tar in a tar without its ending, for a folder.
+
+    Raises:
+        DatasetError: nothing that could name a folder is left.
+    """
+    stem = re.sub(r"\.[^./]*$", "", name)
+    if stem.rpartition("/")[2] in ("", ".", ".."):
+        raise _refusal(budget, name, "names no folder once its ending is taken off")
+    return stem
 
 
 def _make_folder(budget: _Budget, place: Path, name: str) -> None:
