@@ -85,7 +85,8 @@ def test_modes_and_owners_are_not_taken_over(tmp_path: Path) -> None:
     assert status.st_uid == os.getuid()
 
 
-NAMES = ["../evil", "a/../../evil", "/tmp/evil-fgvc", "C:/evil", "c:evil", "..\\evil", "\\\\host\\evil", "a\\b", ".."]
+UP = ["../evil", "a/../../evil", "..\\evil", ".."]
+NAMES = [*UP, "/tmp/evil-fgvc", "C:/evil", "c:evil", "foo/C:/evil", "foo/c:evil", "\\\\host\\evil", "a\\b"]
 
 
 @pytest.mark.parametrize("name", NAMES)

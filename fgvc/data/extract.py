@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from fgvc.data.checksums import byte_bar
+from fgvc.data.layout import leads_out
 from fgvc.errors import DatasetError
 
 _TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
@@ -130,10 +131,9 @@ def _place(budget: _Budget, target: Path, name: str) -> Path:
     Raises:
         DatasetError: its name leads elsewhere, on this system or another.
     """
-    parts = name.split("/")
-    if "\\" in name or "\0" in name or name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in parts:
+    if leads_out(name) or "\\" in name:  # a backslash parts folders on some systems and not on others
         raise _refusal(budget, name, "has a name that leads out of the target folder")
-    return target.joinpath(*(part for part in parts if part not in ("", ".")))
+    return target.joinpath(*(part for part in name.split("/") if part not in ("", ".")))
 
 
 def _stem(budget: _Budget, name: str) -> str:
