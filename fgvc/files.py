@@ -4,10 +4,14 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
 
 
 @contextlib.contextmanager
@@ -64,6 +68,32 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` while the block runs; yields False where another call holds it.
+
+    The lock ends with the process, however that ends; the empty file of a killed one is in nobody's way. Where the
+    system or the file system has no such locks, it is always had.
+    """
+    if sys.platform == "win32":
+        yield True
+        return
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # a call that ended meanwhile has deleted the file that was opened here: it locks nothing any more
+            free = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except BlockingIOError:
+            free = False
+        except OSError:
+            free = True
+        try:
+            yield free
+        finally:
+            if free:
+                path.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -140,6 +140,7 @@ DAMAGES: DamageTable = {
         ["classes.txt", "not UTF-8", "0xe9", "offset 9"],
     ),
     "path with ..": (replace_text("images.txt", NAMES[0], "../secret.png"), ["images.txt", "../secret.png"]),
+    "drive inside a path": (replace_text("images.txt", NAMES[0], "a/C:/secret.png"), ["'a/C:/secret.png'", "leaves"]),
     "absolute path": (replace_text("images.txt", NAMES[0], "/etc/secret.png"), ["/etc/secret.png"]),
 }
 

@@ -4,6 +4,8 @@ import errno
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +132,46 @@ def test_a_shorter_file_on_the_server_starts_over(server: FileServer, tmp_path: 
     server.status = [416]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
     assert [asked for _, asked in server.requests] == [None, "bytes=200000-", None]
+
+
+def test_two_calls_at_once_do_not_write_to_the_same_file(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, refusals = server.answer, []
+
+    def meanwhile(request: Any) -> None:
+        if not refusals:
+            with pytest.raises(DatasetError, match=r"a\.tar\.part: another call is at work on it") as caught:
+                fetch(server, tmp_path)
+            refusals.append(caught)
+        answer(request)
+
+    monkeypatch.setattr(server, "answer", meanwhile)
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert (len(refusals), len(server.requests)) == (1, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fgvc.files import locked
+with locked(Path(sys.argv[1])) as free:
+    print(free, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_process_holds_no_lock(server: FileServer, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "a.tar.part.lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "True\n"
+        with pytest.raises(DatasetError, match="another call is at work"):
+            fetch(server, tmp_path)
+        process.kill()
+    assert (tmp_path / "a.tar.part.lock").exists()
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha256"])

@@ -4,8 +4,10 @@ import errno
 import gzip
 import io
 import os
+import re
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,14 @@ def test_a_hostile_member_of_a_nested_tar_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("evil"))
 
 
+@pytest.mark.parametrize("name", [".tar", "..tar", "...tar", "n0/...tar", "n0/.tar", "../n0.tar"])
+def test_a_nested_tar_whose_name_without_the_ending_leads_out(tmp_path: Path, name: str) -> None:
+    archive = write_tar(tmp_path / "train.tar", {name: tar_bytes({"evil": b"x"})})
+    with pytest.raises(DatasetError, match=rf"'{re.escape(name)}' (names no folder|has a name that leads out)"):
+        extract(archive, tmp_path / "deep" / "out", nested=True)
+    assert not list(tmp_path.rglob("evil"))
+
+
 def test_modes_and_owners_are_not_taken_over(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         member = tarfile.TarInfo("tool")
@@ -76,7 +86,8 @@ def test_modes_and_owners_are_not_taken_over(tmp_path: Path) -> None:
     assert status.st_uid == os.getuid()
 
 
-NAMES = ["../evil", "a/../../evil", "/tmp/evil-fgvc", "C:/evil", "c:evil", "..\\evil", "\\\\host\\evil", "a\\b", ".."]
+UP = ["../evil", "a/../../evil", "..\\evil", ".."]
+NAMES = [*UP, "/tmp/evil-fgvc", "C:/evil", "c:evil", "foo/C:/evil", "foo/c:evil", "\\\\host\\evil", "a\\b"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,6 +169,78 @@ def test_masses_of_empty_members_count_too(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("fgvc.data.extract._ALLOWANCE", 1000)
     archive = write_tar(tmp_path / "x.tgz", dict.fromkeys((f"{i:04}" for i in range(3000)), b""), "w:gz")
     refused(archive, tmp_path / "out", "more than 20 times its size")
+
+
+HEADERS = [
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+]
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_header_without_measure_is_refused_unread(tmp_path: Path, kind: bytes, first: bool) -> None:
+    archive = tmp_path / "x.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        if not first:
+            add(tar, "good", b"1")
+        add(tar, "header", bytes(64 << 20), kind=kind)
+        add(tar, "evil", b"1")
+    tracemalloc.start()
+    try:
+        refused(archive, tmp_path / "out", "'header' is a header of 67108864 bytes")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_headers_that_are_large_together_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgvc.data.extract._ALLOWANCE", 1000)
+    with tarfile.open(tmp_path / "x.tgz", "w:gz") as tar:
+        for i in range(5):
+            add(tar, "header", f"100000 {i:05}=".encode().ljust(99_999, b"x") + b"\n", kind=tarfile.XGLTYPE)
+            add(tar, f"{i}")
+    refused(tmp_path / "x.tgz", tmp_path / "out", "more than 20 times its size")
+
+
+def test_long_names_are_read(tmp_path: Path) -> None:
+    name = "/".join(["folder" * 10] * 5) + "/ünï.txt"
+    for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(tmp_path / f"{kind}.tar", "w", format=kind) as tar:
+            add(tar, name, b"1")
+        extract(tmp_path / f"{kind}.tar", tmp_path / f"{kind}")
+        assert folder_bytes(tmp_path / f"{kind}") == {name: b"1"}
+
+
+SPARSE = {
+    "GNU": None,
+    "pax 0.0": {"GNU.sparse.size": "1", "GNU.sparse.numblocks": "0"},
+    "pax 0.1": {"GNU.sparse.map": "0,1"},
+    "pax 1.0": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+}
+
+
+@pytest.mark.parametrize("kind", SPARSE)
+def test_sparse_files(tmp_path: Path, kind: str) -> None:
+    """Their maps are read whole, and may be longer than the memory."""
+    headers = SPARSE[kind]
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        add(tar, "good", b"1")
+        member = tarfile.TarInfo("bad")
+        member.size, member.pax_headers = 2000, headers or {}
+        member.type = tarfile.GNUTYPE_SPARSE if headers is None else tarfile.REGTYPE
+        tar.addfile(member, io.BytesIO(b"1000\n" + b"0\n" * 1000))
+    refused(tmp_path / "x.tar", tmp_path / "out", "is a sparse file")
+
+
+def test_endless_headers_in_a_row(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for _ in range(3000):
+            add(tar, "header", b"12 a=12345\n", kind=tarfile.XHDTYPE)
+    refused(tmp_path / "x.tar", tmp_path / "out", "damaged")
 
 
 @pytest.mark.parametrize("name", ["x.tar", "x.tgz", "x.tar.xz", "x.zip"])

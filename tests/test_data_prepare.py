@@ -302,8 +302,12 @@ def test_an_archive_without_a_checksum_is_taken_with_a_notice(place: Place, capl
     assert prepared.fingerprint["archives"] == {"birds.tgz": {"sha256": hashlib.sha256(place.archive).hexdigest()}}
 
 
-def test_archives_of_a_dataset_that_is_there_are_not_unpacked(ready: Place, caplog: pytest.LogCaptureFixture) -> None:
-    (ready.root / "fingerprint.json").unlink()
+@pytest.mark.parametrize("verified", [True, False])
+def test_archives_of_a_dataset_that_is_there_are_not_unpacked(
+    ready: Place, caplog: pytest.LogCaptureFixture, verified: bool
+) -> None:
+    if not verified:
+        (ready.root / "fingerprint.json").unlink()
     (ready.folder / "birds.tgz").write_bytes(b"never read")
     ready.prepare(ready.folder / "birds.tgz")
     assert "holds the dataset already" in caplog.text
@@ -375,11 +379,24 @@ def test_options_that_exclude_each_other_and_names_without_a_card(place: Place) 
         place.prepare(place.folder / "birds.tgz", verify_only=True)
     with pytest.raises(DatasetError, match="no such folder; leave out --verify-only"):
         place.prepare(verify_only=True)
+    place.root.mkdir(parents=True)
+    with pytest.raises(DatasetError, match="is empty; leave out --verify-only"):
+        place.prepare(verify_only=True)
     for name in ("folder", "hf"):
         with pytest.raises(ConfigError, match=f"{name} needs no preparation"):
             prepare_dataset(name, cards=place.folder / "cards", root=place.root)
     with pytest.raises(ConfigError, match="no card of dataset 'cubs'"):
         prepare_dataset("cubs", cards=place.folder / "cards", root=place.root)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_dataset_made_on_the_spot_is_not_made_to_be_verified(tmp_path: Path, exists: bool) -> None:
+    root = tmp_path / "synthetic"
+    if exists:
+        root.mkdir()
+    with pytest.raises(DatasetError, match=f"{root}: .*leave out --verify-only to get the dataset"):
+        prepare_dataset("synthetic", cards=CARDS, root=root, verify_only=True)
+    assert folder_bytes(tmp_path) == {}
 
 
 @pytest.mark.parametrize("name", [name for name in list_cards(CARDS) if name != "synthetic"])

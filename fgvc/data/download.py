@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from fgvc.data.checksums import byte_bar, checksum_problem
 from fgvc.errors import DatasetError
-from fgvc.files import write_json_atomic
+from fgvc.files import locked, write_json_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -76,31 +76,24 @@ def download(
     Raises:
         DownloadError: the server refuses, sends a web page or cannot be reached, or the checksum differs (what has
             arrived is deleted).
-        DatasetError: there is too little space.
+        DatasetError: there is too little space, or another call is at work on the same file.
         OSError: the file cannot be written; where the disk is full, what has arrived stays.
     """
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    failures, furthest = 0, _size(part)
-    while (error := _transfer_error(url, part, space, timeout)) is not None:
-        failures = 1 if _size(part) > furthest else failures + 1
-        furthest = max(furthest, _size(part))
-        if failures >= attempts:
+    with locked(part.with_name(f"{part.name}.lock")) as free:
+        if not free:
+            raise DatasetError(f"{part}: another call is at work on it; wait for that one, or end it, and start again")
+        _complete(url, part, space, attempts, pause, timeout)
+        problem = checksum_problem(part, checksums)
+        if problem is not None:
+            _discard(part)
             raise DownloadError(
-                f"{url}: {error}, {failures} times without progress; {_size(part)} bytes have arrived in {part}. "
-                "Start again to continue."
+                f"{url}: {problem}; what arrived is deleted. Start again; if it differs again, the file on the server "
+                "has changed since the card was written"
             )
-        logger.warning("%s: %s; trying again", url, error)
-        time.sleep(pause * 2 ** (failures - 1))
-    problem = checksum_problem(part, checksums)
-    if problem is not None:
+        part.replace(target)
         _discard(part)
-        raise DownloadError(
-            f"{url}: {problem}; what arrived is deleted. Start again; if it differs again, the file on the server has "
-            "changed since the card was written"
-        )
-    part.replace(target)
-    _discard(part)
 
 
 def require_space(folder: Path, needed: float, purpose: str) -> None:
@@ -115,6 +108,25 @@ def require_space(folder: Path, needed: float, purpose: str) -> None:
             f"{folder}: {purpose} needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free; free some or "
             "give another --root"
         )
+
+
+def _complete(url: str, part: Path, space: float, attempts: int, pause: float, timeout: float) -> None:
+    """Try until `part` is of full size; arguments as of `download`.
+
+    Raises:
+        DownloadError: the server refuses, or there was no progress.
+    """
+    failures, furthest = 0, _size(part)
+    while (error := _transfer_error(url, part, space, timeout)) is not None:
+        failures = 1 if _size(part) > furthest else failures + 1
+        furthest = max(furthest, _size(part))
+        if failures >= attempts:
+            raise DownloadError(
+                f"{url}: {error}, {failures} times without progress; {_size(part)} bytes have arrived in {part}. "
+                "Start again to continue."
+            )
+        logger.warning("%s: %s; trying again", url, error)
+        time.sleep(pause * 2 ** (failures - 1))
 
 
 def _transfer_error(url: str, part: Path, space: float, timeout: float) -> str | None:

@@ -14,10 +14,29 @@ from pathlib import Path
 from typing import IO
 
 from fgvc.data.checksums import byte_bar
+from fgvc.data.layout import leads_out
 from fgvc.errors import DatasetError
 
 _TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error, lzma.LZMAError, OSError)
+_DAMAGES = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RecursionError,  # tarfile goes one call deeper for each extra header in a row
+)
+# headers that belong to the next member: tarfile reads them whole
+_EXTRA_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+_MAX_HEADER = 1 << 20  # bytes; they hold names and dates
 # photographs hardly shrink: an archive that grows beyond this is no image dataset
 _MAX_GROWTH, _ALLOWANCE = 20, 1 << 26
 _MEMBER_COST = 512  # bytes that a member counts beside its content, so that empty ones have a limit too
@@ -42,9 +61,9 @@ class _Budget:
 def extract(archive: Path, target: Path, *, name: str | None = None, nested: bool = False) -> None:
     """Unpack `archive` below the folder `target`, which should be new.
 
-    Members must be plain files and folders with relative names that stay below `target`: links, devices, "..",
-    absolute names, drive letters, names that occur twice and archives that grow without measure are refused.
-    Permissions and owners of the members are not taken over.
+    Members must be plain files and folders with relative names that stay below `target`: links, devices, sparse files,
+    "..", absolute names, drive letters, names that occur twice, headers and archives that grow without measure are
+    refused. Permissions and owners of the members are not taken over.
 
     Args:
         archive: a tar (plain, gz, bz2, xz) or a zip; a file that is neither by its name is copied.
@@ -73,7 +92,7 @@ def extract(archive: Path, target: Path, *, name: str | None = None, nested: boo
 def _extract_tar(file: IO[bytes], target: Path, budget: _Budget, mode: str, nested: bool) -> Iterator[None]:
     """Unpack one tar from a stream, read once from front to back; yields after each member."""
     with _damage(budget.archive):
-        opened = tarfile.open(fileobj=file, mode=mode)  # type: ignore[call-overload]  # noqa: SIM115
+        opened = tarfile.open(fileobj=file, mode=mode, tarinfo=_member_type(budget))  # type: ignore[call-overload]  # noqa: SIM115
     with opened as tar:
         while True:
             with _damage(budget.archive):
@@ -92,11 +111,34 @@ def _extract_tar(file: IO[bytes], target: Path, budget: _Budget, mode: str, nest
                     content = tar.extractfile(member)
                 assert content is not None  # a plain file has content
                 if nested:
-                    for _ in _extract_tar(content, place.with_suffix(""), budget, "r|", nested=False):
+                    folder = _place(budget, target, _stem(budget, member.name))
+                    for _ in _extract_tar(content, folder, budget, "r|", nested=False):
                         yield
                 else:
                     _write(budget, content, place, member.name)
             yield
+
+
+def _member_type(budget: _Budget) -> type[tarfile.TarInfo]:
+    """Members of a tar that refuse, while their headers are read, what would be kept in memory without measure."""
+
+    class Member(tarfile.TarInfo):
+        @classmethod
+        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Member":
+            member = super().frombuf(buf, encoding, errors)
+            if member.type in _EXTRA_HEADERS:
+                if not 0 <= member.size <= _MAX_HEADER:
+                    raise _refusal(budget, member.name, f"is a header of {member.size} bytes; this is no image dataset")
+                budget.spend(member.size)
+            return member
+
+        def _refuse_sparse(self, *_: object) -> None:
+            raise _refusal(budget, self.name, "is a sparse file; only plain files and folders are unpacked")
+
+        # tarfile's own readers of the maps of such files, which may be longer than the memory
+        _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
+
+    return Member
 
 
 def _extract_zip(archive: Path, target: Path, budget: _Budget) -> None:
@@ -129,10 +171,21 @@ def _place(budget: _Budget, target: Path, name: str) -> Path:
     Raises:
         DatasetError: its name leads elsewhere, on this system or another.
     """
-    parts = name.split("/")
-    if "\\" in name or "\0" in name or name.startswith("/") or re.match("[A-Za-z]:", name) or ".." in parts:
+    if leads_out(name) or "\\" in name:  # a backslash parts folders on some systems and not on others
         raise _refusal(budget, name, "has a name that leads out of the target folder")
-    return target.joinpath(*(part for part in parts if part not in ("", ".")))
+    return target.joinpath(*(part for part in name.split("/") if part not in ("", ".")))
+
+
+def _stem(budget: _Budget, name: str) -> str:
+    """The name of a tar in a tar without its ending, for a folder.
+
+    Raises:
+        DatasetError: nothing that could name a folder is left.
+    """
+    stem = re.sub(r"\.[^./]*$", "", name)
+    if stem.rpartition("/")[2] in ("", ".", ".."):
+        raise _refusal(budget, name, "names no folder once its ending is taken off")
+    return stem
 
 
 def _make_folder(budget: _Budget, place: Path, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from fgvc.errors import DatasetError
 
@@ -103,16 +103,24 @@ def is_whole_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
+def leads_out(name: str) -> bool:
+    """Whether a name from outside may lead out of the folder it is meant for, on this system or another.
+
+    A colon is refused anywhere: on Windows a part "C:" starts over at a drive, wherever it stands.
+    """
+    slashes = name.replace("\\", "/")
+    return slashes.startswith("/") or ".." in slashes.split("/") or ":" in name or "\0" in name
+
+
 def require_inside(folder: Path, name: str, source: Path) -> Path:
     """`folder` / `name`, where a file of the dataset, `source`, gives the name.
 
     Raises:
-        DatasetError: the path is absolute or climbs up.
+        DatasetError: the path is absolute, climbs up or names a drive.
     """
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    if posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts):
+    if leads_out(name):
         raise DatasetError(
-            f"{source}: names {name!r}, a path that leaves {folder}; paths must be relative and without '..'"
+            f"{source}: names {name!r}, a path that leaves {folder}; paths must be relative and without '..' and ':'"
         )
     return folder / name
 

@@ -94,10 +94,12 @@ def prepare_dataset(
     if verify_only:
         if archives:
             raise ConfigError("--verify-only unpacks nothing; leave out --from-archive")
-        if not root.is_dir():
-            raise DatasetError(f"{root}: no such folder; leave out --verify-only to get the dataset")
+        if not root.is_dir() or not any(root.iterdir()):  # an adapter may fill an empty one
+            state = "is empty" if root.is_dir() else "no such folder"
+            raise DatasetError(f"{root}: {state}; leave out --verify-only to get the dataset")
         return Prepared(name, root, verify(name, root, card, workers=workers, write=False), card.train)
     if is_current(name, root, card):
+        _warn_unused(root, archives)
         return Prepared(name, root, None, card.train)
     checksums, used = _fill(name, root, card, archives)
     found = verify(name, root, card, workers=workers, write=True, archives=checksums)
@@ -114,8 +116,7 @@ def _fill(name: str, root: Path, card: Card, given: Sequence[Path]) -> tuple[Che
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise DatasetError(f"{error}\n{root} is not empty: delete it, or give another --root") from error
     else:
-        if given:
-            logger.warning("%s holds the dataset already; the archives are not unpacked", root)
+        _warn_unused(root, given)
         return None, ()
     own = match_archives(card, given)
     files = obtain(name, card, own, root)
@@ -124,6 +125,11 @@ def _fill(name: str, root: Path, card: Card, given: Sequence[Path]) -> tuple[Che
     checksums = {key: known[key].checksums or file_digests(file, ["sha256"]) for key, file in files.items()}
     downloaded = [file for key, file in files.items() if known[key].url is not None and key not in own]
     return checksums, tuple(downloaded)
+
+
+def _warn_unused(root: Path, given: Sequence[Path]) -> None:
+    if given:
+        logger.warning("%s holds the dataset already; the archives are not unpacked", root)
 
 
 def _unpack(root: Path, card: Card, files: Mapping[str, Path]) -> None:
