@@ -18,7 +18,15 @@ from safetensors import safe_open
 from fgvc.data import create_dataset, create_transform
 from fgvc.models import create_model, load_checkpoint
 from fgvc.training import train_run
-from fgvc.training.config import BackboneConfig, DatasetConfig, MethodConfig, RunConfig, TrainerConfig, TransformConfig
+from fgvc.training.config import (
+    BackboneConfig,
+    DatasetConfig,
+    HybridConfig,
+    MethodConfig,
+    RunConfig,
+    TrainerConfig,
+    TransformConfig,
+)
 from fgvc.training.export_formats import WRITERS
 from fgvc.training.model_of_run import load_model
 
@@ -36,6 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("seb", "seb", "test_resnet", False, None),
         ("frozen", "seb", "test_resnet", True, None),
         ("isqrt_cov", "isqrt_cov", "test_resnet", False, None),
+        ("hybrid", "svd_pade", "test_resnet", False, None),
         ("gap", "gap", "test_resnet", False, None),
         ("wide", "gap", "resnet10t", False, 1),
         ("vit", "gap", "test_vit", False, None),  # built for one image size
@@ -50,10 +59,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             method=MethodConfig(name=method, reduction=8, hidden=hidden, options=options),
             trainer=TrainerConfig(batch_size=6, workers=0),
         )
+        if name == "hybrid":
+            config.trainer.epochs = 2
+            config.hybrid = HybridConfig(method="isqrt_cov", options={"iterations": 2}, switch_epoch=1)
         config.cache.dir = str(folder / "cache")
         train_run(config)
+    _stop_after_first_stage(folder / "hybrid", folder / "stopped")
     (folder / "data").rename(folder / "moved")
     return folder
+
+
+def _stop_after_first_stage(hybrid: Path, stopped: Path) -> None:
+    """A copy of a hybrid run whose best weights are of the first stage, as in one that was stopped there."""
+    shutil.copytree(hybrid, stopped)
+    summary = json.loads((hybrid / "summary.json").read_text())
+    summary["best"]["epoch"] = 1
+    (stopped / "summary.json").write_text(json.dumps(summary))
 
 
 @pytest.fixture
@@ -87,6 +108,8 @@ def test_the_model_of_a_run_repeats_its_predictions(runs: Path, run: str) -> Non
         ("seb", "safetensors"),
         ("frozen", "safetensors"),
         ("isqrt_cov", "safetensors"),
+        ("hybrid", "safetensors"),
+        ("stopped", "safetensors"),
         ("isqrt_cov", "onnx"),
         ("seb", "pt2"),
         ("gap", "timm"),
@@ -136,6 +159,20 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Exp
     assert (facts["method"], facts["options"], facts["gradient"]) == ("isqrt_cov", {"iterations": 4}, None)
     assert facts["preprocessing"]["size"] == 64 and facts["exported_with"]["fgvc"]
     assert facts == json.loads((tmp_path / "out" / "export.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("run", "method", "options"), [("hybrid", "svd_pade", {}), ("stopped", "isqrt_cov", {"iterations": 2})]
+)
+def test_a_hybrid_run_is_described_by_the_stage_of_its_weights(
+    runs: Path, run: str, method: str, options: dict[str, Any], tmp_path: Path, export: Export
+) -> None:
+    exported(export(runs / run, "--to", "safetensors", "--checkpoint", "best", "--output", tmp_path / "out"))
+    facts = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert (facts["method"], facts["options"], facts["gradient"]) == (method, options, None)
+    assert facts["hybrid"] == {"first": "isqrt_cov", "switch_epoch": 1, "then": "svd_pade"}
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"| pooling | `{method}`" in card and "`isqrt_cov` until epoch 1, then `svd_pade`" in card
 
 
 @pytest.mark.parametrize("run", ["seb", "gap", "wide", "vit"])

@@ -38,11 +38,14 @@ def _summary(facts: Facts, cards: Path | None) -> str:
     if cards is not None and name is not None:
         card = load_card(cards, name)
         dataset, licence = f"{dataset}: {card.title}", card.licence
+    hybrid = facts["hybrid"]
+    stages = "`{first}` until epoch {switch_epoch}, then `{then}`".format_map(hybrid) if hybrid else "one"
     reduced = facts["reduction"] is not None and is_second_order(facts["method"])
     rows = {
         "architecture": facts["backbone"] + (", last stage without stride" if facts["last_stride"] == 1 else ""),
         "started from": facts["started_from"] + (", kept frozen" if facts["frozen"] else ""),
         "pooling": f"`{facts['method']}`" + "".join(f", {key}={value}" for key, value in facts["options"].items()),
+        "stages of the training": stages,
         "gradient in training": facts["gradient"] or "as published",
         "channels before pooling": str(facts["reduction"]) if reduced else "the backbone's own",
         "classifier": "linear" if not facts["hidden"] else f"hidden layers of {', '.join(map(str, facts['hidden']))}",
