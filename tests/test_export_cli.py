@@ -15,7 +15,7 @@ import torch
 from command_line import Done, refused
 from safetensors import safe_open
 
-from fgvc.data import create_dataset, create_transform
+from fgvc.data import create_dataset, create_transform, write_miniature
 from fgvc.models import create_model, load_checkpoint
 from fgvc.training import train_run
 from fgvc.training.config import (
@@ -159,6 +159,35 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Exp
     assert (facts["method"], facts["options"], facts["gradient"]) == ("isqrt_cov", {"iterations": 4}, None)
     assert facts["preprocessing"]["size"] == 64 and facts["exported_with"]["fgvc"]
     assert facts == json.loads((tmp_path / "out" / "export.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "cut"),
+    [
+        ({}, "RGB, without the 20 rows of the banner at the bottom, the shorter"),
+        ({"remove_banner": False}, "RGB, the shorter"),
+        ({"crop": "bbox"}, "RGB, without the 20 rows of the banner at the bottom, cut to the object's bounding box"),
+    ],
+)
+def test_the_card_says_what_is_cut_off_an_image(
+    options: dict[str, Any], cut: str, tmp_path: Path, export: Export
+) -> None:
+    write_miniature("aircraft", tmp_path / "data", classes=2)
+    config = RunConfig(
+        name="planes",
+        run_dir=str(tmp_path / "run"),
+        dataset=DatasetConfig(name="planes", adapter="aircraft", root=str(tmp_path / "data"), options=options),
+        backbone=BackboneConfig(name="test_resnet"),
+        method=MethodConfig(name="gap"),
+        trainer=TrainerConfig(batch_size=4, workers=0),
+    )
+    config.dataset.transform.size = 32
+    train_run(config)
+    exported(export(tmp_path / "run", "--to", "safetensors", "--output", tmp_path / "out"))
+    assert cut in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    read = json.loads((tmp_path / "out" / "export.json").read_text())["dataset_options"]
+    defaults = {"boxes": False, "level": "variant", "remove_banner": True, "crop": None}
+    assert read == {**defaults, "train_split": "trainval", "test_split": "test", **options}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from fgvc.data import normalization_from_timm
+from fgvc.data import effective_options, normalization_from_timm
 from fgvc.errors import ConfigError, RunError
 from fgvc.files import atomic_folder, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
@@ -83,7 +83,7 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
     """What a user of the model must know, as JSON."""
     config, summary = folder.read_config(), folder.read_summary()
     method = restored_method(config, summary, checkpoint)
-    transform = config.dataset.transform
+    adapter, transform = config.dataset.adapter or config.dataset.name, config.dataset.transform
     normalization = normalization_from_timm(model.backbone.data_config)
     return {
         "name": config.name,
@@ -97,8 +97,8 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
         "options": dict(method.options),
         "hybrid": _hybrid(config),
         "dataset": config.dataset.name,
-        "adapter": config.dataset.adapter or config.dataset.name,
-        "dataset_options": dict(config.dataset.options),
+        "adapter": adapter,
+        "dataset_options": effective_options(adapter, config.dataset.options),
         "classes": read_classes(folder),
         "preprocessing": {
             "resize": transform.resize,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from fgvc.data.aircraft import BANNER
 from fgvc.data.cards import list_cards, load_card
 from fgvc.pooling import is_second_order
 
@@ -80,8 +81,9 @@ def _accuracy(facts: Facts) -> str:
 
 
 def _preprocessing(facts: Facts) -> str:
-    recipe = facts["preprocessing"]
-    cut = ", cut to the object's bounding box" if facts["dataset_options"].get("crop") == "bbox" else ""
+    recipe, options = facts["preprocessing"], facts["dataset_options"]
+    cut = f", without the {BANNER} rows of the banner at the bottom" if options.get("remove_banner") else ""
+    cut += ", cut to the object's bounding box" if options.get("crop") == "bbox" else ""
     resize = "the shorter side" if recipe["resize"] == "short" else "both sides"
     mean, std = (", ".join(f"{number:g}" for number in recipe[key]) for key in ("mean", "std"))
     return (
