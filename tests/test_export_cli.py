@@ -14,6 +14,7 @@ import timm
 import torch
 from command_line import Done, refused
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from fgvc.data import create_dataset, create_transform, write_miniature
 from fgvc.models import create_model, load_checkpoint
@@ -286,8 +287,38 @@ def test_an_exported_model_is_compared_with_the_run(
         return program
 
     monkeypatch.setattr(torch.export, "load", other)
-    refused(export(runs / "seb", "--to", "pt2"), "other logits than the run")
+    refused(export(runs / "seb", "--to", "pt2"), "other outputs than the run")
     assert not (runs / "seb" / "exports" / "pt2-last").exists()
+
+
+@pytest.mark.parametrize(("run", "to"), [("seb", "safetensors"), ("wide", "timm")])
+def test_saved_weights_are_compared_with_the_run(
+    runs: Path, run: str, to: str, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(file: Path) -> dict[str, torch.Tensor]:
+        tensors = load_file(file)
+        name = min(name for name, tensor in tensors.items() if tensor.is_floating_point())
+        return tensors | {name: tensors[name] + 1e-3}
+
+    monkeypatch.setattr("fgvc.training.export_formats.load_file", other)
+    refused(export(runs / run, "--to", to), "model.safetensors does not hold the weights of the run")
+    assert not (runs / run / "exports" / f"{to}-last").exists()
+
+
+def test_a_backbone_that_timm_computes_differently_is_refused(
+    runs: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = timm.create_model
+
+    def other(*arguments: Any, **options: Any) -> Any:
+        network = create(*arguments, **options)
+        if options.get("num_classes") == 0:  # the one to be exported
+            network.bn1.eps = 0.5
+        return network
+
+    monkeypatch.setattr(timm, "create_model", other)
+    refused(export(runs / "seb", "--to", "timm"), "other outputs than the run")
+    assert not (runs / "seb" / "exports" / "timm-last").exists()
 
 
 def test_a_published_export_starts_another_model(runs: Path, tmp_path: Path, export: Export) -> None:

@@ -31,7 +31,8 @@ def export_run(
     """Export the model of a run into a folder, whole or not at all; the run's dataset is not needed.
 
     The folder holds the model, export.json (classes, preprocessing, method, accuracies, versions) and README.md, a
-    model card with a snippet that loads it. The exported model is compared with the run's on random images.
+    model card with a snippet that loads it. What was written is compared with the run's model before the folder gets
+    its name: weights tensor by tensor, programs by their logits on random images (ONNX where onnxruntime is installed).
 
     Args:
         path: the run folder.
@@ -48,7 +49,8 @@ def export_run(
         The folder.
 
     Raises:
-        RunError: not a run, its weights are missing or damaged, or `output` holds something else.
+        RunError: not a run, its weights are missing or damaged, `output` holds something else, or what was
+            written differs from the run's model.
         ConfigError: unknown format, one that the method cannot be exported to, or a package is missing.
         WeightsError: the weights of a frozen backbone are missing or others.
     """
