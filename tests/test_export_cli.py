@@ -1,6 +1,7 @@
 """scripts/export.py on small trained runs: every format loads by its own card and computes what the run computed."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from fgvc.training.config import (
     TrainerConfig,
     TransformConfig,
 )
-from fgvc.training.export_formats import WRITERS
+from fgvc.training.export_formats import WRITERS, crop_pct
 from fgvc.training.model_of_run import load_model
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
@@ -50,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("wide", "gap", "resnet10t", False, 1),
         ("vit", "gap", "test_vit", False, None),  # built for one image size
     ]:
-        transform = TransformConfig(size=64, resize_size=72)
+        transform = TransformConfig(size=64, resize_size=93 if name == "gap" else 72)
         options, hidden = ({"iterations": 4}, [5]) if method == "isqrt_cov" else ({}, [])
         config = RunConfig(
             name=name,
@@ -213,7 +214,9 @@ def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: E
     state = model.backbone.model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
     config = timm.data.resolve_model_data_config(network)
-    assert (config["input_size"], config["crop_pct"]) == ((3, 64, 64), pytest.approx(64 / 72))
+    resize_size = 93 if run == "gap" else 72  # 64 / (64 / 93) is below 93
+    assert (config["input_size"], config["crop_pct"]) == ((3, 64, 64), pytest.approx(64 / resize_size))
+    assert timm.data.create_transform(**config).transforms[0].size == resize_size
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     with torch.no_grad():
         maps = network.forward_intermediates(IMAGES, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[
@@ -222,6 +225,11 @@ def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: E
         same = maps.shape == model.backbone(IMAGES).shape and torch.allclose(maps, model.backbone(IMAGES), atol=1e-5)
     assert ("keeps the stride of its last stage" in card) == (not same) == (run == "wide")
     assert ("The backbone alone" in card) == (run != "gap")
+
+
+def test_timm_resizes_to_the_size_of_the_run() -> None:
+    pairs = [(size, resize_size) for size in range(1, 600) for resize_size in range(size, 600)]
+    assert [pair for pair in pairs if math.floor(pair[0] / crop_pct(*pair)) != pair[1]] == []
 
 
 def test_refusals_name_what_works(runs: Path, tmp_path: Path, export: Export) -> None:

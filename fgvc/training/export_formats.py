@@ -131,7 +131,7 @@ def _write_timm(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
     recipe = facts["preprocessing"]
     data_config = {
         "input_size": (3, recipe["size"], recipe["size"]),
-        "crop_pct": recipe["size"] / recipe["resize_size"],
+        "crop_pct": crop_pct(recipe["size"], recipe["resize_size"]),
         "crop_mode": "center" if recipe["resize"] == "short" else "squash",
         **{key: recipe[key] for key in ("mean", "std", "interpolation")},
     }
@@ -146,6 +146,12 @@ def _write_timm(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
         timms_backbone = Backbone(network, name=facts["backbone"], image_size=recipe["size"]).eval()
         _require_same(timms_backbone, model.backbone, facts)
     return {"classifier": classifier, "same_map": same_map}
+
+
+def crop_pct(size: int, resize_size: int) -> float:
+    """size / resize_size, rounded so that timm, which computes floor(size / crop_pct), resizes to `resize_size`."""
+    share = size / resize_size
+    return share if math.floor(size / share) == resize_size else math.nextafter(share, 0)
 
 
 def _timm_classifier(model: FineGrainedModel, facts: Facts) -> nn.Module | None:
