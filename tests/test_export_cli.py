@@ -1,6 +1,7 @@
 """scripts/export.py on small trained runs: every format loads by its own card and computes what the run computed."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -14,12 +15,21 @@ import timm
 import torch
 from command_line import Done, refused
 from safetensors import safe_open
+from safetensors.torch import load_file
 
-from fgvc.data import create_dataset, create_transform
+from fgvc.data import create_dataset, create_transform, write_miniature
 from fgvc.models import create_model, load_checkpoint
 from fgvc.training import train_run
-from fgvc.training.config import BackboneConfig, DatasetConfig, MethodConfig, RunConfig, TrainerConfig, TransformConfig
-from fgvc.training.export_formats import WRITERS
+from fgvc.training.config import (
+    BackboneConfig,
+    DatasetConfig,
+    HybridConfig,
+    MethodConfig,
+    RunConfig,
+    TrainerConfig,
+    TransformConfig,
+)
+from fgvc.training.export_formats import WRITERS, crop_pct
 from fgvc.training.model_of_run import load_model
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
@@ -36,11 +46,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("seb", "seb", "test_resnet", False, None),
         ("frozen", "seb", "test_resnet", True, None),
         ("isqrt_cov", "isqrt_cov", "test_resnet", False, None),
+        ("hybrid", "svd_pade", "test_resnet", False, None),
         ("gap", "gap", "test_resnet", False, None),
         ("wide", "gap", "resnet10t", False, 1),
         ("vit", "gap", "test_vit", False, None),  # built for one image size
     ]:
-        transform = TransformConfig(size=64, resize_size=72)
+        transform = TransformConfig(size=64, resize_size=93 if name == "gap" else 72)
         options, hidden = ({"iterations": 4}, [5]) if method == "isqrt_cov" else ({}, [])
         config = RunConfig(
             name=name,
@@ -50,10 +61,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             method=MethodConfig(name=method, reduction=8, hidden=hidden, options=options),
             trainer=TrainerConfig(batch_size=6, workers=0),
         )
+        if name == "hybrid":
+            config.trainer.epochs = 2
+            config.hybrid = HybridConfig(method="isqrt_cov", options={"iterations": 2}, switch_epoch=1)
         config.cache.dir = str(folder / "cache")
         train_run(config)
+    _stop_after_first_stage(folder / "hybrid", folder / "stopped")
     (folder / "data").rename(folder / "moved")
     return folder
+
+
+def _stop_after_first_stage(hybrid: Path, stopped: Path) -> None:
+    """A copy of a hybrid run whose best weights are of the first stage, as in one that was stopped there."""
+    shutil.copytree(hybrid, stopped)
+    summary = json.loads((hybrid / "summary.json").read_text())
+    summary["best"]["epoch"] = 1
+    (stopped / "summary.json").write_text(json.dumps(summary))
 
 
 @pytest.fixture
@@ -87,6 +110,8 @@ def test_the_model_of_a_run_repeats_its_predictions(runs: Path, run: str) -> Non
         ("seb", "safetensors"),
         ("frozen", "safetensors"),
         ("isqrt_cov", "safetensors"),
+        ("hybrid", "safetensors"),
+        ("stopped", "safetensors"),
         ("isqrt_cov", "onnx"),
         ("seb", "pt2"),
         ("gap", "timm"),
@@ -138,6 +163,49 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Exp
     assert facts == json.loads((tmp_path / "out" / "export.json").read_text())
 
 
+@pytest.mark.parametrize(
+    ("options", "cut"),
+    [
+        ({}, "RGB, without the 20 rows of the banner at the bottom, the shorter"),
+        ({"remove_banner": False}, "RGB, the shorter"),
+        ({"crop": "bbox"}, "RGB, without the 20 rows of the banner at the bottom, cut to the object's bounding box"),
+    ],
+)
+def test_the_card_says_what_is_cut_off_an_image(
+    options: dict[str, Any], cut: str, tmp_path: Path, export: Export
+) -> None:
+    write_miniature("aircraft", tmp_path / "data", classes=2)
+    config = RunConfig(
+        name="planes",
+        run_dir=str(tmp_path / "run"),
+        dataset=DatasetConfig(name="planes", adapter="aircraft", root=str(tmp_path / "data"), options=options),
+        backbone=BackboneConfig(name="test_resnet"),
+        method=MethodConfig(name="gap"),
+        trainer=TrainerConfig(batch_size=4, workers=0),
+    )
+    config.dataset.transform.size = 32
+    train_run(config)
+    exported(export(tmp_path / "run", "--to", "safetensors", "--output", tmp_path / "out"))
+    assert cut in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    read = json.loads((tmp_path / "out" / "export.json").read_text())["dataset_options"]
+    defaults = {"boxes": False, "level": "variant", "remove_banner": True, "crop": None}
+    assert read == {**defaults, "train_split": "trainval", "test_split": "test", **options}
+
+
+@pytest.mark.parametrize(
+    ("run", "method", "options"), [("hybrid", "svd_pade", {}), ("stopped", "isqrt_cov", {"iterations": 2})]
+)
+def test_a_hybrid_run_is_described_by_the_stage_of_its_weights(
+    runs: Path, run: str, method: str, options: dict[str, Any], tmp_path: Path, export: Export
+) -> None:
+    exported(export(runs / run, "--to", "safetensors", "--checkpoint", "best", "--output", tmp_path / "out"))
+    facts = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert (facts["method"], facts["options"], facts["gradient"]) == (method, options, None)
+    assert facts["hybrid"] == {"first": "isqrt_cov", "switch_epoch": 1, "then": "svd_pade"}
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"| pooling | `{method}`" in card and "`isqrt_cov` until epoch 1, then `svd_pade`" in card
+
+
 @pytest.mark.parametrize("run", ["seb", "gap", "wide", "vit"])
 def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: Export) -> None:
     exported(export(runs / run, "--to", "timm", "--output", tmp_path / "out"))
@@ -146,7 +214,9 @@ def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: E
     state = model.backbone.model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
     config = timm.data.resolve_model_data_config(network)
-    assert (config["input_size"], config["crop_pct"]) == ((3, 64, 64), pytest.approx(64 / 72))
+    resize_size = 93 if run == "gap" else 72  # 64 / (64 / 93) is below 93
+    assert (config["input_size"], config["crop_pct"]) == ((3, 64, 64), pytest.approx(64 / resize_size))
+    assert timm.data.create_transform(**config).transforms[0].size == resize_size
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     with torch.no_grad():
         maps = network.forward_intermediates(IMAGES, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[
@@ -155,6 +225,11 @@ def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: E
         same = maps.shape == model.backbone(IMAGES).shape and torch.allclose(maps, model.backbone(IMAGES), atol=1e-5)
     assert ("keeps the stride of its last stage" in card) == (not same) == (run == "wide")
     assert ("The backbone alone" in card) == (run != "gap")
+
+
+def test_timm_resizes_to_the_size_of_the_run() -> None:
+    pairs = [(size, resize_size) for size in range(1, 600) for resize_size in range(size, 600)]
+    assert [pair for pair in pairs if math.floor(pair[0] / crop_pct(*pair)) != pair[1]] == []
 
 
 def test_refusals_name_what_works(runs: Path, tmp_path: Path, export: Export) -> None:
@@ -220,8 +295,38 @@ def test_an_exported_model_is_compared_with_the_run(
         return program
 
     monkeypatch.setattr(torch.export, "load", other)
-    refused(export(runs / "seb", "--to", "pt2"), "other logits than the run")
+    refused(export(runs / "seb", "--to", "pt2"), "other outputs than the run")
     assert not (runs / "seb" / "exports" / "pt2-last").exists()
+
+
+@pytest.mark.parametrize(("run", "to"), [("seb", "safetensors"), ("wide", "timm")])
+def test_saved_weights_are_compared_with_the_run(
+    runs: Path, run: str, to: str, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(file: Path) -> dict[str, torch.Tensor]:
+        tensors = load_file(file)
+        name = min(name for name, tensor in tensors.items() if tensor.is_floating_point())
+        return tensors | {name: tensors[name] + 1e-3}
+
+    monkeypatch.setattr("fgvc.training.export_formats.load_file", other)
+    refused(export(runs / run, "--to", to), "model.safetensors does not hold the weights of the run")
+    assert not (runs / run / "exports" / f"{to}-last").exists()
+
+
+def test_a_backbone_that_timm_computes_differently_is_refused(
+    runs: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = timm.create_model
+
+    def other(*arguments: Any, **options: Any) -> Any:
+        network = create(*arguments, **options)
+        if options.get("num_classes") == 0:  # the one to be exported
+            network.bn1.eps = 0.5
+        return network
+
+    monkeypatch.setattr(timm, "create_model", other)
+    refused(export(runs / "seb", "--to", "timm"), "other outputs than the run")
+    assert not (runs / "seb" / "exports" / "timm-last").exists()
 
 
 def test_a_published_export_starts_another_model(runs: Path, tmp_path: Path, export: Export) -> None:

@@ -7,7 +7,7 @@ from fgvc.data.feature_set import FeatureSet
 from fgvc.data.image_file import Box, Region
 from fgvc.data.miniature import write_miniature
 from fgvc.data.prepare import Prepared, prepare_dataset
-from fgvc.data.registry import create_dataset, list_datasets
+from fgvc.data.registry import create_dataset, effective_options, list_datasets
 from fgvc.data.synthetic import write_synthetic
 from fgvc.data.transforms import Normalization, TransformSpec, create_transform, normalization_from_timm
 from fgvc.data.verify import was_verified
@@ -29,6 +29,7 @@ __all__ = [
     "check_images",
     "create_dataset",
     "create_transform",
+    "effective_options",
     "fingerprint",
     "list_datasets",
     "normalization_from_timm",

@@ -10,7 +10,8 @@ from fgvc.errors import ConfigError, DatasetError
 _CLASS_FILES = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
 _SPLITS = ("train", "val", "trainval", "test")
 _BOXES = "images_box.txt"
-_BANNER = 20  # rows with the photographer's name
+BANNER = 20
+"""Rows at the bottom of an image with the photographer's name."""
 
 
 def read_aircraft(
@@ -57,7 +58,7 @@ def read_aircraft(
         paths=image_paths(data / "images", [f"{image_id}.jpg" for image_id in names], source),
         targets=[index[name] for name in names.values()],
         boxes=_read_boxes(data / _BOXES, list(names)) if boxes else None,
-        banner=_BANNER if remove_banner else 0,
+        banner=BANNER if remove_banner else 0,
     )
 
 

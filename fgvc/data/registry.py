@@ -62,8 +62,7 @@ def create_dataset(
         ConfigError: unknown name, split or option, or a crop of a dataset that has no boxes.
         DatasetError: the folder or one of its files is missing, damaged or inconsistent.
     """
-    if name not in _ADAPTERS:
-        raise ConfigError(f"unknown dataset {name!r}; choose one of {', '.join(_ADAPTERS)}")
+    _require_known(name)
     if split not in _SPLITS:
         raise ConfigError(f"unknown split {split!r} of dataset {name!r}; choose one of {', '.join(_SPLITS)}")
     require_known_crop(crop)
@@ -75,6 +74,24 @@ def create_dataset(
     _check_options(name, options)
     folder = Path(root).expanduser()
     return ImageDataset(_ADAPTERS[name](folder, split, **options), folder, transform, crop)
+
+
+def effective_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a dataset, of which `options` are given to `create_dataset`: the others have their defaults.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    _require_known(name)
+    defaults = {option: parameter.default for option, parameter in _options(name).items()}
+    if _has_boxes(name):
+        defaults["crop"] = None
+    return {option: value for option, value in defaults.items() if value is not inspect.Parameter.empty} | dict(options)
+
+
+def _require_known(name: str) -> None:
+    if name not in _ADAPTERS:
+        raise ConfigError(f"unknown dataset {name!r}; choose one of {', '.join(_ADAPTERS)}")
 
 
 def _options(name: str) -> Mapping[str, inspect.Parameter]:

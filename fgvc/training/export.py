@@ -4,15 +4,16 @@ import hashlib
 import json
 from pathlib import Path
 
-from fgvc.data import normalization_from_timm
+from fgvc.data import effective_options, normalization_from_timm
 from fgvc.errors import ConfigError, RunError
 from fgvc.files import atomic_folder, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
 from fgvc.training.config import RunConfig
 from fgvc.training.export_formats import WRITERS, Facts
+from fgvc.training.hybrid import switch_epoch
 from fgvc.training.machine import versions
 from fgvc.training.model_card import model_card
-from fgvc.training.model_of_run import load_model, read_classes
+from fgvc.training.model_of_run import load_model, read_classes, restored_method
 from fgvc.training.run_folder import RunFolder
 
 _FACTS_FILE = "export.json"
@@ -30,7 +31,8 @@ def export_run(
     """Export the model of a run into a folder, whole or not at all; the run's dataset is not needed.
 
     The folder holds the model, export.json (classes, preprocessing, method, accuracies, versions) and README.md, a
-    model card with a snippet that loads it. The exported model is compared with the run's on random images.
+    model card with a snippet that loads it. What was written is compared with the run's model before the folder gets
+    its name: weights tensor by tensor, programs by their logits on random images (ONNX where onnxruntime is installed).
 
     Args:
         path: the run folder.
@@ -47,7 +49,8 @@ def export_run(
         The folder.
 
     Raises:
-        RunError: not a run, its weights are missing or damaged, or `output` holds something else.
+        RunError: not a run, its weights are missing or damaged, `output` holds something else, or what was
+            written differs from the run's model.
         ConfigError: unknown format, one that the method cannot be exported to, or a package is missing.
         WeightsError: the weights of a frozen backbone are missing or others.
     """
@@ -58,7 +61,7 @@ def export_run(
     run = hashlib.sha256(folder.config_file.read_bytes()).hexdigest() if folder.config_file.is_file() else ""
     _require_free(output, run, overwrite)
     model = load_model(path, checkpoint)
-    facts = {"format": to, "checkpoint": checkpoint, "run": run} | _describe(folder, model)
+    facts = {"format": to, "checkpoint": checkpoint, "run": run} | _describe(folder, model, checkpoint)
     with atomic_folder(output, replace=True) as temporary:
         facts |= WRITERS[to](model, facts, temporary)
         write_json_atomic(temporary / _FACTS_FILE, facts)
@@ -78,24 +81,26 @@ def _require_free(output: Path, run: str, overwrite: bool) -> None:
         raise RunError(f"{output} holds the export of another run; give another --output, or replace it: --overwrite")
 
 
-def _describe(folder: RunFolder, model: FineGrainedModel) -> Facts:
+def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Facts:
     """What a user of the model must know, as JSON."""
     config, summary = folder.read_config(), folder.read_summary()
-    transform = config.dataset.transform
+    method = restored_method(config, summary, checkpoint)
+    adapter, transform = config.dataset.adapter or config.dataset.name, config.dataset.transform
     normalization = normalization_from_timm(model.backbone.data_config)
     return {
         "name": config.name,
         "backbone": config.backbone.name,
         "last_stride": config.backbone.last_stride,
-        "method": config.method.name,
+        "method": method.name,
         "label": summary.get("label"),
-        "gradient": config.method.gradient,
-        "reduction": config.method.reduction,
-        "hidden": list(config.method.hidden),
-        "options": dict(config.method.options),
+        "gradient": method.gradient,
+        "reduction": method.reduction,
+        "hidden": list(method.hidden),
+        "options": dict(method.options),
+        "hybrid": _hybrid(config),
         "dataset": config.dataset.name,
-        "adapter": config.dataset.adapter or config.dataset.name,
-        "dataset_options": dict(config.dataset.options),
+        "adapter": adapter,
+        "dataset_options": effective_options(adapter, config.dataset.options),
         "classes": read_classes(folder),
         "preprocessing": {
             "resize": transform.resize,
@@ -114,6 +119,13 @@ def _describe(folder: RunFolder, model: FineGrainedModel) -> Facts:
         "trained_with": summary.get("versions"),
         "exported_with": versions(),
     }
+
+
+def _hybrid(config: RunConfig) -> Facts | None:
+    """The two stages of a hybrid run, of which `method` in the facts is one."""
+    if config.hybrid.method is None:
+        return None
+    return {"first": config.hybrid.method, "switch_epoch": switch_epoch(config), "then": config.method.name}
 
 
 def _started_from(config: RunConfig) -> str:

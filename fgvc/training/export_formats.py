@@ -1,14 +1,20 @@
-"""Writers of the formats a trained model is exported to; each compares what it wrote with the model it was given."""
+"""Writers of the formats a trained model is exported to.
+
+Each compares what it wrote with the model it was given: files of weights are read again and must hold the same tensors,
+programs and timm's models must compute the same. Of ONNX this needs onnxruntime; timm's model of a backbone whose last
+stride was removed has another feature map, and only its weights are compared.
+"""
 
 import importlib.util
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import resolve_model_input_args, save_for_hf
 from torch import Tensor, nn
 
@@ -28,10 +34,12 @@ def _images(facts: Facts, batch: int) -> Tensor:
 
 
 def _difference(function: Callable[[Tensor], Tensor], model: nn.Module, facts: Facts) -> float:
-    """Largest difference of the logits on three images, relative to the largest logit."""
+    """Largest difference of the outputs on three images, relative to the largest output; infinite for other shapes."""
     images = _images(facts, 3)
     with torch.no_grad():
         expected, found = model(images), function(images)
+    if found.shape != expected.shape:
+        return math.inf
     return float((found - expected).abs().max() / expected.abs().max())
 
 
@@ -39,15 +47,32 @@ def _require_same(function: Callable[[Tensor], Tensor], model: nn.Module, facts:
     difference = _difference(function, model, facts)
     if not difference <= _TOLERANCE:
         raise RunError(
-            f"exported to {facts['format']}, the model gives other logits than the run (relative difference "
+            f"exported to {facts['format']}, the model gives other outputs than the run (relative difference "
             f"{difference:.1e}, at most {_TOLERANCE:g} is rounding); nothing was written, please report this"
         )
+
+
+def _require_saved(state: Mapping[str, Tensor], file: Path) -> None:
+    """Raise RunError unless a .safetensors file holds exactly these tensors."""
+    saved = load_file(file)
+    wrong = [name for name in state.keys() | saved.keys() if not _equal(state.get(name), saved.get(name))]
+    if wrong:
+        raise RunError(
+            f"{file.name} does not hold the weights of the run ({min(wrong)} differs); nothing was written, "
+            "please report this"
+        )
+
+
+def _equal(left: Tensor | None, right: Tensor | None) -> bool:
+    return left is not None and right is not None and left.dtype == right.dtype and torch.equal(left, right)
 
 
 def _write_safetensors(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
     metadata = {"format": "pt", "fgvc": json.dumps(facts)}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", metadata=metadata)
+    file = folder / "model.safetensors"
+    save_file(tensors, file, metadata=metadata)
+    _require_saved(model.state_dict(), file)
     return {}
 
 
@@ -106,7 +131,7 @@ def _write_timm(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
     recipe = facts["preprocessing"]
     data_config = {
         "input_size": (3, recipe["size"], recipe["size"]),
-        "crop_pct": recipe["size"] / recipe["resize_size"],
+        "crop_pct": crop_pct(recipe["size"], recipe["resize_size"]),
         "crop_mode": "center" if recipe["resize"] == "short" else "squash",
         **{key: recipe[key] for key in ("mean", "std", "interpolation")},
     }
@@ -115,12 +140,18 @@ def _write_timm(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
     if classifier:
         described["label_names"] = facts["classes"]
     save_for_hf(network, str(folder), model_config=described, safe_serialization=True, data_config=data_config)
-    images = _images(facts, 3)
-    timms_backbone = Backbone(network, name=facts["backbone"], image_size=recipe["size"]).eval()
-    with torch.no_grad():
-        ours, timms = model.backbone(images), timms_backbone(images)
-    same_map = ours.shape == timms.shape and torch.allclose(ours, timms, rtol=_TOLERANCE, atol=_TOLERANCE)
+    _require_saved(network.state_dict(), folder / "model.safetensors")
+    same_map = facts["last_stride"] != 1  # timm's model has that stride
+    if same_map:
+        timms_backbone = Backbone(network, name=facts["backbone"], image_size=recipe["size"]).eval()
+        _require_same(timms_backbone, model.backbone, facts)
     return {"classifier": classifier, "same_map": same_map}
+
+
+def crop_pct(size: int, resize_size: int) -> float:
+    """size / resize_size, rounded so that timm, which computes floor(size / crop_pct), resizes to `resize_size`."""
+    share = size / resize_size
+    return share if math.floor(size / share) == resize_size else math.nextafter(share, 0)
 
 
 def _timm_classifier(model: FineGrainedModel, facts: Facts) -> nn.Module | None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from fgvc.data.aircraft import BANNER
 from fgvc.data.cards import list_cards, load_card
 from fgvc.pooling import is_second_order
 
@@ -38,11 +39,14 @@ def _summary(facts: Facts, cards: Path | None) -> str:
     if cards is not None and name is not None:
         card = load_card(cards, name)
         dataset, licence = f"{dataset}: {card.title}", card.licence
+    hybrid = facts["hybrid"]
+    stages = "`{first}` until epoch {switch_epoch}, then `{then}`".format_map(hybrid) if hybrid else "one"
     reduced = facts["reduction"] is not None and is_second_order(facts["method"])
     rows = {
         "architecture": facts["backbone"] + (", last stage without stride" if facts["last_stride"] == 1 else ""),
         "started from": facts["started_from"] + (", kept frozen" if facts["frozen"] else ""),
         "pooling": f"`{facts['method']}`" + "".join(f", {key}={value}" for key, value in facts["options"].items()),
+        "stages of the training": stages,
         "gradient in training": facts["gradient"] or "as published",
         "channels before pooling": str(facts["reduction"]) if reduced else "the backbone's own",
         "classifier": "linear" if not facts["hidden"] else f"hidden layers of {', '.join(map(str, facts['hidden']))}",
@@ -77,8 +81,9 @@ def _accuracy(facts: Facts) -> str:
 
 
 def _preprocessing(facts: Facts) -> str:
-    recipe = facts["preprocessing"]
-    cut = ", cut to the object's bounding box" if facts["dataset_options"].get("crop") == "bbox" else ""
+    recipe, options = facts["preprocessing"], facts["dataset_options"]
+    cut = f", without the {BANNER} rows of the banner at the bottom" if options.get("remove_banner") else ""
+    cut += ", cut to the object's bounding box" if options.get("crop") == "bbox" else ""
     resize = "the shorter side" if recipe["resize"] == "short" else "both sides"
     mean, std = (", ".join(f"{number:g}" for number in recipe[key]) for key in ("mean", "std"))
     return (

@@ -1,12 +1,13 @@
 """The model of a run with its saved weights, without its dataset."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fgvc.errors import RunError
-from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
-from fgvc.training.config import RunConfig
-from fgvc.training.hybrid import Stages
+from fgvc.models import Backbone, FineGrainedModel, weights_digest
+from fgvc.training.config import MethodConfig, RunConfig
+from fgvc.training.hybrid import switch_epoch
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.seeding import seed_epoch
 from fgvc.training.setup import build_backbone, build_model
@@ -47,15 +48,31 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
         RunError, WeightsError: as `load_model`.
     """
     weights, summary = folder.read_weights(checkpoint), folder.read_summary()
-    model = build_model(config, backbone, len(read_classes(folder)))
+    stage = replace(config, method=restored_method(config, summary, checkpoint))
+    model = build_model(stage, backbone, len(read_classes(folder)))
     if config.backbone.frozen:
         _check_digest(config, weights_digest(backbone), summary)
     try:
         (model.head if config.backbone.frozen else model).load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{folder.weights_file(checkpoint)} belongs to another architecture: {error}") from error
-    _enter_stage(config, model.head, summary, checkpoint)
     return model
+
+
+def restored_method(config: RunConfig, summary: dict[str, Any], checkpoint: str) -> MethodConfig:
+    """The head that the "last" or "best" weights belong to: of a hybrid run, with the pooling of their epoch's stage.
+
+    Raises:
+        RunError: the summary of a hybrid run does not say of which epoch the weights are.
+    """
+    if config.hybrid.method is None:
+        return config.method
+    epoch = summary.get("epochs") if checkpoint == "last" else (summary.get("best") or {}).get("epoch")
+    if not isinstance(epoch, int):
+        raise RunError(f"the summary does not say of which epoch the {checkpoint} weights are; train the run again")
+    if epoch > switch_epoch(config):
+        return config.method
+    return replace(config.method, name=config.hybrid.method, gradient=None, options=config.hybrid.options)
 
 
 def read_classes(folder: RunFolder) -> list[str]:
@@ -75,13 +92,3 @@ def _check_digest(config: RunConfig, digest: str, summary: dict[str, Any]) -> No
             f"(sha256 {digest[:12]}, then {str(trained)[:12]}, see weights_digest in summary.json); "
             "bring the same file back"
         )
-
-
-def _enter_stage(config: RunConfig, head: PoolingHead, summary: dict[str, Any], checkpoint: str) -> None:
-    """Give the head of a hybrid run the pooling its weights were saved with."""
-    if config.hybrid.method is None:
-        return
-    epoch = summary.get("epochs") if checkpoint == "last" else (summary.get("best") or {}).get("epoch")
-    if not isinstance(epoch, int):
-        raise RunError(f"the summary does not say of which epoch the {checkpoint} weights are; train the run again")
-    Stages(config, head).enter(head, epoch)
