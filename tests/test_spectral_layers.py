@@ -96,6 +96,16 @@ class TestExactTruncation(SpectralContract):
     gap_rounding = 8  # the last kept against the first dropped eigenvalue
 
 
+class TestExactBand(SpectralContract):
+    f, gradient, keep, reference = SQRT, "exact", (1, 3), Reference(square_root, keep=(1, 3))
+    gap_rounding = 8
+
+
+class TestExactSmallestOfScalingEigenBranch(SpectralContract):
+    f, gradient, keep, reference = SCALED_SQRT, "exact", (1, None), Reference(seb, keep=(1, None))
+    gap_rounding = 8
+
+
 class TestOrdinary(SpectralContract):
     f, gradient, reference, gap_rounding = SQRT, "ordinary", Reference(square_root, plain), 8
 
@@ -134,6 +144,13 @@ class TestNewton(SpectralContract):
 class TestTopNPublished(SpectralContract):
     f, gradient, keep, gap_rounding = SQRT, "topn_published", 2, 8
     reference = Reference(square_root, plain, keep=2, leak=True)
+    is_derivative = False
+
+
+class TestBandPublished(SpectralContract):
+    # the released layer's treatment of what it drops, for a band that it does not know
+    f, gradient, keep, gap_rounding = SQRT, "topn_published", (1, 3), 8
+    reference = Reference(square_root, plain, keep=(1, 3), leak=True)
     is_derivative = False
 
 

@@ -225,7 +225,7 @@ def _row(index: int, image: _Image, audited: AuditedGradient, exact: _Gradient) 
     return GradientAudit(
         method=audited.method,
         label=audited.label,
-        kept=min(audited.layer.keep or channels, channels),
+        kept=_kept(audited.layer, channels),
         channels=channels,
         image=index,
         rank=int((weights > 0).sum()),
@@ -236,6 +236,11 @@ def _row(index: int, image: _Image, audited: AuditedGradient, exact: _Gradient) 
         **_largest(image.found, weights, audited),
         **shares,
     )
+
+
+def _kept(layer: SpectralLayer, channels: int) -> int:
+    first, end = (0, channels) if layer.keep is None else layer.keep.limits(channels)
+    return end - first
 
 
 def _largest(found: Tensor, weights: Tensor, audited: AuditedGradient) -> dict[str, float]:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from fgvc.spectral import (
     EigenvalueMap,
     GradientRule,
+    Keep,
     covariance,
     newton_schulz_descriptor,
     newton_schulz_sqrt,
@@ -62,7 +63,7 @@ class SpectralPooling(CovariancePooling):
         f, gradient, keep, eigh_device: as in `spectral_descriptor`.
 
     Raises:
-        ValueError: unknown gradient, one that does not apply to `f`, or `keep` below 1.
+        ValueError: unknown gradient, one that does not apply to `f`, or `keep` below 1 or no band.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class SpectralPooling(CovariancePooling):
         f: EigenvalueMap,
         gradient: str | GradientRule,
         *,
-        keep: int | None = None,
+        keep: Keep | None = None,
         eigh_device: str = "auto",
     ) -> None:
         super().__init__(channels)

@@ -15,6 +15,7 @@ from fgvc.spectral import (
     AmplifiedSquareRoot,
     EigenvalueMap,
     GradientRule,
+    Keep,
     Logarithm,
     Power,
     newton,
@@ -43,14 +44,14 @@ class _Spectral:
         gradient: name of the published gradient rule ("exact" for a method of our own).
         rule: **options -> the published rule; options that it takes belong to the gradient and go with it.
         f: **options -> map of the eigenvalues.
-        keep: (channels, keep) -> number of largest eigenvalues that are kept, or None for all of them.
+        keep: (channels, keep) -> eigenvalues that are kept, or None for all of them.
     """
 
     label: str
     gradient: str
     rule: Callable[..., GradientRule] | None = None
     f: Callable[..., EigenvalueMap] = lambda: SQRT
-    keep: Callable[..., int] | None = None
+    keep: Callable[..., Keep] | None = None
     second_order: bool = True
 
 
@@ -58,9 +59,11 @@ def _square_root(alpha: float = 0.5) -> EigenvalueMap:
     return SQRT if alpha == 0.5 else Power(alpha)
 
 
-def _kept(channels: int, keep: int | None = None) -> int:
+def _kept(channels: int, keep: int | Sequence[int | None] | None = None) -> Keep:
     if keep is None and channels <= 50:
         raise ConfigError(f"svd_topn drops the 50 smallest eigenvalues by default, of {channels}: give it keep=N")
+    if isinstance(keep, Sequence) and not isinstance(keep, str):
+        return tuple(keep)  # type: ignore[return-value]  # a configuration has lists; the layer checks what they hold
     return channels - 50 if keep is None else keep
 
 
@@ -126,7 +129,7 @@ def create_pooling(
         eigh_device: where eigendecompositions run: "auto", "same" (as the features) or "cpu" (as the papers do). Of no
             effect on methods without one.
         options: of the method: isqrt_cov, svd_pi, svd_newton(iterations), mpn_cov(alpha), svd_taylor(degree),
-            svd_trunc(limit), svd_topn(keep), seb_spectral(amplification), log_cov(ridge),
+            svd_trunc(limit), svd_topn(keep: N or a pair, see `Band`), seb_spectral(amplification), log_cov(ridge),
             compact_bilinear(out_features, seed). Options of the published gradient go with it.
 
     Returns:

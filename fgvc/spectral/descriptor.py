@@ -23,7 +23,7 @@ from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import EigenvalueMap
 from fgvc.spectral.parts import batch_parts
 from fgvc.spectral.precision import result_dtype, without_autocast
-from fgvc.spectral.rules import GradientRule, Spectrum
+from fgvc.spectral.rules import GradientRule, Keep, Spectrum
 from fgvc.spectral.spectral_map import SpectralLayer, map_backward, map_forward, spectral_layer
 from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle
 
@@ -173,7 +173,7 @@ def spectral_descriptor(
     f: EigenvalueMap,
     gradient: str | GradientRule = "exact",
     *,
-    keep: int | None = None,
+    keep: Keep | None = None,
     eigh_device: str = "auto",
 ) -> Tensor:
     """Upper triangle of F(S), S the covariance of the local features, as one fused layer.
@@ -190,7 +190,7 @@ def spectral_descriptor(
         (B, d (d + 1) / 2), row by row, off-diagonal entries not scaled; float64 for float64 input, else float32.
 
     Raises:
-        ValueError: wrong shape, unknown `gradient` or one that does not apply to `f`, or `keep` below 1.
+        ValueError: wrong shape, unknown `gradient` or one that does not apply to `f`, or `keep` below 1 or no band.
         TypeError: not floating point.
         EigendecompositionError: NaN or infinity in the features of an image, or no convergence.
     """

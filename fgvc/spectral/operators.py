@@ -3,12 +3,12 @@
 from torch import Tensor
 
 from fgvc.spectral.maps import LOG, SCALED_SQRT, SQRT, AmplifiedSquareRoot, Power
-from fgvc.spectral.rules import GradientRule
+from fgvc.spectral.rules import GradientRule, Keep
 from fgvc.spectral.spectral_map import spectral_map
 
 
 def matrix_sqrt(
-    cov: Tensor, gradient: str | GradientRule = "exact", *, keep: int | None = None, eigh_device: str = "auto"
+    cov: Tensor, gradient: str | GradientRule = "exact", *, keep: Keep | None = None, eigh_device: str = "auto"
 ) -> Tensor:
     """Square root of symmetric positive semi-definite matrices, U diag(sqrt l) U^T.
 
@@ -17,8 +17,9 @@ def matrix_sqrt(
         gradient: rule in `GRADIENTS`, or a rule. "exact" is the Lyapunov gradient of Lin and Maji (BMVC 2017);
             "ordinary" the textbook SVD chain of MPN-COV (Li et al., ICCV 2017); "trunc", "taylor", "pade", "newton"
             those of Song, Sebe, Wang (ICCV 2021); "power_iteration" that of Wang et al. (NeurIPS 2019).
-        keep: square root of the `keep` largest eigenvalues only (the others are set to 2.2e-16), with the exact
-            gradient of that unless `gradient` says otherwise; "topn_published" is the one of the released SVD-TopN.
+        keep: square root of the `keep` largest eigenvalues only, or of a band (start, stop) as in `spectral_map` (the
+            others are set to 2.2e-16), with the exact gradient of that unless `gradient` says otherwise;
+            "topn_published" is the one of the released SVD-TopN.
         eigh_device: "auto", "same" or "cpu", see `fgvc.spectral.eigen.symmetric_eigh`.
 
     Returns:

@@ -24,18 +24,59 @@ from fgvc.spectral.precision import check_whole_number
 from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle
 
 
+class Band(NamedTuple):
+    """A range of the eigenvalues, as a slice of them in descending order: (0, 14) the 14 largest, (14, None) the rest.
+
+    Attributes:
+        start: how many of the largest are left out.
+        stop: index after the last one, None for the smallest.
+    """
+
+    start: int
+    stop: int | None
+
+    def limits(self, d: int) -> tuple[int, int]:
+        """(first, end) of the band among d eigenvalues in ascending order; first = end where it is empty."""
+        end = max(d - self.start, 0)
+        return (0 if self.stop is None else min(max(d - self.stop, 0), end)), end
+
+
+Keep = int | tuple[int, int | None]
+"""Which eigenvalues a map sees: the N largest, or a `Band` of them."""
+
+
+def band(keep: Keep | None) -> Band | None:
+    """The band that `keep` means.
+
+    Raises:
+        ValueError: N below 1, or a pair that is no band: two whole numbers 0 <= start < stop, or None for stop.
+    """
+    if keep is None:
+        return None
+    if not isinstance(keep, tuple):
+        check_whole_number("keep", keep, least=1)
+        return Band(0, keep)
+    if len(keep) != 2:
+        raise ValueError(f"keep must be a number or a pair (start, stop), got {keep!r}")
+    start, stop = keep
+    check_whole_number("the start of keep", start, least=0)
+    if stop is not None:
+        check_whole_number("the stop of keep", stop, least=start + 1)
+    return Band(start, stop)
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """Eigenvalues of a batch, with what the layer does to them before the map.
 
     Attributes:
         found: (B, d), ascending, as the eigendecomposition found them.
-        keep: the map sees only the `keep` largest, the others are set to `EIGENVALUE_FLOOR`; None keeps all.
+        keep: the map sees only these, the others are set to `EIGENVALUE_FLOOR`; None keeps all.
         first: index of the first eigenvalue of the Loewner matrix; those before it are null and need no row.
     """
 
     found: Tensor
-    keep: int | None = None
+    keep: Band | None = None
     first: int = 0
 
     @property
@@ -45,21 +86,31 @@ class Spectrum:
 
     @property
     def clipped(self) -> Tensor:
-        """(B, d), as the map sees them: clamped, and set to the floor beyond the `keep` largest."""
+        """(B, d), as the map sees them: clamped, and set to the floor outside of `keep`; ascending within it."""
         lam = self.clamped
-        lam[:, : self._dropped] = EIGENVALUE_FLOOR
+        for dropped in self._dropped:
+            lam[:, dropped] = EIGENVALUE_FLOOR
         return lam
 
     @property
     def kept(self) -> Tensor:
         """(B, d) bool: not set to the floor."""
         kept = self.found > EIGENVALUE_FLOOR
-        kept[:, : self._dropped] = False
+        for dropped in self._dropped:
+            kept[:, dropped] = False
         return kept
 
     @property
-    def _dropped(self) -> int:
-        return 0 if self.keep is None else max(self.found.shape[-1] - self.keep, 0)
+    def drops_largest(self) -> bool:
+        """Whether eigenvalues above the band are set to the floor, so that `clipped` does not ascend."""
+        return self.keep is not None and self.keep.start > 0
+
+    @property
+    def _dropped(self) -> list[slice]:
+        if self.keep is None:
+            return []
+        first, end = self.keep.limits(self.found.shape[-1])
+        return [slice(0, first), slice(end, None)]
 
 
 class Loewner(NamedTuple):
@@ -89,8 +140,10 @@ def exact(f: EigenvalueMap, spectrum: Spectrum) -> Loewner:
     divided = f.divided_differences(lam, spectrum.first)
     window, lam_window = kept[:, spectrum.first :], lam[:, spectrum.first :]
     # chain rule through the clipping: its divided difference is 1 between kept eigenvalues, 0 between clipped ones.
-    # The clipped ones come first, so only the first rows and columns need it.
+    # Where the clipped ones come first, only the first rows and columns need it.
     clipped = int((~window).sum(dim=-1).max()) if window.numel() else 0
+    if spectrum.drops_largest:
+        clipped = window.shape[-1]
     if clipped:
         rise = lam_window[:, :clipped, None] - lam_window[:, None, :]
         run = found[:, :clipped, None] - found[:, None, :]
@@ -106,9 +159,11 @@ ReciprocalGap = Callable[[Tensor, Tensor], Tensor]
 -> approximation of 1 / (high - low), (B, n, n). For a tie it must be finite; f(high) - f(low) = 0 multiplies it."""
 
 
-def _row_is_higher(value: Tensor) -> Tensor:
-    """1 below the diagonal, -1 above it, (n, n) for value (B, n)."""
-    ones = value.new_ones(value.shape[-1], value.shape[-1])
+def _row_is_higher(points: Tensor, unordered: bool) -> Tensor:
+    """1 where the row's of two points (B, n) is the higher, -1 where the column's is; (n, n) where they ascend."""
+    if unordered:
+        return torch.sign(points[:, :, None] - points[:, None, :])
+    ones = points.new_ones(points.shape[-1], points.shape[-1])
     return ones.tril_().mul_(2).sub_(1)
 
 
@@ -116,8 +171,8 @@ def _row_is_higher(value: Tensor) -> Tensor:
 class PublishedChain:
     """The published chain: K~ off the diagonal, the slope of f at eigenvalues below the floor let through as it is.
 
-    With `leak` the eigenvalues that `keep` drops are treated in the same way, as the released SVD-TopN does: the slope
-    of sqrt at the floor, 0.5 eps^(-1/2) = 3.4e7, reaches the features from each of them.
+    With `leak` the eigenvalues that `keep` drops are treated in the same way, as the released SVD-TopN does (which
+    knows the N largest only): the slope of sqrt at the floor, 0.5 eps^(-1/2) = 3.4e7, reaches the features from each.
     """
 
     reciprocal_gap: ReciprocalGap
@@ -130,8 +185,10 @@ class PublishedChain:
         points = (lam if self.leak else spectrum.clamped)[:, spectrum.first :]
         value = f.value(lam)[:, spectrum.first :]
         high, low = high_and_low(points)
-        # f(high) - f(low): the eigenvalues ascend, so below the diagonal the row has the higher one
-        rise = (value[:, :, None] - value[:, None, :]).mul_(_row_is_higher(value))
+        # f(high) - f(low)
+        rise = (value[:, :, None] - value[:, None, :]).mul_(
+            _row_is_higher(points, self.leak and spectrum.drops_largest)
+        )
         off_diagonal = self.reciprocal_gap(high, low).mul_(rise)
         if self.leak or spectrum.keep is None:
             return Loewner(off_diagonal, lambda v: f.pullback(lam, v))

@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import EigenvalueMap
 from fgvc.spectral.parts import batch_parts
-from fgvc.spectral.precision import check_square, check_whole_number, result_dtype, without_autocast
-from fgvc.spectral.rules import GradientRule, Spectrum, gradient_rule
+from fgvc.spectral.precision import check_square, result_dtype, without_autocast
+from fgvc.spectral.rules import Band, GradientRule, Keep, Spectrum, band, gradient_rule
 
 
 class SpectralLayer(NamedTuple):
@@ -19,29 +19,27 @@ class SpectralLayer(NamedTuple):
     Attributes:
         f: map of the eigenvalues.
         rule: assembles the derivative.
-        keep: number of largest eigenvalues that the map sees, None for all; the others are set to the floor.
+        keep: eigenvalues that the map sees, None for all; the others are set to the floor.
         eigh_device: where the eigendecomposition runs, see `fgvc.spectral.eigen.symmetric_eigh`.
     """
 
     f: EigenvalueMap
     rule: GradientRule
-    keep: int | None = None
+    keep: Band | None = None
     eigh_device: str = "auto"
 
 
 def spectral_layer(
-    f: EigenvalueMap, gradient: str | GradientRule, keep: int | None = None, eigh_device: str = "auto"
+    f: EigenvalueMap, gradient: str | GradientRule, keep: Keep | None = None, eigh_device: str = "auto"
 ) -> SpectralLayer:
     """A layer with its rule looked up and its options checked.
 
     Raises:
-        ValueError: unknown gradient, one that does not apply to this map, or `keep` below 1.
+        ValueError: unknown gradient, one that does not apply to this map, or `keep` below 1 or no band.
     """
-    if keep is not None:
-        check_whole_number("keep", keep, least=1)
-    rule = gradient_rule(gradient)
-    rule(f, Spectrum(torch.ones(1, 2, dtype=torch.float64), keep))  # refuses here what it would refuse in the backward
-    return SpectralLayer(f, rule, keep, eigh_device)
+    rule, kept = gradient_rule(gradient), band(keep)
+    rule(f, Spectrum(torch.ones(1, 2, dtype=torch.float64), kept))  # refuses here what it would refuse in the backward
+    return SpectralLayer(f, rule, kept, eigh_device)
 
 
 def map_forward(eigenvalues: Tensor, eigenvectors: Tensor, layer: SpectralLayer) -> Tensor:
@@ -87,7 +85,7 @@ def spectral_map(
     f: EigenvalueMap,
     gradient: str | GradientRule = "exact",
     *,
-    keep: int | None = None,
+    keep: Keep | None = None,
     eigh_device: str = "auto",
 ) -> Tensor:
     """Apply a map of the eigenvalues to symmetric positive semi-definite matrices.
@@ -98,14 +96,16 @@ def spectral_map(
         matrix: (B, d, d), any floating dtype; its symmetric part is used.
         f: map of the eigenvalues, e.g. `SQRT`.
         gradient: name of the rule in `GRADIENTS` that assembles the derivative, or a rule, e.g. `taylor(degree=50)`.
-        keep: the map sees the `keep` largest eigenvalues, the others are set to `EIGENVALUE_FLOOR`; None keeps all.
+        keep: the map sees the `keep` largest eigenvalues, or of a pair (start, stop) those from index `start` to before
+            `stop` in descending order, counted from 0; stop None means to the smallest. The others are set to
+            `EIGENVALUE_FLOOR`. None keeps all.
         eigh_device: "auto", "same" or "cpu", see `fgvc.spectral.eigen.symmetric_eigh`.
 
     Returns:
         F(S), (B, d, d); float64 for float64 input, else float32.
 
     Raises:
-        ValueError: wrong shape, unknown `gradient` or one that does not apply to `f`, or `keep` below 1.
+        ValueError: wrong shape, unknown `gradient` or one that does not apply to `f`, or `keep` below 1 or no band.
         TypeError: not floating point.
         EigendecompositionError: NaN or infinity in a matrix, or no convergence.
     """
