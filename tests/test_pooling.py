@@ -109,6 +109,20 @@ def test_labels_name_a_changed_gradient() -> None:
     assert pooling_label("seb", "exact") == "SEB (exact)"
 
 
+def test_labels_name_options() -> None:
+    assert pooling_label("mpn_cov", None, {"scale": 2.0, "alpha": 0.25}) == "MPN-COV [alpha=0.25, scale=2.0]"
+    assert pooling_label("svd_topn", "exact", {"keep": [16, None]}) == "SVD-TopN (exact) [keep=16:]"
+
+
+def test_the_smallest_eigenvalues_alone_and_a_constant_scale() -> None:
+    x = features(2, 4, 6, 6)
+    before, after = pooling_spectrum(create_pooling("svd_topn", channels=4, keep=[2, None]), x)
+    assert after is not None
+    torch.testing.assert_close(after[:, :2] ** 2, before[:, 2:])
+    scaled, root = (create_pooling("mpn_cov", channels=4, **options) for options in ({"scale": 2.5}, {}))
+    torch.testing.assert_close(scaled(x), 2.5 * root(x))
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -124,6 +138,9 @@ def test_labels_name_a_changed_gradient() -> None:
         ("svd_topn", {}, "give it keep=N"),
         ("svd_topn", {"keep": 0}, "at least 1"),
         ("svd_topn", {"keep": "many"}, "svd_topn"),
+        ("svd_topn", {"keep": [3, 3]}, "stop of keep must be a whole number of at least 4, got 3"),
+        ("svd_topn", {"keep": [-1, 3]}, "start of keep"),
+        ("svd_topn", {"keep": [1, 2, 3]}, "pair"),
         ("seb", {"gradient": "newton"}, "square root of all eigenvalues"),
         ("mpn_cov", {"gradient": "topn_published"}, "give keep=N"),
         ("mpn_cov", {"alpha": 0}, "other than 0"),

@@ -1,6 +1,7 @@
 """Every spectral layer under the contract of `spectral_contract.py`, and what distinguishes the gradient rules."""
 
 import runpy
+from functools import partial
 from pathlib import Path
 
 import mpmath
@@ -16,6 +17,7 @@ from fgvc.spectral import (
     SQRT,
     AmplifiedSquareRoot,
     Power,
+    Rescaled,
     matrix_log,
     matrix_power,
     matrix_sqrt,
@@ -42,8 +44,8 @@ def seb(lam: Values) -> Values:
 
 
 def amplified(lam: Values) -> Values:
-    mean = mpmath.fsum(lam) / len(lam)
-    return [mpmath.sqrt(x) * (1 + 2 * mpmath.exp(-x / mean)) for x in lam]
+    end = mpmath.fsum(lam) / len(lam) / 2
+    return [mpmath.sqrt(x) * (1 + 2 * mpmath.exp(-x / end)) for x in lam]
 
 
 def coupled_iteration(lam: Values) -> Values:
@@ -76,7 +78,15 @@ class TestExactScalingEigenBranch(SpectralContract):
 
 
 class TestExactAmplifiedRoot(SpectralContract):
-    f, gradient, reference = AmplifiedSquareRoot(2.0), "exact", Reference(amplified)
+    f, gradient, reference = AmplifiedSquareRoot(2.0, temperature=0.5), "exact", Reference(amplified)
+
+
+class TestExactRescaled(SpectralContract):
+    f, gradient, reference = (
+        Rescaled(SCALED_SQRT, 1.7),
+        "exact",
+        Reference(lambda lam: [mpf(1.7) * x for x in seb(lam)]),
+    )
 
 
 class TestExactPower(SpectralContract):
@@ -250,6 +260,8 @@ def test_leak_of_the_published_truncation() -> None:
         (Power, 0.0),
         (Power, float("inf")),
         (AmplifiedSquareRoot, -1.0),
+        (partial(AmplifiedSquareRoot, 1.0), 0.0),
+        (partial(Rescaled, SQRT), 0.0),
     ],
 )
 def test_factories_refuse_values_out_of_range(factory: object, value: float) -> None:

@@ -1,7 +1,7 @@
 """The table of poolings by name, the one place that knows which method is which layer."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from fgvc.spectral import (
     Keep,
     Logarithm,
     Power,
+    Rescaled,
     newton,
     power_iteration,
     taylor,
@@ -55,8 +56,9 @@ class _Spectral:
     second_order: bool = True
 
 
-def _square_root(alpha: float = 0.5) -> EigenvalueMap:
-    return SQRT if alpha == 0.5 else Power(alpha)
+def _square_root(alpha: float = 0.5, scale: float = 1.0) -> EigenvalueMap:
+    power = SQRT if alpha == 0.5 else Power(alpha)
+    return power if scale == 1 else Rescaled(power, scale)
 
 
 def _kept(channels: int, keep: int | Sequence[int | None] | None = None) -> Keep:
@@ -107,14 +109,25 @@ def published_gradient(name: str) -> str | None:
     return method.gradient if isinstance(method, _Spectral) else None
 
 
-def pooling_label(name: str, gradient: str | None = None) -> str:
-    """Name of the method in tables and figures; a gradient other than the published one is added: "SEB (exact)".
+def pooling_label(name: str, gradient: str | None = None, options: Mapping[str, Any] | None = None) -> str:
+    """Name of the method in tables and figures, with what is not as published: "SEB (exact)", "MPN-COV [alpha=0.25]".
 
     Raises:
         ConfigError: unknown method.
     """
     label = _method(name).label
-    return label if gradient in (None, published_gradient(name)) else f"{label} ({gradient})"
+    if gradient not in (None, published_gradient(name)):
+        label = f"{label} ({gradient})"
+    if options:
+        label = f"{label} [{', '.join(f'{key}={_shown(value)}' for key, value in sorted(options.items()))}]"
+    return label
+
+
+def _shown(value: Any) -> str:
+    """An option's value; a band of eigenvalues as the slice that it is."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ":".join("" if part is None else str(part) for part in value)
+    return str(value)
 
 
 def create_pooling(
@@ -128,9 +141,10 @@ def create_pooling(
         gradient: a rule in `fgvc.spectral.GRADIENTS` in place of the published one (None: as published).
         eigh_device: where eigendecompositions run: "auto", "same" (as the features) or "cpu" (as the papers do). Of no
             effect on methods without one.
-        options: of the method: isqrt_cov, svd_pi, svd_newton(iterations), mpn_cov(alpha), svd_taylor(degree),
-            svd_trunc(limit), svd_topn(keep: N or a pair, see `Band`), seb_spectral(amplification), log_cov(ridge),
-            compact_bilinear(out_features, seed). Options of the published gradient go with it.
+        options: of the method: isqrt_cov, svd_pi, svd_newton(iterations), mpn_cov(alpha, scale), svd_taylor(degree),
+            svd_trunc(limit), svd_topn(keep, N or a pair as in `fgvc.spectral.spectral_map`),
+            seb_spectral(amplification, temperature), log_cov(ridge), compact_bilinear(out_features, seed). Options of
+            the published gradient go with it.
 
     Returns:
         A module (B, C, H, W) -> (B, module.out_features), float32 (float64 for float64 input).

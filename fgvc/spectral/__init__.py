@@ -15,6 +15,7 @@ from fgvc.spectral.maps import (
     EigenvalueMap,
     Logarithm,
     Power,
+    Rescaled,
 )
 from fgvc.spectral.newton_schulz import newton_schulz_descriptor, newton_schulz_sqrt
 from fgvc.spectral.operators import matrix_log, matrix_power, matrix_sqrt, scaling_eigen_branch, seb_spectral
@@ -37,6 +38,7 @@ __all__ = [
     "Keep",
     "Logarithm",
     "Power",
+    "Rescaled",
     "covariance",
     "matrix_log",
     "matrix_power",

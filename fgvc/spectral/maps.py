@@ -90,44 +90,53 @@ def high_and_low(lam: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class AmplifiedSquareRoot:
-    """f(lam) = sqrt(lam) (1 + c exp(-lam / m)) with m the mean of the d eigenvalues: the map of `seb_spectral`.
+    """f(lam) = sqrt(lam) (1 + c exp(-lam / (T m))) with m the mean of the d eigenvalues: the map of `seb_spectral`.
 
     Ours, not published: it raises small eigenvalues relative to large ones (by up to 1 + c), which the released SEB
     does not, and F(a S) = sqrt(a) F(S) for any scale a > 0.
 
     Args:
         amplification: c, at least 0.
+        temperature: T, above 0: eigenvalues up to about T m are raised.
 
     Raises:
-        ValueError: c is negative or not finite.
+        ValueError: c is negative or T not positive, or one of them is not finite.
     """
 
     amplification: float = 1.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.amplification) and self.amplification >= 0):
             raise ValueError(f"the amplification must be a finite number of at least 0, got {self.amplification}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"the temperature must be a finite number above 0, got {self.temperature}")
+
+    def _end(self, lam: Tensor) -> Tensor:
+        """T m (B, 1): where the amplification has fallen to c / e."""
+        return self.temperature * lam.mean(dim=-1, keepdim=True)
 
     def value(self, lam: Tensor) -> Tensor:
-        return lam.sqrt() * (1 + self.amplification * torch.exp(-lam / lam.mean(dim=-1, keepdim=True)))
+        return lam.sqrt() * (1 + self.amplification * torch.exp(-lam / self._end(lam)))
 
     def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
-        c, mean, root = self.amplification, lam.mean(dim=-1, keepdim=True), lam.sqrt()
-        decay = torch.exp(-lam / mean)
-        own = v * ((1 + c * decay) / (2 * root) - c * root * decay / mean)
-        # every eigenvalue moves the mean: df_i/dm = c sqrt(lam_i) exp(-lam_i / m) lam_i / m^2, dm/dlam_j = 1 / d
-        return own + (v * c * root * decay * lam / mean**2).sum(dim=-1, keepdim=True) / lam.shape[-1]
+        c, end, root = self.amplification, self._end(lam), lam.sqrt()
+        decay = torch.exp(-lam / end)
+        own = v * ((1 + c * decay) / (2 * root) - c * root * decay / end)
+        # every eigenvalue moves e = T m: df_i/de = c sqrt(lam_i) exp(-lam_i / e) lam_i / e^2, de/dlam_j = T / d
+        slope = self.temperature / lam.shape[-1]
+        return own + (v * c * root * decay * lam / end**2).sum(dim=-1, keepdim=True) * slope
 
     def divided_differences(self, lam: Tensor, first: int) -> Tensor:
-        c, part, mean = self.amplification, lam[:, first:], lam.mean(dim=-1, keepdim=True)
+        c, part, end = self.amplification, lam[:, first:], self._end(lam)
         high, low = high_and_low(lam, first)
-        gap = (high - low) / mean[..., None]
+        gap = (high - low) / end[..., None]
         # (exp(-a/m) - exp(-b/m)) / (a - b) without cancellation: -exp(-b/m) (1 - exp(-g)) / (g m), g = (a - b) / m
         quotient = torch.where(gap == 0, 1, -torch.expm1(-gap) / torch.where(gap == 0, 1, gap))
-        of_decay = -quotient * torch.exp(-low / mean[..., None]) / mean[..., None]
+        of_decay = -quotient * torch.exp(-low / end[..., None]) / end[..., None]
         # product rule of divided differences for sqrt (1 + c exp)
         roots = _sqrt_divided_differences(lam, first)
-        return roots * (1 + c * torch.exp(-part / mean)[:, None, :]) + c * part.sqrt()[:, :, None] * of_decay
+        return roots * (1 + c * torch.exp(-part / end)[:, None, :]) + c * part.sqrt()[:, :, None] * of_decay
 
 
 def _log_ratio(lam: Tensor, first: int) -> tuple[Tensor, Tensor]:
@@ -247,6 +256,31 @@ class NewtonSchulzRoot:
         y = a * z
         quotient: Tensor = of_square.div_(y[:, :, None] + y[:, None, :])
         return quotient.div_(tau.sqrt()[:, :, None])
+
+
+@dataclass(frozen=True)
+class Rescaled:
+    """f(lam) = factor * g(lam): another map times a constant, the control for a layer that scales.
+
+    Raises:
+        ValueError: the factor is not a finite number above 0.
+    """
+
+    g: EigenvalueMap
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.factor) and self.factor > 0):
+            raise ValueError(f"the scale must be a finite number above 0, got {self.factor}")
+
+    def value(self, lam: Tensor) -> Tensor:
+        return self.factor * self.g.value(lam)
+
+    def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
+        return self.factor * self.g.pullback(lam, v)
+
+    def divided_differences(self, lam: Tensor, first: int) -> Tensor:
+        return self.g.divided_differences(lam, first).mul_(self.factor)
 
 
 SQRT, SCALED_SQRT, LOG = SquareRoot(), ScaledSquareRoot(), Logarithm()

@@ -91,19 +91,25 @@ def scaling_eigen_branch(
 
 
 def seb_spectral(
-    cov: Tensor, gradient: str | GradientRule = "exact", *, amplification: float = 1.0, eigh_device: str = "auto"
+    cov: Tensor,
+    gradient: str | GradientRule = "exact",
+    *,
+    amplification: float = 1.0,
+    temperature: float = 1.0,
+    eigh_device: str = "auto",
 ) -> Tensor:
-    """Square root with amplified small eigenvalues, f(l) = sqrt(l) (1 + c exp(-l / mean l)). Ours, not published.
+    """Square root with amplified small eigenvalues, f(l) = sqrt(l) (1 + c exp(-l / (T mean l))). Ours, not published.
 
     Args:
         cov: (B, d, d), any floating dtype.
         gradient, eigh_device: as in `matrix_sqrt`.
         amplification: c, at least 0; 0 is `matrix_sqrt`.
+        temperature: T, above 0: eigenvalues up to about T times their mean are raised.
 
     Returns:
         (B, d, d); float64 for float64 input, else float32.
 
     Raises:
-        As `spectral_map`, and ValueError for a negative c.
+        As `spectral_map`, and ValueError for a negative c or a T that is not positive.
     """
-    return spectral_map(cov, AmplifiedSquareRoot(amplification), gradient, eigh_device=eigh_device)
+    return spectral_map(cov, AmplifiedSquareRoot(amplification, temperature), gradient, eigh_device=eigh_device)

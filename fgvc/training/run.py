@@ -1,6 +1,7 @@
 """A run from its configuration to its folder."""
 
 import logging
+import re
 import sys
 import time
 from pathlib import Path
@@ -28,10 +29,13 @@ SPECTRUM_IMAGES = 256
 
 
 def default_run_dir(config: RunConfig) -> Path:
-    """results/NAME[-RECIPE]/BACKBONE/METHOD[-GRADIENT][-hybrid]/seedN."""
+    """results/NAME[-RECIPE]/BACKBONE/METHOD[-GRADIENT][-OPTIONS][-hybrid]/seedN."""
     name = "-".join(part for part in (config.name, config.recipe) if part)
     hybrid = None if config.hybrid.method is None else "hybrid"
-    method = "-".join(part for part in (config.method.name, config.method.gradient, hybrid) if part)
+    options = [
+        re.sub(r"[^\w.]+", "_", f"{key}{value}").strip("_") for key, value in sorted(config.method.options.items())
+    ]
+    method = "-".join(part for part in (config.method.name, config.method.gradient, *options, hybrid) if part)
     return Path("results") / name / config.backbone.name.replace("/", "_") / method / f"seed{config.seed}"
 
 
@@ -129,13 +133,15 @@ def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation
 
 def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """What a table needs to know of a run besides its result."""
-    switch = switch_epoch(config)
+    switch, method = switch_epoch(config), config.method
+    label = pooling_label(method.name, method.gradient, method.options)
     return {
         "name": config.name,
         "recipe": config.recipe,
         "method": config.method.name,
         "gradient": config.method.gradient,
-        "label": pooling_label(config.method.name, config.method.gradient) + (" (hybrid)" if switch else ""),
+        "options": method.options,
+        "label": label + (" (hybrid)" if switch else ""),
         "hybrid": {"method": config.hybrid.method, "switch_epoch": switch} if switch else None,
         "dataset": config.dataset.name,
         "backbone": config.backbone.name,
