@@ -107,14 +107,11 @@ def _from_run(path: Path, images: int, root: str | None) -> PoolingInputs:
     return PoolingInputs(features, loss_gradient(head, features, targets), source, indices)
 
 
-@torch.no_grad()
 def _test_features(restored: Restored, indices: list[int]) -> tuple[Tensor, Tensor]:
     """What the pooling reads of these test images, (N, C, H, W), and their classes (N,), on the CPU."""
     features, targets = [], []
     for inputs, classes in DataLoader(Subset(restored.inputs(), indices), batch_size=32):
-        maps = inputs.to(restored.device)
-        maps = maps if restored.config.backbone.frozen else restored.backbone(maps)
-        features.append(restored.head.reduction(maps).cpu())
+        features.append(restored.pooling_input(inputs).cpu())
         targets.append(classes)
     return torch.cat(features), torch.cat(targets)
 

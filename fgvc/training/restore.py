@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fgvc.data import ImageDataset
@@ -52,6 +52,13 @@ class Restored:
             return self.trained
         return nn.Sequential(fold_backbone(self.config, self.backbone, self.device), self.head)
 
+    @torch.no_grad()
+    def pooling_input(self, inputs: Tensor) -> Tensor:
+        """What the pooling reads, (B, channels, H, W), of a batch of `inputs()`."""
+        maps = inputs.to(self.device)
+        reduced: Tensor = self.head.reduction(maps if self.config.backbone.frozen else self.backbone(maps))
+        return reduced
+
     def inputs(self) -> Dataset[Any]:
         """What `trained` reads of the test split: the images, or their cached feature maps if the backbone is frozen.
 
@@ -63,7 +70,9 @@ class Restored:
         return split_features(self.config, self.images, extractor, self.weights_digest, self.device)
 
 
-def restore_run(path: Path, device: torch.device, *, checkpoint: str = "last", root: str | None = None) -> Restored:
+def restore_run(
+    path: Path, device: torch.device, *, checkpoint: str = "last", root: str | None = None, cache: str | None = None
+) -> Restored:
     """Test images and model of a run, with its "last" or "best" weights.
 
     Args:
@@ -71,6 +80,7 @@ def restore_run(path: Path, device: torch.device, *, checkpoint: str = "last", r
         device: where the model goes.
         checkpoint: "last" or "best".
         root: folder of the dataset, where it is not the one the run was trained with.
+        cache: folder of cached feature maps, where it is not that one.
 
     Raises:
         RunError: not a run, its weights are missing, damaged or of another architecture, or the data or the frozen
@@ -81,6 +91,8 @@ def restore_run(path: Path, device: torch.device, *, checkpoint: str = "last", r
     config = folder.read_config()
     if root is not None:
         config.dataset.root = root
+    if cache is not None:
+        config.cache.dir = cache
     backbone = restore_backbone(config)
     images = ready_split(config, open_split(config, "test"), backbone, training=False)
     _check_classes(config, images.classes, read_classes(folder))

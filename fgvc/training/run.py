@@ -32,9 +32,8 @@ def default_run_dir(config: RunConfig) -> Path:
     """results/NAME[-RECIPE]/BACKBONE/METHOD[-GRADIENT][-OPTIONS][-hybrid]/seedN."""
     name = "-".join(part for part in (config.name, config.recipe) if part)
     hybrid = None if config.hybrid.method is None else "hybrid"
-    options = [
-        re.sub(r"[^\w.]+", "_", f"{key}{value}").strip("_") for key, value in sorted(config.method.options.items())
-    ]
+    # no brackets of a list, which a shell and Hydra would read
+    options = [re.sub(r"[^\w.-]+", "_", f"{k}{value}").strip("_") for k, value in sorted(config.method.options.items())]
     method = "-".join(part for part in (config.method.name, config.method.gradient, *options, hybrid) if part)
     return Path("results") / name / config.backbone.name.replace("/", "_") / method / f"seed{config.seed}"
 
