@@ -12,7 +12,7 @@ from fgvc.analysis import find_runs, split_finished
 from fgvc.analysis.truncation import read_study, save_study
 from fgvc.cli import exit_on_user_error
 from fgvc.files import write_text_atomic
-from fgvc.reporting import study_markdown, write_study_figures
+from fgvc.reporting.bands_plot import study_markdown, write_study_figures
 
 
 def main() -> None:

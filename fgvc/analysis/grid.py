@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 
 from fgvc.analysis.runs import Run
 from fgvc.analysis.settings import group_runs
 from fgvc.errors import RunError
 from fgvc.pooling import published_gradient
+from fgvc.spectral import EIGENVALUE_FLOOR
+from fgvc.spectral.maps import seb_scale
 
 COLUMNS = (
     "label",
@@ -27,6 +30,8 @@ COLUMNS = (
     "top1",
     "mean_class",
     "num_classes",
+    "factor",
+    "factor_std",
     "commit",
 )
 
@@ -35,7 +40,9 @@ def read_grid(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a run with `COLUMNS`, in the order of their labels and seeds.
 
     `gradient` is the rule's name, "" where there is none; `options` JSON; start and stop the band of eigenvalues that
-    the head keeps (0 and missing: all of them); accuracies in per cent after the last epoch; `commit` what trained it.
+    the head keeps (0 and missing: all of them); accuracies in per cent after the last epoch; factor and factor_std, of
+    SEB only, mean and standard deviation over test images of the scalar 1 + t that multiplies their square root;
+    `commit` what trained it.
 
     Args:
         runs: finished, of one setting.
@@ -67,8 +74,16 @@ def _row(label: str, run: Run) -> dict[str, object]:
         "top1": run.final.top1,
         "mean_class": run.final.mean_class,
         "num_classes": run.num_classes,
+        **_factor(run),
         "commit": run.commit,
     }
+
+
+def _factor(run: Run) -> dict[str, float]:
+    if run.method != "seb":
+        return {}
+    factor = 1 + seb_scale(torch.from_numpy(run.spectrum().before).clamp(min=EIGENVALUE_FLOOR))
+    return {"factor": float(factor.mean()), "factor_std": float(factor.std())}
 
 
 def kept_band(run: Run) -> tuple[int, int | None]:

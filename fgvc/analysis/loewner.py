@@ -191,25 +191,38 @@ def loewner_picture(x: Tensor, methods: Sequence[str] = DRAWN, *, keep: int | No
         ConfigError: as `audited_gradient`.
         DatasetError: every image is constant, or a covariance cannot be decomposed.
     """
-    audited = [audited_gradient(method, x.shape[1], keep) for method in methods]
+    for method in methods:  # refused before the work
+        audited_gradient(method, x.shape[1], keep)
     try:
         found = torch.cat([symmetric_eigh(covariance(image[None].detach().cpu()))[0] for image in x])  # (B, d)
     except EigendecompositionError as error:
         raise DatasetError(f"the features have no finite covariance: {error}") from error
-    descending = found.flip(-1).numpy()
-    conditions = nonzero_condition_number(descending)
+    conditions = nonzero_condition_number(found.flip(-1).numpy())
     if np.isnan(conditions).all():
         raise DatasetError("the features of every image are the same at every location")
     image = int(np.nanargmin(np.abs(conditions - np.nanquantile(conditions, 0.5, method="inverted_cdf"))))
+    return picture_of_spectrum(found[image], methods, keep=keep, image=image)
+
+
+def picture_of_spectrum(
+    eigenvalues: Tensor, methods: Sequence[str] = DRAWN, *, keep: int | None = None, image: int = 0
+) -> LoewnerPicture:
+    """Loewner matrices on one spectrum, (d,) float64, ascending as `symmetric_eigh` found it; `image` is its number.
+
+    Raises:
+        ConfigError: as `audited_gradient`.
+    """
+    audited = [audited_gradient(method, len(eigenvalues), keep) for method in methods]
+    descending = eigenvalues.flip(0).numpy()[None]
 
     def flipped(layer: SpectralLayer) -> np.ndarray:
-        matrix: np.ndarray = loewner_matrix(found[image : image + 1], layer).flip(0, 1).numpy()
+        matrix: np.ndarray = loewner_matrix(eigenvalues[None], layer).flip(0, 1).numpy()
         return matrix
 
     return LoewnerPicture(
         image,
-        descending[image],
-        int(numerical_rank(descending)[image]),
-        float(conditions[image]),
+        descending[0],
+        int(numerical_rank(descending)[0]),
+        float(nonzero_condition_number(descending)[0]),
         [LoewnerMatrix(method.label, flipped(method.layer), flipped(method.exact)) for method in audited],
     )

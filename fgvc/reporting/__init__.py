@@ -1,6 +1,5 @@
 """Saved runs as tables and figures. Reads what runs wrote; computes nothing on images or models."""
 
-from fgvc.reporting.bands_plot import study_markdown, write_study_figures
 from fgvc.reporting.class_report import ClassReport, confusions_markdown, write_class_report
 from fgvc.reporting.confusion_plot import confusion_figure, plot_confusion
 from fgvc.reporting.loewner_plot import gradients_markdown, loewner_figure, write_loewner_figure
@@ -29,12 +28,10 @@ __all__ = [
     "save_figure",
     "spectra_figure",
     "spectra_markdown",
-    "study_markdown",
     "to_csv",
     "to_latex",
     "to_markdown",
     "write_class_report",
     "write_loewner_figure",
     "write_spectra_figure",
-    "write_study_figures",
 ]
