@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from fgvc.data import ImageDataset
 from fgvc.errors import RunError
-from fgvc.models import Backbone, PoolingHead, weights_digest
+from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
 from fgvc.training.config import RunConfig
 from fgvc.training.model_of_run import read_classes, restore_backbone, restore_model
 from fgvc.training.run_folder import RunFolder
@@ -38,7 +38,7 @@ class Restored:
     """
 
     config: RunConfig
-    trained: nn.Module
+    trained: FineGrainedModel | PoolingHead
     backbone: Backbone
     head: PoolingHead
     images: ImageDataset
@@ -55,9 +55,7 @@ class Restored:
     @torch.no_grad()
     def pooling_input(self, inputs: Tensor) -> Tensor:
         """What the pooling reads, (B, channels, H, W), of a batch of `inputs()`."""
-        maps = inputs.to(self.device)
-        reduced: Tensor = self.head.reduction(maps if self.config.backbone.frozen else self.backbone(maps))
-        return reduced
+        return self.trained.pooling_input(inputs.to(self.device))
 
     def inputs(self) -> Dataset[Any]:
         """What `trained` reads of the test split: the images, or their cached feature maps if the backbone is frozen.
