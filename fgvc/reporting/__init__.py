@@ -5,7 +5,7 @@ from fgvc.reporting.confusion_plot import confusion_figure, plot_confusion
 from fgvc.reporting.loewner_plot import gradients_markdown, loewner_figure, write_loewner_figure
 from fgvc.reporting.published import load_published
 from fgvc.reporting.render import markdown_table, to_csv, to_html, to_latex, to_markdown
-from fgvc.reporting.spectra_plot import plot_eigenvalues, spectra_figure, spectra_markdown, write_spectra_figure
+from fgvc.reporting.spectra_plot import plot_eigenvalues, spectra_figure, spectra_markdown
 from fgvc.reporting.style import METHOD_STYLES, MethodStyle, figure_style, method_order, method_style, save_figure
 from fgvc.reporting.tables import accuracy_table
 
@@ -34,5 +34,4 @@ __all__ = [
     "to_markdown",
     "write_class_report",
     "write_loewner_figure",
-    "write_spectra_figure",
 ]
