@@ -104,8 +104,9 @@ def test_the_study_from_the_command_line(tmp_path: Path, train_here: Train, here
     assert (found.predicted == pd.read_csv(run / "predictions.csv")["predicted"]).all()
     # a distance of descriptors is the Frobenius distance of the matrices
     restored = restore_run(run, torch.device("cpu"), **moved)
+    restored.trained.eval()
     maps = restored.pooling_input(torch.stack([restored.inputs()[i][0] for i in (0, 5)]))
     with torch.inference_mode():
-        first, second = symmetric_from_triangle(restored.head.eval().pooling(maps), 8)
+        first, second = symmetric_from_triangle(restored.head.pooling(maps), 8)
     expected = float(torch.linalg.matrix_norm(first - second))
     assert np.linalg.norm(found.vectors[0] - found.vectors[5]) == pytest.approx(expected, rel=1e-4)
