@@ -101,14 +101,14 @@ def summarise(spectrum: MethodSpectrum, smallest: int = 8) -> SpectrumSummary:
         participation_before=float(np.median(participation_ratio(before))),
         participation_after=None if after is None else float(np.median(participation_ratio(after))),
         smallest=smallest,
-        smallest_share_before=_share(before, smallest),
-        smallest_share_after=None if after is None else _share(after, smallest),
+        smallest_share_before=_share(before, before, smallest),
+        smallest_share_after=None if after is None else _share(after, before, smallest),
     )
 
 
-def _share(eigenvalues: np.ndarray, smallest: int) -> float:
+def _share(eigenvalues: np.ndarray, covariance: np.ndarray, smallest: int) -> float:
     """Median over images that are not zero."""
-    shares = smallest_share(eigenvalues, smallest)
+    shares = smallest_share(eigenvalues, smallest, numerical_rank(covariance))
     return float(np.median(shares[~np.isnan(shares)])) if not np.isnan(shares).all() else float("nan")
 
 

@@ -75,12 +75,18 @@ def participation_ratio(eigenvalues: np.ndarray) -> np.ndarray:
     return np.where(p.any(axis=1), 1 / np.maximum((p**2).sum(axis=1), np.finfo(np.float64).tiny), 0)
 
 
-def smallest_share(eigenvalues: np.ndarray, k: int) -> np.ndarray:
-    """Share of the trace in the k smallest numerically non-zero eigenvalues; NaN for a zero matrix.
+def smallest_share(eigenvalues: np.ndarray, k: int, rank: np.ndarray | None = None) -> np.ndarray:
+    """Share of the trace in the k smallest non-zero eigenvalues; NaN for a zero matrix.
 
     All of it where there are no more than k; null eigenvalues and negative ones (rounding) hold none.
+
+    Args:
+        eigenvalues: (n, d).
+        k: how many.
+        rank: (n,) number of non-zero eigenvalues; None means `numerical_rank`. A normalised matrix has that of its
+            covariance, whose null eigenvalues the map puts at a floor.
     """
-    rank = numerical_rank(eigenvalues)
+    rank = numerical_rank(eigenvalues) if rank is None else rank
     place = np.arange(eigenvalues.shape[1])
     among = (place < rank[:, None]) & (place >= rank[:, None] - k)
     return np.where(rank > 0, (_shares(eigenvalues) * among).sum(axis=1), np.nan)

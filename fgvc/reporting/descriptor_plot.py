@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from fgvc.reporting.render import markdown_table
@@ -48,20 +49,18 @@ def plot_embedding(axes: Axes, embedding: pd.DataFrame, classes: Sequence[str]) 
 
 
 def embedding_figure(embedding: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
-    """A figure of one column: the map, with the classes of the most confused pairs in colour."""
+    """A figure of one column: the map, with the classes of the most confused pairs in colour, all others grey."""
     label = embedding["label"].iloc[0]
     classes = confusable_classes(pairs[pairs["label"] == label])
     with figure_style():
         figure = new_figure(COLUMN_WIDTH, 3.9)
         axes = figure.subplots()
         plot_embedding(axes, embedding, classes)
-        axes.set_title(f"t-SNE of the descriptors of {label}")
-        figure.legend(loc="outside lower center", frameon=False, ncols=2, fontsize=6, handletextpad=0.2)
-        figure.supxlabel(
-            "Classes of the most confused pairs; black edge: taken for another class; grey: all others.",
-            fontsize=6,
-            color="#555555",
-        )
+        axes.set_title(f"t-SNE of the descriptors of {label}\nblack edge: taken for another class", fontsize=7)
+        legend = figure.legend(loc="outside lower center", frameon=False, ncols=2, fontsize=6, handletextpad=0.2)
+        for handle in legend.legend_handles:
+            if isinstance(handle, PathCollection):
+                handle.set_edgecolor("none")
     return figure
 
 

@@ -86,12 +86,22 @@ def plot_epochs(axes: Axes, curves: pd.DataFrame, rank: int) -> None:
     axes.grid(True, axis="y")
 
 
-def epochs_figure(curves: pd.DataFrame, title: str, count: int = 6) -> Figure:
-    """Small multiples: a row a method, covariance on the left, normalised on the right, up to `count` epochs."""
-    labels = sorted(dict.fromkeys(curves["label"]), key=method_order)
+def some_epochs(curves: pd.DataFrame, count: int = 6) -> pd.DataFrame:
+    """The rows of up to `count` epochs, evenly spaced, first and last among them, up to the covariance's rank."""
     epochs = sorted(set(curves["epoch"]))
     chosen = {epochs[i] for i in np.linspace(0, len(epochs) - 1, count).round().astype(int)}
-    curves = curves[curves["epoch"].isin(chosen)]
+    found: pd.DataFrame = curves[curves["epoch"].isin(chosen) & (curves["index"] <= curves["rank"])]
+    return found
+
+
+def epochs_figure(curves: pd.DataFrame, title: str) -> Figure:
+    """Small multiples: a row a method, covariance on the left, normalised on the right, a curve an epoch.
+
+    Args:
+        curves: of `fgvc.analysis.history.curves_by_epoch` with label and rank, of `some_epochs`.
+        title: of the figure.
+    """
+    labels = sorted(dict.fromkeys(curves["label"]), key=method_order)
     with figure_style():
         figure = new_figure(COLUMN_WIDTH, 0.9 + 1.25 * len(labels))
         panels = figure.subplots(len(labels), 2, squeeze=False, sharex=True, sharey="col")

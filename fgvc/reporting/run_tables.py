@@ -34,12 +34,16 @@ def differences(groups: Mapping[Setting, Group]) -> tuple[list[Block], pd.DataFr
         if table.empty:
             continue
         frames.append(table.assign(setting=setting.title))
-        rows = [
-            _difference(row) for row in sorted(table.to_dict("records"), key=lambda row: method_order(row["label"]))
-        ]
-        header = ["Method", f"minus {table['against'].iloc[0]}", "95 % interval", "p"]
-        blocks.append(Block(f"Differences to the best: {setting.title}", header, rows, [_DIFFERENCES_NOTE], "Points"))
+        blocks.append(differences_block(frames[-1]))
     return blocks, _concat(frames), notes
+
+
+def differences_block(table: pd.DataFrame) -> Block:
+    """The differences of one setting, of `differences_to_best` with the column setting."""
+    records = sorted(table.to_dict("records"), key=lambda row: method_order(row["label"]))
+    header = ["Method", f"minus {table['against'].iloc[0]}", "95 % interval", "p"]
+    title = f"Differences to the best: {table['setting'].iloc[0]}"
+    return Block(title, header, [_difference(row) for row in records], [_DIFFERENCES_NOTE], "Points")
 
 
 def _difference(row: Mapping[Any, Any]) -> list[str]:

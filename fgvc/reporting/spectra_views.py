@@ -13,7 +13,7 @@ from fgvc.analysis.history import condition_history, curves_by_epoch
 from fgvc.analysis.settings import Group
 from fgvc.errors import RunError
 from fgvc.files import write_text_atomic
-from fgvc.reporting.history_plot import classes_figure, epochs_figure, history_figure, shares_figure
+from fgvc.reporting.history_plot import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
 from fgvc.reporting.render import markdown_table
 from fgvc.reporting.spectra_plot import spectra_figure, spectra_markdown
 from fgvc.reporting.style import save_figure
@@ -48,7 +48,7 @@ class View:
         """Write NAME.png, NAME.pdf and NAME.csv; returns their paths."""
         written = save_figure(self.figure, folder / name)
         written.append(folder / f"{name}.csv")
-        write_text_atomic(written[-1], self.table.to_csv(index=False, float_format="%.7g"))
+        write_text_atomic(written[-1], self.table.to_csv(index=False, float_format="%.5g"))
         return written
 
 
@@ -69,11 +69,8 @@ def _methods(runs: Sequence[Run], options: Options) -> View:
     return View(spectra_figure(curves, title), text, curves)
 
 
-def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
-    title, group = _one_setting(runs)
-    history, notes = condition_history(group)
-    if history.empty:
-        raise RunError("no run here kept its spectra by epoch (trainer.probe_images=0, or an earlier version)")
+def conditions_markdown(history: pd.DataFrame) -> str:
+    """The measures of `condition_history` before, half-way through and after the training."""
     rows = []
     for label in dict.fromkeys(history["label"]):
         part = history[history["label"] == label]
@@ -90,7 +87,15 @@ def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
         "effective rank",
         "participation ratio",
     ]
-    return View(history_figure(history, title), markdown_table(header, rows), history.drop(columns="runs"), notes)
+    return markdown_table(header, rows)
+
+
+def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
+    title, group = _one_setting(runs)
+    history, notes = condition_history(group)
+    if history.empty:
+        raise RunError("no run here kept its spectra by epoch (trainer.probe_images=0, or an earlier version)")
+    return View(history_figure(history, title), conditions_markdown(history), history.drop(columns="runs"), notes)
 
 
 def _epochs(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
@@ -106,7 +111,7 @@ def _epochs(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
         tables.append(curves.assign(label=method.label, rank=rank))
     if not tables:
         raise RunError("no run here kept its spectra by epoch:\n  " + "\n  ".join(notes))
-    table = pd.concat(tables, ignore_index=True)
+    table = some_epochs(pd.concat(tables, ignore_index=True))
     rows = []
     for (label, stage), part in table.groupby(["label", "stage"], sort=False):
         ends = [part[part["epoch"] == epoch].set_index("index")["median"] for epoch in (0, part["epoch"].max())]
@@ -123,6 +128,21 @@ def _epochs(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
     return View(epochs_figure(table, title), markdown_table(header, rows), table, notes)
 
 
+def classes_markdown(table: pd.DataFrame) -> str:
+    """The three classes of lowest and of highest effective rank of each method."""
+    rows = []
+    for label, part in table.groupby("label", sort=False):
+        ordered = part.sort_values("effective_rank")
+        for row in (*ordered.head(3).to_dict("records"), *ordered.tail(3).to_dict("records")):
+            quartiles = (
+                f"{row['effective_rank']:.2f} [{row['effective_rank_lower']:.2f}, {row['effective_rank_upper']:.2f}]"
+            )
+            condition = f"{row['nonzero_condition_number']:.2e}"
+            rows.append([str(label), row["class"], str(row["images"]), quartiles, condition])
+    header = ["Method", "class", "images", "effective rank [quartiles]", "condition number of the non-zero"]
+    return markdown_table(header, rows)
+
+
 def _classes(runs: Sequence[Run], options: Options) -> View:
     title, group = _one_setting(runs)
     tables = []
@@ -135,17 +155,7 @@ def _classes(runs: Sequence[Run], options: Options) -> View:
         ]
         tables.append(spectra_by_class(method.label, of_method, spectra))
     table = pd.concat(tables, ignore_index=True)
-    rows = []
-    for label, part in table.groupby("label", sort=False):
-        ordered = part.sort_values("effective_rank")
-        for row in (*ordered.head(3).to_dict("records"), *ordered.tail(3).to_dict("records")):
-            quartiles = (
-                f"{row['effective_rank']:.2f} [{row['effective_rank_lower']:.2f}, {row['effective_rank_upper']:.2f}]"
-            )
-            condition = f"{row['nonzero_condition_number']:.2e}"
-            rows.append([str(label), row["class"], str(row["images"]), quartiles, condition])
-    header = ["Method", "class", "images", "effective rank [quartiles]", "condition number of the non-zero"]
-    return View(classes_figure(table, title), markdown_table(header, rows), table)
+    return View(classes_figure(table, title), classes_markdown(table), table)
 
 
 def _backbones(runs: Sequence[Run], options: Options) -> View:
