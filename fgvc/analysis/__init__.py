@@ -12,6 +12,7 @@ from fgvc.analysis.method_spectra import MethodSpectrum, SpectrumSummary, pool_s
 from fgvc.analysis.paired import McNemar, mcnemar
 from fgvc.analysis.runs import Accuracy, Run, Spectrum, find_runs, read_run
 from fgvc.analysis.settings import Method, Setting, config_notes, group_runs, split_finished
+from fgvc.analysis.smoothness_table import load_smoothness, summarise_smoothness
 from fgvc.analysis.spectra import (
     EigenvalueCurve,
     condition_number,
@@ -40,6 +41,7 @@ __all__ = [
     "eigenvalue_curve",
     "find_runs",
     "group_runs",
+    "load_smoothness",
     "mcnemar",
     "nonzero_condition_number",
     "numerical_rank",
@@ -51,5 +53,6 @@ __all__ = [
     "read_run",
     "split_finished",
     "summarise",
+    "summarise_smoothness",
     "top_confusions",
 ]
