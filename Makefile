@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow tables lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/train.py -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
@@ -18,6 +18,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# every table and figure of the documentation, from the results kept in results/ and benchmarks/results/
+tables: $(VENV)/.dev
+	$(BIN)/python tools/make_docs.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -20,10 +20,10 @@ import torch
 from cases import REFERENCE, Case, check_name, list_cases, make_case
 from features import SMOOTH_FIELD, Shape, load_features, smooth_features
 from measure import case_peak_bytes, interleaved_times, operator_table, run_case
-from records import SCHEMA, CaseRecord, Record, ShapeRecord, load_record, save_record
 from report import head, markdown, shape_table
 from torch import Tensor
 
+from fgvc.analysis.benchmark_record import SCHEMA, CaseRecord, Record, ShapeRecord, load_record, save_record
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import ConfigError
 from fgvc.training.machine import commit, versions

@@ -5,6 +5,7 @@ python scripts/audit_gradients.py results/cache/features-0123abcd.npy --images 3
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from fgvc.analysis.gradients import audit_gradients, summarise_gradients
@@ -33,13 +34,10 @@ def main() -> None:
     table["image"] = table["image"].map(inputs.indices.__getitem__)
     summary = summarise_gradients(table)
     picture = loewner_picture(inputs.features, keep=arguments.keep)
-    title = (
-        f"Image {inputs.indices[picture.image]}: rank {picture.rank} of {len(picture.eigenvalues)}, condition number "
-        f"{picture.condition:.1e}, the median of {inputs.source}"
-    )
+    picture = replace(picture, image=inputs.indices[picture.image])
     output = arguments.output or (arguments.source / "figures" if arguments.source.is_dir() else Path("figures"))
-    written = write_loewner_figure(picture, title, output)
-    for name, frame in (("gradients", summary), ("gradients_images", table)):
+    written = write_loewner_figure(picture, inputs.source, output)
+    for name, frame in (("gradients", summary), ("gradients_images", table), ("loewner", picture.table())):
         written.append(output / f"{name}.csv")
         write_text_atomic(written[-1], frame.to_csv(index=False))
     loss = "standard normal, seed " + str(arguments.seed) if inputs.grad is None else "that of the run's cross-entropy"

@@ -1,43 +1,53 @@
-"""Tabulate the accuracies of finished runs beside published numbers: Markdown on the terminal, and md, tex, csv.
+"""Tables of finished runs, of the benchmark and of arithmetic, beside published numbers: md, tex, html and csv.
 
-python scripts/make_tables.py results
-python scripts/make_tables.py results/cub80_frozen results/demo --output tables --strict
+python scripts/make_tables.py results/cub80_frozen
+python scripts/make_tables.py results/cub80_frozen --table cost --table condition_number
+python scripts/make_tables.py results/cub80_frozen benchmarks/results/batch10_2cores.json --table all --output tables
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from fgvc.analysis import config_notes, find_runs, split_finished
 from fgvc.cli import exit_on_user_error
-from fgvc.files import write_text_atomic
-from fgvc.reporting import accuracy_table, load_published, to_csv, to_latex, to_markdown
+from fgvc.files import write_json_atomic, write_text_atomic
+from fgvc.reporting.registry import TABLES, Inputs, make_tables
 
 PAPER = Path(__file__).resolve().parents[1] / "results" / "paper"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+", help="run folders, or folders with runs at any depth")
-    parser.add_argument("--output", type=Path, help="folder of the three files (default: tables in the first RESULTS)")
     parser.add_argument(
-        "--paper", type=Path, default=PAPER, help="folder of the published numbers (default: %(default)s)"
+        "results", type=Path, nargs="*", help="run folders, folders with runs, benchmark results (.json)"
     )
-    parser.add_argument(
-        "--strict", action="store_true", help="exit with 1 if a run is left out or averages are doubtful"
-    )
+    parser.add_argument("--table", action="append", choices=[*TABLES, "all"], help="repeatable (default: accuracy)")
+    parser.add_argument("--output", type=Path, help="folder of the files (default: tables in the first RESULTS)")
+    parser.add_argument("--provenance", type=Path, help="JSON file: the runs, configurations and commits of each cell")
+    parser.add_argument("--paper", type=Path, default=PAPER, help="folder of published numbers (default: %(default)s)")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if anything is left out or doubtful")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
-    runs, notes = split_finished(find_runs(arguments.results))
-    table = accuracy_table(runs, load_published(arguments.paper))
-    output = arguments.output or arguments.results[0] / "tables"
-    texts = {"md": to_markdown(table), "tex": to_latex(table), "csv": to_csv(table)}
-    for kind, text in texts.items():
-        write_text_atomic(output / f"accuracy.{kind}", text)
-    print(texts["md"])
-    print(f"written: {', '.join(str(output / f'accuracy.{kind}') for kind in texts)}")
-    notes += config_notes(runs)
+    asked = arguments.table or ["accuracy"]
+    tables, notes = make_tables(
+        list(TABLES) if "all" in asked else list(dict.fromkeys(asked)),
+        Inputs(tuple(arguments.results), arguments.paper),
+    )
+    folders = [path for path in arguments.results if path.is_dir()]
+    output = arguments.output or (folders[0] / "tables" if folders else Path("tables"))
+    written = []
+    for name, table in tables.items():
+        texts = table.texts(name)
+        for file, text in texts.items():
+            written.append(output / file)
+            write_text_atomic(written[-1], text)
+        print(texts[f"{name}.md"])
+    if arguments.provenance:
+        cells = [cell for table in tables.values() for cell in table.provenance()]
+        write_json_atomic(arguments.provenance, {"cells": cells})
+        written.append(arguments.provenance)
+    print(f"written: {', '.join(map(str, written))}")
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if notes and arguments.strict:

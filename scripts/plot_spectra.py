@@ -1,34 +1,43 @@
-"""Plot the sorted eigenvalues of covariances before and after normalisation, one curve a method, as PNG and PDF.
+"""Eigenvalues of covariances of finished runs: figure as PNG and PDF, its data as CSV, and a table.
 
 python scripts/plot_spectra.py results/cub80_frozen
-python scripts/plot_spectra.py results/demo/gap/seed0 results/demo/seb/seed0 --output figures
+python scripts/plot_spectra.py results/cub80_frozen --view conditions --view epochs --output figures
+python scripts/plot_spectra.py results/cub80_frozen/tf_efficientnet_lite0/seb --view classes --images 2400
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from fgvc.analysis import find_runs, group_runs, pool_spectra, split_finished
+from fgvc.analysis import find_runs, split_finished
 from fgvc.cli import exit_on_user_error
-from fgvc.reporting import spectra_markdown, write_spectra_figure
+from fgvc.reporting.spectra_views import FILES, VIEWS, Options
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders of one setting, or folders with them")
-    parser.add_argument("--output", type=Path, help="folder of the figure (default: figures in the first RUNS)")
+    parser.add_argument("--view", action="append", choices=list(VIEWS), help="repeatable (default: methods)")
+    parser.add_argument("--images", type=int, metavar="N", help="look at N test images again (views classes, layers)")
+    parser.add_argument("--smallest", type=int, default=8, metavar="K", help="how many eigenvalues count as small (8)")
+    parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
+    parser.add_argument("--cache", help="folder of cached features, where it has moved since training")
+    parser.add_argument("--output", type=Path, help="folder of the files (default: figures in the first RUNS)")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a run is left out")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     runs, notes = split_finished(find_runs(arguments.runs))
-    spectra = pool_spectra(runs)
+    options = Options(arguments.images, arguments.smallest, arguments.root, arguments.cache)
+    for name in dict.fromkeys(arguments.view or ["methods"]):
+        view = VIEWS[name](runs, options)
+        written = view.write(FILES.get(name, name), arguments.output or arguments.runs[0] / "figures")
+        print(f"{view.markdown}\n\nwritten: {', '.join(map(str, written))}\n")
+        notes += view.notes
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    (setting,) = group_runs(runs)
-    written = write_spectra_figure(spectra, setting.title, arguments.output or arguments.runs[0] / "figures")
-    print(spectra_markdown(spectra))
-    print("\nMedians over the test images of all seeds.")
-    print(f"written: {', '.join(map(str, written))}")
+    if notes and arguments.strict:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,8 @@ def main() -> None:
     option("--strict", action="store_true", help="exit with 1 if a run is left out or a training diverged")
     option("--debug", action="store_true", help="show the traceback of an error")
     given = vars(parser.parse_args())
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fgvc").setLevel(logging.INFO)
 
     own = ("checkpoint", "batches") if given["checkpoint"] else ("seeds", "every", "epochs", "steps")
     measure = {key: given[key] for key in ("methods", "weights", "step_factors", "keep", "root", "cache", *own)}

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fgvc.analysis.gradients import BANDS, audit_gradients, summarise_gradients
-from fgvc.analysis.loewner import AUDITED, loewner_picture, released_power_iteration
+from fgvc.analysis.loewner import AUDITED, load_picture, loewner_picture, released_power_iteration
 from fgvc.analysis.pooling_inputs import load_features, loss_gradient
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.models import PoolingHead
@@ -351,6 +351,11 @@ def test_script_audits_a_file(tmp_path: Path) -> None:
     folder = tmp_path / "figures"
     assert imread(folder / "loewner.png").shape[1] == round(6.9 * 300)
     assert (folder / "loewner.pdf").read_bytes().startswith(b"%PDF")
+    again = load_picture(folder / "loewner.csv")
+    assert again.image == 2 and again.keep == 5
+    drawn = loewner_picture(features(5, 12, 4, 4)[[0, 2, 4]], keep=5)
+    for ours, saved in zip(drawn.matrices, again.matrices, strict=True):
+        np.testing.assert_array_equal(ours.matrix, saved.matrix)
     summary, images = pd.read_csv(folder / "gradients.csv"), pd.read_csv(folder / "gradients_images.csv")
     assert summary["method"].tolist() == list(AUDITED)
     assert sorted(set(images["image"])) == [0, 2, 4] and len(images) == 3 * len(AUDITED)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from fgvc.analysis import benchmark_record as records
 from fgvc.cli import exit_on_user_error
 from fgvc.pooling import create_pooling, list_poolings, pooling_label
 from fgvc.spectral.eigen_threads import batched_eigh
@@ -30,8 +32,8 @@ def load(name: str) -> ModuleType:
         return importlib.import_module(name)
 
 
-spectral, baselines, cases, features, measure, records, report = map(
-    load, ("spectral", "baselines", "cases", "features", "measure", "records", "report")
+spectral, baselines, cases, features, measure, report = map(
+    load, ("spectral", "baselines", "cases", "features", "measure", "report")
 )
 
 
@@ -83,7 +85,7 @@ def test_tables_name_every_method_and_come_back_from_the_file(
     path, printed = run
     labels = [*map(pooling_label, list_poolings()), "MPN-COV (exact)", "SVD-TopN (exact)", "torch.linalg.eigh alone"]
     for label in labels:
-        assert printed.count(f"\n| {label} |") == len(TINY), label
+        assert len(re.findall(rf"\n\| {re.escape(label)} +\|", printed)) == len(TINY), label
     assert status("--from", path) == 0
     assert capsys.readouterr().out == printed
 
@@ -93,7 +95,7 @@ def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
     case = records.CaseRecord("a", "A", [1.0, 3.0, 15.0], [1.0, 3.0, 25.0], 2 * 4 * 8, None)
     table = report.shape_table(records.ShapeRecord([1, 2, 3, 3], [eigh, case]))
     cells = ["3.00 [2.00, 9.00]", "3.00 [2.00, 14.0]", "6.00 [4.00, 23.0]", "3.00 [2.50, 3.50]", "2.00"]
-    assert f"| A (gradient not finite) | {' | '.join(cells)} |" in table.splitlines()
+    assert f"| A (gradient not finite) | {' | '.join(cells)} |" in re.sub(" +", " ", table).splitlines()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from run_folders import write_run, write_spectrum
 
-from fgvc.analysis import MethodSpectrum, find_runs, pool_spectra
+from fgvc.analysis import MethodSpectrum, curve_table, find_runs, pool_spectra
 from fgvc.reporting import METHOD_STYLES, method_order, method_style, save_figure, spectra_figure, spectra_markdown
 from fgvc.reporting.spectra_plot import plot_eigenvalues
 from fgvc.reporting.style import figure_style, new_figure
@@ -60,7 +60,7 @@ def test_curve_is_the_median_over_images_of_all_seeds() -> None:
     before = np.array([[9.0, 1.0], [7.0, 2.0], [5.0, 3.0]])
     with figure_style():
         axes = new_figure(3.3, 2.5).subplots()
-        plot_eigenvalues(axes, [MethodSpectrum("SEB", (0, 1), before, before**0.5)], "before")
+        plot_eigenvalues(axes, curve_table([MethodSpectrum("SEB", (0, 1), before, before**0.5)]), "before")
     (line,) = axes.lines
     np.testing.assert_array_equal(line.get_xdata(), [1, 2])
     np.testing.assert_array_equal(line.get_ydata(), [7, 2])
@@ -68,7 +68,7 @@ def test_curve_is_the_median_over_images_of_all_seeds() -> None:
 
 
 def test_axes_end_at_the_numerical_rank_not_at_rounding_noise(folder: Path) -> None:
-    figure = spectra_figure(pool_spectra(find_runs([folder])), "title")
+    figure = spectra_figure(curve_table(pool_spectra(find_runs([folder]))), "title")
     for axes, methods in zip(figure.axes, (3, 2), strict=True):
         assert len(axes.lines) == methods
         bottom, top = axes.get_ylim()
@@ -80,7 +80,7 @@ def test_axes_end_at_the_numerical_rank_not_at_rounding_noise(folder: Path) -> N
 
 
 def test_legend_is_in_the_order_of_the_tables_and_outside_the_panels(folder: Path) -> None:
-    figure = spectra_figure(pool_spectra(find_runs([folder])), "title")
+    figure = spectra_figure(curve_table(pool_spectra(find_runs([folder]))), "title")
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         "GAP (d = 320)",
@@ -94,12 +94,14 @@ def test_legend_is_in_the_order_of_the_tables_and_outside_the_panels(folder: Pat
 
 @pytest.mark.parametrize("before", [np.zeros((2, 4)), np.ones((1, 1))], ids=["constant features", "one channel"])
 def test_degenerate_spectra_are_drawn(tmp_path: Path, before: np.ndarray) -> None:
-    written = save_figure(spectra_figure([MethodSpectrum("GAP", (0,), before, None)], "title"), tmp_path / "figure")
+    written = save_figure(
+        spectra_figure(curve_table([MethodSpectrum("GAP", (0,), before, None)]), "title"), tmp_path / "figure"
+    )
     assert all(path.stat().st_size > 1000 for path in written)
 
 
 def test_same_figure_is_the_same_file_with_embedded_fonts(folder: Path, tmp_path: Path) -> None:
-    spectra = pool_spectra(find_runs([folder]))
+    spectra = curve_table(pool_spectra(find_runs([folder])))
     first, second = (save_figure(spectra_figure(spectra, "title"), tmp_path / name) for name in ("a", "b"))
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()

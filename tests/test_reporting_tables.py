@@ -13,6 +13,7 @@ from run_folders import accuracy, write_config, write_run
 from fgvc.analysis import find_runs
 from fgvc.errors import RunError
 from fgvc.reporting import accuracy_table, load_published, to_csv, to_latex, to_markdown
+from fgvc.reporting.blocks import table_blocks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAPER = REPOSITORY / "results" / "paper"
@@ -20,6 +21,10 @@ PAPER = REPOSITORY / "results" / "paper"
 
 def tabulate(folder: Path) -> pd.DataFrame:
     return accuracy_table(find_runs([folder]), load_published(PAPER))
+
+
+def markdown(table: pd.DataFrame) -> str:
+    return to_markdown("Accuracy", table_blocks(table))
 
 
 def cell(table: pd.DataFrame, label: str, origin: str, epoch: str) -> "pd.Series[object]":
@@ -30,13 +35,13 @@ def cell(table: pd.DataFrame, label: str, origin: str, epoch: str) -> "pd.Series
 
 
 def markdown_rows(text: str) -> list[dict[str, str]]:
-    """Rows of the Markdown tables of a text, by column title."""
+    """Rows of the Markdown tables of a text, by column title, without marks of the best."""
     rows, header = [], None
     for line in text.splitlines():
         if not line.startswith("|"):
             header = None
             continue
-        cells = [part.strip() for part in re.split(r"(?<!\\)\|", line)[1:-1]]
+        cells = [part.strip().strip("*").removesuffix(" (3rd)") for part in re.split(r"(?<!\\)\|", line)[1:-1]]
         if header is None:
             header = cells
         elif not set(line) <= set("|:- "):
@@ -65,13 +70,13 @@ def test_mean_and_sample_deviation_over_seeds(tmp_path: Path) -> None:
     assert final["top5_mean"] == pytest.approx((97 + 98 + 100) / 3)
     assert final["mean_class_mean"] == pytest.approx(274 / 3 - 0.5)
     assert (final["n"], final["seeds"]) == (3, "0 1 2")
-    (row,) = markdown_rows(to_markdown(table))
+    (row,) = markdown_rows(markdown(table))
     assert (row["n"], row["Final"], row["Best (selected on test)"]) == ("3", "91.33 ± 1.53", "92.50 ± 2.18")
 
 
 def test_one_seed_has_no_deviation(tmp_path: Path) -> None:
     write_run(tmp_path / "run", top1=90.0)
-    (row,) = markdown_rows(to_markdown(tabulate(tmp_path)))
+    (row,) = markdown_rows(markdown(tabulate(tmp_path)))
     assert (row["n"], row["Final"]) == ("1", "90.00")
 
 
@@ -83,7 +88,7 @@ def test_too_few_classes_for_top5_leaves_it_empty(tmp_path: Path) -> None:
 def test_best_epochs_selected_on_different_splits_are_never_mixed(tmp_path: Path) -> None:
     write_run(tmp_path / "a", seed=0, best=95.0, selected_on="test")
     write_run(tmp_path / "b", seed=1, best=85.0, selected_on="validation")
-    text = to_markdown(tabulate(tmp_path))
+    text = markdown(tabulate(tmp_path))
     rows = markdown_rows(text)
     assert {row["Best (selected on test)"] for row in rows if "Best (selected on test)" in row} == {"95.00"}
     assert {row["Best (selected on validation)"] for row in rows if "Best (selected on validation)" in row} == {"85.00"}
@@ -92,7 +97,7 @@ def test_best_epochs_selected_on_different_splits_are_never_mixed(tmp_path: Path
 def test_published_stand_beside_measured_of_the_same_dataset_only(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "isqrt_cov", dataset="cub", num_classes=200, top1=80.0, best=81.0)
     write_run(tmp_path / "b", "gap", dataset="cub", num_classes=200, top1=70.0)
-    rows = {row["Method"]: row for row in markdown_rows(to_markdown(tabulate(tmp_path)))}
+    rows = {row["Method"]: row for row in markdown_rows(markdown(tabulate(tmp_path)))}
     isqrt = rows["iSQRT-COV"]
     assert (isqrt["Final"], isqrt["Best (selected on test)"]) == ("80.00", "81.00")
     assert re.fullmatch(r"85\.95 \[\d\]", isqrt["Published final"])
@@ -107,7 +112,7 @@ def test_published_stand_beside_measured_of_the_same_dataset_only(tmp_path: Path
 
 def test_every_published_number_names_its_source(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "mpn_cov", dataset="cub", num_classes=200, top1=80.0)
-    text = to_markdown(tabulate(tmp_path))
+    text = markdown(tabulate(tmp_path))
     row = next(row for row in markdown_rows(text) if row["Method"] == "MPN-COV")
     for column, source in (
         ("Published final", "ICCV21 poster table 5"),
@@ -120,7 +125,7 @@ def test_every_published_number_names_its_source(tmp_path: Path) -> None:
 def test_subset_of_a_dataset_has_no_published_number(tmp_path: Path) -> None:
     for name in ("cub80", "cub"):  # the latter read in parts: 80 of its 200 classes
         write_run(tmp_path / name, "isqrt_cov", dataset=name)
-        text = to_markdown(tabulate(tmp_path / name))
+        text = markdown(tabulate(tmp_path / name))
         assert "85.95" not in text and f"Not published: no number for the dataset {name} with 80 classes." in text
 
 
@@ -128,7 +133,7 @@ def test_settings_have_their_own_blocks_and_an_overview(tmp_path: Path) -> None:
     write_run(tmp_path / "a", top1=90.0)
     write_run(tmp_path / "b", frozen=False, top1=80.0)
     write_run(tmp_path / "c", "gap", top1=70.0)
-    text = to_markdown(tabulate(tmp_path))
+    text = markdown(tabulate(tmp_path))
     assert "(frozen), 224 px" in text and "(fine-tuned), 224 px" in text and "85.00" not in text
     overview = {row["Method"]: list(row.values())[1:] for row in markdown_rows(text)[:2]}
     assert overview["SEB"] == ["80.00", "80.30", "90.00", "90.30"]
@@ -140,7 +145,7 @@ def test_methods_stand_in_their_fixed_order(tmp_path: Path) -> None:
         write_run(tmp_path / method, method)
     write_run(tmp_path / "exact", "svd_topn", gradient="exact")
     write_run(tmp_path / "other", label="Another")
-    labels = [row["Method"] for row in markdown_rows(to_markdown(tabulate(tmp_path)))]
+    labels = [row["Method"] for row in markdown_rows(markdown(tabulate(tmp_path)))]
     expected = ["GAP", "iSQRT-COV", "MPN-COV", "SVD-Padé", "SVD-TopN", "SVD-TopN (exact)", "SEB", "Another"]
     assert labels == expected
 
@@ -172,7 +177,7 @@ def test_missing_or_foreign_published_files_are_named(tmp_path: Path) -> None:
 def test_latex_is_balanced_and_escaped(tmp_path: Path) -> None:
     write_run(tmp_path / "a", dataset="cub", num_classes=200, label="[50%_off] & {more} \\ $#~^")
     write_run(tmp_path / "b", dataset="cub", num_classes=200, seed=1)
-    text = to_latex(tabulate(tmp_path))
+    text = to_latex(table_blocks(tabulate(tmp_path)))
     assert r"{[}50\%\_off{]} \& \{more\} \textbackslash{} \$\#\textasciitilde{}\textasciicircum{} &" in text
     assert text.count(r"\begin{") == text.count(r"\end{") > 0
     bare = re.sub(r"\\[\\{}%&$#_]", "", text)
@@ -189,9 +194,9 @@ def test_csv_is_tidy_and_safe_in_a_spreadsheet(tmp_path: Path) -> None:
     row = next(row for row in rows if (row["origin"], row["epoch"]) == ("measured", "final"))
     assert (row["label"], row["commits"], row["backbone"]) == ("'=HYPERLINK(1)", "'+1", "'@x")
     assert (row["top1_mean"], row["top5_mean"], row["mean_class_mean"], row["n"]) == (
-        "90.0000",
-        "97.0000",
-        "89.5000",
+        "90",
+        "97",
+        "89.5",
         "1",
     )
     assert {row["state"] for row in rows} == {"ok", "not published"}
@@ -200,17 +205,17 @@ def test_csv_is_tidy_and_safe_in_a_spreadsheet(tmp_path: Path) -> None:
 
 def test_names_cannot_break_the_markdown(tmp_path: Path) -> None:
     write_run(tmp_path / "a", label="one|two\nthree")
-    (row,) = markdown_rows(to_markdown(tabulate(tmp_path)))
+    (row,) = markdown_rows(markdown(tabulate(tmp_path)))
     assert row["Method"] == "one\\|two three"
 
 
-def test_script_writes_three_files_and_says_where(tmp_path: Path) -> None:
+def test_script_writes_four_files_and_says_where(tmp_path: Path) -> None:
     write_run(tmp_path / "a" / "b", top1=90.0)
     result = make_tables(tmp_path, "--strict")
     assert (result.returncode, result.stderr) == (0, "")
-    for kind in ("md", "tex", "csv"):
+    for kind in ("md", "tex", "html", "csv"):
         file = tmp_path / "tables" / f"accuracy.{kind}"
-        assert "90.00" in file.read_text(encoding="utf-8") and str(file) in result.stdout
+        assert ("90," if kind == "csv" else "90.00") in file.read_text(encoding="utf-8") and str(file) in result.stdout
     assert (tmp_path / "tables" / "accuracy.md").read_text(encoding="utf-8") in result.stdout
 
 

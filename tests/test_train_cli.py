@@ -128,8 +128,9 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path: Path, varied: lis
     tables = [pd.read_csv(tmp_path / name / "metrics.csv").drop(columns="seconds") for name in ("run", "straight")]
     pd.testing.assert_frame_equal(*tables)
     assert tables[0]["epoch"].tolist() == [1, 2]
-    spectra = [np.load(tmp_path / name / "spectrum.npz") for name in ("run", "straight")]
-    assert all(np.array_equal(spectra[0][key], spectra[1][key]) for key in ("before", "after"))
+    for file, keys in (("spectrum.npz", ("before", "after")), ("spectrum_history.npz", ("epochs", "before", "after"))):
+        spectra = [np.load(tmp_path / name / file) for name in ("run", "straight")]
+        assert all(np.array_equal(spectra[0][key], spectra[1][key]) for key in keys), file
 
 
 def test_two_processes_train_one_model(tmp_path: Path) -> None:

@@ -8,9 +8,16 @@ from fgvc.analysis.confusion import (
     top_confusions,
 )
 from fgvc.analysis.csv_file import read_csv
-from fgvc.analysis.method_spectra import MethodSpectrum, SpectrumSummary, pool_spectra, summarise
+from fgvc.analysis.method_spectra import (
+    MethodSpectrum,
+    SpectrumSummary,
+    curve_table,
+    load_curves,
+    pool_spectra,
+    summarise,
+)
 from fgvc.analysis.paired import McNemar, mcnemar
-from fgvc.analysis.runs import Accuracy, Run, Spectrum, find_runs, read_run
+from fgvc.analysis.runs import Accuracy, History, Run, Spectrum, find_runs, read_run
 from fgvc.analysis.settings import Method, Setting, config_notes, group_runs, split_finished
 from fgvc.analysis.smoothness_table import load_smoothness, summarise_smoothness
 from fgvc.analysis.spectra import (
@@ -21,11 +28,13 @@ from fgvc.analysis.spectra import (
     nonzero_condition_number,
     numerical_rank,
     participation_ratio,
+    smallest_share,
 )
 
 __all__ = [
     "Accuracy",
     "EigenvalueCurve",
+    "History",
     "McNemar",
     "Method",
     "MethodSpectrum",
@@ -37,10 +46,12 @@ __all__ = [
     "config_notes",
     "confusion_matrix",
     "confusion_order",
+    "curve_table",
     "effective_rank",
     "eigenvalue_curve",
     "find_runs",
     "group_runs",
+    "load_curves",
     "load_smoothness",
     "mcnemar",
     "nonzero_condition_number",
@@ -51,6 +62,7 @@ __all__ = [
     "read_csv",
     "read_predictions",
     "read_run",
+    "smallest_share",
     "split_finished",
     "summarise",
     "summarise_smoothness",

@@ -5,14 +5,17 @@ Shapes: d channels, M = H * W locations, eigenvalues ascending as in fgvc.spectr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
+from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.spectra import nonzero_condition_number, numerical_rank
-from fgvc.errors import ConfigError, DatasetError
+from fgvc.errors import ConfigError, DatasetError, RunError
 from fgvc.pooling import SpectralPooling, create_pooling, pooling_label
 from fgvc.spectral import EIGENVALUE_FLOOR, GRADIENTS, EigendecompositionError, covariance
 from fgvc.spectral.covariance import centred
@@ -171,6 +174,7 @@ class LoewnerPicture:
         rank: number of them that are not null.
         condition: largest over smallest of those.
         matrices: one a gradient.
+        keep: eigenvalues that SVD-TopN keeps, None for all but 50.
     """
 
     image: int
@@ -178,6 +182,13 @@ class LoewnerPicture:
     rank: int
     condition: float
     matrices: list[LoewnerMatrix]
+    keep: int | None = None
+
+    def table(self) -> pd.DataFrame:
+        """What `load_picture` needs: image, keep (missing for None) and eigenvalue, a row an eigenvalue, descending."""
+        table: pd.DataFrame = pd.DataFrame({"image": self.image, "keep": self.keep, "eigenvalue": self.eigenvalues})
+        typed: pd.DataFrame = table.astype({"keep": "Int64"})
+        return typed
 
 
 def loewner_picture(x: Tensor, methods: Sequence[str] = DRAWN, *, keep: int | None = None) -> LoewnerPicture:
@@ -191,25 +202,54 @@ def loewner_picture(x: Tensor, methods: Sequence[str] = DRAWN, *, keep: int | No
         ConfigError: as `audited_gradient`.
         DatasetError: every image is constant, or a covariance cannot be decomposed.
     """
-    audited = [audited_gradient(method, x.shape[1], keep) for method in methods]
+    for method in methods:  # refused before the work
+        audited_gradient(method, x.shape[1], keep)
     try:
         found = torch.cat([symmetric_eigh(covariance(image[None].detach().cpu()))[0] for image in x])  # (B, d)
     except EigendecompositionError as error:
         raise DatasetError(f"the features have no finite covariance: {error}") from error
-    descending = found.flip(-1).numpy()
-    conditions = nonzero_condition_number(descending)
+    conditions = nonzero_condition_number(found.flip(-1).numpy())
     if np.isnan(conditions).all():
         raise DatasetError("the features of every image are the same at every location")
     image = int(np.nanargmin(np.abs(conditions - np.nanquantile(conditions, 0.5, method="inverted_cdf"))))
+    return picture_of_spectrum(found[image], methods, keep=keep, image=image)
+
+
+def picture_of_spectrum(
+    eigenvalues: Tensor, methods: Sequence[str] = DRAWN, *, keep: int | None = None, image: int = 0
+) -> LoewnerPicture:
+    """Loewner matrices on one spectrum, (d,) float64, ascending as `symmetric_eigh` found it; `image` is its number.
+
+    Raises:
+        ConfigError: as `audited_gradient`.
+    """
+    audited = [audited_gradient(method, len(eigenvalues), keep) for method in methods]
+    descending = eigenvalues.flip(0).numpy()[None]
 
     def flipped(layer: SpectralLayer) -> np.ndarray:
-        matrix: np.ndarray = loewner_matrix(found[image : image + 1], layer).flip(0, 1).numpy()
+        matrix: np.ndarray = loewner_matrix(eigenvalues[None], layer).flip(0, 1).numpy()
         return matrix
 
     return LoewnerPicture(
         image,
-        descending[image],
-        int(numerical_rank(descending)[image]),
-        float(conditions[image]),
+        descending[0],
+        int(numerical_rank(descending)[0]),
+        float(nonzero_condition_number(descending)[0]),
         [LoewnerMatrix(method.label, flipped(method.layer), flipped(method.exact)) for method in audited],
+        keep,
     )
+
+
+def load_picture(path: Path, methods: Sequence[str] = DRAWN) -> LoewnerPicture:
+    """The picture whose table was saved as CSV.
+
+    Raises:
+        RunError: the file is missing or damaged.
+        ConfigError: as `audited_gradient`.
+    """
+    table = read_csv(path, ("image", "keep", "eigenvalue"))
+    if table.empty or table["eigenvalue"].dtype.kind != "f":
+        raise RunError(f"{path}: no eigenvalues in it; restore the file")
+    keep = None if table["keep"].isna().any() else int(table["keep"].iloc[0])
+    eigenvalues = torch.tensor(table["eigenvalue"].to_numpy()[::-1].copy(), dtype=torch.float64)
+    return picture_of_spectrum(eigenvalues, methods, keep=keep, image=int(table["image"].iloc[0]))

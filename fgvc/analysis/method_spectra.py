@@ -2,17 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
+from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.runs import Run
 from fgvc.analysis.settings import Method, group_runs
 from fgvc.analysis.spectra import (
     condition_number,
     effective_rank,
+    eigenvalue_curve,
     nonzero_condition_number,
     numerical_rank,
     participation_ratio,
+    smallest_share,
 )
 from fgvc.errors import RunError
 
@@ -44,6 +49,7 @@ class SpectrumSummary:
     """Medians over images of the measures in `fgvc.analysis.spectra`.
 
     `*_after` is None for a method without a normalised matrix; the conditioning is that of the covariance.
+    `smallest_share_*` is the share of the trace in the `smallest` smallest non-zero eigenvalues.
     """
 
     label: str
@@ -57,6 +63,9 @@ class SpectrumSummary:
     effective_rank_after: float | None
     participation_before: float
     participation_after: float | None
+    smallest: int
+    smallest_share_before: float
+    smallest_share_after: float | None
 
 
 def pool_spectra(runs: Sequence[Run]) -> list[MethodSpectrum]:
@@ -75,8 +84,8 @@ def pool_spectra(runs: Sequence[Run]) -> list[MethodSpectrum]:
     return [_pool(method, repetitions) for group in groups.values() for method, repetitions in group.items()]
 
 
-def summarise(spectrum: MethodSpectrum) -> SpectrumSummary:
-    """The numbers of a spectrum that stand in a table."""
+def summarise(spectrum: MethodSpectrum, smallest: int = 8) -> SpectrumSummary:
+    """The numbers of a spectrum that stand in a table; `smallest` eigenvalues count as the small ones."""
     before, after = spectrum.before, spectrum.after
     nonzero = nonzero_condition_number(before)
     return SpectrumSummary(
@@ -91,7 +100,43 @@ def summarise(spectrum: MethodSpectrum) -> SpectrumSummary:
         effective_rank_after=None if after is None else float(np.median(effective_rank(after))),
         participation_before=float(np.median(participation_ratio(before))),
         participation_after=None if after is None else float(np.median(participation_ratio(after))),
+        smallest=smallest,
+        smallest_share_before=_share(before, smallest),
+        smallest_share_after=None if after is None else _share(after, smallest),
     )
+
+
+def _share(eigenvalues: np.ndarray, smallest: int) -> float:
+    """Median over images that are not zero."""
+    shares = smallest_share(eigenvalues, smallest)
+    return float(np.median(shares[~np.isnan(shares)])) if not np.isnan(shares).all() else float("nan")
+
+
+CURVE_COLUMNS = ("label", "seeds", "images", "channels", "rank", "stage", "index", "lower", "median", "upper")
+
+
+def curve_table(spectra: Sequence[MethodSpectrum]) -> pd.DataFrame:
+    """What a figure of spectra shows: median and quartiles over images of each eigenvalue, `CURVE_COLUMNS`.
+
+    One row a label, stage ("before", "after" normalisation; a method without the latter has none) and index (1:
+    largest); `rank` is that of the covariance.
+    """
+    rows = []
+    for spectrum in spectra:
+        images, channels = spectrum.before.shape
+        head = (spectrum.label, len(spectrum.seeds), images, channels, spectrum.rank)
+        for stage, values in (("before", spectrum.before), ("after", spectrum.after)):
+            if values is not None:
+                curve = eigenvalue_curve(values)
+                quartiles = zip(curve.lower, curve.median, curve.upper, strict=True)
+                rows += [(*head, stage, index, *numbers) for index, numbers in enumerate(quartiles, start=1)]
+    table: pd.DataFrame = pd.DataFrame(rows, columns=CURVE_COLUMNS)
+    return table
+
+
+def load_curves(path: Path) -> pd.DataFrame:
+    """A `curve_table` that was saved as CSV. Raises RunError where it is missing or damaged."""
+    return read_csv(path, CURVE_COLUMNS)
 
 
 def _pool(method: Method, runs: Sequence[Run]) -> MethodSpectrum:

@@ -13,6 +13,7 @@ from fgvc.errors import ConfigError, DatasetError, RunError
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling
 from fgvc.training import RunFolder
+from fgvc.training.probe import evenly_spaced
 from fgvc.training.restore import Restored, restore_run
 
 
@@ -58,11 +59,6 @@ def load_features(path: Path, images: int = 64, *, root: str | None = None) -> P
     raise DatasetError(f"{path} does not exist; give the folder of a finished run, or a .npy file of feature maps")
 
 
-def _spaced(total: int, count: int) -> list[int]:
-    indices: list[int] = torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long().tolist()
-    return indices
-
-
 def _from_file(path: Path, images: int) -> PoolingInputs:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -76,7 +72,7 @@ def _from_file(path: Path, images: int) -> PoolingInputs:
             "(views, N, C, H, W) as in a feature cache"
         )
     maps = array[0] if len(shape) == 5 else array
-    indices = _spaced(len(maps), images)
+    indices = evenly_spaced(len(maps), images)
     features = torch.from_numpy(maps[indices].astype(np.float64))
     _require_finite(features, indices, str(path))
     return PoolingInputs(features, None, f"{len(indices)} of {len(maps)} images in {path.name}", indices)
@@ -100,21 +96,18 @@ def _from_run(path: Path, images: int, root: str | None) -> PoolingInputs:
     if not isinstance(head.pooling, CovariancePooling):
         raise RunError(f"{path}: {method} maps no covariance; give a run of another method, e.g. mpn_cov")
     total = len(restored.images)
-    indices = _spaced(total, images)
+    indices = evenly_spaced(total, images)
     features, targets = _test_features(restored, indices)
     _require_finite(features, indices, str(path))
     source = f"{len(indices)} of {total} test images of {path}"
     return PoolingInputs(features, loss_gradient(head, features, targets), source, indices)
 
 
-@torch.no_grad()
 def _test_features(restored: Restored, indices: list[int]) -> tuple[Tensor, Tensor]:
     """What the pooling reads of these test images, (N, C, H, W), and their classes (N,), on the CPU."""
     features, targets = [], []
     for inputs, classes in DataLoader(Subset(restored.inputs(), indices), batch_size=32):
-        maps = inputs.to(restored.device)
-        maps = maps if restored.config.backbone.frozen else restored.backbone(maps)
-        features.append(restored.head.reduction(maps).cpu())
+        features.append(restored.pooling_input(inputs).cpu())
         targets.append(classes)
     return torch.cat(features), torch.cat(targets)
 

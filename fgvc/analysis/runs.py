@@ -38,8 +38,25 @@ class Spectrum:
     Attributes:
         before: (n, d) float64, of the covariance.
         after: (n, d) float64, of the normalised matrix; None for a method without one (GAP).
+        targets: (n,) class indices of the images; None in runs of earlier versions.
     """
 
+    before: np.ndarray
+    after: np.ndarray | None
+    targets: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class History:
+    """Eigenvalues of the same n test images after each of E epochs, descending; epoch 0 is before the first step.
+
+    Attributes:
+        epochs: (E,) int.
+        before: (E, n, d) float64, of the covariance.
+        after: (E, n, d) float64, of the normalised matrix; None for a method without one.
+    """
+
+    epochs: np.ndarray
     before: np.ndarray
     after: np.ndarray | None
 
@@ -69,6 +86,10 @@ class Run:
     status: str
     reason: str | None
     commit: str | None
+    classes: list[str] | None = None
+    out_features: int | None = None
+    seconds: Mapping[str, float] | None = None
+    peak_memory_mb: float | None = None
 
     @property
     def finished(self) -> bool:
@@ -97,18 +118,24 @@ class Run:
     def spectrum(self) -> Spectrum:
         """spectrum.npz. Raises RunError where it is missing or damaged."""
         path = self.path / "spectrum.npz"
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: np.asarray(file[key]) for key in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise RunError(f"{path}: cannot be read ({_line(error)}); {_REPEAT}") from error
-        if "before" not in arrays:
-            raise RunError(f"{path}: no array 'before', found {sorted(arrays) or 'none'}; {_REPEAT}")
-        before = _eigenvalues(arrays["before"], path, "before")
-        after = _eigenvalues(arrays["after"], path, "after") if "after" in arrays else None
-        if after is not None and after.shape != before.shape:
-            raise RunError(f"{path}: 'after' has shape {after.shape}, 'before' {before.shape}; {_REPEAT}")
-        return Spectrum(before, after)
+        arrays = _arrays(path, ("before",))
+        before, after = _before_and_after(arrays, path, "(n, d)")
+        targets = arrays.get("targets")
+        if targets is not None and (targets.shape != before.shape[:1] or targets.dtype.kind != "i"):
+            raise RunError(
+                f"{path}: 'targets' is {targets.dtype} of shape {targets.shape}, not a class each; {_REPEAT}"
+            )
+        return Spectrum(before, after, targets)
+
+    def history(self) -> History:
+        """spectrum_history.npz. Raises RunError where it is missing (trainer.probe_images=0) or damaged."""
+        path = self.path / "spectrum_history.npz"
+        arrays = _arrays(path, ("before", "epochs"))
+        before, after = _before_and_after(arrays, path, "(E, n, d)")
+        epochs = arrays["epochs"]
+        if epochs.shape != before.shape[:1] or epochs.dtype.kind != "i":
+            raise RunError(f"{path}: 'epochs' is {epochs.dtype} of shape {epochs.shape}, not {len(before)}; {_REPEAT}")
+        return History(epochs, before, after)
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
@@ -172,6 +199,10 @@ def read_run(path: Path) -> Run:
         status=status,
         reason=_optional(summary, "reason", str, file),
         commit=_optional(summary, "commit", str, file),
+        classes=_optional(summary, "classes", list, file),
+        out_features=_optional(summary, "out_features", int, file),
+        seconds=_optional(summary, "seconds", dict, file),
+        peak_memory_mb=_optional(summary, "peak_memory_mb", float, file),
     )
 
 
@@ -206,12 +237,32 @@ def _accuracy(summary: Mapping[str, Any], key: str, file: Path) -> Accuracy | No
     return accuracy
 
 
-def _eigenvalues(array: np.ndarray, path: Path, name: str) -> np.ndarray:
-    if array.ndim != 2 or 0 in array.shape or array.dtype.kind != "f":
-        raise RunError(f"{path}: {name!r} is {array.dtype} of shape {array.shape}, not floats (n, d); {_REPEAT}")
+def _arrays(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: np.asarray(file[key]) for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path}: cannot be read ({_line(error)}); {_REPEAT}") from error
+    for name in needed:
+        if name not in arrays:
+            raise RunError(f"{path}: no array {name!r}, found {sorted(arrays) or 'none'}; {_REPEAT}")
+    return arrays
+
+
+def _before_and_after(arrays: Mapping[str, np.ndarray], path: Path, shape: str) -> tuple[np.ndarray, np.ndarray | None]:
+    before = _eigenvalues(arrays["before"], path, "before", shape)
+    after = _eigenvalues(arrays["after"], path, "after", shape) if "after" in arrays else None
+    if after is not None and after.shape != before.shape:
+        raise RunError(f"{path}: 'after' has shape {after.shape}, 'before' {before.shape}; {_REPEAT}")
+    return before, after
+
+
+def _eigenvalues(array: np.ndarray, path: Path, name: str, shape: str) -> np.ndarray:
+    if array.ndim != shape.count(",") + 1 or 0 in array.shape or array.dtype.kind != "f":
+        raise RunError(f"{path}: {name!r} is {array.dtype} of shape {array.shape}, not floats {shape}; {_REPEAT}")
     if not np.isfinite(array).all():
         raise RunError(f"{path}: {name!r} holds NaN or infinity: the training diverged; repeat it with a lower rate")
-    if (np.diff(array, axis=1) > 0).any():
+    if (np.diff(array, axis=-1) > 0).any():
         raise RunError(f"{path}: {name!r} is not in descending order; {_REPEAT}")
     return array.astype(np.float64)
 

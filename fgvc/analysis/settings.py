@@ -15,7 +15,7 @@ from fgvc.errors import RunError
 # keys of config.yaml that may differ between repetitions: they do not change what is learned, but for the seed
 _FREE = frozenset(
     {"name", "seed", "run_dir", "resume", "dataset.root", "method.eigh_device"}
-    | {"trainer.workers", "trainer.tracker", "cache.dir"}
+    | {"trainer.workers", "trainer.tracker", "trainer.probe_images", "cache.dir"}
 )
 
 

@@ -75,6 +75,17 @@ def participation_ratio(eigenvalues: np.ndarray) -> np.ndarray:
     return np.where(p.any(axis=1), 1 / np.maximum((p**2).sum(axis=1), np.finfo(np.float64).tiny), 0)
 
 
+def smallest_share(eigenvalues: np.ndarray, k: int) -> np.ndarray:
+    """Share of the trace in the k smallest numerically non-zero eigenvalues; NaN for a zero matrix.
+
+    All of it where there are no more than k; null eigenvalues and negative ones (rounding) hold none.
+    """
+    rank = numerical_rank(eigenvalues)
+    place = np.arange(eigenvalues.shape[1])
+    among = (place < rank[:, None]) & (place >= rank[:, None] - k)
+    return np.where(rank > 0, (_shares(eigenvalues) * among).sum(axis=1), np.nan)
+
+
 def _ratio(largest: np.ndarray, smallest: np.ndarray) -> np.ndarray:
     positive = smallest > 0
     return np.where(positive, largest / np.where(positive, smallest, 1), np.inf)

@@ -83,9 +83,14 @@ class PoolingHead(nn.Module):
             elif isinstance(module, nn.Linear | nn.BatchNorm2d):
                 module.reset_parameters()
 
+    def pooling_input(self, features: Tensor) -> Tensor:
+        """What the pooling reads: (B, in_channels, H, W) -> (B, pooling.channels, H, W)."""
+        reduced: Tensor = self.reduction(features)
+        return reduced
+
     def descriptor(self, features: Tensor) -> Tensor:
         """What the classifier reads: (B, in_channels, H, W) -> (B, pooling.out_features)."""
-        pooled: Tensor = self.pooling(self.reduction(features))
+        pooled: Tensor = self.pooling(self.pooling_input(features))
         return pooled
 
     def forward(self, features: Tensor) -> Tensor:
@@ -100,6 +105,10 @@ class FineGrainedModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+
+    def pooling_input(self, images: Tensor) -> Tensor:
+        """What the pooling reads: (B, 3, H, W) -> (B, pooling.channels, h, w)."""
+        return self.head.pooling_input(self.backbone(images))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.backbone(images))

@@ -9,7 +9,7 @@ from fgvc.pooling.layers import (
     SpectralPooling,
     pooling_spectrum,
 )
-from fgvc.pooling.registry import create_pooling, is_second_order, list_poolings, pooling_label
+from fgvc.pooling.registry import create_pooling, is_second_order, list_poolings, pooling_label, published_gradient
 
 __all__ = [
     "BilinearPooling",
@@ -24,4 +24,5 @@ __all__ = [
     "list_poolings",
     "pooling_label",
     "pooling_spectrum",
+    "published_gradient",
 ]

@@ -1,6 +1,8 @@
 """The accuracy table as it is read: one block of plain text cells a setting, for the renderers to lay out."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -9,6 +11,7 @@ from fgvc.analysis import Setting
 from fgvc.reporting.style import method_order
 from fgvc.reporting.tables import SETTING_COLUMNS
 
+PLACES_NOTE = "The three highest measured means of a column: bold, italic, and underlined or marked (3rd)."
 _PUBLISHED_HEADERS = {
     "final": "Published final",
     "best": "Published best (on test)",
@@ -18,12 +21,31 @@ _PUBLISHED_HEADERS = {
 
 @dataclass(frozen=True)
 class Block:
-    """One table: the first column is text, the others are numbers; `notes` stand under it."""
+    """One table as it is read, all of it text: the first column names, the others mostly numbers.
+
+    Attributes:
+        title: heading or caption.
+        header, rows: cells.
+        notes: stand under the table.
+        quantity: what the numbers are, for a caption.
+        places: (row, column) -> 1, 2 or 3, cells marked as the best, second and third of their column.
+    """
 
     title: str
     header: list[str]
     rows: list[list[str]]
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
+    quantity: str = ""
+    places: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+
+def places(values: Sequence[float], column: int) -> dict[tuple[int, int], int]:
+    """Marks of the three highest of a column's values, equal ones alike; none where fewer than two are numbers."""
+    known = sorted({value for value in values if not math.isnan(value)}, reverse=True)
+    if sum(not math.isnan(value) for value in values) < 2:
+        return {}
+    rank = {value: 1 + sum(other > value for other in values) for value in known}
+    return {(row, column): rank[value] for row, value in enumerate(values) if rank.get(value, 4) <= 3}
 
 
 def table_blocks(table: pd.DataFrame) -> list[Block]:
@@ -44,7 +66,7 @@ def _overview(table: pd.DataFrame) -> Block:
         for label in sorted(set(measured), key=method_order)
     ]
     notes = [f"{number}: {setting.title}" for number, setting in enumerate(settings, start=1)]
-    return Block("Overview, measured", header, rows, notes)
+    return Block("Overview, measured", header, rows, notes, quantity="Top-1 accuracy in %")
 
 
 def _setting_block(part: pd.DataFrame) -> Block:
@@ -60,12 +82,18 @@ def _setting_block(part: pd.DataFrame) -> Block:
         n = str(cells["n"].max())
         measured = [_measured(cells, epoch) for epoch in ("final", "best")]
         rows.append([label, n, *measured, *(_published(cells, epoch, sources) for epoch in epochs)])
+    marks: dict[tuple[int, int], int] = {}
+    for column, epoch in ((2, "final"), (3, "best")):
+        measured = part[(part["origin"] == "measured") & (part["epoch"] == epoch)].set_index("label")["top1_mean"]
+        marks |= places([float(measured.get(row[0], math.nan)) for row in rows], column)
     header = ["Method", "n", "Final", f"Best (selected on {setting.selected_on})"]
     notes = [
         f"Mean ± sample standard deviation of the test top-1 in % over n seeds; {_counts(setting)}. "
         f"Final: after the last epoch. Best: at the epoch with the highest top-1 on the {setting.selected_on} split.",
         *(f"[{number}] published: {source}" for source, number in sources.items()),
     ]
+    if marks:
+        notes.append(PLACES_NOTE)
     if published.empty:
         classes = "" if setting.num_classes is None else f" with {setting.num_classes} classes"
         notes.append(f"Not published: no number for the dataset {setting.dataset}{classes}.")
@@ -74,6 +102,8 @@ def _setting_block(part: pd.DataFrame) -> Block:
         header=[*header, *(_PUBLISHED_HEADERS[epoch] for epoch in epochs)],
         rows=rows,
         notes=notes,
+        quantity="Top-1 accuracy in %",
+        places=marks,
     )
 
 

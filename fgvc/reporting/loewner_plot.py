@@ -77,12 +77,16 @@ def _largest(row: pd.Series[Any], name: str) -> str:
     return f"{row[name]:.1e} ({', '.join(f'{value:.1e}' if value else 'null' for value in pair)})"
 
 
-def loewner_figure(picture: LoewnerPicture, title: str) -> Figure:
+def loewner_figure(picture: LoewnerPicture, source: str) -> Figure:
     """|L_ij| of each gradient, and below it its relative error |L - L*| / |L*|, on colour scales common to all panels.
 
     Eigenvalues descend along both axes, which end a little beyond the rank. Under an exact gradient, which has no
     error, stands the spectrum instead (the first) or nothing.
     """
+    title = (
+        f"Image {picture.image}: rank {picture.rank} of {len(picture.eigenvalues)}, condition number "
+        f"{picture.condition:.1e}, the median of {source}"
+    )
     picture = _window(picture)
     blocks = math.ceil(len(picture.matrices) / _COLUMNS)
     values, errors = _value_scale(picture.matrices), LogNorm(ERROR_FLOOR, 1)
@@ -188,6 +192,6 @@ def _colour_bars(figure: Figure, grid: GridSpec, values: LogNorm, errors: LogNor
         bar.ax.minorticks_off()
 
 
-def write_loewner_figure(picture: LoewnerPicture, title: str, folder: Path) -> list[Path]:
+def write_loewner_figure(picture: LoewnerPicture, source: str, folder: Path) -> list[Path]:
     """Write `loewner.png` and `loewner.pdf` to a folder; returns their paths."""
-    return save_figure(loewner_figure(picture, title), folder / "loewner")
+    return save_figure(loewner_figure(picture, source), folder / "loewner")

@@ -1,10 +1,11 @@
-"""The accuracy table as Markdown, LaTeX (booktabs) and CSV."""
+"""Tables as Markdown, LaTeX (booktabs), HTML and CSV."""
 
+import html
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from fgvc.reporting.blocks import Block, table_blocks
+from fgvc.reporting.blocks import Block
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -14,17 +15,47 @@ _LATEX = {
     "[": "{[}",  # at the start of a row it would be read as the optional argument of \\
     "]": "{]}",
     "±": r"$\pm$",
+    "−": r"$-$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "ε": r"$\varepsilon$",
+    "λ": r"$\lambda$",
+    "∞": r"$\infty$",
+    "√": r"$\surd$",
     "\n": " ",
 }
+_PLACES = {
+    "markdown": ("**{}**", "*{}*", "{} (3rd)"),
+    "latex": (r"\textbf{{{}}}", r"\textit{{{}}}", r"\underline{{{}}}"),
+    "html": ("<strong>{}</strong>", "<em>{}</em>", "<u>{}</u>"),
+}
+"""How the best three cells of a column are marked."""
+
+_STYLE = """\
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+section { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; border-block: 2px solid; margin: 1rem 0; }
+caption { text-align: left; font-weight: 600; padding: 0.5rem 0; }
+th, td { padding: 0.25rem 0.75rem; text-align: right; }
+th:first-child { text-align: left; }
+thead th { border-bottom: 1px solid; vertical-align: bottom; }
+li { max-width: 60rem; }"""
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """One Markdown table a setting, preceded by an overview where there are several; sources as numbered notes."""
-    parts = ["# Accuracy"]
-    for block in table_blocks(table):
+def to_markdown(title: str, blocks: Iterable[Block]) -> str:
+    """A heading, and under it each block as a Markdown table with its notes."""
+    parts = [f"# {_flat(title)}"]
+    for block in blocks:
+        table = markdown_table(block.header, _marked(block, "markdown", block.rows))
         notes = "\n".join(f"- {_flat(note)}" for note in block.notes)
-        parts.append(f"## {_flat(block.title)}\n\n{markdown_table(block.header, block.rows)}\n\n{notes}")
+        parts += [f"## {_flat(block.title)}", table, *([notes] if notes else [])]
     return "\n\n".join(parts) + "\n"
+
+
+def block_markdown(block: Block) -> str:
+    """One block's table alone, for a page that has its own words."""
+    return markdown_table(block.header, _marked(block, "markdown", block.rows))
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -40,18 +71,41 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
 
 
-def to_latex(table: pd.DataFrame) -> str:
-    """One LaTeX table a setting for \\input; needs the package booktabs."""
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(_latex_block(block) for block in table_blocks(table))
+def to_latex(blocks: Iterable[Block]) -> str:
+    """Each block as a LaTeX table for \\input; needs the package booktabs."""
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(_latex_block(block) for block in blocks)
+
+
+def to_html(title: str, blocks: Iterable[Block]) -> str:
+    """A page of its own: no script, nothing from the network, light or dark as the reader's system."""
+    body = "\n".join(_html_block(block) for block in blocks)
+    name = html.escape(title)
+    return f"""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}</title>
+<style>
+{_STYLE}
+</style>
+</head>
+<body>
+<h1>{name}</h1>
+{body}
+</body>
+</html>
+"""
 
 
 def to_csv(table: pd.DataFrame) -> str:
-    """The tidy frame as CSV. Text that a spreadsheet would take for a formula gets a leading apostrophe."""
+    """A tidy frame as CSV. Text that a spreadsheet would take for a formula gets a leading apostrophe."""
     safe = table.copy()
     for column in safe.columns:
         if not pd.api.types.is_numeric_dtype(safe[column]):
             safe[column] = safe[column].map(_defuse)
-    text: str = safe.to_csv(index=False, float_format="%.4f")
+    text: str = safe.to_csv(index=False, float_format="%.6g")
     return text
 
 
@@ -59,15 +113,26 @@ def _defuse(value: object) -> object:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
+def _marked(block: Block, kind: str, rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The rows, in which each cell is already in its final form, with the best three of a column marked."""
+    marks = _PLACES[kind]
+    return [
+        [marks[place - 1].format(cell) if (place := block.places.get((i, j))) else cell for j, cell in enumerate(row)]
+        for i, row in enumerate(rows)
+    ]
+
+
 def _latex_block(block: Block) -> str:
-    rows = "\n".join(" & ".join(map(_escape, row)) + r" \\" for row in block.rows)
+    escaped = [list(map(_escape, row)) for row in block.rows]
+    rows = "\n".join(" & ".join(row) + r" \\" for row in _marked(block, "latex", escaped))
     notes = "\n\n".join(map(_escape, block.notes))
     environment = "table*" if len(block.header) > 5 else "table"  # the starred one spans both columns
+    caption = ". ".join(_escape(part) for part in (block.title, block.quantity) if part)
     return f"""\
 \\begin{{{environment}}}[t]
 \\centering
 \\small
-\\caption{{{_escape(block.title)}. Top-1 accuracy in \\%.}}
+\\caption{{{caption}.}}
 \\begin{{tabular}}{{l{"r" * (len(block.header) - 1)}}}
 \\toprule
 {" & ".join(map(_escape, block.header))} \\\\
@@ -80,6 +145,28 @@ def _latex_block(block: Block) -> str:
 {notes}
 \\end{{{environment}}}
 """
+
+
+def _html_block(block: Block) -> str:
+    header = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in block.header)
+    escaped = [list(map(html.escape, row)) for row in block.rows]
+    rows = "\n".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
+        for first, *rest in _marked(block, "html", escaped)
+    )
+    caption = ". ".join(html.escape(part) for part in (block.title, block.quantity) if part)
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in block.notes)
+    return f"""\
+<section tabindex="0" aria-label="{html.escape(block.title)}">
+<table>
+<caption>{caption}</caption>
+<thead><tr>{header}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</section>
+{f"<ul>{notes}</ul>" if notes else ""}"""
 
 
 def _escape(text: str) -> str:

@@ -1,38 +1,42 @@
 """Figure of the sorted eigenvalues before and after normalisation, and the small table beside it."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.analysis import EigenvalueCurve, MethodSpectrum, eigenvalue_curve, summarise
+from fgvc.analysis import MethodSpectrum, summarise
 from fgvc.reporting.render import markdown_table
-from fgvc.reporting.style import PAGE_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
+from fgvc.reporting.style import PAGE_WIDTH, figure_style, method_order, method_style, new_figure
 
 Stage = Literal["before", "after"]
 _TITLES: dict[Stage, str] = {"before": "Covariance", "after": "After normalisation"}
 
 
-def plot_eigenvalues(axes: Axes, spectra: Sequence[MethodSpectrum], stage: Stage) -> None:
+def plot_eigenvalues(axes: Axes, curves: pd.DataFrame, stage: Stage) -> None:
     """Draw the i-th largest eigenvalue against i on a log scale: median over images as a line, quartiles as a band.
 
     Both axes end where numbers end to mean something: beyond the numerical rank of the covariance there is rounding
     noise (1e-17 of the largest eigenvalue; its square root after normalisation), so a rank-deficient curve falls out
     of the panel there. Methods without a normalised matrix are absent from "after".
+
+    Args:
+        axes: to draw on.
+        curves: of `fgvc.analysis.curve_table`, in the order of drawing.
+        stage: which of its stages.
     """
-    curves = [
-        (spectrum, eigenvalue_curve(values)) for spectrum in spectra if (values := getattr(spectrum, stage)) is not None
-    ]
-    right = max((spectrum.rank for spectrum, _ in curves), default=1)
+    curves = curves[curves["stage"] == stage]
+    right = int(curves["rank"].max()) if len(curves) else 1
     bottom, top = _limits(curves)
-    for position, (spectrum, curve) in enumerate(curves):
-        style = method_style(spectrum.label)
-        index = np.arange(1, len(curve.median) + 1)
+    labels = list(dict.fromkeys(curves["label"]))
+    for position, label in enumerate(labels):
+        curve, style = curves[curves["label"] == label].sort_values("index"), method_style(label)
+        index = curve["index"].to_numpy()
         # values under the panel must stay on the log axis to draw the fall towards them
-        lower, median, upper = (np.maximum(values, bottom / 100) for values in (curve.lower, curve.median, curve.upper))
+        lower, median, upper = (np.maximum(curve[name], bottom / 100) for name in ("lower", "median", "upper"))
         axes.fill_between(index, lower, upper, color=style.color, alpha=0.2, linewidth=0)
         step = max(right // 6, 1)
         axes.plot(
@@ -41,13 +45,13 @@ def plot_eigenvalues(axes: Axes, spectra: Sequence[MethodSpectrum], stage: Stage
             color=style.color,
             linestyle=style.dash,
             zorder=2 if style.solid else 3,  # through the gaps of a dashed curve a solid one below it shows
-            label=spectrum.label,
+            label=label,
             marker=style.marker,
             markersize=4,
             markerfacecolor="white",
             markeredgewidth=0.9,
             # staggered, so that curves that lie on each other still show all their markers
-            markevery=(position * step // max(len(curves), 1), step),
+            markevery=(position * step // max(len(labels), 1), step),
         )
     axes.set_yscale("log")
     axes.set_ylim(bottom, top)
@@ -58,31 +62,38 @@ def plot_eigenvalues(axes: Axes, spectra: Sequence[MethodSpectrum], stage: Stage
     axes.set_ylabel("eigenvalue")
 
 
-def _limits(curves: Sequence[tuple[MethodSpectrum, EigenvalueCurve]]) -> tuple[float, float]:
+def _limits(curves: pd.DataFrame) -> tuple[float, float]:
     """Ends of the eigenvalue axis: what the quartiles reach within the numerical rank, with some room."""
-    within = [curve.lower[: spectrum.rank] for spectrum, curve in curves]
-    bottom = min((float(values[values > 0].min()) for values in within if (values > 0).any()), default=0.1) / 3
-    top = max((float(curve.upper[0]) for _, curve in curves), default=1.0) * 2
+    within = curves.loc[(curves["index"] <= curves["rank"]) & (curves["lower"] > 0), "lower"]
+    bottom = float(within.min()) / 3 if len(within) else 0.1
+    largest = curves.loc[curves["index"] == 1, "upper"]
+    top = float(largest.max()) * 2 if len(largest) else 1.0
     return bottom, max(top, bottom * 10)  # zero matrices have no extent of their own
 
 
-def spectra_figure(spectra: Sequence[MethodSpectrum], title: str) -> Figure:
-    """A figure across both columns: the covariance on the left, the normalised matrix on the right, one legend."""
-    spectra = sorted(spectra, key=lambda spectrum: method_order(spectrum.label))
+def spectra_figure(curves: pd.DataFrame, title: str) -> Figure:
+    """A figure across both columns: the covariance on the left, the normalised matrix on the right, one legend.
+
+    Args:
+        curves: of `fgvc.analysis.curve_table`.
+        title: of the figure.
+    """
+    labels = sorted(dict.fromkeys(curves["label"]), key=method_order)
+    curves = pd.concat([curves[curves["label"] == label] for label in labels])
     with figure_style():
         figure = new_figure(PAGE_WIDTH, 2.9)
         before, after = figure.subplots(1, 2)
-        plot_eigenvalues(before, spectra, "before")
-        if any(spectrum.after is not None for spectrum in spectra):
-            plot_eigenvalues(after, spectra, "after")
+        plot_eigenvalues(before, curves, "before")
+        if (curves["stage"] == "after").any():
+            plot_eigenvalues(after, curves, "after")
         else:
             after.set_axis_off()
             after.text(0.5, 0.5, "no method here normalises a covariance", ha="center", transform=after.transAxes)
-        handles, labels = before.get_legend_handles_labels()
-        channels = [spectrum.before.shape[1] for spectrum in spectra]
-        if len(set(channels)) > 1:
-            labels = [f"{label} (d = {count})" for label, count in zip(labels, channels, strict=True)]
-        figure.legend(handles, labels, loc="outside right center", frameon=False, handlelength=3.2)
+        handles, names = before.get_legend_handles_labels()
+        channels = curves.drop_duplicates("label").set_index("label")["channels"]
+        if channels.nunique() > 1:
+            names = [f"{label} (d = {channels[label]})" for label in names]
+        figure.legend(handles, names, loc="outside right center", frameon=False, handlelength=3.2)
         figure.suptitle(title, fontsize=8)
         figure.supxlabel(
             "Line: median over test images (all seeds); band: quartiles. Axes end at the numerical rank of the "
@@ -93,19 +104,21 @@ def spectra_figure(spectra: Sequence[MethodSpectrum], title: str) -> Figure:
     return figure
 
 
-def spectra_markdown(spectra: Sequence[MethodSpectrum]) -> str:
-    """The numbers beside the figure as a Markdown table: medians over images."""
+def spectra_markdown(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> str:
+    """The numbers beside the figure as a Markdown table: medians over images.
+
+    `smallest` non-zero eigenvalues count as the small ones, whose share of the trace is given.
+    """
     header = ["Method", "seeds", "images", "channels", "rank", "condition number", "of the non-zero"]
     header += ["effective rank before", "after", "participation ratio before", "after"]
+    header += [f"share of the {smallest} smallest before", "after"]
     rows = []
-    for s in map(summarise, sorted(spectra, key=lambda spectrum: method_order(spectrum.label))):
+    for s in (summarise(x, smallest) for x in sorted(spectra, key=lambda spectrum: method_order(spectrum.label))):
         counts = [str(count) for count in (s.seeds, s.images, s.channels, s.rank)]
         conditions = [f"{s.condition_number:.2e}", f"{s.nonzero_condition_number:.2e}"]
         dimensions = (s.effective_rank_before, s.effective_rank_after, s.participation_before, s.participation_after)
-        rows.append([s.label, *counts, *conditions, *("–" if d is None else f"{d:.1f}" for d in dimensions)])
+        shares = [
+            f"{100 * x:.2g} %" if x is not None else "–" for x in (s.smallest_share_before, s.smallest_share_after)
+        ]
+        rows.append([s.label, *counts, *conditions, *("–" if d is None else f"{d:.1f}" for d in dimensions), *shares])
     return markdown_table(header, rows)
-
-
-def write_spectra_figure(spectra: Sequence[MethodSpectrum], title: str, folder: Path) -> list[Path]:
-    """Write `spectra.png` and `spectra.pdf` to a folder; returns their paths."""
-    return save_figure(spectra_figure(spectra, title), folder / "spectra")

@@ -1,5 +1,6 @@
 """One look for every figure: a method has the same colour, dash and marker wherever it is drawn."""
 
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,11 +77,16 @@ def method_style(label: str) -> MethodStyle:
     )
 
 
-def method_order(label: str) -> tuple[int, str]:
-    """Sort key of labels: the known methods in their order, each followed by its variants, then the rest by name."""
+def method_order(label: str) -> tuple[int, list[tuple[float, str]]]:
+    """Sort key of labels: the known methods in their order, each followed by its variants, then the rest by name.
+
+    Numbers in a label count by their value: "[keep=2]" comes before "[keep=14]".
+    """
     known = list(METHOD_STYLES)
     name = label if label in METHOD_STYLES else label.split(" ")[0]
-    return (known.index(name) if name in METHOD_STYLES else len(known), label)
+    parts = re.findall(r"(\d+(?:\.\d+)?)|(\D+)", label)
+    natural = [(float(number) if number else -1.0, text) for number, text in parts]
+    return (known.index(name) if name in METHOD_STYLES else len(known), natural)
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fgvc.analysis import Accuracy, Method, Run, Setting, group_runs
+from fgvc.analysis import Accuracy, Method, Run, Setting, group_runs, read_csv
 from fgvc.errors import RunError
 from fgvc.reporting.published import CLASSES as PUBLISHED_CLASSES
 from fgvc.reporting.published import COLUMNS as PUBLISHED_COLUMNS
@@ -70,7 +71,22 @@ def accuracy_table(runs: Iterable[Run], published: pd.DataFrame | None = None) -
             method = methods.get(label, Method("", None, label))
             cells = _measured(groups[setting].get(method, [])) + _published(of_dataset[of_dataset["label"] == label])
             rows += [{**head, "label": label, "method": method.name, "gradient": method.gradient, **c} for c in cells]
-    table = pd.DataFrame(rows, columns=TABLE_COLUMNS)
+    return _typed(pd.DataFrame(rows, columns=TABLE_COLUMNS))
+
+
+def load_accuracy(path: Path) -> pd.DataFrame:
+    """An `accuracy_table` from the CSV that `to_csv` made of it (accuracies to four decimals).
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        return _typed(read_csv(path, TABLE_COLUMNS)[list(TABLE_COLUMNS)])
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path}: not an accuracy table ({error}); make it again with scripts/make_tables.py") from error
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
     counts = ["reduction", "num_classes", "train_images", "test_images", "n"]
     typed: pd.DataFrame = table.astype({**dict.fromkeys(counts, "Int64"), **dict.fromkeys(_NUMBERS, "float64")})
     return typed

@@ -20,6 +20,7 @@ def check(config: RunConfig) -> None:
         "trainer.eval_batch_size": (trainer.eval_batch_size, 1),
         "trainer.max_steps": (trainer.max_steps, 1),
         "trainer.workers": (trainer.workers, 0),
+        "trainer.probe_images": (trainer.probe_images, 0),
         "trainer.mixup": (trainer.mixup, 0),
         "trainer.cutmix": (trainer.cutmix, 0),
         "optimizer.momentum": (optimizer.momentum, 0),

@@ -155,6 +155,7 @@ class TrainerConfig:
         precision: "no", "bf16" or "fp16" autocast; the spectral layers stay in float64.
         on_bad_image: "refuse" to train with an unreadable image, or "skip" it.
         tracker: "tensorboard" or None.
+        probe_images: test images whose spectra are kept after every epoch, always the same; 0 keeps none.
     """
 
     epochs: int = 1
@@ -171,6 +172,7 @@ class TrainerConfig:
     precision: str = "no"
     on_bad_image: str = "refuse"
     tracker: str | None = None
+    probe_images: int = 32
 
 
 @dataclass

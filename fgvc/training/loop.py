@@ -23,6 +23,7 @@ from fgvc.training.evaluation import Evaluation, Loader, evaluate, progress_bar
 from fgvc.training.hybrid import Stages
 from fgvc.training.objective import Objective
 from fgvc.training.optim import create_optimizer, schedule_factor, set_learning_rate
+from fgvc.training.probe import SpectrumHistory, SpectrumProbe
 from fgvc.training.progress import Progress
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.seeding import EpochShuffle, seed_epoch
@@ -79,6 +80,7 @@ class Trainer:
         self.accelerator = accelerator
         self.folder = folder
         self.progress = Progress()
+        self.spectra = SpectrumHistory()
         self._counted = time.perf_counter()
         self.stages = Stages(config, _head(module))
         self.objective = Objective(config.trainer, num_classes)
@@ -131,11 +133,14 @@ class Trainer:
         if self.average is not None:
             self.average.module.load_state_dict(state["average"])
         self.progress = Progress(**state["progress"])
+        self.spectra = SpectrumHistory.read(source.spectrum_history_file, self.progress.epoch)
         _log.info("continuing %s after epoch %d", source.path, self.progress.epoch)
 
     def _epoch(self, epoch: int) -> Evaluation:
         seed_epoch(self.config.seed, epoch)
         self._enter_stage(epoch)
+        if epoch == 1:
+            self._probe(0)
         start = time.perf_counter()
         row: dict[str, Any] = {"epoch": epoch, **self._train_epoch(epoch)}
         if self.stages.switch:
@@ -148,6 +153,7 @@ class Trainer:
             if evaluation is not None:
                 row |= {f"{name}_loss": evaluation.loss}
                 row |= {f"{name}_{key}": value for key, value in evaluation.accuracy.as_dict().items()}
+        row |= self._probe(epoch)
         row["seconds"] = round(time.perf_counter() - start, 3)
         self.progress.seconds["train"] += trained - start
         self.progress.seconds["eval"] += time.perf_counter() - trained
@@ -239,6 +245,16 @@ class Trainer:
             raise self._divergence(f"the loss on the {name} split is {evaluation.loss}", self.progress.epoch + 1)
         return evaluation
 
+    def _probe(self, epoch: int) -> dict[str, float]:
+        """Look at the spectra of a few test images; returns their condition number, for metrics.csv."""
+        count = self.config.trainer.probe_images
+        if not (count and self.accelerator.is_main_process):
+            return {}
+        module = self.accelerator.unwrap_model(self.evaluated)
+        spectrum = SpectrumProbe(self.loaders.test.dataset, count).measure(module, self.accelerator.device)
+        self.spectra.add(epoch, spectrum)
+        return {"nonzero_condition_number": spectrum.condition}
+
     def _select_best(self, epoch: int, selector: Evaluation, test: Evaluation) -> None:
         selected_on = "test" if self.loaders.validation is None else "validation"
         # after the switch of the hybrid protocol the selection starts anew: the first stage is another method
@@ -264,6 +280,8 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         self.folder.write_table(self.folder.metrics_file, pd.DataFrame(self.progress.history))
+        if self.spectra.epochs:
+            self.spectra.write(self.folder.spectrum_history_file)
         state = {
             "model": dict(self.accelerator.unwrap_model(self.module).state_dict()),
             "average": None if self.average is None else self._weights(),

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from fgvc.data import ImageDataset
 from fgvc.errors import RunError
-from fgvc.models import Backbone, PoolingHead, weights_digest
+from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
 from fgvc.training.config import RunConfig
 from fgvc.training.model_of_run import read_classes, restore_backbone, restore_model
 from fgvc.training.run_folder import RunFolder
@@ -39,7 +39,7 @@ class Restored:
     """
 
     config: RunConfig
-    trained: nn.Module
+    trained: FineGrainedModel | PoolingHead
     backbone: Backbone
     head: PoolingHead
     images: ImageDataset
@@ -52,6 +52,11 @@ class Restored:
         if not self.config.backbone.frozen:
             return self.trained
         return nn.Sequential(fold_backbone(self.config, self.backbone, self.device), self.head)
+
+    @torch.no_grad()
+    def pooling_input(self, inputs: Tensor) -> Tensor:
+        """What the pooling reads, (B, channels, H, W), of a batch of `inputs()`."""
+        return self.trained.pooling_input(inputs.to(self.device))
 
     def inputs(self) -> Dataset[Any]:
         """What `trained` reads of the split: the images, or their cached feature maps if the backbone is frozen.

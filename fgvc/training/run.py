@@ -7,17 +7,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from fgvc.files import atomic_path
-from fgvc.pooling import is_second_order, pooling_label, pooling_spectrum
+from fgvc.pooling import is_second_order, pooling_label
 from fgvc.training.check import check
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation
 from fgvc.training.hybrid import switch_epoch
 from fgvc.training.loop import BeforeStep, Trainer
 from fgvc.training.machine import commit, peak_memory_mb, reset_peak_memory, versions
+from fgvc.training.probe import SpectrumProbe, write_arrays
 from fgvc.training.progress import Progress
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.seeding import seed_epoch
@@ -32,9 +31,8 @@ def default_run_dir(config: RunConfig) -> Path:
     """results/NAME[-RECIPE]/BACKBONE/METHOD[-GRADIENT][-OPTIONS][-hybrid]/seedN."""
     name = "-".join(part for part in (config.name, config.recipe) if part)
     hybrid = None if config.hybrid.method is None else "hybrid"
-    options = [
-        re.sub(r"[^\w.]+", "_", f"{key}{value}").strip("_") for key, value in sorted(config.method.options.items())
-    ]
+    # no brackets of a list, which a shell and Hydra would read
+    options = [re.sub(r"[^\w.-]+", "_", f"{k}{value}").strip("_") for k, value in sorted(config.method.options.items())]
     method = "-".join(part for part in (config.method.name, config.method.gradient, *options, hybrid) if part)
     return Path("results") / name / config.backbone.name.replace("/", "_") / method / f"seed{config.seed}"
 
@@ -127,13 +125,8 @@ def _books(progress: Progress) -> dict[str, Any]:
 def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation, device: torch.device) -> None:
     test = prepared.images.test
     folder.write_table(folder.predictions_file, evaluation.predictions(test.relative_paths(), test.classes))
-    spectra = [pooling_spectrum(prepared.head.pooling, x) for x in prepared.probe(SPECTRUM_IMAGES, device)]
-    arrays = {"before": np.concatenate([before.cpu().numpy() for before, _ in spectra])}
-    after = [values.cpu().numpy() for _, values in spectra if values is not None]
-    if after:
-        arrays["after"] = np.concatenate(after)
-    with atomic_path(folder.spectrum_file) as temporary:
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+    spectrum = SpectrumProbe(prepared.loaders.test.dataset, SPECTRUM_IMAGES).measure(prepared.trained, device)
+    write_arrays(folder.spectrum_file, spectrum.arrays())
 
 
 def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:

@@ -16,7 +16,10 @@ from fgvc.files import atomic_path, write_json_atomic, write_text_atomic
 from fgvc.training.config import RunConfig
 
 # these say how a run is carried out, not what it computes: they may differ when it is continued
-_CARRIED_OUT_BY = ("run_dir", "resume", "method.eigh_device", "trainer.workers", "trainer.tracker", "cache.dir")
+_CARRIED_OUT_BY = (
+    *("run_dir", "resume", "method.eigh_device", "cache.dir"),
+    *("trainer.workers", "trainer.tracker", "trainer.probe_images"),
+)
 
 
 class RunFolder:
@@ -29,6 +32,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.csv"
         self.predictions_file = path / "predictions.csv"
         self.spectrum_file = path / "spectrum.npz"
+        self.spectrum_history_file = path / "spectrum_history.npz"
         self.state_file = path / "checkpoints" / "state.pt"
 
     def weights_file(self, which: str) -> Path:

@@ -1,7 +1,7 @@
 """From a configuration to what the loop needs: images or cached feature maps, the module to train, loaders."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from fgvc.data import (
     FeatureSet,
@@ -78,17 +78,6 @@ class Prepared:
     @property
     def num_classes(self) -> int:
         return len(self.images.train.classes)
-
-    @torch.inference_mode()
-    def probe(self, count: int, device: torch.device) -> Iterator[Tensor]:
-        """What the pooling sees of up to `count` evenly spaced test images, in batches (b, channels, H, W)."""
-        samples = self.loaders.test.dataset
-        total = len(self.images.test)
-        indices = torch.linspace(0, total - 1, min(count, total)).round().long().tolist()
-        self.trained.eval()
-        for inputs, _ in DataLoader(Subset(samples, indices), batch_size=32):
-            features = inputs.to(device)
-            yield self.head.reduction(features if self.frozen else self.backbone(features))
 
 
 def create_accelerator(config: RunConfig, path: Path) -> Accelerator:

@@ -1,0 +1,147 @@
+"""A grid of runs that differ in what their heads do to the eigenvalues: one row a run, and effects against a reference.
+
+The runs are of one setting (`fgvc.analysis.settings`) and differ in method, gradient, options and seed.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+
+from fgvc.analysis.runs import Run
+from fgvc.analysis.settings import group_runs
+from fgvc.errors import RunError
+from fgvc.pooling import published_gradient
+from fgvc.spectral import EIGENVALUE_FLOOR
+from fgvc.spectral.maps import seb_scale
+
+COLUMNS = (
+    "label",
+    "method",
+    "gradient",
+    "options",
+    "start",
+    "stop",
+    "seed",
+    "top1",
+    "mean_class",
+    "num_classes",
+    "factor",
+    "factor_std",
+    "commit",
+)
+
+
+def read_grid(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row a run with `COLUMNS`, in the order of their labels and seeds.
+
+    `gradient` is the rule's name, "" where there is none; `options` JSON; start and stop the band of eigenvalues that
+    the head keeps (0 and missing: all of them); accuracies in per cent after the last epoch; factor and factor_std, of
+    SEB only, mean and standard deviation over test images of the scalar 1 + t that multiplies their square root;
+    `commit` what trained it.
+
+    Args:
+        runs: finished, of one setting.
+
+    Raises:
+        RunError: runs of several settings, two of one label and seed, or a config.yaml that is missing or damaged.
+    """
+    groups = group_runs(runs)
+    if len(groups) != 1:
+        titles = "".join(f"\n  {setting.title}" for setting in groups)
+        raise RunError(f"these runs belong to {len(groups)} settings, a study compares those of one:{titles}")
+    (group,) = groups.values()
+    rows = [_row(method.label, run) for method, repetitions in group.items() for run in repetitions]
+    table: pd.DataFrame = pd.DataFrame(rows, columns=COLUMNS).astype({"stop": "Int64"})
+    return table
+
+
+def _row(label: str, run: Run) -> dict[str, object]:
+    start, stop = kept_band(run)
+    assert run.final is not None
+    return {
+        "label": label,
+        "method": run.method,
+        "gradient": run.gradient or published_gradient(run.method) or "",
+        "options": json.dumps(_method(run).get("options") or {}, sort_keys=True),
+        "start": start,
+        "stop": stop,
+        "seed": run.seed,
+        "top1": run.final.top1,
+        "mean_class": run.final.mean_class,
+        "num_classes": run.num_classes,
+        **_factor(run),
+        "commit": run.commit,
+    }
+
+
+def _factor(run: Run) -> dict[str, float]:
+    if run.method != "seb":
+        return {}
+    factor = 1 + seb_scale(torch.from_numpy(run.spectrum().before).clamp(min=EIGENVALUE_FLOOR))
+    return {"factor": float(factor.mean()), "factor_std": float(factor.std())}
+
+
+def kept_band(run: Run) -> tuple[int, int | None]:
+    """(start, stop) of the eigenvalues that a run's head sees; (0, None) for all. Raises RunError as `read_grid`."""
+    keep = (_method(run).get("options") or {}).get("keep")
+    if isinstance(keep, int):
+        return 0, keep
+    if isinstance(keep, list) and len(keep) == 2:
+        return keep[0], keep[1]
+    if run.method == "svd_topn" and run.reduction is not None:
+        return 0, run.reduction - 50  # as published
+    return 0, None
+
+
+def _method(run: Run) -> dict[str, Any]:
+    settings = run.config().get("method")
+    if not isinstance(settings, dict):
+        raise RunError(f"{run.path / 'config.yaml'}: no settings under 'method'; restore the file or repeat the run")
+    return settings
+
+
+def effects(grid: pd.DataFrame, reference: str, level: float = 0.95) -> pd.DataFrame:
+    """Top-1 of each label, and its difference to that of `reference` over the seeds that both have.
+
+    The interval is Student's t of the differences seed by seed: it speaks of other seeds on the same test images.
+
+    Args:
+        grid: of `read_grid`; several grids may be concatenated.
+        reference: a label.
+        level: of the interval.
+
+    Returns:
+        One row a label in the order of the grid: label, n (seeds), mean, std (sample), difference, low, high (points of
+        per cent; low and high NaN with one common seed), pairs (common seeds).
+
+    Raises:
+        RunError: no such label in the grid.
+    """
+    if reference not in set(grid["label"]):
+        known = ", ".join(dict.fromkeys(grid["label"]))
+        raise RunError(f"no run of the reference {reference!r}; choose one of {known}")
+    base = grid[grid["label"] == reference].set_index("seed")["top1"]
+    rows = []
+    for label, part in grid.groupby("label", sort=False):
+        values = part.set_index("seed")["top1"]
+        differences = (values - base).dropna().to_numpy(dtype=float)
+        low, high = t_interval(differences, level)
+        mean = differences.mean() if len(differences) else np.nan
+        row = {"label": label, "n": len(values), "mean": values.mean(), "std": values.std(ddof=1)}
+        rows.append(row | {"difference": mean, "low": low, "high": high, "pairs": len(differences)})
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
+
+
+def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean of (n,) values; NaN for fewer than two."""
+    n = len(values)
+    if n < 2:
+        return np.nan, np.nan
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * float(values.std(ddof=1)) / np.sqrt(n)
+    return float(values.mean() - half), float(values.mean() + half)

@@ -1,0 +1,103 @@
+"""Spectra over the course of training."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from fgvc.analysis.runs import History, Run
+from fgvc.analysis.settings import Group
+from fgvc.analysis.spectra import (
+    condition_number,
+    effective_rank,
+    eigenvalue_curve,
+    nonzero_condition_number,
+    participation_ratio,
+)
+from fgvc.errors import RunError
+
+MEASURES = ("condition_number", "nonzero_condition_number", "effective_rank", "participation_ratio")
+COLUMNS = ("label", "epoch", "n", *MEASURES, *(f"{m}_{end}" for m in MEASURES for end in ("lowest", "highest")))
+
+
+def condition_history(group: Group) -> tuple[pd.DataFrame, list[str]]:
+    """Measures of the covariance by epoch, and notes on runs that did not keep their spectra.
+
+    Returns:
+        One row a method and epoch, in that order: label, epoch, n (seeds), and of each of `MEASURES` the median over
+        the seeds of the median over images, with the lowest and highest seed; and seeds, runs, commits.
+    """
+    rows, notes = [], []
+    for method, runs in group.items():
+        kept = []
+        for run in runs:
+            try:
+                kept.append((run, _measures(run.history())))
+            except RunError as error:
+                notes.append(f"no history of {run.label}, seed {run.seed}: {error}")
+        if kept:
+            rows += _rows(method.label, [run for run, _ in kept], pd.concat([table for _, table in kept]))
+    table: pd.DataFrame = pd.DataFrame(rows, columns=(*COLUMNS, "seeds", "runs", "commits"))
+    return table, notes
+
+
+def _measures(history: History) -> pd.DataFrame:
+    """Medians over images, one row an epoch."""
+    table: pd.DataFrame = pd.DataFrame(
+        {
+            "epoch": history.epochs,
+            "condition_number": [_median(condition_number(before)) for before in history.before],
+            "nonzero_condition_number": [_median(nonzero_condition_number(before)) for before in history.before],
+            "effective_rank": [_median(effective_rank(before)) for before in history.before],
+            "participation_ratio": [_median(participation_ratio(before)) for before in history.before],
+        }
+    )
+    return table
+
+
+def _median(values: np.ndarray) -> float:
+    """Median over images, those of a zero matrix (NaN) left out; the lower one of two, so that it is of an image."""
+    known = values[~np.isnan(values)]
+    return float(np.quantile(known, 0.5, method="inverted_cdf")) if len(known) else np.nan
+
+
+def _rows(label: str, runs: Sequence[Run], table: pd.DataFrame) -> list[dict[str, object]]:
+    sources = {
+        "seeds": " ".join(str(run.seed) for run in runs),
+        "runs": "; ".join(str(run.path) for run in runs),
+        "commits": " ".join(sorted({run.commit for run in runs if run.commit})),
+    }
+    rows = []
+    for epoch, part in table.groupby("epoch"):
+        row: dict[str, object] = {"label": label, "epoch": epoch, "n": len(part)}
+        for measure in MEASURES:
+            row |= {measure: part[measure].median(), f"{measure}_lowest": part[measure].min()}
+            row[f"{measure}_highest"] = part[measure].max()
+        rows.append(row | sources)
+    return rows
+
+
+def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
+    """Eigenvalues by epoch, over the images and seeds of one method.
+
+    Returns:
+        One row a stage ("before", "after" normalisation), epoch and index (1: largest): lower, median and upper.
+
+    Raises:
+        RunError: a run did not keep its spectra, or the runs differ in their epochs or widths.
+    """
+    histories = [run.history() for run in runs]
+    first = histories[0]
+    if any(h.before.shape[2] != first.before.shape[2] or h.epochs.tolist() != first.epochs.tolist() for h in histories):
+        raise RunError("the runs differ in the epochs or the number of eigenvalues they kept; give runs of one length")
+    rows = []
+    for stage in ("before", "after"):
+        values = [getattr(history, stage) for history in histories]
+        if any(value is None for value in values):
+            continue
+        for place, epoch in enumerate(first.epochs.tolist()):
+            curve = eigenvalue_curve(np.concatenate([value[place] for value in values]))
+            for index, (lower, median, upper) in enumerate(zip(curve.lower, curve.median, curve.upper, strict=True)):
+                rows.append((stage, epoch, index + 1, lower, median, upper))
+    table: pd.DataFrame = pd.DataFrame(rows, columns=["stage", "epoch", "index", "lower", "median", "upper"])
+    return table

@@ -1,0 +1,142 @@
+"""The tables by name: each is one function of what it is made from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from fgvc.analysis import Run, config_notes, find_runs, group_runs, read_csv, split_finished
+from fgvc.analysis.benchmark_record import load_record
+from fgvc.errors import RunError
+from fgvc.reporting.blocks import table_blocks
+from fgvc.reporting.published import load_published
+from fgvc.reporting.run_tables import condition_numbers, cost, differences, hybrid
+from fgvc.reporting.speed import SPEED_NOTE, speed_block, speed_frame
+from fgvc.reporting.table import Table
+from fgvc.reporting.tables import accuracy_table
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What tables are made from.
+
+    Attributes:
+        results: run folders, folders of them, or results of the benchmark (.json).
+        paper: folder of the published numbers.
+    """
+
+    results: tuple[Path, ...]
+    paper: Path
+
+    @cached_property
+    def finished(self) -> tuple[list[Run], list[str]]:
+        """The finished runs, and notes on the others, on doubtful averages and on several datasets. Raises RunError."""
+        folders = [path for path in self.results if path.suffix != ".json"]
+        if not folders:
+            raise RunError("no folder of runs given; this table is made from runs, e.g. results/cub80_frozen")
+        runs, notes = split_finished(find_runs(folders))
+        datasets = list(dict.fromkeys(run.dataset for run in runs))
+        if len(datasets) > 1:
+            notes.append(f"runs of {len(datasets)} datasets ({', '.join(datasets)}): each has a table of its own")
+        return runs, notes + config_notes(runs)
+
+    @cached_property
+    def accuracy(self) -> pd.DataFrame:
+        return accuracy_table(self.finished[0], load_published(self.paper))
+
+
+def _accuracy(inputs: Inputs) -> Table:
+    runs, notes = inputs.finished
+    blocks, frame, more = differences(group_runs(runs))
+    frames = {"accuracy": inputs.accuracy} | ({} if frame.empty else {"differences": frame})
+    return Table("Accuracy", [*table_blocks(inputs.accuracy), *blocks], frames, notes + more)
+
+
+def _hybrid(inputs: Inputs) -> Table:
+    runs, notes = inputs.finished
+    blocks, frame, more = hybrid(group_runs(runs), inputs.accuracy)
+    return Table("Hybrid protocol", blocks, {"hybrid": frame}, notes + more)
+
+
+def _cost(inputs: Inputs) -> Table:
+    runs, notes = inputs.finished
+    blocks, frame, more = cost(runs)
+    return Table("Cost", blocks, {"cost": frame}, notes + more)
+
+
+def _condition_number(inputs: Inputs) -> Table:
+    runs, notes = inputs.finished
+    path = inputs.paper / "condition_number_iccv21.csv"
+    published = read_csv(path, ("method", "epoch", "condition_number", "source"))
+    blocks, frame, more = condition_numbers(runs, published)
+    return Table("Condition number of the covariance", blocks, {"condition_number": frame}, notes + more)
+
+
+def _speed(inputs: Inputs) -> Table:
+    files = [path for path in inputs.results if path.suffix == ".json"]
+    if not files:
+        raise RunError(
+            "no result of the benchmark given; this table is made from .json files of benchmarks/spectral.py"
+        )
+    blocks, frames = [], []
+    for file in files:
+        record = load_record(file)
+        blocks += [speed_block(shape) for shape in record.shapes]
+        frames.append(speed_frame(record).assign(file=file.name))
+    blocks[0].notes.append(SPEED_NOTE)
+    return Table("Speed of the poolings", blocks, {"speed": pd.concat(frames, ignore_index=True)})
+
+
+def _approximation_error(inputs: Inputs) -> Table:
+    from fgvc.analysis.approximation import approximation_errors  # it imports torch, which other tables do without
+    from fgvc.reporting.arithmetic_tables import approximation_error_block
+
+    frame = approximation_errors(inputs.paper / "approximation_error_iccv21.csv")
+    return Table("Approximation error", [approximation_error_block(frame)], {"approximation_error": frame})
+
+
+def _gradient_bounds(inputs: Inputs) -> Table:
+    from fgvc.analysis.approximation import gradient_bounds
+    from fgvc.reporting.arithmetic_tables import gradient_bounds_block
+
+    frame = gradient_bounds(inputs.paper / "gradient_bounds_iccv21.csv")
+    return Table("Gradient bounds", [gradient_bounds_block(frame)], {"gradient_bounds": frame})
+
+
+TABLES: dict[str, Callable[[Inputs], Table]] = {
+    "accuracy": _accuracy,
+    "hybrid": _hybrid,
+    "cost": _cost,
+    "condition_number": _condition_number,
+    "approximation_error": _approximation_error,
+    "gradient_bounds": _gradient_bounds,
+    "speed": _speed,
+}
+
+
+def make_tables(names: list[str], inputs: Inputs) -> tuple[dict[str, Table], list[str]]:
+    """The tables of these names, and notes.
+
+    Several names are made as far as they can be: a table whose input is not among the results is noted.
+
+    Raises:
+        RunError: nothing could be made, or the one table that was asked for could not.
+        ConfigError: a result of the benchmark is damaged.
+    """
+    made: dict[str, Table] = {}
+    notes: dict[str, None] = {}  # each once: several tables are made from the same runs
+    errors = []
+    for name in names:
+        try:
+            made[name] = TABLES[name](inputs)
+        except RunError as error:
+            if len(names) == 1:
+                raise
+            errors.append(f"no table {name}: {error}")
+            continue
+        notes |= dict.fromkeys(made[name].notes)
+    if not made:
+        raise RunError("no table could be made:\n  " + "\n  ".join(errors))
+    return made, [*notes, *errors]

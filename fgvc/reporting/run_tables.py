@@ -1,0 +1,194 @@
+"""Tables of finished runs: hybrid against standalone, what a head costs, differences, condition numbers by epoch."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fgvc.analysis import Run, Setting, group_runs
+from fgvc.analysis.cost import COLUMNS as COST_COLUMNS
+from fgvc.analysis.cost import run_cost
+from fgvc.analysis.differences import compare, differences_to_best
+from fgvc.analysis.history import condition_history
+from fgvc.analysis.settings import Group
+from fgvc.errors import RunError
+from fgvc.reporting.blocks import Block
+from fgvc.reporting.style import method_order
+
+_DIFFERENCES_NOTE = (
+    "Difference: final top-1 in points, the seeds that both have paired. Interval: 95 %, bootstrap over the test "
+    "images with the seeds averaged; it speaks of these weights on other such images. p: exact McNemar test of each "
+    "seed, median [lowest, highest], not corrected for the number of comparisons."
+)
+_HYBRID = " (hybrid)"
+NOT_MEASURED = "not measured"
+
+
+def differences(groups: Mapping[Setting, Group]) -> tuple[list[Block], pd.DataFrame, list[str]]:
+    """Each method against the best one of its setting: a block for each setting of two methods or more."""
+    blocks, frames, notes = [], [], []
+    for setting, group in groups.items():
+        table, more = differences_to_best(group)
+        notes += more
+        if table.empty:
+            continue
+        frames.append(table.assign(setting=setting.title))
+        rows = [
+            _difference(row) for row in sorted(table.to_dict("records"), key=lambda row: method_order(row["label"]))
+        ]
+        header = ["Method", f"minus {table['against'].iloc[0]}", "95 % interval", "p"]
+        blocks.append(Block(f"Differences to the best: {setting.title}", header, rows, [_DIFFERENCES_NOTE], "Points"))
+    return blocks, _concat(frames), notes
+
+
+def _difference(row: Mapping[Any, Any]) -> list[str]:
+    if row["state"] != "ok":
+        return [row["label"], *[row["state"]] * 3]
+    p = f"{row['mcnemar_median']:.2g}"
+    if row["pairs"] > 1:
+        p += f" [{row['mcnemar_lowest']:.2g}, {row['mcnemar_highest']:.2g}]"
+    return [row["label"], f"{row['difference']:+.2f}", f"[{row['low']:+.2f}, {row['high']:+.2f}]", p]
+
+
+def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[list[Block], pd.DataFrame, list[str]]:
+    """Methods trained under the hybrid protocol beside the same ones trained alone.
+
+    Args:
+        groups: of `group_runs`.
+        accuracy: of `accuracy_table`, for the published numbers.
+
+    Raises:
+        RunError: no method was trained in both ways, nor is one published so.
+    """
+    blocks, frames, notes = [], [], []
+    for number, (setting, group) in enumerate(_in_order(groups), start=1):
+        part = accuracy[accuracy["block"] == number]
+        rows, cells = [], []
+        labels = {label for label in part["label"] if f"{label}{_HYBRID}" in set(part["label"])}
+        for label in sorted(labels, key=method_order):
+            runs = {
+                name: next((r for m, r in group.items() if m.label == name), []) for name in (label, label + _HYBRID)
+            }
+            compared: dict[str, Any] = {"state": NOT_MEASURED}
+            if all(runs.values()):
+                try:
+                    compared = compare(runs[label + _HYBRID], runs[label])
+                except RunError as error:
+                    compared = {"state": "not comparable"}
+                    notes.append(f"{label}, hybrid and alone: {error}")
+            cells.append({"setting": setting.title, "label": label, "against": "standalone", **compared})
+            difference = _difference({"label": label, **compared})[1:3]
+            measured = [_mean(runs[name]) for name in (label, label + _HYBRID)]
+            rows.append([label, *measured, *difference, *(_published(part, name) for name in runs)])
+        if rows:
+            header = ["Method", "Standalone", "Hybrid", "Difference", "95 % interval"]
+            header += ["Published standalone", "Published hybrid"]
+            blocks.append(Block(f"Hybrid protocol: {setting.title}", header, rows, [_DIFFERENCES_NOTE], "Top-1 in %"))
+            frames.append(pd.DataFrame(cells))
+    if not blocks:
+        raise RunError("no method trained both alone and under the hybrid protocol (hybrid.method=...) in one setting")
+    return blocks, _concat(frames), notes
+
+
+def _in_order(groups: Mapping[Setting, Group]) -> list[tuple[Setting, Group]]:
+    """As the blocks of the accuracy table are numbered."""
+    return sorted(groups.items(), key=lambda item: tuple(map(str, vars(item[0]).values())))
+
+
+def _mean(runs: Sequence[Run]) -> str:
+    values = [run.final.top1 for run in runs if run.final is not None]
+    if not values:
+        return NOT_MEASURED
+    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def _published(part: pd.DataFrame, label: str) -> str:
+    cells = part[(part["label"] == label) & (part["origin"] == "published") & (part["state"] == "ok")]
+    texts = [f"{cell['top1_mean']:.2f} ({cell['published_backbone']})" for cell in cells.to_dict("records")]
+    return "; ".join(texts) or "not published"
+
+
+def cost(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
+    """What a head costs: parameters, descriptor, time an image, memory; medians over the seeds, a block a setting."""
+    blocks, frames = [], []
+    for setting, group in group_runs(runs).items():
+        rows, cells = [], []
+        for method in sorted(group, key=lambda method: method_order(method.label)):
+            measured = pd.DataFrame([run_cost(run) for run in group[method]], columns=COST_COLUMNS)
+            values = measured.median()  # of what is known
+            cells.append({"setting": setting.title, "label": method.label, **values, **_sources(group[method])})
+            texts = [NOT_MEASURED if np.isnan(value) else f"{value:,.{digits}f}" for value, digits in _digits(values)]
+            rows.append([method.label, *texts])
+        header = ["Method", "Head parameters", "Descriptor", "Training ms/image", "Evaluation ms/image", "Peak MiB"]
+        of = "on cached features, the backbone is not in them" if setting.frozen else "of the whole network"
+        notes = [f"Medians over the seeds. Times {of}; on the machine of the run, whatever else it did."]
+        blocks.append(Block(f"Cost: {setting.title}", header, rows, notes))
+        frames.append(pd.DataFrame(cells))
+    return blocks, _concat(frames), []
+
+
+def _digits(values: "pd.Series[float]") -> list[tuple[float, int]]:
+    return list(zip(values.tolist(), (0, 0, 2, 2, 0), strict=True))
+
+
+def condition_numbers(runs: Sequence[Run], published: pd.DataFrame) -> tuple[list[Block], pd.DataFrame, list[str]]:
+    """Condition number of the covariance by epoch, of runs that kept their spectra, and as published.
+
+    Args:
+        runs: finished.
+        published: method, epoch, condition_number and source.
+    """
+    blocks, frames, notes = [], [], []
+    for setting, group in group_runs(runs).items():
+        history, more = condition_history(group)
+        notes += more
+        if history.empty:
+            continue
+        frames.append(history.assign(setting=setting.title))
+        epochs = _some(sorted(set(history["epoch"])))
+        rows = []
+        for label in sorted(set(history["label"]), key=method_order):
+            of_label = history[history["label"] == label].set_index("epoch")
+            for column, name in (
+                ("condition_number", label),
+                ("nonzero_condition_number", f"{label}, of the non-zero"),
+            ):
+                rows.append([name, *(_power(of_label[column].get(epoch)) for epoch in epochs)])
+        header = ["Method", *(f"Epoch {epoch}" for epoch in epochs)]
+        note = "Largest over smallest eigenvalue, median over a fixed batch of test images, then over the seeds. "
+        note += (
+            "Of a rank-deficient covariance the smallest eigenvalue is rounding: of the non-zero ones it has meaning."
+        )
+        blocks.append(Block(f"Condition number: {setting.title}", header, rows, [note]))
+    blocks.append(_published_conditions(published))
+    return blocks, _concat([*frames, published.assign(setting="published")]), notes
+
+
+def _published_conditions(published: pd.DataFrame) -> Block:
+    table = published.pivot_table(index="method", columns="epoch", values="condition_number")
+    rows = [[str(label), *map(_power, row)] for label, row in zip(table.index, table.to_numpy(), strict=True)]
+    header = ["Method", *(f"Epoch {epoch}" for epoch in table.columns)]
+    return Block("Condition number, published", header, rows, sorted(set(published["source"])))
+
+
+def _some(epochs: Sequence[int], count: int = 7) -> list[int]:
+    """Up to `count` of the epochs, evenly spaced, first and last among them."""
+    return [epochs[i] for i in sorted(set(np.linspace(0, len(epochs) - 1, count).round().astype(int)))]
+
+
+def _power(value: float | None) -> str:
+    return NOT_MEASURED if value is None or np.isnan(value) else f"{value:.2e}"
+
+
+def _sources(runs: Sequence[Run]) -> dict[str, str]:
+    return {
+        "seeds": " ".join(str(run.seed) for run in runs),
+        "runs": "; ".join(str(run.path) for run in runs),
+        "commits": " ".join(sorted({run.commit for run in runs if run.commit})),
+    }
+
+
+def _concat(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    table: pd.DataFrame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return table

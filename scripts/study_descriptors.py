@@ -1,0 +1,51 @@
+"""Which classes are alike in a run's descriptors: pairs and their confusion, nearest neighbours, a t-SNE map.
+
+python scripts/study_descriptors.py results/cub80_frozen
+python scripts/study_descriptors.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --output figures
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fgvc.analysis import find_runs, split_finished
+from fgvc.analysis.descriptor_study import study_descriptors
+from fgvc.cli import exit_on_user_error
+from fgvc.files import write_text_atomic
+from fgvc.reporting.descriptor_plot import embedding_figure, neighbours_markdown, pairs_markdown
+from fgvc.reporting.style import save_figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+", help="runs of one setting, or folders with them")
+    parser.add_argument("--map", dest="label", help="label of the method that is drawn (default: the most accurate)")
+    parser.add_argument("--seed", type=int, default=0, help="of map and intervals (default: %(default)s)")
+    parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
+    parser.add_argument("--cache", help="folder of cached features, where it has moved since training")
+    parser.add_argument("--output", type=Path, help="folder of the files (default: descriptors in the first RESULTS)")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a run is left out")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args()
+
+    runs, notes = split_finished(find_runs(arguments.results))
+    study = study_descriptors(
+        runs, label=arguments.label, seed=arguments.seed, root=arguments.root, cache=arguments.cache
+    )
+    output = arguments.output or arguments.results[0] / "descriptors"
+    written = save_figure(embedding_figure(study.embedding, study.pairs), output / "embedding")
+    for name, table in study._asdict().items():
+        written.append(output / f"{name}.csv")
+        write_text_atomic(written[-1], table.to_csv(index=False, float_format="%.6g"))
+    drawn = study.embedding["label"].iloc[0]
+    print(f"{neighbours_markdown(study.neighbours)}\n\nLeave-one-out top-1 in % by nearest neighbours.\n")
+    print(f"{pairs_markdown(study.pairs[study.pairs['label'] == drawn])}\n\nClosest pairs of classes of {drawn}.\n")
+    print(f"{study.correlations.to_string(index=False)}\n\nwritten: {', '.join(map(str, written))}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if notes and arguments.strict:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

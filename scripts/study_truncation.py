@@ -1,0 +1,51 @@
+"""How much do the small eigenvalues matter? Tables and figures of runs that differ in what their heads do to them.
+
+python scripts/study_truncation.py results/cub80_truncation
+python scripts/study_truncation.py results/cub80_amplification --no-cut --reference "MPN-COV (exact)"
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from fgvc.analysis import find_runs, split_finished
+from fgvc.analysis.truncation import read_study, save_study
+from fgvc.cli import exit_on_user_error
+from fgvc.files import write_text_atomic
+from fgvc.reporting.bands_plot import study_markdown, write_study_figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+", help="runs of one setting, or folders with them")
+    parser.add_argument(
+        "--reference", default="MPN-COV (exact)", help="what the others are compared with (%(default)s)"
+    )
+    parser.add_argument(
+        "--no-cut", action="store_true", help="do not evaluate the runs that see all eigenvalues on parts"
+    )
+    parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
+    parser.add_argument("--cache", help="folder of cached features, where it has moved since training")
+    parser.add_argument("--output", type=Path, help="folder of the files (default: study in the first RESULTS)")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a run is left out")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args()
+
+    runs, notes = split_finished(find_runs(arguments.results))
+    study, more = read_study(runs, cut=not arguments.no_cut, root=arguments.root, cache=arguments.cache)
+    print(study_markdown(study, arguments.reference))
+    output = arguments.output or arguments.results[0] / "study"
+    written = []
+    for path, text in save_study(study, output).items():
+        write_text_atomic(path, text)
+        written.append(path)
+    written += write_study_figures(study, arguments.reference, output)
+    print(f"written: {', '.join(map(str, written))}")
+    for note in notes + more:
+        print(f"note: {note}", file=sys.stderr)
+    if (notes or more) and arguments.strict:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,114 @@
+"""Pages and figures made from kept files: what is stale is found, and the committed ones are current."""
+
+import runpy
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from command_line import ROOT
+from matplotlib.figure import Figure
+
+from fgvc.errors import ConfigError
+from fgvc.reporting.documents import (
+    Kept,
+    draw_figure,
+    figure_is_current,
+    page_text,
+    stale_pages,
+    table_names,
+    write_pages,
+)
+from fgvc.reporting.style import new_figure
+
+DOCS = runpy.run_path(str(ROOT / "tools" / "make_docs.py"))
+
+
+def listing(path: Path) -> str:
+    return "| n |\n| -- |\n" + "\n".join(f"| {n} |" for n in pd.read_csv(path)["n"])
+
+
+def curve(path: Path) -> Figure:
+    figure = new_figure(2, 2)
+    figure.subplots().plot(pd.read_csv(path)["n"])
+    return figure
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "kept.csv").write_text("n\n1\n2\n")
+    (tmp_path / "page.md").write_text("Text.\n\n<!-- table: list -->\nold\n<!-- end of table -->\n\nMore.\n")
+    return tmp_path
+
+
+TABLES = {"list": Kept(("kept.csv",), listing)}
+
+
+def test_a_stale_table_is_found_and_rewritten_in_place(root: Path) -> None:
+    page = root / "page.md"
+    assert stale_pages([page], TABLES, root) == [page]
+    assert write_pages([page], TABLES, root) == [page]
+    text = page.read_text()
+    assert text.startswith("Text.\n\n<!-- table: list -->\n\n| n |\n| -- |\n| 1 |\n| 2 |\n\n<!-- end of table -->")
+    assert text.endswith("\n\nMore.\n") and "old" not in text
+    assert stale_pages([page], TABLES, root) == write_pages([page], TABLES, root) == []
+    (root / "kept.csv").write_text("n\n3\n")
+    assert stale_pages([page], TABLES, root) == [page]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- table: lost -->\n\n<!-- end of table -->\n", "page.md: unknown table lost; choose one of list"),
+        ("<!-- table: list -->\n", "page.md: .* without the other"),
+        ("<!-- table: list -->\n<!-- table: list -->\n\n<!-- end of table -->\n", "without the other"),
+    ],
+)
+def test_broken_pages_are_named(root: Path, text: str, message: str) -> None:
+    (root / "page.md").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        page_text(root / "page.md", TABLES, root)
+
+
+def test_a_figure_knows_its_data_and_its_looks(root: Path) -> None:
+    kept, path = Kept(("kept.csv",), curve), root / "figure.png"
+    assert not figure_is_current(path, kept, root)
+    draw_figure(path, kept, root)
+    assert figure_is_current(path, kept, root)
+    assert not figure_is_current(path, Kept(("kept.csv",), lambda _: new_figure(2, 2)), root)
+    (root / "kept.csv").write_text("n\n1\n2 \n")
+    assert not figure_is_current(path, kept, root)
+    (root / "kept.csv").unlink()
+    with pytest.raises(ConfigError, match=r"kept.csv: cannot be read"):
+        figure_is_current(path, kept, root)
+
+
+@pytest.mark.parametrize("page", DOCS["PAGES"], ids=lambda page: page.name)
+def test_the_tables_of_the_documentation_are_current(page: Path) -> None:
+    assert page.read_text(encoding="utf-8") == page_text(page, DOCS["TABLES"], ROOT), "run `make tables`"
+
+
+def test_every_table_that_is_made_stands_in_a_page() -> None:
+    assert {name for page in DOCS["PAGES"] for name in table_names(page)} == set(DOCS["TABLES"])
+
+
+@pytest.mark.parametrize("name", DOCS["FIGURES"])
+def test_the_figures_of_the_documentation_are_current(name: str) -> None:
+    assert figure_is_current(DOCS["FIGURE_FOLDER"] / f"{name}.png", DOCS["FIGURES"][name], ROOT), "run `make tables`"
+
+
+def test_every_figure_of_the_documentation_is_made() -> None:
+    assert {path.stem for path in DOCS["FIGURE_FOLDER"].glob("*.png")} == set(DOCS["FIGURES"])
+
+
+def test_kept_results_are_small_and_tell_no_path_of_a_machine() -> None:
+    kept = ROOT / "results" / "cub80"
+    files = [path for path in kept.rglob("*") if path.is_file()]
+    assert files and sum(path.stat().st_size for path in files) < 1_000_000
+    assert {path.suffix for path in files} <= {".csv", ".json", ".md"}
+    readme = (kept / "README.md").read_text(encoding="utf-8")
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert not any(place in text for place in ("/home/", "/tmp/", "/root/", "C:\\")), path
+        assert path.name == "README.md" or f"`{path.relative_to(ROOT / 'results' / 'cub80').as_posix()}`" in readme, (
+            path
+        )

@@ -1,0 +1,243 @@
+"""Every table by its name: what stands in it, what it says of missing input, and where its numbers come from."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import ROOT, Done, refused
+from run_folders import write_config, write_run
+from safetensors.numpy import save_file
+from scipy import stats
+
+from fgvc.analysis import mcnemar
+from fgvc.analysis.approximation import approximation_errors, gradient_bounds
+from fgvc.analysis.paired import paired_bootstrap
+from fgvc.errors import RunError
+from fgvc.reporting import to_html, to_latex, to_markdown
+from fgvc.reporting.blocks import Block, places
+from fgvc.reporting.registry import TABLES, Inputs, make_tables
+
+PAPER = ROOT / "results" / "paper"
+BENCHMARK = ROOT / "benchmarks" / "results" / "batch32_2cores.json"
+
+
+def predictions(right: int, images: int = 200, shift: int = 0) -> pd.DataFrame:
+    """Of `images` images of class 0, `right` from number `shift` on are predicted so."""
+    numbers = np.arange(images)
+    predicted = np.where((numbers >= shift) & (numbers < shift + right), 0, 1)
+    table = pd.DataFrame({"path": [f"{i}.jpg" for i in numbers], "target": 0, "predicted": predicted})
+    return table.assign(confidence=0.9)
+
+
+def write_predictions(path: Path, **how: int) -> None:
+    predictions(**how).to_csv(path / "predictions.csv", index=False)
+
+
+def runs_of(folder: Path, method: str, tops: list[int], **changes: object) -> list[Path]:
+    """A run a seed, of 200 test images of which so many are right."""
+    paths = []
+    for seed, right in enumerate(tops):
+        name = method + ("-hybrid" if changes.get("label") else "")
+        path = write_run(folder / name / f"seed{seed}", method, seed=seed, top1=right / 2, **changes)
+        write_predictions(path, right=right, shift=seed)
+        write_config(path, method={"name": method})
+        paths.append(path)
+    return paths
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_bootstrap_is_that_of_the_binomial_where_only_one_method_errs() -> None:
+    found = paired_bootstrap([predictions(200)], [predictions(150)])
+    low, high = (100 * stats.binom(200, 0.25).ppf(q) / 200 for q in (0.025, 0.975))
+    assert found.mean == 25 and found.images == 200 and found.pairs == 1
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.5)
+    same = paired_bootstrap([predictions(150)], [predictions(150)])
+    assert (same.mean, same.low, same.high) == (0, 0, 0)
+
+
+def test_bootstrap_averages_the_pairs_on_each_image() -> None:
+    # each pair differs on 100 images, in opposite directions on the same ones: no image differs on average
+    a, b = predictions(100), predictions(100, shift=100)
+    found = paired_bootstrap([a, b], [b, a])
+    assert (found.mean, found.low, found.high, found.pairs) == (0, 0, 0, 2)
+    with pytest.raises(ValueError, match="1 and 2"):
+        paired_bootstrap([a], [a, b])
+    with pytest.raises(RunError, match="give two evaluations of the same test split"):
+        paired_bootstrap([a], [predictions(100, images=150)])
+
+
+def test_accuracy_marks_the_best_three_and_compares_with_the_best(tmp_path: Path) -> None:
+    runs_of(tmp_path, "gap", [120, 124])
+    runs_of(tmp_path, "mpn_cov", [180, 184])
+    runs_of(tmp_path, "isqrt_cov", [178, 180])
+    runs_of(tmp_path, "seb", [150, 150])
+    tables, notes = make_tables(["accuracy"], Inputs((tmp_path,), PAPER))
+    assert notes == []
+    table = tables["accuracy"]
+    text = table.texts("accuracy")["accuracy.md"]
+    accuracy, differences = text.split("## Differences to the best")
+    rows = rows_of(accuracy)
+    assert rows["MPN-COV"][1].startswith("**91.00") and rows["iSQRT-COV"][1].startswith("*89.50")
+    assert rows["SEB"][1] == "75.00 ± 0.00 (3rd)" and rows["GAP"][1].startswith("61.00")
+    gap = rows_of(differences)["GAP"]
+    assert gap[0] == "-30.00" and "[" in gap[1]
+    saved = [[pd.read_csv(tmp_path / m / f"seed{s}" / "predictions.csv") for m in ("gap", "mpn_cov")] for s in (0, 1)]
+    expected = [mcnemar(*pair).p_value for pair in saved]
+    row = table.frames["differences"].set_index("label").loc["GAP"]
+    assert row["mcnemar_lowest"] == min(expected) and row["mcnemar_highest"] == max(expected)
+
+
+def test_equal_values_share_a_place_and_one_alone_has_none() -> None:
+    assert places([1.0, 3.0, 3.0, 2.0, math.nan], 2) == {(1, 2): 1, (2, 2): 1, (3, 2): 3}
+    assert places([1.0, math.nan], 2) == {}
+
+
+def test_missing_predictions_are_noted_and_the_rest_tabulated(tmp_path: Path, here: Callable[..., Done]) -> None:
+    (lost,) = runs_of(tmp_path / "r", "gap", [120])
+    runs_of(tmp_path / "r", "mpn_cov", [180])
+    (lost / "predictions.csv").unlink()
+    done = here("make_tables.py", "r", cwd=tmp_path)
+    assert done.returncode == 0 and "60.00" in done.stdout and "not comparable" in done.stdout
+    assert re.search(r"note: GAP and MPN-COV: .*predictions\.csv", done.stderr)
+    assert here("make_tables.py", "r", "--strict", cwd=tmp_path).returncode == 1
+
+
+def test_runs_of_several_datasets_are_told_apart_and_said_so(tmp_path: Path) -> None:
+    runs_of(tmp_path / "a", "mpn_cov", [180])
+    runs_of(tmp_path / "b", "mpn_cov", [100], dataset="cars", num_classes=196)
+    tables, notes = make_tables(["accuracy"], Inputs((tmp_path,), PAPER))
+    assert notes == ["runs of 2 datasets (cub80, cars): each has a table of its own"]
+    assert len(tables["accuracy"].blocks) == 3  # an overview, and one each
+
+
+def test_hybrid_stands_beside_standalone(tmp_path: Path) -> None:
+    runs_of(tmp_path, "svd_pade", [160, 160], dataset="imagenet", num_classes=1000, backbone="resnet50")
+    hybrid = {"dataset": "imagenet", "num_classes": 1000, "backbone": "resnet50", "label": "SVD-Padé (hybrid)"}
+    runs_of(tmp_path, "svd_pade", [170, 170], **hybrid)
+    tables, _ = make_tables(["hybrid"], Inputs((tmp_path,), PAPER))
+    row = rows_of(tables["hybrid"].texts("hybrid")["hybrid.md"])["SVD-Padé"]
+    assert row[:3] == ["80.00 ± 0.00", "85.00 ± 0.00", "+5.00"]
+    assert row[4:] == [  # 100 minus the errors of the poster
+        "77.33 (resnet50); 78.52 (resnet101)",
+        "77.40 (resnet50); 78.60 (resnet101)",
+    ]
+    with pytest.raises(RunError, match="hybrid protocol"):
+        make_tables(["hybrid"], Inputs((write_run(tmp_path / "alone"),), PAPER))
+
+
+def test_cost_counts_the_head_and_divides_by_images_and_epochs(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", "mpn_cov", epochs=10, seconds={"train": 2.317, "eval": 4.8})
+    (path / "checkpoints").mkdir()
+    tensors = {"classifier.weight": np.zeros((80, 10)), "reduction.1.running_mean": np.zeros(64)}
+    save_file(tensors, path / "checkpoints" / "last.safetensors")
+    bare = write_run(tmp_path / "bare", "gap")
+    summary = json.loads((bare / "summary.json").read_text())
+    (bare / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "seconds"}))
+    tables, _ = make_tables(["cost"], Inputs((tmp_path,), PAPER))
+    rows = rows_of(tables["cost"].texts("cost")["cost.md"])
+    assert rows["MPN-COV"] == ["800", "2,080", "0.10", "0.20", "1,200"]
+    assert rows["GAP"][:4] == ["not measured", "2,080", "not measured", "not measured"]
+
+
+def test_condition_numbers_by_epoch_beside_the_published(tmp_path: Path) -> None:
+    for seed, top in enumerate((4.0, 8.0, 16.0)):
+        path = write_run(tmp_path / f"seed{seed}", "mpn_cov", seed=seed)
+        before = np.array([[[top, 1.0, 0.0]] * 2, [[2 * top, 1.0, 0.5]] * 2])
+        np.savez(path / "spectrum_history.npz", epochs=np.array([0, 1]), before=before)
+    write_run(tmp_path / "gap", "gap")
+    tables, notes = make_tables(["condition_number"], Inputs((tmp_path,), PAPER))
+    text = tables["condition_number"].texts("t")["t.md"]
+    measured, published = text.split("## Condition number, published")
+    assert rows_of(measured)["MPN-COV"] == ["inf", "3.20e+01"]  # medians of 4, 8, 16 and 16, 32, 64
+    assert rows_of(measured)["MPN-COV, of the non-zero"] == ["8.00e+00", "3.20e+01"]
+    assert rows_of(published)["MPN-COV"] == ["3.41e+14", "5.36e+13", "1.70e+13"]
+    assert len(notes) == 1 and "no history of GAP" in notes[0] and "spectrum_history.npz" in notes[0]
+
+
+def test_arithmetic_tables_reproduce_what_is_printed() -> None:
+    errors = approximation_errors(PAPER / "approximation_error_iccv21.csv").set_index(["method", "r"])
+    for method, r in [("Taylor", r) for r in ("0.7", "0.9", "0.99", "0.999")] + [("Padé", "0.99"), ("Padé", "0.999")]:
+        printed, exact = errors.loc[(method, r), ["published", "exact"]]
+        digits = len(re.sub(r"e.*", "", printed))
+        assert float(f"{exact:.{digits - 1}e}") == float(printed), (method, r)
+    assert (errors["float64"] < 2 * errors["exact"] + 1e-12).all()
+    bounds = gradient_bounds(PAPER / "gradient_bounds_iccv21.csv").set_index("method")
+    for method in ("SVD-Padé", "SVD-Taylor", "SVD-Trunc", "SVD-TopN"):
+        assert f"{bounds.loc[method, 'computed']:.2e}" == f"{float(bounds.loc[method, 'published']):.2e}", method
+    eps = torch.finfo(torch.float64).eps
+    assert bounds.loc["exact", "computed"] == pytest.approx(0.5 / eps**0.5)
+    assert bounds.loc["SVD-PI", "computed"] == pytest.approx(20 / eps)
+    assert bounds.loc["SVD-Newton", "computed"] == pytest.approx(1.5**10, rel=1e-6)
+
+
+def test_speed_is_read_from_the_benchmark(tmp_path: Path) -> None:
+    tables, _ = make_tables(["speed"], Inputs((BENCHMARK,), PAPER))
+    frame = tables["speed"].frames["speed"].set_index("method")
+    saved = json.loads(BENCHMARK.read_text())["shapes"][0]["cases"]
+    times = {case["name"]: np.array(case["forward_ms"]) + np.array(case["backward_ms"] or 0) for case in saved}
+    assert frame.loc["seb", "ratio_to_eigh"] == pytest.approx(np.median(times["seb"] / times["eigh"]))
+    with pytest.raises(RunError, match="no result of the benchmark"):
+        make_tables(["speed"], Inputs((tmp_path,), PAPER))
+
+
+def test_all_tables_that_can_be_made_are_made_and_traced(tmp_path: Path, here: Callable[..., Done]) -> None:
+    runs_of(tmp_path / "r", "mpn_cov", [180, 184])
+    done = here("make_tables.py", "r", "--table", "all", BENCHMARK, "--provenance", "p.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made = {file.stem for file in (tmp_path / "r" / "tables").glob("*.md")}
+    assert made == set(TABLES) - {"hybrid"} and "note: no table hybrid" in done.stderr
+    cells = json.loads((tmp_path / "p.json").read_text())["cells"]
+    final = next(c for c in cells if c["table"] == "accuracy" and (c["origin"], c["epoch"]) == ("measured", "final"))
+    assert final["top1_mean"] == 91 and final["seeds"] == "0 1" and final["commits"] == "0123abc"
+    assert [Path(run["path"]) for run in final["runs"]] == [Path("r/mpn_cov/seed0"), Path("r/mpn_cov/seed1")]
+    assert all(re.fullmatch("[0-9a-f]{64}", run["config_sha256"]) for run in final["runs"])
+    assert {cell["table"] for cell in cells} >= {"accuracy", "cost", "speed", "gradient_bounds"}
+    refused(here("make_tables.py", cwd=tmp_path), "no folder of runs given")
+    refused(here("make_tables.py", "r", "--table", "hybrid", cwd=tmp_path), "hybrid.method")
+
+
+class Tags(HTMLParser):
+    """The tags of a page, and whether each is closed where it should be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
+        self.seen.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_html_is_whole_escaped_and_needs_nothing_from_elsewhere() -> None:
+    block = Block(
+        'A "b" <c>', ["M", "n"], [["<script>x</script>", "1"], ["é & f", "2"]], ["note <i>"], "q", {(1, 1): 1}
+    )
+    page = to_html("T & U", [block])
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == [] and tags.seen.count("caption") == 1
+    assert "<script>" not in page and "&lt;script&gt;" in page and "note &lt;i&gt;" in page
+    assert "<strong>2</strong>" in page and 'scope="row"' in page and 'scope="col"' in page
+    assert "http" not in page and "color-scheme: light dark" in page
+
+
+def test_marks_survive_escaping_in_every_format() -> None:
+    block = Block("T", ["M", "a_b"], [["x", "1 ± 2"], ["y", "3"]], [], "", {(0, 1): 2, (1, 1): 3})
+    assert r"\textit{1 $\pm$ 2}" in to_latex([block]) and r"\underline{3}" in to_latex([block])
+    assert "*1 ± 2*" in to_markdown("T", [block]) and "3 (3rd)" in to_markdown("T", [block])

@@ -1,0 +1,141 @@
+"""The views of spectra: by epoch, by class, across backbones, through the layers of a head."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from command_line import Done, Train, refused
+from run_folders import write_run
+
+from fgvc.analysis import curve_table, find_runs, load_curves, pool_spectra, smallest_share
+from fgvc.analysis.class_spectra import as_shares, look_again
+from fgvc.errors import RunError
+from fgvc.reporting import spectra_figure
+from fgvc.reporting.spectra_views import VIEWS, Options
+
+
+def write_arrays(path: Path, top: float, *, targets: bool = True, epochs: tuple[int, ...] = (0, 1, 2)) -> Path:
+    """spectrum.npz and spectrum_history.npz of four images of rank 3, the largest eigenvalue `top`, growing."""
+    rows = np.array([[top * (1 + i), 2.0, 1.0, 0.0] for i in range(4)])
+    classes = {"targets": np.array([0, 0, 1, 1])} if targets else {}
+    np.savez(path / "spectrum.npz", before=rows, after=rows**0.5, **classes)
+    before = np.stack([rows * (1 + epoch) ** np.array([1.0, 0, 0, 0]) for epoch in epochs])
+    np.savez(path / "spectrum_history.npz", epochs=np.array(epochs), before=before, after=before**0.5)
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for seed, top in enumerate((10.0, 20.0)):
+        write_arrays(write_run(tmp_path / "r" / f"seed{seed}", "mpn_cov", seed=seed, classes=["ant", "bee"]), top)
+    return tmp_path / "r"
+
+
+def view(name: str, folder: Path, **options: int) -> tuple[pd.DataFrame, list[str], int]:
+    shown = VIEWS[name](find_runs([folder]), Options(**options))  # type: ignore[arg-type]
+    return shown.table, shown.notes, len(shown.figure.axes)
+
+
+def test_share_of_the_smallest() -> None:
+    eigenvalues = np.array([[6.0, 3.0, 1.0, 1e-20], [1.0, 0.0, 0.0, 0.0], [0.0] * 4])
+    np.testing.assert_allclose(smallest_share(eigenvalues, 2), [0.4, 1.0, np.nan])
+
+
+def test_measures_by_epoch_over_seeds(runs: Path) -> None:
+    table, notes, panels = view("conditions", runs)
+    # largest over the smallest non-zero: images 1 to 4 times 10 or 20, median image the second, times the epoch
+    assert table["nonzero_condition_number_lowest"].tolist() == [20, 40, 60]
+    assert table["nonzero_condition_number_highest"].tolist() == [40, 80, 120]
+    assert table["nonzero_condition_number"].tolist() == [30, 60, 90]
+    assert np.isinf(table["condition_number"]).all() and table["n"].tolist() == [2, 2, 2]
+    assert notes == [] and panels == 3
+
+
+def test_a_run_without_a_history_is_noted_and_the_rest_drawn(runs: Path) -> None:
+    write_run(runs / "gap", "gap")
+    table, notes, _ = view("conditions", runs)
+    assert set(table["label"]) == {"MPN-COV"} and "no history of GAP" in notes[0]
+    (runs / "seed1" / "spectrum_history.npz").write_bytes(b"PK")
+    assert any("seed1" in note and "cannot be read" in note for note in view("conditions", runs)[1])
+    (runs / "seed0" / "spectrum_history.npz").unlink()
+    with pytest.raises(RunError, match=r"trainer\.probe_images=0"):
+        view("conditions", runs)
+
+
+def test_eigenvalues_by_epoch(runs: Path) -> None:
+    table, _, panels = view("epochs", runs)
+    first = table[(table["stage"] == "before") & (table["index"] == 1)].set_index("epoch")["median"]
+    # order statistics of 10, 20, 30, 40 and 20, 40, 60, 80: the lower of the two in the middle is 30
+    assert first.tolist() == [30, 60, 90] and panels == 2
+    write_arrays(runs / "seed1", 20.0, epochs=(0, 1))
+    with pytest.raises(RunError, match="differ in the epochs"):
+        view("epochs", runs)
+
+
+def test_spectra_by_class(runs: Path) -> None:
+    table, _, panels = view("classes", runs)
+    assert table["class"].tolist() == ["ant", "bee"] and table["images"].tolist() == [4, 4] and panels == 1
+    # a larger first eigenvalue holds more of the trace: the second class is flatter nowhere
+    assert table["effective_rank"].iloc[0] > table["effective_rank"].iloc[1]
+    write_arrays(runs / "seed1", 20.0, targets=False)
+    with pytest.raises(RunError, match="give --images N"):
+        view("classes", runs)
+
+
+def test_backbones_are_compared_by_shares_of_the_trace(runs: Path) -> None:
+    write_arrays(write_run(runs / "other", "mpn_cov", backbone="resnet50"), 10_000.0)
+    table, _, _ = view("backbones", runs)
+    assert table["label"].unique().tolist() == ["resnet50 (224 px)", "tf_efficientnet_lite0 (224 px)"]
+    assert (table.groupby("label")["median"].sum() < 1.2).all()
+    with pytest.raises(RunError, match="2 settings"):
+        view("conditions", runs)
+
+
+def test_shares_sum_to_one(runs: Path) -> None:
+    (spectrum,) = pool_spectra(find_runs([runs]))
+    np.testing.assert_allclose(as_shares(spectrum).before.sum(axis=1), 1)
+
+
+def test_a_kept_table_draws_the_same_figure(runs: Path, tmp_path: Path) -> None:
+    curves = curve_table(pool_spectra(find_runs([runs])))
+    curves.to_csv(tmp_path / "curves.csv", index=False)
+    again = load_curves(tmp_path / "curves.csv")
+    lines = [[line.get_ydata() for axes in spectra_figure(c, "t").axes for line in axes.lines] for c in (curves, again)]
+    for ours, kept in zip(*lines, strict=True):
+        np.testing.assert_array_equal(ours, kept)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("views")
+
+
+def test_views_from_the_command_line(trained: Path, train_here: Train, here: Callable[..., Done]) -> None:
+    for method in ("mpn_cov", "gap"):
+        overrides = [f"method={method}", "backbone.frozen=true", "name=v", "trainer.epochs=1"]
+        assert train_here(trained, *overrides).returncode == 0
+    names = [argument for name in ("methods", "conditions", "epochs", "classes") for argument in ("--view", name)]
+    done = here("plot_spectra.py", *names, "results/v", "--images", 9, "--smallest", 3, cwd=trained)
+    assert done.returncode == 0, done.stderr
+    assert "share of the 3 smallest before" in done.stdout
+    files = {file.name for file in (trained / "results" / "v" / "figures").iterdir()}
+    assert files == {f"{n}.{k}" for n in ("spectra", "conditions", "epochs", "classes") for k in ("png", "pdf", "csv")}
+    classes = pd.read_csv(trained / "results" / "v" / "figures" / "classes.csv")
+    assert len(classes) == 6 and set(classes["images"]) == {3}
+
+    run = "results/v/test_resnet/mpn_cov/seed0"
+    done = here("plot_spectra.py", run, "--view", "layers", "--images", 4, "--output", "out", cwd=trained)
+    assert done.returncode == 0, done.stderr
+    layers = pd.read_csv(trained / "out" / "layers.csv")
+    assert layers["label"].nunique() == 3 and set(layers["images"]) == {4}
+    refused(here("plot_spectra.py", "results/v", "--view", "layers", cwd=trained), "2 were given")
+
+
+def test_a_second_look_sees_what_training_saved(trained: Path) -> None:
+    (run,) = find_runs([trained / "results" / "v" / "test_resnet" / "mpn_cov"])
+    moved = {"root": str(trained / "datasets" / "synthetic"), "cache": str(trained / "results" / "cache")}
+    again, saved = look_again(run, 9, **moved), run.spectrum()
+    np.testing.assert_allclose(again.before, saved.before, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(again.targets, saved.targets)

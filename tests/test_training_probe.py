@@ -1,0 +1,63 @@
+"""The spectra of a few test images, kept after every epoch."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import Train, refused
+from safetensors.torch import load_file
+
+from fgvc.errors import RunError
+from fgvc.training.probe import ProbeSpectrum, SpectrumHistory, evenly_spaced
+
+SPECTRUM = ProbeSpectrum(
+    before=torch.tensor([[4.0, 1.0, 1e-17], [8.0, 2.0, 1.0], [0.0, 0.0, 0.0]], dtype=torch.float64),
+    after=None,
+    targets=torch.tensor([0, 1, 1]),
+    indices=[0, 2, 4],
+)
+
+
+def test_images_are_spread_evenly() -> None:
+    assert evenly_spaced(9, 5) == [0, 2, 4, 6, 8]
+    assert evenly_spaced(3, 10) == [0, 1, 2]
+
+
+def test_null_eigenvalues_and_zero_matrices_have_no_part_in_the_condition_number() -> None:
+    assert SPECTRUM.condition == 4.0
+
+
+def test_a_history_is_read_up_to_an_epoch(tmp_path: Path) -> None:
+    history = SpectrumHistory()
+    for epoch in range(3):
+        history.add(epoch, SPECTRUM)
+    history.write(tmp_path / "history.npz")
+    again = SpectrumHistory.read(tmp_path / "history.npz", 1)
+    assert again.epochs == [0, 1] and len(again.spectra) == 2
+    torch.testing.assert_close(again.spectra[1].before, SPECTRUM.before)
+    assert SpectrumHistory.read(tmp_path / "none.npz", 1).epochs == []
+    (tmp_path / "history.npz").write_bytes(b"PK")
+    with pytest.raises(RunError, match=r"history.npz is damaged"):
+        SpectrumHistory.read(tmp_path / "history.npz", 1)
+
+
+def test_a_run_keeps_the_spectra_of_each_epoch_and_is_not_disturbed(tmp_path: Path, train_here: Train) -> None:
+    for name, images in (("probed", 5), ("plain", 0)):
+        assert train_here(tmp_path, f"run_dir={name}", f"trainer.probe_images={images}").returncode == 0
+    history, spectrum = (np.load(tmp_path / "probed" / f"spectrum{part}.npz") for part in ("_history", ""))
+    assert history["epochs"].tolist() == [0, 1, 2]
+    assert history["before"].shape == history["after"].shape == (3, 5, 8)
+    assert history["indices"].tolist() == [0, 2, 4, 6, 8] and history["targets"].tolist() == [0, 0, 1, 2, 2]
+    assert spectrum["targets"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    np.testing.assert_allclose(history["before"][2], spectrum["before"][::2], rtol=1e-5, atol=1e-7)
+    assert not np.allclose(history["before"][0], history["before"][2], rtol=1e-2)
+    conditions = pd.read_csv(tmp_path / "probed" / "metrics.csv")["nonzero_condition_number"]
+    assert (conditions > 1).all()
+
+    assert not (tmp_path / "plain" / "spectrum_history.npz").exists()
+    assert "nonzero_condition_number" not in pd.read_csv(tmp_path / "plain" / "metrics.csv")
+    probed, plain = (load_file(tmp_path / name / "checkpoints" / "last.safetensors") for name in ("probed", "plain"))
+    assert all(probed[name].equal(plain[name]) for name in plain)
+    refused(train_here(tmp_path, "trainer.probe_images=-1"), "trainer.probe_images", "-1")
