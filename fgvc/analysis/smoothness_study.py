@@ -129,7 +129,7 @@ def smoothness_of_run(
     restored = restore_run(path, device, checkpoint=checkpoint, root=root, cache=cache, split="train")
     own = restored.head.pooling
     if not isinstance(own, CovariancePooling):
-        raise RunError(f"{path}: {run.label} maps no covariance; give a run of another method, e.g. mpn_cov")
+        raise RunError(f"{run.label} maps no covariance; give a run of another method, e.g. mpn_cov")
     if not studied:
         return smoothness_frame(_at_weights(restored, measure, batches), config, checkpoint, weights, run.label)
     frames = []
