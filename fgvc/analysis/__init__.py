@@ -19,6 +19,7 @@ from fgvc.analysis.method_spectra import (
 from fgvc.analysis.paired import McNemar, mcnemar
 from fgvc.analysis.runs import Accuracy, History, Run, Spectrum, find_runs, read_run
 from fgvc.analysis.settings import Method, Setting, config_notes, group_runs, split_finished
+from fgvc.analysis.smoothness_table import load_smoothness, summarise_smoothness
 from fgvc.analysis.spectra import (
     EigenvalueCurve,
     condition_number,
@@ -51,6 +52,7 @@ __all__ = [
     "find_runs",
     "group_runs",
     "load_curves",
+    "load_smoothness",
     "mcnemar",
     "nonzero_condition_number",
     "numerical_rank",
@@ -63,5 +65,6 @@ __all__ = [
     "smallest_share",
     "split_finished",
     "summarise",
+    "summarise_smoothness",
     "top_confusions",
 ]

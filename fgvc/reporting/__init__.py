@@ -5,6 +5,7 @@ from fgvc.reporting.confusion_plot import confusion_figure, plot_confusion
 from fgvc.reporting.loewner_plot import gradients_markdown, loewner_figure, write_loewner_figure
 from fgvc.reporting.published import load_published
 from fgvc.reporting.render import markdown_table, to_csv, to_html, to_latex, to_markdown
+from fgvc.reporting.smoothness_plot import plot_smoothness, smoothness_figure, smoothness_markdown, write_smoothness
 from fgvc.reporting.spectra_plot import plot_eigenvalues, spectra_figure, spectra_markdown
 from fgvc.reporting.style import METHOD_STYLES, MethodStyle, figure_style, method_order, method_style, save_figure
 from fgvc.reporting.tables import accuracy_table
@@ -25,7 +26,10 @@ __all__ = [
     "method_style",
     "plot_confusion",
     "plot_eigenvalues",
+    "plot_smoothness",
     "save_figure",
+    "smoothness_figure",
+    "smoothness_markdown",
     "spectra_figure",
     "spectra_markdown",
     "to_csv",
@@ -34,4 +38,5 @@ __all__ = [
     "to_markdown",
     "write_class_report",
     "write_loewner_figure",
+    "write_smoothness",
 ]

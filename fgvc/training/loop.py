@@ -3,8 +3,9 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -28,6 +29,9 @@ from fgvc.training.run_folder import RunFolder
 from fgvc.training.seeding import EpochShuffle, seed_epoch
 
 _log = logging.getLogger(__name__)
+
+BeforeStep = Callable[[int, nn.Module, Tensor, Callable[[Tensor], Tensor]], None]
+"""Called with a step's number from 1, the module, its inputs as mixed, and logits -> the step's loss."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Trainer:
         num_classes: width of the logits.
         accelerator: device, precision and processes.
         folder: where checkpoints and metrics go.
+        before_step: looks at the module before each optimiser step; leaves it and the generators as they are.
 
     Raises:
         ConfigError: unknown optimiser or rate, or `max_steps` ends a hybrid run before its switch.
@@ -68,8 +73,10 @@ class Trainer:
         num_classes: int,
         accelerator: Accelerator,
         folder: RunFolder,
+        before_step: BeforeStep | None = None,
     ) -> None:
         self.config = config
+        self._before_step = before_step
         self.accelerator = accelerator
         self.folder = folder
         self.progress = Progress()
@@ -196,6 +203,9 @@ class Trainer:
     def _step(self, inputs: Tensor, targets: Tensor, epoch: int) -> tuple[float, Tensor]:
         """One optimiser step; returns the loss and the logits. Raises DivergenceError on a non-finite number."""
         inputs, wanted = self.objective.mix(inputs, targets)
+        if self._before_step is not None:
+            loss_of = partial(self.objective.loss, targets=wanted)
+            self._before_step(self.progress.step + 1, self.module, inputs, loss_of)
         try:
             logits = self.module(inputs)
         except EigendecompositionError as error:

@@ -16,6 +16,7 @@ from fgvc.training.model_of_run import read_classes, restore_backbone, restore_m
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.setup import (
     fold_backbone,
+    hold_out,
     open_split,
     ready_split,
     split_features,
@@ -32,7 +33,7 @@ class Restored:
         trained: the module whose weights the run saved: the whole model, or the head where the backbone is frozen.
         backbone: its backbone.
         head: its head.
-        images: the test split.
+        images: the split that was asked for.
         weights_digest: sha256 of the backbone's weights.
         device: where backbone and head are.
     """
@@ -58,7 +59,7 @@ class Restored:
         return self.trained.pooling_input(inputs.to(self.device))
 
     def inputs(self) -> Dataset[Any]:
-        """What `trained` reads of the test split: the images, or their cached feature maps if the backbone is frozen.
+        """What `trained` reads of the split: the images, or their cached feature maps if the backbone is frozen.
 
         Maps that are not in the cache are computed now.
         """
@@ -69,9 +70,15 @@ class Restored:
 
 
 def restore_run(
-    path: Path, device: torch.device, *, checkpoint: str = "last", root: str | None = None, cache: str | None = None
+    path: Path,
+    device: torch.device,
+    *,
+    checkpoint: str = "last",
+    root: str | None = None,
+    cache: str | None = None,
+    split: str = "test",
 ) -> Restored:
-    """Test images and model of a run, with its "last" or "best" weights.
+    """Images and model of a run, with its "last" or "best" weights.
 
     Args:
         path: the run folder.
@@ -79,6 +86,7 @@ def restore_run(
         checkpoint: "last" or "best".
         root: folder of the dataset, where it is not the one the run was trained with.
         cache: folder of cached feature maps, where it is not that one.
+        split: "test"; or "train", with the transform of training and without images held out for validation.
 
     Raises:
         RunError: not a run, its weights are missing, damaged or of another architecture, or the data or the frozen
@@ -92,7 +100,9 @@ def restore_run(
     if cache is not None:
         config.cache.dir = cache
     backbone = restore_backbone(config)
-    images = ready_split(config, open_split(config, "test"), backbone, training=False)
+    images = ready_split(config, open_split(config, split), backbone, training=split == "train")
+    if split == "train":
+        images, _ = hold_out(config, images)
     _check_classes(config, images.classes, read_classes(folder))
     model = restore_model(folder, config, backbone, checkpoint)
     digest = weights_digest(backbone)

@@ -14,7 +14,7 @@ from fgvc.training.check import check
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation
 from fgvc.training.hybrid import switch_epoch
-from fgvc.training.loop import Trainer
+from fgvc.training.loop import BeforeStep, Trainer
 from fgvc.training.machine import commit, peak_memory_mb, reset_peak_memory, versions
 from fgvc.training.probe import SpectrumProbe, write_arrays
 from fgvc.training.progress import Progress
@@ -37,8 +37,12 @@ def default_run_dir(config: RunConfig) -> Path:
     return Path("results") / name / config.backbone.name.replace("/", "_") / method / f"seed{config.seed}"
 
 
-def train_run(config: RunConfig) -> Path:
+def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Path:
     """Carry out a run, or what is left of it, and write its folder.
+
+    Args:
+        config: the run.
+        before_step: looks at the module before each optimiser step, see `Trainer`.
 
     Returns:
         The run folder, with config.yaml, metrics.csv (where an epoch was trained), predictions.csv, spectrum.npz,
@@ -68,6 +72,7 @@ def train_run(config: RunConfig) -> Path:
         num_classes=prepared.num_classes,
         accelerator=accelerator,
         folder=folder,
+        before_step=before_step,
     )
     if source is not None:
         trainer.restore(source)

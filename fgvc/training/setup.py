@@ -193,10 +193,15 @@ def _images(config: RunConfig, opened: Sequence[ImageDataset], backbone: Backbon
     train, test = (ready_split(config, s, backbone, training=s is opened[0]) for s in opened)
     if train.classes != test.classes:
         raise DatasetError(f"{config.dataset.root}: training and test split differ in their classes")
+    train, validation = hold_out(config, train)
+    return Images(train, test, None if validation is None else validation.with_transform(test.transform))
+
+
+def hold_out(config: RunConfig, train: ImageDataset) -> tuple[ImageDataset, ImageDataset | None]:
+    """The images that are trained on, and those held out to select the best epoch, if any."""
     if config.trainer.val_fraction == 0:
-        return Images(train, test, None)
-    train, validation = split_validation(train, config.trainer.val_fraction, config.seed)
-    return Images(train, test, validation.with_transform(test.transform))
+        return train, None
+    return split_validation(train, config.trainer.val_fraction, config.seed)
 
 
 def inference_batch_size(config: RunConfig, device: torch.device) -> int:

@@ -1,0 +1,60 @@
+"""How smooth the loss is along its gradient: while methods train as a finished run did, or at saved weights.
+
+python scripts/study_smoothness.py results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0 --epochs 3 --seeds 0,1,2
+python scripts/study_smoothness.py results/cub80_frozen --checkpoint last
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fgvc.analysis.smoothness_study import smoothness_of_runs, smoothness_study
+from fgvc.cli import exit_on_user_error
+from fgvc.reporting import smoothness_markdown, write_smoothness
+
+
+def _list(kind: type) -> Callable[[str], list[Any]]:
+    return lambda text: [kind(part) for part in text.split(",")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    option = parser.add_argument
+    option("run", type=Path, help="a finished run; with --checkpoint also a folder of runs")
+    option("--checkpoint", choices=("last", "best"), help="measure these weights, train nothing")
+    option(
+        "--methods", type=_list(str), help="METHOD[-GRADIENT],... (default: the published; with --checkpoint the run's)"
+    )
+    option("--weights", choices=("all", "features"), default="all", help="which are moved (default: %(default)s)")
+    option("--step-factors", type=_list(float), default="0.5,1,2,4", help="of optimizer.lr (default: %(default)s)")
+    option("--seeds", type=_list(int), default="0", help="of the trainings (default: %(default)s)")
+    option("--every", type=int, default=20, help="measure every EVERY-th step (default: %(default)s)")
+    option("--epochs", type=int, help="end the trainings early, on the run's schedule")
+    option("--steps", type=int, help="the same, in steps")
+    option("--batches", type=int, default=8, help="measured with --checkpoint (default: %(default)s)")
+    option("--keep", type=int, help="eigenvalues that SVD-TopN keeps (default: all but 50)")
+    option("--root", help="folder of the dataset, where it has moved since training")
+    option("--cache", help="folder of cached features, where it has moved since training")
+    option("--output", type=Path, default="figures", help="folder of the files (default: %(default)s)")
+    option("--strict", action="store_true", help="exit with 1 if a run is left out or a training diverged")
+    option("--debug", action="store_true", help="show the traceback of an error")
+    given = vars(parser.parse_args())
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fgvc").setLevel(logging.INFO)
+
+    own = ("checkpoint", "batches") if given["checkpoint"] else ("seeds", "every", "epochs", "steps")
+    measure = {key: given[key] for key in ("methods", "weights", "step_factors", "keep", "root", "cache", *own)}
+    table, notes = (smoothness_of_runs if given["checkpoint"] else smoothness_study)(given["run"], **measure)
+    written = write_smoothness(table, given["output"])
+    print(f"{smoothness_markdown(table)}\n\nwritten: {', '.join(map(str, written))}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if notes and given["strict"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
