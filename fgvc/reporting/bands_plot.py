@@ -122,9 +122,12 @@ def plot_effects(axes: Axes, compared: pd.DataFrame, grid: pd.DataFrame, referen
             markerfacecolor="white",
             capsize=2,
         )
+        # the name above its row: beside the axes long ones would leave no room for them
+        axes.text(0.01, place + 0.28, row["label"], fontsize=6, va="bottom", transform=axes.get_yaxis_transform())
     axes.axvline(0, color="black", linewidth=0.6)
-    axes.set_yticks(range(len(shown)), list(shown["label"]))
-    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_yticks([])
+    axes.set_ylim(-0.6, len(shown) - 0.1)
+    axes.spines["left"].set_visible(False)
     axes.grid(True, axis="x")
     axes.set_xlabel(f"top-1 minus that of {reference}, points")
 
@@ -132,7 +135,7 @@ def plot_effects(axes: Axes, compared: pd.DataFrame, grid: pd.DataFrame, referen
 def effects_figure(compared: pd.DataFrame, grid: pd.DataFrame, reference: str) -> Figure:
     """A figure of one column, a line a label."""
     with figure_style():
-        figure = new_figure(COLUMN_WIDTH, 0.9 + 0.2 * (len(compared) - 1))
+        figure = new_figure(COLUMN_WIDTH, 0.6 + 0.27 * (len(compared) - 1))
         plot_effects(figure.subplots(), compared, grid, reference)
     return figure
 

@@ -53,28 +53,37 @@ METHOD_STYLES: dict[str, MethodStyle] = {
     "SVD-Trunc": MethodStyle("#56B4E9", _DASH_DOT, "X"),
     "SVD-TopN": MethodStyle("#117733", _DOTTED, "D"),
     "SEB": MethodStyle("#D55E00", _DASH_DOT, "^"),
+    "SEB-spectral (ours)": MethodStyle("#661100", _DASHED, "d"),
+    "Log-COV": MethodStyle("#44AA99", _SOLID, "H"),
 }
 """Known methods in the order of every table and legend; colours of Okabe-Ito and Paul Tol, for all colour vision."""
 
 
 def method_style(label: str) -> MethodStyle:
-    """Style of a label. A variant, "SVD-TopN (exact)", is a paler form of its method; others get one by their name.
+    """Style of a label. Options, "MPN-COV [alpha=0.25]", change nothing; another gradient, "SVD-TopN (exact)", makes a
+    paler form of the method's; labels of unknown methods get one by their name.
 
     The choice depends on the label alone, never on what else is drawn.
     """
+    label = label.split(" [")[0]
     if label in METHOD_STYLES:
         return METHOD_STYLES[label]
-    choice = zlib.crc32(label.encode())  # unlike hash(), the same in every process
-    base = METHOD_STYLES.get(label.split(" ")[0])
-    dash = (_SOLID, _DASHED, _DOTTED, _DASH_DOT)[choice // 7 % 4]
+    base = _method(label)
     if base is not None:
-        red, green, blue = (0.55 * part + 0.45 for part in to_rgb(base.color))
-        return replace(base, color=to_hex((red, green, blue)), dash=_DASHED if base.solid else _SOLID)
+        style = METHOD_STYLES[base]
+        red, green, blue = (0.55 * part + 0.45 for part in to_rgb(style.color))
+        return replace(style, color=to_hex((red, green, blue)), dash=_DASHED if style.solid else _SOLID)
+    choice = zlib.crc32(label.encode())  # unlike hash(), the same in every process
     return MethodStyle(
-        color=("#44AA99", "#661100", "#6699CC", "#888888", "#AA4466", "#4477AA", "#BB5566")[choice % 7],
-        dash=dash,
+        color=("#6699CC", "#888888", "#AA4466", "#4477AA", "#BB5566")[choice % 5],
+        dash=(_SOLID, _DASHED, _DOTTED, _DASH_DOT)[choice // 7 % 4],
         marker="*",
     )
+
+
+def _method(label: str) -> str | None:
+    """The known method that a label is a variant of: "SEB" of "SEB (exact) [..]"."""
+    return next((name for name in METHOD_STYLES if label == name or label.startswith((f"{name} (", f"{name} ["))), None)
 
 
 def method_order(label: str) -> tuple[int, list[tuple[float, str]]]:
@@ -82,11 +91,10 @@ def method_order(label: str) -> tuple[int, list[tuple[float, str]]]:
 
     Numbers in a label count by their value: "[keep=2]" comes before "[keep=14]".
     """
-    known = list(METHOD_STYLES)
-    name = label if label in METHOD_STYLES else label.split(" ")[0]
+    known, name = list(METHOD_STYLES), _method(label)
     parts = re.findall(r"(\d+(?:\.\d+)?)|(\D+)", label)
     natural = [(float(number) if number else -1.0, text) for number, text in parts]
-    return (known.index(name) if name in METHOD_STYLES else len(known), natural)
+    return (len(known) if name is None else known.index(name), natural)
 
 
 @contextmanager
