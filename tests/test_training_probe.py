@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Train, refused
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fgvc.errors import RunError
+from fgvc.models import create_model
+from fgvc.training.loop import Trainer
 from fgvc.training.probe import ProbeSpectrum, SpectrumHistory, evenly_spaced
 
 SPECTRUM = ProbeSpectrum(
@@ -61,3 +63,30 @@ def test_a_run_keeps_the_spectra_of_each_epoch_and_is_not_disturbed(tmp_path: Pa
     probed, plain = (load_file(tmp_path / name / "checkpoints" / "last.safetensors") for name in ("probed", "plain"))
     assert all(probed[name].equal(plain[name]) for name in plain)
     refused(train_here(tmp_path, "trainer.probe_images=-1"), "trainer.probe_images", "-1")
+
+
+def test_a_continued_run_looks_at_the_images_of_its_history(
+    tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as stopped:
+        save = Trainer._save
+
+        def stop(self: Trainer) -> None:
+            save(self)
+            raise KeyboardInterrupt
+
+        stopped.setattr(Trainer, "_save", stop)
+        assert train_here(tmp_path, "run_dir=run", "trainer.probe_images=5").returncode == 130
+    assert train_here(tmp_path, "run_dir=run", "trainer.probe_images=4").returncode == 0
+    history = np.load(tmp_path / "run" / "spectrum_history.npz")
+    assert history["epochs"].tolist() == [0, 1, 2] and history["before"].shape == (3, 5, 8)
+    assert history["indices"].tolist() == [0, 2, 4, 6, 8]
+
+
+def test_features_that_are_not_finite_end_a_run_as_a_loss_would(tmp_path: Path, train_here: Train) -> None:
+    model = create_model("test_resnet", method="gap", num_classes=3, pretrained=False)
+    weights = {name: torch.full_like(value, torch.nan) for name, value in model.backbone.named_parameters()}
+    file = tmp_path / "nan.safetensors"
+    save_file(model.state_dict() | {f"backbone.{name}": value for name, value in weights.items()}, file)
+    done = train_here(tmp_path, "method=gap", f"initial_weights={file}")
+    assert done.returncode == 1 and "error: on the probe's images" in done.stderr

@@ -155,7 +155,8 @@ class TrainerConfig:
         precision: "no", "bf16" or "fp16" autocast; the spectral layers stay in float64.
         on_bad_image: "refuse" to train with an unreadable image, or "skip" it.
         tracker: "tensorboard" or None.
-        probe_images: test images whose spectra are kept after every epoch, always the same; 0 keeps none.
+        probe_images: test images whose spectra are kept after every epoch, always the same; 0 keeps none. A continued
+            run goes on with the images of its history.
     """
 
     epochs: int = 1

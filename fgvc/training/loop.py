@@ -251,7 +251,12 @@ class Trainer:
         if not (count and self.accelerator.is_main_process):
             return {}
         module = self.accelerator.unwrap_model(self.evaluated)
-        spectrum = SpectrumProbe(self.loaders.test.dataset, count).measure(module, self.accelerator.device)
+        # a continued run looks at the images of its history, whose epochs could not be compared otherwise
+        probe = SpectrumProbe(self.loaders.test.dataset, count, self.spectra.indices)
+        try:
+            spectrum = probe.measure(module, self.accelerator.device)
+        except EigendecompositionError as error:
+            raise self._divergence(f"on the probe's images: {error}", max(epoch, 1)) from error
         self.spectra.add(epoch, spectrum)
         return {"nonzero_condition_number": spectrum.condition}
 

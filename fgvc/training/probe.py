@@ -53,15 +53,17 @@ class ProbeSpectrum:
 
 
 class SpectrumProbe:
-    """Evenly spaced images of a split.
+    """Some images of a split.
 
     Args:
         samples: of the split, as the trained module reads them.
-        count: how many, at most.
+        count: how many, at most; evenly spaced.
+        indices: of other images than those, for another look at them.
     """
 
-    def __init__(self, samples: Dataset[Any], count: int) -> None:
-        self.indices = evenly_spaced(len(samples), count)  # type: ignore[arg-type]  # a Dataset need not have a length
+    def __init__(self, samples: Dataset[Any], count: int, indices: Sequence[int] = ()) -> None:
+        total = len(samples)  # type: ignore[arg-type]  # a Dataset need not have a length
+        self.indices = list(indices) or evenly_spaced(total, count)
         self._samples = Subset(samples, self.indices)
 
     @torch.inference_mode()
@@ -84,6 +86,11 @@ class SpectrumHistory:
 
     epochs: list[int] = field(default_factory=list)
     spectra: list[ProbeSpectrum] = field(default_factory=list)
+
+    @property
+    def indices(self) -> list[int]:
+        """Of the images in their split; none before the first entry."""
+        return self.spectra[-1].indices if self.spectra else []
 
     def add(self, epoch: int, spectrum: ProbeSpectrum) -> None:
         self.epochs.append(epoch)
