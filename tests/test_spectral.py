@@ -13,6 +13,7 @@ from fgvc.spectral import (
     SQRT,
     EigendecompositionError,
     covariance,
+    covariance_eigenvalues,
     matrix_sqrt,
     scaling_eigen_branch,
     spectral_descriptor,
@@ -51,6 +52,18 @@ def test_covariance_survives_a_mean_that_dwarfs_the_spread() -> None:
 def test_covariance_refuses_other_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="shape"):
         covariance(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("locations", [6, 9, 12])
+def test_eigenvalues_are_those_of_the_covariance_on_both_paths(locations: int) -> None:
+    x = random(3, 9, locations)
+    found = covariance_eigenvalues(x)
+    assert found.shape == (3, 9) and found.dtype == torch.float64
+    torch.testing.assert_close(found, torch.linalg.eigvalsh(covariance(x)).flip(-1), rtol=1e-12, atol=1e-14)
+    if locations < 9:  # null ones are 0, not rounding noise
+        assert ((found > 0).sum(dim=1) == locations - 1).all() and (found[:, locations:] == 0).all()
+    with pytest.raises(EigendecompositionError, match=r"items \[1\]"):
+        covariance_eigenvalues(x.index_fill(0, torch.tensor([1]), torch.nan))
 
 
 def test_upper_triangle_reads_row_by_row() -> None:

@@ -13,9 +13,8 @@ from fgvc.analysis.runs import Run, Spectrum
 from fgvc.analysis.spectra import effective_rank, nonzero_condition_number
 from fgvc.errors import RunError
 from fgvc.pooling import pooling_spectrum
-from fgvc.spectral import covariance
+from fgvc.spectral import covariance_eigenvalues
 from fgvc.spectral.descriptor import null_as_zero
-from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.training.probe import SpectrumProbe, evenly_spaced
 from fgvc.training.restore import restore_run
 
@@ -89,7 +88,7 @@ def layer_spectra(run: Run, images: int, *, root: str | None = None, cache: str 
             if after is not None:  # null eigenvalues, which the map puts at its floor, are none of its making
                 after = torch.where(null_as_zero(before.flip(-1), before.shape[1]).flip(-1) > 0, after, 0)
             layers = {
-                f"{run.backbone}'s output, {maps.shape[1]} channels": symmetric_eigh(covariance(maps))[0].flip(-1),
+                f"{run.backbone}'s output, {maps.shape[1]} channels": covariance_eigenvalues(maps),
                 f"reduced, {before.shape[1]} channels": before,
                 f"normalised by {run.label}": after,
             }

@@ -8,6 +8,7 @@ from fgvc.spectral import (
     GradientRule,
     Keep,
     covariance,
+    covariance_eigenvalues,
     newton_schulz_descriptor,
     newton_schulz_sqrt,
 )
@@ -113,11 +114,10 @@ def pooling_spectrum(pool: Pooling, x: Tensor) -> tuple[Tensor, Tensor | None]:
         x: its input, (B, C, H, W).
 
     Returns:
-        before: (B, C) float64, descending, eigenvalues of the covariance of `x`.
+        before: (B, C) float64, descending, eigenvalues of the covariance of `x`; see `covariance_eigenvalues`.
         after: the same of the normalised matrix, or None for a pooling without one (GAP, B-CNN, CBP).
     """
-    cov = covariance(x)
-    before = symmetric_eigh(cov)[0].flip(-1)
+    before = covariance_eigenvalues(x)
     if not isinstance(pool, CovariancePooling):
         return before, None
-    return before, symmetric_eigh(pool.normalise(cov))[0].flip(-1)
+    return before, symmetric_eigh(pool.normalise(covariance(x)))[0].flip(-1)

@@ -4,7 +4,7 @@ Shapes in this package: B images, C = d channels, M = H * W locations; covarianc
 """
 
 from fgvc.spectral.covariance import covariance
-from fgvc.spectral.descriptor import spectral_descriptor
+from fgvc.spectral.descriptor import covariance_eigenvalues, spectral_descriptor
 from fgvc.spectral.eigen import EigendecompositionError, EigendecompositionWarning
 from fgvc.spectral.maps import (
     EIGENVALUE_FLOOR,
@@ -40,6 +40,7 @@ __all__ = [
     "Power",
     "Rescaled",
     "covariance",
+    "covariance_eigenvalues",
     "matrix_log",
     "matrix_power",
     "matrix_sqrt",

@@ -129,6 +129,28 @@ def thin_backward(
     return torch.bmm(torch.baddbmm(grad_vectors, vectors, inner), gram_vectors.mT)
 
 
+@torch.no_grad()
+def covariance_eigenvalues(x: Tensor) -> Tensor:
+    """Eigenvalues of the covariance of the local features of each image, by the shorter of the two paths.
+
+    Args:
+        x: local features, (B, d, H, W) or (B, d, M), any floating dtype.
+
+    Returns:
+        (B, d) float64, descending. With fewer locations than channels those up to d eps l_max are 0, as in
+        `spectral_descriptor`; else they are what LAPACK returns, rounding noise of either sign.
+
+    Raises:
+        ValueError, TypeError: as `covariance`.
+        EigendecompositionError: NaN or infinity in the features of an image, or no convergence.
+    """
+    check_features(x)
+    d, thin = x.shape[1], is_thin(x)
+    with without_autocast(x):
+        eigenvalues = symmetric_eigh(batch_gram(x, thin=thin))[0]
+    return (_with_nulls(null_as_zero(eigenvalues, d), d) if thin else eigenvalues).flip(-1)
+
+
 class _SpectralDescriptor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: SpectralLayer) -> Tensor:
