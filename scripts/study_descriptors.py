@@ -12,7 +12,7 @@ from fgvc.analysis import find_runs, split_finished
 from fgvc.analysis.descriptor_study import save_descriptor_study, study_descriptors
 from fgvc.cli import exit_on_user_error
 from fgvc.files import write_text_atomic
-from fgvc.reporting.descriptor_plot import embedding_figure, neighbours_markdown, pairs_markdown
+from fgvc.reporting.descriptor_plot import correlations_markdown, embedding_figure, neighbours_markdown, pairs_markdown
 from fgvc.reporting.style import save_figure
 
 
@@ -40,7 +40,8 @@ def main() -> None:
     drawn = study.embedding["label"].iloc[0]
     print(f"{neighbours_markdown(study.neighbours)}\n\nLeave-one-out top-1 in % by nearest neighbours.\n")
     print(f"{pairs_markdown(study.pairs[study.pairs['label'] == drawn])}\n\nClosest pairs of classes of {drawn}.\n")
-    print(f"{study.correlations.to_string(index=False)}\n\nwritten: {', '.join(map(str, written))}")
+    print(f"{correlations_markdown(study.correlations)}\n\nOf closeness and confusion, over all pairs of classes.\n")
+    print(f"written: {', '.join(map(str, written))}")
     for note in notes + more:
         print(f"note: {note}", file=sys.stderr)
     if (notes or more) and arguments.strict:

@@ -21,9 +21,11 @@ from fgvc.analysis import load_smoothness, summarise_smoothness
 from fgvc.analysis.smoothness import smoothness_along_gradient
 from fgvc.analysis.smoothness_curve import smoothness_curve
 from fgvc.analysis.smoothness_study import smoothness_of_run, smoothness_study
+from fgvc.analysis.smoothness_table import SMOOTHNESS_COLUMNS, beta_ratios
 from fgvc.errors import ConfigError, RunError
 from fgvc.models import PoolingHead
 from fgvc.reporting import METHOD_STYLES, smoothness_figure, smoothness_markdown, write_smoothness
+from fgvc.reporting.smoothness_plot import beta_markdown
 from fgvc.training import RunConfig, train_run
 from fgvc.training.config import (
     BackboneConfig,
@@ -278,6 +280,19 @@ def test_summary_pools_steps_and_seeds(table: pd.DataFrame) -> None:
     assert summarise_smoothness(nowhere)["loss_range"].tolist() == [math.inf]
     with pytest.raises(RunError, match=r"SVD-Taylor, seed 0: diverged at step 1"):
         summarise_smoothness(table[table["label"] == "SVD-Taylor"])
+
+
+def test_beta_is_compared_step_by_step() -> None:
+    table = pd.DataFrame({name: [0.0] * 6 for name in SMOOTHNESS_COLUMNS}).assign(
+        setting="s", point="training", weights="all", gradient="", diverged=False, loss_max=1.0, gradient_norm=1.0
+    )
+    table["label"], table["step"], table["seed"] = ["A"] * 3 + ["B"] * 3, [1, 2, 3] * 2, 0
+    table["beta"] = [1.0, 2.0, 4.0, 3.0, 4.0, 20.0]
+    ratios = beta_ratios(table, "A").set_index("label")
+    assert ratios.loc["B", ["points", "ratio", "lower", "upper"]].tolist() == [3, 3, 2, 5]
+    assert "| 3 [2, 5] |" in beta_markdown(table, "A").replace("  ", "")
+    with pytest.raises(RunError, match="choose one of A, B"):
+        beta_ratios(table, "C")
 
 
 def test_markdown_says_what_diverged(table: pd.DataFrame) -> None:

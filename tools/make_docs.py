@@ -1,63 +1,155 @@
-"""Make every table and figure of the documentation from the results kept in `results/` and `benchmarks/results/`.
+"""Make every table and figure of the documentation from the results kept in `results/`.
 
 python tools/make_docs.py            # rewrites what is stale
 python tools/make_docs.py --check    # changes nothing, names what is stale, exits with 1 if anything is
 
 A new table is a line in TABLES and a pair of comments in a page, a new figure a line in FIGURES; see
-fgvc.reporting.documents.
+fgvc.reporting.documents. How the kept files were made is in results/cub80/README.md.
 """
 
 import argparse
+import csv
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
+from fgvc.analysis import load_curves, load_smoothness, read_csv
+from fgvc.analysis.approximation import approximation_errors, gradient_bounds
 from fgvc.analysis.grid import effects
+from fgvc.analysis.loewner import load_picture
 from fgvc.analysis.truncation import band_table, chance, load_study
 from fgvc.cli import exit_on_user_error
-from fgvc.reporting.bands_plot import (
-    bands_figure,
-    bands_markdown,
-    class_changes_markdown,
-    effects_figure,
-    effects_markdown,
-    factor_markdown,
-)
+from fgvc.reporting import bands_plot as bands
+from fgvc.reporting import descriptor_plot as descriptors
+from fgvc.reporting import gradients_markdown, loewner_figure, markdown_table, smoothness_figure, spectra_figure
+from fgvc.reporting import history_plot as spectra
+from fgvc.reporting.arithmetic_tables import approximation_error_block, gradient_bounds_block
+from fgvc.reporting.blocks import table_blocks
 from fgvc.reporting.documents import Kept, draw_figure, figure_is_current, stale_pages, write_pages
+from fgvc.reporting.render import block_markdown
+from fgvc.reporting.run_tables import cost_block, differences_block
+from fgvc.reporting.smoothness_plot import beta_markdown
+from fgvc.reporting.spectra_views import classes_markdown, conditions_markdown
+from fgvc.reporting.tables import load_accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FIGURE_FOLDER = ROOT / "docs" / "figures"
 
-REFERENCE = "MPN-COV (exact)"
-STUDY = tuple(f"results/cub80/truncation/{name}.csv" for name in ("grid", "bands", "band_classes"))
-AMPLIFICATION = ("results/cub80/amplification/grid.csv",)
+EXACT = "MPN-COV (exact)"
+RESCALED = "MPN-COV (exact) [scale=2.65]"
+SETTING = "cub80, tf_efficientnet_lite0 (frozen), 224 px, reduction 64, 15 epochs"
 
 
-def effects_table(grid: Path, *_: Path) -> str:
-    return effects_markdown(effects(load_study(grid.parent).grid, REFERENCE), REFERENCE)
+def of_frame(make: Callable[[pd.DataFrame], str | Figure]) -> Callable[[Path], str | Figure]:
+    """From a CSV file by way of its frame."""
+    return lambda path: make(read_csv(path, ()))
+
+
+def as_written(path: Path) -> str:
+    """A CSV file of text as it stands."""
+    with path.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    return markdown_table(header, rows)
+
+
+def accuracy(path: Path) -> str:
+    (block,) = table_blocks(load_accuracy(path))
+    return block_markdown(block)
+
+
+def effects_table(reference: str, *labels: str) -> Callable[[Path], str]:
+    """Effects against a reference; of all labels where none are given."""
+
+    def make(grid: Path) -> str:
+        runs = load_study(grid.parent).grid
+        runs = runs[runs["label"].isin([reference, *labels])] if labels else runs
+        return bands.effects_markdown(effects(runs, reference), reference)
+
+    return make
 
 
 def effects_plot(grid: Path) -> Figure:
     runs = load_study(grid.parent).grid
-    return effects_figure(effects(runs, REFERENCE), runs, REFERENCE)
+    return bands.effects_figure(effects(runs, EXACT), runs, EXACT)
 
 
 def bands_plot(grid: Path, *_: Path) -> Figure:
     study = load_study(grid.parent)
-    return bands_figure(band_table(study), chance(study))
+    return bands.bands_figure(band_table(study), chance(study))
 
+
+def pairs_table(path: Path) -> str:
+    pairs = read_csv(path, ("label",))
+    return descriptors.pairs_markdown(pairs[pairs["label"] == "iSQRT-COV"])
+
+
+def embedding_plot(embedding: Path, pairs: Path) -> Figure:
+    return descriptors.embedding_figure(read_csv(embedding, ("label", "x", "y")), read_csv(pairs, ("label",)))
+
+
+def cub80(*names: str) -> tuple[str, ...]:
+    return tuple(f"results/cub80/{name}.csv" for name in names)
+
+
+STUDY = cub80("truncation/grid", "truncation/bands", "truncation/band_classes")
+GRID = cub80("amplification/grid")
 
 TABLES: dict[str, Kept[str]] = {
-    "cub80_bands": Kept(STUDY, lambda grid, *_: bands_markdown(band_table(load_study(grid.parent)))),
-    "cub80_band_classes": Kept(STUDY, lambda grid, *_: class_changes_markdown(load_study(grid.parent).classes)),
-    "cub80_amplification": Kept(AMPLIFICATION, effects_table),
-    "cub80_factor": Kept(AMPLIFICATION, lambda grid: factor_markdown(load_study(grid.parent).grid)),
+    "demo": Kept(("results/synthetic/one_seed.csv",), accuracy),
+    "demo_seeds": Kept(("results/synthetic/accuracy.csv",), accuracy),
+    "cub80_frozen": Kept(cub80("frozen/accuracy"), accuracy),
+    "cub80_differences": Kept(cub80("frozen/differences"), of_frame(lambda t: block_markdown(differences_block(t)))),
+    "cub80_cost": Kept(cub80("frozen/cost"), of_frame(lambda t: block_markdown(cost_block(t)))),
+    "cub80_seconds": Kept(cub80("earlier/seconds"), as_written),
+    "cub80_hybrid": Kept(cub80("hybrid/accuracy"), accuracy),
+    "cub80_views": Kept(cub80("earlier/views"), as_written),
+    "cub80_finetune": Kept(cub80("earlier/finetune"), as_written),
+    "cub80_conditions": Kept(cub80("frozen/conditions"), of_frame(conditions_markdown)),
+    "cub80_classes": Kept(cub80("frozen/classes"), of_frame(classes_markdown)),
+    "cub80_bands": Kept(STUDY, lambda grid, *_: bands.bands_markdown(band_table(load_study(grid.parent)))),
+    "cub80_band_classes": Kept(STUDY, lambda grid, *_: bands.class_changes_markdown(load_study(grid.parent).classes)),
+    "cub80_bands_adamw": Kept(cub80("bands_adamw/grid"), effects_table(EXACT)),
+    "cub80_rates": Kept(cub80("earlier/truncation_rates"), as_written),
+    "cub80_truncation_adamw": Kept(cub80("earlier/truncation_adamw"), as_written),
+    "cub80_gradients": Kept(cub80("gradients/gradients"), of_frame(lambda t: gradients_markdown(t).split("\n\n")[0])),
+    "cub80_seb": Kept(GRID, effects_table(RESCALED, "SEB", EXACT)),
+    "cub80_factor": Kept(GRID, lambda grid: bands.factor_markdown(load_study(grid.parent).grid)),
+    "cub80_amplification": Kept(GRID, effects_table(EXACT)),
+    "cub80_smoothness": Kept(cub80("smoothness/sgd"), lambda path: beta_markdown(load_smoothness(path), EXACT)),
+    "cub80_smoothness_adamw": Kept(cub80("smoothness/adamw"), lambda path: beta_markdown(load_smoothness(path), EXACT)),
+    "cub80_neighbours": Kept(cub80("descriptors/neighbours"), of_frame(descriptors.neighbours_markdown)),
+    "cub80_pairs": Kept(cub80("descriptors/pairs"), pairs_table),
+    "cub80_correlations": Kept(cub80("descriptors/correlations"), of_frame(descriptors.correlations_markdown)),
+    "approximation_error": Kept(
+        ("results/paper/approximation_error_iccv21.csv",),
+        lambda path: block_markdown(approximation_error_block(approximation_errors(path))),
+    ),
+    "gradient_bounds": Kept(
+        ("results/paper/gradient_bounds_iccv21.csv",),
+        lambda path: block_markdown(gradient_bounds_block(gradient_bounds(path))),
+    ),
 }
 FIGURES: dict[str, Kept[Figure]] = {
+    "demo_spectra": Kept(
+        ("results/synthetic/spectra.csv",),
+        lambda path: spectra_figure(load_curves(path), "synthetic, tf_efficientnet_lite0 (frozen), 192 px, 20 epochs"),
+    ),
+    "cub80_spectra": Kept(cub80("frozen/spectra"), lambda path: spectra_figure(load_curves(path), SETTING)),
+    "cub80_conditions": Kept(cub80("frozen/conditions"), of_frame(lambda t: spectra.history_figure(t, SETTING))),
+    "cub80_epochs": Kept(cub80("frozen/epochs"), of_frame(lambda t: spectra.epochs_figure(t, SETTING))),
+    "cub80_classes": Kept(cub80("frozen/classes"), of_frame(lambda t: spectra.classes_figure(t, SETTING))),
+    "cub80_layers": Kept(cub80("frozen/layers"), of_frame(lambda t: spectra.shares_figure(t, SETTING))),
     "cub80_bands": Kept(STUDY, bands_plot),
-    "cub80_amplification": Kept(AMPLIFICATION, effects_plot),
+    "cub80_amplification": Kept(GRID, effects_plot),
+    "cub80_smoothness": Kept(cub80("smoothness/sgd"), lambda path: smoothness_figure(load_smoothness(path))),
+    "cub80_embedding": Kept(cub80("descriptors/embedding", "descriptors/pairs"), embedding_plot),
+    "loewner": Kept(
+        cub80("gradients/loewner"), lambda path: loewner_figure(load_picture(path), "64 of 2400 test images of cub80")
+    ),
 }
 
 

@@ -87,6 +87,15 @@ def _confusions(row: dict[object, object]) -> list[str]:
     return counts + [f"{row[name]:.1f}" for name in ("confused", "accuracy")]
 
 
+def correlations_markdown(correlations: pd.DataFrame) -> str:
+    """Rank correlation of closeness and confusion, with its interval, a row a label."""
+    rows = [
+        [row["label"], f"{row['value']:.2f}", f"[{row['low']:.2f}, {row['high']:.2f}]"]
+        for row in sorted(correlations.to_dict("records"), key=lambda row: method_order(row["label"]))
+    ]
+    return markdown_table(["Method", "Spearman's correlation", "95 % interval"], rows)
+
+
 def neighbours_markdown(neighbours: pd.DataFrame) -> str:
     """Leave-one-out accuracy by nearest neighbours, a row a label, mean over seeds."""
     columns = [(metric, k) for metric in dict.fromkeys(neighbours["metric"]) for k in dict.fromkeys(neighbours["k"])]

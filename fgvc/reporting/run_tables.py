@@ -115,25 +115,30 @@ def _published(part: pd.DataFrame, label: str) -> str:
 
 def cost(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
     """What a head costs: parameters, descriptor, time an image, memory; medians over the seeds, a block a setting."""
-    blocks, frames = [], []
+    frames = []
     for setting, group in group_runs(runs).items():
-        rows, cells = [], []
-        for method in sorted(group, key=lambda method: method_order(method.label)):
-            measured = pd.DataFrame([run_cost(run) for run in group[method]], columns=COST_COLUMNS)
-            values = measured.median()  # of what is known
-            cells.append({"setting": setting.title, "label": method.label, **values, **_sources(group[method])})
-            texts = [NOT_MEASURED if np.isnan(value) else f"{value:,.{digits}f}" for value, digits in _digits(values)]
-            rows.append([method.label, *texts])
-        header = ["Method", "Head parameters", "Descriptor", "Training ms/image", "Evaluation ms/image", "Peak MiB"]
-        of = "on cached features, the backbone is not in them" if setting.frozen else "of the whole network"
-        notes = [f"Medians over the seeds. Times {of}; on the machine of the run, whatever else it did."]
-        blocks.append(Block(f"Cost: {setting.title}", header, rows, notes))
+        cells = []
+        for method, of_method in group.items():
+            values = pd.DataFrame(
+                [run_cost(run) for run in of_method], columns=COST_COLUMNS
+            ).median()  # of what is known
+            head = {"setting": setting.title, "label": method.label, "frozen": setting.frozen}
+            cells.append({**head, **values, **_sources(of_method)})
         frames.append(pd.DataFrame(cells))
-    return blocks, _concat(frames), []
+    return [cost_block(frame) for frame in frames], _concat(frames), []
 
 
-def _digits(values: "pd.Series[float]") -> list[tuple[float, int]]:
-    return list(zip(values.tolist(), (0, 0, 2, 2, 0), strict=True))
+def cost_block(table: pd.DataFrame) -> Block:
+    """The costs of one setting, of the frame that `cost` returns."""
+    rows = []
+    for row in sorted(table.to_dict("records"), key=lambda row: method_order(row["label"])):
+        digits = zip(COST_COLUMNS, (0, 0, 2, 2, 0), strict=True)
+        texts = [NOT_MEASURED if pd.isna(row[name]) else f"{row[name]:,.{places}f}" for name, places in digits]
+        rows.append([row["label"], *texts])
+    header = ["Method", "Head parameters", "Descriptor", "Training ms/image", "Evaluation ms/image", "Peak MiB"]
+    of = "on cached features, the backbone is not in them" if table["frozen"].iloc[0] else "of the whole network"
+    notes = [f"Medians over the seeds. Times {of}; on the machine of the run, whatever else it did."]
+    return Block(f"Cost: {table['setting'].iloc[0]}", header, rows, notes)
 
 
 def condition_numbers(runs: Sequence[Run], published: pd.DataFrame) -> tuple[list[Block], pd.DataFrame, list[str]]:
