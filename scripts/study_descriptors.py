@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from fgvc.analysis import find_runs, split_finished
-from fgvc.analysis.descriptor_study import study_descriptors
+from fgvc.analysis.descriptor_study import save_descriptor_study, study_descriptors
 from fgvc.cli import exit_on_user_error
 from fgvc.files import write_text_atomic
 from fgvc.reporting.descriptor_plot import correlations_markdown, embedding_figure, neighbours_markdown, pairs_markdown
@@ -29,22 +29,22 @@ def main() -> None:
     arguments = parser.parse_args()
 
     runs, notes = split_finished(find_runs(arguments.results))
-    study = study_descriptors(
+    study, more = study_descriptors(
         runs, label=arguments.label, seed=arguments.seed, root=arguments.root, cache=arguments.cache
     )
     output = arguments.output or arguments.results[0] / "descriptors"
     written = save_figure(embedding_figure(study.embedding, study.pairs), output / "embedding")
-    for name, table in study._asdict().items():
-        written.append(output / f"{name}.csv")
-        write_text_atomic(written[-1], table.to_csv(index=False, float_format="%.6g"))
+    for path, text in save_descriptor_study(study, output).items():
+        write_text_atomic(path, text)
+        written.append(path)
     drawn = study.embedding["label"].iloc[0]
     print(f"{neighbours_markdown(study.neighbours)}\n\nLeave-one-out top-1 in % by nearest neighbours.\n")
     print(f"{pairs_markdown(study.pairs[study.pairs['label'] == drawn])}\n\nClosest pairs of classes of {drawn}.\n")
     print(f"{correlations_markdown(study.correlations)}\n\nOf closeness and confusion, over all pairs of classes.\n")
     print(f"written: {', '.join(map(str, written))}")
-    for note in notes:
+    for note in notes + more:
         print(f"note: {note}", file=sys.stderr)
-    if notes and arguments.strict:
+    if (notes or more) and arguments.strict:
         sys.exit(1)
 
 

@@ -11,6 +11,7 @@ from command_line import Done, Train, refused
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
+from fgvc.analysis.descriptor_study import load_descriptor_study
 from fgvc.analysis.descriptors import (
     Descriptors,
     class_pairs,
@@ -20,7 +21,8 @@ from fgvc.analysis.descriptors import (
     read_descriptors,
     similarity_and_confusion,
 )
-from fgvc.reporting.descriptor_plot import confusable_classes
+from fgvc.errors import RunError
+from fgvc.reporting.descriptor_plot import confusable_classes, embedding_figure
 from fgvc.spectral import symmetric_from_triangle
 from fgvc.training.restore import restore_run
 
@@ -41,6 +43,7 @@ def test_the_closest_pair_comes_first_with_its_confusions() -> None:
     pairs = class_pairs(three_classes())
     assert pairs.loc[0, ["first", "second"]].tolist() == ["a", "b"]
     assert pairs.loc[0, ["first_as_second", "second_as_first", "images"]].tolist() == [0, 5, 40]
+    assert pairs["accuracy"].tolist() == [87.5, 87.5, 100]  # of a and b, b and c, a and c
     assert pairs.loc[0, "confused"] == 12.5 and pairs.loc[0, "distance"] == pytest.approx(1, abs=0.8)
     assert pairs.loc[1:, "confused"].tolist() == [0, 0] and (pairs.loc[1:, "distance"] > 25).all()
     assert confusable_classes(pairs, count=2) == ["a", "b"]
@@ -62,9 +65,11 @@ def test_correlation_of_closeness_and_confusion() -> None:
 def test_neighbours_are_those_of_a_leave_one_out_classifier(metric: str) -> None:
     found = three_classes()
     table = neighbour_table(found).set_index(["metric", "k"])
-    classifier = KNeighborsClassifier(1, metric=metric, algorithm="brute")
-    expected = 100 * cross_val_score(classifier, found.vectors, found.targets, cv=LeaveOneOut()).mean()
-    assert table.loc[(metric, 1), "top1"] == table.loc[(metric, 1), "same"] == pytest.approx(expected)
+    for k in (1, 5):  # c is so far that of five neighbours two classes are never level
+        classifier = KNeighborsClassifier(k, metric=metric, algorithm="brute")
+        expected = 100 * cross_val_score(classifier, found.vectors, found.targets, cv=LeaveOneOut()).mean()
+        assert table.loc[(metric, k), "top1"] == pytest.approx(expected)
+    assert table.loc[(metric, 1), "same"] == table.loc[(metric, 1), "top1"]
     assert table.loc[("euclidean", 5), "top1"] < 100
 
 
@@ -94,9 +99,25 @@ def test_the_study_from_the_command_line(tmp_path: Path, train_here: Train, here
     assert "| MPN-COV |" in done.stdout and "Closest pairs of classes of MPN-COV" in done.stdout
     names = ("pairs", "correlations", "neighbours", "queries", "embedding")
     tables = {name: pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in names}
+    study = load_descriptor_study(tmp_path / "out")
+    for name in names:
+        pd.testing.assert_frame_equal(getattr(study, name), tables[name])
+    assert len(embedding_figure(study.embedding, study.pairs).axes) == 1
     assert len(tables["pairs"]) == 6 and len(tables["neighbours"]) == 8 and len(tables["embedding"]) == 9
     assert (tmp_path / "out" / "embedding.pdf").stat().st_size > 1000
     refused(here("study_descriptors.py", "results/d", "--map", "SEB", cwd=tmp_path), "'SEB'", "GAP", "MPN-COV")
+
+    weights = tmp_path / "results" / "d" / "test_resnet" / "gap" / "seed0" / "checkpoints"
+    weights.rename(weights.with_name("elsewhere"))
+    arguments = ("study_descriptors.py", "results/d", "--output", "part")
+    done = here(*arguments, cwd=tmp_path)
+    assert done.returncode == 0 and "note: left out results/d/test_resnet/gap/seed0: " in done.stderr
+    assert set(load_descriptor_study(tmp_path / "part").neighbours["label"]) == {"MPN-COV"}
+    assert here(*arguments, "--strict", cwd=tmp_path).returncode == 1
+    refused(here(*arguments, "--map", "GAP", cwd=tmp_path), "no run of GAP could be studied", "gap/seed0")
+    (tmp_path / "part" / "queries.csv").unlink()
+    with pytest.raises(RunError, match=r"queries\.csv"):
+        load_descriptor_study(tmp_path / "part")
 
     run = tmp_path / "results" / "d" / "test_resnet" / "mpn_cov" / "seed0"
     moved = {"root": str(tmp_path / "datasets" / "synthetic"), "cache": str(tmp_path / "results" / "cache")}

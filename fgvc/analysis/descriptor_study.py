@@ -1,11 +1,13 @@
 """The descriptor study of the runs of one setting, as the tables that are kept of it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.descriptors import (
     Descriptors,
     class_pairs,
@@ -17,9 +19,20 @@ from fgvc.analysis.descriptors import (
 )
 from fgvc.analysis.runs import Run
 from fgvc.analysis.settings import group_runs
-from fgvc.errors import RunError
+from fgvc.errors import DatasetError, RunError, WeightsError
 
 KEPT_PAIRS = 40
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "pairs": (
+        *("first", "second", "distance", "first_as_second", "second_as_first", "images", "confused", "accuracy"),
+        "label",
+    ),
+    "correlations": ("label", "value", "low", "high"),
+    "neighbours": ("label", "seed", "metric", "k", "same", "top1", "images"),
+    "queries": ("label", "query", "query_class", "rank", "neighbour", "neighbour_class"),
+    "embedding": ("label", "x", "y", "class", "predicted_class"),
+}
+"""Of the file that keeps each table."""
 
 
 class DescriptorStudy(NamedTuple):
@@ -47,7 +60,7 @@ def study_descriptors(
     seed: int = 0,
     root: str | None = None,
     cache: str | None = None,
-) -> DescriptorStudy:
+) -> tuple[DescriptorStudy, list[str]]:
     """Study the descriptors of runs of one setting.
 
     Args:
@@ -56,38 +69,69 @@ def study_descriptors(
         seed: of the map and the bootstrap.
         root, cache: folders of the dataset and of cached features, where they have moved since training.
 
+    Returns:
+        The tables, and a note for each run whose descriptors could not be had.
+
     Raises:
-        RunError: runs of several settings, or no run of `label`; or as `read_descriptors`.
-        DatasetError, WeightsError: as in training.
+        RunError: runs of several settings, no run of `label`, or no run of it (without `label`: none at all) whose
+            descriptors could be had.
     """
+    by_label = _by_label(runs)
+    if label is not None and label not in by_label:
+        raise RunError(f"no run of {label!r} here; choose one of {', '.join(by_label)}")
+    pairs, correlations, neighbours = {}, [], []
+    notes: list[str] = []
+    drawn: tuple[float, Descriptors] | None = None
+    for name, of_method in by_label.items():
+        for run in of_method:
+            try:
+                found = read_descriptors(run.path, root=root, cache=cache)
+            except (RunError, DatasetError, WeightsError) as error:
+                notes.append(f"left out {run.path}: {error}")
+                continue
+            neighbours.append(neighbour_table(found))
+            if name in pairs:
+                continue  # only the first seed of a method goes further
+            every = class_pairs(found)
+            pairs[name] = _kept(every).assign(label=name)
+            correlations.append({"label": name, **vars(similarity_and_confusion(every, seed=seed))})
+            top1 = _mean_top1(of_method)
+            if label == name or (label is None and (drawn is None or top1 > drawn[0])):
+                drawn = top1, found
+    if drawn is None:
+        raise RunError(f"no run{f' of {label}' if label else ''} could be studied:\n  " + "\n  ".join(notes))
+    return DescriptorStudy(
+        pd.concat(pairs.values(), ignore_index=True),
+        pd.DataFrame(correlations),
+        pd.concat(neighbours, ignore_index=True),
+        queries(drawn[1]),
+        embed(drawn[1], seed=seed),
+    ), notes
+
+
+def save_descriptor_study(study: DescriptorStudy, folder: Path) -> dict[Path, str]:
+    """The text of each file of a study: one a table, called as it is."""
+    tables = study._asdict().items()
+    return {folder / f"{name}.csv": table.to_csv(index=False, float_format="%.6g") for name, table in tables}
+
+
+def load_descriptor_study(folder: Path) -> DescriptorStudy:
+    """Read the files that `save_descriptor_study` names. Raises RunError where one is missing or damaged."""
+    return DescriptorStudy(**{name: read_csv(folder / f"{name}.csv", columns) for name, columns in COLUMNS.items()})
+
+
+def _by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each method. Raises RunError where they are of several settings."""
     groups = group_runs(runs)
     if len(groups) > 1:
         titles = "".join(f"\n  {setting.title}" for setting in groups)
         raise RunError(f"these runs belong to {len(groups)} settings, a study compares those of one:{titles}")
     (group,) = groups.values()
-    by_label = {method.label: of_method for method, of_method in group.items()}
-    drawn = label or max(by_label, key=lambda name: np.mean([run.final.top1 for run in by_label[name] if run.final]))
-    if drawn not in by_label:
-        raise RunError(f"no run of {drawn!r} here; choose one of {', '.join(by_label)}")
-    pairs, correlations, neighbours = [], [], []
-    shown: Descriptors | None = None
-    for name, of_method in by_label.items():
-        for run in of_method:
-            found = read_descriptors(run.path, root=root, cache=cache)
-            neighbours.append(neighbour_table(found))
-            if run is of_method[0]:
-                shown = found if name == drawn else shown
-                all_pairs = class_pairs(found)
-                correlations.append({"label": name, **vars(similarity_and_confusion(all_pairs, seed=seed))})
-                pairs.append(_kept(all_pairs).assign(label=name))
-    assert shown is not None
-    return DescriptorStudy(
-        pd.concat(pairs, ignore_index=True),
-        pd.DataFrame(correlations),
-        pd.concat(neighbours, ignore_index=True),
-        queries(shown),
-        embed(shown, seed=seed),
-    )
+    return {method.label: list(of_method) for method, of_method in group.items()}
+
+
+def _mean_top1(runs: Sequence[Run]) -> float:
+    return float(np.mean([run.final.top1 for run in runs if run.final]))
 
 
 def _kept(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from torch.utils.data import DataLoader
 
+from fgvc.analysis.confusion import confusion_matrix
 from fgvc.analysis.runs import read_run
 from fgvc.errors import RunError
 from fgvc.pooling import CovariancePooling
@@ -96,13 +97,14 @@ def class_pairs(found: Descriptors) -> pd.DataFrame:
 
     Returns:
         first, second (names), distance (of the mean descriptors), first_as_second, second_as_first (images so
-        confused), images (of both), confused (share of them taken for the other, per cent).
+        confused), images (of both), confused (share of them taken for the other, per cent), accuracy (share of them
+        taken for what they are, per cent).
     """
     k = len(found.classes)
     means = np.stack([found.vectors[found.targets == i].mean(axis=0) for i in range(k)])
-    confusion = np.zeros((k, k), dtype=int)
-    np.add.at(confusion, (found.targets, found.predicted), 1)
-    counts = confusion.sum(axis=1)
+    predictions = pd.DataFrame({"target": found.targets, "predicted": found.predicted})
+    confusion = confusion_matrix(predictions, found.classes).to_numpy()
+    counts, right = confusion.sum(axis=1), confusion.diagonal()
     i, j = np.triu_indices(k, 1)
     table: pd.DataFrame = pd.DataFrame(
         {
@@ -115,6 +117,7 @@ def class_pairs(found: Descriptors) -> pd.DataFrame:
         }
     )
     table["confused"] = 100 * (table["first_as_second"] + table["second_as_first"]) / table["images"]
+    table["accuracy"] = 100 * (right[i] + right[j]) / table["images"]
     ordered: pd.DataFrame = table.sort_values(["distance", "first", "second"], ignore_index=True)
     return ordered
 

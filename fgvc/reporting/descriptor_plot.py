@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from fgvc.reporting.render import markdown_table
 from fgvc.reporting.style import COLUMN_WIDTH, figure_style, method_order, new_figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#000000")
+# no black among them: wrong predictions have a black edge
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 
 
@@ -70,12 +71,20 @@ def pairs_markdown(pairs: pd.DataFrame, count: int = 8) -> str:
         [f"{row['first']}, {row['second']}", f"{row['distance']:.3g}", *_confusions(row)]
         for row in pairs.sort_values("distance").head(count).to_dict("records")
     ]
-    header = ["Pair", "distance of means", "first as second", "second as first", "confused, % of both"]
+    header = [
+        "Pair",
+        "distance of means",
+        "first as second",
+        "second as first",
+        "confused, % of both",
+        "right, % of both",
+    ]
     return markdown_table(header, rows)
 
 
 def _confusions(row: dict[object, object]) -> list[str]:
-    return [str(row["first_as_second"]), str(row["second_as_first"]), f"{row['confused']:.1f}"]
+    counts = [str(row[name]) for name in ("first_as_second", "second_as_first")]
+    return counts + [f"{row[name]:.1f}" for name in ("confused", "accuracy")]
 
 
 def correlations_markdown(correlations: pd.DataFrame) -> str:
