@@ -75,6 +75,23 @@ def test_eigenvalues_by_epoch(runs: Path) -> None:
         view("epochs", runs)
 
 
+def test_a_history_that_begins_late_is_drawn_and_one_of_zero_matrices_noted(runs: Path) -> None:
+    for seed in (0, 1):
+        write_arrays(runs / f"seed{seed}", 10.0, epochs=(3, 4))
+    zero = write_arrays(write_run(runs / "seb", "seb", classes=["ant", "bee"]), 10.0)
+    np.savez(zero / "spectrum_history.npz", epochs=np.array([0, 1]), before=np.zeros((2, 4, 4)))
+    shown = VIEWS["epochs"](find_runs([runs]), Options())
+    assert [line.split("|")[3].strip() for line in shown.markdown.splitlines()[2:]] == ["3", "4", "3", "4"]
+    assert len(shown.notes) == 1 and "left out SEB" in shown.notes[0] and "zero" in shown.notes[0]
+
+
+@pytest.mark.parametrize("name", ["methods", "classes", "backbones"])
+def test_a_method_without_its_spectrum_is_noted_and_the_rest_drawn(runs: Path, name: str) -> None:
+    write_run(runs / "seb", "seb")
+    _, notes, _ = view(name, runs)
+    assert len(notes) == 1 and "left out SEB" in notes[0] and "spectrum.npz" in notes[0]
+
+
 def test_spectra_by_class(runs: Path) -> None:
     table, _, panels = view("classes", runs)
     assert table["class"].tolist() == ["ant", "bee"] and table["images"].tolist() == [4, 4] and panels == 1
@@ -83,6 +100,9 @@ def test_spectra_by_class(runs: Path) -> None:
     write_arrays(runs / "seed1", 20.0, targets=False)
     with pytest.raises(RunError, match="give --images N"):
         view("classes", runs)
+    fewer = write_arrays(write_run(runs / "seb", "seb", classes=["ant"]), 20.0)
+    with pytest.raises(RunError, match="class 1 of an image, of 1 class"):
+        view("classes", fewer)
 
 
 def test_backbones_are_compared_by_shares_of_the_trace(runs: Path) -> None:

@@ -48,13 +48,18 @@ def spectra_by_class(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum
         One row a class that has images: `CLASS_COLUMNS`, medians over its images, and quartiles of the effective rank.
 
     Raises:
-        RunError: the images' classes or the classes' names are not known (runs of earlier versions).
+        RunError: the images' classes or the classes' names are not known (runs of earlier versions), or do not fit.
     """
     names = runs[0].classes
     if names is None or any(spectrum.targets is None for spectrum in spectra):
         raise RunError(f"{runs[0].path}: its spectrum.npz names no classes; give --images N to look at images again")
     before = np.concatenate([spectrum.before for spectrum in spectra])
     targets = np.concatenate([spectrum.targets for spectrum in spectra if spectrum.targets is not None])
+    unknown = targets[(targets < 0) | (targets >= len(names))]
+    if len(unknown):
+        raise RunError(
+            f"{runs[0].path}: class {unknown[0]} in a spectrum.npz, but the run has {len(names)} class names"
+        )
     ranks, conditions = effective_rank(before), nonzero_condition_number(before)
     rows = []
     for index in sorted(set(targets.tolist())):

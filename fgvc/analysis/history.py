@@ -12,6 +12,7 @@ from fgvc.analysis.spectra import (
     effective_rank,
     eigenvalue_curve,
     nonzero_condition_number,
+    numerical_rank,
     participation_ratio,
 )
 from fgvc.errors import RunError
@@ -81,15 +82,19 @@ def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
     """Eigenvalues by epoch, over the images and seeds of one method.
 
     Returns:
-        One row a stage ("before", "after" normalisation), epoch and index (1: largest): lower, median and upper.
+        One row a stage ("before", "after" normalisation), epoch and index (1: largest): lower, median and upper; and
+        the rank of the covariance, median over all images and epochs.
 
     Raises:
-        RunError: a run did not keep its spectra, or the runs differ in their epochs or widths.
+        RunError: a run did not keep its spectra, the runs differ in their epochs or widths, or all is zero.
     """
     histories = [run.history() for run in runs]
     first = histories[0]
     if any(h.before.shape[2] != first.before.shape[2] or h.epochs.tolist() != first.epochs.tolist() for h in histories):
         raise RunError("the runs differ in the epochs or the number of eigenvalues they kept; give runs of one length")
+    rank = int(_median(numerical_rank(np.concatenate([h.before.reshape(-1, h.before.shape[2]) for h in histories]))))
+    if rank == 0:
+        raise RunError(f"{runs[0].path}: the covariances of most images are zero: the features are constant")
     rows = []
     for stage in ("before", "after"):
         values = [getattr(history, stage) for history in histories]
@@ -98,6 +103,6 @@ def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
         for place, epoch in enumerate(first.epochs.tolist()):
             curve = eigenvalue_curve(np.concatenate([value[place] for value in values]))
             for index, (lower, median, upper) in enumerate(zip(curve.lower, curve.median, curve.upper, strict=True)):
-                rows.append((stage, epoch, index + 1, lower, median, upper))
-    table: pd.DataFrame = pd.DataFrame(rows, columns=["stage", "epoch", "index", "lower", "median", "upper"])
+                rows.append((stage, epoch, index + 1, lower, median, upper, rank))
+    table: pd.DataFrame = pd.DataFrame(rows, columns=["stage", "epoch", "index", "lower", "median", "upper", "rank"])
     return table

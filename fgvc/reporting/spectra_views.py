@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -10,13 +11,16 @@ from matplotlib.figure import Figure
 from fgvc.analysis import MethodSpectrum, Run, curve_table, group_runs, pool_spectra
 from fgvc.analysis.class_spectra import as_shares, layer_spectra, look_again, spectra_by_class
 from fgvc.analysis.history import condition_history, curves_by_epoch
-from fgvc.analysis.settings import Group
+from fgvc.analysis.runs import Spectrum
+from fgvc.analysis.settings import Group, Method
 from fgvc.errors import RunError
 from fgvc.files import write_text_atomic
 from fgvc.reporting.history_plot import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
 from fgvc.reporting.render import markdown_table
 from fgvc.reporting.spectra_plot import spectra_figure, spectra_markdown
 from fgvc.reporting.style import save_figure
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,33 @@ def _one_setting(runs: Sequence[Run]) -> tuple[str, Group]:
     return setting.title, group
 
 
+def _of_each_method(group: Group, look: Callable[[Method, Sequence[Run]], T]) -> tuple[list[T], list[str]]:
+    """What `look` makes of each method, and notes on those whose files do not allow it.
+
+    Raises:
+        RunError: none is left.
+    """
+    found, notes = [], []
+    for method, runs in group.items():
+        try:
+            found.append(look(method, runs))
+        except RunError as error:
+            notes.append(f"left out {method.label}: {error}")
+    if not found:
+        raise RunError("\n  ".join(["no method here has what this view shows:", *notes]))
+    return found, notes
+
+
+def _pooled(method: Method, runs: Sequence[Run]) -> MethodSpectrum:
+    return replace(pool_spectra(runs)[0], label=method.label)
+
+
 def _methods(runs: Sequence[Run], options: Options) -> View:
-    spectra = pool_spectra(runs)
-    title, _ = _one_setting(runs)
+    title, group = _one_setting(runs)
+    spectra, notes = _of_each_method(group, _pooled)
     curves = curve_table(spectra)
     text = f"{spectra_markdown(spectra, options.smallest)}\n\nMedians over the test images of all seeds."
-    return View(spectra_figure(curves, title), text, curves)
+    return View(spectra_figure(curves, title), text, curves, notes)
 
 
 def conditions_markdown(history: pd.DataFrame) -> str:
@@ -100,31 +125,14 @@ def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
 
 def _epochs(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
     title, group = _one_setting(runs)
-    tables, notes = [], []
-    for method, of_method in group.items():
-        try:
-            curves = curves_by_epoch(of_method)
-        except RunError as error:
-            notes.append(f"left out {method.label}: {error}")
-            continue
-        rank = pool_spectra(of_method)[0].rank
-        tables.append(curves.assign(label=method.label, rank=rank))
-    if not tables:
-        raise RunError("no run here kept its spectra by epoch:\n  " + "\n  ".join(notes))
+    tables, notes = _of_each_method(group, lambda method, of: curves_by_epoch(of).assign(label=method.label))
     table = some_epochs(pd.concat(tables, ignore_index=True))
     rows = []
     for (label, stage), part in table.groupby(["label", "stage"], sort=False):
-        ends = [part[part["epoch"] == epoch].set_index("index")["median"] for epoch in (0, part["epoch"].max())]
-        rank = int(part["rank"].iloc[0])
-        rows.append([str(label), str(stage), *(f"{end[i]:.3g}" for end in ends for i in (1, rank) if i in end)])
-    header = [
-        "Method",
-        "stage",
-        "largest before training",
-        "smallest non-zero",
-        "largest after it",
-        "smallest non-zero",
-    ]
+        for epoch in (part["epoch"].min(), part["epoch"].max()):
+            values = part[part["epoch"] == epoch].set_index("index")["median"]
+            rows.append([str(label), str(stage), str(epoch), f"{values[1]:.3g}", f"{values[part['rank'].iloc[0]]:.3g}"])
+    header = ["Method", "stage", "epoch", "largest", "smallest non-zero"]
     return View(epochs_figure(table, title), markdown_table(header, rows), table, notes)
 
 
@@ -145,31 +153,33 @@ def classes_markdown(table: pd.DataFrame) -> str:
 
 def _classes(runs: Sequence[Run], options: Options) -> View:
     title, group = _one_setting(runs)
-    tables = []
-    for method, of_method in group.items():
-        spectra = [
-            run.spectrum()
-            if options.images is None
-            else look_again(run, options.images, root=options.root, cache=options.cache)
-            for run in of_method
-        ]
-        tables.append(spectra_by_class(method.label, of_method, spectra))
+
+    def spectrum(run: Run) -> Spectrum:
+        if options.images is None:
+            return run.spectrum()
+        return look_again(run, options.images, root=options.root, cache=options.cache)
+
+    tables, notes = _of_each_method(
+        group, lambda method, of: spectra_by_class(method.label, of, [spectrum(run) for run in of])
+    )
     table = pd.concat(tables, ignore_index=True)
-    return View(classes_figure(table, title), classes_markdown(table), table)
+    return View(classes_figure(table, title), classes_markdown(table), table, notes)
 
 
 def _backbones(runs: Sequence[Run], options: Options) -> View:
-    spectra = []
+    spectra, notes = [], []
     groups = group_runs(runs)
     alone = all(len(group) == 1 for group in groups.values())
     for setting, group in groups.items():
-        for method, of_method in group.items():
-            label = setting.backbone if alone else f"{setting.backbone}, {method.label}"
-            spectra.append(replace(pool_spectra(of_method)[0], label=f"{label} ({setting.image_size} px)"))
+        found, left_out = _of_each_method(group, _pooled)
+        notes += left_out
+        for spectrum in found:
+            label = setting.backbone if alone else f"{setting.backbone}, {spectrum.label}"
+            spectra.append(replace(spectrum, label=f"{label} ({setting.image_size} px)"))
     labels = [spectrum.label for spectrum in spectra]
     if len(set(labels)) < len(labels):
         raise RunError(f"several settings of one backbone, method and size: {', '.join(labels)}; give fewer folders")
-    return _shares(spectra, "Covariance, by backbone", options)
+    return _shares(spectra, "Covariance, by backbone", options, notes)
 
 
 def _layers(runs: Sequence[Run], options: Options) -> View:
@@ -179,9 +189,9 @@ def _layers(runs: Sequence[Run], options: Options) -> View:
     return _shares(spectra, f"Layers of {runs[0].label} on {runs[0].dataset}, seed {runs[0].seed}", options)
 
 
-def _shares(spectra: Sequence[MethodSpectrum], title: str, options: Options) -> View:
+def _shares(spectra: Sequence[MethodSpectrum], title: str, options: Options, notes: Sequence[str] = ()) -> View:
     curves = curve_table([as_shares(spectrum) for spectrum in spectra])
-    return View(shares_figure(curves, title), spectra_markdown(spectra, options.smallest), curves)
+    return View(shares_figure(curves, title), spectra_markdown(spectra, options.smallest), curves, list(notes))
 
 
 VIEWS: dict[str, Callable[[Sequence[Run], Options], View]] = {
