@@ -101,7 +101,7 @@ def test_spectra_by_class(runs: Path) -> None:
     with pytest.raises(RunError, match="give --images N"):
         view("classes", runs)
     fewer = write_arrays(write_run(runs / "seb", "seb", classes=["ant"]), 20.0)
-    with pytest.raises(RunError, match="class 1 of an image, of 1 class"):
+    with pytest.raises(RunError, match=r"class 1 in spectrum\.npz, of 1 class"):
         view("classes", fewer)
 
 

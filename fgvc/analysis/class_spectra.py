@@ -57,9 +57,7 @@ def spectra_by_class(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum
     targets = np.concatenate([spectrum.targets for spectrum in spectra if spectrum.targets is not None])
     unknown = targets[(targets < 0) | (targets >= len(names))]
     if len(unknown):
-        raise RunError(
-            f"{runs[0].path}: class {unknown[0]} in a spectrum.npz, but the run has {len(names)} class names"
-        )
+        raise RunError(f"{runs[0].path}: an image of class {unknown[0]} in spectrum.npz, of {len(names)} class(es)")
     ranks, conditions = effective_rank(before), nonzero_condition_number(before)
     rows = []
     for index in sorted(set(targets.tolist())):
