@@ -9,6 +9,7 @@ import torch
 from command_line import Train, refused
 from safetensors.torch import load_file, save_file
 
+from fgvc.analysis import condition_number, effective_rank, nonzero_condition_number
 from fgvc.errors import RunError
 from fgvc.models import create_model
 from fgvc.training.loop import Trainer
@@ -27,8 +28,12 @@ def test_images_are_spread_evenly() -> None:
     assert evenly_spaced(3, 10) == [0, 1, 2]
 
 
-def test_null_eigenvalues_and_zero_matrices_have_no_part_in_the_condition_number() -> None:
-    assert SPECTRUM.condition == 4.0
+def test_measures_are_medians_over_images() -> None:
+    medians = SPECTRUM.medians()
+    assert medians["nonzero_condition_number"] == 4.0  # of 4 and 8; the zero matrix has none
+    assert medians["condition_number"] == pytest.approx(4e17)  # of 8, 4e17 and infinity: noise counts here
+    # effective ranks: two of 0.8 and 0.2, three of 8, 2 and 1 in 11, 0 of the zero matrix
+    assert medians["effective_rank"] == pytest.approx(np.exp(-(0.8 * np.log(0.8) + 0.2 * np.log(0.2))))
 
 
 def test_a_history_is_read_up_to_an_epoch(tmp_path: Path) -> None:
@@ -55,8 +60,10 @@ def test_a_run_keeps_the_spectra_of_each_epoch_and_is_not_disturbed(tmp_path: Pa
     assert spectrum["targets"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     np.testing.assert_allclose(history["before"][2], spectrum["before"][::2], rtol=1e-5, atol=1e-7)
     assert not np.allclose(history["before"][0], history["before"][2], rtol=1e-2)
-    conditions = pd.read_csv(tmp_path / "probed" / "metrics.csv")["nonzero_condition_number"]
-    assert (conditions > 1).all()
+    metrics = pd.read_csv(tmp_path / "probed" / "metrics.csv")
+    for measure in (condition_number, nonzero_condition_number, effective_rank):
+        expected = [np.quantile(measure(before), 0.5, method="inverted_cdf") for before in history["before"][1:]]
+        np.testing.assert_allclose(metrics[measure.__name__], expected)
 
     assert not (tmp_path / "plain" / "spectrum_history.npz").exists()
     assert "nonzero_condition_number" not in pd.read_csv(tmp_path / "plain" / "metrics.csv")

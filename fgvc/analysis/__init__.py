@@ -20,7 +20,7 @@ from fgvc.analysis.paired import McNemar, mcnemar
 from fgvc.analysis.runs import Accuracy, History, Run, Spectrum, find_runs, read_run
 from fgvc.analysis.settings import Method, Setting, config_notes, group_runs, split_finished
 from fgvc.analysis.smoothness_table import load_smoothness, summarise_smoothness
-from fgvc.analysis.spectra import (
+from fgvc.training.spectrum_measures import (
     EigenvalueCurve,
     condition_number,
     effective_rank,

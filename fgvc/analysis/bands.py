@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fgvc.analysis.runs import read_run
-from fgvc.analysis.spectra import numerical_rank
 from fgvc.errors import RunError
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling, NewtonSchulzPooling, Pooling, SpectralPooling
@@ -24,6 +23,7 @@ from fgvc.spectral import Band, Keep
 from fgvc.spectral.maps import NewtonSchulzRoot
 from fgvc.spectral.rules import band as band_of
 from fgvc.training.restore import Restored, restore_run
+from fgvc.training.spectrum_measures import numerical_rank
 
 ALL = Band(0, None)
 """The whole spectrum."""

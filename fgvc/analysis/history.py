@@ -7,17 +7,19 @@ import pandas as pd
 
 from fgvc.analysis.runs import History, Run
 from fgvc.analysis.settings import Group
-from fgvc.analysis.spectra import (
+from fgvc.errors import RunError
+from fgvc.training.spectrum_measures import (
     condition_number,
     effective_rank,
     eigenvalue_curve,
+    median_over_images,
     nonzero_condition_number,
     numerical_rank,
     participation_ratio,
 )
-from fgvc.errors import RunError
 
-MEASURES = ("condition_number", "nonzero_condition_number", "effective_rank", "participation_ratio")
+_FUNCTIONS = (condition_number, nonzero_condition_number, effective_rank, participation_ratio)
+MEASURES = tuple(measure.__name__ for measure in _FUNCTIONS)
 COLUMNS = ("label", "epoch", "n", *MEASURES, *(f"{m}_{end}" for m in MEASURES for end in ("lowest", "highest")))
 
 
@@ -44,22 +46,9 @@ def condition_history(group: Group) -> tuple[pd.DataFrame, list[str]]:
 
 def _measures(history: History) -> pd.DataFrame:
     """Medians over images, one row an epoch."""
-    table: pd.DataFrame = pd.DataFrame(
-        {
-            "epoch": history.epochs,
-            "condition_number": [_median(condition_number(before)) for before in history.before],
-            "nonzero_condition_number": [_median(nonzero_condition_number(before)) for before in history.before],
-            "effective_rank": [_median(effective_rank(before)) for before in history.before],
-            "participation_ratio": [_median(participation_ratio(before)) for before in history.before],
-        }
-    )
+    measured = {m.__name__: [median_over_images(m(before)) for before in history.before] for m in _FUNCTIONS}
+    table: pd.DataFrame = pd.DataFrame({"epoch": history.epochs, **measured})
     return table
-
-
-def _median(values: np.ndarray) -> float:
-    """Median over images, those of a zero matrix (NaN) left out; the lower one of two, so that it is of an image."""
-    known = values[~np.isnan(values)]
-    return float(np.quantile(known, 0.5, method="inverted_cdf")) if len(known) else np.nan
 
 
 def _rows(label: str, runs: Sequence[Run], table: pd.DataFrame) -> list[dict[str, object]]:
@@ -92,7 +81,8 @@ def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
     first = histories[0]
     if any(h.before.shape[2] != first.before.shape[2] or h.epochs.tolist() != first.epochs.tolist() for h in histories):
         raise RunError("the runs differ in the epochs or the number of eigenvalues they kept; give runs of one length")
-    rank = int(_median(numerical_rank(np.concatenate([h.before.reshape(-1, h.before.shape[2]) for h in histories]))))
+    every_covariance = np.concatenate([history.before.reshape(-1, history.before.shape[2]) for history in histories])
+    rank = int(median_over_images(numerical_rank(every_covariance)))
     if rank == 0:
         raise RunError(f"{runs[0].path}: the covariances of most images are zero: the features are constant")
     rows = []

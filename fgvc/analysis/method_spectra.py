@@ -10,7 +10,8 @@ import pandas as pd
 from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.runs import Run
 from fgvc.analysis.settings import Method, group_runs
-from fgvc.analysis.spectra import (
+from fgvc.errors import RunError
+from fgvc.training.spectrum_measures import (
     condition_number,
     effective_rank,
     eigenvalue_curve,
@@ -19,7 +20,6 @@ from fgvc.analysis.spectra import (
     participation_ratio,
     smallest_share,
 )
-from fgvc.errors import RunError
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class MethodSpectrum:
 
 @dataclass(frozen=True)
 class SpectrumSummary:
-    """Medians over images of the measures in `fgvc.analysis.spectra`.
+    """Medians over images of the measures in `fgvc.training.spectrum_measures`.
 
     `*_after` is None for a method without a normalised matrix; the conditioning is that of the covariance.
     `smallest_share_*` is the share of the trace in the `smallest` smallest non-zero eigenvalues.

@@ -246,7 +246,7 @@ class Trainer:
         return evaluation
 
     def _probe(self, epoch: int) -> dict[str, float]:
-        """Look at the spectra of a few test images; returns their condition number, for metrics.csv."""
+        """Look at the spectra of a few test images; returns measures of them, for metrics.csv."""
         count = self.config.trainer.probe_images
         if not (count and self.accelerator.is_main_process):
             return {}
@@ -258,7 +258,7 @@ class Trainer:
         except EigendecompositionError as error:
             raise self._divergence(f"on the probe's images: {error}", max(epoch, 1)) from error
         self.spectra.add(epoch, spectrum)
-        return {"nonzero_condition_number": spectrum.condition}
+        return spectrum.medians()
 
     def _select_best(self, epoch: int, selector: Evaluation, test: Evaluation) -> None:
         selected_on = "test" if self.loaders.validation is None else "validation"

@@ -14,7 +14,12 @@ from fgvc.errors import RunError
 from fgvc.files import atomic_path
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.pooling import pooling_spectrum
-from fgvc.spectral.descriptor import null_as_zero
+from fgvc.training.spectrum_measures import (
+    condition_number,
+    effective_rank,
+    median_over_images,
+    nonzero_condition_number,
+)
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
@@ -39,12 +44,10 @@ class ProbeSpectrum:
     targets: Tensor
     indices: list[int]
 
-    @property
-    def condition(self) -> float:
-        """Median over images of the largest over the smallest eigenvalue that is not null; NaN for zero matrices."""
-        kept = null_as_zero(self.before.flip(-1), self.before.shape[1])
-        smallest = torch.where(kept > 0, kept, torch.inf).amin(dim=1)
-        return float((kept[:, -1] / smallest).where(smallest.isfinite(), torch.nan).nanmedian())
+    def medians(self) -> dict[str, float]:
+        """What metrics.csv says of the covariance: measures of `spectrum_measures`, medians over images."""
+        measures = (condition_number, nonzero_condition_number, effective_rank)
+        return {measure.__name__: median_over_images(measure(self.before.numpy())) for measure in measures}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What spectrum.npz holds."""

@@ -92,6 +92,12 @@ def smallest_share(eigenvalues: np.ndarray, k: int, rank: np.ndarray | None = No
     return np.where(rank > 0, (_shares(eigenvalues) * among).sum(axis=1), np.nan)
 
 
+def median_over_images(values: np.ndarray) -> float:
+    """Median of (n,), those of a zero matrix (NaN) left out; the lower one of two, so that it is of an image."""
+    known = values[~np.isnan(values)]
+    return float(np.quantile(known, 0.5, method="inverted_cdf")) if len(known) else np.nan
+
+
 def _ratio(largest: np.ndarray, smallest: np.ndarray) -> np.ndarray:
     positive = smallest > 0
     return np.where(positive, largest / np.where(positive, smallest, 1), np.inf)
