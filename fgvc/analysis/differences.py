@@ -55,6 +55,8 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
 def differences_to_best(group: Group) -> tuple[pd.DataFrame, list[str]]:
     """Each method of a setting against the one of the highest mean top-1, and notes on what could not be compared.
 
+    Of several equal to two decimals the first is the best one.
+
     Returns:
         One row a method but the best, with `COLUMNS`; no rows for fewer than two methods.
     """
@@ -79,4 +81,4 @@ def _row(method: Method, runs: Sequence[Run], best: Method, group: Mapping[Metho
 
 
 def _mean_top1(runs: Sequence[Run]) -> float:
-    return float(np.mean([run.final.top1 for run in runs if run.final is not None]))
+    return round(float(np.mean([run.final.top1 for run in runs if run.final is not None])), 2)
