@@ -198,6 +198,30 @@ def test_speed_is_read_from_the_benchmark(tmp_path: Path) -> None:
         make_tables(["speed"], Inputs((tmp_path,), PAPER))
 
 
+def test_what_cannot_be_read_is_noted_and_the_rest_tabulated(tmp_path: Path, here: Callable[..., Done]) -> None:
+    runs_of(tmp_path / "r", "mpn_cov", [180, 184])
+    (damaged,) = runs_of(tmp_path / "r", "gap", [100])
+    (damaged / "summary.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    done = here("make_tables.py", "r", "empty", "nowhere", cwd=tmp_path)
+    assert done.returncode == 0 and "91.00" in done.stdout
+    notes = [line for line in done.stderr.splitlines() if line.startswith("note: left out ")]
+    assert [note.split(":")[1].split()[-1] for note in notes] == ["empty", "nowhere", "r/gap/seed0/summary.json"]
+    assert here("make_tables.py", "r", "empty", "--strict", cwd=tmp_path).returncode == 1
+    refused(here("make_tables.py", "empty", "nowhere", cwd=tmp_path), "empty: no run in it", "nowhere: no such folder")
+
+
+def test_results_of_the_benchmark_are_found_in_their_folder_and_a_damaged_one_is_noted(tmp_path: Path) -> None:
+    (run,) = runs_of(tmp_path / "r", "mpn_cov", [180])
+    tables, notes = make_tables(["accuracy", "speed"], Inputs((run, BENCHMARK.parent), PAPER))
+    assert set(tables) == {"accuracy", "speed"} and notes == []
+    files = {path.name for path in BENCHMARK.parent.glob("*.json")}
+    assert set(tables["speed"].frames["speed"]["file"]) == files
+    (tmp_path / "bad.json").write_text("[]")
+    tables, notes = make_tables(["accuracy", "speed"], Inputs((run, tmp_path / "bad.json"), PAPER))
+    assert set(tables) == {"accuracy"} and len(notes) == 1 and "bad.json: schema None" in notes[0]
+
+
 def test_all_tables_that_can_be_made_are_made_and_traced(tmp_path: Path, here: Callable[..., Done]) -> None:
     runs_of(tmp_path / "r", "mpn_cov", [180, 184])
     done = here("make_tables.py", "r", "--table", "all", BENCHMARK, "--provenance", "p.json", cwd=tmp_path)

@@ -130,6 +130,9 @@ class Run:
     def history(self) -> History:
         """spectrum_history.npz. Raises RunError where it is missing (trainer.probe_images=0) or damaged."""
         path = self.path / "spectrum_history.npz"
+        if not path.is_file():
+            kept = "kept no spectra by epoch (trainer.probe_images=0, or an earlier version)"
+            raise RunError(f"{path}: no such file; the run {kept}: repeat it")
         arrays = _arrays(path, ("before", "epochs"))
         before, after = _before_and_after(arrays, path, "(E, n, d)")
         epochs = arrays["epochs"]
@@ -146,18 +149,47 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     Raises:
         RunError: a folder does not exist or holds no run, or a summary is damaged.
     """
-    found: dict[Path, Path] = {}  # resolved -> as given
+    folders = (folder for root in paths for folder in _run_folders(root))
+    return [read_run(folder) for folder in _each_once(folders)]
+
+
+def find_readable_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+    """As `find_runs`, but what it would raise for a folder or a run is a note, and the others are read.
+
+    Raises:
+        RunError: no run is left.
+    """
+    folders: list[Path] = []
+    runs, problems = [], []
     for root in paths:
-        if not root.is_dir():
-            raise RunError(f"{root}: no such folder; give a run folder or a folder of runs")
-        summaries = sorted(root.rglob("summary.json"))
-        if not summaries:
-            raise RunError(
-                f"{root}: no run in it: looked for summary.json at any depth; train first or give its parent"
-            )
-        for summary in summaries:
-            found.setdefault(summary.parent.resolve(), summary.parent)
-    return [read_run(path) for path in found.values()]
+        try:
+            folders += _run_folders(root)
+        except RunError as error:
+            problems.append(str(error))
+    for folder in _each_once(folders):
+        try:
+            runs.append(read_run(folder))
+        except RunError as error:
+            problems.append(str(error))
+    if not runs:
+        raise RunError("\n  ".join(problems))
+    return runs, [f"left out {problem}" for problem in problems]
+
+
+def _run_folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise RunError(f"{root}: no such folder; give a run folder or a folder of runs")
+    summaries = sorted(root.rglob("summary.json"))
+    if not summaries:
+        raise RunError(f"{root}: no run in it: looked for summary.json at any depth; train first or give its parent")
+    return [summary.parent for summary in summaries]
+
+
+def _each_once(folders: Iterable[Path]) -> list[Path]:
+    found: dict[Path, Path] = {}  # resolved -> as given
+    for folder in folders:
+        found.setdefault(folder.resolve(), folder)
+    return list(found.values())
 
 
 def read_run(path: Path) -> Run:
