@@ -18,7 +18,7 @@ from scipy import stats
 
 from fgvc.analysis import mcnemar
 from fgvc.analysis.approximation import approximation_errors, gradient_bounds
-from fgvc.analysis.paired import paired_bootstrap
+from fgvc.analysis.paired import combine_p_values, holm, paired_bootstrap
 from fgvc.errors import RunError
 from fgvc.reporting import to_html, to_latex, to_markdown
 from fgvc.reporting.blocks import Block, places
@@ -96,6 +96,30 @@ def test_accuracy_marks_the_best_three_and_compares_with_the_best(tmp_path: Path
     expected = [mcnemar(*pair).p_value for pair in saved]
     row = table.frames["differences"].set_index("label").loc["GAP"]
     assert row["mcnemar_lowest"] == min(expected) and row["mcnemar_highest"] == max(expected)
+    assert row["holm"] == pytest.approx(
+        3 * 2 * min(expected)
+    )  # the smallest of three, each 2 / 1 times that of 2 seeds
+    assert gap[3] == f"{row['holm']:.2g}"
+
+
+def test_p_values_are_combined_and_corrected() -> None:
+    assert combine_p_values([0.03]) == 0.03
+    assert combine_p_values([0.04, 0.01]) == pytest.approx(2 * 0.01)
+    assert combine_p_values([0.5, 0.02, 0.01]) == pytest.approx(1.5 * 0.02)
+    assert combine_p_values([0.9, 0.8, 0.01]) == 1
+    # by hand: 4 * 0.005, 3 * 0.01, then 2 * 0.03, and 0.04 no less than the one before it
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+    with pytest.raises(ValueError, match="at least one"):
+        combine_p_values([])
+
+
+def test_combined_p_values_are_seldom_small_without_a_difference() -> None:
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(2000, 1))
+    for weight in (0.0, 0.7, 1.0):  # independent, dependent, the same
+        p_values = stats.norm.sf(weight * common + (1 - weight**2) ** 0.5 * rng.normal(size=(2000, 3)))
+        assert np.mean([combine_p_values(list(row)) <= 0.05 for row in p_values]) <= 0.06
 
 
 def test_equal_values_share_a_place_and_one_alone_has_none() -> None:
@@ -139,6 +163,14 @@ def test_hybrid_stands_beside_standalone(tmp_path: Path) -> None:
         "77.33 (resnet50); 78.52 (resnet101)",
         "77.40 (resnet50); 78.60 (resnet101)",
     ]
+    (cell,) = tables["hybrid"].provenance()
+    assert (cell["standalone_mean"], cell["hybrid_mean"], cell["difference"], cell["seeds"]) == (80, 85, 5, "0 1")
+    assert [Path(run["path"]).parent.name for run in cell["runs"]] == ["svd_pade"] * 2 + ["svd_pade-hybrid"] * 2
+    assert cell["published_hybrid"] == row[5]
+    (tmp_path / "svd_pade" / "seed0" / "predictions.csv").unlink()
+    tables, notes = make_tables(["hybrid"], Inputs((tmp_path,), PAPER))
+    row = rows_of(tables["hybrid"].texts("hybrid")["hybrid.md"])["SVD-Padé"]
+    assert row[:4] == ["80.00 ± 0.00", "85.00 ± 0.00", "not comparable", "not comparable"] and len(notes) == 1
     with pytest.raises(RunError, match="hybrid protocol"):
         make_tables(["hybrid"], Inputs((write_run(tmp_path / "alone"),), PAPER))
 
@@ -168,6 +200,7 @@ def test_condition_numbers_by_epoch_beside_the_published(tmp_path: Path) -> None
     measured, published = text.split("## Condition number, published")
     assert rows_of(measured)["MPN-COV"] == ["inf", "3.20e+01"]  # medians of 4, 8, 16 and 16, 32, 64
     assert rows_of(measured)["MPN-COV, of the non-zero"] == ["8.00e+00", "3.20e+01"]
+    assert rows_of(measured)["GAP"] == ["not measured", "not measured"]
     assert rows_of(published)["MPN-COV"] == ["3.41e+14", "5.36e+13", "1.70e+13"]
     assert len(notes) == 1 and "no history of GAP" in notes[0] and "spectrum_history.npz" in notes[0]
 
