@@ -205,6 +205,14 @@ def test_condition_numbers_by_epoch_beside_the_published(tmp_path: Path) -> None
     assert len(notes) == 1 and "no history of GAP" in notes[0] and "spectrum_history.npz" in notes[0]
 
 
+@pytest.mark.parametrize("value", ["abc", ""])
+def test_published_condition_numbers_must_be_numbers(tmp_path: Path, value: str) -> None:
+    text = (PAPER / "condition_number_iccv21.csv").read_text(encoding="utf-8")
+    (tmp_path / "condition_number_iccv21.csv").write_text(text.replace("5.36e13", value), encoding="utf-8")
+    with pytest.raises(RunError, match=f"iccv21.csv, row 2: condition_number is '{value}', not a number"):
+        make_tables(["condition_number"], Inputs((write_run(tmp_path / "run"),), tmp_path))
+
+
 def test_arithmetic_tables_reproduce_what_is_printed() -> None:
     errors = approximation_errors(PAPER / "approximation_error_iccv21.csv").set_index(["method", "r"])
     for method, r in [("Taylor", r) for r in ("0.7", "0.9", "0.99", "0.999")] + [("Padé", "0.99"), ("Padé", "0.999")]:

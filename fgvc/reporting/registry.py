@@ -82,7 +82,8 @@ def _cost(inputs: Inputs) -> Table:
 def _condition_number(inputs: Inputs) -> Table:
     runs, notes = inputs.finished
     path = inputs.paper / "condition_number_iccv21.csv"
-    published = read_csv(path, ("method", "epoch", "condition_number", "source"))
+    numbers = ("epoch", "condition_number")
+    published = read_csv(path, ("method", *numbers, "source"), numbers=numbers)
     blocks, frame, more = condition_numbers(runs, published)
     return Table("Condition number of the covariance", blocks, {"condition_number": frame}, notes + more)
 

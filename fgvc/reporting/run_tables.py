@@ -17,7 +17,7 @@ from fgvc.reporting.blocks import Block
 from fgvc.reporting.style import method_order
 
 _INTERVAL_NOTE = (
-    "Difference: final top-1 in points, the seeds that both have paired. Interval: 95 %, bootstrap over the test "
+    "Difference: final top-1 in points, the seeds that both have paired. Interval: 95 % each, bootstrap over the test "
     "images with the seeds averaged; it speaks of these weights on other such images."
 )
 _BEST_NOTE = (
