@@ -1,6 +1,8 @@
 """Pages and figures made from kept files: what is stale is found, and the committed ones are current."""
 
+import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +10,7 @@ import pytest
 from command_line import ROOT
 from matplotlib.figure import Figure
 
-from fgvc.errors import ConfigError
+from fgvc.errors import ConfigError, RunError, UserError
 from fgvc.reporting.documents import (
     Kept,
     draw_figure,
@@ -80,6 +82,37 @@ def test_a_figure_knows_its_data_and_its_looks(root: Path) -> None:
     (root / "kept.csv").unlink()
     with pytest.raises(ConfigError, match=r"kept.csv: cannot be read"):
         figure_is_current(path, kept, root)
+
+
+def damage(path: Path, kind: str) -> None:
+    header, first, *rest = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = {
+        "longer row": [header, f"9,{first}", *rest],
+        "other columns": [",".join(f"c{i}" for i in range(header.count(",") + 1)) + "\n", first, *rest],
+        "no row": [],
+    }
+    path.write_text("".join(lines[kind]), encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["missing", "longer row", "other columns", "no row"])
+def test_a_damaged_file_is_named_by_whatever_is_made_of_it(tmp_path: Path, kind: str) -> None:
+    for kept in [*DOCS["TABLES"].values(), *DOCS["FIGURES"].values()]:
+        if kind == "other columns" and kept.make is DOCS["as_written"]:
+            continue  # text of any form
+        for file in kept.files:
+            root = tmp_path / kept.checksum(ROOT) / Path(file).stem
+            for each in kept.files:
+                (root / each).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / each, root / each)
+            (root / file).unlink() if kind == "missing" else damage(root / file, kind)
+            with pytest.raises(UserError, match=re.escape(str(root / file))):
+                kept(root)
+
+
+def test_text_in_place_of_a_number_is_named(root: Path) -> None:
+    (root / "kept.csv").write_text("n\nmany\n")
+    with pytest.raises(RunError, match=r"kept\.csv: nothing can be made of it \(ValueError: "):
+        Kept(("kept.csv",), lambda path: f"{pd.read_csv(path)['n'][0]:.2f}")(root)
 
 
 @pytest.mark.parametrize("page", DOCS["PAGES"], ids=lambda page: page.name)

@@ -142,7 +142,7 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Exp
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     summary = json.loads((runs / "isqrt_cov" / "summary.json").read_text())
     for part in (
-        "# iSQRT-COV on test_resnet, synthetic",
+        "# iSQRT-COV [iterations=4] on test_resnet, synthetic",
         "`isqrt_cov`, iterations=4",
         f"| final | 1 | {summary['final']['top1']:.2f} |",
         "selected on the test images",

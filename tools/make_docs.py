@@ -8,7 +8,6 @@ fgvc.reporting.documents. How the kept files were made is in results/cub80/READM
 """
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,9 +50,8 @@ def of_frame(make: Callable[[pd.DataFrame], str | Figure]) -> Callable[[Path], s
 
 def as_written(path: Path) -> str:
     """A CSV file of text as it stands."""
-    with path.open(encoding="utf-8", newline="") as file:
-        header, *rows = csv.reader(file)
-    return markdown_table(header, rows)
+    table = read_csv(path, (), as_text=True)
+    return markdown_table(list(table.columns), table.to_numpy().tolist())
 
 
 def accuracy(path: Path) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fgvc.errors import ConfigError
+from fgvc.errors import ConfigError, RunError, UserError
 from fgvc.files import atomic_path, write_text_atomic
 from fgvc.reporting.style import figure_style
 
@@ -44,7 +44,16 @@ class Kept(Generic[T]):
     make: Callable[..., T]
 
     def __call__(self, root: Path) -> T:
-        return self.make(*(root / file for file in self.files))
+        """Make it. Raises ConfigError where a file is missing, RunError where one is damaged, or as `make`."""
+        self.checksum(root)  # all files are there, also those that `make` would do without
+        try:
+            return self.make(*(root / file for file in self.files))
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:  # a column that is not there, text in place of a number
+            names = ", ".join(str(root / file) for file in self.files)
+            reason = f"{type(error).__name__}: {error}"
+            raise RunError(f"{names}: nothing can be made of it ({reason}); restore the kept file") from error
 
     def checksum(self, root: Path) -> str:
         """sha256 of the files' content. Raises ConfigError where one is missing."""
@@ -74,7 +83,7 @@ def page_text(page: Path, tables: Mapping[str, Kept[str]], root: Path) -> str:
     """The page with every table made anew.
 
     Raises:
-        ConfigError: a name that is not in `tables`, or as `table_names`.
+        ConfigError: a name that is not in `tables`, a kept file is missing, or as `table_names`.
         RunError: a kept file is damaged.
     """
     unknown = sorted(set(table_names(page)) - set(tables))
