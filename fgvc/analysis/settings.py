@@ -7,10 +7,9 @@ A setting is what the summary tells; `config_notes` names what else differs betw
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from fgvc.analysis.runs import Run, find_readable_runs
+from fgvc.analysis.runs import Run
 from fgvc.errors import RunError
 
 # keys of config.yaml that may differ between repetitions: they do not change what is learned, but for the seed
@@ -55,17 +54,6 @@ class Method(NamedTuple):
 
 
 Group = dict[Method, list[Run]]
-
-
-def find_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The finished runs in some folders, and a note for each folder and run that is left out.
-
-    Raises:
-        RunError: no run can be read, or none is finished.
-    """
-    runs, unread = find_readable_runs(paths)
-    finished, unfinished = split_finished(runs)
-    return finished, unread + unfinished
 
 
 def split_finished(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:

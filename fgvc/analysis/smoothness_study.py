@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
+from fgvc.analysis.run_search import find_finished
 from fgvc.analysis.runs import Run, read_run
-from fgvc.analysis.settings import find_finished, group_runs
+from fgvc.analysis.settings import group_runs
 from fgvc.analysis.smoothness import Weights
 from fgvc.analysis.smoothness_curve import STEP_FACTORS, Measure, run_measure, smoothness_curve, smoothness_frame
 from fgvc.analysis.smoothness_table import divergence_notes
