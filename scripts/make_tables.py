@@ -19,7 +19,7 @@ PAPER = Path(__file__).resolve().parents[1] / "results" / "paper"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "results", type=Path, nargs="*", help="run folders, folders with runs, benchmark results (.json)"
+        "results", type=Path, nargs="*", help="run folders, folders with runs or with benchmark results, or such .json"
     )
     parser.add_argument("--table", action="append", choices=[*TABLES, "all"], help="repeatable (default: accuracy)")
     parser.add_argument("--output", type=Path, help="folder of the files (default: tables in the first RESULTS)")

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fgvc.analysis import find_runs, split_finished
+from fgvc.analysis import find_finished
 from fgvc.cli import exit_on_user_error
 from fgvc.reporting.spectra_views import FILES, VIEWS, Options
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_intermixed_args()
 
-    runs, notes = split_finished(find_runs(arguments.runs))
+    runs, notes = find_finished(arguments.runs)
     options = Options(arguments.images, arguments.smallest, arguments.root, arguments.cache)
     for name in dict.fromkeys(arguments.view or ["methods"]):
         view = VIEWS[name](runs, options)

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fgvc.analysis import find_runs, split_finished
+from fgvc.analysis import find_finished
 from fgvc.analysis.descriptor_study import save_descriptor_study, study_descriptors
 from fgvc.cli import exit_on_user_error
 from fgvc.files import write_text_atomic
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
-    runs, notes = split_finished(find_runs(arguments.results))
+    runs, notes = find_finished(arguments.results)
     study, more = study_descriptors(
         runs, label=arguments.label, seed=arguments.seed, root=arguments.root, cache=arguments.cache
     )

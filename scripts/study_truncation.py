@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fgvc.analysis import find_runs, split_finished
+from fgvc.analysis import find_finished
 from fgvc.analysis.truncation import read_study, save_study
 from fgvc.cli import exit_on_user_error
 from fgvc.files import write_text_atomic
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
-    runs, notes = split_finished(find_runs(arguments.results))
+    runs, notes = find_finished(arguments.results)
     study, more = read_study(runs, cut=not arguments.no_cut, root=arguments.root, cache=arguments.cache)
     print(study_markdown(study, arguments.reference))
     output = arguments.output or arguments.results[0] / "study"

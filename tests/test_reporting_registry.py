@@ -18,7 +18,7 @@ from scipy import stats
 
 from fgvc.analysis import mcnemar
 from fgvc.analysis.approximation import approximation_errors, gradient_bounds
-from fgvc.analysis.paired import paired_bootstrap
+from fgvc.analysis.paired import combine_p_values, holm, paired_bootstrap
 from fgvc.errors import RunError
 from fgvc.reporting import to_html, to_latex, to_markdown
 from fgvc.reporting.blocks import Block, places
@@ -96,11 +96,42 @@ def test_accuracy_marks_the_best_three_and_compares_with_the_best(tmp_path: Path
     expected = [mcnemar(*pair).p_value for pair in saved]
     row = table.frames["differences"].set_index("label").loc["GAP"]
     assert row["mcnemar_lowest"] == min(expected) and row["mcnemar_highest"] == max(expected)
+    assert row["holm"] == pytest.approx(
+        3 * 2 * min(expected)
+    )  # the smallest of three, each 2 / 1 times that of 2 seeds
+    assert gap[3] == f"{row['holm']:.2g}"
+
+
+def test_p_values_are_combined_and_corrected() -> None:
+    assert combine_p_values([0.03]) == 0.03
+    assert combine_p_values([0.04, 0.01]) == pytest.approx(2 * 0.01)
+    assert combine_p_values([0.5, 0.02, 0.01]) == pytest.approx(1.5 * 0.02)
+    assert combine_p_values([0.9, 0.8, 0.01]) == 1
+    # by hand: 4 * 0.005, 3 * 0.01, then 2 * 0.03, and 0.04 no less than the one before it
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+    with pytest.raises(ValueError, match="at least one"):
+        combine_p_values([])
+
+
+def test_combined_p_values_are_seldom_small_without_a_difference() -> None:
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(2000, 1))
+    for weight in (0.0, 0.7, 1.0):  # independent, dependent, the same
+        p_values = stats.norm.sf(weight * common + (1 - weight**2) ** 0.5 * rng.normal(size=(2000, 3)))
+        assert np.mean([combine_p_values(list(row)) <= 0.05 for row in p_values]) <= 0.06
 
 
 def test_equal_values_share_a_place_and_one_alone_has_none() -> None:
     assert places([1.0, 3.0, 3.0, 2.0, math.nan], 2) == {(1, 2): 1, (2, 2): 1, (3, 2): 3}
     assert places([1.0, math.nan], 2) == {}
+
+
+def test_means_of_the_same_number_of_right_images_share_a_place() -> None:
+    # 2209, 2200 and 2197 of 2400 right, and 2208, 2198 and 2200: 6606 either way
+    rounded = [float(np.mean(seeds)) for seeds in ([92.0417, 91.6667, 91.5417], [92.0, 91.5833, 91.6667])]
+    assert rounded[0] != rounded[1]
+    assert places(rounded, 1) == {(0, 1): 1, (1, 1): 1}
 
 
 def test_missing_predictions_are_noted_and_the_rest_tabulated(tmp_path: Path, here: Callable[..., Done]) -> None:
@@ -132,6 +163,14 @@ def test_hybrid_stands_beside_standalone(tmp_path: Path) -> None:
         "77.33 (resnet50); 78.52 (resnet101)",
         "77.40 (resnet50); 78.60 (resnet101)",
     ]
+    (cell,) = tables["hybrid"].provenance()
+    assert (cell["standalone_mean"], cell["hybrid_mean"], cell["difference"], cell["seeds"]) == (80, 85, 5, "0 1")
+    assert [Path(run["path"]).parent.name for run in cell["runs"]] == ["svd_pade"] * 2 + ["svd_pade-hybrid"] * 2
+    assert cell["published_hybrid"] == row[5]
+    (tmp_path / "svd_pade" / "seed0" / "predictions.csv").unlink()
+    tables, notes = make_tables(["hybrid"], Inputs((tmp_path,), PAPER))
+    row = rows_of(tables["hybrid"].texts("hybrid")["hybrid.md"])["SVD-Padé"]
+    assert row[:4] == ["80.00 ± 0.00", "85.00 ± 0.00", "not comparable", "not comparable"] and len(notes) == 1
     with pytest.raises(RunError, match="hybrid protocol"):
         make_tables(["hybrid"], Inputs((write_run(tmp_path / "alone"),), PAPER))
 
@@ -161,8 +200,17 @@ def test_condition_numbers_by_epoch_beside_the_published(tmp_path: Path) -> None
     measured, published = text.split("## Condition number, published")
     assert rows_of(measured)["MPN-COV"] == ["inf", "3.20e+01"]  # medians of 4, 8, 16 and 16, 32, 64
     assert rows_of(measured)["MPN-COV, of the non-zero"] == ["8.00e+00", "3.20e+01"]
+    assert rows_of(measured)["GAP"] == ["not measured", "not measured"]
     assert rows_of(published)["MPN-COV"] == ["3.41e+14", "5.36e+13", "1.70e+13"]
     assert len(notes) == 1 and "no history of GAP" in notes[0] and "spectrum_history.npz" in notes[0]
+
+
+@pytest.mark.parametrize("value", ["abc", ""])
+def test_published_condition_numbers_must_be_numbers(tmp_path: Path, value: str) -> None:
+    text = (PAPER / "condition_number_iccv21.csv").read_text(encoding="utf-8")
+    (tmp_path / "condition_number_iccv21.csv").write_text(text.replace("5.36e13", value), encoding="utf-8")
+    with pytest.raises(RunError, match=f"iccv21.csv, row 2: condition_number is '{value}', not a number"):
+        make_tables(["condition_number"], Inputs((write_run(tmp_path / "run"),), tmp_path))
 
 
 def test_arithmetic_tables_reproduce_what_is_printed() -> None:
@@ -189,6 +237,30 @@ def test_speed_is_read_from_the_benchmark(tmp_path: Path) -> None:
     assert frame.loc["seb", "ratio_to_eigh"] == pytest.approx(np.median(times["seb"] / times["eigh"]))
     with pytest.raises(RunError, match="no result of the benchmark"):
         make_tables(["speed"], Inputs((tmp_path,), PAPER))
+
+
+def test_what_cannot_be_read_is_noted_and_the_rest_tabulated(tmp_path: Path, here: Callable[..., Done]) -> None:
+    runs_of(tmp_path / "r", "mpn_cov", [180, 184])
+    (damaged,) = runs_of(tmp_path / "r", "gap", [100])
+    (damaged / "summary.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    done = here("make_tables.py", "r", "empty", "nowhere", cwd=tmp_path)
+    assert done.returncode == 0 and "91.00" in done.stdout
+    notes = [line for line in done.stderr.splitlines() if line.startswith("note: left out ")]
+    assert [note.split(":")[1].split()[-1] for note in notes] == ["empty", "nowhere", "r/gap/seed0/summary.json"]
+    assert here("make_tables.py", "r", "empty", "--strict", cwd=tmp_path).returncode == 1
+    refused(here("make_tables.py", "empty", "nowhere", cwd=tmp_path), "empty: no run in it", "nowhere: no such folder")
+
+
+def test_results_of_the_benchmark_are_found_in_their_folder_and_a_damaged_one_is_noted(tmp_path: Path) -> None:
+    (run,) = runs_of(tmp_path / "r", "mpn_cov", [180])
+    tables, notes = make_tables(["accuracy", "speed"], Inputs((run, BENCHMARK.parent), PAPER))
+    assert set(tables) == {"accuracy", "speed"} and notes == []
+    files = {path.name for path in BENCHMARK.parent.glob("*.json")}
+    assert set(tables["speed"].frames["speed"]["file"]) == files
+    (tmp_path / "bad.json").write_text("[]")
+    tables, notes = make_tables(["accuracy", "speed"], Inputs((run, tmp_path / "bad.json"), PAPER))
+    assert set(tables) == {"accuracy"} and len(notes) == 1 and "bad.json: schema None" in notes[0]
 
 
 def test_all_tables_that_can_be_made_are_made_and_traced(tmp_path: Path, here: Callable[..., Done]) -> None:

@@ -175,10 +175,11 @@ def test_missing_or_foreign_published_files_are_named(tmp_path: Path) -> None:
 
 
 def test_latex_is_balanced_and_escaped(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", dataset="cub", num_classes=200, label="[50%_off] & {more} \\ $#~^")
+    write_run(tmp_path / "a", dataset="cub", num_classes=200, label="[50%_off] & {more} \\ $#~^|<>")
     write_run(tmp_path / "b", dataset="cub", num_classes=200, seed=1)
     text = to_latex(table_blocks(tabulate(tmp_path)))
-    assert r"{[}50\%\_off{]} \& \{more\} \textbackslash{} \$\#\textasciitilde{}\textasciicircum{} &" in text
+    assert r"{[}50\%\_off{]} \& \{more\} \textbackslash{} \$\#\textasciitilde{}\textasciicircum{}" in text
+    assert r"\textasciicircum{}\textbar{}\textless{}\textgreater{} &" in text
     assert text.count(r"\begin{") == text.count(r"\end{") > 0
     bare = re.sub(r"\\[\\{}%&$#_]", "", text)
     assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0

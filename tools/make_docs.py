@@ -141,6 +141,9 @@ FIGURES: dict[str, Kept[Figure]] = {
     "cub80_epochs": Kept(cub80("frozen/epochs"), of_frame(lambda t: spectra.epochs_figure(t, SETTING))),
     "cub80_classes": Kept(cub80("frozen/classes"), of_frame(lambda t: spectra.classes_figure(t, SETTING))),
     "cub80_layers": Kept(cub80("frozen/layers"), of_frame(lambda t: spectra.shares_figure(t, SETTING))),
+    "cub80_backbones": Kept(
+        cub80("frozen/backbones"), of_frame(lambda t: spectra.shares_figure(t, "cub80, MPN-COV, reduction 64, 224 px"))
+    ),
     "cub80_bands": Kept(STUDY, bands_plot),
     "cub80_amplification": Kept(GRID, effects_plot),
     "cub80_smoothness": Kept(cub80("smoothness/sgd"), lambda path: smoothness_figure(load_smoothness(path))),

@@ -17,7 +17,8 @@ from fgvc.analysis.method_spectra import (
     summarise,
 )
 from fgvc.analysis.paired import McNemar, mcnemar
-from fgvc.analysis.runs import Accuracy, History, Run, Spectrum, find_runs, read_run
+from fgvc.analysis.run_search import find_finished, find_runs
+from fgvc.analysis.runs import Accuracy, History, Run, Spectrum, read_run
 from fgvc.analysis.settings import Method, Setting, config_notes, group_runs, split_finished
 from fgvc.analysis.smoothness_table import load_smoothness, summarise_smoothness
 from fgvc.training.spectrum_measures import (
@@ -49,6 +50,7 @@ __all__ = [
     "curve_table",
     "effective_rank",
     "eigenvalue_curve",
+    "find_finished",
     "find_runs",
     "group_runs",
     "load_curves",

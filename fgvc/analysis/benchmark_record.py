@@ -56,6 +56,15 @@ def save_record(path: Path, record: Record) -> None:
     write_json_atomic(path, asdict(record))
 
 
+def is_record(path: Path) -> bool:
+    """Whether a file is a result of the benchmark, of any version."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and {"schema", "shapes"} <= saved.keys()
+
+
 def load_record(path: Path) -> Record:
     """Read what `save_record` wrote.
 

@@ -8,13 +8,18 @@ import pandas as pd
 from fgvc.errors import RunError
 
 
-def read_csv(path: Path, columns: tuple[str, ...], *, as_text: bool = False) -> pd.DataFrame:
+def read_csv(
+    path: Path, columns: tuple[str, ...], *, as_text: bool = False, numbers: tuple[str, ...] = ()
+) -> pd.DataFrame:
     """Read a CSV file that must have `columns` (and may have more), with numbers parsed unless `as_text`.
+
+    Those of `numbers` must hold nothing else.
 
     Pandas alone would take one cell too many in a row for an index and move every number to its neighbour's column.
 
     Raises:
-        RunError: the file is missing, not CSV, lacks a column, or a row is longer or shorter than the header.
+        RunError: the file is missing, not CSV, lacks a column, or a row is longer or shorter than the header, or
+            one of `numbers` holds text or nothing.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -28,4 +33,8 @@ def read_csv(path: Path, columns: tuple[str, ...], *, as_text: bool = False) -> 
         if len(row) != len(header):
             raise RunError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns; restore the file")
     text = pd.DataFrame(rows, columns=header, dtype=str)
+    for name in numbers:
+        bad = text.loc[pd.to_numeric(text[name], errors="coerce").isna(), name]
+        if len(bad):
+            raise RunError(f"{path}, row {bad.index[0] + 1}: {name} is {bad.iloc[0]!r}, not a number; restore the file")
     return text if as_text else pd.read_csv(path, index_col=False)

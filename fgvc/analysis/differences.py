@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fgvc.analysis.paired import mcnemar, paired_bootstrap
+from fgvc.analysis.paired import combine_p_values, holm, mcnemar, paired_bootstrap
 from fgvc.analysis.runs import Run
 from fgvc.analysis.settings import Group, Method
 from fgvc.errors import RunError
 
 COLUMNS = (
     *("label", "against", "state", "pairs", "images", "difference", "low", "high"),
-    *("mcnemar_median", "mcnemar_lowest", "mcnemar_highest", "seeds", "runs", "commits"),
+    *("mcnemar_median", "mcnemar_lowest", "mcnemar_highest", "mcnemar_combined", "holm", "seeds", "runs", "commits"),
 )
 
 
@@ -22,8 +22,8 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
 
     Returns:
         state "ok", pairs, images, difference in points with the ends of its 95 % bootstrap interval over images, and
-        median, lowest and highest p-value of the exact McNemar tests, one a seed, not corrected for their number; or
-        the state "no common seed".
+        median, lowest and highest p-value of the exact McNemar tests, one a seed, and all of them as one
+        (`combine_p_values`); or the state "no common seed".
 
     Raises:
         RunError: predictions are missing or damaged, or of other images.
@@ -46,6 +46,7 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
         "mcnemar_median": float(np.median(p_values)),
         "mcnemar_lowest": min(p_values),
         "mcnemar_highest": max(p_values),
+        "mcnemar_combined": combine_p_values(p_values),
         "seeds": " ".join(str(run.seed) for run, _ in pairs),
         "runs": "; ".join(str(run.path) for run in involved),
         "commits": " ".join(sorted({run.commit for run in involved if run.commit})),
@@ -55,8 +56,11 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
 def differences_to_best(group: Group) -> tuple[pd.DataFrame, list[str]]:
     """Each method of a setting against the one of the highest mean top-1, and notes on what could not be compared.
 
+    Of several equal to two decimals the first is the best one.
+
     Returns:
-        One row a method but the best, with `COLUMNS`; no rows for fewer than two methods.
+        One row a method but the best, with `COLUMNS`; no rows for fewer than two methods. `holm` is
+        `mcnemar_combined` corrected for the number of methods that were compared.
     """
     means = {method: _mean_top1(runs) for method, runs in group.items()}
     best = max(means, key=lambda method: means[method])
@@ -67,6 +71,8 @@ def differences_to_best(group: Group) -> tuple[pd.DataFrame, list[str]]:
             rows.append(row)
             notes += note
     table: pd.DataFrame = pd.DataFrame(rows, columns=COLUMNS)
+    compared = table["state"] == "ok"
+    table.loc[compared, "holm"] = holm(table.loc[compared, "mcnemar_combined"].tolist())
     return table, notes
 
 
@@ -79,4 +85,4 @@ def _row(method: Method, runs: Sequence[Run], best: Method, group: Mapping[Metho
 
 
 def _mean_top1(runs: Sequence[Run]) -> float:
-    return float(np.mean([run.final.top1 for run in runs if run.final is not None]))
+    return round(float(np.mean([run.final.top1 for run in runs if run.final is not None])), 2)

@@ -49,6 +49,30 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> McNemar:
     return McNemar(int((a & b).sum()), only_first, only_second, int((~a & ~b).sum()), p_value)
 
 
+def combine_p_values(p_values: Sequence[float]) -> float:
+    """One p-value of several that may depend on each other in any way: n / k times the k-th smallest, k = ceil(n / 2).
+
+    Small only where half of them are. [Rüger, Metrika 1978]
+
+    Raises:
+        ValueError: no p-values.
+    """
+    if not p_values:
+        raise ValueError("expected at least one p-value")
+    n = len(p_values)
+    k = (n + 1) // 2
+    return min(1.0, n / k * sorted(p_values)[k - 1])
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, in the same order. [Holm, Scand. J. Statist. 1979]"""
+    order = np.argsort(p_values)
+    scaled = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)
+    corrected = np.empty(len(order))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(scaled))
+    return [float(value) for value in corrected]
+
+
 @dataclass(frozen=True)
 class Difference:
     """Accuracy of one method minus that of another, points of per cent.

@@ -1,9 +1,9 @@
-"""Run folders as they lie on the disk: found at any depth, their summary typed, everything else read on demand."""
+"""Run folders as they lie on the disk: their summary typed, everything else read on demand."""
 
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -130,34 +130,15 @@ class Run:
     def history(self) -> History:
         """spectrum_history.npz. Raises RunError where it is missing (trainer.probe_images=0) or damaged."""
         path = self.path / "spectrum_history.npz"
+        if not path.is_file():
+            kept = "kept no spectra by epoch (trainer.probe_images=0, or an earlier version)"
+            raise RunError(f"{path}: no such file; the run {kept}: repeat it")
         arrays = _arrays(path, ("before", "epochs"))
         before, after = _before_and_after(arrays, path, "(E, n, d)")
         epochs = arrays["epochs"]
         if epochs.shape != before.shape[:1] or epochs.dtype.kind != "i":
             raise RunError(f"{path}: 'epochs' is {epochs.dtype} of shape {epochs.shape}, not {len(before)}; {_REPEAT}")
         return History(epochs, before, after)
-
-
-def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """Runs in the given folders at any depth, each once, in the order of the folders and then of their paths.
-
-    A folder is a run if it holds summary.json.
-
-    Raises:
-        RunError: a folder does not exist or holds no run, or a summary is damaged.
-    """
-    found: dict[Path, Path] = {}  # resolved -> as given
-    for root in paths:
-        if not root.is_dir():
-            raise RunError(f"{root}: no such folder; give a run folder or a folder of runs")
-        summaries = sorted(root.rglob("summary.json"))
-        if not summaries:
-            raise RunError(
-                f"{root}: no run in it: looked for summary.json at any depth; train first or give its parent"
-            )
-        for summary in summaries:
-            found.setdefault(summary.parent.resolve(), summary.parent)
-    return [read_run(path) for path in found.values()]
 
 
 def read_run(path: Path) -> Run:

@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader
 
-from fgvc.analysis.runs import Run, find_runs, read_run
-from fgvc.analysis.settings import group_runs, split_finished
+from fgvc.analysis.run_search import find_finished
+from fgvc.analysis.runs import Run, read_run
+from fgvc.analysis.settings import group_runs
 from fgvc.analysis.smoothness import Weights
 from fgvc.analysis.smoothness_curve import STEP_FACTORS, Measure, run_measure, smoothness_curve, smoothness_frame
 from fgvc.analysis.smoothness_table import divergence_notes
@@ -149,7 +150,7 @@ def smoothness_of_runs(
         RunError: no run there, runs of several settings or two of one method and seed, or none could be measured.
         ConfigError: as `smoothness_of_run`; `methods` in the place of different ones, at whose weights they would mix.
     """
-    runs, notes = split_finished(find_runs([path]))
+    runs, notes = find_finished([path])
     settings = group_runs(runs)
     if len(settings) > 1:
         titles = "; ".join(setting.title for setting in settings)

@@ -11,7 +11,9 @@ from fgvc.analysis import Setting
 from fgvc.reporting.style import method_order
 from fgvc.reporting.tables import SETTING_COLUMNS
 
-PLACES_NOTE = "The three highest measured means of a column: bold, italic, and underlined or marked (3rd)."
+PLACES_NOTE = (
+    "The three highest measured means of a column: bold, italic, and underlined or marked (3rd); equal ones alike."
+)
 _PUBLISHED_HEADERS = {
     "final": "Published final",
     "best": "Published best (on test)",
@@ -40,7 +42,12 @@ class Block:
 
 
 def places(values: Sequence[float], column: int) -> dict[tuple[int, int], int]:
-    """Marks of the three highest of a column's values, equal ones alike; none where fewer than two are numbers."""
+    """Marks of the three highest of a column's values; none where fewer than two are numbers.
+
+    Values that read the same, with two decimals, share a place: saved accuracies are rounded, so that means over the
+    same number of right images differ in digits that say nothing.
+    """
+    values = [round(value, 2) for value in values]
     known = sorted({value for value in values if not math.isnan(value)}, reverse=True)
     if sum(not math.isnan(value) for value in values) < 2:
         return {}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fgvc.analysis import Run, config_notes, find_runs, group_runs, read_csv, split_finished
-from fgvc.analysis.benchmark_record import load_record
-from fgvc.errors import RunError
+from fgvc.analysis import Run, config_notes, find_finished, group_runs, read_csv
+from fgvc.analysis.benchmark_record import is_record, load_record
+from fgvc.errors import RunError, UserError
 from fgvc.reporting.blocks import table_blocks
 from fgvc.reporting.published import load_published
 from fgvc.reporting.run_tables import condition_numbers, cost, differences, hybrid
@@ -23,7 +23,7 @@ class Inputs:
     """What tables are made from.
 
     Attributes:
-        results: run folders, folders of them, or results of the benchmark (.json).
+        results: run folders, folders of them, results of the benchmark (.json), or the folders they lie in.
         paper: folder of the published numbers.
     """
 
@@ -31,12 +31,25 @@ class Inputs:
     paper: Path
 
     @cached_property
+    def records(self) -> list[Path]:
+        """Results of the benchmark: the files that were given, and those right inside a folder that was."""
+        found: list[Path] = []
+        for path in self.results:
+            found += [path] if path.suffix == ".json" else filter(is_record, sorted(path.glob("*.json")))
+        return found
+
+    @cached_property
     def finished(self) -> tuple[list[Run], list[str]]:
         """The finished runs, and notes on the others, on doubtful averages and on several datasets. Raises RunError."""
-        folders = [path for path in self.results if path.suffix != ".json"]
+        benchmarks = {file.parent for file in self.records}
+        folders = [
+            path
+            for path in self.results
+            if path.suffix != ".json" and (path not in benchmarks or any(path.rglob("summary.json")))
+        ]
         if not folders:
             raise RunError("no folder of runs given; this table is made from runs, e.g. results/cub80_frozen")
-        runs, notes = split_finished(find_runs(folders))
+        runs, notes = find_finished(folders)
         datasets = list(dict.fromkeys(run.dataset for run in runs))
         if len(datasets) > 1:
             notes.append(f"runs of {len(datasets)} datasets ({', '.join(datasets)}): each has a table of its own")
@@ -69,19 +82,19 @@ def _cost(inputs: Inputs) -> Table:
 def _condition_number(inputs: Inputs) -> Table:
     runs, notes = inputs.finished
     path = inputs.paper / "condition_number_iccv21.csv"
-    published = read_csv(path, ("method", "epoch", "condition_number", "source"))
+    numbers = ("epoch", "condition_number")
+    published = read_csv(path, ("method", *numbers, "source"), numbers=numbers)
     blocks, frame, more = condition_numbers(runs, published)
     return Table("Condition number of the covariance", blocks, {"condition_number": frame}, notes + more)
 
 
 def _speed(inputs: Inputs) -> Table:
-    files = [path for path in inputs.results if path.suffix == ".json"]
-    if not files:
+    if not inputs.records:
         raise RunError(
             "no result of the benchmark given; this table is made from .json files of benchmarks/spectral.py"
         )
     blocks, frames = [], []
-    for file in files:
+    for file in inputs.records:
         record = load_record(file)
         blocks += [speed_block(shape) for shape in record.shapes]
         frames.append(speed_frame(record).assign(file=file.name))
@@ -119,11 +132,10 @@ TABLES: dict[str, Callable[[Inputs], Table]] = {
 def make_tables(names: list[str], inputs: Inputs) -> tuple[dict[str, Table], list[str]]:
     """The tables of these names, and notes.
 
-    Several names are made as far as they can be: a table whose input is not among the results is noted.
+    Several names are made as far as they can be: a table whose input is not among the results, or damaged, is noted.
 
     Raises:
-        RunError: nothing could be made, or the one table that was asked for could not.
-        ConfigError: a result of the benchmark is damaged.
+        UserError: nothing could be made, or the one table that was asked for could not.
     """
     made: dict[str, Table] = {}
     notes: dict[str, None] = {}  # each once: several tables are made from the same runs
@@ -131,7 +143,7 @@ def make_tables(names: list[str], inputs: Inputs) -> tuple[dict[str, Table], lis
     for name in names:
         try:
             made[name] = TABLES[name](inputs)
-        except RunError as error:
+        except UserError as error:
             if len(names) == 1:
                 raise
             errors.append(f"no table {name}: {error}")

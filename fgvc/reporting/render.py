@@ -14,6 +14,9 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "[": "{[}",  # at the start of a row it would be read as the optional argument of \\
     "]": "{]}",
+    "|": r"\textbar{}",  # in text, the old font encoding has other letters in the place of these three
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
     "±": r"$\pm$",
     "−": r"$-$",
     "≤": r"$\le$",

@@ -16,19 +16,24 @@ from fgvc.errors import RunError
 from fgvc.reporting.blocks import Block
 from fgvc.reporting.style import method_order
 
-_DIFFERENCES_NOTE = (
-    "Difference: final top-1 in points, the seeds that both have paired. Interval: 95 %, bootstrap over the test "
-    "images with the seeds averaged; it speaks of these weights on other such images. p: exact McNemar test of each "
-    "seed, median [lowest, highest], not corrected for the number of comparisons."
+_INTERVAL_NOTE = (
+    "Difference: final top-1 in points, the seeds that both have paired. Interval: 95 % each, bootstrap over the test "
+    "images with the seeds averaged; it speaks of these weights on other such images."
+)
+_BEST_NOTE = (
+    "The best one was chosen by the same numbers: its lead over the others is flattered, all the more the more there "
+    "are. p: exact McNemar test of each seed, median [lowest, highest]. Holm: the seeds' p-values as one by Rüger's "
+    "rule, which holds however they depend on each other, corrected for the number of methods by Holm's."
 )
 _HYBRID = " (hybrid)"
+_PROTOCOLS = ("standalone", "hybrid")
 NOT_MEASURED = "not measured"
 
 
 def differences(groups: Mapping[Setting, Group]) -> tuple[list[Block], pd.DataFrame, list[str]]:
     """Each method against the best one of its setting: a block for each setting of two methods or more."""
     blocks, frames, notes = [], [], []
-    for setting, group in groups.items():
+    for setting, group in _in_order(groups):
         table, more = differences_to_best(group)
         notes += more
         if table.empty:
@@ -41,18 +46,24 @@ def differences(groups: Mapping[Setting, Group]) -> tuple[list[Block], pd.DataFr
 def differences_block(table: pd.DataFrame) -> Block:
     """The differences of one setting, of `differences_to_best` with the column setting."""
     records = sorted(table.to_dict("records"), key=lambda row: method_order(row["label"]))
-    header = ["Method", f"minus {table['against'].iloc[0]}", "95 % interval", "p"]
+    header = ["Method", f"minus {table['against'].iloc[0]}", "95 % interval", "p", "Holm"]
     title = f"Differences to the best: {table['setting'].iloc[0]}"
-    return Block(title, header, [_difference(row) for row in records], [_DIFFERENCES_NOTE], "Points")
+    return Block(title, header, [_difference(row) for row in records], [_INTERVAL_NOTE, _BEST_NOTE], "Points")
 
 
 def _difference(row: Mapping[Any, Any]) -> list[str]:
     if row["state"] != "ok":
-        return [row["label"], *[row["state"]] * 3]
+        return [row["label"], *[row["state"]] * 4]
     p = f"{row['mcnemar_median']:.2g}"
     if row["pairs"] > 1:
         p += f" [{row['mcnemar_lowest']:.2g}, {row['mcnemar_highest']:.2g}]"
-    return [row["label"], f"{row['difference']:+.2f}", f"[{row['low']:+.2f}, {row['high']:+.2f}]", p]
+    return [row["label"], *_with_interval(row), p, f"{row['holm']:.2g}"]
+
+
+def _with_interval(row: Mapping[Any, Any]) -> list[str]:
+    if row["state"] != "ok":
+        return [row["state"]] * 2
+    return [f"{row['difference']:+.2f}", f"[{row['low']:+.2f}, {row['high']:+.2f}]"]
 
 
 def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[list[Block], pd.DataFrame, list[str]]:
@@ -71,28 +82,42 @@ def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[lis
         rows, cells = [], []
         labels = {label for label in part["label"] if f"{label}{_HYBRID}" in set(part["label"])}
         for label in sorted(labels, key=method_order):
-            runs = {
-                name: next((r for m, r in group.items() if m.label == name), []) for name in (label, label + _HYBRID)
-            }
-            compared: dict[str, Any] = {"state": NOT_MEASURED}
-            if all(runs.values()):
-                try:
-                    compared = compare(runs[label + _HYBRID], runs[label])
-                except RunError as error:
-                    compared = {"state": "not comparable"}
-                    notes.append(f"{label}, hybrid and alone: {error}")
-            cells.append({"setting": setting.title, "label": label, "against": "standalone", **compared})
-            difference = _difference({"label": label, **compared})[1:3]
-            measured = [_mean(runs[name]) for name in (label, label + _HYBRID)]
-            rows.append([label, *measured, *difference, *(_published(part, name) for name in runs)])
+            cell, note = _hybrid_cell(label, group, part)
+            cells.append({"setting": setting.title, **cell})
+            rows.append(_hybrid_row(cell))
+            notes += note
         if rows:
             header = ["Method", "Standalone", "Hybrid", "Difference", "95 % interval"]
             header += ["Published standalone", "Published hybrid"]
-            blocks.append(Block(f"Hybrid protocol: {setting.title}", header, rows, [_DIFFERENCES_NOTE], "Top-1 in %"))
+            blocks.append(Block(f"Hybrid protocol: {setting.title}", header, rows, [_INTERVAL_NOTE], "Top-1 in %"))
             frames.append(pd.DataFrame(cells))
     if not blocks:
         raise RunError("no method trained both alone and under the hybrid protocol (hybrid.method=...) in one setting")
     return blocks, _concat(frames), notes
+
+
+def _hybrid_cell(label: str, group: Group, part: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
+    """One row of the frame, and notes; `part` is the setting's part of the accuracy table."""
+    names = dict(zip(_PROTOCOLS, (label, label + _HYBRID), strict=True))
+    runs = {protocol: next((r for m, r in group.items() if m.label == name), []) for protocol, name in names.items()}
+    cell: dict[str, Any] = {"label": label, "against": "standalone", "state": NOT_MEASURED}
+    notes = []
+    if all(runs.values()):
+        try:
+            cell |= compare(runs["hybrid"], runs["standalone"])
+        except RunError as error:
+            cell["state"] = "not comparable"
+            notes.append(f"{label}, hybrid and alone: {error}")
+    for protocol in _PROTOCOLS:
+        cell |= {f"{protocol}_{name}": value for name, value in _top1(runs[protocol]).items()}
+        cell[f"published_{protocol}"] = _published(part, names[protocol])
+    return cell | _sources([*runs["standalone"], *runs["hybrid"]]), notes
+
+
+def _hybrid_row(cell: Mapping[str, Any]) -> list[str]:
+    measured = [_mean(cell[f"{protocol}_mean"], cell[f"{protocol}_std"]) for protocol in _PROTOCOLS]
+    published = [cell[f"published_{protocol}"] for protocol in _PROTOCOLS]
+    return [cell["label"], *measured, *_with_interval(cell), *published]
 
 
 def _in_order(groups: Mapping[Setting, Group]) -> list[tuple[Setting, Group]]:
@@ -100,11 +125,16 @@ def _in_order(groups: Mapping[Setting, Group]) -> list[tuple[Setting, Group]]:
     return sorted(groups.items(), key=lambda item: tuple(map(str, vars(item[0]).values())))
 
 
-def _mean(runs: Sequence[Run]) -> str:
+def _top1(runs: Sequence[Run]) -> dict[str, float]:
     values = [run.final.top1 for run in runs if run.final is not None]
-    if not values:
+    mean = float(np.mean(values)) if values else np.nan
+    return {"n": len(values), "mean": mean, "std": float(np.std(values, ddof=1)) if len(values) > 1 else np.nan}
+
+
+def _mean(mean: float, std: float) -> str:
+    if np.isnan(mean):
         return NOT_MEASURED
-    return f"{np.mean(values):.2f}" + (f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else "")
+    return f"{mean:.2f}" + ("" if np.isnan(std) else f" ± {std:.2f}")
 
 
 def _published(part: pd.DataFrame, label: str) -> str:
@@ -116,7 +146,7 @@ def _published(part: pd.DataFrame, label: str) -> str:
 def cost(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
     """What a head costs: parameters, descriptor, time an image, memory; medians over the seeds, a block a setting."""
     frames = []
-    for setting, group in group_runs(runs).items():
+    for setting, group in _in_order(group_runs(runs)):
         cells = []
         for method, of_method in group.items():
             values = pd.DataFrame(
@@ -149,7 +179,7 @@ def condition_numbers(runs: Sequence[Run], published: pd.DataFrame) -> tuple[lis
         published: method, epoch, condition_number and source.
     """
     blocks, frames, notes = [], [], []
-    for setting, group in group_runs(runs).items():
+    for setting, group in _in_order(group_runs(runs)):
         history, more = condition_history(group)
         notes += more
         if history.empty:
@@ -157,8 +187,11 @@ def condition_numbers(runs: Sequence[Run], published: pd.DataFrame) -> tuple[lis
         frames.append(history.assign(setting=setting.title))
         epochs = _some(sorted(set(history["epoch"])))
         rows = []
-        for label in sorted(set(history["label"]), key=method_order):
+        for label in sorted((method.label for method in group), key=method_order):
             of_label = history[history["label"] == label].set_index("epoch")
+            if of_label.empty:
+                rows.append([label, *[NOT_MEASURED] * len(epochs)])
+                continue
             for column, name in (
                 ("condition_number", label),
                 ("nonzero_condition_number", f"{label}, of the non-zero"),
@@ -192,7 +225,7 @@ def _power(value: float | None) -> str:
 
 def _sources(runs: Sequence[Run]) -> dict[str, str]:
     return {
-        "seeds": " ".join(str(run.seed) for run in runs),
+        "seeds": " ".join(dict.fromkeys(str(run.seed) for run in runs)),
         "runs": "; ".join(str(run.path) for run in runs),
         "commits": " ".join(sorted({run.commit for run in runs if run.commit})),
     }
