@@ -107,6 +107,7 @@ def epochs_figure(curves: pd.DataFrame, title: str) -> Figure:
         panels = figure.subplots(len(labels), 2, squeeze=False, sharex=True, sharey="col")
         for row, label in zip(panels, labels, strict=True):
             part = curves[curves["label"] == label]
+            row[0].set_ylabel("eigenvalue")
             for axes, stage in zip(row, ("before", "after"), strict=True):
                 of_stage = part[part["stage"] == stage]
                 if of_stage.empty:
