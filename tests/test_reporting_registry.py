@@ -77,6 +77,13 @@ def test_bootstrap_averages_the_pairs_on_each_image() -> None:
         paired_bootstrap([a], [predictions(100, images=150)])
 
 
+def test_an_end_of_the_interval_at_zero_is_zero_in_every_digit() -> None:
+    # the three seeds lose 14, 4 and 2 images and win twice as many: thirds of an image, whose sum is 0 but for rounding
+    better = [predictions(2000 + lost, 2400, 100 + lost) for lost in (14, 4, 2)]
+    found = paired_bootstrap(better, [predictions(2000, 2400, 100)] * 3, resamples=2000)
+    assert found.mean == pytest.approx(100 * 20 / 7200) and found.low == 0 and found.high > found.mean
+
+
 def test_accuracy_marks_the_best_three_and_compares_with_the_best(tmp_path: Path) -> None:
     runs_of(tmp_path, "gap", [120, 124])
     runs_of(tmp_path, "mpn_cov", [180, 184])
@@ -140,8 +147,29 @@ def test_missing_predictions_are_noted_and_the_rest_tabulated(tmp_path: Path, he
     (lost / "predictions.csv").unlink()
     done = here("make_tables.py", "r", cwd=tmp_path)
     assert done.returncode == 0 and "60.00" in done.stdout and "not comparable" in done.stdout
-    assert re.search(r"note: GAP and MPN-COV: .*predictions\.csv", done.stderr)
+    assert re.search(r"note: left out of the differences: .*predictions\.csv: no such file", done.stderr)
     assert here("make_tables.py", "r", "--strict", cwd=tmp_path).returncode == 1
+
+
+def test_seeds_whose_predictions_cannot_be_compared_are_left_out_of_the_differences(tmp_path: Path) -> None:
+    best = runs_of(tmp_path, "mpn_cov", [180, 184, 188])
+    other = runs_of(tmp_path, "gap", [120, 124, 130])
+    runs_of(tmp_path, "seb", [150, 150])
+    (best[2] / "predictions.csv").unlink()  # of the method that all are compared with
+    tables, notes = make_tables(["accuracy"], Inputs((tmp_path,), PAPER))
+    rows = rows_of(tables["accuracy"].texts("a")["a.md"].split("## Differences to the best")[1])
+    assert rows["GAP"][0] == "-30.00" and rows["SEB"][0] == "-16.00"  # of seeds 0 and 1
+    assert notes == [f"left out of the differences: {best[2] / 'predictions.csv'}: no such file; restore it"]
+    write_predictions(other[1], right=100, images=150)
+    tables, notes = make_tables(["accuracy"], Inputs((tmp_path,), PAPER))
+    frame = tables["accuracy"].frames["differences"].set_index("label")
+    assert (frame.loc["GAP", "pairs"], frame.loc["GAP", "seeds"]) == (1, "0")
+    assert len(notes) == 2 and f"{other[1]} and {best[1]}: predictions of 150 and 200 images" in " ".join(notes)
+    assert "Pairs of runs: GAP 1, SEB 2." in tables["accuracy"].texts("a")["a.md"]
+    (other[0] / "predictions.csv").write_text("path\n")
+    tables, _ = make_tables(["accuracy"], Inputs((tmp_path,), PAPER))
+    rows = rows_of(tables["accuracy"].texts("a")["a.md"].split("## Differences to the best")[1])
+    assert rows["GAP"] == ["not comparable"] * 4 and rows["SEB"][0] == "-16.00"
 
 
 def test_runs_of_several_datasets_are_told_apart_and_said_so(tmp_path: Path) -> None:
@@ -167,10 +195,11 @@ def test_hybrid_stands_beside_standalone(tmp_path: Path) -> None:
     assert (cell["standalone_mean"], cell["hybrid_mean"], cell["difference"], cell["seeds"]) == (80, 85, 5, "0 1")
     assert [Path(run["path"]).parent.name for run in cell["runs"]] == ["svd_pade"] * 2 + ["svd_pade-hybrid"] * 2
     assert cell["published_hybrid"] == row[5]
-    (tmp_path / "svd_pade" / "seed0" / "predictions.csv").unlink()
-    tables, notes = make_tables(["hybrid"], Inputs((tmp_path,), PAPER))
-    row = rows_of(tables["hybrid"].texts("hybrid")["hybrid.md"])["SVD-Padé"]
-    assert row[:4] == ["80.00 ± 0.00", "85.00 ± 0.00", "not comparable", "not comparable"] and len(notes) == 1
+    for seed, difference in enumerate(["+5.00", "not comparable"]):  # of the other seed, then of none
+        (tmp_path / "svd_pade" / f"seed{seed}" / "predictions.csv").unlink()
+        tables, notes = make_tables(["hybrid"], Inputs((tmp_path,), PAPER))
+        row = rows_of(tables["hybrid"].texts("hybrid")["hybrid.md"])["SVD-Padé"]
+        assert row[:3] == ["80.00 ± 0.00", "85.00 ± 0.00", difference] and len(notes) == seed + 1
     with pytest.raises(RunError, match="hybrid protocol"):
         make_tables(["hybrid"], Inputs((write_run(tmp_path / "alone"),), PAPER))
 

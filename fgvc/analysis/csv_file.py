@@ -24,6 +24,8 @@ def read_csv(
     try:
         with path.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file, strict=True)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no such file; restore it") from error
     except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or empty
         raise RunError(f"{path}: cannot be read as CSV ({error}); restore the file") from error
     missing = [column for column in columns if column not in header]

@@ -111,16 +111,17 @@ def paired_bootstrap(
     differences = []
     for a, b in zip(first, second, strict=True):
         pairs = _pairs(a, b).sort_values("path")
-        differences.append(pairs["right_first"].to_numpy(dtype=float) - pairs["right_second"].to_numpy(dtype=float))
+        differences.append(pairs["right_first"].to_numpy(dtype=int) - pairs["right_second"].to_numpy(dtype=int))
     if len({len(values) for values in differences}) > 1:
         raise RunError("the runs were evaluated on different numbers of images; give runs of one test split")
-    values = 100 * np.mean(differences, axis=0)  # (images,)
+    values = np.sum(differences, axis=0)  # (images,), whole numbers: an end of the interval that is 0 stays 0
     n, rng = len(values), np.random.default_rng(seed)
     # few values occur, so that resampling their counts is resampling the images
     found, counts = np.unique(values, return_counts=True)
-    means = rng.multinomial(n, counts / n, size=resamples) @ found / n
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(float(values.mean()), float(low), float(high), n, len(first))
+    sums = rng.multinomial(n, counts / n, size=resamples) @ found
+    low, high = np.quantile(sums, [0.025, 0.975])
+    scale = 100 / (n * len(first))
+    return Difference(float(values.sum() * scale), float(low * scale), float(high * scale), n, len(first))
 
 
 def _pairs(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:

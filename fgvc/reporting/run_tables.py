@@ -48,7 +48,16 @@ def differences_block(table: pd.DataFrame) -> Block:
     records = sorted(table.to_dict("records"), key=lambda row: method_order(row["label"]))
     header = ["Method", f"minus {table['against'].iloc[0]}", "95 % interval", "p", "Holm"]
     title = f"Differences to the best: {table['setting'].iloc[0]}"
-    return Block(title, header, [_difference(row) for row in records], [_INTERVAL_NOTE, _BEST_NOTE], "Points")
+    notes = [f"{_INTERVAL_NOTE} {_pairs(records)}", _BEST_NOTE]
+    return Block(title, header, [_difference(row) for row in records], notes, "Points")
+
+
+def _pairs(records: Sequence[Mapping[Any, Any]]) -> str:
+    """Of how many seeds the differences are: one number, or one a method where some lack predictions."""
+    numbers = {row["label"]: row["pairs"] for row in records if row["state"] == "ok"}
+    if len(set(numbers.values())) <= 1:
+        return f"Pairs of runs: {max(numbers.values(), default=0)}."
+    return f"Pairs of runs: {', '.join(f'{label} {number}' for label, number in numbers.items())}."
 
 
 def _difference(row: Mapping[Any, Any]) -> list[str]:
@@ -89,7 +98,8 @@ def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[lis
         if rows:
             header = ["Method", "Standalone", "Hybrid", "Difference", "95 % interval"]
             header += ["Published standalone", "Published hybrid"]
-            blocks.append(Block(f"Hybrid protocol: {setting.title}", header, rows, [_INTERVAL_NOTE], "Top-1 in %"))
+            under = [f"{_INTERVAL_NOTE} {_pairs(cells)}"]
+            blocks.append(Block(f"Hybrid protocol: {setting.title}", header, rows, under, "Top-1 in %"))
             frames.append(pd.DataFrame(cells))
     if not blocks:
         raise RunError("no method trained both alone and under the hybrid protocol (hybrid.method=...) in one setting")
@@ -101,13 +111,10 @@ def _hybrid_cell(label: str, group: Group, part: pd.DataFrame) -> tuple[dict[str
     names = dict(zip(_PROTOCOLS, (label, label + _HYBRID), strict=True))
     runs = {protocol: next((r for m, r in group.items() if m.label == name), []) for protocol, name in names.items()}
     cell: dict[str, Any] = {"label": label, "against": "standalone", "state": NOT_MEASURED}
-    notes = []
+    notes: list[str] = []
     if all(runs.values()):
-        try:
-            cell |= compare(runs["hybrid"], runs["standalone"])
-        except RunError as error:
-            cell["state"] = "not comparable"
-            notes.append(f"{label}, hybrid and alone: {error}")
+        compared, notes = compare(runs["hybrid"], runs["standalone"])
+        cell |= compared
     for protocol in _PROTOCOLS:
         cell |= {f"{protocol}_{name}": value for name, value in _top1(runs[protocol]).items()}
         cell[f"published_{protocol}"] = _published(part, names[protocol])
