@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from command_line import ROOT, Done, refused
 from run_folders import write_config, write_run
 from safetensors.numpy import save_file
