@@ -21,7 +21,7 @@ from fgvc.analysis.run_search import find_finished, find_runs
 from fgvc.analysis.runs import Accuracy, History, Run, Spectrum, read_run
 from fgvc.analysis.settings import Method, Setting, config_notes, group_runs, split_finished
 from fgvc.analysis.smoothness_table import load_smoothness, summarise_smoothness
-from fgvc.training.spectrum_measures import (
+from fgvc.spectrum_measures import (
     EigenvalueCurve,
     condition_number,
     effective_rank,

@@ -22,8 +22,8 @@ from fgvc.pooling import CovariancePooling, NewtonSchulzPooling, Pooling, Spectr
 from fgvc.spectral import Band, Keep
 from fgvc.spectral.maps import NewtonSchulzRoot
 from fgvc.spectral.rules import band as band_of
+from fgvc.spectrum_measures import numerical_rank
 from fgvc.training.restore import Restored, restore_run
-from fgvc.training.spectrum_measures import numerical_rank
 
 ALL = Band(0, None)
 """The whole spectrum."""

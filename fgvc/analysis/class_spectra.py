@@ -14,9 +14,9 @@ from fgvc.errors import RunError
 from fgvc.pooling import pooling_spectrum
 from fgvc.spectral import covariance_eigenvalues
 from fgvc.spectral.descriptor import null_as_zero
+from fgvc.spectrum_measures import effective_rank, nonzero_condition_number
 from fgvc.training.probe import SpectrumProbe, evenly_spaced
 from fgvc.training.restore import restore_run
-from fgvc.training.spectrum_measures import effective_rank, nonzero_condition_number
 
 CLASS_COLUMNS = (
     *("label", "class", "images", "effective_rank", "effective_rank_lower", "effective_rank_upper"),

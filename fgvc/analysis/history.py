@@ -8,7 +8,7 @@ import pandas as pd
 from fgvc.analysis.runs import History, Run
 from fgvc.analysis.settings import Group
 from fgvc.errors import RunError
-from fgvc.training.spectrum_measures import (
+from fgvc.spectrum_measures import (
     condition_number,
     effective_rank,
     eigenvalue_curve,

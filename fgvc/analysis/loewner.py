@@ -22,7 +22,7 @@ from fgvc.spectral.descriptor import null_as_zero, symmetric_gradient
 from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.rules import Spectrum
 from fgvc.spectral.spectral_map import SpectralLayer
-from fgvc.training.spectrum_measures import nonzero_condition_number, numerical_rank
+from fgvc.spectrum_measures import nonzero_condition_number, numerical_rank
 
 RELEASED_PI = "svd_pi-released"
 """The name of `released_power_iteration`, the one gradient here that is no rule of fgvc.spectral."""

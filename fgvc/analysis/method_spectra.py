@@ -11,7 +11,7 @@ from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.runs import Run
 from fgvc.analysis.settings import Method, group_runs
 from fgvc.errors import RunError
-from fgvc.training.spectrum_measures import (
+from fgvc.spectrum_measures import (
     condition_number,
     effective_rank,
     eigenvalue_curve,
@@ -46,7 +46,7 @@ class MethodSpectrum:
 
 @dataclass(frozen=True)
 class SpectrumSummary:
-    """Medians over images of the measures in `fgvc.training.spectrum_measures`.
+    """Medians over images of the measures in `fgvc.spectrum_measures`.
 
     `*_after` is None for a method without a normalised matrix; the conditioning is that of the covariance.
     `smallest_share_*` is the share of the trace in the `smallest` smallest non-zero eigenvalues.

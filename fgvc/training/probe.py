@@ -14,7 +14,7 @@ from fgvc.errors import RunError
 from fgvc.files import atomic_path
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.pooling import pooling_spectrum
-from fgvc.training.spectrum_measures import (
+from fgvc.spectrum_measures import (
     condition_number,
     effective_rank,
     median_over_images,
