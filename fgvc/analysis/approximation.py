@@ -7,6 +7,7 @@ approximates 1 / (1 - r) by a Taylor polynomial or a Padé approximant. [Song, S
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import mpmath
@@ -22,6 +23,8 @@ from fgvc.spectral.rules import PublishedChain, Spectrum, pade_ratio
 RATIOS = ("0.1", "0.3", "0.5", "0.7", "0.9", "0.99", "0.999")
 """The published values of r."""
 DEGREE = 100
+DIGITS = 20
+"""Decimal digits of the published coefficients."""
 
 
 def approximation_errors(published: Path) -> pd.DataFrame:
@@ -31,105 +34,134 @@ def approximation_errors(published: Path) -> pd.DataFrame:
         published: approximation_error_iccv21.csv.
 
     Returns:
-        One row an approximant ("Taylor", "Padé") and r: published, exact and float64. `exact` is in rational numbers:
-        of Taylor r^101 / (1 - r), of Padé with the coefficients rounded to float64, as every layer uses them (with
-        unrounded ones the approximant is 1 / (1 - r) itself). `float64` is what this package's layers compute: Taylor
-        as (1 - r^101) / (1 - r), Padé by Horner's scheme.
+        One row an approximant ("Taylor", "Padé") and r, and for each the error in several arithmetics:
+
+        published: as printed, text.
+        exact: in rational numbers: of Taylor r^101 / (1 - r), of Padé with the coefficients rounded to float64, as
+            every layer uses them.
+        digits20: in the arithmetic that the published coefficients were solved in, coefficients not rounded.
+        float64: of what this package's layers compute, Taylor as (1 - r^101) / (1 - r), Padé by Horner's scheme; the
+            difference to 1 / (1 - r), r rounded to float64, is exact.
+        source: of the printed figure.
 
     Raises:
         RunError: the file is missing or damaged.
     """
-    printed = read_csv(published, ("method", "r", "error"), as_text=True).set_index(["method", "r"])["error"]
-    rows = []
-    for r in RATIOS:
-        exact = {"Taylor": _taylor_error(Fraction(r)), "Padé": _pade_error(Fraction(r))}
-        for name, computed in _in_float64(float(r)).items():
-            error = abs(Fraction(computed) - 1 / (1 - Fraction(float(r))))
-            rows.append((name, r, printed.get((name, r)), float(exact[name]), float(error)))
-    table: pd.DataFrame = pd.DataFrame(rows, columns=["method", "r", "published", "exact", "float64"])
-    ordered: pd.DataFrame = table.sort_values(["method", "r"], ascending=[False, True], ignore_index=True)
+    printed = read_csv(published, ("method", "r", "error", "source"), as_text=True).set_index(["method", "r"])
+    rows = [
+        (name, r, exact(Fraction(r)), _error_at_20_digits(name, r), float(_error_in_float64(name, float(r))))
+        for name, exact in (("Taylor", _taylor_error), ("Padé", _pade_error))
+        for r in RATIOS
+    ]
+    table = pd.DataFrame(rows, columns=["method", "r", "exact", "digits20", "float64"])
+    table = table.join(printed[["error", "source"]].rename(columns={"error": "published"}), on=["method", "r"])
+    ordered: pd.DataFrame = table[["method", "r", "published", "exact", "digits20", "float64", "source"]]
     return ordered
 
 
-def _taylor_error(r: Fraction) -> Fraction:
-    return r ** (DEGREE + 1) / (1 - r)
+def _taylor_error(r: Fraction) -> float:
+    return float(r ** (DEGREE + 1) / (1 - r))
 
 
-def _pade_error(r: Fraction) -> Fraction:
+def _pade_error(r: Fraction) -> float:
     def value(coefficients: Sequence[float]) -> Fraction:
         return sum((Fraction(c) * r**k for k, c in enumerate(coefficients)), Fraction(0))
 
-    return abs(value(NUMERATOR) / value(DENOMINATOR) - 1 / (1 - r))
+    return float(abs(value(NUMERATOR) / value(DENOMINATOR) - 1 / (1 - r)))
 
 
-def _in_float64(r: float) -> dict[str, float]:
-    one, lower = torch.ones(1, 1, 1, dtype=torch.float64), torch.full((1, 1, 1), r, dtype=torch.float64)
-    rule = GRADIENTS["taylor"]
-    assert isinstance(rule, PublishedChain)
-    return {"Taylor": float(rule.reciprocal_gap(one, lower)), "Padé": float(pade_ratio(lower))}
+@cache
+def _solved() -> tuple[list[mpmath.mpf], list[mpmath.mpf], list[mpmath.mpf]]:
+    """Coefficients at 20 digits, constant term first: Taylor, and the Padé approximant's numerator and denominator."""
+    with mpmath.workdps(DIGITS):
+        taylor = mpmath.taylor(lambda r: 1 / (1 - r), 0, DEGREE)
+        return taylor, *mpmath.pade(taylor, DEGREE // 2, DEGREE // 2)
+
+
+def _error_at_20_digits(name: str, r: str) -> float:
+    taylor, numerator, denominator = _solved()
+    with mpmath.workdps(DIGITS):
+        at = mpmath.mpf(r)
+        if name == "Taylor":
+            value = mpmath.polyval(taylor[::-1], at)
+        else:
+            value = mpmath.polyval(numerator[::-1], at) / mpmath.polyval(denominator[::-1], at)
+        return float(abs(value - 1 / (1 - at)))
+
+
+def _error_in_float64(name: str, r: float) -> Fraction:
+    ones = torch.ones(1, 1, 1, dtype=torch.float64)
+    computed = pade_ratio(r * ones) if name == "Padé" else _chain("taylor").reciprocal_gap(ones, r * ones)
+    return abs(Fraction(float(computed)) - 1 / (1 - Fraction(r)))
 
 
 def gradient_bounds(published: Path) -> pd.DataFrame:
-    """Largest value of each rule's K~ (the entries of L where a rule has none), with both eigenvalues at the floor.
+    """Largest value of each rule's K~ (of the entries of L where a rule has none) over eigenvalues from the floor up.
 
     Args:
         published: gradient_bounds_iccv21.csv.
 
     Returns:
-        One row a rule: method (label), quantity ("K~" or "L"), form (analytic), computed, published (text), trigger.
+        One row a rule: method (label), quantity ("K~" or "L"), form (analytic), bound (its value), float64 (the largest
+        that this package's rule returns, see `_largest`), published (as printed, text), trigger, source.
 
     Raises:
         RunError: the file is missing or damaged.
     """
-    printed = read_csv(published, ("method", "bound"), as_text=True).set_index("method")["bound"]
     eps = EIGENVALUE_FLOOR
+    meet, tie = "two eigenvalues that meet", "two equal eigenvalues at the floor"
+    beside_zero = "λ_N at the floor, beside 0; float64: two kept ones that meet"
     rows = [
-        ("MPN-COV", "K~", "1 / (λ_i − λ_j)", math.inf, "two eigenvalues that meet"),
-        ("SVD-Trunc", "K~", "T", _largest_gap_rule("trunc"), "two eigenvalues closer than 1 / T = 1e-10"),
-        ("SVD-Taylor", "K~", "(K + 1) / ε", _largest_gap_rule("taylor"), "two equal eigenvalues at the floor"),
-        ("SVD-PI", "K~", "T / ε", _largest_gap_rule("power_iteration"), "two equal eigenvalues at the floor"),
-        ("SVD-Padé", "K~", "|P(1) / Q(1)| / ε", _pade_at_one(), "a tie at the floor; Q(1) is the noise of 20 digits"),
-        ("SVD-Padé, float64", "K~", "max P(r) / Q(r) / ε", _largest_pade() / eps, "r just below 1; a tie gives 0"),
-        ("SVD-TopN", "K~", "1 / λ_N", 1 / eps, "the last kept eigenvalue at the floor"),
-        ("SVD-Newton", "L", "(3 / 2)^10 / √(tr S)", _newton_slope(), "null eigenvalues, here with tr S = 1"),
-        ("exact", "L", "1 / (2 √ε)", _exact_at_floor(), "two eigenvalues at the floor, which never reach X"),
+        ("MPN-COV", "K~", "1 / (λ_i − λ_j)", math.inf, _largest("ordinary"), meet),
+        ("SVD-Trunc", "K~", "T", 1e10, _largest("trunc"), "two eigenvalues closer than 1 / T"),
+        ("SVD-Taylor", "K~", "(K + 1) / ε", (DEGREE + 1) / eps, _largest("taylor"), tie),
+        ("SVD-PI", "K~", "T / ε", 20 / eps, _largest("power_iteration"), tie),
+        ("SVD-Padé", "K~", "|P(1) / Q(1)| / ε", _pade_at_one(), _largest("pade"), f"{tie}; float64: {meet}"),
+        ("SVD-TopN", "K~", "1 / λ_N", 1 / eps, _largest("topn_published"), beside_zero),
+        ("SVD-Newton", "L", "(3 / 2)^10 / √(tr S)", 1.5**10, _newton_slope(), "two null eigenvalues, with tr S = 1"),
+        ("exact", "L", "1 / (2 √ε)", 0.5 / math.sqrt(eps), _exact_at_floor(), "two eigenvalues just above the floor"),
     ]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=["method", "quantity", "form", "computed", "trigger"])
-    table.insert(4, "published", table["method"].map(printed))
-    return table
+    table = pd.DataFrame(rows, columns=["method", "quantity", "form", "bound", "float64", "trigger"])
+    printed = read_csv(published, ("method", "bound", "source"), as_text=True).set_index("method")
+    table = table.join(printed[["bound", "source"]].rename(columns={"bound": "published"}), on="method")
+    ordered: pd.DataFrame = table[["method", "quantity", "form", "bound", "float64", "published", "trigger", "source"]]
+    return ordered
 
 
-def _largest_gap_rule(name: str) -> float:
-    """K~ of a rule at two eigenvalues at the floor: a tie, and the closest two float64 numbers."""
+def _chain(name: str) -> PublishedChain:
     rule = GRADIENTS[name]
     assert isinstance(rule, PublishedChain)
-    floor = torch.full((1, 1, 1), EIGENVALUE_FLOOR, dtype=torch.float64)
-    above = torch.nextafter(floor, torch.ones_like(floor))
-    return max(float(rule.reciprocal_gap(floor, floor)), float(rule.reciprocal_gap(above, floor)))
+    return rule
 
 
-def _pade_at_one(digits: int = 20) -> float:
-    """|P(1) / Q(1)| / eps in the arithmetic that the published coefficients were solved in (mpmath)."""
-    with mpmath.workdps(digits):
-        taylor = mpmath.taylor(lambda r: 1 / (1 - r), 0, DEGREE)
-        numerator, denominator = mpmath.pade(taylor, DEGREE // 2, DEGREE // 2)
+def _largest(name: str) -> float:
+    """Largest |K~| of a rule in float64: at ties and next neighbours, spread evenly from the floor to twice the floor.
+
+    There neighbours are closest. Thirds of the range are among the points: a third up, r = low / high of neighbours
+    changes from 1 - 2^-52 to 1 - 2^-53.
+    """
+    low = EIGENVALUE_FLOOR * torch.linspace(1, 2, 3 * 2**12 + 1, dtype=torch.float64)[:, None, None]
+    above = torch.nextafter(low, torch.full_like(low, torch.inf))
+    gap = _chain(name).reciprocal_gap
+    return float(torch.maximum(gap(low, low).abs(), gap(above, low).abs()).max())
+
+
+def _pade_at_one() -> float:
+    """|P(1) / Q(1)| / eps in the arithmetic that the published coefficients were solved in."""
+    _, numerator, denominator = _solved()
+    with mpmath.workdps(DIGITS):
         return float(abs(sum(numerator) / sum(denominator)) / EIGENVALUE_FLOOR)
 
 
-def _largest_pade() -> float:
-    """Largest |P(r) / Q(r)| in float64 over the 2^16 numbers below 1, where Q nearly vanishes."""
-    r = 1 - torch.arange(1, 2**16, dtype=torch.float64) * 2.0**-53
-    return float(pade_ratio(r).abs().max())
-
-
 def _newton_slope(iterations: int = 10) -> float:
-    """df/dl of the iteration at a null eigenvalue of a matrix of trace 1; its smaller sibling has all the trace."""
+    """df/dl of the iteration at a null eigenvalue of a matrix of trace 1; the other eigenvalue has all the trace."""
     lam = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
     f = NewtonSchulzRoot(iterations)
     return float(f.pullback(lam, torch.tensor([[1.0, 0.0]], dtype=torch.float64))[0, 0])
 
 
 def _exact_at_floor() -> float:
-    lam = torch.full((1, 2), 2 * EIGENVALUE_FLOOR, dtype=torch.float64)
-    scaled: float = float(GRADIENTS["exact"](SQRT, Spectrum(lam)).off_diagonal[0, 0, 1])
-    return scaled * math.sqrt(2)  # at the floor itself an eigenvalue counts as null: the limit from above
+    """L of two equal eigenvalues, the smallest that do not count as null."""
+    floor = torch.full((1, 2), EIGENVALUE_FLOOR, dtype=torch.float64)
+    spectrum = Spectrum(torch.nextafter(floor, torch.ones_like(floor)))
+    return float(GRADIENTS["exact"](SQRT, spectrum).off_diagonal[0, 0, 1])
