@@ -7,12 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_line import Done, Train, refused
+from matplotlib.figure import Figure
 from run_folders import write_run
 
-from fgvc.analysis import curve_table, find_runs, load_curves, pool_spectra, smallest_share
-from fgvc.analysis.class_spectra import as_shares, look_again
+from fgvc.analysis import find_runs, load_curves, pool_spectra, smallest_share
+from fgvc.analysis.class_spectra import as_shares, load_classes, look_again
+from fgvc.analysis.history import load_curves_by_epoch, load_history
 from fgvc.errors import RunError
 from fgvc.reporting import spectra_figure
+from fgvc.reporting.history_plot import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
 from fgvc.reporting.spectra_views import VIEWS, Options
 
 
@@ -119,13 +122,48 @@ def test_shares_sum_to_one(runs: Path) -> None:
     np.testing.assert_allclose(as_shares(spectrum).before.sum(axis=1), 1)
 
 
-def test_a_kept_table_draws_the_same_figure(runs: Path, tmp_path: Path) -> None:
-    curves = curve_table(pool_spectra(find_runs([runs])))
-    curves.to_csv(tmp_path / "curves.csv", index=False)
-    again = load_curves(tmp_path / "curves.csv")
-    lines = [[line.get_ydata() for axes in spectra_figure(c, "t").axes for line in axes.lines] for c in (curves, again)]
+@pytest.mark.parametrize(
+    ("name", "load", "draw"),
+    [
+        ("methods", load_curves, spectra_figure),
+        ("conditions", load_history, history_figure),
+        ("epochs", load_curves_by_epoch, epochs_figure),
+        ("classes", load_classes, classes_figure),
+        ("backbones", load_curves, shares_figure),
+    ],
+)
+def test_what_a_view_writes_draws_its_figure_without_the_runs(
+    name: str, load: Callable[[Path], pd.DataFrame], draw: Callable[[pd.DataFrame, str], Figure], runs: Path
+) -> None:
+    shown = VIEWS[name](find_runs([runs]), Options())
+    shown.write(name, runs)
+    file = runs / f"{name}.csv"
+    figures = (shown.figure, draw(load(file), "title"))
+    lines = [[line.get_ydata() for axes in figure.axes for line in axes.lines] for figure in figures]
+    assert lines[0]
     for ours, kept in zip(*lines, strict=True):
-        np.testing.assert_array_equal(ours, kept)
+        np.testing.assert_allclose(kept, ours, rtol=1e-4)
+    header, *rows = file.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join([header.replace("label", "name"), *rows]), encoding="utf-8")
+    with pytest.raises(RunError, match=rf"{name}\.csv: no column label"):
+        load(file)
+
+
+def test_the_epochs_shown_are_mostly_early_ones() -> None:
+    def shown(epochs: range) -> list[int]:
+        return some_epochs(pd.DataFrame({"epoch": epochs, "index": 1, "rank": 1}))["epoch"].tolist()
+
+    assert shown(range(16)) == [0, 1, 2, 4, 8, 15]
+    assert shown(range(3, 6)) == [3, 4, 5] and shown(range(2)) == [0, 1] and shown(range(1)) == [0]
+
+
+def test_tables_of_layers_and_backbones_are_in_the_order_of_their_figures(runs: Path) -> None:
+    for backbone in ("zebra", "aardvark"):
+        write_arrays(write_run(runs / backbone, "mpn_cov", backbone=backbone), 10.0)
+    shown = VIEWS["backbones"](find_runs([runs / "zebra", runs / "seed0", runs / "aardvark"]), Options())
+    drawn = [line.get_label() for line in shown.figure.axes[0].lines]
+    assert [line.split("|")[1].strip() for line in shown.markdown.splitlines()[2:]] == drawn
+    assert [str(label).split(" ")[0] for label in drawn] == ["zebra", "tf_efficientnet_lite0", "aardvark"]
 
 
 @pytest.fixture(scope="module")

@@ -144,6 +144,8 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["final"]["epoch"] == 2
     assert len(pd.read_csv(tmp_path / "run" / "predictions.csv")) == 9
+    history = np.load(tmp_path / "run" / "spectrum_history.npz")
+    assert history["epochs"].tolist() == [0, 1, 2] and history["before"].shape == (3, 9, 8)
 
 
 def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: Path, here: Train) -> None:

@@ -90,6 +90,18 @@ def test_a_continued_run_looks_at_the_images_of_its_history(
     assert history["indices"].tolist() == [0, 2, 4, 6, 8]
 
 
+def test_spectra_are_of_the_evaluated_average_and_of_the_stage_of_the_epoch(tmp_path: Path, train_here: Train) -> None:
+    hybrid = ["method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1"]
+    assert train_here(tmp_path, "run_dir=run", "trainer.ema_decay=0.9", *hybrid).returncode == 0
+    history, spectrum = (np.load(tmp_path / "run" / f"spectrum{part}.npz") for part in ("_history", ""))
+    # spectrum.npz is of what the run saved, the average; the weights themselves are elsewhere by now
+    np.testing.assert_allclose(history["before"][2], spectrum["before"], rtol=1e-5, atol=1e-7)
+    # 2 x 2 locations: three eigenvalues are not zero
+    roots, after = history["before"][..., :3] ** 0.5, history["after"][..., :3]
+    np.testing.assert_allclose(after[2], roots[2], rtol=1e-5)
+    assert not any(np.allclose(after[stage], roots[stage], rtol=1e-3) for stage in (0, 1))  # iterations come close only
+
+
 def test_features_that_are_not_finite_end_a_run_as_a_loss_would(tmp_path: Path, train_here: Train) -> None:
     model = create_model("test_resnet", method="gap", num_classes=3, pretrained=False)
     weights = {name: torch.full_like(value, torch.nan) for name, value in model.backbone.named_parameters()}

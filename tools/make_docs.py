@@ -16,7 +16,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fgvc.analysis import load_curves, load_smoothness, read_csv
+from fgvc.analysis.class_spectra import load_classes
 from fgvc.analysis.grid import effects
+from fgvc.analysis.history import load_curves_by_epoch, load_history
 from fgvc.analysis.loewner import load_picture
 from fgvc.analysis.truncation import band_table, chance, load_study
 from fgvc.cli import exit_on_user_error
@@ -115,8 +117,8 @@ TABLES: dict[str, Kept[str]] = {
     "cub80_hybrid": Kept(cub80("hybrid/accuracy"), accuracy),
     "cub80_views": Kept(cub80("earlier/views"), as_written),
     "cub80_finetune": Kept(cub80("earlier/finetune"), as_written),
-    "cub80_conditions": Kept(cub80("frozen/conditions"), of_frame(conditions_markdown)),
-    "cub80_classes": Kept(cub80("frozen/classes"), of_frame(classes_markdown)),
+    "cub80_conditions": Kept(cub80("frozen/conditions"), lambda path: conditions_markdown(load_history(path))),
+    "cub80_classes": Kept(cub80("frozen/classes"), lambda path: classes_markdown(load_classes(path))),
     "cub80_bands": Kept(STUDY, lambda grid, *_: bands.bands_markdown(band_table(load_study(grid.parent)))),
     "cub80_band_classes": Kept(STUDY, lambda grid, *_: bands.class_changes_markdown(load_study(grid.parent).classes)),
     "cub80_bands_adamw": Kept(cub80("bands_adamw/grid"), effects_table(EXACT)),
@@ -142,12 +144,17 @@ FIGURES: dict[str, Kept[Figure]] = {
         lambda path: spectra_figure(load_curves(path), "synthetic, tf_efficientnet_lite0 (frozen), 192 px, 20 epochs"),
     ),
     "cub80_spectra": Kept(cub80("frozen/spectra"), lambda path: spectra_figure(load_curves(path), SETTING)),
-    "cub80_conditions": Kept(cub80("frozen/conditions"), of_frame(lambda t: spectra.history_figure(t, SETTING))),
-    "cub80_epochs": Kept(cub80("frozen/epochs"), of_frame(lambda t: spectra.epochs_figure(t, SETTING))),
-    "cub80_classes": Kept(cub80("frozen/classes"), of_frame(lambda t: spectra.classes_figure(t, SETTING))),
-    "cub80_layers": Kept(cub80("frozen/layers"), of_frame(lambda t: spectra.shares_figure(t, SETTING))),
+    "cub80_conditions": Kept(
+        cub80("frozen/conditions"), lambda path: spectra.history_figure(load_history(path), SETTING)
+    ),
+    "cub80_epochs": Kept(
+        cub80("frozen/epochs"), lambda path: spectra.epochs_figure(load_curves_by_epoch(path), SETTING)
+    ),
+    "cub80_classes": Kept(cub80("frozen/classes"), lambda path: spectra.classes_figure(load_classes(path), SETTING)),
+    "cub80_layers": Kept(cub80("frozen/layers"), lambda path: spectra.shares_figure(load_curves(path), SETTING)),
     "cub80_backbones": Kept(
-        cub80("frozen/backbones"), of_frame(lambda t: spectra.shares_figure(t, "cub80, MPN-COV, reduction 64, 224 px"))
+        cub80("frozen/backbones"),
+        lambda path: spectra.shares_figure(load_curves(path), "cub80, MPN-COV, reduction 64, 224 px"),
     ),
     "cub80_bands": Kept(STUDY, bands_plot),
     "cub80_amplification": Kept(GRID, effects_plot),

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.method_spectra import MethodSpectrum
 from fgvc.analysis.runs import Run, Spectrum
 from fgvc.errors import RunError
@@ -67,6 +69,11 @@ def spectra_by_class(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum
         rows.append((label, names[index], int(own.sum()), median, lower, upper, condition))
     table: pd.DataFrame = pd.DataFrame(rows, columns=CLASS_COLUMNS)
     return table
+
+
+def load_classes(path: Path) -> pd.DataFrame:
+    """`spectra_by_class` of one method or several, saved as CSV. Raises RunError where it is missing or damaged."""
+    return read_csv(path, CLASS_COLUMNS)
 
 
 def layer_spectra(run: Run, images: int, *, root: str | None = None, cache: str | None = None) -> list[MethodSpectrum]:

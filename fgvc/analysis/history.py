@@ -1,10 +1,12 @@
 """Spectra over the course of training."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.runs import History, Run
 from fgvc.analysis.settings import Group
 from fgvc.errors import RunError
@@ -21,6 +23,7 @@ from fgvc.spectrum_measures import (
 _FUNCTIONS = (condition_number, nonzero_condition_number, effective_rank, participation_ratio)
 MEASURES = tuple(measure.__name__ for measure in _FUNCTIONS)
 COLUMNS = ("label", "epoch", "n", *MEASURES, *(f"{m}_{end}" for m in MEASURES for end in ("lowest", "highest")))
+EPOCH_COLUMNS = ("stage", "epoch", "index", "lower", "median", "upper", "rank")
 
 
 def condition_history(group: Group) -> tuple[pd.DataFrame, list[str]]:
@@ -94,5 +97,15 @@ def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
             curve = eigenvalue_curve(np.concatenate([value[place] for value in values]))
             for index, (lower, median, upper) in enumerate(zip(curve.lower, curve.median, curve.upper, strict=True)):
                 rows.append((stage, epoch, index + 1, lower, median, upper, rank))
-    table: pd.DataFrame = pd.DataFrame(rows, columns=["stage", "epoch", "index", "lower", "median", "upper", "rank"])
+    table: pd.DataFrame = pd.DataFrame(rows, columns=EPOCH_COLUMNS)
     return table
+
+
+def load_history(path: Path) -> pd.DataFrame:
+    """A `condition_history` that was saved as CSV. Raises RunError where it is missing or damaged."""
+    return read_csv(path, COLUMNS)
+
+
+def load_curves_by_epoch(path: Path) -> pd.DataFrame:
+    """`curves_by_epoch` of labelled methods, saved as CSV. Raises RunError where it is missing or damaged."""
+    return read_csv(path, ("label", *EPOCH_COLUMNS))

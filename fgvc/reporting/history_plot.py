@@ -87,9 +87,14 @@ def plot_epochs(axes: Axes, curves: pd.DataFrame, rank: int) -> None:
 
 
 def some_epochs(curves: pd.DataFrame, count: int = 6) -> pd.DataFrame:
-    """The rows of up to `count` epochs, evenly spaced, first and last among them, up to the covariance's rank."""
+    """The rows of up to `count` epochs, up to the covariance's rank: the first, the last, more of the early ones.
+
+    Spectra change most in the first epochs, so the steps between the chosen ones grow: of 16 epochs the second, third,
+    fifth and ninth stand between the first and the last.
+    """
     epochs = sorted(set(curves["epoch"]))
-    chosen = {epochs[i] for i in np.linspace(0, len(epochs) - 1, count).round().astype(int)}
+    last = len(epochs) - 1
+    chosen = {epochs[0], *(epochs[min(i, last)] for i in np.geomspace(1, max(last, 1), count - 1).round().astype(int))}
     found: pd.DataFrame = curves[curves["epoch"].isin(chosen) & (curves["index"] <= curves["rank"])]
     return found
 

@@ -105,7 +105,7 @@ def spectra_figure(curves: pd.DataFrame, title: str) -> Figure:
 
 
 def spectra_markdown(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> str:
-    """The numbers beside the figure as a Markdown table: medians over images.
+    """The numbers beside the figure as a Markdown table, in the order of `spectra`: medians over images.
 
     `smallest` non-zero eigenvalues count as the small ones, whose share of the trace is given.
     """
@@ -113,7 +113,7 @@ def spectra_markdown(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> st
     header += ["effective rank before", "after", "participation ratio before", "after"]
     header += [f"share of the {smallest} smallest before", "after"]
     rows = []
-    for s in (summarise(x, smallest) for x in sorted(spectra, key=lambda spectrum: method_order(spectrum.label))):
+    for s in (summarise(x, smallest) for x in spectra):
         counts = [str(count) for count in (s.seeds, s.images, s.channels, s.rank)]
         conditions = [f"{s.condition_number:.2e}", f"{s.nonzero_condition_number:.2e}"]
         dimensions = (s.effective_rank_before, s.effective_rank_after, s.participation_before, s.participation_after)

@@ -18,7 +18,7 @@ from fgvc.files import write_text_atomic
 from fgvc.reporting.history_plot import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
 from fgvc.reporting.render import markdown_table
 from fgvc.reporting.spectra_plot import spectra_figure, spectra_markdown
-from fgvc.reporting.style import save_figure
+from fgvc.reporting.style import method_order, save_figure
 
 T = TypeVar("T")
 
@@ -89,6 +89,7 @@ def _pooled(method: Method, runs: Sequence[Run]) -> MethodSpectrum:
 def _methods(runs: Sequence[Run], options: Options) -> View:
     title, group = _one_setting(runs)
     spectra, notes = _of_each_method(group, _pooled)
+    spectra.sort(key=lambda spectrum: method_order(spectrum.label))
     curves = curve_table(spectra)
     text = f"{spectra_markdown(spectra, options.smallest)}\n\nMedians over the test images of all seeds."
     return View(spectra_figure(curves, title), text, curves, notes)
