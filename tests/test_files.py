@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fgvc.files import atomic_folder
+from fgvc.files import atomic_folder, read_npz
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -47,3 +48,21 @@ def test_a_folder_is_replaced_only_where_that_is_asked_for_and_only_by_a_whole_o
         (folder / "third").touch()
         raise KeyError
     assert [entry.name for entry in tmp_path.rglob("*")] == ["out", "second"]
+
+
+def test_damaged_archives_are_refused_without_advice_to_unpickle_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.arange(1000))
+    np.testing.assert_array_equal(read_npz(path)["x"], np.arange(1000))
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[500] ^= 1
+    np.save(tmp_path / "alone.npy", np.arange(3))
+    for content in (b"", b"PK", whole[:-30], bytes(flipped), (tmp_path / "alone.npy").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r".") as caught:
+            read_npz(path)
+        assert "unsafely" not in str(caught.value)
+    np.savez(path, x=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
+        read_npz(path)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from fgvc.analysis.confusion import read_predictions
 from fgvc.analysis.csv_file import read_csv
 from fgvc.errors import RunError
+from fgvc.files import read_npz
 
 T = TypeVar("T")
 
@@ -220,9 +220,8 @@ def _accuracy(summary: Mapping[str, Any], key: str, file: Path) -> Accuracy | No
 
 def _arrays(path: Path, needed: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: np.asarray(file[key]) for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_npz(path)
+    except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read ({_line(error)}); {_REPEAT}") from error
     for name in needed:
         if name not in arrays:

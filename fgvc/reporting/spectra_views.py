@@ -120,7 +120,7 @@ def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
     title, group = _one_setting(runs)
     history, notes = condition_history(group)
     if history.empty:
-        raise RunError("no run here kept its spectra by epoch (trainer.probe_images=0, or an earlier version)")
+        raise RunError("\n  ".join(["no run here has spectra by epoch:", *notes]))
     return View(history_figure(history, title), conditions_markdown(history), history.drop(columns="runs"), notes)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from fgvc.errors import RunError
-from fgvc.files import atomic_path
+from fgvc.files import atomic_path, read_npz
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.pooling import pooling_spectrum
 from fgvc.spectrum_measures import (
@@ -113,8 +113,7 @@ class SpectrumHistory:
         if not path.is_file():
             return cls()
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: torch.from_numpy(file[key]) for key in file.files}
+            arrays = {key: torch.from_numpy(array) for key, array in read_npz(path).items()}
             epochs = [int(epoch) for epoch in arrays["epochs"] if epoch <= last_epoch]
             after, indices = arrays.get("after"), arrays["indices"].tolist()
             spectra = [
