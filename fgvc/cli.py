@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fgvc.errors import UserError
 
@@ -43,6 +43,14 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
         print(
             f"error: no space left on the disk ({error.filename or error}); free some and start again", file=sys.stderr
         )
+        sys.exit(1)
+
+
+def end_with_notes(notes: Sequence[str], *, strict: bool) -> None:
+    """Say on stderr what a script left out or doubts; with `strict` any of it makes the exit status 1."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if notes and strict:
         sys.exit(1)
 
 

@@ -6,10 +6,9 @@ python scripts/make_tables.py results/cub80_frozen benchmarks/results/batch10_2c
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-from fgvc.cli import exit_on_user_error
+from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.files import write_json_atomic, write_text_atomic
 from fgvc.reporting.registry import TABLES, Inputs, make_tables
 
@@ -48,10 +47,7 @@ def main() -> None:
         write_json_atomic(arguments.provenance, {"cells": cells})
         written.append(arguments.provenance)
     print(f"written: {', '.join(map(str, written))}")
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    if notes and arguments.strict:
-        sys.exit(1)
+    end_with_notes(notes, strict=arguments.strict)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ python scripts/plot_spectra.py results/cub80_frozen/tf_efficientnet_lite0/seb --
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from fgvc.analysis import find_finished
-from fgvc.cli import exit_on_user_error
+from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.reporting.spectra_views import FILES, VIEWS, Options
 
 
@@ -34,10 +33,7 @@ def main() -> None:
         written = view.write(FILES.get(name, name), arguments.output or arguments.runs[0] / "figures")
         print(f"{view.markdown}\n\nwritten: {', '.join(map(str, written))}\n")
         notes += view.notes
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    if notes and arguments.strict:
-        sys.exit(1)
+    end_with_notes(notes, strict=arguments.strict)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ python scripts/study_descriptors.py results/cub80_frozen/tf_efficientnet_lite0/s
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from fgvc.analysis import find_finished
 from fgvc.analysis.descriptor_study import save_descriptor_study, study_descriptors
-from fgvc.cli import exit_on_user_error
+from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.files import write_text_atomic
 from fgvc.reporting.descriptor_plot import correlations_markdown, embedding_figure, neighbours_markdown, pairs_markdown
 from fgvc.reporting.style import save_figure
@@ -42,10 +41,7 @@ def main() -> None:
     print(f"{pairs_markdown(study.pairs[study.pairs['label'] == drawn])}\n\nClosest pairs of classes of {drawn}.\n")
     print(f"{correlations_markdown(study.correlations)}\n\nOf closeness and confusion, over all pairs of classes.\n")
     print(f"written: {', '.join(map(str, written))}")
-    for note in notes + more:
-        print(f"note: {note}", file=sys.stderr)
-    if (notes or more) and arguments.strict:
-        sys.exit(1)
+    end_with_notes(notes + more, strict=arguments.strict)
 
 
 if __name__ == "__main__":

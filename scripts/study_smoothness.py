@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.analysis.smoothness_study import smoothness_of_runs, smoothness_study
-from fgvc.cli import exit_on_user_error
+from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.reporting import smoothness_markdown, write_smoothness
 
 
@@ -50,10 +50,7 @@ def main() -> None:
     table, notes = (smoothness_of_runs if given["checkpoint"] else smoothness_study)(given["run"], **measure)
     written = write_smoothness(table, given["output"])
     print(f"{smoothness_markdown(table)}\n\nwritten: {', '.join(map(str, written))}")
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    if notes and given["strict"]:
-        sys.exit(1)
+    end_with_notes(notes, strict=given["strict"])
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ python scripts/study_truncation.py results/cub80_amplification --no-cut --refere
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from fgvc.analysis import find_finished
 from fgvc.analysis.truncation import read_study, save_study
-from fgvc.cli import exit_on_user_error
+from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.files import write_text_atomic
 from fgvc.reporting.bands_plot import study_markdown, write_study_figures
 
@@ -41,10 +40,7 @@ def main() -> None:
         written.append(path)
     written += write_study_figures(study, arguments.reference, output)
     print(f"written: {', '.join(map(str, written))}")
-    for note in notes + more:
-        print(f"note: {note}", file=sys.stderr)
-    if (notes or more) and arguments.strict:
-        sys.exit(1)
+    end_with_notes(notes + more, strict=arguments.strict)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling, NewtonSchulzPooling, Pooling, SpectralPooling
 from fgvc.spectral import Band, Keep
 from fgvc.spectral.maps import NewtonSchulzRoot
-from fgvc.spectral.rules import band as band_of
 from fgvc.spectrum_measures import numerical_rank
 from fgvc.training.restore import Restored, restore_run
 
@@ -54,14 +53,10 @@ def _restricted(pooling: Pooling, keep: Keep) -> Pooling:
         layer = pooling.layer
         if layer.keep is not None:
             raise RunError(f"the head sees only the eigenvalues {tuple(layer.keep)} already; give one that sees all")
-        return SpectralPooling(
-            pooling.channels, layer.f, layer.rule, keep=band_of(keep), eigh_device=layer.eigh_device
-        ).eval()
+        return SpectralPooling(pooling.channels, layer.f, layer.rule, keep=keep, eigh_device=layer.eigh_device)
     if isinstance(pooling, NewtonSchulzPooling):
         # the iteration is a map of the eigenvalues: the same result, with a handle on them
-        return SpectralPooling(
-            pooling.channels, NewtonSchulzRoot(pooling.iterations), "exact", keep=band_of(keep)
-        ).eval()
+        return SpectralPooling(pooling.channels, NewtonSchulzRoot(pooling.iterations), "exact", keep=keep)
     raise RunError(f"{type(pooling).__name__} normalises no covariance; give a head that does, e.g. of mpn_cov")
 
 
@@ -112,8 +107,7 @@ def evaluate_bands(
         RunError: as `restrict_spectrum` and `restore_run`.
         DatasetError, WeightsError: as in training.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    restored = restore_run(path, device, checkpoint=checkpoint, root=root, cache=cache)
+    restored = restore_run(path, checkpoint=checkpoint, root=root, cache=cache)
     restored.trained.eval()
     if not isinstance(restored.head.pooling, CovariancePooling):
         raise RunError(f"{path}: its head normalises no covariance; give a run of a method that does, e.g. mpn_cov")

@@ -32,7 +32,7 @@ def look_again(run: Run, images: int, *, root: str | None = None, cache: str | N
     Raises:
         RunError, DatasetError, WeightsError: as `restore_run`.
     """
-    restored = restore_run(run.path, _device(), root=root, cache=cache)
+    restored = restore_run(run.path, root=root, cache=cache)
     found = SpectrumProbe(restored.inputs(), images).measure(restored.trained, restored.device)
     after = None if found.after is None else found.after.numpy()
     return Spectrum(found.before.numpy(), after, found.targets.numpy())
@@ -85,7 +85,7 @@ def layer_spectra(run: Run, images: int, *, root: str | None = None, cache: str 
     Raises:
         RunError, DatasetError, WeightsError: as `restore_run`.
     """
-    restored = restore_run(run.path, _device(), root=root, cache=cache)
+    restored = restore_run(run.path, root=root, cache=cache)
     restored.trained.eval()
     samples = restored.inputs()
     chosen = Subset(samples, evenly_spaced(len(samples), images))  # type: ignore[arg-type]  # it has a length
@@ -112,7 +112,3 @@ def as_shares(spectrum: MethodSpectrum) -> MethodSpectrum:
     """The covariance's eigenvalues divided by their sum, image by image, for spectra of other scales."""
     trace = np.maximum(spectrum.before.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     return replace(spectrum, before=spectrum.before / trace, after=None)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

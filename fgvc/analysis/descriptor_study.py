@@ -18,7 +18,7 @@ from fgvc.analysis.descriptors import (
     similarity_and_confusion,
 )
 from fgvc.analysis.runs import Run
-from fgvc.analysis.settings import group_runs
+from fgvc.analysis.settings import one_setting
 from fgvc.errors import DatasetError, RunError, WeightsError
 
 KEPT_PAIRS = 40
@@ -76,7 +76,8 @@ def study_descriptors(
         RunError: runs of several settings, no run of `label`, or no run of it (without `label`: none at all) whose
             descriptors could be had.
     """
-    by_label = _by_label(runs)
+    _, group = one_setting(runs)
+    by_label = {method.label: of_method for method, of_method in group.items()}
     if label is not None and label not in by_label:
         raise RunError(f"no run of {label!r} here; choose one of {', '.join(by_label)}")
     pairs, correlations, neighbours = {}, [], []
@@ -118,16 +119,6 @@ def save_descriptor_study(study: DescriptorStudy, folder: Path) -> dict[Path, st
 def load_descriptor_study(folder: Path) -> DescriptorStudy:
     """Read the files that `save_descriptor_study` names. Raises RunError where one is missing or damaged."""
     return DescriptorStudy(**{name: read_csv(folder / f"{name}.csv", columns) for name, columns in COLUMNS.items()})
-
-
-def _by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each method. Raises RunError where they are of several settings."""
-    groups = group_runs(runs)
-    if len(groups) > 1:
-        titles = "".join(f"\n  {setting.title}" for setting in groups)
-        raise RunError(f"these runs belong to {len(groups)} settings, a study compares those of one:{titles}")
-    (group,) = groups.values()
-    return {method.label: list(of_method) for method, of_method in group.items()}
 
 
 def _mean_top1(runs: Sequence[Run]) -> float:

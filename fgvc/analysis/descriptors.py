@@ -59,8 +59,7 @@ def read_descriptors(path: Path, *, root: str | None = None, cache: str | None =
     run = read_run(path)
     if not run.finished:
         raise RunError(f"{path}: status {run.status}, not finished; finish the run first")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    restored = restore_run(path, device, root=root, cache=cache)
+    restored = restore_run(path, root=root, cache=cache)
     restored.trained.eval()
     head = restored.head
     vectors, targets, predicted = [], [], []

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fgvc.analysis.paired import combine_p_values, holm, mcnemar, paired_bootstrap
 from fgvc.analysis.runs import Run
-from fgvc.analysis.settings import Group
+from fgvc.analysis.settings import Group, sources
 from fgvc.errors import RunError
 
 COLUMNS = (
@@ -56,9 +56,7 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> tuple[dict[str, Any]
         "mcnemar_lowest": min(p_values),
         "mcnemar_highest": max(p_values),
         "mcnemar_combined": combine_p_values(p_values),
-        "seeds": " ".join(str(pair.runs[0].seed) for pair in pairs),
-        "runs": "; ".join(str(run.path) for run in involved),
-        "commits": " ".join(sorted({run.commit for run in involved if run.commit})),
+        **sources(involved),
     }, notes
 
 

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 
 from fgvc.analysis.runs import Run
-from fgvc.analysis.settings import group_runs
+from fgvc.analysis.settings import one_setting
 from fgvc.errors import RunError
 from fgvc.pooling import published_gradient
 from fgvc.spectral import EIGENVALUE_FLOOR
@@ -50,11 +50,7 @@ def read_grid(runs: Sequence[Run]) -> pd.DataFrame:
     Raises:
         RunError: runs of several settings, two of one label and seed, or a config.yaml that is missing or damaged.
     """
-    groups = group_runs(runs)
-    if len(groups) != 1:
-        titles = "".join(f"\n  {setting.title}" for setting in groups)
-        raise RunError(f"these runs belong to {len(groups)} settings, a study compares those of one:{titles}")
-    (group,) = groups.values()
+    _, group = one_setting(runs)
     rows = [_row(method.label, run) for method, repetitions in group.items() for run in repetitions]
     table: pd.DataFrame = pd.DataFrame(rows, columns=COLUMNS).astype({"stop": "Int64"})
     return table

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.runs import History, Run
-from fgvc.analysis.settings import Group
+from fgvc.analysis.settings import Group, sources
 from fgvc.errors import RunError
 from fgvc.spectrum_measures import (
     condition_number,
@@ -55,18 +55,13 @@ def _measures(history: History) -> pd.DataFrame:
 
 
 def _rows(label: str, runs: Sequence[Run], table: pd.DataFrame) -> list[dict[str, object]]:
-    sources = {
-        "seeds": " ".join(str(run.seed) for run in runs),
-        "runs": "; ".join(str(run.path) for run in runs),
-        "commits": " ".join(sorted({run.commit for run in runs if run.commit})),
-    }
     rows = []
     for epoch, part in table.groupby("epoch"):
         row: dict[str, object] = {"label": label, "epoch": epoch, "n": len(part)}
         for measure in MEASURES:
             row |= {measure: part[measure].median(), f"{measure}_lowest": part[measure].min()}
             row[f"{measure}_highest"] = part[measure].max()
-        rows.append(row | sources)
+        rows.append(row | sources(runs))
     return rows
 
 

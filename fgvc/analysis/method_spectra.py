@@ -9,7 +9,7 @@ import pandas as pd
 
 from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.runs import Run
-from fgvc.analysis.settings import Method, group_runs
+from fgvc.analysis.settings import Method, one_setting
 from fgvc.errors import RunError
 from fgvc.spectrum_measures import (
     condition_number,
@@ -75,13 +75,8 @@ def pool_spectra(runs: Sequence[Run]) -> list[MethodSpectrum]:
         RunError: the runs belong to several settings (another dataset, backbone, ...), a method has two runs of one
             seed, or a spectrum.npz is missing or damaged.
     """
-    groups = group_runs(runs)
-    if len(groups) > 1:
-        titles = "".join(f"\n  {setting.title}" for setting in groups)
-        raise RunError(
-            f"these runs belong to {len(groups)} settings, one figure shows one; give fewer folders:{titles}"
-        )
-    return [_pool(method, repetitions) for group in groups.values() for method, repetitions in group.items()]
+    _, group = one_setting(runs)
+    return [_pool(method, repetitions) for method, repetitions in group.items()]
 
 
 def summarise(spectrum: MethodSpectrum, smallest: int = 8) -> SpectrumSummary:

@@ -90,7 +90,7 @@ def _from_run(path: Path, images: int, root: str | None) -> PoolingInputs:
     summary = folder.read_summary()
     if summary.get("status") != "finished":
         raise RunError(f"{path}: status {summary.get('status')}, not finished; finish the run first")
-    restored = restore_run(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"), root=root)
+    restored = restore_run(path, root=root)
     restored.trained.eval()
     head = restored.head
     if not isinstance(head.pooling, CovariancePooling):

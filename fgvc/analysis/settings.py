@@ -91,6 +91,31 @@ def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
     return _join_unreduced({setting: _tell_apart(group) for setting, group in settings.items()})
 
 
+def one_setting(runs: Iterable[Run]) -> tuple[Setting, Group]:
+    """The setting that all of these runs share, and its methods.
+
+    Raises:
+        RunError: they belong to several settings, or as `group_runs`.
+    """
+    groups = group_runs(runs)
+    if len(groups) != 1:
+        titles = "".join(f"\n  {setting.title}" for setting in groups)
+        raise RunError(
+            f"these runs belong to {len(groups)} settings, only one fits in here; give fewer folders:{titles}"
+        )
+    ((setting, group),) = groups.items()
+    return setting, group
+
+
+def sources(runs: Sequence[Run]) -> dict[str, str]:
+    """The columns of a table that say which runs stand behind a number: seeds, runs (paths, "; " between), commits."""
+    return {
+        "seeds": " ".join(dict.fromkeys(str(run.seed) for run in runs)),
+        "runs": "; ".join(str(run.path) for run in runs),
+        "commits": " ".join(sorted({run.commit for run in runs if run.commit})),
+    }
+
+
 def config_notes(runs: Iterable[Run]) -> list[str]:
     """A note for every group of repetitions whose config.yaml differ in more than the seed.
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch.utils.data import DataLoader
 
 from fgvc.analysis.run_search import find_finished
 from fgvc.analysis.runs import Run, read_run
-from fgvc.analysis.settings import group_runs
+from fgvc.analysis.settings import one_setting
 from fgvc.analysis.smoothness import Weights
 from fgvc.analysis.smoothness_curve import STEP_FACTORS, Measure, run_measure, smoothness_curve, smoothness_frame
 from fgvc.analysis.smoothness_table import divergence_notes
@@ -126,8 +125,7 @@ def smoothness_of_run(
     run, config = _finished(path, root, cache)
     measure = run_measure(config, step_factors, weights)
     studied = [_studied(config, method, keep) for method in methods or ()]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    restored = restore_run(path, device, checkpoint=checkpoint, root=root, cache=cache, split="train")
+    restored = restore_run(path, checkpoint=checkpoint, root=root, cache=cache, split="train")
     own = restored.head.pooling
     if not isinstance(own, CovariancePooling):
         raise RunError(f"{run.label} maps no covariance; give a run of another method, e.g. mpn_cov")
@@ -151,11 +149,8 @@ def smoothness_of_runs(
         ConfigError: as `smoothness_of_run`; `methods` in the place of different ones, at whose weights they would mix.
     """
     runs, notes = find_finished([path])
-    settings = group_runs(runs)
-    if len(settings) > 1:
-        titles = "; ".join(setting.title for setting in settings)
-        raise RunError(f"{path} holds runs of different settings: {titles}; give the folder of one")
-    labels = sorted({run.label for run in runs})
+    _, group = one_setting(runs)
+    labels = sorted(method.label for method in group)
     if methods and len(labels) > 1:
         raise ConfigError(f"{path} holds runs of {', '.join(labels)}; measure other methods at the weights of one")
     frames = []

@@ -16,7 +16,7 @@ MEASURES = {
     "effective_rank": "effective rank",
     "participation_ratio": "participation\nratio",
 }
-_STAGES = {"input": "backbone's output", "before": "covariance", "after": "normalised"}
+_STAGES = {"before": "covariance", "after": "normalised"}
 
 
 def plot_measure(axes: Axes, history: pd.DataFrame, measure: str) -> None:

@@ -11,7 +11,7 @@ from fgvc.analysis.cost import COLUMNS as COST_COLUMNS
 from fgvc.analysis.cost import run_cost
 from fgvc.analysis.differences import compare, differences_to_best
 from fgvc.analysis.history import condition_history
-from fgvc.analysis.settings import Group
+from fgvc.analysis.settings import Group, sources
 from fgvc.errors import RunError
 from fgvc.reporting.blocks import Block
 from fgvc.reporting.style import method_order
@@ -118,7 +118,7 @@ def _hybrid_cell(label: str, group: Group, part: pd.DataFrame) -> tuple[dict[str
     for protocol in _PROTOCOLS:
         cell |= {f"{protocol}_{name}": value for name, value in _top1(runs[protocol]).items()}
         cell[f"published_{protocol}"] = _published(part, names[protocol])
-    return cell | _sources([*runs["standalone"], *runs["hybrid"]]), notes
+    return cell | sources([*runs["standalone"], *runs["hybrid"]]), notes
 
 
 def _hybrid_row(cell: Mapping[str, Any]) -> list[str]:
@@ -156,11 +156,9 @@ def cost(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
     for setting, group in _in_order(group_runs(runs)):
         cells = []
         for method, of_method in group.items():
-            values = pd.DataFrame(
-                [run_cost(run) for run in of_method], columns=COST_COLUMNS
-            ).median()  # of what is known
+            costs = pd.DataFrame([run_cost(run) for run in of_method], columns=COST_COLUMNS)
             head = {"setting": setting.title, "label": method.label, "frozen": setting.frozen}
-            cells.append({**head, **values, **_sources(of_method)})
+            cells.append({**head, **costs.median(), **sources(of_method)})
         frames.append(pd.DataFrame(cells))
     return [cost_block(frame) for frame in frames], _concat(frames), []
 
@@ -228,14 +226,6 @@ def _some(epochs: Sequence[int], count: int = 7) -> list[int]:
 
 def _power(value: float | None) -> str:
     return NOT_MEASURED if value is None or np.isnan(value) else f"{value:.2e}"
-
-
-def _sources(runs: Sequence[Run]) -> dict[str, str]:
-    return {
-        "seeds": " ".join(dict.fromkeys(str(run.seed) for run in runs)),
-        "runs": "; ".join(str(run.path) for run in runs),
-        "commits": " ".join(sorted({run.commit for run in runs if run.commit})),
-    }
 
 
 def _concat(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from fgvc.analysis import MethodSpectrum, Run, curve_table, group_runs, pool_spe
 from fgvc.analysis.class_spectra import as_shares, layer_spectra, look_again, spectra_by_class
 from fgvc.analysis.history import condition_history, curves_by_epoch
 from fgvc.analysis.runs import Spectrum
-from fgvc.analysis.settings import Group, Method
+from fgvc.analysis.settings import Group, Method, one_setting
 from fgvc.errors import RunError
 from fgvc.files import write_text_atomic
 from fgvc.reporting.history_plot import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
@@ -56,15 +56,6 @@ class View:
         return written
 
 
-def _one_setting(runs: Sequence[Run]) -> tuple[str, Group]:
-    groups = group_runs(runs)
-    if len(groups) > 1:
-        titles = "".join(f"\n  {setting.title}" for setting in groups)
-        raise RunError(f"these runs belong to {len(groups)} settings, this view shows one; give fewer folders:{titles}")
-    ((setting, group),) = groups.items()
-    return setting.title, group
-
-
 def _of_each_method(group: Group, look: Callable[[Method, Sequence[Run]], T]) -> tuple[list[T], list[str]]:
     """What `look` makes of each method, and notes on those whose files do not allow it.
 
@@ -87,12 +78,12 @@ def _pooled(method: Method, runs: Sequence[Run]) -> MethodSpectrum:
 
 
 def _methods(runs: Sequence[Run], options: Options) -> View:
-    title, group = _one_setting(runs)
+    setting, group = one_setting(runs)
     spectra, notes = _of_each_method(group, _pooled)
     spectra.sort(key=lambda spectrum: method_order(spectrum.label))
     curves = curve_table(spectra)
     text = f"{spectra_markdown(spectra, options.smallest)}\n\nMedians over the test images of all seeds."
-    return View(spectra_figure(curves, title), text, curves, notes)
+    return View(spectra_figure(curves, setting.title), text, curves, notes)
 
 
 def conditions_markdown(history: pd.DataFrame) -> str:
@@ -117,15 +108,17 @@ def conditions_markdown(history: pd.DataFrame) -> str:
 
 
 def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
-    title, group = _one_setting(runs)
+    setting, group = one_setting(runs)
     history, notes = condition_history(group)
     if history.empty:
         raise RunError("\n  ".join(["no run here has spectra by epoch:", *notes]))
-    return View(history_figure(history, title), conditions_markdown(history), history.drop(columns="runs"), notes)
+    return View(
+        history_figure(history, setting.title), conditions_markdown(history), history.drop(columns="runs"), notes
+    )
 
 
 def _epochs(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
-    title, group = _one_setting(runs)
+    setting, group = one_setting(runs)
     tables, notes = _of_each_method(group, lambda method, of: curves_by_epoch(of).assign(label=method.label))
     table = some_epochs(pd.concat(tables, ignore_index=True))
     rows = []
@@ -134,7 +127,7 @@ def _epochs(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
             values = part[part["epoch"] == epoch].set_index("index")["median"]
             rows.append([str(label), str(stage), str(epoch), f"{values[1]:.3g}", f"{values[part['rank'].iloc[0]]:.3g}"])
     header = ["Method", "stage", "epoch", "largest", "smallest non-zero"]
-    return View(epochs_figure(table, title), markdown_table(header, rows), table, notes)
+    return View(epochs_figure(table, setting.title), markdown_table(header, rows), table, notes)
 
 
 def classes_markdown(table: pd.DataFrame) -> str:
@@ -153,7 +146,7 @@ def classes_markdown(table: pd.DataFrame) -> str:
 
 
 def _classes(runs: Sequence[Run], options: Options) -> View:
-    title, group = _one_setting(runs)
+    setting, group = one_setting(runs)
 
     def spectrum(run: Run) -> Spectrum:
         if options.images is None:
@@ -164,7 +157,7 @@ def _classes(runs: Sequence[Run], options: Options) -> View:
         group, lambda method, of: spectra_by_class(method.label, of, [spectrum(run) for run in of])
     )
     table = pd.concat(tables, ignore_index=True)
-    return View(classes_figure(table, title), classes_markdown(table), table, notes)
+    return View(classes_figure(table, setting.title), classes_markdown(table), table, notes)
 
 
 def _backbones(runs: Sequence[Run], options: Options) -> View:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fgvc.analysis import Accuracy, Method, Run, Setting, group_runs, read_csv
+from fgvc.analysis.settings import sources
 from fgvc.errors import RunError
 from fgvc.reporting.published import CLASSES as PUBLISHED_CLASSES
 from fgvc.reporting.published import COLUMNS as PUBLISHED_COLUMNS
@@ -100,11 +101,7 @@ def _measured(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if runs:
             accuracies = [run.final if epoch == "final" else run.best for run in runs]
             cell |= {"state": "ok", **_statistics([accuracy for accuracy in accuracies if accuracy is not None])}
-            cell |= {
-                "seeds": " ".join(str(run.seed) for run in runs),
-                "runs": "; ".join(str(run.path) for run in runs),
-                "commits": " ".join(sorted({run.commit for run in runs if run.commit})),
-            }
+            cell |= sources(runs)
         else:
             cell["state"] = "not measured"
         cells.append(cell)

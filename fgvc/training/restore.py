@@ -71,7 +71,7 @@ class Restored:
 
 def restore_run(
     path: Path,
-    device: torch.device,
+    device: torch.device | None = None,
     *,
     checkpoint: str = "last",
     root: str | None = None,
@@ -82,7 +82,7 @@ def restore_run(
 
     Args:
         path: the run folder.
-        device: where the model goes.
+        device: where the model goes; None: to a GPU where there is one.
         checkpoint: "last" or "best".
         root: folder of the dataset, where it is not the one the run was trained with.
         cache: folder of cached feature maps, where it is not that one.
@@ -93,6 +93,7 @@ def restore_run(
             backbone are not those it was trained with.
         DatasetError, WeightsError: as in training.
     """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = RunFolder(path)
     config = folder.read_config()
     if root is not None:
