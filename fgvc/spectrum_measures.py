@@ -40,6 +40,11 @@ def numerical_rank(eigenvalues: np.ndarray) -> np.ndarray:
     return rank
 
 
+def median_rank(eigenvalues: np.ndarray) -> int:
+    """Median over images of the numerical rank (the lower one of two, so that it is that of an image)."""
+    return int(np.quantile(numerical_rank(eigenvalues), 0.5, method="inverted_cdf"))
+
+
 def condition_number(eigenvalues: np.ndarray) -> np.ndarray:
     """Largest over smallest eigenvalue, as tracked in [Song, Sebe, Wang, ICCV 2021]; infinite where the latter is <= 0.
 

@@ -17,7 +17,10 @@ from fgvc.reporting import smoothness_markdown, write_smoothness
 
 
 def _list(kind: type) -> Callable[[str], list[Any]]:
-    return lambda text: [kind(part) for part in text.split(",")]
+    def list_of_numbers(text: str) -> list[Any]:  # argparse says this name where one does not fit
+        return [kind(part) for part in text.split(",")]
+
+    return list_of_numbers
 
 
 def main() -> None:

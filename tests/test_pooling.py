@@ -140,6 +140,7 @@ def test_the_smallest_eigenvalues_alone_and_a_constant_scale() -> None:
         ("svd_topn", {"keep": "many"}, "svd_topn"),
         ("svd_topn", {"keep": [3, 3]}, "stop of keep must be a whole number of at least 4, got 3"),
         ("svd_topn", {"keep": [-1, 3]}, "start of keep"),
+        ("svd_topn", {"keep": [4, None]}, "drops all 4 eigenvalues"),
         ("svd_topn", {"keep": [1, 2, 3]}, "pair"),
         ("seb", {"gradient": "newton"}, "square root of all eigenvalues"),
         ("mpn_cov", {"gradient": "topn_published"}, "give keep=N"),

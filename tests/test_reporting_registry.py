@@ -71,6 +71,9 @@ def test_bootstrap_averages_the_pairs_on_each_image() -> None:
     assert (found.mean, found.low, found.high, found.pairs) == (0, 0, 0, 2)
     with pytest.raises(ValueError, match="1 and 2"):
         paired_bootstrap([a], [a, b])
+    elsewhere = a.assign(path="x" + a["path"])
+    with pytest.raises(RunError, match="on different images"):
+        paired_bootstrap([a, elsewhere], [b, elsewhere])
     with pytest.raises(RunError, match="give two evaluations of the same test split"):
         paired_bootstrap([a], [predictions(100, images=150)])
 

@@ -102,7 +102,7 @@ def grid_runs(folder: Path) -> list[Path]:
 
 def test_effects_are_paired_by_seed(tmp_path: Path) -> None:
     grid_runs(tmp_path)
-    grid = read_grid(find_runs([tmp_path]))
+    grid, _ = read_grid(find_runs([tmp_path]))
     table = effects(grid, "L-whole").set_index("label")
     differences = np.array([-10.0, -9.0, -9.0])
     assert table.loc["L-small", "difference"] == pytest.approx(differences.mean())
@@ -117,7 +117,7 @@ def test_seeds_without_a_partner_are_not_compared(tmp_path: Path) -> None:
     paths = grid_runs(tmp_path)
     for path in paths[1:3]:  # the reference keeps its first seed only
         (path / "summary.json").unlink()
-    table = effects(read_grid(find_runs([tmp_path])), "L-whole").set_index("label")
+    table = effects(read_grid(find_runs([tmp_path]))[0], "L-whole").set_index("label")
     assert table.loc["L-small", ["pairs", "difference"]].tolist() == [1, -10.0]
     assert np.isnan(table.loc["L-small", "low"])
     assert " -10.00 |" in effects_markdown(table.reset_index(), "L-whole")
@@ -125,11 +125,11 @@ def test_seeds_without_a_partner_are_not_compared(tmp_path: Path) -> None:
 
 def test_bands_of_a_grid(tmp_path: Path) -> None:
     grid_runs(tmp_path)
-    grid = read_grid(find_runs([tmp_path]))
+    grid, _ = read_grid(find_runs([tmp_path]))
     tested = pd.DataFrame(
         {"label": "L-whole", "seed": [0, 0], "start": [0, 2], "stop": [pd.NA, 4], "rank": 48, "top1": [90.0, 5.0]}
     ).astype({"stop": "Int64"})
-    table = band_table(Study(grid, tested, tested[:0]))
+    table = band_table(Study(grid, tested, tested[:0]), "L-whole")
     found = {(row["curve"], row["kind"], row["start"]): row["mean"] for row in table.to_dict("records")}
     assert found == {
         ("test", "all", 0): 90.0,
@@ -144,6 +144,45 @@ def test_bands_of_a_grid(tmp_path: Path) -> None:
     assert [len(axes.containers) for axes in (largest, smallest, window)] == [3, 3, 1]
     compared = effects(grid, "L-whole")
     assert len(effects_figure(compared, grid, "L-whole").axes[0].containers) == 2
+
+
+def test_another_head_that_sees_all_eigenvalues_is_no_repetition(tmp_path: Path) -> None:
+    grid_runs(tmp_path)
+    path = write_run(tmp_path / "other", "mpn_cov", top1=10.0, seed=7, label="L-other")
+    write_config(path, method={"name": "mpn_cov", "options": {"alpha": 0.1}})
+    grid, _ = read_grid(find_runs([tmp_path]))
+    tested = pd.DataFrame(
+        {"label": ["L-whole", "L-other"], "start": 0, "stop": [2, 2], "top1": [80.0, 4.0], "rank": 48}
+    )
+    table = band_table(Study(grid, tested.astype({"stop": "Int64"}), tested[:0]), "L-whole").set_index(
+        ["curve", "kind"]
+    )
+    assert table.loc[("exact", "all"), ["n", "mean"]].tolist() == [3, 91.0]
+    assert table.loc[("test", "largest"), ["n", "mean"]].tolist() == [1, 80.0]
+
+
+def test_parts_without_an_end_have_an_axis(tmp_path: Path) -> None:
+    for path in grid_runs(tmp_path)[6:]:  # the leaking ones, which have an end
+        (path / "summary.json").unlink()
+    grid, notes = read_grid(find_runs([tmp_path]))
+    assert len(notes) == 6 and "without rank and factor: " in notes[0] and "spectrum.npz" in notes[0]
+    empty = grid[:0].assign(rank=0)
+    assert set(band_table(Study(grid, empty, empty), "L-whole")["rank"]) == {4}
+
+
+@pytest.mark.parametrize("options", [[1], {"keep": ["a", "b"]}, {"keep": [None, 3]}, {"keep": True}])
+def test_damaged_options_are_named(tmp_path: Path, options: object) -> None:
+    path = write_run(tmp_path / "run", "mpn_cov")
+    write_config(path, method={"name": "mpn_cov", "options": options})
+    with pytest.raises(RunError, match=r"config\.yaml: "):
+        read_grid(find_runs([tmp_path]))
+
+
+def test_one_seed_twice_is_refused(tmp_path: Path) -> None:
+    grid_runs(tmp_path)
+    grid, _ = read_grid(find_runs([tmp_path]))
+    with pytest.raises(RunError, match="two runs of L-whole with seed 0"):
+        effects(pd.concat([grid, grid[grid["label"] == "L-whole"]]), "L-whole")
 
 
 def test_runs_of_two_datasets_are_refused(tmp_path: Path) -> None:
@@ -171,7 +210,7 @@ def test_the_study_from_the_command_line(trained: Path, train_here: Train, here:
     done = here("study_truncation.py", "results/s", "--output", "out", cwd=trained)
     assert done.returncode == 0, done.stderr
     assert "SVD-TopN (exact) [keep=1:]" in done.stdout
-    assert "note: " in done.stderr and "GAP normalises no covariance" in done.stderr
+    assert "note: not cut at test time: " in done.stderr and "gap/seed0: its head normalises no cov" in done.stderr
     study = load_study(trained / "out")
     whole = study.tested[(study.tested["start"] == 0) & study.tested["stop"].isna()]
     grid = study.grid.set_index("label")

@@ -88,7 +88,7 @@ def effects_plot(grid: Path) -> Figure:
 
 def bands_plot(grid: Path, *_: Path) -> Figure:
     study = load_study(grid.parent)
-    return bands.bands_figure(band_table(study), chance(study))
+    return bands.bands_figure(band_table(study, EXACT), chance(study))
 
 
 def pairs_table(path: Path) -> str:
@@ -119,8 +119,10 @@ TABLES: dict[str, Kept[str]] = {
     "cub80_finetune": Kept(cub80("earlier/finetune"), as_written),
     "cub80_conditions": Kept(cub80("frozen/conditions"), lambda path: conditions_markdown(load_history(path))),
     "cub80_classes": Kept(cub80("frozen/classes"), lambda path: classes_markdown(load_classes(path))),
-    "cub80_bands": Kept(STUDY, lambda grid, *_: bands.bands_markdown(band_table(load_study(grid.parent)))),
-    "cub80_band_classes": Kept(STUDY, lambda grid, *_: bands.class_changes_markdown(load_study(grid.parent).classes)),
+    "cub80_bands": Kept(STUDY, lambda grid, *_: bands.bands_markdown(band_table(load_study(grid.parent), EXACT))),
+    "cub80_band_classes": Kept(
+        STUDY, lambda grid, *_: bands.class_changes_markdown(load_study(grid.parent).classes, EXACT)
+    ),
     "cub80_bands_adamw": Kept(cub80("bands_adamw/grid"), effects_table(EXACT)),
     "cub80_rates": Kept(cub80("earlier/truncation_rates"), as_written),
     "cub80_truncation_adamw": Kept(cub80("earlier/truncation_adamw"), as_written),

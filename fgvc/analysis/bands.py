@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling, NewtonSchulzPooling, Pooling, SpectralPooling
 from fgvc.spectral import Band, Keep
 from fgvc.spectral.maps import NewtonSchulzRoot
-from fgvc.spectrum_measures import numerical_rank
+from fgvc.spectrum_measures import median_rank
 from fgvc.training.restore import Restored, restore_run
 
 ALL = Band(0, None)
@@ -111,7 +110,7 @@ def evaluate_bands(
     restored.trained.eval()
     if not isinstance(restored.head.pooling, CovariancePooling):
         raise RunError(f"{path}: its head normalises no covariance; give a run of a method that does, e.g. mpn_cov")
-    rank = _median_rank(path)
+    rank = median_rank(read_run(path).spectrum().before)
     bands = standard_bands(rank) if bands is None else list(bands)
     predicted, targets = _predict(restored, bands)
     rows = [
@@ -132,7 +131,3 @@ def _predict(restored: Restored, bands: Sequence[Band]) -> tuple[Tensor, Tensor]
         predicted.append(band_predictions(restored.head, restored.pooling_input(inputs), bands).cpu())
         targets.append(classes)
     return torch.cat(predicted, dim=1), torch.cat(targets)
-
-
-def _median_rank(path: Path) -> int:
-    return int(np.quantile(numerical_rank(read_run(path).spectrum().before), 0.5, method="inverted_cdf"))

@@ -15,6 +15,7 @@ from fgvc.spectrum_measures import (
     condition_number,
     effective_rank,
     eigenvalue_curve,
+    median_rank,
     nonzero_condition_number,
     numerical_rank,
     participation_ratio,
@@ -41,7 +42,7 @@ class MethodSpectrum:
     @property
     def rank(self) -> int:
         """Numerical rank of the covariance, median over images (the lower one of two)."""
-        return int(np.quantile(numerical_rank(self.before), 0.5, method="inverted_cdf"))
+        return median_rank(self.before)
 
 
 @dataclass(frozen=True)

@@ -108,12 +108,10 @@ def paired_bootstrap(
     """
     if not first or len(first) != len(second):
         raise ValueError(f"expected as many runs of each method, at least one, got {len(first)} and {len(second)}")
-    differences = []
-    for a, b in zip(first, second, strict=True):
-        pairs = _pairs(a, b).sort_values("path")
-        differences.append(pairs["right_first"].to_numpy(dtype=int) - pairs["right_second"].to_numpy(dtype=int))
-    if len({len(values) for values in differences}) > 1:
-        raise RunError("the runs were evaluated on different numbers of images; give runs of one test split")
+    tables = [_pairs(a, b).sort_values("path") for a, b in zip(first, second, strict=True)]
+    if any(table["path"].tolist() != tables[0]["path"].tolist() for table in tables):
+        raise RunError("the runs were evaluated on different images; give runs of one test split")
+    differences = [table["right_first"].to_numpy(int) - table["right_second"].to_numpy(int) for table in tables]
     values = np.sum(differences, axis=0)  # (images,), whole numbers: an end of the interval that is 0 stays 0
     n, rng = len(values), np.random.default_rng(seed)
     # few values occur, so that resampling their counts is resampling the images

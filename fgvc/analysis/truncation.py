@@ -16,6 +16,7 @@ from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.grid import COLUMNS as GRID_COLUMNS
 from fgvc.analysis.grid import kept_band, read_grid
 from fgvc.analysis.runs import Run
+from fgvc.errors import DatasetError, RunError, WeightsError
 
 BAND = ["start", "stop"]
 TESTED_COLUMNS = ("label", "seed", *BAND, "rank", "images", "right", "top1")
@@ -41,40 +42,39 @@ def read_study(
         root, cache: as in `evaluate_bands`.
 
     Raises:
-        RunError, DatasetError, WeightsError: as `read_grid` and `evaluate_bands`.
+        RunError: as `read_grid`.
     """
-    grid = read_grid(runs)
+    grid, notes = read_grid(runs)
     whole = [run for run in runs if cut and kept_band(run) == (0, None)]
-    notes = [f"{run.path}: {run.label} normalises no covariance; not cut" for run in whole if not _normalises(run)]
-    whole = [run for run in whole if _normalises(run)]
-    if not whole:
+    table, left_out = cut_at_test_time(whole, root=root, cache=cache)
+    notes += left_out
+    if table is None:
         if cut:
             notes.append("no run of a covariance head that sees all eigenvalues: nothing was cut at test time")
         return Study(grid, _empty(TESTED_COLUMNS), _empty(CLASS_COLUMNS)), notes
-    table = cut_at_test_time(whole, root=root, cache=cache)
     return Study(grid, by_run(table), by_class(table)), notes
 
 
-def _normalises(run: Run) -> bool:
-    return run.spectrum().after is not None
-
-
-def cut_at_test_time(runs: Iterable[Run], *, root: str | None = None, cache: str | None = None) -> pd.DataFrame:
+def cut_at_test_time(
+    runs: Iterable[Run], *, root: str | None = None, cache: str | None = None
+) -> tuple[pd.DataFrame | None, list[str]]:
     """Evaluate runs with every one of `standard_bands`.
 
     Args:
-        runs: whose heads normalise a covariance and see all of its eigenvalues.
+        runs: whose heads see all of their eigenvalues.
         root, cache: as in `evaluate_bands`.
 
     Returns:
-        One row a run, band and class: label, seed and the columns of `evaluate_bands`.
-
-    Raises:
-        RunError, DatasetError, WeightsError: as `evaluate_bands`.
+        One row a run, band and class: label, seed and the columns of `evaluate_bands`; None where no run could be cut.
+        And a note on each that could not.
     """
-    tables = [evaluate_bands(run.path, root=root, cache=cache).assign(label=run.label, seed=run.seed) for run in runs]
-    table: pd.DataFrame = pd.concat(tables, ignore_index=True)
-    return table
+    tables, notes = [], []
+    for run in runs:
+        try:
+            tables.append(evaluate_bands(run.path, root=root, cache=cache).assign(label=run.label, seed=run.seed))
+        except (RunError, DatasetError, WeightsError) as error:
+            notes.append(f"not cut at test time: {error}")
+    return pd.concat(tables, ignore_index=True) if tables else None, notes
 
 
 def by_run(cut: pd.DataFrame) -> pd.DataFrame:
@@ -98,25 +98,30 @@ def by_class(cut: pd.DataFrame) -> pd.DataFrame:
     return classes
 
 
-def band_table(study: Study) -> pd.DataFrame:
+def band_table(study: Study, reference: str) -> pd.DataFrame:
     """Top-1 by band over the seeds.
+
+    Args:
+        study: its runs that keep a band, by the exact or the published gradient, and those of the reference.
+        reference: the label that stands for all eigenvalues, in training and cut at test time; another head that sees
+            them all is another method, and is left out.
 
     Returns:
         One row a curve and band: curve ("test", cut at test time only; "exact" and "published", trained so), kind
         ("all", "largest", "smallest" for all but the largest, "window"), start, stop, rank, n, mean, std, lowest and
-        highest, in per cent. The runs that see all eigenvalues stand under "exact" and "published" alike: there is
-        nothing to leak.
+        highest, in per cent. The reference stands under "exact" and "published" alike: it has nothing to leak.
     """
-    grid, tested = study.grid, study.tested
-    whole = grid[(grid["start"] == 0) & grid["stop"].isna()]
-    cut = grid[(grid["start"] > 0) | grid["stop"].notna()]
-    published = cut["gradient"] == "topn_published"
-    parts = [("test", tested), ("exact", pd.concat([whole, cut[~published]]))]
-    if published.any():
-        parts.append(("published", pd.concat([whole, cut[published]])))
-    rank = int(tested["rank"].max()) if len(tested) else int(grid["stop"].max())
+    grid, tested = study.grid, study.tested[study.tested["label"] == reference]
+    cut = (grid["start"] > 0) | grid["stop"].notna()
+    whole = grid[(grid["label"] == reference) & ~cut]
+    gradients = {"exact": "exact", "published": "topn_published"}
+    trained = {curve: grid[cut & (grid["gradient"] == gradient)] for curve, gradient in gradients.items()}
+    parts = {"test": tested, "exact": pd.concat([whole, trained["exact"]])}
+    if len(trained["published"]):
+        parts["published"] = pd.concat([whole, trained["published"]])
+    rank = int(grid["rank"].median()) if grid["rank"].notna().any() else int(grid[BAND].max().max())
     rows = []
-    for curve, part in parts:
+    for curve, part in parts.items():
         for (start, stop), runs in part.groupby(BAND, dropna=False):
             values = runs["top1"].to_numpy(dtype=float)
             row = {"curve": curve, "kind": _kind(start, stop), "start": start, "stop": stop, "rank": rank}

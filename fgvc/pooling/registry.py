@@ -65,6 +65,8 @@ def _kept(channels: int, keep: int | Sequence[int | None] | None = None) -> Keep
     if keep is None and channels <= 50:
         raise ConfigError(f"svd_topn drops the 50 smallest eigenvalues by default, of {channels}: give it keep=N")
     if isinstance(keep, Sequence) and not isinstance(keep, str):
+        if keep and isinstance(keep[0], int) and keep[0] >= channels:
+            raise ConfigError(f"svd_topn with keep={list(keep)} drops all {channels} eigenvalues; lower its start")
         return tuple(keep)  # type: ignore[return-value]  # a configuration has lists; the layer checks what they hold
     return channels - 50 if keep is None else keep
 

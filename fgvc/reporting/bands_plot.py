@@ -172,8 +172,11 @@ def _band_name(start: int, stop: Any) -> str:
     return f"{start + 1} to {stop}" if start else f"{stop} largest" if stop > 1 else "the largest"
 
 
-def class_changes_markdown(classes: pd.DataFrame, stops: Sequence[int] = (1, 4, 16), count: int = 5) -> str:
-    """The classes that lose most where only the `stop` largest are kept, seeds pooled."""
+def class_changes_markdown(
+    classes: pd.DataFrame, reference: str, stops: Sequence[int] = (1, 4, 16), count: int = 5
+) -> str:
+    """The classes of the reference that lose most where only the `stop` largest are kept, seeds pooled."""
+    classes = classes[classes["label"] == reference]
     rows = []
     for stop in stops:
         part = classes[(classes["start"] == 0) & (classes["stop"] == stop)]
@@ -197,9 +200,9 @@ def study_markdown(study: Study, reference: str) -> str:
     """The tables of a study, one after the other: effects, and where eigenvalues were cut, bands and classes."""
     parts = [effects_markdown(effects(study.grid, reference), reference)]
     if is_cut(study):
-        parts.append(bands_markdown(band_table(study)))
-    if len(study.classes):
-        parts.append(class_changes_markdown(study.classes))
+        parts.append(bands_markdown(band_table(study, reference)))
+    if (study.classes["label"] == reference).any():
+        parts.append(class_changes_markdown(study.classes, reference))
     return "\n\n".join(parts)
 
 
@@ -210,5 +213,5 @@ def write_study_figures(study: Study, reference: str, folder: Path) -> list[Path
     if len(compared) > 1:
         written += save_figure(effects_figure(compared, study.grid, reference), folder / "effects")
     if is_cut(study):
-        written += save_figure(bands_figure(band_table(study), chance(study)), folder / "bands")
+        written += save_figure(bands_figure(band_table(study, reference), chance(study)), folder / "bands")
     return written

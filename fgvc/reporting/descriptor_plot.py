@@ -91,6 +91,8 @@ def correlations_markdown(correlations: pd.DataFrame) -> str:
     """Rank correlation of closeness and confusion, with its interval, a row a label."""
     rows = [
         [row["label"], f"{row['value']:.2f}", f"[{row['low']:.2f}, {row['high']:.2f}]"]
+        if pd.notna(row["value"])
+        else [row["label"], "not defined", "not defined"]
         for row in sorted(correlations.to_dict("records"), key=lambda row: method_order(row["label"]))
     ]
     return markdown_table(["Method", "Spearman's correlation", "95 % interval"], rows)

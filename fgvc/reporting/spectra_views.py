@@ -91,7 +91,7 @@ def conditions_markdown(history: pd.DataFrame) -> str:
     rows = []
     for label in dict.fromkeys(history["label"]):
         part = history[history["label"] == label]
-        for row in part.iloc[[0, len(part) // 2, -1]].to_dict("records"):
+        for row in part.iloc[sorted({0, len(part) // 2, len(part) - 1})].to_dict("records"):
             numbers = [f"{row['condition_number']:.2e}", f"{row['nonzero_condition_number']:.2e}"]
             numbers += [f"{row['effective_rank']:.2f}", f"{row['participation_ratio']:.2f}"]
             rows.append([label, str(row["epoch"]), str(row["n"]), *numbers])
