@@ -30,7 +30,8 @@ from fgvc.spectral import (
     trunc,
 )
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
-from fgvc.spectral.rules import Spectrum, pade_ratio
+from fgvc.spectral.rules import pade_ratio
+from fgvc.spectral.spectrum import Spectrum
 
 
 def square_root(lam: Values) -> Values:

@@ -19,8 +19,9 @@ from fgvc.spectral.maps import (
 )
 from fgvc.spectral.newton_schulz import newton_schulz_descriptor, newton_schulz_sqrt
 from fgvc.spectral.operators import matrix_log, matrix_power, matrix_sqrt, scaling_eigen_branch, seb_spectral
-from fgvc.spectral.rules import GRADIENTS, Band, GradientRule, Keep, newton, power_iteration, taylor, trunc
+from fgvc.spectral.rules import GRADIENTS, GradientRule, newton, power_iteration, taylor, trunc
 from fgvc.spectral.spectral_map import spectral_map
+from fgvc.spectral.spectrum import Band, Keep
 from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle
 
 __all__ = [

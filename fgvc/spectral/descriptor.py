@@ -23,8 +23,9 @@ from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import EigenvalueMap
 from fgvc.spectral.parts import batch_parts
 from fgvc.spectral.precision import result_dtype, without_autocast
-from fgvc.spectral.rules import GradientRule, Keep, Spectrum
+from fgvc.spectral.rules import GradientRule
 from fgvc.spectral.spectral_map import SpectralLayer, map_backward, map_forward, spectral_layer
+from fgvc.spectral.spectrum import Keep, Spectrum
 from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle
 
 

@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from fgvc.spectral.maps import LOG, SCALED_SQRT, SQRT, AmplifiedSquareRoot, Power
-from fgvc.spectral.rules import GradientRule, Keep
+from fgvc.spectral.rules import GradientRule
 from fgvc.spectral.spectral_map import spectral_map
+from fgvc.spectral.spectrum import Keep
 
 
 def matrix_sqrt(

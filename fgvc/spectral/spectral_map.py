@@ -10,7 +10,8 @@ from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import EigenvalueMap
 from fgvc.spectral.parts import batch_parts
 from fgvc.spectral.precision import check_square, result_dtype, without_autocast
-from fgvc.spectral.rules import Band, GradientRule, Keep, Spectrum, band, gradient_rule
+from fgvc.spectral.rules import GradientRule, gradient_rule
+from fgvc.spectral.spectrum import Band, Keep, Spectrum, band
 
 
 class SpectralLayer(NamedTuple):
