@@ -312,8 +312,9 @@ class Trainer:
             return
         if part is None:
             self.folder.write_table(self.folder.metrics_file, pd.DataFrame(self.progress.history))
-            if self.spectra.epochs:
-                self.spectra.write(self.folder.spectrum_history_file)
+        # within an epoch there is nothing new to it but before the first has ended
+        if self.spectra.epochs and (part is None or self.progress.epoch == 0):
+            self.spectra.write(self.folder.spectrum_history_file)
         state = {
             **self.learner.state_dict(),
             "best": self._best_weights,

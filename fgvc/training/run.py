@@ -112,7 +112,8 @@ def _carry_out(
         accelerator.init_trackers(config.name)
     interruption.patient = True
     try:
-        evaluation = trainer.fit()
+        with lost_processes_named():
+            evaluation = trainer.fit()
         if accelerator.is_main_process:
             _write_results(folder, prepared, evaluation, accelerator.device)
         final = evaluation.accuracy.as_dict() | {"epoch": trainer.progress.epoch}
