@@ -18,7 +18,7 @@ class Distance(NamedTuple):
         name: of a column, an array or a set of weights.
         total, differing: how many values (of weights: tensors), and how many are not the same to the last bit.
         largest: absolute difference; infinite where one side alone is not finite, is missing or is other text.
-        relative: of an array, `largest` by the largest absolute value; of weights, the norm of the difference by the
+        relative: of an array, `largest` by the largest finite value; of weights, the norm of the difference by the
             norm; both of the first version. None for a column.
         where: the first epoch that differs, or the tensor that differs most; None where nothing does.
     """
@@ -32,11 +32,11 @@ class Distance(NamedTuple):
 
 
 def array_distance(name: str, first: np.ndarray, second: np.ndarray) -> Distance:
-    """Of two arrays. Raises RunError where they differ in shape or type."""
-    if (first.shape, first.dtype) != (second.shape, second.dtype):
+    """Of two arrays of numbers. Raises RunError where they are not, or differ in shape or type."""
+    if (first.shape, first.dtype) != (second.shape, second.dtype) or first.dtype.kind not in "biuf":
         raise RunError(f"{name} is {first.dtype} {first.shape} and {second.dtype} {second.shape}")
     differing, largest = _differing(first, second), _largest(first, second)
-    scale = float(np.abs(first).max(initial=0))
+    scale = float(np.abs(first[np.isfinite(first)]).max(initial=0))
     return Distance(name, first.size, int(differing.sum()), largest, largest / scale if scale else None)
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from fgvc.analysis.confusion import PREDICTION_COLUMNS
 from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.distances import Distance, array_distance, column_distance, weights_distance
 from fgvc.analysis.paired import pair_predictions
@@ -54,7 +55,7 @@ class RunComparison:
         environment: what differs in commit, versions, machine, images and the backbone's weights.
         settings: what differs in config.yaml.
         unrecorded: what only one of the runs records (the other was made by an earlier version): of these two, and
-            columns of metrics.csv.
+            columns of metrics.csv and arrays of spectra.
         metrics: every column of metrics.csv but times.
         predictions: after the last epoch; None where they cannot be compared.
         weights: "last" and "best", where they can be compared.
@@ -134,16 +135,16 @@ def compare_runs(first: Path, second: Path) -> RunComparison:
     settings, new = attempt(lambda a, b: _changes(_settings(a), _settings(b))) or ([], [])
     metrics, columns = attempt(_metrics) or ([], [])
     weights = [attempt(partial(_weights, which)) for which in _WEIGHTS]
-    spectra = [attempt(partial(_arrays, name)) or [] for name in _ARCHIVES]
+    spectra = [attempt(partial(_arrays, name)) or ([], []) for name in _ARCHIVES]
     return RunComparison(
         *runs,
         environment=environment,
         settings=settings,
-        unrecorded=[*unrecorded, *new, *columns],
+        unrecorded=[*unrecorded, *new, *columns, *(name for _, names in spectra for name in names)],
         metrics=metrics,
         predictions=attempt(_predictions),
         weights=[distance for distance in weights if distance is not None],
-        spectra=[distance for distances in spectra for distance in distances],
+        spectra=[distance for distances, _ in spectra for distance in distances],
         incomparable=incomparable,
     )
 
@@ -173,6 +174,8 @@ def _metrics(first: Run, second: Run) -> tuple[list[Distance], list[str]]:
     if not _in_both("metrics.csv", first, second):
         return [], []  # no epoch was trained
     a, b = (read_csv(run.path / "metrics.csv", ("epoch",), as_text=True).set_index("epoch") for run in (first, second))
+    if not (a.index.is_unique and b.index.is_unique):
+        raise RunError("metrics.csv: an epoch twice; restore the file")
     columns = [column for column in dict.fromkeys([*a, *b]) if "second" not in column]
     both = [column for column in columns if column in a and column in b]
     distances = [column_distance(a[column], b[column]) for column in both]
@@ -181,7 +184,11 @@ def _metrics(first: Run, second: Run) -> tuple[list[Distance], list[str]]:
 
 def _predictions(first: Run, second: Run) -> PredictionChanges:
     try:
-        pairs = pair_predictions(first.predictions(), second.predictions(), ["confidence"])
+        frames = [
+            read_csv(run.path / "predictions.csv", PREDICTION_COLUMNS, numbers=("confidence",))
+            for run in (first, second)
+        ]
+        pairs = pair_predictions(*frames, more=["confidence"])
     except RunError as error:
         raise RunError(f"predictions: {error}") from error
     changed = pairs["predicted_first"] != pairs["predicted_second"]
@@ -199,14 +206,16 @@ def _weights(which: str, first: Run, second: Run) -> Distance:
     return weights_distance(which, *(RunFolder(run.path).read_weights(which) for run in (first, second)))
 
 
-def _arrays(file: str, first: Run, second: Run) -> list[Distance]:
+def _arrays(file: str, first: Run, second: Run) -> tuple[list[Distance], list[str]]:
+    """The arrays of an archive, and the names of those that only one has."""
     if not _in_both(file, first, second):
-        return []  # trainer.probe_images=0, or runs of a version without it
+        return [], []  # trainer.probe_images=0, or runs of a version without it
     try:
         a, b = (read_npz(run.path / file) for run in (first, second))
     except (OSError, ValueError) as error:
         raise RunError(f"{file}: cannot be read ({error})") from error
-    return [array_distance(f"{Path(file).stem}: {name}", a[name], b[name]) for name in a if name in b]
+    distances = [array_distance(f"{Path(file).stem}: {name}", a[name], b[name]) for name in a if name in b]
+    return distances, [f"{file}: {name}" for name in {**a, **b} if not (name in a and name in b)]
 
 
 def _in_both(file: str, first: Run, second: Run) -> bool:

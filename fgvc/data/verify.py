@@ -61,7 +61,8 @@ def _is_unchanged(known: Mapping[str, Any], root: Path) -> bool:
     """Whether no image's size or time has changed since `known` was written."""
     try:
         splits = read_splits(str(known.get("name")), root)
-        return all(known["splits"][split].get("state") == fingerprint(dataset) for split, dataset in splits.items())
+        states = {split: known["splits"].get(split, {}).get("state") for split in splits}
+        return all(states[split] == fingerprint(dataset) for split, dataset in splits.items())
     except (ConfigError, DatasetError):
         return False  # to be told by the verification
 
