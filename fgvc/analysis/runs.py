@@ -15,6 +15,7 @@ from fgvc.analysis.confusion import read_predictions
 from fgvc.analysis.csv_file import read_csv
 from fgvc.errors import RunError
 from fgvc.files import read_npz
+from fgvc.training.machine import commit_label
 
 T = TypeVar("T")
 
@@ -179,12 +180,18 @@ def read_run(path: Path) -> Run:
         selected_on=None if best is None else _value(summary["best"], "selected_on", str, file),
         status=status,
         reason=_optional(summary, "reason", str, file),
-        commit=_optional(summary, "commit", str, file),
+        commit=_commit(summary, file),
         classes=_optional(summary, "classes", list, file),
         out_features=_optional(summary, "out_features", int, file),
         seconds=_optional(summary, "seconds", dict, file),
         peak_memory_mb=_optional(summary, "peak_memory_mb", float, file),
     )
+
+
+def _commit(summary: Mapping[str, Any], file: Path) -> str | None:
+    _optional(summary, "commit", str, file)
+    _optional(summary, "dirty", bool, file)
+    return commit_label(summary)
 
 
 def _value(values: Mapping[str, Any], key: str, kind: type[T], file: Path) -> T:

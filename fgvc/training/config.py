@@ -162,6 +162,8 @@ class TrainerConfig:
         precision: "no", "bf16" or "fp16" autocast; the spectral layers stay in float64.
         on_bad_image: "refuse" to train with an unreadable image, or "skip" it.
         tracker: "tensorboard" or None.
+        deterministic: use only algorithms that repeat themselves bit for bit, see `set_deterministic`; slower on a GPU.
+            On a CPU runs repeat themselves anyway.
         probe_images: test images whose spectra are kept after every epoch, always the same; 0 keeps none. A continued
             run goes on with the images of its history.
     """
@@ -185,6 +187,7 @@ class TrainerConfig:
     precision: str = "no"
     on_bad_image: str = "refuse"
     tracker: str | None = None
+    deterministic: bool = False
     probe_images: int = 32
 
 

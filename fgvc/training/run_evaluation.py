@@ -17,7 +17,7 @@ from fgvc.files import write_json_atomic
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Accuracy, Evaluation, Loader, ViewAverage, evaluate
 from fgvc.training.loaders import in_order
-from fgvc.training.machine import commit, versions
+from fgvc.training.machine import source_state, versions
 from fgvc.training.restore import Restored, restore_run
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.setup import create_accelerator, inference_batch_size
@@ -97,7 +97,7 @@ def evaluate_run(
         "seconds": round(time.perf_counter() - start, 3),
         "root": restored.config.dataset.root,
         "versions": versions(),
-        "commit": commit(),
+        **source_state(),
     }
     result = RunEvaluation(
         name=_name(checkpoint, transform, own),

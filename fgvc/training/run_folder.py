@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,23 +157,27 @@ class RunFolder:
             raise RunError(f"{file} is damaged: {error}; train the run again") from error
 
 
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level, its keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
+
+
+def computed_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide what a run computes, flat: without those that only say how it is carried out."""
+    container = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(container, dict)
+    flat = flatten({str(key): value for key, value in container.items()})
+    return {key: value for key, value in flat.items() if key not in _CARRIED_OUT_BY}
 
 
 def _differences(old: RunConfig, new: RunConfig) -> list[str]:
     """What two configurations would compute differently, as "key: old -> new"."""
-    flats = []
-    for config in (old, new):
-        container = OmegaConf.to_container(OmegaConf.structured(config))
-        assert isinstance(container, dict)
-        flats.append(_flat({str(key): value for key, value in container.items()}))
-    keys = [key for key in {**flats[0], **flats[1]} if key not in _CARRIED_OUT_BY]
+    before, after = computed_settings(old), computed_settings(new)
     return [
-        f"{key} was {flats[0].get(key)}, now {flats[1].get(key)}"
-        for key in keys
-        if flats[0].get(key) != flats[1].get(key)
+        f"{key} was {before.get(key)}, now {after.get(key)}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
     ]

@@ -35,6 +35,7 @@ from fgvc.models import (
     weights_digest,
 )
 from fgvc.training.config import RunConfig
+from fgvc.training.determinism import set_deterministic
 from fgvc.training.loaders import Loaders, create_loaders
 
 _log = logging.getLogger(__name__)
@@ -79,7 +80,8 @@ class Prepared:
 
 
 def create_accelerator(config: RunConfig, path: Path) -> Accelerator:
-    """Device, precision and processes of a run whose folder is `path`."""
+    """Device, precision, processes and algorithms of a run whose folder is `path`."""
+    set_deterministic(config.trainer.deterministic)  # before anything runs on a GPU
     AcceleratorState._reset_state()  # one process may carry out several runs, of different precision
     return Accelerator(mixed_precision=config.trainer.precision, log_with=config.trainer.tracker, project_dir=path)
 
