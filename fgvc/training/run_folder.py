@@ -17,7 +17,7 @@ from fgvc.training.config import RunConfig
 
 # these say how a run is carried out, not what it computes: they may differ when it is continued
 _CARRIED_OUT_BY = (
-    *("run_dir", "resume", "method.eigh_device", "cache.dir"),
+    *("run_dir", "resume", "method.eigh_device", "cache.dir", "cache.max_gb"),
     *("trainer.workers", "trainer.tracker", "trainer.probe_images"),
 )
 

@@ -227,6 +227,7 @@ def split_features(
         workers=config.trainer.workers,
         device=device,
         dtype=config.cache.dtype,
+        max_gb=config.cache.max_gb,
     )
 
 
