@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Train, refused
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -249,22 +250,23 @@ def test_two_runs_do_not_take_the_same_room(dataset: ImageDataset, monkeypatch: 
 
 
 def test_an_entry_is_in_use_before_it_has_its_card(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_card, refusals = feature_cache.write_json_atomic, []
+    write_card, calls = feature_cache.write_json_atomic, []
 
     def meanwhile(path: Path, card: Any) -> None:
-        if not refusals:
-            with pytest.raises(ConfigError, match=f"in use.*{path.stem}.npy") as caught:
+        calls.append(path)
+        if len(calls) == 1:
+            with pytest.raises(ConfigError, match=f"in use.*{path.stem}.npy"):
                 features_of(dataset, Backbone(), "b", entries=1)
-            refusals.append(caught)
         write_card(path, card)
 
     monkeypatch.setattr(feature_cache, "write_json_atomic", meanwhile)
     assert len(features_of(dataset, Backbone(), "a", entries=1)) == COUNT
-    assert len(refusals) == 1
+    assert len(calls) == 1
 
 
-def test_an_entry_evicted_as_it_is_opened_is_computed_again(
-    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("back", [False, True], ids=["gone", "computed again meanwhile"])
+def test_an_entry_evicted_as_it_is_opened_is_not_used(
+    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch, back: bool
 ) -> None:
     path = features_of(dataset, Backbone()).path
     lock, calls = feature_set.lock_file, []
@@ -274,11 +276,15 @@ def test_an_entry_evicted_as_it_is_opened_is_computed_again(
         if len(calls) == 1:
             features_of(dataset, Backbone(), "b", entries=1)
             assert not path.exists()
+            if back:
+                features_of(dataset, Backbone(), entries=1)
         return lock(*arguments, **options)
 
     monkeypatch.setattr(feature_set, "lock_file", too_late)
-    assert not features_of(dataset, Backbone()).from_cache
-    assert path.is_file()
+    found = features_of(dataset, Backbone())
+    assert found.from_cache == back
+    with pytest.raises(ConfigError, match=path.name):  # it is in use, not a deleted file of its name
+        features_of(dataset, Backbone(), "c", entries=1)
 
 
 def use(dataset: ImageDataset, name: str, entries: float | None) -> bool:
@@ -407,3 +413,20 @@ def test_without_locks_all_works_but_nothing_is_evicted(dataset: ImageDataset, m
     with pytest.raises(ConfigError, match="or cannot be locked"):
         use(dataset, "c", 2)
     assert leftover.exists() and use(dataset, "a", 2) and use(dataset, "b", 2)
+
+
+def test_a_limit_on_the_command_line(tmp_path: Path, train_here: Train) -> None:
+    frozen = ["backbone.frozen=true", "cache.dir=cache", "trainer.epochs=1"]
+    for number in ("0", "-1"):
+        refused(train_here(tmp_path, *frozen, f"cache.max_gb={number}"), "cache.max_gb must be positive, or null")
+    refused(train_here(tmp_path, *frozen, "cache.max_gb=1e-6"), "cache.max_gb=1e-06", "Raise cache.max_gb")
+    assert train_here(tmp_path, *frozen, "run_dir=a").returncode == 0
+    before = set((tmp_path / "cache").glob("features-*"))
+    limit = f"cache.max_gb={1.2e-9 * sum(path.stat().st_size for path in before)}"
+    # the weights of this backbone are drawn with the seed: other maps
+    done = train_here(tmp_path, *frozen, "run_dir=b", "seed=1", limit)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("evicted from the feature cache") == 2
+    after = set((tmp_path / "cache").glob("features-*"))
+    assert len(after) == len(before) == 4 and not after & before
+    assert train_here(tmp_path, *frozen, "run_dir=b", "seed=1", "cache.max_gb=1").returncode == 0  # still the same run
