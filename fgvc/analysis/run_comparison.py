@@ -184,20 +184,20 @@ def _metrics(first: Run, second: Run) -> tuple[list[Distance], list[str]]:
 
 def _predictions(first: Run, second: Run) -> PredictionChanges:
     try:
-        frames = [
+        before, after = (
             read_csv(run.path / "predictions.csv", PREDICTION_COLUMNS, numbers=("confidence",))
             for run in (first, second)
-        ]
-        pairs = pair_predictions(*frames, more=["confidence"])
+        )
+        pairs = pair_predictions(before, after, more=["confidence"])
     except RunError as error:
         raise RunError(f"predictions: {error}") from error
     changed = pairs["predicted_first"] != pairs["predicted_second"]
-    before, after = pairs["right_first"], pairs["right_second"]
+    was_right, is_right = pairs["right_first"], pairs["right_second"]
     return PredictionChanges(
         images=len(pairs),
         changed=int(changed.sum()),
-        became_right=int((after & ~before).sum()),
-        became_wrong=int((before & ~after).sum()),
+        became_right=int((is_right & ~was_right).sum()),
+        became_wrong=int((was_right & ~is_right).sum()),
         confidence=float(np.abs(pairs["confidence_first"] - pairs["confidence_second"]).max()),
     )
 

@@ -37,6 +37,8 @@ def check(config: RunConfig) -> None:
             raise ConfigError(f"{key} must be at least {least}, got {number}")
     if trainer.clip_norm is not None and not trainer.clip_norm > 0:
         raise ConfigError(f"trainer.clip_norm must be positive, or null for no clipping, got {trainer.clip_norm}")
+    if config.cache.max_gb is not None and not config.cache.max_gb > 0:
+        raise ConfigError(f"cache.max_gb must be positive, or null for no limit, got {config.cache.max_gb}")
     if trainer.ema_decay is not None and not 0 < trainer.ema_decay < 1:
         raise ConfigError(f"trainer.ema_decay must be between 0 and 1, or null for none, got {trainer.ema_decay}")
     check_hybrid(config)

@@ -193,10 +193,18 @@ class TrainerConfig:
 
 @dataclass
 class CacheConfig:
-    """Where feature maps of frozen backbones are kept, and as what ("float32" or "float16")."""
+    """Where feature maps of frozen backbones are kept.
+
+    Attributes:
+        dir: folder; any number of runs may share it.
+        dtype: "float32" or "float16".
+        max_gb: most that all feature maps in `dir` may take (in 1e9 bytes) when a run adds some: those that no run uses
+            are evicted for it, the least recently used first. None means no limit.
+    """
 
     dir: str = "results/cache"
     dtype: str = "float32"
+    max_gb: float | None = None
 
 
 @dataclass

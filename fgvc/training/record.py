@@ -65,5 +65,5 @@ def _dataset_fingerprint(images: Images) -> dict[str, str | None]:
     dataset's folder, as scripts/prepare_data.py verified them.
     """
     splits = {"train": images.train, "validation": images.validation, "test": images.test}
-    lists = {f"{key}_list": split and fingerprint(split, times=False) for key, split in splits.items()}
+    lists = {f"{key}_list": None if split is None else fingerprint(split, times=False) for key, split in splits.items()}
     return {**lists, "verified_content": verified_content(images.test.root)}

@@ -19,7 +19,7 @@ from fgvc.training.states import StateStore
 
 # these say how a run is carried out, not what it computes: they may differ when it is continued
 _CARRIED_OUT_BY = (
-    *("run_dir", "resume", "method.eigh_device", "cache.dir"),
+    *("run_dir", "resume", "method.eigh_device", "cache.dir", "cache.max_gb"),
     *("trainer.workers", "trainer.tracker", "trainer.probe_images"),
     *("trainer.save_minutes", "trainer.save_steps", "trainer.on_non_finite", "trainer.max_skips"),
 )

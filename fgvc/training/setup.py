@@ -230,4 +230,5 @@ def split_features(
         workers=config.trainer.workers,
         device=device,
         dtype=config.cache.dtype,
+        max_gb=config.cache.max_gb,
     )
