@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fgvc.spectral.maps import EIGENVALUE_FLOOR
-from fgvc.spectral.precision import check_whole_number
+from fgvc.spectral.precision import check_whole_number, eigenvalue_floor
 
 
 class Band(NamedTuple):
@@ -56,7 +55,7 @@ class Spectrum:
 
     Attributes:
         found: (B, d), ascending, as the eigendecomposition found them.
-        keep: the map sees only these, the others are set to `EIGENVALUE_FLOOR`; None keeps all.
+        keep: the map sees only these, the others are set to the floor; None keeps all.
         first: index of the first eigenvalue of the Loewner matrix; those before it are null and need no row.
     """
 
@@ -65,22 +64,27 @@ class Spectrum:
     first: int = 0
 
     @property
+    def floor(self) -> float:
+        """`eigenvalue_floor` of their precision."""
+        return eigenvalue_floor(self.found.dtype)
+
+    @property
     def clamped(self) -> Tensor:
         """(B, d), no smaller than the floor."""
-        return self.found.clamp(min=EIGENVALUE_FLOOR)
+        return self.found.clamp(min=self.floor)
 
     @property
     def clipped(self) -> Tensor:
         """(B, d), as the map sees them: clamped, and set to the floor outside of `keep`; ascending within it."""
         lam = self.clamped
         for dropped in self._dropped:
-            lam[:, dropped] = EIGENVALUE_FLOOR
+            lam[:, dropped] = self.floor
         return lam
 
     @property
     def kept(self) -> Tensor:
         """(B, d) bool: not set to the floor."""
-        kept = self.found > EIGENVALUE_FLOOR
+        kept = self.found > self.floor
         for dropped in self._dropped:
             kept[:, dropped] = False
         return kept

@@ -80,6 +80,8 @@ class MethodConfig:
         hidden: widths of fully connected layers between the descriptor and the classifier's last layer; none, but for
             the papers' AlexNet.
         eigh_device: where eigendecompositions run: "auto", "same" (where the features are) or "cpu", as in the papers.
+        spectral_dtype: precision of the covariance and all that is made of it, "float64", as in the papers, or
+            "float32"; docs/precision.md says what that costs.
         options: of the pooling, e.g. {iterations: 5}.
     """
 
@@ -88,7 +90,13 @@ class MethodConfig:
     reduction: int | None = 256
     hidden: list[int] = field(default_factory=list)
     eigh_device: str = "auto"
+    spectral_dtype: str = "float64"
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shown_options(self) -> dict[str, Any]:
+        """What labels and run folders name beside the gradient: options of the pooling, and another precision."""
+        return self.options | ({} if self.spectral_dtype == "float64" else {"dtype": self.spectral_dtype})
 
 
 @dataclass
@@ -152,7 +160,7 @@ class TrainerConfig:
             saved; None keeps the weights themselves.
         val_fraction: share of the training images of each class held out to select the best epoch; with 0 it is
             selected on the test split, as many published numbers are, and the summary says so.
-        precision: "no", "bf16" or "fp16" autocast; the spectral layers stay in float64.
+        precision: "no", "bf16" or "fp16" (not on a CPU) autocast; the spectral layers stay in `method.spectral_dtype`.
         on_bad_image: "refuse" to train with an unreadable image, or "skip" it.
         tracker: "tensorboard" or None.
         probe_images: test images whose spectra are kept after every epoch, always the same; 0 keeps none. A continued

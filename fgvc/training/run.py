@@ -32,7 +32,9 @@ def default_run_dir(config: RunConfig) -> Path:
     name = "-".join(part for part in (config.name, config.recipe) if part)
     hybrid = None if config.hybrid.method is None else "hybrid"
     # no brackets of a list, which a shell and Hydra would read
-    options = [re.sub(r"[^\w.-]+", "_", f"{k}{value}").strip("_") for k, value in sorted(config.method.options.items())]
+    options = [
+        re.sub(r"[^\w.-]+", "_", f"{k}{value}").strip("_") for k, value in sorted(config.method.shown_options.items())
+    ]
     method = "-".join(part for part in (config.method.name, config.method.gradient, *options, hybrid) if part)
     return Path("results") / name / config.backbone.name.replace("/", "_") / method / f"seed{config.seed}"
 
@@ -132,13 +134,14 @@ def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation
 def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """What a table needs to know of a run besides its result."""
     switch, method = switch_epoch(config), config.method
-    label = pooling_label(method.name, method.gradient, method.options)
+    label = pooling_label(method.name, method.gradient, method.shown_options)
     return {
         "name": config.name,
         "recipe": config.recipe,
         "method": config.method.name,
         "gradient": config.method.gradient,
         "options": method.options,
+        "spectral_dtype": method.spectral_dtype,
         "label": label + (" (hybrid)" if switch else ""),
         "hybrid": {"method": config.hybrid.method, "switch_epoch": switch} if switch else None,
         "dataset": config.dataset.name,
