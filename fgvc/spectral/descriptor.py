@@ -96,7 +96,7 @@ def _with_nulls(eigenvalues: Tensor, d: int) -> Tensor:
 def thin_forward(eigenvalues: Tensor, vectors: Tensor, layer: SpectralLayer) -> Tensor:
     """F(S) (B, d, d) from l (B, r) and U (B, d, r)."""
     d, rank = vectors.shape[1:]
-    value = layer.f.value(Spectrum(_with_nulls(eigenvalues, d), layer.keep).clipped)
+    value = layer.f.value(Spectrum(_with_nulls(eigenvalues, d), layer.keep, nulls_known=True).clipped)
     null_value = value[:, :1]
     result = torch.bmm(vectors * (value[:, d - rank :] - null_value)[:, None, :], vectors.mT)
     result.diagonal(dim1=-2, dim2=-1).add_(null_value)
@@ -117,7 +117,7 @@ def thin_backward(
     projected = torch.bmm(vectors.mT, grad_vectors)  # P, (B, r, r)
     diagonal = projected.diagonal(dim1=-2, dim2=-1)
     null = d - rank - 1  # index of the null eigenvalue that stands for all
-    loewner = layer.rule(layer.f, Spectrum(_with_nulls(eigenvalues, d), layer.keep, first=null))
+    loewner = layer.rule(layer.f, Spectrum(_with_nulls(eigenvalues, d), layer.keep, first=null, nulls_known=True))
     all_diagonal = _with_nulls(diagonal, d)
     all_diagonal[:, null] = grad.diagonal(dim1=-2, dim2=-1).sum(-1) - diagonal.sum(-1)
     to_null = loewner.off_diagonal[:, 0, 1:]  # c

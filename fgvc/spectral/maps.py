@@ -2,7 +2,7 @@
 
 A map knows three things about itself, all of them exact: its values, the transpose of its Jacobian, and its divided
 differences in a form without cancellation. How a gradient is assembled from them is a rule (fgvc.spectral.rules).
-Eigenvalues arrive clamped to `eigenvalue_floor` from below, so every map may divide by them.
+Eigenvalues arrive clamped to `Spectrum.floor` from below, so every map may divide by them.
 
 Shapes: lam, v (B, d), ascending; `first` is the index of the first eigenvalue of which divided differences are wanted,
 n = d - first. A map that looks at the whole spectrum still sees all of `lam`.
@@ -15,10 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fgvc.spectral.precision import check_whole_number, eigenvalue_floor
-
-EIGENVALUE_FLOOR: float = eigenvalue_floor(torch.float64)
-"""The floor of the eigenvalues in float64, see `fgvc.spectral.precision.eigenvalue_floor`."""
+from fgvc.spectral.precision import check_whole_number
 
 
 class EigenvalueMap(Protocol):

@@ -23,11 +23,15 @@ def spectral_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-def eigenvalue_floor(dtype: torch.dtype) -> float:
-    """Eigenvalues up to this value are set to it in the forward pass, as in the released layers: 2.2e-16 in float64.
+EIGENVALUE_FLOOR: float = torch.finfo(torch.float64).eps
+"""Eigenvalues up to this value are set to it in the forward pass, as in the released layers (2.2e-16)."""
 
-    It follows the precision, 1.2e-7 in float32, as the rounding noise of null eigenvalues does: with the smaller floor
-    the published gradients multiply noise of 1e-7 by the slope of the square root at 2.2e-16, which is 3e7.
+
+def eigenvalue_floor(dtype: torch.dtype) -> float:
+    """`EIGENVALUE_FLOOR` for eigenvalues that carry the rounding noise of `dtype`: 1.2e-7 in float32.
+
+    Null eigenvectors of a float32 decomposition lean into the range of the matrix by about 1e-7; the published
+    gradients let the slope of the map at the floor through to them, 3e7 for the square root at 2.2e-16.
     """
     return torch.finfo(dtype).eps
 

@@ -108,7 +108,7 @@ def spectral_map(
         gradient: name of the rule in `GRADIENTS` that assembles the derivative, or a rule, e.g. `taylor(degree=50)`.
         keep: the map sees the `keep` largest eigenvalues, or of a pair (start, stop) those from index `start` to before
             `stop` in descending order, counted from 0; stop None means to the smallest. The others are set to
-            the floor of the eigenvalues. None keeps all.
+            `EIGENVALUE_FLOOR`. None keeps all.
         eigh_device: "auto", "same" or "cpu", see `fgvc.spectral.eigen.symmetric_eigh`.
         dtype: working precision, float64 or float32, forward and backward; what it costs is in docs/precision.md.
 

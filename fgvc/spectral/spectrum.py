@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fgvc.spectral.precision import check_whole_number, eigenvalue_floor
+from fgvc.spectral.precision import EIGENVALUE_FLOOR, check_whole_number, eigenvalue_floor
 
 
 class Band(NamedTuple):
@@ -55,18 +55,20 @@ class Spectrum:
 
     Attributes:
         found: (B, d), ascending, as the eigendecomposition found them.
-        keep: the map sees only these, the others are set to the floor; None keeps all.
+        keep: the map sees only these, the others are set to `EIGENVALUE_FLOOR`; None keeps all.
         first: index of the first eigenvalue of the Loewner matrix; those before it are null and need no row.
+        nulls_known: null eigenvalues are exactly 0 in `found`, without rounding noise.
     """
 
     found: Tensor
     keep: Band | None = None
     first: int = 0
+    nulls_known: bool = False
 
     @property
     def floor(self) -> float:
-        """`eigenvalue_floor` of their precision."""
-        return eigenvalue_floor(self.found.dtype)
+        """What the eigenvalues are clamped to: above the rounding noise of their precision, where there is any."""
+        return EIGENVALUE_FLOOR if self.nulls_known else eigenvalue_floor(self.found.dtype)
 
     @property
     def clamped(self) -> Tensor:
@@ -78,7 +80,7 @@ class Spectrum:
         """(B, d), as the map sees them: clamped, and set to the floor outside of `keep`; ascending within it."""
         lam = self.clamped
         for dropped in self._dropped:
-            lam[:, dropped] = self.floor
+            lam[:, dropped] = EIGENVALUE_FLOOR
         return lam
 
     @property

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,21 @@ _PACKAGES = ("fgvc", "torch", "torchvision", "timm", "accelerate", "numpy")
 def versions() -> dict[str, str]:
     """Python and the packages that decide what a run computes."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def tf32_allowed(device: torch.device) -> dict[str, bool] | None:
+    """Whether torch may round the factors of float32 products to TF32 on a GPU that has it; None off CUDA.
+
+    torch's own settings, which fgvc leaves alone: by default yes for convolutions, no for matrix products. The spectral
+    layers forbid it to themselves, see `fgvc.spectral.precision.full_precision`. Not run on a GPU.
+    """
+    if device.type != "cuda":
+        return None
+    backends: dict[str, Any] = {"matmul": torch.backends.cuda.matmul, "convolution": torch.backends.cudnn}
+    if hasattr(torch.backends.cudnn, "conv"):  # torch from 2.9 on; there the older names may raise
+        backends["convolution"] = torch.backends.cudnn.conv
+        return {name: backend.fp32_precision == "tf32" for name, backend in backends.items()}
+    return {name: bool(backend.allow_tf32) for name, backend in backends.items()}
 
 
 def commit() -> str | None:

@@ -24,7 +24,7 @@ from fgvc.data import (
     split_validation,
     was_verified,
 )
-from fgvc.errors import DatasetError
+from fgvc.errors import ConfigError, DatasetError
 from fgvc.models import (
     Backbone,
     FineGrainedModel,
@@ -80,10 +80,26 @@ class Prepared:
         return len(self.images.train.classes)
 
 
-def create_accelerator(config: RunConfig, path: Path) -> Accelerator:
-    """Device, precision and processes of a run whose folder is `path`."""
+def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) -> Accelerator:
+    """Device, precision and processes of a run whose folder is `path`.
+
+    What was trained in fp16 on a GPU is evaluated in float32 on a CPU, which `training=False` allows.
+
+    Raises:
+        ConfigError: the device cannot train in `trainer.precision`.
+    """
     AcceleratorState._reset_state()  # one process may carry out several runs, of different precision
-    return Accelerator(mixed_precision=config.trainer.precision, log_with=config.trainer.tracker, project_dir=path)
+    precision = config.trainer.precision
+    try:
+        accelerator = Accelerator(mixed_precision=precision, log_with=config.trainer.tracker, project_dir=path)
+    except ValueError as error:  # of this version of accelerate or torch, on this device
+        raise ConfigError(f"trainer.precision={precision}: {error}; use trainer.precision=no") from error
+    if training and precision == "fp16" and accelerator.device.type == "cpu":
+        # accelerate says nothing: it would train in float32, without autocast and without scaling the loss
+        raise ConfigError(
+            "trainer.precision=fp16 needs a GPU, and this run would train on the cpu; use trainer.precision=bf16 or no"
+        )
+    return accelerator
 
 
 def prepare(config: RunConfig, device: torch.device) -> Prepared:
