@@ -14,7 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fgvc.errors import ConfigError
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling, Pooling, create_pooling, list_poolings
-from fgvc.spectral import EIGENVALUE_FLOOR, GRADIENTS, SQRT, covariance, newton_schulz_sqrt, spectral_descriptor
+from fgvc.spectral import (
+    EIGENVALUE_FLOOR,
+    GRADIENTS,
+    SQRT,
+    covariance,
+    covariance_eigenvalues,
+    newton_schulz_sqrt,
+    spectral_descriptor,
+)
 from fgvc.spectral.precision import SPECTRAL_DTYPES
 from fgvc.training.check import check
 from fgvc.training.config import BackboneConfig, DatasetConfig, HybridConfig, MethodConfig, RunConfig, TrainerConfig
@@ -131,6 +139,18 @@ def test_null_eigenvalues_that_are_known_keep_the_floor_of_float64() -> None:
     descriptor = spectral_descriptor(constant, SQRT, dtype="float32")
     assert descriptor.max() == pytest.approx(EIGENVALUE_FLOOR**0.5)
     assert both(features(2, 8, 5), "exact", "float32")[1].isfinite().all()
+
+
+@each_spectral_dtype
+def test_eigenvalues_just_above_the_noise_are_no_null_ones(name_of_dtype: str) -> None:
+    # 11 eps is the smallest non-zero eigenvalue that features of real images had, of the largest; d eps is 64 eps
+    eps = torch.finfo(SPECTRAL_DTYPES[name_of_dtype]).eps
+    left, right = (torch.linalg.qr(features(n, 5, dtype=torch.float64) - shift).Q for n, shift in ((64, 0), (12, 1)))
+    right = torch.linalg.qr(right - right.mean(dim=0)).Q[:, :4]
+    for smallest, rank in ((20 if name_of_dtype == "float32" else 200, 4), (2, 3)):
+        sizes = torch.tensor([1.0, 0.3, 0.1, smallest * eps], dtype=torch.float64)
+        x = (left[:, :4] * sizes.sqrt() @ right.mT)[None]
+        assert (covariance_eigenvalues(x, name_of_dtype) > 0).sum() == rank
 
 
 @pytest.mark.usefixtures("allow_narrow")

@@ -22,7 +22,7 @@ from fgvc.spectral.covariance import centred, check_features
 from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import EigenvalueMap
 from fgvc.spectral.parts import batch_parts
-from fgvc.spectral.precision import full_precision, result_dtype
+from fgvc.spectral.precision import full_precision, null_tolerance, result_dtype, spectral_dtype
 from fgvc.spectral.rules import GradientRule
 from fgvc.spectral.spectral_map import SpectralLayer, map_backward, map_forward, spectral_layer
 from fgvc.spectral.spectrum import Keep, Spectrum
@@ -83,8 +83,8 @@ def thin_vectors(x: Tensor, eigenvalues: Tensor, gram_vectors: Tensor) -> Tensor
 
 
 def null_as_zero(eigenvalues: Tensor, d: int) -> Tensor:
-    """Ascending eigenvalues (B, n) of a d x d covariance, those up to its numerical rank, d eps l_max, set to 0."""
-    threshold = d * torch.finfo(eigenvalues.dtype).eps * eigenvalues[:, -1:]
+    """Ascending eigenvalues (B, n) of a d x d covariance, those up to `null_tolerance` of the largest set to 0."""
+    threshold = null_tolerance(d, eigenvalues.dtype) * eigenvalues[:, -1:]
     return torch.where(eigenvalues > threshold.clamp(min=0), eigenvalues, 0)
 
 
@@ -131,14 +131,15 @@ def thin_backward(
 
 
 @torch.no_grad()
-def covariance_eigenvalues(x: Tensor) -> Tensor:
+def covariance_eigenvalues(x: Tensor, dtype: str | torch.dtype = torch.float64) -> Tensor:
     """Eigenvalues of the covariance of the local features of each image, by the shorter of the two paths.
 
     Args:
         x: local features, (B, d, H, W) or (B, d, M), any floating dtype.
+        dtype: working precision, float64 or float32.
 
     Returns:
-        (B, d) float64, descending. With fewer locations than channels those up to d eps l_max are 0, as in
+        (B, d) in `dtype`, descending. With fewer locations than channels those up to d eps l_max (in float64) are 0, as in
         `spectral_descriptor`; else they are what LAPACK returns, rounding noise of either sign.
 
     Raises:
@@ -147,8 +148,9 @@ def covariance_eigenvalues(x: Tensor) -> Tensor:
     """
     check_features(x)
     d, thin = x.shape[1], is_thin(x)
-    with full_precision(x, torch.float64):
-        eigenvalues = symmetric_eigh(batch_gram(x, torch.float64, thin=thin))[0]
+    working = spectral_dtype(dtype)
+    with full_precision(x, working):
+        eigenvalues = symmetric_eigh(batch_gram(x, working, thin=thin))[0]
     return (_with_nulls(null_as_zero(eigenvalues, d), d) if thin else eigenvalues).flip(-1)
 
 
@@ -204,7 +206,7 @@ def spectral_descriptor(
     """Upper triangle of F(S), S the covariance of the local features, as one fused layer.
 
     The same as `upper_triangle(spectral_map(covariance(x), ...))` and its gradient, in less time and memory. With fewer
-    locations than channels it works on the M x M Gram matrix, and eigenvalues up to d eps l_max count as null.
+    locations than channels it works on the M x M Gram matrix, and eigenvalues up to d eps l_max (in float64) count as null.
     Computes in `dtype` with autocast off. Differentiable once; a second derivative raises RuntimeError.
 
     Args:
