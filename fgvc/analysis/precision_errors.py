@@ -42,9 +42,8 @@ ARITHMETIC: dict[str, Arithmetic] = {
 
 FAILURES: tuple[str, ...] = ("no convergence", "not finite")
 ERROR_COLUMNS = ("arithmetic", "label", "image", "condition", "descriptor", "gradient", "failure")
-SUMMARY_COLUMNS = ("arithmetic", "label", "images", *FAILURES) + tuple(
-    f"{what}_{statistic}" for what in ("descriptor", "gradient") for statistic in ("median", "q95", "max")
-)
+_STATISTICS = tuple(f"{what}_{value}" for what in ("descriptor", "gradient") for value in ("median", "q95", "max"))
+SUMMARY_COLUMNS = ("arithmetic", "label", "images", *FAILURES, *_STATISTICS)
 DECADE_COLUMNS = ("decade", "eigenvalues", "error_median", "error_max", "null")
 
 
@@ -160,15 +159,9 @@ def eigenvalue_errors(x: Tensor) -> pd.DataFrame:
     size = (wide / wide[:, :1])[used]
     error = (np.abs(narrow - wide) / np.where(used, wide, 1))[used]
     lost = (narrow <= null_tolerance(wide.shape[1], torch.float32) * narrow[:, :1])[used]
-    decade = np.minimum(np.floor(np.log10(size)), -1).astype(int)
+    frame = pd.DataFrame({"decade": np.minimum(np.floor(np.log10(size)), -1), "error": error, "null": lost})
     rows = [
-        (
-            k,
-            int((decade == k).sum()),
-            np.median(error[decade == k]),
-            error[decade == k].max(),
-            int(lost[decade == k].sum()),
-        )
-        for k in sorted(set(decade.tolist()), reverse=True)
+        (int(decade), len(part), part["error"].median(), part["error"].max(), int(part["null"].sum()))
+        for decade, part in sorted(frame.groupby("decade"), reverse=True)
     ]
     return pd.DataFrame(rows, columns=DECADE_COLUMNS)

@@ -139,8 +139,8 @@ def covariance_eigenvalues(x: Tensor, dtype: str | torch.dtype = torch.float64) 
         dtype: working precision, float64 or float32.
 
     Returns:
-        (B, d) in `dtype`, descending. With fewer locations than channels those up to d eps l_max (in float64) are 0, as in
-        `spectral_descriptor`; else they are what LAPACK returns, rounding noise of either sign.
+        (B, d) in `dtype`, descending. With fewer locations than channels those up to `null_tolerance` of the largest
+        are 0, as in `spectral_descriptor`; else they are what LAPACK returns, rounding noise of either sign.
 
     Raises:
         ValueError, TypeError: as `covariance`.
@@ -206,8 +206,9 @@ def spectral_descriptor(
     """Upper triangle of F(S), S the covariance of the local features, as one fused layer.
 
     The same as `upper_triangle(spectral_map(covariance(x), ...))` and its gradient, in less time and memory. With fewer
-    locations than channels it works on the M x M Gram matrix, and eigenvalues up to d eps l_max (in float64) count as null.
-    Computes in `dtype` with autocast off. Differentiable once; a second derivative raises RuntimeError.
+    locations than channels it works on the M x M Gram matrix, and eigenvalues up to `null_tolerance` of the largest, d
+    eps in float64, count as null. Computes in `dtype` with autocast off. Differentiable once; a second derivative
+    raises RuntimeError.
 
     Args:
         x: local features, (B, d, H, W) or (B, d, M), any floating dtype.
