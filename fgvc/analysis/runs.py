@@ -91,6 +91,7 @@ class Run:
     out_features: int | None = None
     seconds: Mapping[str, float] | None = None
     peak_memory_mb: float | None = None
+    spectral_dtype: str = "float64"
 
     @property
     def finished(self) -> bool:
@@ -185,6 +186,7 @@ def read_run(path: Path) -> Run:
         out_features=_optional(summary, "out_features", int, file),
         seconds=_optional(summary, "seconds", dict, file),
         peak_memory_mb=_optional(summary, "peak_memory_mb", float, file),
+        spectral_dtype=_optional(summary, "spectral_dtype", str, file) or "float64",
     )
 
 

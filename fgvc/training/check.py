@@ -4,6 +4,7 @@ import importlib.util
 
 from fgvc.errors import ConfigError
 from fgvc.pooling import pooling_label
+from fgvc.spectral.precision import SPECTRAL_DTYPES
 from fgvc.training.config import RunConfig
 from fgvc.training.hybrid import check_hybrid
 from fgvc.training.optim import check_schedule
@@ -49,6 +50,7 @@ def check(config: RunConfig) -> None:
         "trainer.on_non_finite": (trainer.on_non_finite, ("stop", "skip")),
         "trainer.on_bad_image": (trainer.on_bad_image, ("refuse", "skip")),
         "trainer.tracker": (trainer.tracker, (None, "tensorboard")),
+        "method.spectral_dtype": (config.method.spectral_dtype, tuple(SPECTRAL_DTYPES)),
         "cache.dtype": (config.cache.dtype, ("float32", "float16")),
     }
     for key, (value, valid) in choices.items():

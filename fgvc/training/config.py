@@ -80,6 +80,8 @@ class MethodConfig:
         hidden: widths of fully connected layers between the descriptor and the classifier's last layer; none, but for
             the papers' AlexNet.
         eigh_device: where eigendecompositions run: "auto", "same" (where the features are) or "cpu", as in the papers.
+        spectral_dtype: precision of the covariance and all that is made of it, "float64", as in the papers, or
+            "float32"; docs/precision.md says what that costs.
         options: of the pooling, e.g. {iterations: 5}.
     """
 
@@ -88,7 +90,13 @@ class MethodConfig:
     reduction: int | None = 256
     hidden: list[int] = field(default_factory=list)
     eigh_device: str = "auto"
+    spectral_dtype: str = "float64"
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shown_options(self) -> dict[str, Any]:
+        """What labels and run folders name beside the gradient: options of the pooling, and another precision."""
+        return self.options | ({} if self.spectral_dtype == "float64" else {"dtype": self.spectral_dtype})
 
 
 @dataclass
@@ -159,7 +167,7 @@ class TrainerConfig:
         save_steps: the same in optimiser steps.
         on_non_finite: NaN or infinity in a step's loss, gradient or eigenvalues: "stop" the run, or "skip" the step.
         max_skips: steps that "skip" may leave out in a run.
-        precision: "no", "bf16" or "fp16" autocast; the spectral layers stay in float64.
+        precision: "no", "bf16" or "fp16" (not on a CPU) autocast; the spectral layers stay in `method.spectral_dtype`.
         on_bad_image: "refuse" to train with an unreadable image, or "skip" it.
         tracker: "tensorboard" or None.
         deterministic: use only algorithms that repeat themselves bit for bit, see `set_deterministic`; slower on a GPU.

@@ -24,6 +24,21 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
+def tf32_allowed(device: torch.device) -> dict[str, bool] | None:
+    """Whether torch may round the factors of float32 products to TF32 on a GPU that has it; None off CUDA.
+
+    torch's own settings, which fgvc leaves alone: by default yes for convolutions, no for matrix products. The spectral
+    layers forbid it to themselves, see `fgvc.spectral.precision.full_precision`. Not run on a GPU.
+    """
+    if device.type != "cuda":
+        return None
+    backends: dict[str, Any] = {"matmul": torch.backends.cuda.matmul, "convolution": torch.backends.cudnn}
+    if hasattr(torch.backends.cudnn, "conv"):  # torch from 2.9 on; there the older names may raise
+        backends["convolution"] = torch.backends.cudnn.conv
+        return {name: backend.fp32_precision == "tf32" for name, backend in backends.items()}
+    return {name: bool(backend.allow_tf32) for name, backend in backends.items()}
+
+
 def source_state() -> dict[str, Any]:
     """`commit` of the checkout fgvc is imported from, and whether tracked files are `dirty`, different from it.
 

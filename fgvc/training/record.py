@@ -17,13 +17,14 @@ from fgvc.training.setup import Images, Prepared
 def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """What a table needs to know of a run besides its result, and what is needed to repeat it."""
     switch, method = switch_epoch(config), config.method
-    label = pooling_label(method.name, method.gradient, method.options)
+    label = pooling_label(method.name, method.gradient, method.shown_options)
     return {
         "name": config.name,
         "recipe": config.recipe,
         "method": config.method.name,
         "gradient": config.method.gradient,
         "options": method.options,
+        "spectral_dtype": method.spectral_dtype,
         "label": label + (" (hybrid)" if switch else ""),
         "hybrid": {"method": config.hybrid.method, "switch_epoch": switch} if switch else None,
         "dataset": config.dataset.name,

@@ -16,7 +16,7 @@ from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation
 from fgvc.training.interruption import Interruption
 from fgvc.training.loop import Trainer
-from fgvc.training.machine import peak_memory_mb, reset_peak_memory
+from fgvc.training.machine import peak_memory_mb, reset_peak_memory, tf32_allowed
 from fgvc.training.probe import SpectrumProbe, write_arrays
 from fgvc.training.processes import lost_processes_named
 from fgvc.training.progress import Progress
@@ -36,7 +36,9 @@ def default_run_dir(config: RunConfig) -> Path:
     name = "-".join(part for part in (config.name, config.recipe) if part)
     hybrid = None if config.hybrid.method is None else "hybrid"
     # no brackets of a list, which a shell and Hydra would read
-    options = [re.sub(r"[^\w.-]+", "_", f"{k}{value}").strip("_") for k, value in sorted(config.method.options.items())]
+    options = [
+        re.sub(r"[^\w.-]+", "_", f"{k}{value}").strip("_") for k, value in sorted(config.method.shown_options.items())
+    ]
     method = "-".join(part for part in (config.method.name, config.method.gradient, *options, hybrid) if part)
     return Path("results") / name / config.backbone.name.replace("/", "_") / method / f"seed{config.seed}"
 
@@ -103,7 +105,8 @@ def _carry_out(
     """Train from where the run is, and write its folder."""
     accelerator = trainer.accelerator
     # described now: the checkout may have moved on when the run ends
-    summary = describe_run(config, prepared) | {"status": "stopped", "reason": "killed", "final": None}
+    tf32 = {"tf32": tf32_allowed(accelerator.device)}
+    summary = describe_run(config, prepared) | tf32 | {"status": "stopped", "reason": "killed", "final": None}
     if accelerator.is_main_process:
         folder.begin(config, summary | _books(trainer.progress))
     if config.trainer.tracker:

@@ -80,7 +80,7 @@ def evaluate_run(
         RunError: not a run; its weights are missing, damaged, of another architecture, or give no finite loss.
         DatasetError, WeightsError: as in training.
     """
-    accelerator = create_accelerator(RunFolder(path).read_config(), path)
+    accelerator = create_accelerator(RunFolder(path).read_config(), path, training=False)
     restored = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root)
     own = restored.images.transform
     assert isinstance(own, TransformSpec)
