@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgvc.files import atomic_folder, read_npz
+from fgvc.files import atomic_folder
+from fgvc.reading import read_npz
 
 
 @pytest.mark.parametrize("exists", [True, False])

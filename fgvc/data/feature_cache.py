@@ -23,6 +23,7 @@ from fgvc.data.feature_set import FeatureSet
 from fgvc.data.transforms import TransformSpec
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.files import atomic_path, write_json_atomic
+from fgvc.reading import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -109,12 +110,14 @@ def _recorded_seconds(path: Path) -> float | None:
     if not (path.is_file() and _card(path).is_file()):
         return None
     try:
-        card = json.loads(_card(path).read_text(encoding="utf-8"))
-        shape = np.load(path, mmap_mode="r").shape
+        card = read_json(_card(path))
+        shape = np.lib.format.open_memmap(path, mode="r").shape
         if list(shape) != card["shape"] or path.stat().st_size != card["bytes"]:
             raise ValueError(f"{path.stat().st_size} bytes of shape {list(shape)}, recorded {card['shape']}")
         return float(card["seconds"])
-    except (ValueError, KeyError, TypeError, EOFError) as error:
+    except (
+        Exception
+    ) as error:  # NumPy's header and the card's fields raise many types; whatever it is, it can be mended
         logger.warning("%s: damaged feature cache (%s); computing it again", path, error)
         return None
 

@@ -35,7 +35,7 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
         self._target_tensor = torch.tensor(targets)
 
     def _open(self) -> NDArray[np.floating]:
-        maps: NDArray[np.floating] = np.load(self.path, mmap_mode="r")
+        maps: NDArray[np.floating] = np.lib.format.open_memmap(self.path, mode="r")
         return maps
 
     def __getstate__(self) -> dict[str, object]:
