@@ -119,9 +119,12 @@ def _problems(card: Card) -> list[str]:
     found = [problem for index, archive in enumerate(card.archives) for problem in _archive_problems(index, archive)]
     if set(card.splits) != set(SPLITS):
         found.append(f"splits: must be {' and '.join(SPLITS)}, found {', '.join(card.splits) or 'none'}")
-    found += [f"{key}: must be above 0, found {count}" for key, count in _counts(card).items() if count < 1]
+    # omegaconf lets a list or a mapping pass where a number is due in a mapping
+    counts = _counts(card).items()
+    found += [f"{key}: must be above 0, found {count}" for key, count in counts if type(count) is not int or count < 1]
     for split, limits in card.images_per_class.items():
-        if split not in SPLITS or len(limits) != 2 or not 1 <= limits[0] <= limits[1]:
+        ends = limits if isinstance(limits, list) and all(type(end) is int for end in limits) else []
+        if split not in SPLITS or len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
             found.append(f"images_per_class.{split}: must be [smallest, largest] of a split, found {limits}")
     if any(archive.url is None for archive in card.archives) and not card.manual:
         found.append("manual: must say how to get the archives that have no url")
