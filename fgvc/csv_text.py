@@ -6,13 +6,14 @@ as OWASP advises ("CSV Injection"); columns of numbers have none. So does a name
 on like that, and the reader takes one away from both: nothing is lost.
 """
 
+import csv
 import re
 from collections.abc import Hashable
 
 import pandas as pd
 
 # also in the full width of East Asian scripts; what may stand before it, a spreadsheet drops or splits at
-_FORMULA = re.compile(r"(?=\s*[=+\-@=+-@]|[\t\r\n])")
+_FORMULA = re.compile(r"(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n])")
 
 
 def to_csv(table: pd.DataFrame, float_format: str | None = "%.6g", *, index: bool = False) -> str:
@@ -24,6 +25,8 @@ def to_csv(table: pd.DataFrame, float_format: str | None = "%.6g", *, index: boo
         if not pd.api.types.is_numeric_dtype(kind):
             safe.isetitem(place, safe.iloc[:, place].map(_disarmed))
     text: str = safe.to_csv(index=index, float_format=float_format)
+    if "\r" in text:  # which is quoted as a line feed is since Python 3.13 only, and would end the row
+        text = safe.to_csv(index=index, float_format=float_format, quoting=csv.QUOTE_NONNUMERIC)
     return text
 
 

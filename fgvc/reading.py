@@ -5,6 +5,7 @@ with its content; the caller names the file and the fix in an error of its own.
 """
 
 import json
+import math
 import re
 import zipfile
 from pathlib import Path
@@ -90,12 +91,28 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         file.seek(0)
         try:
             refuse_growth(path)
+            _refuse_empty_promises(path)
             with np.load(file, allow_pickle=False) as archive:
                 return {name: np.asarray(archive[name]) for name in archive.files}
         except OSError:
             raise
         except Exception as error:  # zipfile, its decompressors and NumPy's header raise many types on damaged files
             raise ValueError(str(error) or type(error).__name__) from error
+
+
+def _refuse_empty_promises(path: Path) -> None:
+    """Raise ValueError for an array whose header announces more than follows: NumPy allocates all of it first."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                version = np.lib.format.read_magic(file)
+                if version not in ((1, 0), (2, 0)):
+                    raise ValueError(f"{member.filename}: version {version} of the format")
+                read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                # objects are a pickle, whose size the header does not tell; they are refused unread
+                if not dtype.hasobject and math.prod(shape) * dtype.itemsize > member.file_size:
+                    raise ValueError(f"{member.filename}: cut off, announces {dtype} of shape {shape}")
 
 
 def refuse_growth(path: Path) -> None:

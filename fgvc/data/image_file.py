@@ -105,8 +105,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    if path.is_file() and path.stat().st_size == 0:
-        return "empty file (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
+        if path.stat().st_size == 0:  # it has been read
+            return "empty file (0 bytes)"
         return "not an image in a format that Pillow knows"
     return str(error) or type(error).__name__

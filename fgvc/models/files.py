@@ -73,7 +73,8 @@ def read_tensors(path: Path) -> State:
         WeightsError: the file is unreadable, holds no named tensors, or asks for foreign code.
     """
     try:
-        content: Any = load_file(path) if path.suffix == ".safetensors" else _read_pytorch(path)
+        with path.open("rb"):  # safetensors takes a file that may not be read for one that is not there
+            content: Any = load_file(path) if path.suffix == ".safetensors" else _read_pytorch(path)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         found = f"it asks for {foreign[1]}" if foreign else "it is damaged or no PyTorch file"
