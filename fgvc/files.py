@@ -1,6 +1,6 @@
 """Writing files so that a reader never sees half of one: write to a temporary name beside the target, then rename.
 
-And locks between processes, and reading archives of arrays without trusting them.
+And locks between processes.
 """
 
 import contextlib
@@ -9,13 +9,9 @@ import os
 import shutil
 import sys
 import uuid
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
 
 if sys.platform != "win32":
     import fcntl
@@ -164,21 +160,3 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all. NaN and infinity are refused (ValueError)."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an .npz archive by name; nothing in it is executed.
-
-    Raises:
-        OSError: the file cannot be opened.
-        ValueError: it is no such archive, is cut off or otherwise damaged, or holds objects.
-    """
-    with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):  # NumPy would take it for a pickle, and advise to load it as one
-            raise ValueError("no .npz archive, or cut off")
-        file.seek(0)
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                return {name: np.asarray(archive[name]) for name in archive.files}
-        except (EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(str(error)) from error

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fgvc.files import atomic_folder, is_in_place, lock_file, locked, read_npz
+from fgvc.files import atomic_folder, is_in_place, lock_file, locked
+from fgvc.reading import read_npz
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -19,6 +19,7 @@ from fgvc.analysis.descriptors import (
 )
 from fgvc.analysis.runs import Run
 from fgvc.analysis.settings import one_setting
+from fgvc.csv_text import to_csv
 from fgvc.errors import DatasetError, RunError, WeightsError
 
 KEPT_PAIRS = 40
@@ -113,7 +114,7 @@ def study_descriptors(
 def save_descriptor_study(study: DescriptorStudy, folder: Path) -> dict[Path, str]:
     """The text of each file of a study: one a table, called as it is."""
     tables = study._asdict().items()
-    return {folder / f"{name}.csv": table.to_csv(index=False, float_format="%.6g") for name, table in tables}
+    return {folder / f"{name}.csv": to_csv(table) for name, table in tables}
 
 
 def load_descriptor_study(folder: Path) -> DescriptorStudy:

@@ -27,6 +27,7 @@ class Samples:
         targets: class index of each file.
         boxes: bounding box of the object in each file; None where there are none, or they were not asked for.
         banner: rows at the bottom of every file that are no picture.
+        upright: turn every picture as its EXIF orientation says; boxes and banner count after that.
     """
 
     classes: list[str]
@@ -34,6 +35,7 @@ class Samples:
     targets: list[int]
     boxes: list[Box] | None = None
     banner: int = 0
+    upright: bool = False
 
     def take(self, indices: Sequence[int]) -> "Samples":
         """The samples at `indices`, in that order, with all classes kept."""
@@ -106,7 +108,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
     def decode(self, index: int) -> Image.Image:
         """The image before the transform: RGB, cut to its region. Raises UnreadableImageError."""
-        return decode_rgb(self.paths[index], self.region(index))
+        return decode_rgb(self.paths[index], self.region(index), upright=self.samples.upright)
 
     def region(self, index: int) -> Region:
         """The part of a file that is the image."""
@@ -146,6 +148,8 @@ def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:
         DatasetError: an image file is missing.
     """
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
+    if dataset.samples.upright:
+        digest.update(b"upright\n")
     for index, (path, target) in enumerate(zip(dataset.paths, dataset.targets, strict=True)):
         try:
             status = path.stat()

@@ -28,6 +28,7 @@ from fgvc.data.feature_set import FeatureSet
 from fgvc.data.transforms import TransformSpec
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.files import atomic_path, locked, write_json_atomic
+from fgvc.reading import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -109,14 +110,14 @@ def _find(path: Path, dataset: ImageDataset) -> FeatureSet | None:
     if not (path.is_file() and card_of(path).is_file()):
         return None
     try:
-        card = json.loads(card_of(path).read_text(encoding="utf-8"))
+        card = read_json(card_of(path))
         seconds = float(card["seconds"])
         found = FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=True)
         if list(found.shape) != card["shape"] or path.stat().st_size != card["bytes"]:
             raise ValueError(f"{path.stat().st_size} bytes of shape {list(found.shape)}, recorded {card['shape']}")
     except FileNotFoundError:
         return None  # evicted meanwhile
-    except (ValueError, KeyError, TypeError, EOFError) as error:
+    except Exception as error:  # NumPy's header and the card's fields raise many types; all can be mended
         logger.warning("%s: damaged feature cache (%s); computing it again", path, error)
         return None
     mark_used(path)

@@ -1,19 +1,19 @@
 """The folder of a run: who may write to it, and what each of its files is."""
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fgvc.csv_text import to_csv
 from fgvc.errors import RunError
 from fgvc.files import atomic_path, locked, write_json_atomic, write_text_atomic
+from fgvc.reading import read_json, read_plain_yaml
 from fgvc.training.config import RunConfig
 from fgvc.training.states import StateStore
 
@@ -113,7 +113,8 @@ class RunFolder:
         if not self.config_file.is_file():
             raise RunError(f"{self.path} is not a run folder: it has no config.yaml; name the folder of one run")
         try:
-            merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(self.config_file))
+            loaded = OmegaConf.create(read_plain_yaml(self.config_file))
+            merged = OmegaConf.merge(OmegaConf.structured(RunConfig), loaded)
             config = OmegaConf.to_object(merged)
         except Exception as error:  # omegaconf and yaml raise many kinds; all mean that this file is not usable
             raise RunError(f"{self.config_file} is not a readable configuration: {error}") from error
@@ -127,7 +128,7 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any]:
         """The run's summary. Raises RunError where it is missing or not JSON."""
         try:
-            summary = json.loads(self.summary_file.read_text(encoding="utf-8"))
+            summary = read_json(self.summary_file)
         except (OSError, ValueError) as error:
             raise RunError(f"{self.summary_file} is missing or damaged: {error}") from error
         if not isinstance(summary, dict):
@@ -138,8 +139,7 @@ class RunFolder:
         write_json_atomic(self.summary_file, summary)
 
     def write_table(self, file: Path, table: pd.DataFrame) -> None:
-        with atomic_path(file) as temporary:
-            table.to_csv(temporary, index=False)
+        write_text_atomic(file, to_csv(table, None))
 
     def write_weights(self, which: str, weights: dict[str, Tensor]) -> None:
         with atomic_path(self.weights_file(which)) as temporary:
@@ -153,7 +153,7 @@ class RunFolder:
             raise RunError(f"{file} is missing: the {which} weights are written {when}")
         try:
             return load_file(file)
-        except SafetensorError as error:
+        except Exception as error:  # safetensors and the file system raise many types
             raise RunError(f"{file} is damaged: {error}; train the run again") from error
 
 
