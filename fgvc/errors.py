@@ -30,3 +30,9 @@ class DivergenceError(UserError):
     """Training produced NaN or infinity; the message says where and which checkpoint is good."""
 
     exit_status = 1
+
+
+class OutOfMemoryError(UserError):
+    """The memory of the machine or of its GPU does not suffice; the message says which setting needs less of it."""
+
+    exit_status = 1
