@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from fgvc.errors import DatasetError, UserError
@@ -34,7 +35,8 @@ class WatchedSamples(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], workers: int) -> None:
         self.dataset = dataset
-        self._notes = torch.full((workers, 2), _IDLE, dtype=torch.int64).share_memory_()  # process id, index
+        notes = torch.full((workers, 2), _IDLE, dtype=torch.int64)  # process id, index
+        self._notes: Tensor = notes.share_memory_()  # type: ignore[no-untyped-call]  # not annotated
 
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]  # a Dataset need not have a length

@@ -199,7 +199,7 @@ class _Trace:
             for argument in arguments:
                 # of nested layers the innermost is to be named: it alone watches the tensor that all of them read
                 if isinstance(argument, Tensor) and argument.requires_grad and not any(part.children()):
-                    argument.register_hook(backward)
+                    argument.register_hook(backward)  # type: ignore[no-untyped-call]  # not annotated
 
         return hook
 
