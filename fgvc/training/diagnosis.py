@@ -89,7 +89,7 @@ def non_finite_gradients(module: nn.Module) -> list[str]:
 
 def non_finite_samples(inputs: Tensor) -> list[int]:
     """Indices of the samples of (B, ...) that are not finite."""
-    indices: list[int] = (~inputs.isfinite().view(len(inputs), -1).all(dim=1)).nonzero().flatten().tolist()
+    indices: list[int] = (~inputs.isfinite().reshape(len(inputs), -1).all(dim=1)).nonzero().flatten().tolist()
     return indices
 
 

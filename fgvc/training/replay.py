@@ -123,7 +123,9 @@ def _checked(file: Path, content: dict[str, Any]) -> dict[str, Any]:
         **dict.fromkeys(("what", "reason", "config"), str),
         **dict.fromkeys(("num_classes", "epoch", "step", "process"), int),
         **dict.fromkeys(("inputs", "targets", "random_state"), Tensor),
-        **{"weights": dict, "paths": list, "learning_rate": float},
+        "weights": dict,
+        "paths": list,
+        "learning_rate": float,
     }
     wrong = [name for name, kind in kinds.items() if not isinstance(content.get(name), kind)]
     if wrong:

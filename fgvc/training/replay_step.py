@@ -103,7 +103,11 @@ def replay_step(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, changes = _changed(step, gradient, precision)
     step = replace(step, config=config)
-    module = _module(step).to(device).train()
+    try:
+        module = _module(step).to(device).train()
+    except RuntimeError as error:  # of load_state_dict
+        file = source if isinstance(source, Path) else "the step"
+        raise RunError(f"{file}: its weights do not fit its configuration: {error}") from error
     inputs, targets = step.inputs.to(device), step.targets.to(device)
     objective = Objective(config.trainer, step.num_classes)
     dtype = PRECISIONS[config.trainer.precision]
@@ -143,16 +147,14 @@ def _module(step: Replay) -> FineGrainedModel | PoolingHead:
         model = build_model(config, restore_backbone(config), step.num_classes)
         module, head = trained_part(config, model), model.head
     Stages(config, head).enter(head, step.epoch)
-    try:
-        module.load_state_dict(step.weights)
-    except RuntimeError as error:
-        raise RunError(f"the weights of the step do not fit its configuration: {error}") from error
+    module.load_state_dict(step.weights)
     return module
 
 
 def _anomaly(module: nn.Module, inputs: Tensor, targets: Tensor, objective: Objective) -> str | None:
     """What torch's anomaly detection says of the passes, with the line of the forward pass that it blames."""
-    with warnings.catch_warnings(record=True) as caught, torch.autograd.detect_anomaly(check_nan=True):
+    with warnings.catch_warnings(record=True) as caught, torch.autograd.set_detect_anomaly(True):
+        warnings.simplefilter("always")
         try:
             diagnose(module, inputs, targets, objective.loss)
         except RuntimeError as error:
@@ -169,17 +171,17 @@ def _spectra(
     with untouched(module), torch.no_grad():
         features = module.pooling_input(inputs)[chosen]
     eigenvalues = np.stack([_eigenvalues(image) for image in features])
-    return pd.DataFrame(
-        {
-            "sample": chosen,
-            "path": [paths[i] if i < len(paths) else "" for i in chosen],
-            "largest": eigenvalues[:, 0],
-            "rank": numerical_rank(eigenvalues),
-            "condition": condition_number(eigenvalues),
-            "nonzero_condition": nonzero_condition_number(eigenvalues),
-            "smallest_gap": smallest_gap(eigenvalues),
-        }
-    )
+    measures = {
+        "largest": eigenvalues[:, 0],
+        "rank": numerical_rank(eigenvalues),
+        "condition": condition_number(eigenvalues),
+        "nonzero_condition": nonzero_condition_number(eigenvalues),
+        "smallest_gap": smallest_gap(eigenvalues),
+    }
+    known = np.isfinite(eigenvalues).all(axis=1)
+    columns = {"sample": chosen, "path": [paths[i] if i < len(paths) else "" for i in chosen]}
+    table: pd.DataFrame = pd.DataFrame(columns | {k: np.where(known, v, np.nan) for k, v in measures.items()})
+    return table
 
 
 def _eigenvalues(image: Tensor) -> np.ndarray:
