@@ -141,7 +141,9 @@ def test_a_loss_that_grows_and_stays_is_a_divergence() -> None:
     alarms = watched_losses([*falling, *[60.0] * 150])
     # the median needs half a window of them, and has to stay a whole one
     assert [step for step, _ in alarms] == [99 + 25 + 49, 99 + 25 + 99]
-    assert "above 3 times the lowest so far, " in alarms[0][1] and "it is 60 now" in alarms[0][1]
+    assert "above 5 times the lowest so far, " in alarms[0][1] and "it is 60 now" in alarms[0][1]
+    assert watched_losses([*falling, *[4.37] * 100])  # collapsed to guessing
+    assert watched_losses([4.4 * 1.2**step for step in range(100)])  # from the first step on
 
 
 @pytest.mark.parametrize(
@@ -151,10 +153,10 @@ def test_a_loss_that_grows_and_stays_is_a_divergence() -> None:
         for name, losses in {
             "bad batches": [0.1 if step % 9 else 1e6 for step in range(300)],
             "a burst": [0.1] * 100 + [500.0] * 24 + [0.1] * 100,
-            "a restart that stays below guessing": [0.01] * 100 + [4.0] * 200,
+            "a restart that stays below guessing": [0.01] * 100 + [3.9] * 200,
             "a slow start": [50.0] * 200 + [5.0] * 100,
             "never learns": [4.39] * 300,
-            "a run shorter than a window": [1e9] * 40,
+            "a lucky first batch": [0.1, 0.2, *[50.0] * 200],
         }.items()
     ],
 )
