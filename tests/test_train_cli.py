@@ -51,7 +51,8 @@ def test_run_folder_is_complete(finished: Path) -> None:
     assert {file.name for file in (folder / "checkpoints").iterdir()} == {
         "best.safetensors",
         "last.safetensors",
-        "state.pt",
+        "state-000002.pt",
+        "state-000002.json",
     }
     assert not [file for file in folder.rglob("*") if ".tmp" in file.name]
 

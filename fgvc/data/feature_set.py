@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 class FeatureSet(Dataset[tuple[Tensor, int]]):
     """Feature maps of labelled images, in the order of the image dataset.
 
-    `features[i]` is (feature map (C, h, w) float32, class index). With two views, each access draws one of them with
-    torch's random numbers, so that the seed fixes the choice. It takes no more memory than the batches read, and can be
-    sent to worker processes.
+    `features[i]` is (feature map (C, h, w) float32, class index). With two views, `start_epoch` draws the one that each
+    image shows from then on; before, it is the first, the image as it is. It takes no more memory than the batches
+    read, and can be sent to worker processes.
 
     Attributes:
         path: .npy file of shape (views, N, C, h, w).
@@ -33,6 +33,7 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
         self.from_cache = from_cache
         self._maps = self._open()
         self._target_tensor = torch.tensor(targets)
+        self._views = np.zeros(len(targets), dtype=np.int64)
 
     def _open(self) -> NDArray[np.floating]:
         maps: NDArray[np.floating] = np.load(self.path, mmap_mode="r")
@@ -50,6 +51,11 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
         """(views, N, C, h, w)."""
         return self._maps.shape
 
+    def start_epoch(self, seed: int) -> None:
+        """Draw a view for each image; the same for the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        self._views = torch.randint(self.shape[0], (len(self),), generator=generator).numpy()
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -62,7 +68,6 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
         return list(zip(maps, targets.tolist(), strict=True))
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Feature maps (B, C, h, w) float32, a random view of each, and targets (B,) int64."""
+        """Feature maps (B, C, h, w) float32, of the view that each image shows, and targets (B,) int64."""
         chosen = np.asarray(indices, dtype=np.int64)
-        views = torch.randint(self.shape[0], (chosen.size,)).numpy() if self.shape[0] > 1 else 0
-        return torch.from_numpy(self._maps[views, chosen]).float(), self._target_tensor[chosen]
+        return torch.from_numpy(self._maps[self._views[chosen], chosen]).float(), self._target_tensor[chosen]

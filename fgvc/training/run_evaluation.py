@@ -16,10 +16,11 @@ from fgvc.errors import RunError
 from fgvc.files import write_json_atomic
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Accuracy, Evaluation, Loader, ViewAverage, evaluate
+from fgvc.training.loaders import in_order
 from fgvc.training.machine import commit, versions
 from fgvc.training.restore import Restored, restore_run
 from fgvc.training.run_folder import RunFolder
-from fgvc.training.setup import create_accelerator, in_order, inference_batch_size
+from fgvc.training.setup import create_accelerator, inference_batch_size
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from fgvc.data import (
     FeatureSet,
@@ -35,9 +35,7 @@ from fgvc.models import (
     weights_digest,
 )
 from fgvc.training.config import RunConfig
-from fgvc.training.evaluation import Loader
-from fgvc.training.loop import Loaders
-from fgvc.training.seeding import EpochShuffle
+from fgvc.training.loaders import Loaders, create_loaders
 
 _log = logging.getLogger(__name__)
 
@@ -86,12 +84,13 @@ def create_accelerator(config: RunConfig, path: Path) -> Accelerator:
     return Accelerator(mixed_precision=config.trainer.precision, log_with=config.trainer.tracker, project_dir=path)
 
 
-def prepare(config: RunConfig, device: torch.device) -> Prepared:
+def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
     """Read the dataset, build the model, compute or find the feature maps of a frozen backbone, make the loaders.
 
     Raises:
         DatasetError, ConfigError, WeightsError: as the parts raise them.
     """
+    device = accelerator.device
     # the dataset first: where it is missing, nobody should wait for the backbone's weights to be told so
     opened = [open_split(config, which) for which in ("train", "test")]
     backbone = build_backbone(config)
@@ -109,7 +108,9 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
                 features = split_features(config, split, extractor, digest, device)
                 seconds += 0.0 if features.from_cache else features.seconds
                 splits[name] = features
-    return Prepared(trained, backbone, model.head, _loaders(config, **splits), images, frozen, seconds, digest)
+    return Prepared(
+        trained, backbone, model.head, create_loaders(config, accelerator, **splits), images, frozen, seconds, digest
+    )
 
 
 def build_backbone(config: RunConfig) -> Backbone:
@@ -232,25 +233,3 @@ def split_features(
         device=device,
         dtype=config.cache.dtype,
     )
-
-
-def _loaders(config: RunConfig, train: Any, test: Any, validation: Any | None) -> Loaders:
-    shuffle = EpochShuffle(len(train), config.seed)
-    return Loaders(
-        train=DataLoader(train, batch_size=config.trainer.batch_size, sampler=shuffle, num_workers=_workers(config)),
-        shuffle=shuffle,
-        test=in_order(config, test),
-        validation=None if validation is None else in_order(config, validation),
-    )
-
-
-def in_order(config: RunConfig, split: Any) -> Loader:
-    """Batches for an evaluation of the trained module."""
-    return DataLoader(split, batch_size=config.trainer.eval_batch_size, num_workers=_workers(config))
-
-
-def _workers(config: RunConfig) -> int:
-    # cached features are read faster than a worker process could hand them over
-    # loaders are not persistent: workers that live on would carry random numbers from epoch to epoch, which a continued
-    # run lacks
-    return 0 if config.backbone.frozen else config.trainer.workers
