@@ -34,6 +34,7 @@ class Diagnosis:
         samples: those that it comes from, as far as it can be told; all of them where it comes from the weights.
         first_module: the first layer, on the way forward or (of a gradient) backward, that hands on such a number.
         detail: the message of an eigendecomposition that failed.
+        sizes: the largest entries of weights and inputs, which tell a cause in the one from a cause in the other.
     """
 
     what: str = ""
@@ -45,6 +46,7 @@ class Diagnosis:
     samples: list[int] = field(default_factory=list)
     first_module: str | None = None
     detail: str | None = None
+    sizes: str = ""
 
     def lines(self, paths: Sequence[str] = ()) -> list[str]:
         """For a message, causes first; samples by their `paths` where these are given."""
@@ -64,7 +66,7 @@ class Diagnosis:
             lines.append(f"gradients that are not finite: {_listed(self.gradients)}")
         elif self.what == "gradient":
             lines.append("each gradient is finite, their norm overflows")
-        return lines if self.detail is None else [*lines, self.detail]
+        return [*lines, *(line for line in (self.what and self.sizes, self.detail) if line)]
 
 
 def non_finite_parameters(module: nn.Module) -> list[str]:
@@ -109,8 +111,9 @@ def diagnose(module: nn.Module, inputs: Tensor, targets: Tensor, loss_of: LossOf
     weights, bad_inputs = non_finite_parameters(module), non_finite_samples(inputs)
     with untouched(module):
         found = _passes(module, inputs, targets, loss_of)
+    found = replace(found, parameters=weights, inputs=bad_inputs, sizes=_sizes(module, inputs))
     if not found.what:
-        return replace(found, parameters=weights, inputs=bad_inputs)
+        return found
     samples = found.samples
     if weights:
         samples = list(range(len(inputs)))
@@ -118,7 +121,7 @@ def diagnose(module: nn.Module, inputs: Tensor, targets: Tensor, loss_of: LossOf
         samples = bad_inputs
     elif len(samples) in (0, len(inputs)):
         samples = _alone(module, inputs, targets, loss_of) or samples
-    return replace(found, parameters=weights, inputs=bad_inputs, samples=samples)
+    return replace(found, samples=samples)
 
 
 def _alone(module: nn.Module, inputs: Tensor, targets: Tensor, loss_of: LossOf) -> list[int]:
@@ -226,6 +229,17 @@ def _described(tensors: Mapping[str, Tensor]) -> list[str]:
             kind = " and ".join([*(["NaN"] if nans else []), *(["infinity"] if infinite else [])])
             described.append(f"{name} ({nans + infinite} of {tensor.numel()} entries, {kind})")
     return described
+
+
+def _sizes(module: nn.Module, inputs: Tensor) -> str:
+    weights = {name: _largest(parameter) for name, parameter in module.named_parameters()}
+    where, most = max(weights.items(), key=lambda item: item[1], default=("none", 0.0))
+    return f"largest finite entries: {most:.3g} of the weights ({where}), {_largest(inputs):.3g} of the inputs"
+
+
+def _largest(tensor: Tensor) -> float:
+    finite = tensor.detach()[tensor.detach().isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
 
 
 def _listed(names: Sequence[str]) -> str:
