@@ -34,6 +34,12 @@ class DivergenceError(UserError):
     exit_status = 1
 
 
+class OutOfMemoryError(UserError):
+    """The memory of the machine or of its GPU does not suffice; the message says which setting needs less of it."""
+
+    exit_status = 1
+
+
 class ProcessLostError(UserError):
     """Another process of a run over several has ended; what happened is in the message of that one."""
 

@@ -93,8 +93,9 @@ def test_non_finite_matrix_never_reaches_lapack(value: float, monkeypatch: pytes
     matrix[3, 0, 0] = 1.7e308  # the sum of what follows overflows, but it is finite
     matrix[3, 1, 1] = 1.7e308
     monkeypatch.setattr(torch.linalg, "eigh", pytest.fail)
-    with pytest.raises(EigendecompositionError, match=r"1 of 4 .* NaN or infinity \(batch items \[1\]\)"):
+    with pytest.raises(EigendecompositionError, match=r"1 of 4 .* NaN or infinity \(batch items \[1\]\)") as caught:
         symmetric_eigh(matrix)
+    assert caught.value.items == [1]
 
 
 def test_eigenvalues_carry_no_gradient_of_their_own() -> None:
@@ -196,14 +197,16 @@ def test_hopeless_items_are_named_with_what_is_wrong_with_them(returns_nan: bool
         "item 1 (trace 6.000e+00, rank 2 of 3, condition number 2.0e+60); "
         "item 3 (trace 6.000e+01, rank 2 of 3, condition number 2.0e+60)"
     )
+    assert caught.value.items == [1, 3]
     assert isinstance(caught.value.__cause__, LinAlgError) is not returns_nan
 
 
 def test_error_lists_ten_items_and_counts_the_rest(inject: Inject) -> None:
     inject(lambda _: True)
     message = r"12 of 12 .*; item 9 \(trace 0.000e\+00, rank 0 of 2, condition number inf\); and 2 more$"
-    with pytest.raises(EigendecompositionError, match=message):
+    with pytest.raises(EigendecompositionError, match=message) as caught:
         symmetric_eigh(torch.zeros(12, 2, 2))
+    assert caught.value.items == list(range(12))  # the message names ten of them
 
 
 @pytest.mark.parametrize("returns_nan", [False, True])

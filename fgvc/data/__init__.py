@@ -12,6 +12,7 @@ from fgvc.data.synthetic import write_synthetic
 from fgvc.data.transforms import Normalization, TransformSpec, create_transform, normalization_from_timm
 from fgvc.data.verify import verified_content, was_verified
 from fgvc.data.views import VIEWS, ViewTransform, resized_spec
+from fgvc.data.watched import WatchedSamples, loader_failure, naming_files
 
 __all__ = [
     "VIEWS",
@@ -25,6 +26,7 @@ __all__ = [
     "Samples",
     "TransformSpec",
     "ViewTransform",
+    "WatchedSamples",
     "cached_features",
     "check_images",
     "create_dataset",
@@ -32,6 +34,8 @@ __all__ = [
     "effective_options",
     "fingerprint",
     "list_datasets",
+    "loader_failure",
+    "naming_files",
     "normalization_from_timm",
     "prepare_dataset",
     "require_readable",

@@ -5,6 +5,7 @@ Shapes: B matrices of d x d. "Item" is the index of a matrix in its batch.
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +24,15 @@ _LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr
 
 
 class EigendecompositionError(ArithmeticError):
-    """A matrix could not be decomposed; the message names the batch items and what is wrong with them."""
+    """A matrix could not be decomposed; the message names the batch items and what is wrong with them.
+
+    Attributes:
+        items: all of these batch items, of which the message may name only the first.
+    """
+
+    def __init__(self, message: str = "", items: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.items = list(items)
 
 
 class EigendecompositionWarning(RuntimeWarning):
@@ -62,7 +71,8 @@ def symmetric_eigh(matrix: Tensor, device: str = "auto") -> tuple[Tensor, Tensor
     if items:
         raise EigendecompositionError(
             f"{len(items)} of {len(matrix)} matrices hold NaN or infinity (batch items {items[:_LISTED]}); "
-            "the features that made them are not finite: lower the learning rate, clip gradients, or check the input"
+            "the features that made them are not finite: lower the learning rate, clip gradients, or check the input",
+            items,
         )
     on_cpu = device == "cpu" or (device == "auto" and matrix.device.type in _WITHOUT_FLOAT64)
     # lerp is the average in one pass; (A + A^T) / 2 makes two temporaries
@@ -129,7 +139,8 @@ def _repair(
     if lost:
         raise EigendecompositionError(
             f"no convergence for {len(lost)} of {count} matrices, not even with {JITTERS[-1]:.0e} of the largest entry "
-            f"added to the diagonal: {_listed([_diagnosis(i, symmetric[i]) for i in lost[:_LISTED]], len(lost))}"
+            f"added to the diagonal: {_listed([_diagnosis(i, symmetric[i]) for i in lost[:_LISTED]], len(lost))}",
+            lost,
         ) from cause
     warnings.warn(
         f"no convergence for {len(items)} of {count} matrices at first; decomposed with this part of the largest entry "

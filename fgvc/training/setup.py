@@ -148,8 +148,16 @@ def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> Fine
     Raises:
         ConfigError, WeightsError: as `PoolingHead` and `load_checkpoint`.
     """
-    head = PoolingHead(
-        backbone.out_channels,
+    model = FineGrainedModel(backbone, build_head(config, backbone.out_channels, num_classes))
+    if config.initial_weights is not None:
+        _initialise(model, config.initial_weights)
+    return model
+
+
+def build_head(config: RunConfig, in_channels: int, num_classes: int) -> PoolingHead:
+    """A new head on feature maps of `in_channels`. Raises ConfigError as `PoolingHead`."""
+    return PoolingHead(
+        in_channels,
         method=config.method.name,
         num_classes=num_classes,
         reduction=config.method.reduction,
@@ -159,10 +167,6 @@ def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> Fine
         spectral_dtype=config.method.spectral_dtype,
         options=config.method.options,
     )
-    model = FineGrainedModel(backbone, head)
-    if config.initial_weights is not None:
-        _initialise(model, config.initial_weights)
-    return model
 
 
 def trained_part(config: RunConfig, model: FineGrainedModel) -> FineGrainedModel | PoolingHead:
