@@ -48,6 +48,7 @@ def check(config: RunConfig) -> None:
     choices = {
         "trainer.precision": (trainer.precision, ("no", "bf16", "fp16")),
         "trainer.on_non_finite": (trainer.on_non_finite, ("stop", "skip")),
+        "trainer.on_divergence": (trainer.on_divergence, ("stop", "warn", "ignore")),
         "trainer.on_bad_image": (trainer.on_bad_image, ("refuse", "skip")),
         "trainer.tracker": (trainer.tracker, (None, "tensorboard")),
         "method.spectral_dtype": (config.method.spectral_dtype, tuple(SPECTRAL_DTYPES)),

@@ -167,6 +167,10 @@ class TrainerConfig:
         save_steps: the same in optimiser steps.
         on_non_finite: NaN or infinity in a step's loss, gradient or eigenvalues: "stop" the run, or "skip" the step.
         max_skips: steps that "skip" may leave out in a run.
+        on_divergence: a training loss that has grown and stays grown (see `LossWatch`): "stop" the run, "warn" or
+            "ignore" it.
+        divergence_factor: times the lowest loss so far is grown.
+        divergence_window: steps that it must stay so.
         precision: "no", "bf16" or "fp16" (not on a CPU) autocast; the spectral layers stay in `method.spectral_dtype`.
         on_bad_image: "refuse" to train with an unreadable image, or "skip" it.
         tracker: "tensorboard" or None.
@@ -192,6 +196,9 @@ class TrainerConfig:
     save_steps: int | None = None
     on_non_finite: str = "stop"
     max_skips: int = 10
+    on_divergence: str = "stop"
+    divergence_factor: float = 5.0
+    divergence_window: int = 50
     precision: str = "no"
     on_bad_image: str = "refuse"
     tracker: str | None = None

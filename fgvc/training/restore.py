@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from fgvc.data import ImageDataset
+from fgvc.data import FeatureSet, ImageDataset
 from fgvc.errors import RunError
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
 from fgvc.training.config import RunConfig
@@ -58,7 +56,7 @@ class Restored:
         """What the pooling reads, (B, channels, H, W), of a batch of `inputs()`."""
         return self.trained.pooling_input(inputs.to(self.device))
 
-    def inputs(self) -> Dataset[Any]:
+    def inputs(self) -> ImageDataset | FeatureSet:
         """What `trained` reads of the split: the images, or their cached feature maps if the backbone is frozen.
 
         Maps that are not in the cache are computed now.

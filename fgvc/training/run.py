@@ -17,6 +17,7 @@ from fgvc.training.evaluation import Evaluation
 from fgvc.training.interruption import Interruption
 from fgvc.training.loop import Trainer
 from fgvc.training.machine import peak_memory_mb, reset_peak_memory, tf32_allowed
+from fgvc.training.memory import out_of_memory
 from fgvc.training.probe import SpectrumProbe, write_arrays
 from fgvc.training.processes import lost_processes_named
 from fgvc.training.progress import Progress
@@ -123,7 +124,16 @@ def _carry_out(
         summary["reason"] = str(error) or "interrupted"
         raise
     except BaseException as error:
-        summary |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        advice = out_of_memory(
+            error,
+            batch_size=config.trainer.batch_size,
+            accumulation=config.trainer.accumulation,
+            processes=accelerator.num_processes,
+        )
+        failed = advice or error
+        summary |= {"status": "failed", "reason": f"{type(failed).__name__}: {failed}"}
+        if advice is not None:
+            raise advice from error
         # printed now: when the connections to other processes end, these would speak first
         if accelerator.num_processes > 1 and not isinstance(error, UserError):
             traceback.print_exc()

@@ -22,6 +22,7 @@ _CARRIED_OUT_BY = (
     *("run_dir", "resume", "method.eigh_device", "cache.dir", "cache.max_gb"),
     *("trainer.workers", "trainer.tracker", "trainer.probe_images"),
     *("trainer.save_minutes", "trainer.save_steps", "trainer.on_non_finite", "trainer.max_skips"),
+    *("trainer.on_divergence", "trainer.divergence_factor", "trainer.divergence_window"),
 )
 
 

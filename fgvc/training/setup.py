@@ -126,9 +126,8 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
                 features = split_features(config, split, extractor, digest, device)
                 seconds += 0.0 if features.from_cache else features.seconds
                 splits[name] = features
-    return Prepared(
-        trained, backbone, model.head, create_loaders(config, accelerator, **splits), images, frozen, seconds, digest
-    )
+    loaders = create_loaders(config, accelerator, images.train.relative_paths(), **splits)
+    return Prepared(trained, backbone, model.head, loaders, images, frozen, seconds, digest)
 
 
 def build_backbone(config: RunConfig) -> Backbone:
