@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import psutil
-from machine import machine_facts, machine_line
+from machine import benchmark_facts, machine_line
 from watch import folder_mb, tree_usage
 
 from fgvc.analysis.soak import (
@@ -35,7 +35,7 @@ from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.errors import ConfigError
 from fgvc.reporting import save_figure
 from fgvc.reporting.soak_plot import soak_figure
-from fgvc.training.machine import commit
+from fgvc.training.machine import commit_label, source_state
 
 TRAIN = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
 # small, so that an epoch takes seconds; no probe, as the spectra of all epochs, which a run keeps, grow by design
@@ -105,7 +105,7 @@ def soak(given: argparse.Namespace) -> SoakRecord:
     own = [f"run_dir={folder / 'run'}", f"cache.dir={folder / 'cache'}", f"dataset.root={folder / 'data'}"]
     command = [sys.executable, str(TRAIN), *DEFAULTS, *own, *given.overrides]
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    facts, start = machine_facts(), time.monotonic()
+    facts, start = benchmark_facts(), time.monotonic()
     with (folder / "soak.csv").open("w", encoding="utf-8", newline="") as file, started_run(command, folder) as run:
         rows = csv.DictWriter(file, SAMPLE_COLUMNS)
         rows.writeheader()
@@ -119,7 +119,7 @@ def soak(given: argparse.Namespace) -> SoakRecord:
                 file.flush()
             time.sleep(given.interval)
         stopped = run.poll() is None
-    return SoakRecord(started, commit(), facts, command, given.minutes, run.returncode, stopped)
+    return SoakRecord(started, commit_label(source_state()), facts, command, given.minutes, run.returncode, stopped)
 
 
 @contextmanager

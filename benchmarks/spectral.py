@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from cases import REFERENCE, Case, check_name, list_cases, make_case
 from features import SMOOTH_FIELD, Shape, load_features, smooth_features
-from machine import machine_facts
+from machine import benchmark_facts
 from measure import case_peak_bytes, interleaved_times, operator_table, run_case
 from report import head, markdown, shape_table
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from fgvc.analysis.benchmark_record import SCHEMA, CaseRecord, Record, ShapeRecord, load_record, save_record
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import ConfigError
-from fgvc.training.machine import commit
+from fgvc.training.machine import commit_label, source_state
 
 SHAPES = ("10x256x7x7", "10x256x14x14", "10x256x28x28", "32x512x14x14")
 
@@ -115,7 +115,7 @@ def new_record(given: argparse.Namespace, names: list[str], shapes: list[Shape])
     settings |= {"features": given.features and str(given.features)}
     source = f"file {given.features.name}, its first images" if given.features else SMOOTH_FIELD
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Record(SCHEMA, started, commit(), machine_facts(given.device), settings, source, [])
+    return Record(SCHEMA, started, commit_label(source_state()), benchmark_facts(given.device), settings, source, [])
 
 
 def measure_shape(cases: list[Case], shape: Shape, given: argparse.Namespace) -> ShapeRecord:

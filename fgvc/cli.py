@@ -13,8 +13,8 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
 
     2 (or what else the error says): a user's mistake (`UserError`, or a path that cannot be used), its message on
     stderr; with `--debug` among the arguments, FGVC_DEBUG=1 or HYDRA_FULL_ERROR=1 the traceback comes through instead.
-    1: the disk is full. 130: interrupted from the keyboard. 141: the reader of stdout went away (`| head`). Every
-    other exception passes through: it is a defect and needs its traceback.
+    1: the disk is full. 130, 143: interrupted by SIGINT (from the keyboard), SIGTERM. 141: the reader of stdout went
+    away (`| head`). Every other exception passes through: it is a defect and needs its traceback.
     """
     debug = _debug()  # before `main`, which may set these variables for its own ends, as the Hydra launcher does
     try:
@@ -25,9 +25,9 @@ def exit_on_user_error(main: Callable[[], None]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        sys.exit(getattr(error, "exit_status", 130))
     except BrokenPipeError:
         if not _stdout_is_closed():
             raise  # another pipe broke, for example that of a data loader

@@ -1,5 +1,7 @@
 """Errors that a user can mend: each message names the file or key, the value found and the fix."""
 
+import signal
+
 
 class UserError(Exception):
     """Base of every error caused by input (a path, a setting, a damaged file) rather than by a defect of fgvc.
@@ -30,3 +32,23 @@ class DivergenceError(UserError):
     """Training produced NaN or infinity; the message says where and which checkpoint is good."""
 
     exit_status = 1
+
+
+class ProcessLostError(UserError):
+    """Another process of a run over several has ended; what happened is in the message of that one."""
+
+    exit_status = 1
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked to stop. Not a `UserError`: the remaining runs of a sweep stop as well.
+
+    Attributes:
+        signal_name: "SIGTERM" or "SIGINT".
+        exit_status: 128 + the signal's number, as shells have it: 143 or 130.
+    """
+
+    def __init__(self, signal_name: str, message: str) -> None:
+        super().__init__(message)
+        self.signal_name = signal_name
+        self.exit_status = 128 + signal.Signals[signal_name]

@@ -117,8 +117,8 @@ def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterat
 
     Where another call holds it, yields False; or, with `on_wait`, calls that and waits, so that it always yields True.
 
-    The lock ends with the process, however that ends; the empty file of a killed one is in nobody's way. Where the
-    system or the file system has no such locks, it is always had.
+    The lock ends with the process, however that ends, even where a process that it has forked lives on; the empty file
+    of a killed one is in nobody's way. Where the system or the file system has no such locks, it is always had.
     """
     with contextlib.ExitStack() as held:
         while True:
@@ -131,11 +131,28 @@ def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterat
             if not free or is_in_place(file, path):
                 break
             held.pop_all().close()
+        _own_locks.add(file)
         try:
             yield free is not False
         finally:
+            _own_locks.discard(file)
             if free is not False:
                 path.unlink(missing_ok=True)
+
+
+_own_locks: set[IO[bytes]] = set()
+"""What `locked` holds in this process."""
+
+
+def _leave_locks_to_the_parent() -> None:
+    """A loader's worker that outlives a killed run would hold its locks for a while."""
+    for file in _own_locks:
+        file.close()
+    _own_locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -110,3 +110,23 @@ def test_a_lock_of_a_file_is_shared_or_not_and_ends_with_the_last_duplicate(tmp_
         assert not is_in_place(three, path)
         path.touch()
         assert not is_in_place(three, path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_lock_is_not_held_by_a_child_that_outlives_the_process(tmp_path: Path) -> None:
+    """As a loader's worker does that of a killed run."""
+    path, pipe = tmp_path / "lock", os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        lock = locked(path)
+        assert lock.__enter__()
+        if os.fork() == 0:  # the child: lives until the test has read the pipe's other end
+            os.close(pipe[1])
+            os.read(pipe[0], 1)
+            os._exit(0)
+        os._exit(0)  # killed: nothing is released by hand
+    os.waitpid(parent, 0)
+    assert path.exists()
+    with locked(path) as free:
+        assert free
+    os.close(pipe[1])

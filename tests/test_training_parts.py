@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from fgvc.errors import ConfigError, RunError
+from fgvc.training.batches import StepBatches
 from fgvc.training.config import BackboneConfig, DatasetConfig, MethodConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from fgvc.training.evaluation import accuracy_metrics
 from fgvc.training.optim import check_schedule, create_optimizer, schedule_factor, set_learning_rate
 from fgvc.training.run_folder import RunFolder
-from fgvc.training.seeding import EpochShuffle, derived_seed
+from fgvc.training.seeding import derived_seed
 
 
 class Tiny(nn.Module):
@@ -74,10 +75,10 @@ def test_schedule_refusals(bad: ScheduleConfig) -> None:
 
 def test_shuffle_depends_on_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        shuffle = EpochShuffle(20, seed)
-        shuffle.epoch = epoch
+        batches = StepBatches(20, 6, seed)
+        batches.epoch = epoch
         torch.rand(3)  # the global state must not matter
-        return list(shuffle)
+        return [index for batch in batches for index in batch]
 
     assert order(0, 1) == order(0, 1)
     assert sorted(order(0, 1)) == list(range(20))
@@ -122,15 +123,12 @@ def test_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
         folder.read_config()
 
 
-def test_damaged_state_and_weights_are_named(tmp_path: Path) -> None:
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.write_weights("best", {"w": torch.ones(2)})
     assert folder.read_weights("best")["w"].tolist() == [1, 1]
-    for file in (folder.weights_file("best"), folder.state_file):
-        file.write_bytes(b"\x00" * 20)
+    folder.weights_file("best").write_bytes(b"\x00" * 20)
     with pytest.raises(RunError, match=r"best\.safetensors"):
         folder.read_weights("best")
-    with pytest.raises(RunError, match=r"state\.pt"):
-        folder.read_state()
     with pytest.raises(RunError, match=r"last\.safetensors is missing"):
         folder.read_weights("last")

@@ -155,7 +155,7 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(
     done = train_here(tmp_path, "run_dir=run", "trainer.ema_decay=0.5")
     assert done.returncode == 0, done.stderr
     folder = RunFolder(tmp_path / "run")
-    state, last = folder.read_state(), folder.read_weights("last")
+    state, last = folder.states.read(), folder.read_weights("last")
     name = "head.classifier.weight"
     assert torch.equal(last[name], state["average"][name])
     assert not torch.allclose(last[name], state["model"][name])

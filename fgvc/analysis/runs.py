@@ -15,6 +15,7 @@ from fgvc.analysis.confusion import read_predictions
 from fgvc.analysis.csv_file import read_csv
 from fgvc.errors import RunError
 from fgvc.files import read_npz
+from fgvc.training.machine import commit_label
 
 T = TypeVar("T")
 
@@ -90,6 +91,7 @@ class Run:
     out_features: int | None = None
     seconds: Mapping[str, float] | None = None
     peak_memory_mb: float | None = None
+    spectral_dtype: str = "float64"
 
     @property
     def finished(self) -> bool:
@@ -179,12 +181,19 @@ def read_run(path: Path) -> Run:
         selected_on=None if best is None else _value(summary["best"], "selected_on", str, file),
         status=status,
         reason=_optional(summary, "reason", str, file),
-        commit=_optional(summary, "commit", str, file),
+        commit=_commit(summary, file),
         classes=_optional(summary, "classes", list, file),
         out_features=_optional(summary, "out_features", int, file),
         seconds=_optional(summary, "seconds", dict, file),
         peak_memory_mb=_optional(summary, "peak_memory_mb", float, file),
+        spectral_dtype=_optional(summary, "spectral_dtype", str, file) or "float64",
     )
+
+
+def _commit(summary: Mapping[str, Any], file: Path) -> str | None:
+    _optional(summary, "commit", str, file)
+    _optional(summary, "dirty", bool, file)
+    return commit_label(summary)
 
 
 def _value(values: Mapping[str, Any], key: str, kind: type[T], file: Path) -> T:

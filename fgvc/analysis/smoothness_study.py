@@ -21,10 +21,11 @@ from fgvc.errors import ConfigError, DatasetError, RunError, WeightsError
 from fgvc.pooling import CovariancePooling, create_pooling, pooling_label
 from fgvc.spectral import EigendecompositionError
 from fgvc.training import RunConfig, RunFolder
+from fgvc.training.batches import StepBatches, epoch_samples
 from fgvc.training.config import HybridConfig, MethodConfig
 from fgvc.training.objective import Objective
 from fgvc.training.restore import Restored, restore_run
-from fgvc.training.seeding import EpochShuffle, seed_epoch
+from fgvc.training.seeding import derived_seed, seed_epoch
 
 _log = logging.getLogger(__name__)
 
@@ -169,10 +170,11 @@ def _at_weights(restored: Restored, measure: Measure, batches: int) -> list[dict
     """Measures on the first batches of an epoch, always the same ones."""
     config = restored.config
     objective = Objective(config.trainer, len(restored.images.classes))
-    samples = restored.inputs()
-    shuffle = EpochShuffle(len(restored.images), config.seed)
-    loader = DataLoader(samples, batch_size=config.trainer.batch_size, sampler=shuffle)
-    seed_epoch(config.seed, shuffle.epoch)
+    samples = epoch_samples(restored.inputs())
+    order = StepBatches(len(restored.images), config.trainer.batch_size, config.seed)
+    loader = DataLoader(samples, batch_sampler=order)
+    seed_epoch(config.seed, 0)
+    samples.start_epoch(derived_seed(config.seed, "samples", 0))
     restored.trained.train()
     rows: list[dict[str, Any]] = []
     for inputs, targets in loader:
@@ -200,7 +202,12 @@ def _studied(config: RunConfig, method: str, keep: int | None) -> MethodConfig:
 def _pooling(method: MethodConfig, channels: int) -> CovariancePooling:
     """Raises ConfigError: unknown method, gradient or option, or a method that maps no covariance."""
     pooling = create_pooling(
-        method.name, channels=channels, gradient=method.gradient, eigh_device=method.eigh_device, **method.options
+        method.name,
+        channels=channels,
+        gradient=method.gradient,
+        eigh_device=method.eigh_device,
+        dtype=method.spectral_dtype,
+        **method.options,
     )
     if not isinstance(pooling, CovariancePooling):
         raise ConfigError(f"method {method.name!r} maps no covariance; choose of {', '.join(STUDIED)}")

@@ -37,9 +37,9 @@ def open_maps(path: Path) -> NDArray[np.floating]:
 class FeatureSet(Dataset[tuple[Tensor, int]]):
     """Feature maps of labelled images, in the order of the image dataset.
 
-    `features[i]` is (feature map (C, h, w) float32, class index). With two views, each access draws one of them with
-    torch's random numbers, so that the seed fixes the choice. It takes no more memory than the batches read, and can be
-    sent to worker processes. As long as it lives, the cache does not evict its file.
+    `features[i]` is (feature map (C, h, w) float32, class index). With two views, `start_epoch` draws the one that each
+    image shows from then on; before, it is the first, the image as it is. It takes no more memory than the batches
+    read, and can be sent to worker processes. As long as it lives, the cache does not evict its file.
 
     Attributes:
         path: .npy file of shape (views, N, C, h, w).
@@ -57,6 +57,7 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
         self.from_cache = from_cache
         self._maps = open_maps(path)
         self._target_tensor = torch.tensor(targets)
+        self._views = np.zeros(len(targets), dtype=np.int64)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": None}  # a pickled memory map would carry the whole file
@@ -70,6 +71,11 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
         """(views, N, C, h, w)."""
         return self._maps.shape
 
+    def start_epoch(self, seed: int) -> None:
+        """Draw a view for each image; the same for the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        self._views = torch.randint(self.shape[0], (len(self),), generator=generator).numpy()
+
     def __len__(self) -> int:
         return len(self.targets)
 
@@ -82,7 +88,6 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
         return list(zip(maps, targets.tolist(), strict=True))
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Feature maps (B, C, h, w) float32, a random view of each, and targets (B,) int64."""
+        """Feature maps (B, C, h, w) float32, of the view that each image shows, and targets (B,) int64."""
         chosen = np.asarray(indices, dtype=np.int64)
-        views = torch.randint(self.shape[0], (chosen.size,)).numpy() if self.shape[0] > 1 else 0
-        return torch.from_numpy(self._maps[views, chosen]).float(), self._target_tensor[chosen]
+        return torch.from_numpy(self._maps[self._views[chosen], chosen]).float(), self._target_tensor[chosen]

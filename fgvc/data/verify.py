@@ -17,7 +17,7 @@ from fgvc.data.checksums import file_digests
 from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.image_file import UnreadableImageError
 from fgvc.data.registry import create_dataset
-from fgvc.errors import DatasetError
+from fgvc.errors import ConfigError, DatasetError
 from fgvc.files import atomic_path, write_json_atomic
 
 FINGERPRINT = "fingerprint.json"
@@ -44,10 +44,26 @@ def is_current(name: str, root: Path, card: Card) -> bool:
         return False
     if any(known["splits"].get(split, {}).get("images") != count for split, count in card.splits.items()):
         return False
+    return _is_unchanged(known, root)
+
+
+def verified_content(root: Path) -> str | None:
+    """SHA-256 over the content of every image in `root`, as a verification found it: the same on every machine.
+
+    None where there was no verification, or where an image's size or time has changed since.
+    """
+    known = _load(root)
+    content = known.get("content")
+    return content if isinstance(content, str) and _is_unchanged(known, root) else None
+
+
+def _is_unchanged(known: Mapping[str, Any], root: Path) -> bool:
+    """Whether no image's size or time has changed since `known` was written."""
     try:
-        splits = read_splits(name, root)
-        return all(known["splits"][split].get("state") == fingerprint(dataset) for split, dataset in splits.items())
-    except DatasetError:
+        splits = read_splits(str(known.get("name")), root)
+        states = {split: known["splits"].get(split, {}).get("state") for split in splits}
+        return all(states[split] == fingerprint(dataset) for split, dataset in splits.items())
+    except (ConfigError, DatasetError):
         return False  # to be told by the verification
 
 

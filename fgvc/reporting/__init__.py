@@ -1,6 +1,7 @@
 """Saved runs as tables and figures. Reads what runs wrote; computes nothing on images or models."""
 
 from fgvc.reporting.class_report import ClassReport, confusions_markdown, write_class_report
+from fgvc.reporting.comparison import comparison_markdown
 from fgvc.reporting.confusion_plot import confusion_figure, plot_confusion
 from fgvc.reporting.loewner_plot import gradients_markdown, loewner_figure, write_loewner_figure
 from fgvc.reporting.published import load_published
@@ -15,6 +16,7 @@ __all__ = [
     "ClassReport",
     "MethodStyle",
     "accuracy_table",
+    "comparison_markdown",
     "confusion_figure",
     "confusions_markdown",
     "figure_style",

@@ -4,6 +4,7 @@ import importlib.util
 
 from fgvc.errors import ConfigError
 from fgvc.pooling import pooling_label
+from fgvc.spectral.precision import SPECTRAL_DTYPES
 from fgvc.training.config import RunConfig
 from fgvc.training.hybrid import check_hybrid
 from fgvc.training.optim import check_schedule
@@ -17,7 +18,11 @@ def check(config: RunConfig) -> None:
     at_least = {
         "trainer.epochs": (trainer.epochs, 0),
         "trainer.batch_size": (trainer.batch_size, 1),
+        "trainer.accumulation": (trainer.accumulation, 1),
         "trainer.eval_batch_size": (trainer.eval_batch_size, 1),
+        "trainer.save_minutes": (trainer.save_minutes, 0),
+        "trainer.save_steps": (trainer.save_steps, 1),
+        "trainer.max_skips": (trainer.max_skips, 0),
         "trainer.max_steps": (trainer.max_steps, 1),
         "trainer.workers": (trainer.workers, 0),
         "trainer.probe_images": (trainer.probe_images, 0),
@@ -37,17 +42,15 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"cache.max_gb must be positive, or null for no limit, got {config.cache.max_gb}")
     if trainer.ema_decay is not None and not 0 < trainer.ema_decay < 1:
         raise ConfigError(f"trainer.ema_decay must be between 0 and 1, or null for none, got {trainer.ema_decay}")
-    if (trainer.mixup or trainer.cutmix) and trainer.batch_size % 2:
-        raise ConfigError(
-            f"trainer.mixup and trainer.cutmix mix pairs: trainer.batch_size must be even, got {trainer.batch_size}"
-        )
     check_hybrid(config)
     if not 0 <= trainer.label_smoothing <= 1:
         raise ConfigError(f"trainer.label_smoothing must be from 0 to 1, got {trainer.label_smoothing}")
     choices = {
         "trainer.precision": (trainer.precision, ("no", "bf16", "fp16")),
+        "trainer.on_non_finite": (trainer.on_non_finite, ("stop", "skip")),
         "trainer.on_bad_image": (trainer.on_bad_image, ("refuse", "skip")),
         "trainer.tracker": (trainer.tracker, (None, "tensorboard")),
+        "method.spectral_dtype": (config.method.spectral_dtype, tuple(SPECTRAL_DTYPES)),
         "cache.dtype": (config.cache.dtype, ("float32", "float16")),
     }
     for key, (value, valid) in choices.items():

@@ -80,6 +80,8 @@ class MethodConfig:
         hidden: widths of fully connected layers between the descriptor and the classifier's last layer; none, but for
             the papers' AlexNet.
         eigh_device: where eigendecompositions run: "auto", "same" (where the features are) or "cpu", as in the papers.
+        spectral_dtype: precision of the covariance and all that is made of it, "float64", as in the papers, or
+            "float32"; docs/precision.md says what that costs.
         options: of the pooling, e.g. {iterations: 5}.
     """
 
@@ -88,7 +90,13 @@ class MethodConfig:
     reduction: int | None = 256
     hidden: list[int] = field(default_factory=list)
     eigh_device: str = "auto"
+    spectral_dtype: str = "float64"
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shown_options(self) -> dict[str, Any]:
+        """What labels and run folders name beside the gradient: options of the pooling, and another precision."""
+        return self.options | ({} if self.spectral_dtype == "float64" else {"dtype": self.spectral_dtype})
 
 
 @dataclass
@@ -141,9 +149,12 @@ class TrainerConfig:
     Attributes:
         epochs: passes over the training images; 0 only evaluates the weights the run starts from.
         max_steps: stop after that many optimiser steps in all; None means no limit.
-        batch_size: images per step (and process).
-        eval_batch_size: images per step in evaluation and feature extraction.
-        workers: processes that load images; their number decides which random numbers an image's augmentation draws.
+        batch_size: images of an optimiser step, over all processes and rounds of accumulation: the number of processes
+            does not change what is computed.
+        accumulation: batches that each process makes of its images of a step, one after the other, for want of memory.
+            Batch normalisation takes its statistics from one of these, not from the whole step.
+        eval_batch_size: images in a batch, of each process, in evaluation and feature extraction.
+        workers: processes that load images, for each process that trains.
         label_smoothing: of the cross-entropy, 0 to 1.
         clip_norm: largest norm of the gradient, None means no clipping.
         mixup: alpha of mixup, 0 for none; the inputs of a step are mixed, their images or their cached feature maps.
@@ -152,9 +163,15 @@ class TrainerConfig:
             saved; None keeps the weights themselves.
         val_fraction: share of the training images of each class held out to select the best epoch; with 0 it is
             selected on the test split, as many published numbers are, and the summary says so.
-        precision: "no", "bf16" or "fp16" autocast; the spectral layers stay in float64.
+        save_minutes: minutes after which the state is saved within an epoch, too; None: never.
+        save_steps: the same in optimiser steps.
+        on_non_finite: NaN or infinity in a step's loss, gradient or eigenvalues: "stop" the run, or "skip" the step.
+        max_skips: steps that "skip" may leave out in a run.
+        precision: "no", "bf16" or "fp16" (not on a CPU) autocast; the spectral layers stay in `method.spectral_dtype`.
         on_bad_image: "refuse" to train with an unreadable image, or "skip" it.
         tracker: "tensorboard" or None.
+        deterministic: use only algorithms that repeat themselves bit for bit, see `set_deterministic`; slower on a GPU.
+            On a CPU runs repeat themselves anyway.
         probe_images: test images whose spectra are kept after every epoch, always the same; 0 keeps none. A continued
             run goes on with the images of its history.
     """
@@ -162,6 +179,7 @@ class TrainerConfig:
     epochs: int = 1
     max_steps: int | None = None
     batch_size: int = 10
+    accumulation: int = 1
     eval_batch_size: int = 50
     workers: int = 2
     label_smoothing: float = 0.0
@@ -170,9 +188,14 @@ class TrainerConfig:
     cutmix: float = 0.0
     ema_decay: float | None = None
     val_fraction: float = 0.0
+    save_minutes: float | None = 10.0
+    save_steps: int | None = None
+    on_non_finite: str = "stop"
+    max_skips: int = 10
     precision: str = "no"
     on_bad_image: str = "refuse"
     tracker: str | None = None
+    deterministic: bool = False
     probe_images: int = 32
 
 

@@ -1,6 +1,6 @@
 """Accuracy of a model on a split, and its predictions image by image."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import pandas as pd
@@ -116,7 +116,15 @@ def progress_bar(loader: Loader, name: str, accelerator: Accelerator) -> Iterabl
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Loader, num_classes: int, accelerator: Accelerator, name: str) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    loader: Loader,
+    num_classes: int,
+    accelerator: Accelerator,
+    name: str,
+    *,
+    before_batch: Callable[[], None] | None = None,
+) -> Evaluation:
     """Run `model` over a loader in evaluation mode.
 
     Args:
@@ -125,11 +133,14 @@ def evaluate(model: nn.Module, loader: Loader, num_classes: int, accelerator: Ac
         num_classes: width of the logits.
         accelerator: gathers from all processes, without the padding of the last batch.
         name: shown in the progress bar.
+        before_batch: called before each batch, in all processes.
     """
     model.eval()
     metrics = accuracy_metrics(num_classes)
     logits, targets = [], []
     for batch in progress_bar(loader, name, accelerator):
+        if before_batch is not None:
+            before_batch()
         batch_logits, batch_targets = accelerator.gather_for_metrics((model(batch[0]).float(), batch[1]))
         logits.append(batch_logits.cpu())
         targets.append(batch_targets.cpu())

@@ -11,7 +11,7 @@ from fgvc.models import FineGrainedModel
 from fgvc.training.config import RunConfig
 from fgvc.training.export_formats import WRITERS, Facts
 from fgvc.training.hybrid import switch_epoch
-from fgvc.training.machine import versions
+from fgvc.training.machine import commit_label, versions
 from fgvc.training.model_card import model_card
 from fgvc.training.model_of_run import load_model, read_classes, restored_method
 from fgvc.training.run_folder import RunFolder
@@ -115,7 +115,7 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
         "epochs": summary.get("epochs"),
         "final": summary.get("final"),
         "best": summary.get("best"),
-        "commit": summary.get("commit"),
+        "commit": commit_label(summary),
         "trained_with": summary.get("versions"),
         "exported_with": versions(),
     }

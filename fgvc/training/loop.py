@@ -3,48 +3,37 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import pandas as pd
-import torch
 from accelerate import Accelerator
-from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from fgvc.errors import ConfigError, DivergenceError
+from fgvc.errors import ConfigError, DivergenceError, Interrupted
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.spectral import EigendecompositionError
+from fgvc.training.batches import StepBatches
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation, Loader, evaluate, progress_bar
-from fgvc.training.hybrid import Stages
+from fgvc.training.hybrid import Stages, switch_epoch
+from fgvc.training.interruption import Interruption
+from fgvc.training.learner import Learner, head_of
+from fgvc.training.loaders import Loaders
 from fgvc.training.objective import Objective
-from fgvc.training.optim import create_optimizer, schedule_factor, set_learning_rate
-from fgvc.training.probe import SpectrumHistory, SpectrumProbe
-from fgvc.training.progress import Progress
+from fgvc.training.optim import schedule_factor, set_learning_rate
+from fgvc.training.probe import SpectrumHistory
+from fgvc.training.processes import any_of, gather_objects
+from fgvc.training.progress import PartOfEpoch, Progress
 from fgvc.training.run_folder import RunFolder
-from fgvc.training.seeding import EpochShuffle, seed_epoch
+from fgvc.training.seeding import derived_seed, generator_states, seed_epoch, set_generator_states
+from fgvc.training.step import BeforeStep, Stepper
 
 _log = logging.getLogger(__name__)
 
-BeforeStep = Callable[[int, nn.Module, Tensor, Callable[[Tensor], Tensor]], None]
-"""Called with a step's number from 1, the module, its inputs as mixed, and logits -> the step's loss."""
-
-
-@dataclass(frozen=True)
-class Loaders:
-    """Batches of (inputs, targets); `validation` is None where the best epoch is selected on the test split.
-
-    `shuffle` is the sampler of `train`, told the epoch before each pass.
-    """
-
-    train: Loader
-    shuffle: EpochShuffle
-    test: Loader
-    validation: Loader | None
+Parts = Iterator[tuple[Tensor, Tensor]]
 
 
 class Trainer:
@@ -57,11 +46,14 @@ class Trainer:
         loaders: batches for it.
         num_classes: width of the logits.
         accelerator: device, precision and processes.
-        folder: where checkpoints and metrics go.
+        folder: where states and metrics go.
+        interruption: asked between steps whether to stop.
+        started: `time.perf_counter` at the beginning of the run; its total counts from there.
         before_step: looks at the module before each optimiser step; leaves it and the generators as they are.
 
     Raises:
-        ConfigError: unknown optimiser or rate, or `max_steps` ends a hybrid run before its switch.
+        ConfigError: unknown optimiser or rate, `max_steps` ends a hybrid run before its switch, or a batch that is to
+            be mixed is parted into odd parts.
     """
 
     def __init__(
@@ -73,41 +65,40 @@ class Trainer:
         num_classes: int,
         accelerator: Accelerator,
         folder: RunFolder,
+        interruption: Interruption,
+        started: float,
         before_step: BeforeStep | None = None,
     ) -> None:
+        _check_parts(config, loaders.batches)
         self.config = config
-        self._before_step = before_step
         self.accelerator = accelerator
         self.folder = folder
         self.progress = Progress()
         self.spectra = SpectrumHistory()
-        self._counted = time.perf_counter()
-        self.stages = Stages(config, _head(module))
+        self.stages = Stages(config, head_of(module))
         self.objective = Objective(config.trainer, num_classes)
-        self.average = _moving_average(module, config.trainer.ema_decay, accelerator)
-        optimizer = create_optimizer(module, config.optimizer)
-        self.module: nn.Module = accelerator.prepare(module)
-        self.optimizer: Optimizer = accelerator.prepare(optimizer)
+        self.learner = Learner(config, module, accelerator)
+        # the training batches are parted by StepBatches already
         self.loaders = Loaders(
-            train=accelerator.prepare(loaders.train),
-            shuffle=loaders.shuffle,
+            train=loaders.train,
+            batches=loaders.batches,
+            samples=loaders.samples,
             test=accelerator.prepare(loaders.test),
             validation=None if loaders.validation is None else accelerator.prepare(loaders.validation),
         )
-        first_stage, limit = self.stages.switch * len(self.loaders.train), config.trainer.max_steps
-        if limit is not None and limit <= first_stage:
-            raise ConfigError(
-                f"trainer.max_steps={limit} ends before the hybrid protocol switches, after {first_stage} steps; "
-                "raise it, or lower hybrid.switch_epoch"
-            )
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """What is evaluated and saved: the moving average of the weights where there is one."""
-        return self.module if self.average is None else self.average.module
+        self._stepper = Stepper(config.trainer, self.learner, self.objective, before_step)
+        self._interruption = interruption
+        self._best_weights: dict[str, Tensor] | None = None
+        self._generators: dict[str, Any] | None = None
+        self._counted, self._saved = started, time.perf_counter()
 
     def fit(self) -> Evaluation:
-        """Train to the end, from where `restore` left it; returns the last epoch's evaluation on the test split."""
+        """Train to the end, from where `restore` left it; returns the last epoch's evaluation on the test split.
+
+        Raises:
+            DivergenceError: a number that is not finite, or, as `trainer.on_divergence` has it, a loss out of bounds.
+            Interrupted: a signal asked to stop; the state is saved.
+        """
         evaluation = None
         while self.progress.epoch < self.config.trainer.epochs and not self._out_of_steps():
             evaluation = self._epoch(self.progress.epoch + 1)
@@ -119,45 +110,60 @@ class Trainer:
             held_out = self.loaders.validation
             selector = evaluation if held_out is None else self._evaluate(held_out, "validation")
             self._select_best(self.progress.epoch, selector, evaluation)
-        self._write_weights("last")
-        self.accelerator.unwrap_model(self.module).load_state_dict(self._weights())
+        if self.accelerator.is_main_process:
+            self.folder.write_weights("last", self.learner.weights())
+        self.learner.finish()
         return evaluation
 
     def restore(self, source: RunFolder) -> None:
-        """Continue from the state saved in a run folder. Raises RunError where it is damaged."""
-        state = source.read_state()
-        if source.path != self.folder.path and self.accelerator.is_main_process:
-            self.folder.write_weights("best", source.read_weights("best"))
-        self.accelerator.unwrap_model(self.module).load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.module.load_state_dict(state["average"])
-        self.progress = Progress(**state["progress"])
+        """Continue from the newest whole state saved in a run folder. Raises RunError where there is none."""
+        state = source.states.read()
+        self.learner.load_state_dict(state)
+        self.progress = Progress.from_dict(state["progress"])
         self.spectra = SpectrumHistory.read(source.spectrum_history_file, self.progress.epoch)
-        _log.info("continuing %s after epoch %d", source.path, self.progress.epoch)
+        self._best_weights = state["best"]
+        if self._best_weights is not None and self.accelerator.is_main_process:
+            self.folder.write_weights("best", self._best_weights)
+        where = f"epoch {self.progress.epoch}"
+        if self.progress.part is not None:
+            self._generators = self._own_generators(state["generators"])
+            where = f"step {self.progress.part.steps} of epoch {self.progress.epoch + 1}"
+        _log.info("continuing %s after %s", source.path, where)
+
+    def _own_generators(self, states: list[dict[str, Any]]) -> dict[str, Any] | None:
+        if len(states) != self.accelerator.num_processes:
+            _log.warning(
+                "the state is of %d processes, there are %d now: mixup and dropout draw other numbers than they would "
+                "have in the rest of this epoch",
+                *(len(states), self.accelerator.num_processes),
+            )
+            return None
+        own: dict[str, Any] = states[self.accelerator.process_index]
+        return own
 
     def _epoch(self, epoch: int) -> Evaluation:
-        seed_epoch(self.config.seed, epoch)
         self._enter_stage(epoch)
-        if epoch == 1:
+        begun = self.progress.part
+        part = begun or PartOfEpoch()
+        if begun is None or self._generators is None:
+            seed_epoch(self.config.seed, epoch, self.accelerator.process_index)
+        else:
+            set_generator_states(self._generators)
+        self._generators = None
+        if epoch == 1 and begun is None:
             self._probe(0)
-        start = time.perf_counter()
-        row: dict[str, Any] = {"epoch": epoch, **self._train_epoch(epoch)}
-        if self.stages.switch:
-            row["method"] = self.stages.method(epoch)
-        trained = time.perf_counter()
+        self.count_time()
+        self.progress.part = part
+        self._train_epoch(epoch, part)
+        part.seconds += self.count_time("train")
+        self._stop_if_asked()
         held_out = self.loaders.validation
         validation = None if held_out is None else self._evaluate(held_out, "validation")
         test = self._evaluate(self.loaders.test, "test")
-        for name, evaluation in (("val", validation), ("test", test)):
-            if evaluation is not None:
-                row |= {f"{name}_loss": evaluation.loss}
-                row |= {f"{name}_{key}": value for key, value in evaluation.accuracy.as_dict().items()}
-        row |= self._probe(epoch)
-        row["seconds"] = round(time.perf_counter() - start, 3)
-        self.progress.seconds["train"] += trained - start
-        self.progress.seconds["eval"] += time.perf_counter() - trained
+        row = self._row(epoch, part, validation, test) | self._probe(epoch)
+        row["seconds"] = round(part.seconds + self.count_time("eval"), 3)
         self.progress.epoch = epoch
+        self.progress.part = None
         self.progress.history.append(row)
         self._select_best(epoch, validation or test, test)
         self.accelerator.log({key: value for key, value in row.items() if key not in ("epoch", "method")}, step=epoch)
@@ -165,84 +171,106 @@ class Trainer:
         _log.info("epoch %d/%d: %s, %.1f s", epoch, self.config.trainer.epochs, shown, row["seconds"])
         return test
 
+    def _row(self, epoch: int, part: PartOfEpoch, validation: Evaluation | None, test: Evaluation) -> dict[str, Any]:
+        """Of metrics.csv."""
+        row = {"epoch": epoch, **part.measures()}
+        if self.config.trainer.precision == "fp16":
+            row["loss_scale_skips"] = part.scaled_down
+        if self.config.trainer.on_non_finite == "skip":
+            row["skipped_steps"] = part.skipped
+        if self.stages.switch:
+            row["method"] = self.stages.method(epoch)
+        for name, evaluation in (("val", validation), ("test", test)):
+            if evaluation is not None:
+                row |= {f"{name}_loss": evaluation.loss}
+                row |= {f"{name}_{key}": value for key, value in evaluation.accuracy.as_dict().items()}
+        return row
+
     def _enter_stage(self, epoch: int) -> None:
         """Put the pooling of the epoch's stage into the model and into the average of it."""
-        for module in (self.module, self.evaluated):
-            self.stages.enter(_head(self.accelerator.unwrap_model(module)), epoch)
+        for head in self.learner.heads:
+            self.stages.enter(head, epoch)
         if epoch == self.stages.switch + 1 > 1:
             _log.info(
                 "hybrid: from %s to %s, epoch %d on", self.stages.method(epoch - 1), self.stages.method(epoch), epoch
             )
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over the training images; returns learning rate, mean loss and top-1 in per cent.
-
-        Of mixed inputs the top-1 counts the class of the unmixed one.
-        """
-        self.module.train()
-        total_loss, correct, seen = 0.0, 0, 0
-        rate = 0.0
-        for position, (inputs, targets) in self._steps(epoch):
-            factor = schedule_factor(self.config.schedule, position, self.config.trainer.epochs)
-            rate = set_learning_rate(self.optimizer, factor)
-            loss, logits = self._step(inputs, targets, epoch)
-            total_loss += loss * len(targets)
-            correct += int((logits.argmax(dim=1) == targets).sum())
-            seen += len(targets)
-        return {"lr": rate, "train_loss": total_loss / seen, "train_top1": 100 * correct / seen}
-
-    def _steps(self, epoch: int) -> "Iterator[tuple[float, tuple[Tensor, Tensor]]]":
-        """Batches of an epoch, each with its position in the run in epochs."""
-        loader = self.loaders.train
-        self.loaders.shuffle.epoch = epoch
-        for index, batch in enumerate(progress_bar(loader, f"epoch {epoch}", self.accelerator)):
+    def _train_epoch(self, epoch: int, part: PartOfEpoch) -> None:
+        """The steps of an epoch that are still to be taken, or those until a signal; counted in `part`."""
+        self.learner.module.train()
+        batches = self.loaders.batches
+        batches.epoch, batches.start = epoch, part.steps
+        self.loaders.samples.start_epoch(derived_seed(self.config.seed, "samples", epoch))
+        loaded = iter(progress_bar(self.loaders.train, f"epoch {epoch}", self.accelerator))
+        for step in range(part.steps, batches.steps):
             if self._out_of_steps():
                 return
-            yield epoch - 1 + index / len(loader), batch
+            position = epoch - 1 + step / batches.steps
+            factor = schedule_factor(self.config.schedule, position, self.config.trainer.epochs)
+            part.rate = set_learning_rate(self.learner.optimizer, factor)
+            size = batches.step_size(step)
+            result = self._stepper.take(self._parts(loaded, step), size, self.progress.step + 1, self._flags)
+            self.progress.step += 1
+            part.steps += 1
+            if result.failure is not None:
+                raise self._divergence(result.failure.reason, epoch)
+            part.loss += result.loss * size
+            part.correct += result.correct
+            part.seen += size
+            part.scaled_down += result.scaled_down
+            stop, save = result.flags
+            if stop:
+                return
+            if save:
+                part.seconds += self.count_time("train")
+                self._save()
 
-    def _step(self, inputs: Tensor, targets: Tensor, epoch: int) -> tuple[float, Tensor]:
-        """One optimiser step; returns the loss and the logits. Raises DivergenceError on a non-finite number."""
-        inputs, wanted = self.objective.mix(inputs, targets)
-        if self._before_step is not None:
-            loss_of = partial(self.objective.loss, targets=wanted)
-            self._before_step(self.progress.step + 1, self.module, inputs, loss_of)
-        try:
-            logits = self.module(inputs)
-        except EigendecompositionError as error:
-            raise self._divergence(str(error), epoch) from error
-        loss = self.objective.loss(logits, wanted)
-        value = float(loss.detach())
-        if not torch.isfinite(loss):
-            raise self._divergence(f"the loss is {value}", epoch)
-        self.optimizer.zero_grad()
-        self.accelerator.backward(loss)
-        if self.config.trainer.clip_norm is not None:
-            norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.trainer.clip_norm)
-            # the loss scaler of fp16 skips such a step by itself
-            if self.config.trainer.precision != "fp16" and norm is not None and not torch.isfinite(norm):
-                raise self._divergence(f"the norm of the gradient is {float(norm)}", epoch)
-        self.optimizer.step()
-        self.progress.step += 1
-        if self.average is not None:
-            self.average.update(self.accelerator.unwrap_model(self.module), step=self.progress.step)
-        return value, logits.detach()
+    def _parts(self, loaded: Parts, step: int) -> Parts:
+        """This process's batches of a step, on its device."""
+        device, batches = self.accelerator.device, self.loaders.batches
+        for round_, (inputs, targets) in enumerate(islice(loaded, batches.accumulation)):
+            size = batches.part_size(step, round_)
+            yield inputs[:size].to(device, non_blocking=True), targets[:size].to(device, non_blocking=True)
 
-    def _divergence(self, what: str, epoch: int) -> DivergenceError:
+    def _flags(self) -> list[bool]:
+        """Of this process: a signal asks to stop; the state is to be saved, which the main process decides."""
+        trainer, now = self.config.trainer, time.perf_counter()
+        due = trainer.save_minutes is not None and now - self._saved >= 60 * trainer.save_minutes
+        due |= trainer.save_steps is not None and (self.progress.step + 1) % trainer.save_steps == 0
+        return [self._interruption.requested is not None, due and self.accelerator.is_main_process]
+
+    def _stop_if_asked(self) -> None:
+        """Save and end the run, in all processes, where a signal has come to one of them."""
+        requested = self._interruption.requested
+        if not any_of(self.accelerator, requested is not None):
+            return
+        self._save()
+        part, steps = self.progress.part, self.loaders.batches.steps
+        done = f"{self.progress.epoch} epochs"
+        if part is not None:
+            done = f"step {part.steps} of {steps} of epoch {self.progress.epoch + 1}"
+        name = "SIGTERM" if requested is None else requested.name  # another process was asked
+        raise Interrupted(name, f"{name}: stopped after {done}, saved; start the same command again to continue")
+
+    def _divergence(self, reason: str, epoch: int) -> DivergenceError:
         good = self.folder.weights_file("best")
         kept = f"the best weights so far are kept in {good}" if good.is_file() else "no epoch was finished"
         return DivergenceError(
-            f"{what} in epoch {epoch}, step {self.progress.step + 1}, learning rate "
-            f"{self.optimizer.param_groups[0]['lr']:g}; {kept}. Lower optimizer.lr or trainer.clip_norm, "
+            f"{reason} in epoch {epoch}, step {self.progress.step}, learning rate "
+            f"{self.learner.optimizer.param_groups[0]['lr']:g}; {kept}. Lower optimizer.lr or trainer.clip_norm, "
             "or try method.gradient=exact"
         )
 
     def _evaluate(self, loader: Loader, name: str) -> Evaluation:
+        classes, epoch = self.objective.num_classes, self.progress.epoch + 1
         try:
-            evaluation = evaluate(self.evaluated, loader, self.objective.num_classes, self.accelerator, name)
+            evaluation = evaluate(
+                self.learner.evaluated, loader, classes, self.accelerator, name, before_batch=self._stop_if_asked
+            )
         except EigendecompositionError as error:
-            raise self._divergence(f"on the {name} split: {error}", self.progress.epoch + 1) from error
+            raise self._divergence(f"on the {name} split: {error}", epoch) from error
         if not math.isfinite(evaluation.loss):
-            raise self._divergence(f"the loss on the {name} split is {evaluation.loss}", self.progress.epoch + 1)
+            raise self._divergence(f"the loss on the {name} split is {evaluation.loss}", epoch)
         return evaluation
 
     def _probe(self, epoch: int) -> dict[str, float]:
@@ -250,66 +278,66 @@ class Trainer:
         count = self.config.trainer.probe_images
         if not (count and self.accelerator.is_main_process):
             return {}
-        module = self.accelerator.unwrap_model(self.evaluated)
-        # a continued run looks at the images of its history, whose epochs could not be compared otherwise
-        probe = SpectrumProbe(self.loaders.test.dataset, count, self.spectra.indices)
+        module = self.learner.plain_evaluated
         try:
-            spectrum = probe.measure(module, self.accelerator.device)
+            return self.spectra.look(epoch, self.loaders.test.dataset, count, module, self.accelerator.device)
         except EigendecompositionError as error:
             raise self._divergence(f"on the probe's images: {error}", max(epoch, 1)) from error
-        self.spectra.add(epoch, spectrum)
-        return spectrum.medians()
 
     def _select_best(self, epoch: int, selector: Evaluation, test: Evaluation) -> None:
         selected_on = "test" if self.loaders.validation is None else "validation"
         # after the switch of the hybrid protocol the selection starts anew: the first stage is another method
         since = self.stages.switch + 1 if epoch > self.stages.switch else 0
-        if self.progress.select(epoch, selector.accuracy, test.accuracy, selected_on, since=since):
-            self._write_weights("best")
+        best = self.progress.select(epoch, selector.accuracy, test.accuracy, selected_on, since=since)
+        if best and self.accelerator.is_main_process:
+            self._best_weights = {name: tensor.cpu().clone() for name, tensor in self.learner.weights().items()}
+            self.folder.write_weights("best", self._best_weights)
 
-    def _write_weights(self, which: str) -> None:
-        if self.accelerator.is_main_process:
-            self.folder.write_weights(which, self._weights())
-
-    def _weights(self) -> dict[str, Tensor]:
-        return dict(self.accelerator.unwrap_model(self.evaluated).state_dict())
-
-    def count_time(self) -> None:
-        """Add the time since the last call to the run's total."""
+    def count_time(self, phase: str | None = None) -> float:
+        """Add the time since the last call to the run's total, and to a phase; returns it in seconds."""
         now = time.perf_counter()
-        self.progress.seconds["total"] += now - self._counted
-        self._counted = now
+        spent, self._counted = now - self._counted, now
+        self.progress.seconds["total"] += spent
+        if phase is not None:
+            self.progress.seconds[phase] += spent
+        return spent
 
     def _save(self) -> None:
+        """Write the state, for which all processes must come here."""
+        part = self.progress.part
         self.count_time()
+        self._saved = self._counted
+        generators = None if part is None else gather_objects(self.accelerator, generator_states())
         if not self.accelerator.is_main_process:
             return
-        self.folder.write_table(self.folder.metrics_file, pd.DataFrame(self.progress.history))
-        if self.spectra.epochs:
+        if part is None:
+            self.folder.write_table(self.folder.metrics_file, pd.DataFrame(self.progress.history))
+        # within an epoch there is nothing new to it but before the first has ended
+        if self.spectra.epochs and (part is None or self.progress.epoch == 0):
             self.spectra.write(self.folder.spectrum_history_file)
         state = {
-            "model": dict(self.accelerator.unwrap_model(self.module).state_dict()),
-            "average": None if self.average is None else self._weights(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.learner.state_dict(),
+            "best": self._best_weights,
             "progress": asdict(self.progress),
+            "generators": generators,
         }
-        self.folder.write_state(state)
+        self.folder.states.write(state, epoch=self.progress.epoch, step=self.progress.step)
 
     def _out_of_steps(self) -> bool:
         limit = self.config.trainer.max_steps
         return limit is not None and self.progress.step >= limit
 
 
-def _head(module: nn.Module) -> PoolingHead:
-    head = module.head if isinstance(module, FineGrainedModel) else module
-    assert isinstance(head, PoolingHead)
-    return head
-
-
-def _moving_average(module: nn.Module, decay: float | None, accelerator: Accelerator) -> ModelEmaV3 | None:
-    """timm's average, with its warm-up, without which a run of a few thousand steps would keep its first weights."""
-    if decay is None:
-        return None
-    average = ModelEmaV3(module, decay=decay, use_warmup=True)
-    accelerator.prepare_model(average.module, evaluation_mode=True)
-    return average
+def _check_parts(config: RunConfig, batches: StepBatches) -> None:
+    trainer, parts = config.trainer, batches.accumulation * batches.processes
+    if (trainer.mixup or trainer.cutmix) and trainer.batch_size % (2 * parts):
+        raise ConfigError(
+            f"trainer.mixup and trainer.cutmix mix pairs: trainer.batch_size must be even in each part of a step, of "
+            f"which there are {parts}, got {trainer.batch_size}; give a multiple of {2 * parts}"
+        )
+    first_stage, limit = switch_epoch(config) * batches.steps, trainer.max_steps
+    if limit is not None and limit <= first_stage:
+        raise ConfigError(
+            f"trainer.max_steps={limit} ends before the hybrid protocol switches, after {first_stage} steps; "
+            "raise it, or lower hybrid.switch_epoch"
+        )

@@ -19,7 +19,9 @@ class Objective:
         self._mixup: Mixup | None = None
         if config.mixup or config.cutmix:
             self._mixup = Mixup(config.mixup, config.cutmix, label_smoothing=self._smoothing, num_classes=num_classes)
-        self._cross_entropy = nn.CrossEntropyLoss(label_smoothing=0.0 if self._mixup else self._smoothing)
+        self._cross_entropy = nn.CrossEntropyLoss(
+            label_smoothing=0.0 if self._mixup else self._smoothing, reduction="sum"
+        )
 
     def mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs (B, C, H, W), changed in place, and what they are to be: (B,) classes, or (B, num_classes) shares.
@@ -33,7 +35,11 @@ class Objective:
         mixed, shares = self._mixup(inputs, targets)
         return mixed, shares
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of logits (B, num_classes) in float32 with targets as `mix` returns them."""
+    def total(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of logits (B, num_classes) in float32 with targets as `mix` returns them, summed over B."""
         value: Tensor = self._cross_entropy(logits.float(), targets)
         return value
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean of `total` over B."""
+        return self.total(logits, targets) / len(logits)

@@ -95,6 +95,22 @@ class SpectrumHistory:
         """Of the images in their split; none before the first entry."""
         return self.spectra[-1].indices if self.spectra else []
 
+    def look(
+        self,
+        epoch: int,
+        samples: Dataset[Any],
+        count: int,
+        module: FineGrainedModel | PoolingHead,
+        device: torch.device,
+    ) -> dict[str, float]:
+        """Add the spectra of `count` samples after `epoch`; returns measures of them, for metrics.csv.
+
+        A continued run looks at the images of its history, whose epochs could not be compared otherwise.
+        """
+        spectrum = SpectrumProbe(samples, count, self.indices).measure(module, device)
+        self.add(epoch, spectrum)
+        return spectrum.medians()
+
     def add(self, epoch: int, spectrum: ProbeSpectrum) -> None:
         self.epochs.append(epoch)
         self.spectra.append(spectrum)

@@ -104,7 +104,7 @@ def restore_run(
     images = ready_split(config, open_split(config, split), backbone, training=split == "train")
     if split == "train":
         images, _ = hold_out(config, images)
-    _check_classes(config, images.classes, read_classes(folder))
+    require_classes(config, images.classes, read_classes(folder))
     model = restore_model(folder, config, backbone, checkpoint)
     digest = weights_digest(backbone)
     trained = trained_part(config, model)
@@ -112,7 +112,7 @@ def restore_run(
     return Restored(config, trained, backbone, model.head, images, digest, device)
 
 
-def _check_classes(config: RunConfig, classes: list[str], trained: list[str]) -> None:
+def require_classes(config: RunConfig, classes: list[str], trained: list[str]) -> None:
     """Raise RunError where the dataset is not the one the run was trained with."""
     if classes != trained:
         raise RunError(

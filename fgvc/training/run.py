@@ -1,26 +1,30 @@
 """A run from its configuration to its folder."""
 
+import contextlib
 import logging
 import re
-import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fgvc.pooling import is_second_order, pooling_label
+from fgvc.errors import Interrupted, UserError
 from fgvc.training.check import check
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation
-from fgvc.training.hybrid import switch_epoch
-from fgvc.training.loop import BeforeStep, Trainer
-from fgvc.training.machine import commit, peak_memory_mb, reset_peak_memory, versions
+from fgvc.training.interruption import Interruption
+from fgvc.training.loop import Trainer
+from fgvc.training.machine import peak_memory_mb, reset_peak_memory, tf32_allowed
 from fgvc.training.probe import SpectrumProbe, write_arrays
+from fgvc.training.processes import lost_processes_named
 from fgvc.training.progress import Progress
+from fgvc.training.record import describe_run
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.seeding import seed_epoch
 from fgvc.training.setup import Prepared, create_accelerator, prepare
+from fgvc.training.step import BeforeStep
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +36,9 @@ def default_run_dir(config: RunConfig) -> Path:
     name = "-".join(part for part in (config.name, config.recipe) if part)
     hybrid = None if config.hybrid.method is None else "hybrid"
     # no brackets of a list, which a shell and Hydra would read
-    options = [re.sub(r"[^\w.-]+", "_", f"{k}{value}").strip("_") for k, value in sorted(config.method.options.items())]
+    options = [
+        re.sub(r"[^\w.-]+", "_", f"{k}{value}").strip("_") for k, value in sorted(config.method.shown_options.items())
+    ]
     method = "-".join(part for part in (config.method.name, config.method.gradient, *options, hybrid) if part)
     return Path("results") / name / config.backbone.name.replace("/", "_") / method / f"seed{config.seed}"
 
@@ -52,56 +58,81 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
         ConfigError, DatasetError, WeightsError, RunError: a mistake in the settings, the data or the folder; found
             before anything is written where it can be.
         DivergenceError: NaN or infinity in training; the summary says "failed", the best weights are kept.
+        ProcessLostError: another process of the run has ended.
+        Interrupted: SIGTERM or SIGINT; what was done is saved.
     """
     check(config)
     folder = RunFolder(Path(config.run_dir) if config.run_dir else default_run_dir(config))
-    source = _source(folder, config)
+    _source(folder, config)  # a mistake is said before the data is read
     if folder.is_finished():
         _log.info("%s is finished already; give another run_dir= to train again", folder.path)
         return folder.path
-    accelerator = create_accelerator(config, folder.path)
-    start = time.perf_counter()
-    reset_peak_memory()
-    seed_epoch(config.seed, 0)
-    with accelerator.main_process_first():  # the others find its feature maps in the cache
-        prepared = prepare(config, accelerator.device)
-    trainer = Trainer(
-        config,
-        prepared.trained,
-        prepared.loaders,
-        num_classes=prepared.num_classes,
-        accelerator=accelerator,
-        folder=folder,
-        before_step=before_step,
-    )
-    if source is not None:
-        trainer.restore(source)
-    trainer.progress.seconds["features"] += prepared.feature_seconds
-    trainer.progress.seconds["total"] += time.perf_counter() - start
+    with Interruption() as interruption, lost_processes_named():
+        accelerator = create_accelerator(config, folder.path)
+        start = time.perf_counter()
+        reset_peak_memory()
+        seed_epoch(config.seed, 0)
+        with accelerator.main_process_first():  # the others find its feature maps in the cache
+            prepared = prepare(config, accelerator)
+        with folder.locked() if accelerator.is_main_process else contextlib.nullcontext():
+            trainer = Trainer(
+                config,
+                prepared.trained,
+                prepared.loaders,
+                num_classes=prepared.num_classes,
+                accelerator=accelerator,
+                folder=folder,
+                interruption=interruption,
+                started=start,
+                before_step=before_step,
+            )
+            source = _source(folder, config)  # once more: another process may have written meanwhile
+            if source is not None:
+                trainer.restore(source)
+            trainer.progress.seconds["features"] += prepared.feature_seconds
+            _carry_out(config, folder, prepared, trainer, interruption)
+            if accelerator.is_main_process:
+                folder.states.keep_newest()
+        if interruption.requested is not None:  # so that a sweep ends, too
+            name = interruption.requested.name
+            raise Interrupted(name, f"{name}: stopped after the end of {folder.path}")
+    return folder.path
+
+
+def _carry_out(
+    config: RunConfig, folder: RunFolder, prepared: Prepared, trainer: Trainer, interruption: Interruption
+) -> None:
+    """Train from where the run is, and write its folder."""
+    accelerator = trainer.accelerator
     # described now: the checkout may have moved on when the run ends
-    summary = _description(config, prepared) | {"status": "stopped", "reason": "killed", "final": None}
+    tf32 = {"tf32": tf32_allowed(accelerator.device)}
+    summary = describe_run(config, prepared) | tf32 | {"status": "stopped", "reason": "killed", "final": None}
     if accelerator.is_main_process:
         folder.begin(config, summary | _books(trainer.progress))
     if config.trainer.tracker:
         accelerator.init_trackers(config.name)
+    interruption.patient = True
     try:
-        evaluation = trainer.fit()
+        with lost_processes_named():
+            evaluation = trainer.fit()
         if accelerator.is_main_process:
             _write_results(folder, prepared, evaluation, accelerator.device)
         final = evaluation.accuracy.as_dict() | {"epoch": trainer.progress.epoch}
         summary |= {"status": "finished", "reason": None, "final": final, "epochs": trainer.progress.epoch}
-    except KeyboardInterrupt:
-        summary["reason"] = "interrupted"
+    except KeyboardInterrupt as error:
+        summary["reason"] = str(error) or "interrupted"
         raise
     except BaseException as error:
         summary |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        # printed now: when the connections to other processes end, these would speak first
+        if accelerator.num_processes > 1 and not isinstance(error, UserError):
+            traceback.print_exc()
         raise
     finally:
         trainer.count_time()
         if accelerator.is_main_process:
             folder.write_summary(summary | _books(trainer.progress))
         accelerator.end_training()
-    return folder.path
 
 
 def _source(folder: RunFolder, config: RunConfig) -> RunFolder | None:
@@ -127,34 +158,3 @@ def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation
     folder.write_table(folder.predictions_file, evaluation.predictions(test.relative_paths(), test.classes))
     spectrum = SpectrumProbe(prepared.loaders.test.dataset, SPECTRUM_IMAGES).measure(prepared.trained, device)
     write_arrays(folder.spectrum_file, spectrum.arrays())
-
-
-def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
-    """What a table needs to know of a run besides its result."""
-    switch, method = switch_epoch(config), config.method
-    label = pooling_label(method.name, method.gradient, method.options)
-    return {
-        "name": config.name,
-        "recipe": config.recipe,
-        "method": config.method.name,
-        "gradient": config.method.gradient,
-        "options": method.options,
-        "label": label + (" (hybrid)" if switch else ""),
-        "hybrid": {"method": config.hybrid.method, "switch_epoch": switch} if switch else None,
-        "dataset": config.dataset.name,
-        "backbone": config.backbone.name,
-        "frozen": config.backbone.frozen,
-        "reduction": config.method.reduction if is_second_order(config.method.name) else None,
-        "image_size": config.dataset.transform.size,
-        "seed": config.seed,
-        "epochs": config.trainer.epochs,
-        "num_classes": prepared.num_classes,
-        "classes": prepared.images.train.classes,
-        "train_images": len(prepared.images.train),
-        "test_images": len(prepared.images.test),
-        "out_features": prepared.head.pooling.out_features,
-        "weights_digest": prepared.weights_digest,
-        "versions": versions(),
-        "commit": commit(),
-        "command": " ".join(sys.argv),
-    }

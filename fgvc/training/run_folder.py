@@ -1,24 +1,27 @@
 """The folder of a run: who may write to it, and what each of its files is."""
 
+import contextlib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fgvc.errors import RunError
-from fgvc.files import atomic_path, write_json_atomic, write_text_atomic
+from fgvc.files import atomic_path, locked, write_json_atomic, write_text_atomic
 from fgvc.training.config import RunConfig
+from fgvc.training.states import StateStore
 
 # these say how a run is carried out, not what it computes: they may differ when it is continued
 _CARRIED_OUT_BY = (
     *("run_dir", "resume", "method.eigh_device", "cache.dir", "cache.max_gb"),
     *("trainer.workers", "trainer.tracker", "trainer.probe_images"),
+    *("trainer.save_minutes", "trainer.save_steps", "trainer.on_non_finite", "trainer.max_skips"),
 )
 
 
@@ -33,7 +36,8 @@ class RunFolder:
         self.predictions_file = path / "predictions.csv"
         self.spectrum_file = path / "spectrum.npz"
         self.spectrum_history_file = path / "spectrum_history.npz"
-        self.state_file = path / "checkpoints" / "state.pt"
+        self.lock_file = path / ".lock"
+        self.states = StateStore(path / "checkpoints")
 
     def weights_file(self, which: str) -> Path:
         """File of the "best" or "last" weights."""
@@ -53,13 +57,15 @@ class RunFolder:
                 "or continue it with resume=auto"
             )
         self._require_same(config)
-        return self.state_file.is_file()
+        if not self.states.exists() and (old := self.path / "checkpoints" / "state.pt").is_file():
+            raise RunError(f"{old} is the state of an earlier version, which cannot be continued; delete {self.path}")
+        return self.states.exists()
 
     def require_state(self, config: RunConfig) -> None:
         """Raise RunError unless a state of the same configuration is here to continue from (`resume=PATH`)."""
         self._require_same(config)
-        if not self.state_file.is_file():
-            raise RunError(f"{self.state_file} is missing: the run in {self.path} has not finished an epoch")
+        if not self.states.exists():
+            raise RunError(f"{self.states.folder} holds no state: the run in {self.path} has saved none yet")
 
     def _require_same(self, config: RunConfig) -> None:
         differences = _differences(self.read_config(), config)
@@ -68,6 +74,27 @@ class RunFolder:
                 f"{self.path} holds a run of another configuration: {'; '.join(differences)}; "
                 "give another run_dir= or delete the folder"
             )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only one who writes here while the block runs. Raises RunError where another process is."""
+        created = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(self.lock_file) as free:
+                if not free:
+                    raise RunError(f"{self.path}: another process is training in this folder; wait, or give run_dir=")
+                self._remove_leftovers()
+                yield
+        finally:
+            if created and not any(self.path.iterdir()):
+                self.path.rmdir()
+
+    def _remove_leftovers(self) -> None:
+        """Delete the temporary files of a process that was killed while it wrote."""
+        for folder in (self.path, self.states.folder):
+            for file in folder.glob(".*.tmp*"):
+                file.unlink(missing_ok=True)
 
     def begin(self, config: RunConfig, summary: dict[str, Any]) -> None:
         """Write the configuration and a first summary: from here on the folder belongs to this run.
@@ -129,37 +156,28 @@ class RunFolder:
         except SafetensorError as error:
             raise RunError(f"{file} is damaged: {error}; train the run again") from error
 
-    def write_state(self, state: dict[str, Any]) -> None:
-        with atomic_path(self.state_file) as temporary:
-            torch.save(state, temporary)
 
-    def read_state(self) -> dict[str, Any]:
-        """The state to continue from. Raises RunError where it is damaged; nothing in it is executed."""
-        try:
-            state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-        except Exception as error:  # zip, pickle and OS errors alike: the file cannot be used
-            raise RunError(f"{self.state_file} is damaged: {error}; delete {self.path} and train again") from error
-        assert isinstance(state, dict)
-        return state
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level, its keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
+
+
+def computed_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide what a run computes, flat: without those that only say how it is carried out."""
+    container = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(container, dict)
+    flat = flatten({str(key): value for key, value in container.items()})
+    return {key: value for key, value in flat.items() if key not in _CARRIED_OUT_BY}
 
 
 def _differences(old: RunConfig, new: RunConfig) -> list[str]:
     """What two configurations would compute differently, as "key: old -> new"."""
-    flats = []
-    for config in (old, new):
-        container = OmegaConf.to_container(OmegaConf.structured(config))
-        assert isinstance(container, dict)
-        flats.append(_flat({str(key): value for key, value in container.items()}))
-    keys = [key for key in {**flats[0], **flats[1]} if key not in _CARRIED_OUT_BY]
+    before, after = computed_settings(old), computed_settings(new)
     return [
-        f"{key} was {flats[0].get(key)}, now {flats[1].get(key)}"
-        for key in keys
-        if flats[0].get(key) != flats[1].get(key)
+        f"{key} was {before.get(key)}, now {after.get(key)}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
     ]

@@ -1,11 +1,14 @@
-"""Randomness that depends on nothing but the seed and the epoch, so that a continued run repeats itself exactly."""
+"""Randomness that depends on nothing but the seed, the epoch and the image, so that a continued run repeats itself."""
 
+import contextlib
 import hashlib
+import random
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import set_seed
-from torch.utils.data import Sampler
 
 
 def derived_seed(seed: int, *parts: object) -> int:
@@ -13,26 +16,43 @@ def derived_seed(seed: int, *parts: object) -> int:
     return int.from_bytes(hashlib.sha256(repr((seed, *parts)).encode()).digest()[:4], "big")
 
 
-def seed_epoch(seed: int, epoch: int) -> None:
-    """Seed Python, NumPy and torch for an epoch; epoch 0 is the initialisation of the model."""
-    set_seed(derived_seed(seed, "epoch", epoch))
+def seed_epoch(seed: int, epoch: int, process: int = 0) -> None:
+    """Seed Python, NumPy and torch for an epoch; epoch 0 is the initialisation of the model, alike in all processes."""
+    set_seed(derived_seed(seed, "epoch", epoch, *([process] if process else [])))
 
 
-class EpochShuffle(Sampler[int]):
-    """A permutation of range(n) for each epoch, the same for the same seed.
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the CPU's generators of Python, NumPy and torch for a block; afterwards they are where they were."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too, which a worker may not touch
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
 
-    The loop sets `epoch`. There is no `set_epoch` on purpose: accelerate would call it with a count of its own, which
-    starts anew in a continued run.
-    """
 
-    def __init__(self, n: int, seed: int) -> None:
-        self.n = n
-        self.seed = seed
-        self.epoch = 0
+def generator_states() -> dict[str, Any]:
+    """Where the generators of this process are, as tensors and plain numbers."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
 
-    def __len__(self) -> int:
-        return self.n
 
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, "shuffle", self.epoch))
-        yield from torch.randperm(self.n, generator=generator).tolist()
+def set_generator_states(states: dict[str, Any]) -> None:
+    """Put the generators of this process where `generator_states` found them."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from fgvc.data import (
     FeatureSet,
@@ -24,7 +24,7 @@ from fgvc.data import (
     split_validation,
     was_verified,
 )
-from fgvc.errors import DatasetError
+from fgvc.errors import ConfigError, DatasetError
 from fgvc.models import (
     Backbone,
     FineGrainedModel,
@@ -35,9 +35,8 @@ from fgvc.models import (
     weights_digest,
 )
 from fgvc.training.config import RunConfig
-from fgvc.training.evaluation import Loader
-from fgvc.training.loop import Loaders
-from fgvc.training.seeding import EpochShuffle
+from fgvc.training.determinism import set_deterministic
+from fgvc.training.loaders import Loaders, create_loaders
 
 _log = logging.getLogger(__name__)
 
@@ -80,18 +79,36 @@ class Prepared:
         return len(self.images.train.classes)
 
 
-def create_accelerator(config: RunConfig, path: Path) -> Accelerator:
-    """Device, precision and processes of a run whose folder is `path`."""
+def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) -> Accelerator:
+    """Device, precision, processes and algorithms of a run whose folder is `path`.
+
+    What was trained in fp16 on a GPU is evaluated in float32 on a CPU, which `training=False` allows.
+
+    Raises:
+        ConfigError: the device cannot train in `trainer.precision`.
+    """
+    set_deterministic(config.trainer.deterministic)  # before anything runs on a GPU
     AcceleratorState._reset_state()  # one process may carry out several runs, of different precision
-    return Accelerator(mixed_precision=config.trainer.precision, log_with=config.trainer.tracker, project_dir=path)
+    precision = config.trainer.precision
+    try:
+        accelerator = Accelerator(mixed_precision=precision, log_with=config.trainer.tracker, project_dir=path)
+    except ValueError as error:  # of this version of accelerate or torch, on this device
+        raise ConfigError(f"trainer.precision={precision}: {error}; use trainer.precision=no") from error
+    if training and precision == "fp16" and accelerator.device.type == "cpu":
+        # accelerate says nothing: it would train in float32, without autocast and without scaling the loss
+        raise ConfigError(
+            "trainer.precision=fp16 needs a GPU, and this run would train on the cpu; use trainer.precision=bf16 or no"
+        )
+    return accelerator
 
 
-def prepare(config: RunConfig, device: torch.device) -> Prepared:
+def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
     """Read the dataset, build the model, compute or find the feature maps of a frozen backbone, make the loaders.
 
     Raises:
         DatasetError, ConfigError, WeightsError: as the parts raise them.
     """
+    device = accelerator.device
     # the dataset first: where it is missing, nobody should wait for the backbone's weights to be told so
     opened = [open_split(config, which) for which in ("train", "test")]
     backbone = build_backbone(config)
@@ -109,7 +126,9 @@ def prepare(config: RunConfig, device: torch.device) -> Prepared:
                 features = split_features(config, split, extractor, digest, device)
                 seconds += 0.0 if features.from_cache else features.seconds
                 splits[name] = features
-    return Prepared(trained, backbone, model.head, _loaders(config, **splits), images, frozen, seconds, digest)
+    return Prepared(
+        trained, backbone, model.head, create_loaders(config, accelerator, **splits), images, frozen, seconds, digest
+    )
 
 
 def build_backbone(config: RunConfig) -> Backbone:
@@ -137,6 +156,7 @@ def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> Fine
         hidden=config.method.hidden,
         gradient=config.method.gradient,
         eigh_device=config.method.eigh_device,
+        spectral_dtype=config.method.spectral_dtype,
         options=config.method.options,
     )
     model = FineGrainedModel(backbone, head)
@@ -229,25 +249,3 @@ def split_features(
         dtype=config.cache.dtype,
         max_gb=config.cache.max_gb,
     )
-
-
-def _loaders(config: RunConfig, train: Any, test: Any, validation: Any | None) -> Loaders:
-    shuffle = EpochShuffle(len(train), config.seed)
-    return Loaders(
-        train=DataLoader(train, batch_size=config.trainer.batch_size, sampler=shuffle, num_workers=_workers(config)),
-        shuffle=shuffle,
-        test=in_order(config, test),
-        validation=None if validation is None else in_order(config, validation),
-    )
-
-
-def in_order(config: RunConfig, split: Any) -> Loader:
-    """Batches for an evaluation of the trained module."""
-    return DataLoader(split, batch_size=config.trainer.eval_batch_size, num_workers=_workers(config))
-
-
-def _workers(config: RunConfig) -> int:
-    # cached features are read faster than a worker process could hand them over
-    # loaders are not persistent: workers that live on would carry random numbers from epoch to epoch, which a continued
-    # run lacks
-    return 0 if config.backbone.frozen else config.trainer.workers

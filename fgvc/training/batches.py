@@ -1,0 +1,104 @@
+"""Which images make a step, and what is random in them: functions of seed, epoch and image alone.
+
+Neither the number of processes, nor of loader workers, nor where a run was interrupted has a say in them.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from fgvc.data import FeatureSet
+from fgvc.training.seeding import derived_seed, seeded
+
+
+class StepBatches(Sampler[list[int]]):
+    """Indices of range(n), shuffled anew in each epoch and cut into steps; of each step, the parts of one process.
+
+    A step of `batch_size` images, fewer in an epoch's last one, is parted evenly among `accumulation` rounds of
+    `processes`. An empty part, as the last step may have, stands as one index: a batch that is loaded has images. Its
+    true size is in `part_size`.
+
+    The loop sets `epoch` and `start`. There is no `set_epoch` on purpose: accelerate would call it with a count of its
+    own, which starts anew in a continued run.
+
+    Args:
+        n: number of images.
+        batch_size: images in a step, over all its parts.
+        seed: of the run.
+        accumulation: batches a process makes of its images of a step.
+        process, processes: whose parts these are.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, seed: int, *, accumulation: int = 1, process: int = 0, processes: int = 1
+    ) -> None:
+        self.n = n
+        self.batch_size = batch_size
+        self.seed = seed
+        self.accumulation = accumulation
+        self.process = process
+        self.processes = processes
+        self.epoch = 0
+        self.start = 0
+        """The first step to be taken, from 0."""
+
+    @property
+    def steps(self) -> int:
+        """In a whole epoch."""
+        return -(-self.n // self.batch_size)
+
+    def __len__(self) -> int:
+        return (self.steps - self.start) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "shuffle", self.epoch))
+        order = torch.randperm(self.n, generator=generator).tolist()
+        for step in range(self.start, self.steps):
+            images = order[step * self.batch_size : (step + 1) * self.batch_size]
+            for round_ in range(self.accumulation):
+                first, last = self._part(step, round_)
+                yield images[first:last] or images[:1]
+
+    def step_size(self, step: int) -> int:
+        """Images in a step, over all its parts."""
+        return min(self.batch_size, self.n - step * self.batch_size)
+
+    def part_size(self, step: int, round_: int) -> int:
+        """Images in this process's part of a round."""
+        first, last = self._part(step, round_)
+        return last - first
+
+    def _part(self, step: int, round_: int) -> tuple[int, int]:
+        size, parts = self.step_size(step), self.accumulation * self.processes
+        part = round_ * self.processes + self.process
+        return size * part // parts, size * (part + 1) // parts
+
+
+def epoch_samples(split: Dataset[tuple[Any, int]]) -> "FeatureSet | SeededSamples":
+    """A split for training: feature maps, which bring their randomness along, or images."""
+    return split if isinstance(split, FeatureSet) else SeededSamples(split)
+
+
+class SeededSamples(Dataset[tuple[Any, int]]):
+    """Images whose augmentation is drawn from a seed of their own in each epoch.
+
+    Args:
+        images: (image, target) by index; draws from the generators of Python, NumPy and torch.
+    """
+
+    def __init__(self, images: Dataset[tuple[Any, int]]) -> None:
+        self.images = images
+        self._seed = 0
+
+    def start_epoch(self, seed: int) -> None:
+        """Take what is random in the images from `seed` from now on."""
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]  # a Dataset need not have a length
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        with seeded(derived_seed(self._seed, index)):
+            return self.images[index]

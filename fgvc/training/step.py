@@ -1,0 +1,154 @@
+"""One optimiser step over the images of all processes, in one batch or several."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from fgvc.spectral import EigendecompositionError
+from fgvc.training.config import TrainerConfig
+from fgvc.training.learner import Learner
+from fgvc.training.objective import Objective
+from fgvc.training.processes import total
+
+BeforeStep = Callable[[int, nn.Module, Tensor, Callable[[Tensor], Tensor]], None]
+"""Called with a step's number from 1, the module, its inputs as mixed, and logits -> their mean loss."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a step was not taken.
+
+    Attributes:
+        reason: e.g. "the loss is nan".
+        round_: of the step's batches, from 0, the one that failed; None where all of them did, in their gradient.
+        inputs, wanted: of that batch in this process, as mixed; None where it failed in another process.
+        items: places in the batch that are known to be the cause.
+        generator: state of torch's generator before the batch.
+    """
+
+    reason: str
+    round_: int | None = None
+    inputs: Tensor | None = None
+    wanted: Tensor | None = None
+    items: tuple[int, ...] = ()
+    generator: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step came to, the same in all processes but for the details of a failure.
+
+    Attributes:
+        loss: mean over its images.
+        correct: images whose class had the largest logit; of mixed ones, the class of the unmixed one.
+        flags: how many processes raised each flag.
+        failure: None where the step was taken.
+        scaled_down: the loss scaler of fp16 left the step out, and lowered its scale.
+    """
+
+    loss: float
+    correct: int
+    flags: tuple[int, ...]
+    failure: Failure | None = None
+    scaled_down: bool = False
+
+
+class Stepper:
+    """Takes the optimiser steps of a run.
+
+    Args:
+        config: of the loop.
+        learner: what takes them.
+        objective: the loss.
+        before_step: looks at the module before each step, on its first batch.
+    """
+
+    def __init__(
+        self, config: TrainerConfig, learner: Learner, objective: Objective, before_step: BeforeStep | None
+    ) -> None:
+        self._config = config
+        self._learner = learner
+        self._module = learner.module
+        self._optimizer = learner.optimizer
+        self._accelerator = learner.accelerator
+        self._objective = objective
+        self._before_step = before_step
+
+    def take(
+        self, batches: Iterable[tuple[Tensor, Tensor]], size: int, number: int, flags: Callable[[], list[bool]]
+    ) -> StepResult:
+        """One step, or none where a number in it is not finite; then weights and statistics are what they were.
+
+        Args:
+            batches: the parts of this process, (inputs, targets) on its device, as many as `accumulation`; may be
+                empty tensors.
+            size: images in the step, over all its parts.
+            number: of the step, from 1.
+            flags: asked once a batch; what they are in all processes is part of the result.
+        """
+        statistics = (
+            [buffer.clone() for buffer in self._module.buffers()] if self._config.on_non_finite == "skip" else []
+        )
+        self._optimizer.zero_grad()
+        loss, correct, raised = 0.0, 0, [0.0]
+        for round_, (inputs, targets) in enumerate(batches):
+            generator = torch.get_rng_state()
+            inputs, wanted = self._objective.mix(inputs, targets)
+            if self._before_step is not None and round_ == 0:
+                self._before_step(number, self._module, inputs, partial(self._objective.loss, targets=wanted))
+            last = round_ == self._config.accumulation - 1
+            with self._accelerator.no_sync(self._module) if not last else torch.enable_grad():
+                part, logits, reason, items = self._forward(inputs, wanted)
+                own = 0 if logits is None else int((logits.argmax(dim=1) == targets).sum())
+                numbers = [float(part.detach()), own, reason is not None, *flags()]
+                part_loss, part_correct, failed, *raised = total(self._accelerator, [float(n) for n in numbers])
+                if failed:
+                    self._undo(statistics)
+                    failure = Failure("a number in another process is not finite", round_)
+                    if reason is not None:
+                        failure = Failure(reason, round_, inputs, wanted, items, generator)
+                    return StepResult(math.nan, 0, tuple(map(int, raised)), failure)
+                # the processes' gradients are averaged: their sum is meant
+                self._accelerator.backward(part * (self._accelerator.num_processes / size))
+            loss, correct = loss + part_loss, correct + int(part_correct)
+        return self._update(loss / size, correct, tuple(map(int, raised)), number, statistics)
+
+    def _forward(self, inputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None, str | None, tuple[int, ...]]:
+        """Summed loss, logits, and what is wrong with them with the items at fault."""
+        try:
+            logits = self._module(inputs)
+        except EigendecompositionError as error:
+            return inputs.new_zeros(()), None, str(error), tuple(getattr(error, "items", ()))
+        loss = self._objective.total(logits, wanted)
+        if not torch.isfinite(loss):
+            return inputs.new_zeros(()), None, f"the loss is {float(loss.detach())}", ()
+        return loss, logits.detach(), None, ()
+
+    def _update(
+        self, loss: float, correct: int, flags: tuple[int, ...], number: int, statistics: list[Tensor]
+    ) -> StepResult:
+        """Clip the gradient, which is the same in all processes by now, and step."""
+        self._accelerator.unscale_gradients(self._optimizer)
+        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients)
+        if torch.isfinite(norm):
+            if self._config.clip_norm is not None:
+                clip_grads_with_norm_(self._module.parameters(), self._config.clip_norm, norm)
+        elif self._config.precision != "fp16":  # whose loss scaler leaves out such a step by itself
+            self._undo(statistics, keep_gradient=True)
+            return StepResult(loss, correct, flags, Failure(f"the norm of the gradient is {float(norm)}"))
+        self._optimizer.step()
+        scaled_down = bool(getattr(self._optimizer, "step_was_skipped", False))
+        self._learner.average_in(number)
+        return StepResult(loss, correct, flags, scaled_down=scaled_down)
+
+    def _undo(self, statistics: list[Tensor], *, keep_gradient: bool = False) -> None:
+        for buffer, value in zip(self._module.buffers(), statistics, strict=False):
+            buffer.copy_(value)
+        if not keep_gradient:
+            self._optimizer.zero_grad()
