@@ -157,6 +157,8 @@ def ending(record: SoakRecord) -> str:
 def sentence(column: str, found: Growth) -> str:
     """The verdict on one column."""
     slope = f"{found.an_hour:+.2f} an hour, 95 % [{found.lower:+.2f}, {found.upper:+.2f}]"
+    if column.endswith("_mb"):
+        slope += f", {1024 * found.an_epoch:+.2f} KiB an epoch"
     verdict = f"grows by {found.an_hour:.2f} an hour" if found.beyond_noise else "no growth beyond noise"
     spread = f"{found.least:.1f} to {found.most:.1f}, noise {found.noise:.2f}"
     return f"{column}: {slope}; {spread}, over {60 * found.hours:.1f} minutes after the warm-up: {verdict}"

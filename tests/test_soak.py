@@ -1,6 +1,7 @@
 """The soak sees a leak and calls noise noise; it watches a run from outside, ends it and says how it ended."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,7 @@ def test_a_leak_is_found_and_measured() -> None:
     assert found.lower < 30 < found.upper
     assert 20 < found.an_hour < 40
     assert found.hours == pytest.approx(50 / 60, abs=0.01)
+    assert found.epochs == 81 and found.an_epoch == pytest.approx(found.an_hour * 37 / 3600, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,11 @@ def test_the_report_of_saved_samples(finished: Callable[..., Path], capsys: pyte
     assert status("--from", folder) == 0
     out, err = capsys.readouterr()
     assert "98 epochs" not in out and "97 epochs, 720 samples, told to end after 60 minutes, exit status 143" in out
-    assert "anonymous_mb: +" in out and "open_files" in out and out.count("no growth beyond noise") == 1
+    assert (
+        re.search(r"anonymous_mb: \+\d.*, \+\d{3}\.\d\d KiB an epoch", out)
+        and "open_files" in out
+        and out.count("no growth beyond noise") == 1
+    )
     assert err == "note: anonymous_mb grows\n"
     assert {"soak.png", "soak.pdf"} <= {path.name for path in folder.iterdir()}
     assert status("--from", folder, "--strict") == 1
@@ -157,10 +163,10 @@ def leaking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_is_watched_and_told_to_end(
     leaking: Path, how: str, ended: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    watched = ["--minutes", 2 / 60, "--interval", 0.05, "--strict", "--output", leaking]
+    watched = ["--minutes", 3 / 60, "--interval", 0.05, "--strict", "--output", leaking]
     assert status(*watched, how) == 1
     out, err = capsys.readouterr()
-    assert f"told to end after 0.0333333 minutes, exit status {ended}" in out
+    assert f"told to end after 0.05 minutes, exit status {ended}" in out
     assert err == "note: anonymous_mb grows\nnote: open_files grows\n" or "linux" not in sys.platform
     samples = load_samples(leaking / "soak.csv")
     assert samples["epoch"].iloc[-1] > 10 and samples["processes"].max() == 1

@@ -1,6 +1,5 @@
 """Whether a long run grows: samples of its memory and open files, and a trend with an interval."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from scipy.stats import theilslopes
 from fgvc.analysis.csv_file import read_csv
 from fgvc.errors import RunError
 from fgvc.files import write_json_atomic
+from fgvc.reading import read_json
 
 SAMPLE_COLUMNS = (
     *("seconds", "epoch", "rss_mb", "anonymous_mb", "open_files", "threads", "processes"),
@@ -58,7 +58,7 @@ def save_soak_record(path: Path, record: SoakRecord) -> None:
 def load_soak_record(path: Path) -> SoakRecord:
     """Read what `save_soak_record` wrote. Raises RunError where it is missing or damaged."""
     try:
-        return SoakRecord(**json.loads(path.read_text(encoding="utf-8")))
+        return SoakRecord(**read_json(path))
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{path}: no record of a finished soak ({error})") from error
 
@@ -73,7 +73,7 @@ class Growth:
         level: of the line at the start of the soak.
         noise: spread of the samples around the line, 1.4826 times their median absolute deviation.
         least, most: of the samples.
-        hours: they span.
+        hours, epochs: they span.
     """
 
     an_hour: float
@@ -84,6 +84,12 @@ class Growth:
     least: float
     most: float
     hours: float
+    epochs: int
+
+    @property
+    def an_epoch(self) -> float:
+        """The slope per epoch; NaN where none ended after the warm-up."""
+        return self.an_hour * self.hours / self.epochs if self.epochs else float("nan")
 
     @property
     def beyond_noise(self) -> bool:
@@ -145,5 +151,6 @@ def growth(samples: pd.DataFrame, column: str) -> Growth:
     hours, values = steady["seconds"].to_numpy() / 3600, steady[column].to_numpy()
     rest = values - level - slope * hours
     noise = 1.4826 * float(np.median(np.abs(rest - np.median(rest))))
+    epochs = int(steady["epoch"].iloc[-1] - steady["epoch"].iloc[0])
     spread = (float(values.min()), float(values.max()), float(hours[-1] - hours[0]))
-    return Growth(slope, lower, upper, level, noise, *spread)
+    return Growth(slope, lower, upper, level, noise, *spread, epochs)

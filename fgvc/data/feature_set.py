@@ -1,6 +1,8 @@
 """A dataset of feature maps that are read from a memory-mapped file."""
 
 import errno
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +20,7 @@ def open_maps(path: Path) -> NDArray[np.floating]:
 
     Raises:
         FileNotFoundError: there is none, or it was evicted as it was opened.
-        ValueError: it is no such file, or cut off.
+        ValueError: it is no such file, or of another size than its header says.
     """
     with path.open("rb") as file:
         lock_file(file, shared=True, wait=True)  # an eviction locks it for a moment only
@@ -30,6 +32,9 @@ def open_maps(path: Path) -> NDArray[np.floating]:
         shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
         if fortran_order or dtype.kind != "f":
             raise ValueError(f"array of {dtype}, Fortran order: {fortran_order}")
+        promised, size = file.tell() + math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size
+        if promised != size:
+            raise ValueError(f"{size} bytes, of shape {list(shape)} it would be {promised}")
         # the map has a duplicate of the descriptor, which keeps the lock when `file` is closed
         return np.memmap(file, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
 
