@@ -72,11 +72,11 @@ def pairs_markdown(pairs: pd.DataFrame) -> str:
     for label in sorted(pairs["label"].unique(), key=method_order):
         part = pairs[pairs["label"] == label]
         means = [f"{part[dtype].mean():.2f}" for dtype in ("float64", "float32")]
-        difference = ", ".join(f"{value:+.2f}" for value in part["difference"])
-        changed = ", ".join(f"{value}" for value in part["changed"])
-        rows.append([label, str(len(part)), *means, difference, changed, f"{part['p_value'].min():.2g}"])
-    header = ["Method", "seeds", "float64, %", "float32, %", "difference by seed, points"]
-    return markdown_table([*header, "other predictions, by seed", "lowest p"], rows)
+        largest = f"{part['difference'].abs().max():.2f}"
+        changed = f"{part['changed'].sum()} of {part['images'].sum()}"
+        rows.append([label, str(len(part)), *means, largest, changed, f"{part['confidence'].max():.0e}"])
+    header = ["Method", "seeds", "float64, %", "float32, %", "largest difference of a seed, points"]
+    return markdown_table([*header, "other predictions", "largest change of a confidence"], rows)
 
 
 def times_markdown(record: Record) -> str:
