@@ -58,7 +58,8 @@ def read_plain_yaml(path: Path) -> str:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             problem = f"nested deeper than {_MAX_YAML_DEPTH}" if depth > _MAX_YAML_DEPTH else _problem(event)
             if problem is not None:
-                raise ValueError(f"line {event.start_mark.line + 1}: {problem}")
+                place = f"line {event.start_mark.line + 1}: " if event.start_mark else ""
+                raise ValueError(f"{place}{problem}")
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     return text

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from fgvc.analysis import find_finished
-from fgvc.analysis.precision_errors import ARITHMETIC, STUDIED
+from fgvc.analysis.precision_errors import STUDIED
 from fgvc.analysis.precision_study import precision_pairs, save_precision, study_precision
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.files import write_text_atomic
@@ -35,8 +35,8 @@ def main() -> None:
 
     study = study_precision(given.runs, images=given.images, methods=given.methods, keep=given.keep, root=given.root)
     texts = save_precision(study, given.output)
-    for arithmetic in ARITHMETIC:
-        print(f"{errors_markdown(study.errors, arithmetic)}\n\nRelative errors, {arithmetic}: median / 95 % / max.\n")
+    for channels, part in study.errors.groupby("channels", sort=False):
+        print(f"{errors_markdown(part, 'arithmetic')}\n\nRelative errors, d = {channels}: median / 95 % / max.\n")
     print(f"{eigenvalues_markdown(study.eigenvalues)}\n\nEigenvalues in float32: median / max error (how many).\n")
     notes: list[str] = []
     if given.trained:

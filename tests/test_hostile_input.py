@@ -601,6 +601,21 @@ def test_a_bomb_of_zeros_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mon
             read_mat(tmp_path / "a.mat", "a")
 
 
+@pytest.mark.parametrize("form", ["zip", "bare"])
+def test_a_pickle_that_asks_for_memory_alone(tmp_path: Path, form: str) -> None:
+    """torch itself makes a bytearray of any size from such a file."""
+    program = b"\x80\x02cbuiltins\nbytearray\nJ" + struct.pack("<i", 2_000_000_000) + b"\x85R."
+    path = tmp_path / "w.pth"
+    if form == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in {"data.pkl": program, "version": b"3\n", "byteorder": b"little"}.items():
+                archive.writestr(f"archive/{name}", content)
+    else:
+        path.write_bytes(program)
+    with bounded(), pytest.raises(WeightsError, match=r"w\.pth is refused: it asks for builtins\.bytearray"):
+        load_weights(path)
+
+
 def test_an_array_that_announces_a_petabyte(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     header = b"\x93NUMPY\x01\0" + struct.pack("<H", 118)

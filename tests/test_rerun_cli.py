@@ -216,7 +216,8 @@ def test_distances_by_hand() -> None:
 
     one = {"w": torch.tensor([3.0, 4.0]), "steps": torch.tensor(7)}
     other = {"w": torch.tensor([3.0, 4.5]), "steps": torch.tensor(9)}
-    assert weights_distance("last", one, other) == ("last", 2, 2, 2.0, pytest.approx(0.1), "steps")
+    assert weights_distance("last", one, other) == ("last", 2, 2, 0.5, pytest.approx(0.1), "w")
+    assert weights_distance("last", one, one | {"steps": other["steps"]}) == ("last", 2, 1, 2.0, 0.0, "steps")
     with pytest.raises(RunError, match=r"other tensors \(1, the first w"):
         weights_distance("last", one, {**other, "w": torch.tensor([3.0])})
 

@@ -70,5 +70,6 @@ def _typed(path: Path, text: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFra
         if name in names:
             table[name] = text[name]
         elif not pd.api.types.is_numeric_dtype(table[name]):
-            table[name] = table[name].map(armed, na_action="ignore")
+            # beside text it may hold True, or whole numbers beyond 64 bits
+            table[name] = [armed(cell) if isinstance(cell, str) else cell for cell in table[name]]
     return table

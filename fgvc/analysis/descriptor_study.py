@@ -34,6 +34,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "embedding": ("label", "x", "y", "class", "predicted_class"),
 }
 """Of the file that keeps each table."""
+_NAMES = (
+    *("label", "class", "predicted_class", "first", "second"),
+    *("query", "query_class", "neighbour", "neighbour_class"),
+)
 
 
 class DescriptorStudy(NamedTuple):
@@ -119,7 +123,9 @@ def save_descriptor_study(study: DescriptorStudy, folder: Path) -> dict[Path, st
 
 def load_descriptor_study(folder: Path) -> DescriptorStudy:
     """Read the files that `save_descriptor_study` names. Raises RunError where one is missing or damaged."""
-    return DescriptorStudy(**{name: read_csv(folder / f"{name}.csv", columns) for name, columns in COLUMNS.items()})
+    return DescriptorStudy(
+        **{name: read_csv(folder / f"{name}.csv", columns, names=_NAMES) for name, columns in COLUMNS.items()}
+    )
 
 
 def _mean_top1(runs: Sequence[Run]) -> float:

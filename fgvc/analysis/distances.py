@@ -41,25 +41,28 @@ def array_distance(name: str, first: np.ndarray, second: np.ndarray) -> Distance
 
 
 def weights_distance(name: str, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> Distance:
-    """Of two sets of tensors. Raises RunError where they differ in names, shapes or types."""
+    """Of two sets of tensors. Raises RunError where they differ in names, shapes or types.
+
+    Counters (of steps, in batch normalisation) count among those that differ, in `largest` only where no other does.
+    """
     kinds = [{key: (tuple(t.shape), t.dtype) for key, t in tensors.items()} for tensors in (first, second)]
     if kinds[0] != kinds[1]:
         odd = sorted(key for key in {**first, **second} if kinds[0].get(key) != kinds[1].get(key))
         raise RunError(f"the {name} weights are of other tensors ({len(odd)}, the first {odd[0]})")
-    largest, where, differing = 0.0, None, 0
+    most: tuple[bool, float, str | None] = (False, 0.0, None)
+    differing = 0
     square, square_of_difference = 0.0, 0.0
     for key, before in first.items():
         a, b = (tensor.detach().to(torch.float64).numpy() for tensor in (before, second[key]))
-        if before.is_floating_point():  # counters of steps would outweigh them
+        if before.is_floating_point():
             square += float((a**2).sum())
             square_of_difference += float(((b - a) ** 2).sum())
         if not _bits(before).equal(_bits(second[key])):
             differing += 1
-            distance = _largest(a, b)
-            if where is None or distance > largest:
-                largest, where = distance, key
+            found = (before.is_floating_point(), _largest(a, b), key)
+            most = max(most, found, key=lambda entry: entry[:2])
     relative = (square_of_difference / square) ** 0.5 if square else None
-    return Distance(name, len(first), differing, largest, relative, where)
+    return Distance(name, len(first), differing, most[1], relative, most[2])
 
 
 def column_distance(first: pd.Series, second: pd.Series) -> Distance:

@@ -5,7 +5,7 @@ Shapes: N images, C = d channels, M = H * W locations; x (N, C, H, W), grad (N, 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,8 @@ from torch import Tensor
 from fgvc.errors import ConfigError
 from fgvc.pooling import CovariancePooling, Pooling, create_pooling, pooling_label
 from fgvc.spectral import EigendecompositionError, covariance_eigenvalues
-from fgvc.spectral.precision import null_tolerance
+from fgvc.spectral.descriptor import is_thin
+from fgvc.spectral.precision import eigenvalue_floor
 from fgvc.spectrum_measures import nonzero_condition_number, numerical_rank
 
 STUDIED: tuple[str, ...] = (
@@ -80,13 +81,14 @@ def precision_errors(
             descriptor, gradient = (np.where(failure == "", error, math.nan) for error in errors)
             columns = (name, label, images, conditions, descriptor, gradient, failure)
             frames.append(pd.DataFrame(dict(zip(ERROR_COLUMNS, columns, strict=True))))
-    return pd.concat(frames, ignore_index=True)
+    table: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    return table
 
 
 def _pooling(method: str, channels: int, keep: int | None) -> tuple[Callable[[str], Pooling], str]:
     """dtype -> the pooling of this name, and its label."""
     name, _, gradient = method.partition("-")
-    options = {}
+    options: dict[str, Any] = {}
     if name == "svd_topn":
         options["keep"] = keep or (channels - 50 if channels > 50 else (channels + 1) // 2)
 
@@ -151,17 +153,19 @@ def eigenvalue_errors(x: Tensor) -> pd.DataFrame:
 
     Returns:
         One row a decade: `DECADE_COLUMNS`. `decade` k holds 10^k <= l / l_max < 10^(k + 1), the largest themselves with
-        k = -1; `error_*` of |l32 - l| / l; `null`: how many float32 takes for zero, of `eigenvalues`.
+        k = -1; `error_*` of |l32 - l| / l; `null`: how many the layers take for zero, or set to the
+        floor, in float32.
     """
     wide = covariance_eigenvalues(x).numpy()
     narrow = covariance_eigenvalues(x.float(), "float32").double().numpy()
     used = np.arange(wide.shape[1]) < numerical_rank(wide)[:, None]
     size = (wide / wide[:, :1])[used]
     error = (np.abs(narrow - wide) / np.where(used, wide, 1))[used]
-    lost = (narrow <= null_tolerance(wide.shape[1], torch.float32) * narrow[:, :1])[used]
+    lost = (narrow <= (0 if is_thin(x) else eigenvalue_floor(torch.float32)))[used]
     frame = pd.DataFrame({"decade": np.minimum(np.floor(np.log10(size)), -1), "error": error, "null": lost})
     rows = [
         (int(decade), len(part), part["error"].median(), part["error"].max(), int(part["null"].sum()))
         for decade, part in sorted(frame.groupby("decade"), reverse=True)
     ]
-    return pd.DataFrame(rows, columns=DECADE_COLUMNS)
+    table: pd.DataFrame = pd.DataFrame(rows, columns=DECADE_COLUMNS)
+    return table

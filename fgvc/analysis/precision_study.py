@@ -27,7 +27,18 @@ from fgvc.analysis.runs import Run
 from fgvc.errors import RunError
 
 FEATURES = ("channels", "locations")
-PAIR_COLUMNS = ("label", "seed", "float64", "float32", "difference", "images", "changed", "only64", "only32", "p_value")
+PAIR_COLUMNS = (
+    "label",
+    "seed",
+    "float64",
+    "float32",
+    "difference",
+    "images",
+    "changed",
+    "only64",
+    "only32",
+    "confidence",
+)
 DRAWN = ("iSQRT-COV", "MPN-COV", "SVD-TopN")
 """What `images` keeps, of the float32 spectra: methods without and with an eigendecomposition, and the leak."""
 
@@ -83,7 +94,8 @@ def study_precision(
 
 
 def _with_shape(table: pd.DataFrame, shape: tuple[int, int]) -> pd.DataFrame:
-    return table.assign(**dict(zip(FEATURES, shape, strict=True)))[[*FEATURES, *table.columns]]
+    whole: pd.DataFrame = table.assign(**dict(zip(FEATURES, shape, strict=True)))[[*FEATURES, *table.columns]]
+    return whole
 
 
 def precision_pairs(runs: Sequence[Run]) -> pd.DataFrame:
@@ -94,8 +106,8 @@ def precision_pairs(runs: Sequence[Run]) -> pd.DataFrame:
 
     Returns:
         One row a method and seed with both: `PAIR_COLUMNS`. Top-1 in per cent and the difference float32 - float64 in
-        points; of `images`, those with another prediction, and those that only one of the two gets right, with the
-        p-value of McNemar's test.
+        points; of `images`, those with another prediction and those that only one of the two gets right; and the
+        largest change of a confidence.
 
     Raises:
         RunError: no such pair, two runs of the same configuration, or predictions that are missing or damaged.
@@ -128,8 +140,9 @@ def _pair(wide: Run, narrow: Run) -> tuple[Any, ...]:
     test = mcnemar(first, second)
     merged = first.merge(second, on="path", suffixes=("_64", "_32"))
     changed = int((merged["predicted_64"] != merged["predicted_32"]).sum())
+    confidence = float((merged["confidence_64"] - merged["confidence_32"]).abs().max())
     top1 = (wide.final.top1, narrow.final.top1, narrow.final.top1 - wide.final.top1)
-    return (wide.label, wide.seed, *top1, test.images, changed, test.only_first, test.only_second, test.p_value)
+    return (wide.label, wide.seed, *top1, test.images, changed, test.only_first, test.only_second, confidence)
 
 
 def save_precision(study: PrecisionStudy, folder: Path) -> dict[Path, str]:

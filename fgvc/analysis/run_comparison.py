@@ -106,7 +106,7 @@ class RunComparison:
             most = max(weights, key=lambda distance: distance.largest)
             found.append(f"weights differ by at most {most.largest:.2g}, {most.relative or 0:.1g} of their norm")
         elif any(distance.differing for distance in (*self.metrics, *self.spectra)):
-            found.append("weights do not differ, metrics or spectra do")
+            found.append("metrics or spectra differ")
         if self.incomparable:
             found.append(f"not compared: {'; '.join(self.incomparable)}")
         return ("differs: " if moved else "equal accuracy, ") + ", ".join(found or ["confidences or epochs differ"])

@@ -15,26 +15,27 @@ from fgvc.reporting.style import COLUMN_WIDTH, figure_style, method_order, metho
 _MARKERS = ("o", "^", "s", "D", "v", "P")
 
 
-def errors_markdown(errors: pd.DataFrame, arithmetic: str) -> str:
-    """Errors of each method in one arithmetic, by width: median, 95th percentile and maximum over the images.
+_COLUMNS = {"channels": "d = {}", "arithmetic": "{}"}
+
+
+def errors_markdown(errors: pd.DataFrame, by: str) -> str:
+    """Errors of each method, of descriptor and gradient: median, 95th percentile and maximum over the images.
 
     Methods with the same numbers everywhere share a row.
 
     Args:
-        errors: of a `fgvc.analysis.precision_study.PrecisionStudy`.
-        arithmetic: one of `fgvc.analysis.precision_errors.ARITHMETIC`.
+        errors: of a `fgvc.analysis.precision_study.PrecisionStudy`, of one arithmetic or one width.
+        by: what the columns tell apart: "channels" or "arithmetic".
     """
-    part = errors[errors["arithmetic"] == arithmetic]
-    widths = sorted(part["channels"].unique())
-    header = ["Method"]
-    for d in widths:
-        header += [f"descriptor, d = {d}", f"gradient, d = {d}"]
+    values = list(dict.fromkeys(errors[by]))
+    names = [_COLUMNS[by].format(value) for value in values]
+    header = ["Method", *(f"{name}: {what}" for name in names for what in ("descriptor", "gradient")), "failures"]
     rows: dict[tuple[str, ...], list[str]] = {}
-    for label in sorted(part["label"].unique(), key=method_order):
-        of_label = part[part["label"] == label].set_index("channels")
-        cells = [_three(of_label.loc[d], what) for d in widths for what in ("descriptor", "gradient")]
+    for label in sorted(errors["label"].unique(), key=method_order):
+        of_label = errors[errors["label"] == label].set_index(by)
+        cells = [_three(of_label.loc[value], what) for value in values for what in ("descriptor", "gradient")]
         rows.setdefault(tuple(cells), []).append(label)
-    return markdown_table([*header, "failures"], [[", ".join(k), *c, _failures(part, k)] for c, k in rows.items()])
+    return markdown_table(header, [[", ".join(k), *c, _failures(errors, k)] for c, k in rows.items()])
 
 
 def _three(row: "pd.Series[float]", what: str) -> str:
@@ -71,11 +72,11 @@ def pairs_markdown(pairs: pd.DataFrame) -> str:
     for label in sorted(pairs["label"].unique(), key=method_order):
         part = pairs[pairs["label"] == label]
         means = [f"{part[dtype].mean():.2f}" for dtype in ("float64", "float32")]
-        difference = ", ".join(f"{value:+.2f}" for value in part["difference"])
-        changed = ", ".join(f"{value}" for value in part["changed"])
-        rows.append([label, str(len(part)), *means, difference, changed, f"{part['p_value'].min():.2g}"])
-    header = ["Method", "seeds", "float64, %", "float32, %", "difference by seed, points"]
-    return markdown_table([*header, "other predictions, by seed", "lowest p"], rows)
+        largest = f"{part['difference'].abs().max():.2f}"
+        changed = f"{part['changed'].sum()} of {part['images'].sum()}"
+        rows.append([label, str(len(part)), *means, largest, changed, f"{part['confidence'].max():.0e}"])
+    header = ["Method", "seeds", "float64, %", "float32, %", "largest difference of a seed, points"]
+    return markdown_table([*header, "other predictions", "largest change of a confidence"], rows)
 
 
 def times_markdown(record: Record) -> str:
