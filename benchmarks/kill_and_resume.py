@@ -25,6 +25,7 @@ from fgvc.reporting import comparison_markdown
 from fgvc.training.machine import commit_label, source_state
 
 TRAIN = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
+EARLY = 0.2  # share of the kills before training begins
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -68,21 +69,32 @@ def kill_again_and_again(given: argparse.Namespace, folder: Path, seconds: float
     """One line a kill: when, and what the run had saved by then. `seconds` is what a run takes that is left alone."""
     spent = json.loads((given.output / "straight" / "summary.json").read_text(encoding="utf-8"))["seconds"]
     training = spent["train"] + spent["eval"]
-    starting = seconds - training
+    starting = seconds - training  # interpreter, imports, data, and the end
     draw = random.Random(given.seed)
     moments: list[str] = []
-    while len(moments) < given.kills:
-        # from the end of a run's start on, and so early that there is something left for all kills
-        after = draw.uniform(0.8 * starting, starting + 1.2 * training / given.kills)
+    for _ in range(given.kills):
         run = train(given, folder)
-        try:
-            run.wait(after)
-        except subprocess.TimeoutExpired:
-            os.killpg(run.pid, getattr(signal, f"SIG{given.signal}"))
-            moments.append(f"after {after:5.1f} s: status {run.wait()}, {saved(folder)}")
+        if draw.random() < EARLY:
+            time.sleep(draw.uniform(0, starting))
+            when = "as it started"
         else:
-            raise RunError(f"the run ended before the {len(moments) + 1}th kill; give more trainer.epochs")
+            wait_for_training(run, folder)
+            after = draw.uniform(0, 1.5 * training / given.kills)
+            time.sleep(after)
+            when = f"{after:.1f} s into its training"
+        if run.poll() is not None:
+            raise RunError(f"the run ended after {len(moments)} kills; give more trainer.epochs")
+        os.killpg(run.pid, getattr(signal, f"SIG{given.signal}"))
+        moments.append(f"{when}: status {run.wait()}, {saved(folder)}")
     return moments
+
+
+def wait_for_training(run: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """Until the run has written its first summary, or has ended."""
+    summary = folder / "summary.json"
+    before = summary.stat().st_mtime_ns if summary.exists() else 0
+    while run.poll() is None and not (summary.exists() and summary.stat().st_mtime_ns != before):
+        time.sleep(0.05)
 
 
 def train(given: argparse.Namespace, folder: Path) -> "subprocess.Popen[bytes]":

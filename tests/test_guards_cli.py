@@ -1,0 +1,145 @@
+"""What a run does about NaN, infinity, growing losses, lack of memory and workers that die."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from command_line import Train, refused
+from forked_runs import train_in_processes, train_until
+from PIL import Image
+from safetensors.torch import load_file
+from torch.utils.data import get_worker_info
+
+import fgvc.data.dataset
+from fgvc.models import PoolingHead
+
+FROZEN = ["backbone.frozen=true", "cache.dir=cache", "trainer.batch_size=3", "trainer.clip_norm=null"]
+
+
+@pytest.fixture
+def poisoned(tmp_path: Path, train_here: Train) -> Path:
+    """Working folder whose feature cache holds one NaN, in the map of the third training image."""
+    assert train_here(tmp_path, *FROZEN, "run_dir=healthy").returncode == 0
+    for path in (tmp_path / "cache").glob("features-*.npy"):
+        maps = np.lib.format.open_memmap(path, mode="r+")
+        if maps.shape[:2] == (2, 12):
+            maps[:, 2, 0, 0, 0] = np.nan
+    return tmp_path
+
+
+def third_image(cwd: Path) -> str:
+    return sorted((cwd / "datasets").rglob("train_*.jpg"))[2].name
+
+
+@pytest.mark.parametrize("method", ["gap", "seb"])
+def test_a_nan_names_the_image_and_keeps_the_step(poisoned: Path, train_here: Train, here: Train, method: str) -> None:
+    done = train_here(poisoned, *FROZEN, "run_dir=run", f"method={method}")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "in epoch 1, step" in done.stderr and "inputs that are not finite: " in done.stderr
+    (kept,) = (poisoned / "run" / "replay").iterdir()
+    assert f"python scripts/replay.py run/replay/{kept.name}" in done.stderr
+    summary = json.loads((poisoned / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed" and "inputs that are not finite" in summary["reason"]
+    repeated = here("replay.py", "run", cwd=poisoned)
+    assert repeated.returncode == 0 and "reproduced" in repeated.stdout and "not reproduced" not in repeated.stdout
+    (named,) = {line.split(".jpg")[0].split("/")[-1] for line in done.stderr.splitlines() if "inputs that" in line}
+    assert f"{named}.jpg" == third_image(poisoned)
+
+
+def test_steps_are_left_out_within_a_limit(poisoned: Path, train_here: Train) -> None:
+    skip = ["trainer.on_non_finite=skip", "trainer.ema_decay=0.5"]
+    done = train_here(poisoned, *FROZEN, *skip, "run_dir=run")
+    assert done.returncode == 0 and "left out step" in done.stderr, done.stderr
+    assert pd.read_csv(poisoned / "run" / "metrics.csv")["skipped_steps"].tolist() == [1, 1]
+    for which in ("best", "last"):
+        weights = load_file(poisoned / "run" / "checkpoints" / f"{which}.safetensors")
+        assert all(tensor.isfinite().all() for tensor in weights.values())  # statistics of the normalisation included
+
+    again = train_here(poisoned, *FROZEN, *skip, "run_dir=limited", "trainer.max_skips=1")
+    assert again.returncode == 1 and "more than trainer.max_skips=1 steps failed, in epoch 2" in again.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
+def test_a_nan_in_one_of_two_processes_stops_both_and_is_named_by_its_own(poisoned: Path) -> None:
+    assert train_in_processes(poisoned, [*FROZEN, "run_dir=run"], 2) == [1, 1]
+    said = (poisoned / "log").read_text()
+    assert said.count("Traceback") == 0 and "a number in another process is not finite in epoch 1" in said, said
+    assert (
+        f"inputs that are not finite: images/class_00/{third_image(poisoned)}" in said or third_image(poisoned) in said
+    )
+    assert len(list((poisoned / "run" / "replay").iterdir())) == 1
+    skip = [*FROZEN, "run_dir=skipped", "trainer.on_non_finite=skip"]
+    assert train_in_processes(poisoned, skip, 2) == [0, 0], (poisoned / "log").read_text()
+    assert pd.read_csv(poisoned / "skipped" / "metrics.csv")["skipped_steps"].tolist() == [1, 1]
+
+
+def test_a_loss_that_grows_and_stays_grown_is_a_divergence(tmp_path: Path, train_here: Train) -> None:
+    wild = ["trainer.clip_norm=null", "method=gap", "trainer.batch_size=1", "trainer.epochs=3", "optimizer.lr=1"]
+    watch = ["trainer.divergence_window=4", "trainer.divergence_factor=1.2"]
+    ignored = train_here(tmp_path, *wild, *watch, "run_dir=ignored", "trainer.on_divergence=ignore")
+    assert ignored.returncode == 0 and "diverges" not in ignored.stderr
+    warned = train_here(tmp_path, *wild, *watch, "run_dir=warned", "trainer.on_divergence=warn")
+    assert warned.returncode == 0 and "the training loss diverges" in warned.stderr
+    stopped = train_here(tmp_path, *wild, *watch, "run_dir=stopped")
+    assert stopped.returncode == 1 and "error: the training loss diverges" in stopped.stderr, stopped.stderr
+    refused(train_here(tmp_path, "trainer.divergence_factor=1"), "trainer.divergence_factor", "1")
+    refused(train_here(tmp_path, "trainer.on_divergence=panic"), "panic", "warn")
+
+
+def test_out_of_memory_says_what_to_set(tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(*_: object) -> torch.Tensor:
+        return torch.empty(2**50)
+
+    monkeypatch.setattr(PoolingHead, "forward", forward)
+    done = train_here(tmp_path, "run_dir=run")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "trainer.accumulation=2" in done.stderr and "trainer.batch_size=4" in done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed" and "trainer.accumulation=2" in summary["reason"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_worker_that_dies_names_its_file(tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deadly(path: Path, *arguments: object, **options: object) -> Image.Image:
+        if get_worker_info() is not None and path.name == f"{split}_0002.jpg":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(path, *arguments, **options)
+
+    decode: Callable[..., Image.Image] = fgvc.data.dataset.decode_rgb
+    monkeypatch.setattr(fgvc.data.dataset, "decode_rgb", deadly)
+    status = train_until(tmp_path, ["run_dir=run", "trainer.workers=1"])
+    said = (tmp_path / "log").read_text()
+    assert status == 2 and "Traceback" not in said, said
+    message = said.split("error: ")[1]
+    assert f"{split}_0002.jpg: a worker process of the loader died (signal: Killed)" in message, said
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+
+
+def test_steps_that_the_loss_scaler_leaves_out_are_counted(
+    tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp16 on the CPU, where accelerate does without: with torch's scaler, at a scale that overflows."""
+
+    def create(*_: object, **__: object) -> Accelerator:
+        AcceleratorState._reset_state()
+        accelerator = Accelerator(mixed_precision="fp16")
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
+        return accelerator
+
+    monkeypatch.setattr("fgvc.training.run.create_accelerator", create)
+    done = train_here(tmp_path, "run_dir=run", "trainer.precision=fp16", "trainer.epochs=6")
+    assert done.returncode == 0, done.stderr
+    skips = pd.read_csv(tmp_path / "run" / "metrics.csv")["loss_scale_skips"]
+    assert skips.iloc[0] > 0 and skips.iloc[-1] == 0
+    weights = load_file(tmp_path / "run" / "checkpoints" / "last.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
