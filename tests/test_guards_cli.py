@@ -64,19 +64,20 @@ def test_steps_are_left_out_within_a_limit(poisoned: Path, train_here: Train) ->
         assert all(tensor.isfinite().all() for tensor in weights.values())  # statistics of the normalisation included
 
     again = train_here(poisoned, *FROZEN, *skip, "run_dir=limited", "trainer.max_skips=1")
-    assert again.returncode == 1 and "more than trainer.max_skips=1 steps failed, in epoch 2" in again.stderr
+    assert again.returncode == 1 and "more than trainer.max_skips=1 steps failed" in again.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 def test_a_nan_in_one_of_two_processes_stops_both_and_is_named_by_its_own(poisoned: Path) -> None:
-    assert train_in_processes(poisoned, [*FROZEN, "run_dir=run"], 2) == [1, 1]
+    gap = [*FROZEN, "method=gap"]  # batch normalisation over both would spread it at once
+    assert train_in_processes(poisoned, [*gap, "run_dir=run"], 2) == [1, 1]
     said = (poisoned / "log").read_text()
     assert said.count("Traceback") == 0 and "a number in another process is not finite in epoch 1" in said, said
     assert (
         f"inputs that are not finite: images/class_00/{third_image(poisoned)}" in said or third_image(poisoned) in said
     )
     assert len(list((poisoned / "run" / "replay").iterdir())) == 1
-    skip = [*FROZEN, "run_dir=skipped", "trainer.on_non_finite=skip"]
+    skip = [*gap, "run_dir=skipped", "trainer.on_non_finite=skip"]
     assert train_in_processes(poisoned, skip, 2) == [0, 0], (poisoned / "log").read_text()
     assert pd.read_csv(poisoned / "skipped" / "metrics.csv")["skipped_steps"].tolist() == [1, 1]
 

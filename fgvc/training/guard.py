@@ -55,31 +55,28 @@ class Guard:
             if problem is None or trainer.on_divergence == "ignore":
                 return
             if trainer.on_divergence == "stop":
-                raise self.stopped(f"{problem},", progress)
+                raise self.stopped(problem, progress)
             _log.warning("%s (epoch %d, step %d)", problem, progress.epoch + 1, progress.step)
             return
-        told = "; ".join([result.failure.reason, *self._investigate(result.failure, progress, part)])
+        failure, details = result.failure, self._investigate(result.failure, progress, part)
         if trainer.on_non_finite == "stop":
-            raise self.stopped(told, progress)
+            raise self.stopped(failure.reason, progress, *details)
         progress.skipped += 1
         part.skipped += 1
         if progress.skipped > trainer.max_skips:
-            raise self.stopped(
-                f"{told}; {progress.skipped} steps failed, trainer.max_skips={trainer.max_skips},", progress
-            )
-        _log.warning(
-            "left out step %d (%d of at most %d): %s", progress.step, progress.skipped, trainer.max_skips, told
-        )
+            limit = f"more than trainer.max_skips={trainer.max_skips} steps failed"
+            raise self.stopped(failure.reason, progress, limit, *details)
+        told = "; ".join([failure.reason, *details])
+        _log.warning("left out step %d (%d of %d): %s", progress.step, progress.skipped, trainer.max_skips, told)
 
-    def stopped(self, what: str, progress: Progress) -> DivergenceError:
-        """The error that ends the run because of `what`."""
+    def stopped(self, reason: str, progress: Progress, *details: str) -> DivergenceError:
+        """The error that ends the run for a reason, with what is known of it."""
         good = self._folder.weights_file("best")
         kept = f"the best weights so far are kept in {good}" if good.is_file() else "no epoch was finished"
         rate = self._learner.optimizer.param_groups[0]["lr"]
-        return DivergenceError(
-            f"{what} in epoch {progress.epoch + 1}, step {progress.step}, learning rate {rate:g}; {kept}. Lower "
-            "optimizer.lr or trainer.clip_norm, or try method.gradient=exact"
-        )
+        where = f"{reason} in epoch {progress.epoch + 1}, step {progress.step}, learning rate {rate:g}"
+        advice = "Lower optimizer.lr or trainer.clip_norm, or try method.gradient=exact"
+        return DivergenceError(f"{'; '.join([where, *details, kept])}. {advice}")
 
     def _investigate(self, failure: Failure, progress: Progress, part: PartOfEpoch) -> list[str]:
         """Causes, and where the step is kept; nothing where it failed in another process."""
@@ -93,10 +90,11 @@ class Guard:
                 found = diagnose(module, inputs, wanted, self._objective.loss)
             lines = found.lines(images)
         else:  # to repeat the step here alone, batch normalisation would wait for the other processes
+            bad = non_finite_samples(inputs)
             causes = {
                 "weights that are not finite: ": non_finite_parameters(module),
-                "inputs that are not finite: ": [images[i] for i in non_finite_samples(inputs)],
-                "it comes from ": [images[i] for i in failure.items],
+                "inputs that are not finite: ": [images[i] for i in bad],
+                "it shows in ": [] if bad else [images[i] for i in failure.items],
                 "gradients that are not finite: ": gradients,
             }
             lines = [text + ", ".join(names[:5]) for text, names in causes.items() if names]
