@@ -6,6 +6,7 @@ with its content; the caller names the file and the fix in an error of its own.
 
 import json
 import math
+import pickle
 import re
 import zipfile
 from pathlib import Path
@@ -132,6 +133,24 @@ def refuse_growth(path: Path) -> None:
         raise ValueError(str(error) or type(error).__name__) from error
     if size > growth_limit(path):
         raise ValueError(f"unpacks to {size} bytes, more than {MAX_GROWTH} times its size")
+
+
+def refuse_pickle_bomb(path: Path) -> None:
+    """Refuse a PyTorch file that would take far more memory than it has bytes; `weights_only` keeps code out, not that.
+
+    Raises:
+        OSError: the file cannot be opened.
+        pickle.UnpicklingError: it asks for a bytearray, which torch allows and a few bytes make of any size.
+        ValueError: it is a decompression bomb.
+    """
+    if zipfile.is_zipfile(path):
+        refuse_growth(path)
+        with zipfile.ZipFile(path) as archive:
+            programs = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+    else:
+        programs = [path.read_bytes()]
+    if any(b"bytearray" in program for program in programs):
+        raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
 
 
 def growth_limit(path: Path) -> int:

@@ -174,6 +174,21 @@ def make_fingerprint(root: Path) -> None:
     (root / "fingerprint.json").write_text(json.dumps({"splits": {"train": {"state": "0", "images": 1}}}))
 
 
+def make_exported(root: Path) -> None:
+    """As the adapter `hf` leaves it."""
+    for split in ("train", "test"):
+        make_image(root / split, "0.png")
+        (root / split / "train" / "auk").rename(root / split / "0000_auk")
+    (root / "classes.json").write_text(json.dumps([{"name": "auk", "folder": "0000_auk"}]))
+    options = ("config_name", "revision", "image_column", "label_column", "test_split")
+    source = {"path": "x", **dict.fromkeys(options), "train_split": "train"}
+    (root / "hf.json").write_text(json.dumps(source))
+
+
+def exported(file: str) -> Target:
+    return Target(make_exported, file, lambda root: create_dataset("hf", root=root, path="x"))
+
+
 def read_predicted(root: Path) -> object:
     return confusion_matrix(read_predictions(root / "predictions.csv"), ["auk", "tern"])
 
@@ -192,6 +207,7 @@ TARGETS = {
         for name in ("variants", "images_variant_trainval", "images_box")
     },
     "dogs list": dataset("dogs", "train_list.mat"),
+    "dogs box": dataset("dogs", "Annotation/n02085620-Chihuahua/n02085620_1"),
     "imagenet names": dataset("imagenet", "LOC_synset_mapping.txt"),
     "devkit meta": Target(make_devkit, "ILSVRC2012_devkit_t12/data/meta.mat", read_devkit),
     "devkit labels": Target(
@@ -223,6 +239,8 @@ TARGETS = {
     "weights of a run": Target(
         make_weights_of_run, "checkpoints/last.safetensors", lambda root: RunFolder(root).read_weights("last")
     ),
+    "classes of hf": exported("classes.json"),
+    "record of hf": exported("hf.json"),
     "fingerprint": Target(
         make_fingerprint, "fingerprint.json", lambda root: was_verified(create_dataset("folder", root=root))
     ),
@@ -319,7 +337,16 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
     max_leaves=5,
 )
-DOCUMENTS = ["summary", "config of a run", "config to go on", "card", "fingerprint", "card of the feature cache"]
+DOCUMENTS = [
+    "classes of hf",
+    "record of hf",
+    "summary",
+    "config of a run",
+    "config to go on",
+    "card",
+    "fingerprint",
+    "card of the feature cache",
+]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -62,7 +62,7 @@ def load_features(path: Path, images: int = 64, *, root: str | None = None) -> P
 def _from_file(path: Path, images: int) -> PoolingInputs:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:  # not .npy, damaged, or pickled objects
+    except Exception as error:  # not .npy, damaged, or pickled objects: NumPy raises many types
         raise DatasetError(f"{path} is not a .npy file of numbers ({error}); write it with numpy.save") from error
     shape = getattr(array, "shape", ())  # an .npz archive has none
     if len(shape) not in (4, 5) or 0 in shape or array.dtype.kind != "f":

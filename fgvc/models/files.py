@@ -8,7 +8,6 @@ import argparse
 import importlib.util
 import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from fgvc.errors import WeightsError
-from fgvc.reading import refuse_growth
+from fgvc.reading import refuse_pickle_bomb
 
 State = dict[str, torch.Tensor]
 Layout = Mapping[str, torch.Size]
@@ -95,27 +94,10 @@ def read_tensors(path: Path) -> State:
 
 
 def _read_pytorch(path: Path) -> Any:
-    _refuse_bomb(path)
+    refuse_pickle_bomb(path)
     # timm's training checkpoints carry their arguments, a plain record that is harmless to unpickle
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Refuse what would take far more memory than the file has bytes.
-
-    Raises:
-        pickle.UnpicklingError: the file asks for a bytearray, which torch allows and a few bytes make of any size.
-        ValueError: it unpacks to many times its size.
-    """
-    if zipfile.is_zipfile(path):
-        refuse_growth(path)
-        with zipfile.ZipFile(path) as archive:
-            programs = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
-    else:
-        programs = [path.read_bytes()]
-    if any(b"bytearray" in program for program in programs):
-        raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
 
 
 def listed(names: Iterable[str], limit: int = 3) -> str:
