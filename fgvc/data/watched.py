@@ -94,20 +94,22 @@ def loader_failure(error: BaseException, watched: WatchedSamples, paths: Sequenc
     found = _PID.search(notice)
     if found is not None:
         indices = watched.in_progress([int(pid) for pid in found[1].split(",")])
-    elif _pipe_broke(error):
-        indices = watched.in_progress(_dead(watched))
-    else:
-        return None
+    else:  # a broken pipe may be another one: only a worker that has ended over a file is to blame
+        indices = watched.in_progress(_dead(watched)) if _pipe_broke(error) else []
+        if not indices:
+            return None
     cause = _CAUSE.search(notice)
     how = "died" + (f" ({cause[0].strip()})" if cause else "")
     files = ", ".join(str(paths[index]) for index in indices)
     where = f"{files}: a worker process of the loader {how} while it read this file"
     if not files:
         where = f"a worker process of the loader {how} between two images"
-    return DatasetError(
-        f"{where}. If the file crashes its decoder, replace it; if the system killed the worker for its memory, lower "
-        "trainer.workers"
-    )
+    fix = "If the file crashes its decoder, replace it; if the system killed the worker for its memory, lower"
+    if "Bus error" in notice:
+        fix = (
+            "A bus error mostly means that shared memory is full: raise its limit (docker run --shm-size=8g), or lower"
+        )
+    return DatasetError(f"{where}. {fix} trainer.workers")
 
 
 def _notice(error: BaseException) -> str:
