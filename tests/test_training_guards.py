@@ -59,8 +59,8 @@ def refuse() -> None:
 def read(harm: Callable[[], object], bad: int = 4, workers: int = 1) -> list[int]:
     # a dead worker may hold the lock of a queue, for which torch gives the others seconds: one will do
     watched = WatchedSamples(Samples(bad, harm), workers)
-    with naming_files(watched, PATHS):
-        return torch.cat(list(DataLoader(watched, batch_size=1, num_workers=workers))).tolist()
+    loader = DataLoader(watched, batch_size=1, num_workers=workers)
+    return torch.cat(naming_files(lambda: list(loader), watched, PATHS)).tolist()
 
 
 @pytest.mark.parametrize(("harm", "how"), [(kill, "signal: Killed"), (leave, "exit code 3")])
@@ -173,7 +173,7 @@ def test_a_loss_that_grows_and_stays_is_a_divergence() -> None:
         for name, losses in {
             "bad batches": [0.1 if step % 9 else 1e6 for step in range(300)],
             "bursts": ([0.1] * 60 + [500.0] * 45) * 4,
-        "a burst": [0.1] * 100 + [500.0] * 24 + [0.1] * 100,
+            "a burst": [0.1] * 100 + [500.0] * 24 + [0.1] * 100,
             "a restart that stays below guessing": [0.01] * 100 + [3.9] * 200,
             "a slow start": [50.0] * 200 + [5.0] * 100,
             "never learns": [4.39] * 300,
