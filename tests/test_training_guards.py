@@ -67,9 +67,11 @@ def read(harm: Callable[[], object], bad: int = 4, workers: int = 1) -> list[int
 def test_a_worker_that_dies_is_named_by_its_file(harm: Callable[[], object], how: str) -> None:
     with pytest.raises(DatasetError) as caught:
         read(harm)
-    message = str(caught.value)
-    assert message.startswith(f"{PATHS[4]}: a worker process of the loader died ({how}) while"), message
-    assert "trainer.workers" in message and len(message) < 400
+    # whether torch learns how it ended is a matter of which of its two watches is first
+    expected = (
+        rf"{PATHS[4]}: a worker process of the loader died( \({how}\))? while it read this file\. .*trainer\.workers"
+    )
+    assert re.fullmatch(expected, str(caught.value)), caught.value
 
 
 def test_a_refusal_in_a_worker_comes_through_with_its_own_message() -> None:
