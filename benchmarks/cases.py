@@ -40,7 +40,10 @@ class Case:
 
 
 def list_cases() -> list[str]:
-    """All names, the reference and the baselines first; a pooling's gradient stands behind a colon."""
+    """All names, the reference and the baselines first; a pooling's gradient stands behind a colon.
+
+    Behind an @ may stand its precision: `mpn_cov:exact@float32`.
+    """
     poolings = [
         name
         for pooling in list_poolings()
@@ -53,10 +56,10 @@ def check_name(name: str, channels: int) -> None:
     """Raise ConfigError where `name` is none of `list_cases` and no pooling with one of its gradients."""
     if name == REFERENCE or name in _CHAINS:
         return
-    if name.partition(":")[0] not in list_poolings():
+    if _parts(name)[0] not in list_poolings():
         raise ConfigError(
-            f"unknown method {name!r}; choose of {', '.join(list_cases())}, or a pooling with another gradient as "
-            "POOLING:GRADIENT"
+            f"unknown method {name!r}; choose of {', '.join(list_cases())}, or a pooling with another gradient or "
+            "precision as POOLING:GRADIENT@DTYPE"
         )
     _pooling(name, channels)
 
@@ -69,8 +72,9 @@ def make_case(name: str, features: Tensor, seed: int) -> Case:
     if name in _CHAINS:
         label, layer = _CHAINS[name]
     else:
-        pooling, _, gradient = name.partition(":")
-        label, layer = pooling_label(pooling, gradient or None), _pooling(name, features.shape[1]).to(features.device)
+        pooling, gradient, dtype = _parts(name)
+        label = pooling_label(pooling, gradient, {} if dtype == "float64" else {"dtype": dtype})
+        layer = _pooling(name, features.shape[1]).to(features.device)
     x = features.detach().requires_grad_()
     with torch.no_grad():
         result = layer(x)
@@ -79,8 +83,15 @@ def make_case(name: str, features: Tensor, seed: int) -> Case:
     return Case(name, label, layer, x, grad)
 
 
+def _parts(name: str) -> tuple[str, str | None, str]:
+    """Pooling, gradient (None: as published) and precision of POOLING[:GRADIENT][@DTYPE]."""
+    method, _, dtype = name.partition("@")
+    pooling, _, gradient = method.partition(":")
+    return pooling, gradient or None, dtype or "float64"
+
+
 def _pooling(name: str, channels: int) -> Pooling:
-    pooling, _, gradient = name.partition(":")
+    pooling, gradient, dtype = _parts(name)
     # the default of svd_topn, which has none for 50 channels or fewer
     options: dict[str, Any] = {"keep": max(1, channels - 50)} if pooling == "svd_topn" else {}
-    return create_pooling(pooling, channels=channels, gradient=gradient or None, **options)
+    return create_pooling(pooling, channels=channels, gradient=gradient, dtype=dtype, **options)

@@ -1,5 +1,7 @@
 """A benchmark's result as Markdown: what it was measured on, then one table a shape."""
 
+from machine import machine_line
+
 from fgvc.analysis.benchmark_record import Record, ShapeRecord
 from fgvc.reporting.render import block_markdown
 from fgvc.reporting.speed import memory_unit, speed_block
@@ -20,7 +22,7 @@ def head(record: Record) -> str:
     machine, arguments = record.machine, record.arguments
     versions = machine["versions"]
     lines = [
-        f"machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}; {_load(machine['load'])}",
+        f"{machine_line(machine)}; {_load(machine['load'])}",
         f"torch {versions['torch']} (LAPACK of {machine['lapack']}), Python {versions['python']}, "
         f"{machine['threads']} threads, device {machine['device']}",
         f"fgvc {versions['fgvc']}, commit {record.commit or 'unknown'}, started {record.started}",

@@ -7,18 +7,16 @@ python benchmarks/spectral.py --profile mpn_cov:exact --shapes 10x256x28x28
 """
 
 import argparse
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 from cases import REFERENCE, Case, check_name, list_cases, make_case
 from features import SMOOTH_FIELD, Shape, load_features, smooth_features
+from machine import benchmark_facts
 from measure import case_peak_bytes, interleaved_times, operator_table, run_case
 from report import head, markdown, shape_table
 from torch import Tensor
@@ -26,7 +24,7 @@ from torch import Tensor
 from fgvc.analysis.benchmark_record import SCHEMA, CaseRecord, Record, ShapeRecord, load_record, save_record
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import ConfigError
-from fgvc.training.machine import commit, versions
+from fgvc.training.machine import commit_label, source_state
 
 SHAPES = ("10x256x7x7", "10x256x14x14", "10x256x28x28", "32x512x14x14")
 
@@ -117,29 +115,7 @@ def new_record(given: argparse.Namespace, names: list[str], shapes: list[Shape])
     settings |= {"features": given.features and str(given.features)}
     source = f"file {given.features.name}, its first images" if given.features else SMOOTH_FIELD
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Record(SCHEMA, started, commit(), machine_facts(given.device), settings, source, [])
-
-
-def machine_facts(device: str) -> dict[str, Any]:
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "system": platform.platform(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "threads": torch.get_num_threads(),
-        "lapack": "MKL" if torch.backends.mkl.is_available() else "another library",  # type: ignore[no-untyped-call]
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "versions": versions(),
-    }
-
-
-def cpu_name() -> str:
-    try:
-        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        facts = []  # not Linux
-    names = [line.partition(":")[2].strip() for line in facts if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return Record(SCHEMA, started, commit_label(source_state()), benchmark_facts(given.device), settings, source, [])
 
 
 def measure_shape(cases: list[Case], shape: Shape, given: argparse.Namespace) -> ShapeRecord:

@@ -1,6 +1,6 @@
 """Writing files so that a reader never sees half of one: write to a temporary name beside the target, then rename.
 
-And reading archives of arrays without trusting them.
+And locks between processes.
 """
 
 import contextlib
@@ -9,13 +9,9 @@ import os
 import shutil
 import sys
 import uuid
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import IO, Any
 
 if sys.platform != "win32":
     import fcntl
@@ -77,30 +73,82 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold the lock file `path` while the block runs; yields False where another call holds it.
+def lock_file(file: IO[bytes], *, shared: bool = False, wait: bool = False) -> bool | None:
+    """Lock an open file against other openings of it, in this process and others, and tell whether that was possible.
 
-    The lock ends with the process, however that ends; the empty file of a killed one is in nobody's way. Where the
-    system or the file system has no such locks, it is always had.
+    The lock lasts until the file is closed, and with it every duplicate of its descriptor: that of a memory map made
+    from it, those of forked processes. However a process ends, its locks end with it.
+
+    Args:
+        file: open; for a lock that is not shared also for writing, which network file systems ask for.
+        shared: other shared locks may be held at the same time.
+        wait: until other locks allow it.
+
+    Returns:
+        None where the system or the file system has no locks: nobody can know who else uses the file.
     """
     if sys.platform == "win32":
-        yield True
-        return
-    with path.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return None
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def is_in_place(file: IO[bytes], path: Path) -> bool:
+    """Whether an open file is still what `path` names: it may have been deleted or replaced since it was opened."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterator[bool]:
+    """Hold the lock file `path` while the block runs.
+
+    Where another call holds it, yields False; or, with `on_wait`, calls that and waits, so that it always yields True.
+
+    The lock ends with the process, however that ends, even where a process that it has forked lives on; the empty file
+    of a killed one is in nobody's way. Where the system or the file system has no such locks, it is always had.
+    """
+    with contextlib.ExitStack() as held:
+        while True:
+            file = held.enter_context(path.open("ab"))
+            free = lock_file(file)
+            if free is False and on_wait is not None:
+                on_wait()
+                free = lock_file(file, wait=True)
             # a call that ended meanwhile has deleted the file that was opened here: it locks nothing any more
-            free = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except BlockingIOError:
-            free = False
-        except OSError:
-            free = True
+            if not free or is_in_place(file, path):
+                break
+            held.pop_all().close()
+        _own_locks.add(file)
         try:
-            yield free
+            yield free is not False
         finally:
-            if free:
+            _own_locks.discard(file)
+            if free is not False:
                 path.unlink(missing_ok=True)
+
+
+_own_locks: set[IO[bytes]] = set()
+"""What `locked` holds in this process."""
+
+
+def _leave_locks_to_the_parent() -> None:
+    """A loader's worker that outlives a killed run would hold its locks for a while."""
+    for file in _own_locks:
+        file.close()
+    _own_locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -112,21 +160,3 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all. NaN and infinity are refused (ValueError)."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an .npz archive by name; nothing in it is executed.
-
-    Raises:
-        OSError: the file cannot be opened.
-        ValueError: it is no such archive, is cut off or otherwise damaged, or holds objects.
-    """
-    with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):  # NumPy would take it for a pickle, and advise to load it as one
-            raise ValueError("no .npz archive, or cut off")
-        file.seek(0)
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                return {name: np.asarray(archive[name]) for name in archive.files}
-        except (EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(str(error)) from error

@@ -12,6 +12,7 @@ from fgvc.analysis.gradients import audit_gradients, summarise_gradients
 from fgvc.analysis.loewner import loewner_picture
 from fgvc.analysis.pooling_inputs import load_features
 from fgvc.cli import exit_on_user_error
+from fgvc.csv_text import to_csv
 from fgvc.files import write_text_atomic
 from fgvc.reporting import gradients_markdown, write_loewner_figure
 
@@ -39,7 +40,7 @@ def main() -> None:
     written = write_loewner_figure(picture, inputs.source, output)
     for name, frame in (("gradients", summary), ("gradients_images", table), ("loewner", picture.table())):
         written.append(output / f"{name}.csv")
-        write_text_atomic(written[-1], frame.to_csv(index=False))
+        write_text_atomic(written[-1], to_csv(frame, None))
     loss = "standard normal, seed " + str(arguments.seed) if inputs.grad is None else "that of the run's cross-entropy"
     print(f"{gradients_markdown(summary)}\n\n{inputs.source}; dLoss/dDescriptor: {loss}.")
     print(f"written: {', '.join(map(str, written))}")

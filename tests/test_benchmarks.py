@@ -104,6 +104,7 @@ def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
         (["--methods", "nothing"], ", ".join(cases.list_cases())),
         (["--profile", "nothing"], "svd_topn:exact"),
         (["--methods", "gap:exact"], "no choice of gradient"),
+        (["--methods", "seb@float16"], "float64, float32"),
         (["--shapes", "2x8x3"], "10x256x14x14"),
         (["--shapes", "2x8x3x0"], "10x256x14x14"),
         (["--repetitions", "0"], "at least 1"),
@@ -157,6 +158,13 @@ def test_a_gradient_that_is_not_finite_is_found() -> None:
     assert spectral.gradient_norm(case) is None
     exact = cases.make_case("mpn_cov:exact", features.smooth_features((2, 3, 4, 4), 0), 0)
     assert spectral.gradient_norm(exact) > 0
+
+
+def test_a_case_computes_in_the_precision_behind_its_name() -> None:
+    x = features.smooth_features((2, 8, 3, 3), seed=1)
+    wide, narrow = (cases.make_case(f"mpn_cov:exact{dtype}", x, 0) for dtype in ("", "@float32"))
+    assert narrow.label == "MPN-COV (exact) [dtype=float32]"
+    assert 0 < (wide.layer(x) - narrow.layer(x)).abs().max() < 1e-3
 
 
 def test_peak_of_known_allocations() -> None:

@@ -133,16 +133,25 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
 
 
+def promise_more(path: Path) -> None:
+    data = path.read_bytes()
+    shape = f"({2**40}, {2**40}, 3, 4, 4)".encode()
+    header = data[:128].replace(b"(1, 7, 3, 4, 4)", shape).replace(b" " * (len(shape) - 15), b"", 1)
+    assert len(header) == 128
+    path.write_bytes(header + data[128:])
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         truncate,
+        promise_more,
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes() + b"x"),
         lambda path: path.with_suffix(".json").write_text('{"shape": '),
         lambda path: path.with_suffix(".json").write_text("{}"),
     ],
-    ids=["short", "empty", "long", "half a card", "empty card"],
+    ids=["short", "header of more", "empty", "long", "half a card", "empty card"],
 )
 def test_a_damaged_file_is_computed_again(
     dataset: ImageDataset, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture

@@ -16,7 +16,7 @@ from file_server import serving
 from scipy.io import savemat
 from small_birds import CLASSES, TEST, TRAIN, Place, cub_files, image_bytes
 
-from fgvc.data import ImageDataset, prepare_dataset, was_verified, write_miniature
+from fgvc.data import ImageDataset, prepare_dataset, verified_content, was_verified, write_miniature
 from fgvc.data.cards import list_cards
 from fgvc.data.imagenet_devkit import sort_validation
 from fgvc.data.registry import create_dataset
@@ -77,6 +77,17 @@ def test_training_need_not_decode_a_verified_copy_again(ready: Place) -> None:
     assert not was_verified(train) and was_verified(test)
     (ready.root / "fingerprint.json").unlink()
     assert not was_verified(test)
+
+
+def test_the_content_of_a_verified_copy_is_known_until_a_file_changes(ready: Place) -> None:
+    content = json.loads((ready.root / "fingerprint.json").read_text())["content"]
+    assert verified_content(ready.root) == content
+    os.utime(create_dataset("cub", root=ready.root).paths[0])
+    assert verified_content(ready.root) is None  # perhaps another content
+    for name in ("nonsense", "cub"):
+        (ready.root / "fingerprint.json").write_text(json.dumps({"splits": {}, "content": "x", "name": name}))
+        assert verified_content(ready.root) is None
+    assert verified_content(ready.root.parent) is None
 
 
 def test_the_fingerprint(ready: Place) -> None:

@@ -1,11 +1,14 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear whole or not at all, locks, damaged archives."""
 
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fgvc.files import atomic_folder, read_npz
+from fgvc.files import atomic_folder, is_in_place, lock_file, locked
+from fgvc.reading import read_npz
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -66,3 +69,65 @@ def test_damaged_archives_are_refused_without_advice_to_unpickle_them(tmp_path: 
     np.savez(path, x=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
         read_npz(path)
+
+
+def test_who_waits_for_a_lock_file_holds_the_one_that_is_in_place(tmp_path: Path) -> None:
+    path, waiting, has_it, leave = tmp_path / "x.lock", *(threading.Event() for _ in range(3))
+
+    def wait() -> None:
+        with locked(path, on_wait=waiting.set) as free:
+            assert free
+            has_it.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    with locked(path) as first:
+        thread.start()
+        assert first and waiting.wait(10) and not has_it.is_set()
+    assert has_it.wait(10)  # the first deleted its file, so the lock on that one would keep nobody out
+    with locked(path) as third:
+        assert not third
+    leave.set()
+    thread.join(10)
+    with locked(path) as fourth:
+        assert fourth
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_of_a_file_is_shared_or_not_and_ends_with_the_last_duplicate(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.touch()
+    with path.open("r+b") as one, path.open("r+b") as two, path.open("r+b") as three:
+        assert [lock_file(file, shared=True) for file in (one, two)] == [True, True]
+        assert lock_file(three) is False
+        two.close()
+        duplicate = os.dup(one.fileno())
+        one.close()
+        assert lock_file(three) is False
+        os.close(duplicate)
+        assert lock_file(three) is True
+        assert is_in_place(three, path)
+        path.rename(tmp_path / "b")
+        assert not is_in_place(three, path)
+        path.touch()
+        assert not is_in_place(three, path)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_lock_is_not_held_by_a_child_that_outlives_the_process(tmp_path: Path) -> None:
+    """As a loader's worker does that of a killed run."""
+    path, pipe = tmp_path / "lock", os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        lock = locked(path)
+        assert lock.__enter__()
+        if os.fork() == 0:  # the child: lives until the test has read the pipe's other end
+            os.close(pipe[1])
+            os.read(pipe[0], 1)
+            os._exit(0)
+        os._exit(0)  # killed: nothing is released by hand
+    os.waitpid(parent, 0)
+    assert path.exists()
+    with locked(path) as free:
+        assert free
+    os.close(pipe[1])

@@ -2,17 +2,14 @@
 
 import errno
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import ROOT, SMALL, Train, refused, run, train
+from command_line import SMALL, Train, refused, run, train
 from safetensors.torch import load_file
 
 from fgvc.errors import ConfigError
@@ -75,78 +72,6 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(finished: Path, tr
     refused(train_here(finished, "run_dir=run", "resume=never"), "resume=never", "run")
     refused(train_here(finished, "run_dir=run", "optimizer.lr=0.5"), "optimizer.lr was 0.003, now 0.5")
     assert (finished / "run" / "summary.json").read_bytes() == before
-
-
-EVERYTHING = [
-    "dataset.transform.crop=random_resized",
-    "dataset.transform.randaugment=rand-m9-mstd0.5-inc1",
-    "trainer.mixup=0.4",
-    "trainer.cutmix=1.0",
-    "trainer.ema_decay=0.9",
-    "trainer.label_smoothing=0.1",
-    "method=mpn_cov",
-    "hybrid.method=isqrt_cov",
-    "hybrid.switch_epoch=1",
-]
-
-
-@pytest.mark.parametrize(
-    "varied",
-    [["dataset.transform.crop=random", "dataset.transform.resize_size=72"], EVERYTHING],
-    ids=["random crop", "everything random, across the switch of a hybrid run"],
-)
-def test_a_stopped_run_continues_to_the_same_weights(tmp_path: Path, varied: list[str]) -> None:
-    """The state after epoch 1 of 2, as an interruption leaves it, leads to bit-identical weights.
-
-    With a worker process, so that the augmentation's random numbers come from there.
-    """
-    overrides = [*SMALL[:-1], "trainer.workers=1", *varied]
-    assert run("train.py", *overrides, "run_dir=straight", cwd=tmp_path).returncode == 0
-    probe = (
-        "import sys, runpy, fgvc.training.loop as loop\n"
-        "save = loop.Trainer._save\n"
-        "def stop_after_one(self):\n"
-        "    save(self)\n"
-        "    raise KeyboardInterrupt\n"
-        "loop.Trainer._save = stop_after_one\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    command = [sys.executable, "-c", probe, str(ROOT / "scripts" / "train.py"), *overrides, "run_dir=run"]
-    stopped = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert stopped.returncode == 130, stopped.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["status"] == "stopped" and summary["final"] is None
-
-    done = run("train.py", *overrides, "run_dir=run", cwd=tmp_path)
-    assert done.returncode == 0 and "continuing" in done.stderr, done.stderr
-    continued = load_file(tmp_path / "run" / "checkpoints" / "last.safetensors")
-    straight = load_file(tmp_path / "straight" / "checkpoints" / "last.safetensors")
-    assert continued.keys() == straight.keys()
-    assert all(continued[name].equal(straight[name]) for name in straight)
-    tables = [pd.read_csv(tmp_path / name / "metrics.csv").drop(columns="seconds") for name in ("run", "straight")]
-    pd.testing.assert_frame_equal(*tables)
-    assert tables[0]["epoch"].tolist() == [1, 2]
-    for file, keys in (("spectrum.npz", ("before", "after")), ("spectrum_history.npz", ("epochs", "before", "after"))):
-        spectra = [np.load(tmp_path / name / file) for name in ("run", "straight")]
-        assert all(np.array_equal(spectra[0][key], spectra[1][key]) for key in keys), file
-
-
-def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    """On the CPU; the second stage of a hybrid run included, with a moving average and without."""
-    settings = ["method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1", "trainer.batch_size=2"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launch, str(ROOT / "scripts" / "train.py"), *SMALL, *settings, "run_dir=run"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=300)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["status"] == "finished" and summary["final"]["epoch"] == 2
-    assert len(pd.read_csv(tmp_path / "run" / "predictions.csv")) == 9
-    history = np.load(tmp_path / "run" / "spectrum_history.npz")
-    assert history["epochs"].tolist() == [0, 1, 2] and history["before"].shape == (3, 9, 8)
 
 
 def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: Path, here: Train) -> None:

@@ -16,16 +16,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fgvc.analysis import load_curves, load_smoothness, read_csv
+from fgvc.analysis.benchmark_record import load_record
 from fgvc.analysis.class_spectra import load_classes
 from fgvc.analysis.grid import effects
 from fgvc.analysis.history import load_curves_by_epoch, load_history
 from fgvc.analysis.loewner import load_picture
+from fgvc.analysis.precision_errors import SUMMARY_COLUMNS
 from fgvc.analysis.truncation import band_table, chance, load_study
 from fgvc.cli import exit_on_user_error
 from fgvc.reporting import bands_plot as bands
 from fgvc.reporting import descriptor_plot as descriptors
 from fgvc.reporting import gradients_markdown, loewner_figure, markdown_table, smoothness_figure, spectra_figure
 from fgvc.reporting import history_plot as spectra
+from fgvc.reporting import precision_plot as precision
 from fgvc.reporting.arithmetic_tables import approximation_error_block, gradient_bounds_block
 from fgvc.reporting.blocks import Block, table_blocks
 from fgvc.reporting.documents import Kept, draw_figure, figure_is_current, stale_pages, write_pages
@@ -100,6 +103,16 @@ def embedding_plot(embedding: Path, pairs: Path) -> Figure:
     return descriptors.embedding_figure(read_csv(embedding, ("label", "x", "y")), read_csv(pairs, ("label",)))
 
 
+def float32_errors(path: Path) -> str:
+    errors = read_csv(path, SUMMARY_COLUMNS)
+    return precision.errors_markdown(errors[errors["arithmetic"] == "float32 spectrum"], "channels")
+
+
+def autocast_errors(path: Path) -> str:
+    errors = read_csv(path, SUMMARY_COLUMNS)
+    return precision.errors_markdown(errors[errors["channels"] == 64], "arithmetic")
+
+
 def cub80(*names: str) -> tuple[str, ...]:
     return tuple(f"results/cub80/{name}.csv" for name in names)
 
@@ -135,6 +148,13 @@ TABLES: dict[str, Kept[str]] = {
     "cub80_neighbours": Kept(cub80("descriptors/neighbours"), of_frame(descriptors.neighbours_markdown)),
     "cub80_pairs": Kept(cub80("descriptors/pairs"), pairs_table),
     "cub80_correlations": Kept(cub80("descriptors/correlations"), of_frame(descriptors.correlations_markdown)),
+    "precision_float32": Kept(cub80("precision/errors"), float32_errors),
+    "precision_autocast": Kept(cub80("precision/errors"), autocast_errors),
+    "precision_eigenvalues": Kept(cub80("precision/eigenvalues"), of_frame(precision.eigenvalues_markdown)),
+    "precision_accuracy": Kept(cub80("precision/pairs"), of_frame(precision.pairs_markdown)),
+    "precision_times": Kept(
+        ("benchmarks/results/precision_1thread.json",), lambda path: precision.times_markdown(load_record(path))
+    ),
     "approximation_error": Kept(
         ("results/arithmetic/approximation_error.csv",), arithmetic(approximation_error_block, "exact", "digits20")
     ),
@@ -162,6 +182,10 @@ FIGURES: dict[str, Kept[Figure]] = {
     "cub80_amplification": Kept(GRID, effects_plot),
     "cub80_smoothness": Kept(cub80("smoothness/sgd"), lambda path: smoothness_figure(load_smoothness(path))),
     "cub80_embedding": Kept(cub80("descriptors/embedding", "descriptors/pairs"), embedding_plot),
+    "cub80_precision": Kept(
+        cub80("precision/images"),
+        of_frame(lambda t: precision.errors_figure(t, "cub80, 64 test images of each of three heads")),
+    ),
     "loewner": Kept(
         cub80("gradients/loewner"), lambda path: loewner_figure(load_picture(path), "64 of 2400 test images of cub80")
     ),

@@ -52,10 +52,14 @@ def _restricted(pooling: Pooling, keep: Keep) -> Pooling:
         layer = pooling.layer
         if layer.keep is not None:
             raise RunError(f"the head sees only the eigenvalues {tuple(layer.keep)} already; give one that sees all")
-        return SpectralPooling(pooling.channels, layer.f, layer.rule, keep=keep, eigh_device=layer.eigh_device)
+        return SpectralPooling(
+            pooling.channels, layer.f, layer.rule, keep=keep, eigh_device=layer.eigh_device, dtype=layer.dtype
+        )
     if isinstance(pooling, NewtonSchulzPooling):
         # the iteration is a map of the eigenvalues: the same result, with a handle on them
-        return SpectralPooling(pooling.channels, NewtonSchulzRoot(pooling.iterations), "exact", keep=keep)
+        return SpectralPooling(
+            pooling.channels, NewtonSchulzRoot(pooling.iterations), "exact", keep=keep, dtype=pooling.dtype
+        )
     raise RunError(f"{type(pooling).__name__} normalises no covariance; give a head that does, e.g. of mpn_cov")
 
 

@@ -1,12 +1,12 @@
 """The result of a benchmark as it is saved: raw times, and all that is needed to read them."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fgvc.errors import ConfigError
 from fgvc.files import write_json_atomic
+from fgvc.reading import read_json
 
 SCHEMA = 1
 
@@ -59,7 +59,7 @@ def save_record(path: Path, record: Record) -> None:
 def is_record(path: Path) -> bool:
     """Whether a file is a result of the benchmark, of any version."""
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
     except (OSError, ValueError):
         return False
     return isinstance(saved, dict) and {"schema", "shapes"} <= saved.keys()
@@ -72,7 +72,7 @@ def load_record(path: Path) -> Record:
         ConfigError: no such file, no JSON, another schema, or fields missing or unknown.
     """
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON ({error})") from error
     schema = saved.get("schema") if isinstance(saved, dict) else None

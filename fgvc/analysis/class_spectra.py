@@ -73,7 +73,7 @@ def spectra_by_class(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum
 
 def load_classes(path: Path) -> pd.DataFrame:
     """`spectra_by_class` of one method or several, saved as CSV. Raises RunError where it is missing or damaged."""
-    return read_csv(path, CLASS_COLUMNS)
+    return read_csv(path, CLASS_COLUMNS, names=("label", "class"))
 
 
 def layer_spectra(run: Run, images: int, *, root: str | None = None, cache: str | None = None) -> list[MethodSpectrum]:
@@ -88,7 +88,7 @@ def layer_spectra(run: Run, images: int, *, root: str | None = None, cache: str 
     restored = restore_run(run.path, root=root, cache=cache)
     restored.trained.eval()
     samples = restored.inputs()
-    chosen = Subset(samples, evenly_spaced(len(samples), images))  # type: ignore[arg-type]  # it has a length
+    chosen = Subset(samples, evenly_spaced(len(samples), images))
     found: dict[str, list[np.ndarray]] = {}
     with torch.inference_mode():
         for inputs, _ in DataLoader(chosen, batch_size=32):

@@ -22,7 +22,7 @@ PREDICTION_COLUMNS = ("path", "target", "predicted", "confidence")
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """A predictions file, of this version or an older one. Raises RunError where it is missing or damaged."""
-    return read_csv(path, PREDICTION_COLUMNS)
+    return read_csv(path, PREDICTION_COLUMNS, names=("path", "target_class", "predicted_class"))
 
 
 def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

@@ -1,29 +1,37 @@
 """Strict reading of CSV files."""
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 
+from fgvc.csv_text import armed
 from fgvc.errors import RunError
 
 
 def read_csv(
-    path: Path, columns: tuple[str, ...], *, as_text: bool = False, numbers: tuple[str, ...] = ()
+    path: Path,
+    columns: tuple[str, ...],
+    *,
+    as_text: bool = False,
+    numbers: tuple[str, ...] = (),
+    names: tuple[str, ...] = (),
 ) -> pd.DataFrame:
     """Read a CSV file that must have `columns` (and may have more), with numbers parsed unless `as_text`.
 
-    Those of `numbers` must hold nothing else.
+    Those of `numbers` must hold nothing else. Those of `names`, where they are there, are text whatever they hold: a
+    class may be called 007 or NA. Text is what it was before `fgvc.csv_text.to_csv` disarmed it.
 
     Pandas alone would take one cell too many in a row for an index and move every number to its neighbour's column.
 
     Raises:
-        RunError: the file is missing, not CSV, lacks a column, or a row is longer or shorter than the header, or
-            one of `numbers` holds text or nothing.
+        RunError: the file is missing, not CSV, lacks a column or has one twice, or a row is longer or shorter than the
+            header, or one of `numbers` holds text or nothing.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file, strict=True)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = ([armed(cell) for cell in row] for row in csv.reader(file, strict=True))
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file; restore it") from error
     except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or empty
@@ -31,6 +39,9 @@ def read_csv(
     missing = [column for column in columns if column not in header]
     if missing:
         raise RunError(f"{path}: no column {', '.join(missing)}, found {', '.join(header)}; restore the file")
+    twice = [column for column, count in Counter(header).items() if count > 1]
+    if twice:
+        raise RunError(f"{path}: column {twice[0]!r} appears {header.count(twice[0])} times; restore the file")
     for number, row in enumerate(rows, start=1):
         if len(row) != len(header):
             raise RunError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns; restore the file")
@@ -39,4 +50,26 @@ def read_csv(
         bad = text.loc[pd.to_numeric(text[name], errors="coerce").isna(), name]
         if len(bad):
             raise RunError(f"{path}, row {bad.index[0] + 1}: {name} is {bad.iloc[0]!r}, not a number; restore the file")
-    return text if as_text else pd.read_csv(path, index_col=False)
+    return text if as_text else _typed(path, text, names)
+
+
+def _typed(path: Path, text: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+    """The table as pandas would type it, but for the columns of `names`.
+
+    Raises:
+        RunError: pandas reads the file otherwise than the strict reader.
+    """
+    try:
+        table: pd.DataFrame = pd.read_csv(path, index_col=False)
+    except Exception as error:  # its parsers raise many types
+        raise RunError(f"{path}: cannot be read as CSV ({error}); restore the file") from error
+    if table.shape != text.shape:
+        raise RunError(f"{path}: {len(text)} rows, of which pandas reads {len(table)}; restore the file")
+    table.columns = text.columns
+    for name in table.columns:
+        if name in names:
+            table[name] = text[name]
+        elif not pd.api.types.is_numeric_dtype(table[name]):
+            # beside text it may hold True, or whole numbers beyond 64 bits
+            table[name] = [armed(cell) if isinstance(cell, str) else cell for cell in table[name]]
+    return table

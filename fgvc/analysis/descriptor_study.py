@@ -19,6 +19,7 @@ from fgvc.analysis.descriptors import (
 )
 from fgvc.analysis.runs import Run
 from fgvc.analysis.settings import one_setting
+from fgvc.csv_text import to_csv
 from fgvc.errors import DatasetError, RunError, WeightsError
 
 KEPT_PAIRS = 40
@@ -33,6 +34,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "embedding": ("label", "x", "y", "class", "predicted_class"),
 }
 """Of the file that keeps each table."""
+_NAMES = (
+    *("label", "class", "predicted_class", "first", "second"),
+    *("query", "query_class", "neighbour", "neighbour_class"),
+)
 
 
 class DescriptorStudy(NamedTuple):
@@ -113,12 +118,14 @@ def study_descriptors(
 def save_descriptor_study(study: DescriptorStudy, folder: Path) -> dict[Path, str]:
     """The text of each file of a study: one a table, called as it is."""
     tables = study._asdict().items()
-    return {folder / f"{name}.csv": table.to_csv(index=False, float_format="%.6g") for name, table in tables}
+    return {folder / f"{name}.csv": to_csv(table) for name, table in tables}
 
 
 def load_descriptor_study(folder: Path) -> DescriptorStudy:
     """Read the files that `save_descriptor_study` names. Raises RunError where one is missing or damaged."""
-    return DescriptorStudy(**{name: read_csv(folder / f"{name}.csv", columns) for name, columns in COLUMNS.items()})
+    return DescriptorStudy(
+        **{name: read_csv(folder / f"{name}.csv", columns, names=_NAMES) for name, columns in COLUMNS.items()}
+    )
 
 
 def _mean_top1(runs: Sequence[Run]) -> float:

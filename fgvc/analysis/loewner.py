@@ -121,7 +121,7 @@ def released_power_iteration(x: Tensor, grad: Tensor, iterations: int = 20) -> T
 
 def through_covariance(matrix_gradient: Tensor, x: Tensor) -> Tensor:
     """dLoss/dx = (D + D^T) Xc / M, of the shape of x, for D = dLoss/dS (1, d, d)."""
-    features = centred(x)
+    features = centred(x, torch.float64)
     gradient = (matrix_gradient + matrix_gradient.mT) @ features / features.shape[-1]
     return gradient.view(x.shape)
 

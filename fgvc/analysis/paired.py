@@ -41,7 +41,7 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> McNemar:
     Raises:
         RunError: no rows, a path twice, or the frames differ in their images or targets.
     """
-    pairs = _pairs(first, second)
+    pairs = pair_predictions(first, second)
     a, b = pairs["right_first"], pairs["right_second"]
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
     differing = only_first + only_second
@@ -108,7 +108,7 @@ def paired_bootstrap(
     """
     if not first or len(first) != len(second):
         raise ValueError(f"expected as many runs of each method, at least one, got {len(first)} and {len(second)}")
-    tables = [_pairs(a, b).sort_values("path") for a, b in zip(first, second, strict=True)]
+    tables = [pair_predictions(a, b).sort_values("path") for a, b in zip(first, second, strict=True)]
     if any(table["path"].tolist() != tables[0]["path"].tolist() for table in tables):
         raise RunError("the runs were evaluated on different images; give runs of one test split")
     differences = [table["right_first"].to_numpy(int) - table["right_second"].to_numpy(int) for table in tables]
@@ -122,9 +122,13 @@ def paired_bootstrap(
     return Difference(float(values.sum() * scale), float(low * scale), float(high * scale), n, len(first))
 
 
-def _pairs(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """One row an image: path, right_first, right_second. Raises RunError as `mcnemar`."""
-    columns = ["path", "target", "predicted"]
+def pair_predictions(first: pd.DataFrame, second: pd.DataFrame, more: Sequence[str] = ()) -> pd.DataFrame:
+    """One row an image: path, and target, predicted, right and columns of `more`, each of both (_first, _second).
+
+    Raises:
+        RunError: as `mcnemar`.
+    """
+    columns = ["path", "target", "predicted", *more]
     for frame in (first, second):
         absent = [column for column in columns if column not in frame]
         if absent or frame.empty or frame["path"].duplicated().any():

@@ -1,6 +1,5 @@
 """Run folders as they lie on the disk: their summary typed, everything else read on demand."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ import yaml
 from fgvc.analysis.confusion import read_predictions
 from fgvc.analysis.csv_file import read_csv
 from fgvc.errors import RunError
-from fgvc.files import read_npz
+from fgvc.reading import read_json, read_npz, read_plain_yaml
+from fgvc.training.machine import commit_label
 
 T = TypeVar("T")
 
@@ -90,6 +90,7 @@ class Run:
     out_features: int | None = None
     seconds: Mapping[str, float] | None = None
     peak_memory_mb: float | None = None
+    spectral_dtype: str = "float64"
 
     @property
     def finished(self) -> bool:
@@ -108,8 +109,8 @@ class Run:
         """config.yaml, the resolved configuration. Raises RunError where it is missing or damaged."""
         path = self.path / "config.yaml"
         try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            config = yaml.safe_load(read_plain_yaml(path))
+        except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: the 31st of February, too
             raise RunError(f"{path}: cannot be read ({_line(error)}); {_REPEAT}") from error
         if not isinstance(config, dict):
             raise RunError(f"{path}: holds {type(config).__name__}, not a mapping of settings; {_REPEAT}")
@@ -149,8 +150,8 @@ def read_run(path: Path) -> Run:
     """
     file = path / "summary.json"
     try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # ValueError covers both bad UTF-8 and bad JSON
+        summary = read_json(file)
+    except (OSError, ValueError) as error:
         raise RunError(f"{file}: cannot be read ({_line(error)}); {_REPEAT}") from error
     if not isinstance(summary, dict):
         raise RunError(f"{file}: holds {type(summary).__name__}, not an object; {_REPEAT}")
@@ -179,12 +180,19 @@ def read_run(path: Path) -> Run:
         selected_on=None if best is None else _value(summary["best"], "selected_on", str, file),
         status=status,
         reason=_optional(summary, "reason", str, file),
-        commit=_optional(summary, "commit", str, file),
+        commit=_commit(summary, file),
         classes=_optional(summary, "classes", list, file),
         out_features=_optional(summary, "out_features", int, file),
         seconds=_optional(summary, "seconds", dict, file),
         peak_memory_mb=_optional(summary, "peak_memory_mb", float, file),
+        spectral_dtype=_optional(summary, "spectral_dtype", str, file) or "float64",
     )
+
+
+def _commit(summary: Mapping[str, Any], file: Path) -> str | None:
+    _optional(summary, "commit", str, file)
+    _optional(summary, "dirty", bool, file)
+    return commit_label(summary)
 
 
 def _value(values: Mapping[str, Any], key: str, kind: type[T], file: Path) -> T:

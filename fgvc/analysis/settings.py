@@ -7,10 +7,11 @@ A setting is what the summary tells; `config_notes` names what else differs betw
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from fgvc.analysis.runs import Run
 from fgvc.errors import RunError
+from fgvc.training.run_folder import flatten
 
 # keys of config.yaml that may differ between repetitions: they do not change what is learned, but for the seed
 _FREE = frozenset(
@@ -124,7 +125,7 @@ def config_notes(runs: Iterable[Run]) -> list[str]:
     notes: dict[str, None] = {}  # a set that keeps its order: GAP may stand in several settings
     for group in group_runs(runs).values():
         for method, repetitions in group.items():
-            configs = [_flat(run.config()) for run in repetitions if (run.path / "config.yaml").is_file()]
+            configs = [flatten(run.config()) for run in repetitions if (run.path / "config.yaml").is_file()]
             keys = {key for config in configs for key in config}
             for key in sorted(keys - _FREE):
                 values = [repr(config.get(key)) for config in configs]
@@ -184,13 +185,3 @@ def _join_unreduced(settings: dict[Setting, Group]) -> dict[Setting, Group]:
             joined[host] = {**group, **joined[host]}
         del joined[setting]
     return joined
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -202,7 +202,12 @@ def _studied(config: RunConfig, method: str, keep: int | None) -> MethodConfig:
 def _pooling(method: MethodConfig, channels: int) -> CovariancePooling:
     """Raises ConfigError: unknown method, gradient or option, or a method that maps no covariance."""
     pooling = create_pooling(
-        method.name, channels=channels, gradient=method.gradient, eigh_device=method.eigh_device, **method.options
+        method.name,
+        channels=channels,
+        gradient=method.gradient,
+        eigh_device=method.eigh_device,
+        dtype=method.spectral_dtype,
+        **method.options,
     )
     if not isinstance(pooling, CovariancePooling):
         raise ConfigError(f"method {method.name!r} maps no covariance; choose of {', '.join(STUDIED)}")

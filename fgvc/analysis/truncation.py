@@ -16,6 +16,7 @@ from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.grid import COLUMNS as GRID_COLUMNS
 from fgvc.analysis.grid import kept_band, read_grid
 from fgvc.analysis.runs import Run
+from fgvc.csv_text import to_csv
 from fgvc.errors import DatasetError, RunError, WeightsError
 
 BAND = ["start", "stop"]
@@ -149,10 +150,10 @@ def _kind(start: int, stop: int) -> str:
 
 def save_study(study: Study, folder: Path) -> dict[Path, str]:
     """The text of each file of a study: grid.csv, and bands.csv and band_classes.csv where runs were cut."""
-    texts = {folder / "grid.csv": study.grid.to_csv(index=False)}
+    texts = {folder / "grid.csv": to_csv(study.grid, None)}
     if len(study.tested):
-        texts[folder / "bands.csv"] = study.tested.to_csv(index=False, float_format="%.4f")
-        texts[folder / "band_classes.csv"] = study.classes.to_csv(index=False, float_format="%.4f")
+        texts[folder / "bands.csv"] = to_csv(study.tested, "%.4f")
+        texts[folder / "band_classes.csv"] = to_csv(study.classes, "%.4f")
     return texts
 
 
@@ -169,7 +170,7 @@ def load_study(folder: Path) -> Study:
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    table: pd.DataFrame = read_csv(path, columns).astype({"stop": "Int64"})
+    table: pd.DataFrame = read_csv(path, columns, names=("label", "class")).astype({"stop": "Int64"})
     return table
 
 

@@ -10,7 +10,7 @@ from fgvc.data.prepare import Prepared, prepare_dataset
 from fgvc.data.registry import create_dataset, effective_options, list_datasets
 from fgvc.data.synthetic import write_synthetic
 from fgvc.data.transforms import Normalization, TransformSpec, create_transform, normalization_from_timm
-from fgvc.data.verify import was_verified
+from fgvc.data.verify import verified_content, was_verified
 from fgvc.data.views import VIEWS, ViewTransform, resized_spec
 from fgvc.data.watched import WatchedSamples, loader_failure, naming_files
 
@@ -41,6 +41,7 @@ __all__ = [
     "require_readable",
     "resized_spec",
     "split_validation",
+    "verified_content",
     "was_verified",
     "write_miniature",
     "write_synthetic",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fgvc.data.dataset import Samples
 from fgvc.data.image_file import Box
-from fgvc.data.layout import find_folder, image_paths, listing, read_table, read_text
+from fgvc.data.layout import find_folder, image_paths, listing, read_lines, read_table
 from fgvc.errors import ConfigError, DatasetError
 
 _CLASS_FILES = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
@@ -43,7 +43,7 @@ def read_aircraft(
     data = find_folder("aircraft", root, ("data/images", f"data/{_CLASS_FILES[level]}"), nested="fgvc-aircraft-2013b")
     data = data / "data"
     source = data / f"images_{level}_{train_split if split == 'train' else test_split}.txt"
-    classes = [line.strip() for line in read_text(data / _CLASS_FILES[level]).splitlines() if line.strip()]
+    classes = [line.strip() for line in read_lines(data / _CLASS_FILES[level])]
     names = read_table(source)
     index = {name: position for position, name in enumerate(classes)}
     unknown = sorted(set(names.values()) - set(index))

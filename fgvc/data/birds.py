@@ -96,9 +96,10 @@ def _read_boxes(path: Path, numeric_ids: bool) -> dict[str, Box]:
             x, y, width, height = map(float, value.split())
         except ValueError:
             x = y = width = height = math.nan
-        if not all(map(math.isfinite, (x, y, width, height))):
+        box = (x, y, x + width, y + height)
+        if not all(map(math.isfinite, box)):
             raise DatasetError(f"{path}: id {key} has the box {value!r}; expected four numbers x y width height")
-        boxes[key] = (x, y, x + width, y + height)
+        boxes[key] = box
     return boxes
 
 

@@ -1,14 +1,15 @@
 """Dataset cards: what a dataset is, where it comes from, and what a whole copy of it holds. One YAML file each."""
 
 import re
+import urllib.parse
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from fgvc.data.layout import leads_out
 from fgvc.errors import ConfigError
+from fgvc.reading import read_plain_yaml
 
 SPLITS = ("train", "test")
 _DIGITS = {"md5": 32, "sha256": 64}
@@ -95,12 +96,14 @@ def load_card(folder: Path, name: str) -> Card:
         )
         raise ConfigError(f"no card of dataset {name!r} in {folder}; {fix}")
     try:
-        card = OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.load(path))
+        card = OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.create(read_plain_yaml(path)))
         missing = sorted(str(key) for key in OmegaConf.missing_keys(card))
         if missing:
             raise ConfigError(f"{path}: {', '.join(missing)} missing; add the key")
         result = OmegaConf.to_object(card)
-    except (OmegaConfBaseException, YAMLError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # omegaconf and yaml raise many types
         key = getattr(error, "full_key", None)
         # OmegaConf tells more than one wants to know in the lines below the first; YAML says where in its last ones
         reason = str(error).splitlines()[0] if key else " ".join(str(error).split())
@@ -116,9 +119,12 @@ def _problems(card: Card) -> list[str]:
     found = [problem for index, archive in enumerate(card.archives) for problem in _archive_problems(index, archive)]
     if set(card.splits) != set(SPLITS):
         found.append(f"splits: must be {' and '.join(SPLITS)}, found {', '.join(card.splits) or 'none'}")
-    found += [f"{key}: must be above 0, found {count}" for key, count in _counts(card).items() if count < 1]
+    # omegaconf lets a list or a mapping pass where a number is due in a mapping
+    counts = _counts(card).items()
+    found += [f"{key}: must be above 0, found {count}" for key, count in counts if type(count) is not int or count < 1]
     for split, limits in card.images_per_class.items():
-        if split not in SPLITS or len(limits) != 2 or not 1 <= limits[0] <= limits[1]:
+        ends = limits if isinstance(limits, list) and all(type(end) is int for end in limits) else []
+        if split not in SPLITS or len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
             found.append(f"images_per_class.{split}: must be [smallest, largest] of a split, found {limits}")
     if any(archive.url is None for archive in card.archives) and not card.manual:
         found.append("manual: must say how to get the archives that have no url")
@@ -135,12 +141,19 @@ def _archive_problems(index: int, archive: Archive) -> list[str]:
         value = getattr(archive, name)
         if value is not None and not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
             found.append(f"{name}: must be {digits} digits 0-9a-f, found {value!r}")
-    if Path(archive.name).name != archive.name or not archive.name:
+    if archive.name in ("", ".", "..") or re.search(r"[/\\:\x00-\x1f]", archive.name):
         found.append(f"name: must be a plain file name, found {archive.name!r}")
-    if archive.url is not None and not re.match("https?://[^/]", archive.url):
+    if archive.url is not None and not _is_address(archive.url):
         found.append(f"url: must begin with http:// or https://, found {archive.url!r}")
     if archive.size is not None and archive.size < 1:
         found.append(f"size: must be above 0, found {archive.size}")
-    if PurePosixPath(archive.into).is_absolute() or ".." in PurePosixPath(archive.into).parts:
+    if leads_out(archive.into):
         found.append(f"into: must be a folder below the root, found {archive.into!r}")
     return [f"archives[{index}].{problem}" for problem in found]
+
+
+def _is_address(url: str) -> bool:
+    try:
+        return re.match("https?://", url) is not None and bool(urllib.parse.urlsplit(url).hostname)
+    except ValueError:  # brackets, as of an IPv6 address, that are not closed
+        return False

@@ -27,6 +27,7 @@ class Samples:
         targets: class index of each file.
         boxes: bounding box of the object in each file; None where there are none, or they were not asked for.
         banner: rows at the bottom of every file that are no picture.
+        upright: turn every picture as its EXIF orientation says; boxes and banner count after that.
     """
 
     classes: list[str]
@@ -34,6 +35,7 @@ class Samples:
     targets: list[int]
     boxes: list[Box] | None = None
     banner: int = 0
+    upright: bool = False
 
     def take(self, indices: Sequence[int]) -> "Samples":
         """The samples at `indices`, in that order, with all classes kept."""
@@ -106,7 +108,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
     def decode(self, index: int) -> Image.Image:
         """The image before the transform: RGB, cut to its region. Raises UnreadableImageError."""
-        return decode_rgb(self.paths[index], self.region(index))
+        return decode_rgb(self.paths[index], self.region(index), upright=self.samples.upright)
 
     def region(self, index: int) -> Region:
         """The part of a file that is the image."""
@@ -136,13 +138,18 @@ def require_known_crop(crop: str | None) -> None:
         raise ConfigError(f"crop={crop!r} is unknown; choose bbox, or leave it out for the whole picture")
 
 
-def fingerprint(dataset: ImageDataset) -> str:
+def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:
     """SHA-256 over classes, relative paths, targets, regions, file sizes and times of change; reads no file's content.
+
+    Without `times` a copy of the same files, on another machine say, has the same fingerprint; a change of a file's
+    content that keeps its size then goes unnoticed.
 
     Raises:
         DatasetError: an image file is missing.
     """
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
+    if dataset.samples.upright:
+        digest.update(b"upright\n")
     for index, (path, target) in enumerate(zip(dataset.paths, dataset.targets, strict=True)):
         try:
             status = path.stat()
@@ -150,7 +157,8 @@ def fingerprint(dataset: ImageDataset) -> str:
             raise DatasetError(f"{path}: {error.strerror}; restore the file or load the dataset again") from error
         region = dataset.region(index)
         cut = () if region == Region() else region
-        entry = (dataset.relative_path(index), target, status.st_size, status.st_mtime_ns, *cut)
+        changed = (status.st_mtime_ns,) if times else ()
+        entry = (dataset.relative_path(index), target, status.st_size, *changed, *cut)
         digest.update(json.dumps(entry).encode() + b"\n")
     return digest.hexdigest()
 

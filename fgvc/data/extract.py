@@ -16,6 +16,7 @@ from typing import IO
 from fgvc.data.checksums import byte_bar
 from fgvc.data.layout import leads_out
 from fgvc.errors import DatasetError
+from fgvc.reading import MAX_GROWTH, growth_limit
 
 _TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _DAMAGES = (
@@ -37,8 +38,6 @@ _EXTRA_HEADERS = (
     tarfile.GNUTYPE_LONGLINK,
 )
 _MAX_HEADER = 1 << 20  # bytes; they hold names and dates
-# photographs hardly shrink: an archive that grows beyond this is no image dataset
-_MAX_GROWTH, _ALLOWANCE = 20, 1 << 26
 _MEMBER_COST = 512  # bytes that a member counts beside its content, so that empty ones have a limit too
 _CHUNK = 1 << 20
 
@@ -54,7 +53,7 @@ class _Budget:
         self.left -= size
         if self.left < 0:
             raise DatasetError(
-                f"{self.archive}: unpacks to more than {_MAX_GROWTH} times its size; this is not the expected archive"
+                f"{self.archive}: unpacks to more than {MAX_GROWTH} times its size; this is not the expected archive"
             )
 
 
@@ -77,7 +76,7 @@ def extract(archive: Path, target: Path, *, name: str | None = None, nested: boo
     """
     target.mkdir(parents=True, exist_ok=True)
     name = name or archive.name
-    budget = _Budget(archive, _MAX_GROWTH * archive.stat().st_size + _ALLOWANCE)
+    budget = _Budget(archive, growth_limit(archive))
     if name.lower().endswith(".zip"):
         _extract_zip(archive, target, budget)
         return

@@ -1,15 +1,19 @@
 """Feature maps of a frozen backbone, computed once and kept on disk."""
 
+import contextlib
 import errno
 import hashlib
+import io
 import json
 import logging
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -18,11 +22,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from fgvc.data.cache_folder import card_of, mark_used, reserved
 from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.transforms import TransformSpec
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.files import atomic_path, write_json_atomic
+from fgvc.files import atomic_path, locked, write_json_atomic
+from fgvc.reading import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +48,16 @@ def cached_features(
     workers: int = 0,
     device: torch.device | str = "cpu",
     dtype: str = "float32",
+    max_gb: float | None = None,
 ) -> FeatureSet:
     """Feature maps of all images, from the cache where it holds them; then `extract` is not called.
 
     A transform that mirrors gives two views of each image, as it is and mirrored; any other gives one. The mirrored
     view is the transformed tensor flipped left to right, which equals transforming the flipped image but for rounding
     in the resampling and in a center crop of odd margin.
+
+    Any number of processes may share a folder: of those that need the same maps one computes them, and the others wait
+    for it; if it is killed, another takes over.
 
     Args:
         dataset: the images; its own transform is not used.
@@ -61,9 +71,11 @@ def cached_features(
         workers: processes that load images.
         device: for `extract`.
         dtype: on the disk, "float32" or "float16".
+        max_gb: size of all cached maps (in 1e9 bytes) that a new file may not lead beyond: files of maps that no living
+            process uses are evicted for it, the least recently used first. None means no limit.
 
     Raises:
-        ConfigError: unknown dtype, or a transform that draws anything but mirroring.
+        ConfigError: unknown dtype, a transform that draws anything but mirroring, or no room below `max_gb`.
         DatasetError: an unreadable image, a feature that is not finite, or not enough room on the disk.
     """
     if dtype not in _DTYPES:
@@ -79,44 +91,55 @@ def cached_features(
     parts = {**key_parts, **conditions}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     path = cache_dir / f"features-{key[:32]}.npy"
-    seconds = _recorded_seconds(path)
-    from_cache = seconds is not None
-    if seconds is None:
+    found = _find(path, dataset)
+    if found is not None:
+        return found
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    say = partial(logger.info, "waiting for %s, computed by another run", path)
+    with locked(path.with_suffix(".lock"), on_wait=say):
+        found = _find(path, dataset)  # that other run may have finished it
+        if found is not None:
+            return found
         loader = DataLoader(dataset.with_transform(fixed), batch_size=batch_size, num_workers=workers)
         batches = _extract_views(loader, extract, views, torch.device(device), np.dtype(dtype))
-        seconds = _compute(path, batches, len(dataset), views, parts)
-    return FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=from_cache)
+        return _compute(path, batches, dataset, views, parts, max_gb)
+
+
+def _find(path: Path, dataset: ImageDataset) -> FeatureSet | None:
+    """The set where the cache holds it whole; None where there is none or it is damaged (with a warning)."""
+    if not (path.is_file() and card_of(path).is_file()):
+        return None
+    try:
+        card = read_json(card_of(path))
+        seconds = float(card["seconds"])
+        found = FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=True)
+        if list(found.shape) != card["shape"] or path.stat().st_size != card["bytes"]:
+            raise ValueError(f"{path.stat().st_size} bytes of shape {list(found.shape)}, recorded {card['shape']}")
+    except FileNotFoundError:
+        return None  # evicted meanwhile
+    except Exception as error:  # NumPy's header and the card's fields raise many types; all can be mended
+        logger.warning("%s: damaged feature cache (%s); computing it again", path, error)
+        return None
+    mark_used(path)
+    return found
 
 
 def _compute(
-    path: Path, batches: Iterator[list[NDArray[np.floating]]], count: int, views: int, parts: Mapping[str, str]
-) -> float:
-    """Write the cache file, then the card that makes it valid; returns the seconds it took."""
+    path: Path,
+    batches: Iterator[list[NDArray[np.floating]]],
+    dataset: ImageDataset,
+    views: int,
+    parts: Mapping[str, str],
+    max_gb: float | None,
+) -> FeatureSet:
+    """Write the cache file, then the card that makes it valid."""
     start = time.perf_counter()
-    shape = _write(path, batches, count, views)
-    seconds = time.perf_counter() - start
-    card = {"parts": parts, "shape": shape, "seconds": seconds, "bytes": path.stat().st_size}
-    write_json_atomic(_card(path), card)
-    return seconds
-
-
-def _card(path: Path) -> Path:
-    return path.with_suffix(".json")
-
-
-def _recorded_seconds(path: Path) -> float | None:
-    """Seconds that a whole cache file took to compute; None where there is none or it is damaged (with a warning)."""
-    if not (path.is_file() and _card(path).is_file()):
-        return None
-    try:
-        card = json.loads(_card(path).read_text(encoding="utf-8"))
-        shape = np.load(path, mmap_mode="r").shape
-        if list(shape) != card["shape"] or path.stat().st_size != card["bytes"]:
-            raise ValueError(f"{path.stat().st_size} bytes of shape {list(shape)}, recorded {card['shape']}")
-        return float(card["seconds"])
-    except (ValueError, KeyError, TypeError, EOFError) as error:
-        logger.warning("%s: damaged feature cache (%s); computing it again", path, error)
-        return None
+    with contextlib.ExitStack() as in_use:  # from its first byte on, so that no other process takes it for unused
+        shape = _write(path, batches, len(dataset), views, max_gb, in_use)
+        seconds = time.perf_counter() - start
+        card = {"parts": parts, "shape": shape, "seconds": seconds, "bytes": path.stat().st_size}
+        write_json_atomic(card_of(path), card)
+        return FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=False)
 
 
 @torch.inference_mode()
@@ -148,19 +171,30 @@ def _to_numpy(features: Tensor, dtype: np.dtype[np.floating]) -> NDArray[np.floa
     return array
 
 
-def _write(path: Path, batches: Iterator[list[NDArray[np.floating]]], count: int, views: int) -> list[int]:
-    """Write a .npy file of shape (views, count, C, h, w) batch by batch and return its shape."""
+def _write(
+    path: Path,
+    batches: Iterator[list[NDArray[np.floating]]],
+    count: int,
+    views: int,
+    max_gb: float | None,
+    in_use: contextlib.ExitStack,
+) -> list[int]:
+    """Write a .npy file (views, count, C, h, w) batch by batch and return its shape; `in_use` then holds it open."""
     first = next(batches)
     shape = [views, count, *first[0].shape[1:]]
-    needed = math.prod(shape) * first[0].itemsize
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if needed > shutil.disk_usage(path.parent).free:
-        raise _no_room(path.parent, needed)
+    header = _header(shape, first[0].dtype)
+    needed = len(header) + math.prod(shape) * first[0].itemsize
     try:
         # plain writes, not a memory map: on a full disk a sparse map would end the process with SIGBUS
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            _write_header(file, shape, first[0].dtype)
+        with atomic_path(path) as temporary:
+            file = in_use.enter_context(reserved(temporary, needed, max_gb))
+            if needed > shutil.disk_usage(path.parent).free:
+                raise _no_room(path.parent, needed)
+            file.write(header)
             _write_views(file, first, batches, count)
+            file.flush()
+            if sys.platform == "win32":
+                file.close()  # which renames no open file, and has no locks to hold
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
@@ -168,13 +202,15 @@ def _write(path: Path, batches: Iterator[list[NDArray[np.floating]]], count: int
     return shape
 
 
-def _write_header(file: BinaryIO, shape: list[int], dtype: np.dtype[np.floating]) -> None:
+def _header(shape: list[int], dtype: np.dtype[np.floating]) -> bytes:
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+    file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
 
 
 def _write_views(
-    file: BinaryIO, first: list[NDArray[np.floating]], batches: Iterator[list[NDArray[np.floating]]], count: int
+    file: IO[bytes], first: list[NDArray[np.floating]], batches: Iterator[list[NDArray[np.floating]]], count: int
 ) -> None:
     """Write the batches after the header, each view in its own block of `count` images."""
     start = file.tell()

@@ -1,5 +1,8 @@
 """A dataset of feature maps that are read from a memory-mapped file."""
 
+import errno
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +12,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fgvc.files import is_in_place, lock_file
+
+
+def open_maps(path: Path) -> NDArray[np.floating]:
+    """Map a .npy file of feature maps into memory and hold a shared lock on it: it is in use while the array lives.
+
+    Raises:
+        FileNotFoundError: there is none, or it was evicted as it was opened.
+        ValueError: it is no such file, or of another size than its header says.
+    """
+    with path.open("rb") as file:
+        lock_file(file, shared=True, wait=True)  # an eviction locks it for a moment only
+        if not is_in_place(file, path):
+            raise FileNotFoundError(errno.ENOENT, "evicted from the cache", str(path))
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"format {version}")
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
+        if fortran_order or dtype.kind != "f":
+            raise ValueError(f"array of {dtype}, Fortran order: {fortran_order}")
+        promised, size = file.tell() + math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size
+        if promised != size:
+            raise ValueError(f"{size} bytes, of shape {list(shape)} it would be {promised}")
+        # the map has a duplicate of the descriptor, which keeps the lock when `file` is closed
+        return np.memmap(file, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
+
 
 class FeatureSet(Dataset[tuple[Tensor, int]]):
     """Feature maps of labelled images, in the order of the image dataset.
 
     `features[i]` is (feature map (C, h, w) float32, class index). With two views, `start_epoch` draws the one that each
     image shows from then on; before, it is the first, the image as it is. It takes no more memory than the batches
-    read, and can be sent to worker processes.
+    read, and can be sent to worker processes. As long as it lives, the cache does not evict its file.
 
     Attributes:
         path: .npy file of shape (views, N, C, h, w).
@@ -31,20 +60,16 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
         self.classes = classes
         self.seconds = seconds
         self.from_cache = from_cache
-        self._maps = self._open()
+        self._maps = open_maps(path)
         self._target_tensor = torch.tensor(targets)
         self._views = np.zeros(len(targets), dtype=np.int64)
-
-    def _open(self) -> NDArray[np.floating]:
-        maps: NDArray[np.floating] = np.load(self.path, mmap_mode="r")
-        return maps
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": None}  # a pickled memory map would carry the whole file
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._maps = self._open()
+        self._maps = open_maps(self.path)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,27 +1,35 @@
 """Any dataset as folders: <root>/train/<class>/<image> and <root>/test/<class>/<image> (or val/ for test/)."""
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from fgvc.data.dataset import Samples
+from fgvc.data.layout import reachable
 from fgvc.errors import DatasetError
 
 
 def read_folder(root: Path, split: str) -> Samples:
     """Read one split; classes are the sorted names of the class folders, images are sorted by path.
 
+    The images are turned as their EXIF orientation says: cameras and phones store what the sensor saw, and everyone who
+    sorted them saw them upright.
+
     Args:
         root: folder with train/ and test/ (or val/).
         split: "train" or "test".
 
     Raises:
-        DatasetError: a folder is missing, both test/ and val/ are there, a class is in one split only, or a class
-            folder holds no image.
+        DatasetError: a folder is missing or cannot be read, both test/ and val/ are there, a class is in one split
+            only, a class folder holds no image, or a name is not Unicode.
     """
-    return read_class_folders({"train": root / "train", "test": _test_folder(root)}, split)
+    with reachable():
+        test = _test_folder(root)
+    return replace(read_class_folders({"train": root / "train", "test": test}, split), upright=True)
 
 
 def read_class_folders(folders: Mapping[str, Path], split: str) -> Samples:
@@ -30,7 +38,8 @@ def read_class_folders(folders: Mapping[str, Path], split: str) -> Samples:
     Raises:
         DatasetError: as `read_folder`.
     """
-    classes = {name: _class_names(folder) for name, folder in folders.items()}
+    with reachable():
+        classes = {name: _class_names(folder) for name, folder in folders.items()}
     for present, absent in (("train", "test"), ("test", "train")):
         lonely = sorted(classes[present] - classes[absent])
         if lonely:
@@ -56,9 +65,13 @@ def image_files(folder: Path) -> list[Path]:
     """Image files at any depth, known by extension and sorted; hidden files and folders are left out.
 
     The folder's own listing tells files from folders: there is no look at each of a million files.
+
+    Raises:
+        DatasetError: a folder cannot be read, or a name is not Unicode.
     """
     extensions = Image.registered_extensions()
-    found = [path for path in _files(str(folder)) if f".{path.rpartition('.')[2].lower()}" in extensions]
+    with reachable():
+        found = [path for path in _files(str(folder)) if f".{path.rpartition('.')[2].lower()}" in extensions]
     # as sorting the paths would, part by part, but faster
     return [Path(path) for path in sorted(found, key=lambda path: path.replace(os.sep, "\0"))]
 
@@ -68,10 +81,26 @@ def _files(folder: str) -> Iterator[str]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            _require_unicode(folder, entry.name)
             if entry.is_dir(follow_symlinks=False):  # a link to a folder could lead in a circle
                 yield from _files(entry.path)
-            elif entry.is_file():
+            elif _is_file(entry):
                 yield entry.path
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError as error:  # a link: one in a circle leads nowhere; any other the check of the images will name
+        return error.errno != errno.ELOOP
+
+
+def _require_unicode(folder: str | Path, name: str) -> None:
+    """Raise DatasetError for a name in another encoding: no text file of a run could hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DatasetError(f"{folder}: the name {name!r} is not Unicode (UTF-8); rename it") from error
 
 
 def _test_folder(root: Path) -> Path:
@@ -88,6 +117,8 @@ def _class_names(folder: Path) -> set[str]:
             "(or val/ for test/)."
         )
     names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    for name in names:
+        _require_unicode(folder, name)
     if not names:
         raise DatasetError(f"{folder}: no class folders; expected {folder}/<class>/<image>")
     return names

@@ -1,12 +1,12 @@
 """Folders that a program fills: whole or absent, and never mistaken for another one."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fgvc.errors import DatasetError
 from fgvc.files import atomic_folder, write_json_atomic
+from fgvc.reading import read_json
 
 
 def write_once(root: Path, record: str, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
@@ -44,7 +44,7 @@ def _holds(root: Path, record: str, recipe: Mapping[str, Any]) -> bool:
     if not any(root.iterdir()):
         return False
     try:
-        found = json.loads((root / record).read_text(encoding="utf-8"))
+        found = read_json(root / record)
     except FileNotFoundError as error:
         raise DatasetError(f"{root}: not empty and without {record}; set root to a new folder") from error
     except ValueError as error:

@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from fgvc.data.generated import write_once
 from fgvc.data.layout import require_inside
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.files import write_json_atomic
+from fgvc.reading import read_json
 
 _RECORD, _CLASSES = "hf.json", "classes.json"
 _LABEL_TYPES = re.compile(r"u?int\d+|(large_)?string")
@@ -86,17 +86,18 @@ def read_hf(
 
 def _read(root: Path, split: str) -> Samples:
     try:
-        classes = json.loads((root / _CLASSES).read_text(encoding="utf-8"))
+        classes = read_json(root / _CLASSES)
         folders = {entry["folder"]: entry["name"] for entry in classes}
         places = [require_inside(root / split, folder, root / _CLASSES) for folder in folders]
         # every file, whatever its extension: what is no image is to be found by the check, not left out
         found = [sorted(place.iterdir()) for place in places]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{root}: damaged ({error}); delete it, it will be made again") from error
     return Samples(
         classes=list(folders.values()),
         paths=[path for paths in found for path in paths],
         targets=[target for target, paths in enumerate(found) for _ in paths],
+        upright=True,  # as the library itself decodes them
     )
 
 

@@ -1,10 +1,16 @@
 """One image file: decoding it, and which part of it is the image."""
 
+import contextlib
+import functools
 import math
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+_PROGRAMS = ("EPS", "WMF")  # what Pillow hands to another program (Ghostscript) or to the system to be drawn
+_WIDE_GREY = ("PNG", "PPM")  # formats whose grey values in Pillow's mode I are of 16 bits
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels from the file's top left corner; right and bottom are the first outside."""
@@ -44,21 +50,33 @@ class Region(NamedTuple):
         return image if pixels == (0, 0, *image.size) else image.crop(pixels)
 
 
-def decode_rgb(path: Path, region: Region | None = None) -> Image.Image:
+def decode_rgb(path: Path, region: Region | None = None, *, upright: bool = False) -> Image.Image:
     """Decode a whole image file to RGB and cut out the region.
+
+    The format is known by the content, not by the name. Of several frames or pages the first counts. Transparent parts
+    become white, as on a page: what colour lies beneath them is chance. Of 16 bits a channel the upper eight are kept.
+
+    Args:
+        path: the file.
+        region: None for the whole picture.
+        upright: turn the picture as its EXIF orientation says.
 
     Raises:
         UnreadableImageError: missing, empty, truncated, not an image, more pixels than Pillow's limit against
-            decompression bombs, or nothing left of the region.
+            decompression bombs, pixels of unknown range, or nothing left of the region.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:  # Pillow itself refuses only twice the limit
                 raise UnreadableImageError(
                     f"{image.width} x {image.height} pixels, more than Pillow's limit of {limit}"
                 )
-            rgb: Image.Image = image.convert("RGB")
+            image.load()
+            if upright:
+                with contextlib.suppress(Exception):  # damaged metadata are no reason to lose the picture
+                    ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image)
             return rgb if region is None else region.cut(rgb)
     except UnreadableImageError:
         raise
@@ -68,9 +86,27 @@ def decode_rgb(path: Path, region: Region | None = None) -> Image.Image:
         raise UnreadableImageError(_reason(path, error)) from error
 
 
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.ID if name not in _PROGRAMS)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _WIDE_GREY):
+        # as Pillow itself does with 16-bit colour; its conversion of 16-bit grey would show all above 255 as white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise UnreadableImageError("pixels are 32-bit numbers, whose black and white are unknown; save it with 8 bits")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    paper = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
+
+
 def _reason(path: Path, error: Exception) -> str:
-    if path.is_file() and path.stat().st_size == 0:
-        return "empty file (0 bytes)"
     if isinstance(error, UnidentifiedImageError):
+        if path.stat().st_size == 0:  # it has been read
+            return "empty file (0 bytes)"
         return "not an image in a format that Pillow knows"
     return str(error) or type(error).__name__

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fgvc.data.dataset import Samples
 from fgvc.data.folder import read_class_folders
-from fgvc.data.layout import find_folder, listing, read_table, unique_names
+from fgvc.data.layout import find_folder, listing, reachable, read_table, unique_names
 from fgvc.errors import DatasetError
 
 _NAMES = "LOC_synset_mapping.txt"
@@ -41,7 +41,7 @@ def read_imagenet(root: Path, split: str) -> Samples:
 
 
 def _refuse_flat(folder: Path) -> None:
-    with os.scandir(folder) as entries:
+    with reachable(), os.scandir(folder) as entries:
         flat = next((entry.name for entry in entries if entry.name.startswith(_FLAT)), None)
     if flat is not None:
         raise DatasetError(

@@ -1,8 +1,9 @@
 """ImageNet's validation images come in one flat folder; the development kit says which class each belongs to."""
 
+import re
 from pathlib import Path
 
-from fgvc.data.layout import read_text
+from fgvc.data.layout import reachable, read_text
 from fgvc.data.mat import field, integers, read_mat, texts
 from fgvc.errors import DatasetError
 
@@ -22,7 +23,8 @@ def sort_validation(root: Path) -> None:
         if not path.is_file():
             raise DatasetError(f"{path}: missing; {_KIT}.tar.gz must be among the archives")
     wordnet_ids = _wordnet_ids(kit / _META)
-    images = sorted(path for path in (root / "val").iterdir() if path.is_file())
+    with reachable():
+        images = sorted(path for path in (root / "val").iterdir() if path.is_file())
     labels = read_text(kit / _LABELS).split()
     if len(labels) != len(images):
         raise DatasetError(f"{kit / _LABELS}: {len(labels)} labels for {len(images)} images in val; unpack them again")
@@ -40,4 +42,7 @@ def _wordnet_ids(path: Path) -> dict[str, str]:
     numbers = integers(path, field(path, synsets, "ILSVRC2012_ID"))
     children = integers(path, field(path, synsets, "num_children"))
     names = texts(path, field(path, synsets, "WNID"))
+    strange = [name for name in names if not re.fullmatch(r"n[0-9]{1,18}", name)]  # they become names of folders
+    if strange:
+        raise DatasetError(f"{path}: {strange[0]!r} is no WordNet id, n and digits; unpack the kit again")
     return {str(number): name for number, name, count in zip(numbers, names, children, strict=True) if count == 0}

@@ -1,12 +1,24 @@
 """What the adapters share: finding a dataset's folder, reading its text files, and refusing what does not fit."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fgvc.errors import DatasetError
 
 _SHOWN = 5  # names listed in a message before "and N more"
+_MAX_DIGITS = 18  # of a whole number; Python refuses to read thousands of them
+
+
+@contextlib.contextmanager
+def reachable() -> Iterator[None]:
+    """Errors of the file system, while a dataset is looked for, as DatasetError."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot be looked at ({error.strerror})"
+        raise DatasetError(f"{error.filename}: {reason}; mend its name or its permissions") from error
 
 
 def listing(items: Iterable[str]) -> str:
@@ -25,8 +37,14 @@ def find_folder(dataset: str, root: Path, *layouts: Sequence[str], nested: str |
         nested: name of the folder that the archive unpacks to.
 
     Raises:
-        DatasetError: no layout is complete; says what is missing from the nearest one and what is there instead.
+        DatasetError: no layout is complete; says what is missing from the nearest one and what is there instead. Or the
+            folder cannot be looked at.
     """
+    with reachable():
+        return _nearest_folder(dataset, root, layouts, nested)
+
+
+def _nearest_folder(dataset: str, root: Path, layouts: Sequence[Sequence[str]], nested: str | None) -> Path:
     places = [root] if nested is None else [root, root / nested]
     candidates = [(place, layout) for place in places for layout in layouts]
     missing = [[name for name in layout if not (place / name).exists()] for place, layout in candidates]
@@ -72,6 +90,14 @@ def read_text(path: Path) -> str:
         ) from error
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file, without those that are blank. Raises DatasetError as `read_text`.
+
+    Only a line feed ends one: to `str.splitlines` a name may hold seven other characters that do.
+    """
+    return [line for line in read_text(path).split("\n") if line.strip()]
+
+
 def read_table(path: Path, *, numeric_ids: bool = False) -> dict[str, str]:
     """Lines "id value" as {id: value}, in the file's order; the value may hold spaces.
 
@@ -83,7 +109,7 @@ def read_table(path: Path, *, numeric_ids: bool = False) -> dict[str, str]:
         DatasetError: missing, empty, not UTF-8, a line without id and value, or an id that comes twice.
     """
     table: dict[str, str] = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         key, _, value = line.strip().partition(" ")
@@ -99,8 +125,8 @@ def read_table(path: Path, *, numeric_ids: bool = False) -> dict[str, str]:
 
 
 def is_whole_number(text: str) -> bool:
-    """Whether a text is a whole number in plain digits."""
-    return text.isascii() and text.isdigit()
+    """Whether a text is a whole number in plain digits, and not too many of them."""
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
 
 
 def leads_out(name: str) -> bool:
@@ -129,10 +155,12 @@ def image_paths(folder: Path, names: Sequence[str], source: Path) -> list[Path]:
     """The image files below `folder` that `source` names.
 
     Raises:
-        DatasetError: a path that leaves the folder, or missing files, counted and the first few named.
+        DatasetError: a path that leaves the folder or cannot be looked at, or missing files, counted and the first few
+            named.
     """
     paths = [require_inside(folder, name, source) for name in names]
-    missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
+    with reachable():
+        missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
     if missing:
         raise DatasetError(
             f"{folder}: {len(missing)} of {len(paths)} images named in {source.name} are missing: {listing(missing)}; "

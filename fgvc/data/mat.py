@@ -5,32 +5,32 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.io import loadmat
 
+from fgvc.data.mat_file import Array, variables
 from fgvc.errors import DatasetError
+from fgvc.reading import growth_limit
 
-Array = NDArray[Any]
 Value = TypeVar("Value", int, str)
 
 
 def read_mat(path: Path, *names: str) -> Mapping[str, Array]:
-    """The variables of a MATLAB file (up to version 7.2).
+    """The variables of these names in a MATLAB file (version 5 to 7.2).
 
     Raises:
-        DatasetError: missing, damaged, of version 7.3, or a variable is not in it.
+        DatasetError: missing, damaged, of another version, a decompression bomb, or a variable is not in it.
     """
     if not path.is_file():
         raise DatasetError(f"{path}: missing; unpack the archive again")
     try:
-        content: dict[str, Array] = loadmat(path)
+        readers = dict(variables(path.read_bytes(), growth_limit(path)))
+        content = {name: readers[name]() for name in names if name in readers}
     except NotImplementedError as error:
         raise DatasetError(f"{path}: a MATLAB 7.3 (HDF5) file; take the official one, or save it with -v7") from error
-    except Exception as error:  # scipy's reader raises many types on damaged files
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: not a readable MATLAB file ({error}); unpack the archive again") from error
     missing = [name for name in names if name not in content]
     if missing:
-        found = ", ".join(name for name in content if not name.startswith("__")) or "nothing"
+        found = ", ".join(readers) or "nothing"
         raise DatasetError(f"{path}: no variable {missing[0]!r} in it, found {found}; unpack the archive again")
     return content
 

@@ -16,9 +16,11 @@ from fgvc.data.checks import BadImage, bad_images_summary, map_images
 from fgvc.data.checksums import file_digests
 from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.image_file import UnreadableImageError
+from fgvc.data.layout import read_lines
 from fgvc.data.registry import create_dataset
-from fgvc.errors import DatasetError
+from fgvc.errors import ConfigError, DatasetError
 from fgvc.files import atomic_path, write_json_atomic
+from fgvc.reading import read_json
 
 FINGERPRINT = "fingerprint.json"
 FILES = "fingerprint.sha256"  # in the format of sha256sum: `sha256sum -c fingerprint.sha256` checks it too
@@ -44,10 +46,26 @@ def is_current(name: str, root: Path, card: Card) -> bool:
         return False
     if any(known["splits"].get(split, {}).get("images") != count for split, count in card.splits.items()):
         return False
+    return _is_unchanged(known, root)
+
+
+def verified_content(root: Path) -> str | None:
+    """SHA-256 over the content of every image in `root`, as a verification found it: the same on every machine.
+
+    None where there was no verification, or where an image's size or time has changed since.
+    """
+    known = _load(root)
+    content = known.get("content")
+    return content if isinstance(content, str) and _is_unchanged(known, root) else None
+
+
+def _is_unchanged(known: Mapping[str, Any], root: Path) -> bool:
+    """Whether no image's size or time has changed since `known` was written."""
     try:
-        splits = read_splits(name, root)
-        return all(known["splits"][split].get("state") == fingerprint(dataset) for split, dataset in splits.items())
-    except DatasetError:
+        splits = read_splits(str(known.get("name")), root)
+        states = {split: known["splits"].get(split, {}).get("state") for split in splits}
+        return all(states[split] == fingerprint(dataset) for split, dataset in splits.items())
+    except (ConfigError, DatasetError):
         return False  # to be told by the verification
 
 
@@ -138,7 +156,7 @@ def _write_listing(root: Path, splits: Mapping[str, ImageDataset], listing: Path
                 if isinstance(result, BadImage):
                     bad.append(result)
                 else:
-                    file.write(f"{result}  {dataset.relative_path(index)}\n")
+                    file.write(_line(result, dataset.relative_path(index)))
     if bad:
         summary = bad_images_summary(root, bad, sum(map(len, splits.values())))
         raise DatasetError(f"{summary}\n{_AGAIN}")
@@ -187,20 +205,33 @@ def _changed_files(old: Path, new: Path) -> list[str]:
     return changed + gone + [f"{path}: new" for path in after if path not in before]
 
 
+def _line(digest: str, name: str) -> str:
+    """A line of the listing; sha256sum escapes what would break it, and says so by a backslash in front."""
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{digest}  {name}\n" if escaped == name else f"\\{digest}  {escaped}\n"
+
+
 def _read_listing(path: Path) -> dict[str, str]:
-    """SHA-256 by path. All in memory, which only the message about changed files needs."""
+    """SHA-256 by path, as it is escaped. All in memory, which only the message about changed files needs.
+
+    Raises:
+        DatasetError: not UTF-8.
+    """
     found = {}
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            digest, _, name = line.rstrip("\n").partition("  ")
-            found[name] = digest
+    for line in read_lines(path):
+        digest, _, name = line.partition("  ")
+        found[name] = digest
     return found
 
 
 def _load(root: Path) -> dict[str, Any]:
     """The fingerprint in `root`; empty where there is none, or none that can be read."""
     try:
-        found = json.loads((root / FINGERPRINT).read_text(encoding="utf-8"))
+        found = read_json(root / FINGERPRINT)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("splits"), dict) else {}
+    splits = found.get("splits") if isinstance(found, dict) else None
+    whole = isinstance(splits, dict) and all(
+        isinstance(split, dict) and isinstance(split.get("state"), str) for split in splits.values()
+    )
+    return found if whole else {}

@@ -8,15 +8,16 @@ import argparse
 import importlib.util
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 from safetensors.torch import load_file
 
 from fgvc.errors import WeightsError
+from fgvc.reading import refuse_growth
 
 State = dict[str, torch.Tensor]
 Layout = Mapping[str, torch.Size]
@@ -72,7 +73,8 @@ def read_tensors(path: Path) -> State:
         WeightsError: the file is unreadable, holds no named tensors, or asks for foreign code.
     """
     try:
-        content: Any = load_file(path) if path.suffix == ".safetensors" else _read_pytorch(path)
+        with path.open("rb"):  # safetensors takes a file that may not be read for one that is not there
+            content: Any = load_file(path) if path.suffix == ".safetensors" else _read_pytorch(path)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         found = f"it asks for {foreign[1]}" if foreign else "it is damaged or no PyTorch file"
@@ -80,7 +82,7 @@ def read_tensors(path: Path) -> State:
             f"{path} is refused: {found}. Only tensors are read, foreign code is never executed; "
             "save the state_dict() alone, best as .safetensors"
         ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+    except Exception as error:  # the readers of both formats raise many types on damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path} cannot be read ({reason}); it may be cut short: fetch it again") from error
     while isinstance(content, dict) and (key := next((k for k in _CONTAINERS if isinstance(content.get(k), dict)), "")):
@@ -93,9 +95,27 @@ def read_tensors(path: Path) -> State:
 
 
 def _read_pytorch(path: Path) -> Any:
+    _refuse_bomb(path)
     # timm's training checkpoints carry their arguments, a plain record that is harmless to unpickle
     with torch.serialization.safe_globals([argparse.Namespace]):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse what would take far more memory than the file has bytes.
+
+    Raises:
+        pickle.UnpicklingError: the file asks for a bytearray, which torch allows and a few bytes make of any size.
+        ValueError: it unpacks to many times its size.
+    """
+    if zipfile.is_zipfile(path):
+        refuse_growth(path)
+        with zipfile.ZipFile(path) as archive:
+            programs = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+    else:
+        programs = [path.read_bytes()]
+    if any(b"bytearray" in program for program in programs):
+        raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
 
 
 def listed(names: Iterable[str], limit: int = 3) -> str:

@@ -27,6 +27,7 @@ class PoolingHead(nn.Module):
             choice for ResNets, makes the classifier linear. Their AlexNet has two of 4096.
         gradient: rule of the spectral layer, None means as published.
         eigh_device: where eigendecompositions run, see `fgvc.pooling.create_pooling`.
+        spectral_dtype: precision of the covariance and all that is made of it, "float64" or "float32".
         options: of the pooling.
 
     Raises:
@@ -43,6 +44,7 @@ class PoolingHead(nn.Module):
         hidden: Sequence[int] = (),
         gradient: str | None = None,
         eigh_device: str = "auto",
+        spectral_dtype: str = "float64",
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -60,7 +62,12 @@ class PoolingHead(nn.Module):
                 nn.Conv2d(in_channels, channels, kernel_size=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
             )
         self.pooling = create_pooling(
-            method, channels=channels, gradient=gradient, eigh_device=eigh_device, **(options or {})
+            method,
+            channels=channels,
+            gradient=gradient,
+            eigh_device=eigh_device,
+            dtype=spectral_dtype,
+            **(options or {}),
         )
         self._hidden = tuple(hidden)
         self.classifier: nn.Module = self._new_classifier(num_classes)
@@ -124,6 +131,7 @@ def create_model(
     hidden: Sequence[int] = (),
     gradient: str | None = None,
     eigh_device: str = "auto",
+    spectral_dtype: str = "float64",
     pretrained: bool = False,
     weights: str | Path | None = None,
     last_stride: int | None = None,
@@ -140,6 +148,7 @@ def create_model(
         hidden: widths of fully connected layers in front of the classifier's last one.
         gradient: rule of the spectral layer, None means as published.
         eigh_device: where eigendecompositions run, see `fgvc.pooling.create_pooling`.
+        spectral_dtype: precision of the covariance and all that is made of it, "float64" or "float32".
         pretrained: load timm's weights from its hub.
         weights: load these into the backbone instead (.safetensors, .pth, package:NAME).
         last_stride: 1 removes the stride of a ResNet's last stage.
@@ -161,6 +170,7 @@ def create_model(
         hidden=hidden,
         gradient=gradient,
         eigh_device=eigh_device,
+        spectral_dtype=spectral_dtype,
         options=options,
     )
     return FineGrainedModel(backbone, head)

@@ -14,7 +14,7 @@ from fgvc.spectral import (
 )
 from fgvc.spectral.descriptor import layer_descriptor
 from fgvc.spectral.eigen import symmetric_eigh
-from fgvc.spectral.precision import check_whole_number, result_dtype
+from fgvc.spectral.precision import check_whole_number, result_dtype, spectral_dtype
 from fgvc.spectral.spectral_map import apply_layer, spectral_layer
 
 
@@ -42,8 +42,8 @@ class GlobalAveragePooling(Pooling):
 class CovariancePooling(Pooling):
     """Base of the poolings whose descriptor is the upper triangle of a normalised covariance.
 
-    (B, C, H, W) -> (B, C (C + 1) / 2). Computes in float64 with autocast off; the result is float32, or float64 for
-    float64 input.
+    (B, C, H, W) -> (B, C (C + 1) / 2). Computes in float64, or float32 by option, with autocast off; the result is
+    float32, or float64 for float64 input.
     """
 
     def __init__(self, channels: int) -> None:
@@ -61,10 +61,10 @@ class SpectralPooling(CovariancePooling):
 
     Args:
         channels: C.
-        f, gradient, keep, eigh_device: as in `spectral_descriptor`.
+        f, gradient, keep, eigh_device, dtype: as in `spectral_descriptor`.
 
     Raises:
-        ValueError: unknown gradient, one that does not apply to `f`, or `keep` below 1 or no band.
+        ValueError: unknown gradient, one that does not apply to `f`, `keep` below 1 or no band, or another `dtype`.
     """
 
     def __init__(
@@ -75,9 +75,10 @@ class SpectralPooling(CovariancePooling):
         *,
         keep: Keep | None = None,
         eigh_device: str = "auto",
+        dtype: str | torch.dtype = torch.float64,
     ) -> None:
         super().__init__(channels)
-        self.layer = spectral_layer(f, gradient, keep, eigh_device)
+        self.layer = spectral_layer(f, gradient, keep, eigh_device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return layer_descriptor(x, self.layer)
@@ -90,19 +91,20 @@ class NewtonSchulzPooling(CovariancePooling):
     """Covariance normalised by Newton-Schulz iteration (iSQRT-COV); see `fgvc.spectral.newton_schulz_descriptor`.
 
     Raises:
-        ValueError: `iterations` below 1.
+        ValueError: `iterations` below 1, or another `dtype`.
     """
 
-    def __init__(self, channels: int, iterations: int) -> None:
+    def __init__(self, channels: int, iterations: int, dtype: str | torch.dtype = torch.float64) -> None:
         super().__init__(channels)
         check_whole_number("iterations", iterations, least=1)
         self.iterations = iterations
+        self.dtype = spectral_dtype(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return newton_schulz_descriptor(x, self.iterations)
+        return newton_schulz_descriptor(x, self.iterations, dtype=self.dtype)
 
     def normalise(self, cov: Tensor) -> Tensor:
-        return newton_schulz_sqrt(cov, self.iterations)
+        return newton_schulz_sqrt(cov, self.iterations, dtype=self.dtype)
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fgvc.errors import ConfigError
 from fgvc.pooling.bilinear import BilinearPooling, CompactBilinearPooling
 from fgvc.pooling.layers import GlobalAveragePooling, NewtonSchulzPooling, Pooling, SpectralPooling
@@ -25,11 +27,12 @@ from fgvc.spectral import (
     trunc,
 )
 from fgvc.spectral.eigen import DEVICES
+from fgvc.spectral.precision import spectral_dtype
 
 
 @dataclass(frozen=True)
 class _Plain:
-    """A method without a choice of gradient: `build` is (channels, **options) -> module."""
+    """A method without a choice of gradient: `build` is (channels[, dtype], **options) -> module."""
 
     label: str
     build: Callable[..., Pooling]
@@ -71,11 +74,14 @@ def _kept(channels: int, keep: int | Sequence[int | None] | None = None) -> Keep
     return channels - 50 if keep is None else keep
 
 
+_OF_EVERY_METHOD = ("channels", "dtype")
 _METHODS: dict[str, _Plain | _Spectral] = {
     "gap": _Plain("GAP", GlobalAveragePooling, second_order=False),
     "bilinear": _Plain("B-CNN", BilinearPooling),  # Lin, RoyChowdhury, Maji, ICCV 2015
     "compact_bilinear": _Plain("CBP", CompactBilinearPooling),  # Gao, Beijbom, Zhang, Darrell, CVPR 2016
-    "isqrt_cov": _Plain("iSQRT-COV", lambda channels, iterations=5: NewtonSchulzPooling(channels, iterations)),
+    "isqrt_cov": _Plain(
+        "iSQRT-COV", lambda channels, dtype, iterations=5: NewtonSchulzPooling(channels, iterations, dtype)
+    ),
     "mpn_cov": _Spectral("MPN-COV", "ordinary", f=_square_root),  # Li, Xie, Wang, Zuo, ICCV 2017
     "svd_pade": _Spectral("SVD-Padé", "pade"),  # this and the next five as compared by Song, Sebe, Wang, ICCV 2021
     "svd_taylor": _Spectral("SVD-Taylor", "taylor", taylor),
@@ -133,7 +139,13 @@ def _shown(value: Any) -> str:
 
 
 def create_pooling(
-    name: str, *, channels: int, gradient: str | None = None, eigh_device: str = "auto", **options: Any
+    name: str,
+    *,
+    channels: int,
+    gradient: str | None = None,
+    eigh_device: str = "auto",
+    dtype: str | torch.dtype = "float64",
+    **options: Any,
 ) -> Pooling:
     """Build a pooling layer.
 
@@ -143,6 +155,8 @@ def create_pooling(
         gradient: a rule in `fgvc.spectral.GRADIENTS` in place of the published one (None: as published).
         eigh_device: where eigendecompositions run: "auto", "same" (as the features) or "cpu" (as the papers do). Of no
             effect on methods without one.
+        dtype: precision of the covariance and all that is made of it, "float64" or "float32", whatever autocast does.
+            Of no effect on methods without one, which compute in float32.
         options: of the method: isqrt_cov, svd_pi, svd_newton(iterations), mpn_cov(alpha, scale), svd_taylor(degree),
             svd_trunc(limit), svd_topn(keep, N or a pair as in `fgvc.spectral.spectral_map`),
             seb_spectral(amplification, temperature), log_cov(ridge), compact_bilinear(out_features, seed). Options of
@@ -161,29 +175,34 @@ def create_pooling(
     if eigh_device not in DEVICES:
         raise ConfigError(f"unknown eigh_device {eigh_device!r}; choose one of {', '.join(DEVICES)}")
     try:
+        working = spectral_dtype(dtype)
         if isinstance(method, _Plain):
             if gradient is not None:
                 raise ConfigError(f"method {name!r} has no choice of gradient, got gradient={gradient!r}; leave it out")
             _check_options(name, options, [method.build])
-            return method.build(channels, **options)
-        return _spectral(name, method, channels, gradient, eigh_device, options)
+            pooling: Pooling = _call(method.build, {"channels": channels, "dtype": working, **options})
+            return pooling
+        layer = _layer(name, method, channels, gradient, options)
+        return SpectralPooling(channels, **layer, eigh_device=eigh_device, dtype=working)
     except ConfigError:
         raise
     except (ValueError, TypeError) as error:  # a value that the layer refuses
         raise ConfigError(f"method {name!r}: {error}") from error
 
 
-def _spectral(
-    name: str, method: _Spectral, channels: int, gradient: str | None, eigh_device: str, options: dict[str, Any]
-) -> SpectralPooling:
+def _layer(
+    name: str, method: _Spectral, channels: int, gradient: str | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Map, gradient rule and kept eigenvalues of a spectral method, as `SpectralPooling` takes them."""
     if gradient is not None and gradient not in GRADIENTS:
         raise ConfigError(f"unknown gradient {gradient!r}; choose one of {', '.join(GRADIENTS)}")
     rule = method.rule if gradient in (None, method.gradient) else None
     _check_options(name, options, [part for part in (method.f, rule, method.keep) if part is not None])
-    f = _call(method.f, options)
-    keep = None if method.keep is None else _call(method.keep, {"channels": channels, **options})
-    backward = gradient or method.gradient if rule is None else _call(rule, options)
-    return SpectralPooling(channels, f, backward, keep=keep, eigh_device=eigh_device)
+    return {
+        "f": _call(method.f, options),
+        "gradient": gradient or method.gradient if rule is None else _call(rule, options),
+        "keep": None if method.keep is None else _call(method.keep, {"channels": channels, **options}),
+    }
 
 
 def _call(part: Callable[..., Any], given: dict[str, Any]) -> Any:
@@ -192,7 +211,7 @@ def _call(part: Callable[..., Any], given: dict[str, Any]) -> Any:
 
 
 def _options(parts: Sequence[Callable[..., Any]]) -> list[str]:
-    return [key for part in parts for key in inspect.signature(part).parameters if key != "channels"]
+    return [key for part in parts for key in inspect.signature(part).parameters if key not in _OF_EVERY_METHOD]
 
 
 def _check_options(name: str, options: dict[str, Any], parts: Sequence[Callable[..., Any]]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from fgvc.analysis import confusion_matrix, per_class, top_confusions
+from fgvc.csv_text import to_csv
 from fgvc.files import write_text_atomic
 from fgvc.reporting.confusion_plot import confusion_figure
 from fgvc.reporting.render import markdown_table
@@ -40,8 +41,8 @@ def write_class_report(
     confusions = top_confusions(predictions, classes)
     text = f"{_worst_classes(table)}\n\n{confusions_markdown(confusions)}"
     texts = {
-        f"per_class-{name}.csv": table.to_csv(index=False, float_format="%.4f"),
-        f"confusion-{name}.csv": matrix.to_csv(),
+        f"per_class-{name}.csv": to_csv(table, "%.4f"),
+        f"confusion-{name}.csv": to_csv(matrix, index=True),
         f"confusions-{name}.md": f"# {' '.join(title.splitlines())}\n\n{text}\n",
     }
     for file, content in texts.items():

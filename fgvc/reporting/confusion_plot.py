@@ -83,7 +83,7 @@ def confusion_figure(matrix: pd.DataFrame, confusions: pd.DataFrame, title: str)
     with figure_style():
         figure = _small_figure(matrix, order) if len(matrix) <= _COUNTED else _wide_figure(matrix, order, confusions)
         width = 55 if len(matrix) <= _COUNTED else 110
-        figure.suptitle(_wrap(title, width), fontsize=8)
+        figure.suptitle(_wrap(title, width), fontsize=8, parse_math=False)
         colour = "Colour: share of the true class. " if len(matrix) <= _COUNTED else ""
         caption = f"{colour}{len(matrix)} classes, those confused with each other side by side."
         figure.supxlabel(_wrap(caption, width + 10), fontsize=_SMALL, color=_GREY)

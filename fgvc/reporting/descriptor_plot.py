@@ -62,6 +62,8 @@ def embedding_figure(embedding: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
         for handle in legend.legend_handles:
             if isinstance(handle, PathCollection):
                 handle.set_edgecolor("none")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     return figure
 
 

@@ -3,8 +3,6 @@
 import html
 from collections.abc import Iterable, Sequence
 
-import pandas as pd
-
 from fgvc.reporting.blocks import Block
 
 _LATEX = {
@@ -100,20 +98,6 @@ def to_html(title: str, blocks: Iterable[Block]) -> str:
 </body>
 </html>
 """
-
-
-def to_csv(table: pd.DataFrame) -> str:
-    """A tidy frame as CSV. Text that a spreadsheet would take for a formula gets a leading apostrophe."""
-    safe = table.copy()
-    for column in safe.columns:
-        if not pd.api.types.is_numeric_dtype(safe[column]):
-            safe[column] = safe[column].map(_defuse)
-    text: str = safe.to_csv(index=False, float_format="%.6g")
-    return text
-
-
-def _defuse(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _marked(block: Block, kind: str, rows: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -16,6 +16,7 @@ from fgvc.analysis.smoothness_table import (
     summarise_smoothness,
     with_ranges,
 )
+from fgvc.csv_text import to_csv
 from fgvc.files import write_text_atomic
 from fgvc.reporting.render import markdown_table
 from fgvc.reporting.style import PAGE_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
@@ -195,6 +196,6 @@ def write_smoothness(table: pd.DataFrame, folder: Path, title: str | None = None
     """
     figure, text = smoothness_figure(table, title), smoothness_markdown(table)
     files = [folder / "smoothness.csv", folder / "smoothness.md"]
-    write_text_atomic(files[0], table.to_csv(index=False, float_format="%.6g"))
+    write_text_atomic(files[0], to_csv(table))
     write_text_atomic(files[1], text + "\n")
     return files + save_figure(figure, folder / "smoothness")

@@ -13,6 +13,7 @@ from fgvc.analysis.class_spectra import as_shares, layer_spectra, look_again, sp
 from fgvc.analysis.history import condition_history, curves_by_epoch
 from fgvc.analysis.runs import Spectrum
 from fgvc.analysis.settings import Group, Method, one_setting
+from fgvc.csv_text import to_csv
 from fgvc.errors import RunError
 from fgvc.files import write_text_atomic
 from fgvc.reporting.history_plot import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
@@ -52,7 +53,7 @@ class View:
         """Write NAME.png, NAME.pdf and NAME.csv; returns their paths."""
         written = save_figure(self.figure, folder / name)
         written.append(folder / f"{name}.csv")
-        write_text_atomic(written[-1], self.table.to_csv(index=False, float_format="%.5g"))
+        write_text_atomic(written[-1], to_csv(self.table, "%.5g"))
         return written
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from fgvc.csv_text import to_csv
 from fgvc.reporting.blocks import Block
-from fgvc.reporting.render import to_csv, to_html, to_latex, to_markdown
+from fgvc.reporting.render import to_html, to_latex, to_markdown
 
 FORMATS = ("md", "tex", "html", "csv")
 

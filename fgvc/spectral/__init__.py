@@ -7,7 +7,6 @@ from fgvc.spectral.covariance import covariance
 from fgvc.spectral.descriptor import covariance_eigenvalues, spectral_descriptor
 from fgvc.spectral.eigen import EigendecompositionError, EigendecompositionWarning
 from fgvc.spectral.maps import (
-    EIGENVALUE_FLOOR,
     LOG,
     SCALED_SQRT,
     SQRT,
@@ -19,6 +18,7 @@ from fgvc.spectral.maps import (
 )
 from fgvc.spectral.newton_schulz import newton_schulz_descriptor, newton_schulz_sqrt
 from fgvc.spectral.operators import matrix_log, matrix_power, matrix_sqrt, scaling_eigen_branch, seb_spectral
+from fgvc.spectral.precision import EIGENVALUE_FLOOR
 from fgvc.spectral.rules import GRADIENTS, GradientRule, newton, power_iteration, taylor, trunc
 from fgvc.spectral.spectral_map import spectral_map
 from fgvc.spectral.spectrum import Band, Keep

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fgvc.spectral.precision import without_autocast
+from fgvc.spectral.precision import full_precision
 
 
 def covariance(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -25,7 +25,7 @@ def covariance(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         TypeError: `x` is not floating point.
     """
     check_features(x)
-    with without_autocast(x):
+    with full_precision(x, dtype):
         features = centred(x, dtype)
         return features @ features.mT / features.shape[-1]
 
@@ -45,7 +45,7 @@ def check_features(x: Tensor) -> None:
         raise ValueError(f"the features have no channels or no locations: shape {tuple(x.shape)}")
 
 
-def centred(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+def centred(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Xc = X (I - 11^T / M): (B, C, H, W) or (B, C, M) -> (B, C, M) in `dtype`, the mean over locations taken off."""
     features = x.flatten(2).to(dtype)
     return features - features.mean(dim=-1, keepdim=True)

@@ -22,7 +22,7 @@ from fgvc.spectral.covariance import centred, check_features
 from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import EigenvalueMap
 from fgvc.spectral.parts import batch_parts
-from fgvc.spectral.precision import result_dtype, without_autocast
+from fgvc.spectral.precision import full_precision, null_tolerance, result_dtype, spectral_dtype
 from fgvc.spectral.rules import GradientRule
 from fgvc.spectral.spectral_map import SpectralLayer, map_backward, map_forward, spectral_layer
 from fgvc.spectral.spectrum import Keep, Spectrum
@@ -40,13 +40,13 @@ def image_parts(shape: torch.Size, device: torch.device) -> Iterator[slice]:
     return batch_parts(shape[0], d * max(d, locations), device)
 
 
-def batch_gram(x: Tensor, *, thin: bool) -> Tensor:
-    """Xc^T Xc / M (B, M, M) if `thin`, else the covariance Xc Xc^T / M (B, d, d), float64, of features (B, d, ...)."""
+def batch_gram(x: Tensor, dtype: torch.dtype, *, thin: bool) -> Tensor:
+    """Of features (B, d, ...), in `dtype`: Xc^T Xc / M (B, M, M) if `thin`, else Xc Xc^T / M (B, d, d)."""
     d, locations = x.shape[1], math.prod(x.shape[2:])
     size = locations if thin else d
-    result = torch.empty(x.shape[0], size, size, dtype=torch.float64, device=x.device)
+    result = torch.empty(x.shape[0], size, size, dtype=dtype, device=x.device)
     for part in image_parts(x.shape, x.device):
-        features = centred(x[part])
+        features = centred(x[part], dtype)
         left, right = (features.mT, features) if thin else (features, features.mT)
         torch.bmm(left, right, out=result[part])
     return result.div_(locations)
@@ -57,34 +57,34 @@ def empty_descriptor(x: Tensor) -> Tensor:
     return torch.empty(x.shape[0], x.shape[1] * (x.shape[1] + 1) // 2, dtype=result_dtype(x), device=x.device)
 
 
-def symmetric_gradient(triangle_gradient: Tensor, d: int) -> Tensor:
-    """sym(dLoss/dF) (B, d, d) float64 from the gradient of the upper triangle (B, d (d + 1) / 2)."""
-    gradient = symmetric_from_triangle(triangle_gradient, d).double()
+def symmetric_gradient(triangle_gradient: Tensor, d: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """sym(dLoss/dF) (B, d, d) in `dtype` from the gradient of the upper triangle (B, d (d + 1) / 2)."""
+    gradient = symmetric_from_triangle(triangle_gradient, d).to(dtype)
     # each off-diagonal number of the triangle stands for two entries of the matrix
     gradient.mul_(0.5).diagonal(dim1=-2, dim2=-1).mul_(2)
     return gradient
 
 
 def features_gradient(matrix_gradient: Tensor, x: Tensor) -> Tensor:
-    """dLoss/dXc = 2 dLoss/dS Xc / M (B, d, M) float64 for a symmetric dLoss/dS (B, d, d).
+    """dLoss/dXc = 2 dLoss/dS Xc / M (B, d, M) for a symmetric dLoss/dS (B, d, d), in its precision.
 
     It needs no centring: its rows sum to zero as those of Xc do.
     """
-    # centring again costs less than keeping the float64 features from the forward pass would
-    features = centred(x)
+    # centring again costs less than keeping the features as they were centred in the forward pass would
+    features = centred(x, matrix_gradient.dtype)
     return torch.bmm(matrix_gradient, features.mul_(2 / features.shape[-1]))
 
 
 def thin_vectors(x: Tensor, eigenvalues: Tensor, gram_vectors: Tensor) -> Tensor:
     """U = Xc V / sqrt(M l) (B, d, r), zero where l = 0, for l (B, r) and V (B, M, r)."""
-    features = centred(x)
+    features = centred(x, eigenvalues.dtype)
     lengths = torch.where(eigenvalues > 0, (features.shape[-1] * eigenvalues).rsqrt(), 0)
     return torch.bmm(features, gram_vectors).mul_(lengths[:, None, :])
 
 
 def null_as_zero(eigenvalues: Tensor, d: int) -> Tensor:
-    """Ascending eigenvalues (B, n) of a d x d covariance, those up to its numerical rank, d eps l_max, set to 0."""
-    threshold = d * torch.finfo(torch.float64).eps * eigenvalues[:, -1:]
+    """Ascending eigenvalues (B, n) of a d x d covariance, those up to `null_tolerance` of the largest set to 0."""
+    threshold = null_tolerance(d, eigenvalues.dtype) * eigenvalues[:, -1:]
     return torch.where(eigenvalues > threshold.clamp(min=0), eigenvalues, 0)
 
 
@@ -96,7 +96,7 @@ def _with_nulls(eigenvalues: Tensor, d: int) -> Tensor:
 def thin_forward(eigenvalues: Tensor, vectors: Tensor, layer: SpectralLayer) -> Tensor:
     """F(S) (B, d, d) from l (B, r) and U (B, d, r)."""
     d, rank = vectors.shape[1:]
-    value = layer.f.value(Spectrum(_with_nulls(eigenvalues, d), layer.keep).clipped)
+    value = layer.f.value(Spectrum(_with_nulls(eigenvalues, d), layer.keep, nulls_known=True).clipped)
     null_value = value[:, :1]
     result = torch.bmm(vectors * (value[:, d - rank :] - null_value)[:, None, :], vectors.mT)
     result.diagonal(dim1=-2, dim2=-1).add_(null_value)
@@ -117,7 +117,7 @@ def thin_backward(
     projected = torch.bmm(vectors.mT, grad_vectors)  # P, (B, r, r)
     diagonal = projected.diagonal(dim1=-2, dim2=-1)
     null = d - rank - 1  # index of the null eigenvalue that stands for all
-    loewner = layer.rule(layer.f, Spectrum(_with_nulls(eigenvalues, d), layer.keep, first=null))
+    loewner = layer.rule(layer.f, Spectrum(_with_nulls(eigenvalues, d), layer.keep, first=null, nulls_known=True))
     all_diagonal = _with_nulls(diagonal, d)
     all_diagonal[:, null] = grad.diagonal(dim1=-2, dim2=-1).sum(-1) - diagonal.sum(-1)
     to_null = loewner.off_diagonal[:, 0, 1:]  # c
@@ -131,15 +131,16 @@ def thin_backward(
 
 
 @torch.no_grad()
-def covariance_eigenvalues(x: Tensor) -> Tensor:
+def covariance_eigenvalues(x: Tensor, dtype: str | torch.dtype = torch.float64) -> Tensor:
     """Eigenvalues of the covariance of the local features of each image, by the shorter of the two paths.
 
     Args:
         x: local features, (B, d, H, W) or (B, d, M), any floating dtype.
+        dtype: working precision, float64 or float32.
 
     Returns:
-        (B, d) float64, descending. With fewer locations than channels those up to d eps l_max are 0, as in
-        `spectral_descriptor`; else they are what LAPACK returns, rounding noise of either sign.
+        (B, d) in `dtype`, descending. With fewer locations than channels those up to `null_tolerance` of the largest
+        are 0, as in `spectral_descriptor`; else they are what LAPACK returns, rounding noise of either sign.
 
     Raises:
         ValueError, TypeError: as `covariance`.
@@ -147,8 +148,9 @@ def covariance_eigenvalues(x: Tensor) -> Tensor:
     """
     check_features(x)
     d, thin = x.shape[1], is_thin(x)
-    with without_autocast(x):
-        eigenvalues = symmetric_eigh(batch_gram(x, thin=thin))[0]
+    working = spectral_dtype(dtype)
+    with full_precision(x, working):
+        eigenvalues = symmetric_eigh(batch_gram(x, working, thin=thin))[0]
     return (_with_nulls(null_as_zero(eigenvalues, d), d) if thin else eigenvalues).flip(-1)
 
 
@@ -156,7 +158,7 @@ class _SpectralDescriptor(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: SpectralLayer) -> Tensor:
         d, thin = x.shape[1], is_thin(x)
-        eigenvalues, eigenvectors = symmetric_eigh(batch_gram(x, thin=thin), layer.eigh_device)
+        eigenvalues, eigenvectors = symmetric_eigh(batch_gram(x, layer.dtype, thin=thin), layer.eigh_device)
         result = empty_descriptor(x)
         if thin:
             # the first one of the Gram matrix is left out: centring made it zero
@@ -180,14 +182,15 @@ class _SpectralDescriptor(torch.autograd.Function):
         eigenvalues, eigenvectors, vectors_or_x = ctx.saved_tensors
         shape, dtype = ctx.like
         result = torch.empty(shape, dtype=dtype, device=grad.device)
-        for part in image_parts(shape, grad.device):
-            symmetric = symmetric_gradient(grad[part], shape[1])
-            values, vectors = eigenvalues[part], eigenvectors[part]
-            if ctx.thin:
-                gradient = thin_backward(symmetric, values, vectors_or_x[part], vectors, ctx.layer)
-            else:
-                gradient = features_gradient(map_backward(symmetric, values, vectors, ctx.layer), vectors_or_x[part])
-            result[part] = gradient.view(gradient.shape[0], *shape[1:])
+        with full_precision(grad, ctx.layer.dtype):
+            for part in image_parts(shape, grad.device):
+                symmetric = symmetric_gradient(grad[part], shape[1], ctx.layer.dtype)
+                values, vectors, third = eigenvalues[part], eigenvectors[part], vectors_or_x[part]
+                if ctx.thin:
+                    gradient = thin_backward(symmetric, values, third, vectors, ctx.layer)
+                else:
+                    gradient = features_gradient(map_backward(symmetric, values, vectors, ctx.layer), third)
+                result[part] = gradient.view(gradient.shape[0], *shape[1:])
         return result, None
 
 
@@ -198,31 +201,34 @@ def spectral_descriptor(
     *,
     keep: Keep | None = None,
     eigh_device: str = "auto",
+    dtype: str | torch.dtype = torch.float64,
 ) -> Tensor:
     """Upper triangle of F(S), S the covariance of the local features, as one fused layer.
 
     The same as `upper_triangle(spectral_map(covariance(x), ...))` and its gradient, in less time and memory. With fewer
-    locations than channels it works on the M x M Gram matrix, and eigenvalues up to d eps l_max count as null.
-    Computes in float64 with autocast off. Differentiable once; a second derivative raises RuntimeError.
+    locations than channels it works on the M x M Gram matrix, and eigenvalues up to `null_tolerance` of the largest, d
+    eps in float64, count as null. Computes in `dtype` with autocast off. Differentiable once; a second derivative
+    raises RuntimeError.
 
     Args:
         x: local features, (B, d, H, W) or (B, d, M), any floating dtype.
-        f, gradient, keep, eigh_device: as in `spectral_map`.
+        f, gradient, keep, eigh_device, dtype: as in `spectral_map`.
 
     Returns:
         (B, d (d + 1) / 2), row by row, off-diagonal entries not scaled; float64 for float64 input, else float32.
 
     Raises:
-        ValueError: wrong shape, unknown `gradient` or one that does not apply to `f`, or `keep` below 1 or no band.
+        ValueError: wrong shape, unknown `gradient` or one that does not apply to `f`, `keep` below 1 or no band, or
+            another `dtype`.
         TypeError: not floating point.
         EigendecompositionError: NaN or infinity in the features of an image, or no convergence.
     """
-    return layer_descriptor(x, spectral_layer(f, gradient, keep, eigh_device))
+    return layer_descriptor(x, spectral_layer(f, gradient, keep, eigh_device, dtype))
 
 
 def layer_descriptor(x: Tensor, layer: SpectralLayer) -> Tensor:
     """As `spectral_descriptor`, for a layer that is made once and used often."""
     check_features(x)
-    with without_autocast(x):
+    with full_precision(x, layer.dtype):
         result: Tensor = _SpectralDescriptor.apply(x, layer)
         return result

@@ -2,7 +2,7 @@
 
 A map knows three things about itself, all of them exact: its values, the transpose of its Jacobian, and its divided
 differences in a form without cancellation. How a gradient is assembled from them is a rule (fgvc.spectral.rules).
-Eigenvalues arrive clamped to `EIGENVALUE_FLOOR` from below, so every map may divide by them.
+Eigenvalues arrive clamped to `Spectrum.floor` from below, so every map may divide by them.
 
 Shapes: lam, v (B, d), ascending; `first` is the index of the first eigenvalue of which divided differences are wanted,
 n = d - first. A map that looks at the whole spectrum still sees all of `lam`.
@@ -16,9 +16,6 @@ import torch
 from torch import Tensor
 
 from fgvc.spectral.precision import check_whole_number
-
-EIGENVALUE_FLOOR: float = torch.finfo(torch.float64).eps
-"""Eigenvalues up to this value are set to it in the forward pass, as in the released layers (2.2e-16)."""
 
 
 class EigenvalueMap(Protocol):

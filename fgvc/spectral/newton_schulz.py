@@ -31,7 +31,7 @@ from fgvc.spectral.descriptor import (
     symmetric_gradient,
 )
 from fgvc.spectral.parts import batch_parts
-from fgvc.spectral.precision import check_square, check_whole_number, result_dtype, without_autocast
+from fgvc.spectral.precision import check_square, check_whole_number, full_precision, result_dtype, spectral_dtype
 from fgvc.spectral.triangle import upper_triangle
 
 Iterate = Literal["y", "z"]
@@ -126,7 +126,7 @@ def thin_forward(x: Tensor, gram: Tensor, iterations: int) -> tuple[Tensor, list
     """
     trace, positive = _safe(_trace(gram))
     z, residuals = iterate_forward(gram / trace, iterations, "z")
-    features = centred(x)  # (B, d, M)
+    features = centred(x, gram.dtype)  # (B, d, M)
     z = z.mul_(torch.where(positive, trace.rsqrt() / features.shape[-1], 0))
     return torch.bmm(torch.bmm(features, z), features.mT), [z, *residuals]
 
@@ -134,7 +134,7 @@ def thin_forward(x: Tensor, gram: Tensor, iterations: int) -> tuple[Tensor, list
 def thin_backward(grad: Tensor, x: Tensor, gram: Tensor, z: Tensor, residuals: list[Tensor]) -> Tensor:
     """dLoss/dXc (B, d, M) for symmetric G = dLoss/dF (B, d, d)."""
     trace, positive = _safe(_trace(gram))
-    a, features = gram / trace, centred(x)
+    a, features = gram / trace, centred(x, gram.dtype)
     locations = features.shape[-1]
     half = torch.bmm(grad, features)
     to_z = torch.bmm(features.mT, half)  # gradient of the scaled Z
@@ -171,17 +171,18 @@ class _NewtonSchulz(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         matrix, result, room = ctx.saved_tensors
         gradient = torch.empty_like(matrix)
-        for part in batch_parts(len(matrix), matrix.shape[-1] ** 2, matrix.device):
-            symmetric = torch.lerp(grad[part], grad[part].mT, 0.5)
-            gradient[part] = sqrt_backward(symmetric, matrix[part], result[part], [e[part] for e in room])
+        with full_precision(grad, matrix.dtype):
+            for part in batch_parts(len(matrix), matrix.shape[-1] ** 2, matrix.device):
+                symmetric = torch.lerp(grad[part], grad[part].mT, 0.5)
+                gradient[part] = sqrt_backward(symmetric, matrix[part], result[part], [e[part] for e in room])
         return gradient, None
 
 
 class _NewtonSchulzDescriptor(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, iterations: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:
         ctx.thin = is_thin(x)
-        gram = batch_gram(x, thin=ctx.thin)
+        gram = batch_gram(x, dtype, thin=ctx.thin)
         result, room = empty_descriptor(x), _room(gram, iterations)
         for part in image_parts(x.shape, x.device):
             if ctx.thin:
@@ -196,18 +197,19 @@ class _NewtonSchulzDescriptor(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         x, gram, room = ctx.saved_tensors
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
-        for part in image_parts(x.shape, x.device):
-            symmetric = symmetric_gradient(grad[part], x.shape[1])
-            first, *residuals = (matrix[part] for matrix in room)
-            if ctx.thin:
-                gradient = thin_backward(symmetric, x[part], gram[part], first, residuals)
-            else:
-                gradient = features_gradient(sqrt_backward(symmetric, gram[part], first, residuals), x[part])
-            result[part] = gradient.view(result[part].shape)
-        return result, None
+        with full_precision(x, gram.dtype):
+            for part in image_parts(x.shape, x.device):
+                symmetric = symmetric_gradient(grad[part], x.shape[1], gram.dtype)
+                first, *residuals = (matrix[part] for matrix in room)
+                if ctx.thin:
+                    gradient = thin_backward(symmetric, x[part], gram[part], first, residuals)
+                else:
+                    gradient = features_gradient(sqrt_backward(symmetric, gram[part], first, residuals), x[part])
+                result[part] = gradient.view(result[part].shape)
+        return result, None, None
 
 
 def _plain_sqrt(matrix: Tensor, iterations: int) -> Tensor:
@@ -217,34 +219,36 @@ def _plain_sqrt(matrix: Tensor, iterations: int) -> Tensor:
     return trace.clamp(min=0).sqrt() * y
 
 
-def newton_schulz_sqrt(cov: Tensor, iterations: int = 5) -> Tensor:
+def newton_schulz_sqrt(cov: Tensor, iterations: int = 5, *, dtype: str | torch.dtype = torch.float64) -> Tensor:
     """Approximate square root by coupled Newton-Schulz iteration, pre-scaled and re-scaled by the trace (iSQRT-COV).
 
     A = S / tr S, Y_0 = A, Z_0 = I; T = (3 I - Z Y) / 2, Y <- Y T, Z <- T Z; result sqrt(tr S) Y. Li, Xie, Wang, Gao
-    (CVPR 2018). A zero matrix gives a zero result and a zero gradient. Computes in float64 with autocast off.
+    (CVPR 2018). A zero matrix gives a zero result and a zero gradient. Computes in `dtype` with autocast off.
     Differentiable once; a second derivative raises RuntimeError. `torch.onnx.export` can export it.
 
     Args:
         cov: symmetric positive semi-definite, (B, d, d), any floating dtype; its symmetric part is used.
         iterations: number of iterations, at least 1.
+        dtype: working precision, float64 or float32, forward and backward.
 
     Returns:
         (B, d, d); float64 for float64 input, else float32.
 
     Raises:
-        ValueError: wrong shape, or `iterations` below 1.
+        ValueError: wrong shape, `iterations` below 1, or another `dtype`.
         TypeError: not floating point.
     """
     check_square(cov)
     check_whole_number("iterations", iterations, least=1)
+    working = spectral_dtype(dtype)
     if torch.compiler.is_exporting():
-        return _plain_sqrt(cov.double(), iterations).to(result_dtype(cov))
-    with without_autocast(cov):
-        result: Tensor = _NewtonSchulz.apply(cov.double(), iterations)
+        return _plain_sqrt(cov.to(working), iterations).to(result_dtype(cov))
+    with full_precision(cov, working):
+        result: Tensor = _NewtonSchulz.apply(cov.to(working), iterations)
         return result.to(result_dtype(cov))
 
 
-def newton_schulz_descriptor(x: Tensor, iterations: int = 5) -> Tensor:
+def newton_schulz_descriptor(x: Tensor, iterations: int = 5, *, dtype: str | torch.dtype = torch.float64) -> Tensor:
     """Upper triangle of the Newton-Schulz square root of the covariance of local features, as one fused layer.
 
     The same as `upper_triangle(newton_schulz_sqrt(covariance(x), iterations))` and its gradient, in less time and
@@ -253,18 +257,20 @@ def newton_schulz_descriptor(x: Tensor, iterations: int = 5) -> Tensor:
     Args:
         x: local features, (B, d, H, W) or (B, d, M), any floating dtype.
         iterations: number of iterations, at least 1.
+        dtype: working precision, float64 or float32, forward and backward.
 
     Returns:
         (B, d (d + 1) / 2); float64 for float64 input, else float32.
 
     Raises:
-        ValueError: wrong shape, or `iterations` below 1.
+        ValueError: wrong shape, `iterations` below 1, or another `dtype`.
         TypeError: not floating point.
     """
     check_features(x)
     check_whole_number("iterations", iterations, least=1)
+    working = spectral_dtype(dtype)
     if torch.compiler.is_exporting():
-        return upper_triangle(_plain_sqrt(covariance(x), iterations)).to(result_dtype(x))
-    with without_autocast(x):
-        result: Tensor = _NewtonSchulzDescriptor.apply(x, iterations)
+        return upper_triangle(_plain_sqrt(covariance(x, working), iterations)).to(result_dtype(x))
+    with full_precision(x, working):
+        result: Tensor = _NewtonSchulzDescriptor.apply(x, iterations, working)
         return result

@@ -1,5 +1,6 @@
 """The named spectral layers: each is one map of the eigenvalues with one gradient rule."""
 
+import torch
 from torch import Tensor
 
 from fgvc.spectral.maps import LOG, SCALED_SQRT, SQRT, AmplifiedSquareRoot, Power
@@ -9,7 +10,12 @@ from fgvc.spectral.spectrum import Keep
 
 
 def matrix_sqrt(
-    cov: Tensor, gradient: str | GradientRule = "exact", *, keep: Keep | None = None, eigh_device: str = "auto"
+    cov: Tensor,
+    gradient: str | GradientRule = "exact",
+    *,
+    keep: Keep | None = None,
+    eigh_device: str = "auto",
+    dtype: str | torch.dtype = torch.float64,
 ) -> Tensor:
     """Square root of symmetric positive semi-definite matrices, U diag(sqrt l) U^T.
 
@@ -22,6 +28,7 @@ def matrix_sqrt(
             others are set to 2.2e-16), with the exact gradient of that unless `gradient` says otherwise;
             "topn_published" is the one of the released SVD-TopN.
         eigh_device: "auto", "same" or "cpu", see `fgvc.spectral.eigen.symmetric_eigh`.
+        dtype: working precision, as in `spectral_map`.
 
     Returns:
         (B, d, d); float64 for float64 input, else float32.
@@ -29,11 +36,16 @@ def matrix_sqrt(
     Raises:
         As `spectral_map`.
     """
-    return spectral_map(cov, SQRT, gradient, keep=keep, eigh_device=eigh_device)
+    return spectral_map(cov, SQRT, gradient, keep=keep, eigh_device=eigh_device, dtype=dtype)
 
 
 def matrix_power(
-    cov: Tensor, alpha: float, gradient: str | GradientRule = "exact", *, eigh_device: str = "auto"
+    cov: Tensor,
+    alpha: float,
+    gradient: str | GradientRule = "exact",
+    *,
+    eigh_device: str = "auto",
+    dtype: str | torch.dtype = torch.float64,
 ) -> Tensor:
     """Power U diag(l^alpha) U^T of symmetric positive definite matrices, l clamped to 2.2e-16 from below.
 
@@ -42,7 +54,7 @@ def matrix_power(
     Args:
         cov: (B, d, d), any floating dtype.
         alpha: any finite number but 0. With a negative one the null eigenvalues dominate: add a ridge to `cov` first.
-        gradient, eigh_device: as in `matrix_sqrt`.
+        gradient, eigh_device, dtype: as in `matrix_sqrt`.
 
     Returns:
         (B, d, d); float64 for float64 input, else float32.
@@ -50,15 +62,21 @@ def matrix_power(
     Raises:
         As `spectral_map`, and ValueError for an alpha that is 0 or not finite.
     """
-    return spectral_map(cov, Power(alpha), gradient, eigh_device=eigh_device)
+    return spectral_map(cov, Power(alpha), gradient, eigh_device=eigh_device, dtype=dtype)
 
 
-def matrix_log(cov: Tensor, gradient: str | GradientRule = "exact", *, eigh_device: str = "auto") -> Tensor:
+def matrix_log(
+    cov: Tensor,
+    gradient: str | GradientRule = "exact",
+    *,
+    eigh_device: str = "auto",
+    dtype: str | torch.dtype = torch.float64,
+) -> Tensor:
     """Logarithm U diag(log l) U^T, l clamped to 2.2e-16 from below: the log-Euclidean map. [Ionescu et al., ICCV 2015]
 
     Args:
         cov: (B, d, d), any floating dtype. A null eigenvalue becomes -36.04, with gradient 0 under "exact".
-        gradient, eigh_device: as in `matrix_sqrt`.
+        gradient, eigh_device, dtype: as in `matrix_sqrt`.
 
     Returns:
         (B, d, d); float64 for float64 input, else float32.
@@ -66,11 +84,15 @@ def matrix_log(cov: Tensor, gradient: str | GradientRule = "exact", *, eigh_devi
     Raises:
         As `spectral_map`.
     """
-    return spectral_map(cov, LOG, gradient, eigh_device=eigh_device)
+    return spectral_map(cov, LOG, gradient, eigh_device=eigh_device, dtype=dtype)
 
 
 def scaling_eigen_branch(
-    cov: Tensor, gradient: str | GradientRule = "ordinary", *, eigh_device: str = "auto"
+    cov: Tensor,
+    gradient: str | GradientRule = "ordinary",
+    *,
+    eigh_device: str = "auto",
+    dtype: str | torch.dtype = torch.float64,
 ) -> Tensor:
     """Scaling Eigen Branch: (1 + t) Q with Q = S^{1/2}, t = ||Q exp(-S)||_F. [Song, Sebe, Wang, T-PAMI 2022]
 
@@ -80,7 +102,7 @@ def scaling_eigen_branch(
     Args:
         cov: (B, d, d), any floating dtype.
         gradient: rule in `GRADIENTS`; "ordinary" is the published one.
-        eigh_device: as in `matrix_sqrt`.
+        eigh_device, dtype: as in `matrix_sqrt`.
 
     Returns:
         (B, d, d); float64 for float64 input, else float32.
@@ -88,7 +110,7 @@ def scaling_eigen_branch(
     Raises:
         As `spectral_map`.
     """
-    return spectral_map(cov, SCALED_SQRT, gradient, eigh_device=eigh_device)
+    return spectral_map(cov, SCALED_SQRT, gradient, eigh_device=eigh_device, dtype=dtype)
 
 
 def seb_spectral(
@@ -98,12 +120,13 @@ def seb_spectral(
     amplification: float = 1.0,
     temperature: float = 1.0,
     eigh_device: str = "auto",
+    dtype: str | torch.dtype = torch.float64,
 ) -> Tensor:
     """Square root with amplified small eigenvalues, f(l) = sqrt(l) (1 + c exp(-l / (T mean l))). Ours, not published.
 
     Args:
         cov: (B, d, d), any floating dtype.
-        gradient, eigh_device: as in `matrix_sqrt`.
+        gradient, eigh_device, dtype: as in `matrix_sqrt`.
         amplification: c, at least 0; 0 is `matrix_sqrt`.
         temperature: T, above 0: eigenvalues up to about T times their mean are raised.
 
@@ -113,4 +136,6 @@ def seb_spectral(
     Raises:
         As `spectral_map`, and ValueError for a negative c or a T that is not positive.
     """
-    return spectral_map(cov, AmplifiedSquareRoot(amplification, temperature), gradient, eigh_device=eigh_device)
+    return spectral_map(
+        cov, AmplifiedSquareRoot(amplification, temperature), gradient, eigh_device=eigh_device, dtype=dtype
+    )

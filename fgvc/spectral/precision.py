@@ -1,14 +1,96 @@
 """What the spectral layers share: the precision they compute in, and checks of their arguments."""
 
 import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
+
+SPECTRAL_DTYPES: dict[str, torch.dtype] = {"float64": torch.float64, "float32": torch.float32}
+"""Working precisions of the spectral layers by name; the first is the default, and what the papers use."""
+
+
+def spectral_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """The working precision of this name; one of them is handed back as it is.
+
+    Raises:
+        ValueError: no such precision; the message lists the names.
+    """
+    found = SPECTRAL_DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise ValueError(f"unknown dtype {dtype!r} of a spectral layer; choose one of {', '.join(SPECTRAL_DTYPES)}")
+    return found
+
+
+EIGENVALUE_FLOOR: float = torch.finfo(torch.float64).eps
+"""Eigenvalues up to this value are set to it in the forward pass, as in the released layers (2.2e-16)."""
+
+
+def eigenvalue_floor(dtype: torch.dtype) -> float:
+    """`EIGENVALUE_FLOOR` for eigenvalues that carry the rounding noise of `dtype`: 1.2e-7 in float32.
+
+    Null eigenvectors of a float32 decomposition lean into the range of the matrix by about 1e-7; the published
+    gradients let the slope of the map at the floor through to them, 3e7 for the square root at 2.2e-16.
+    """
+    return torch.finfo(dtype).eps
+
+
+def null_tolerance(d: int, dtype: torch.dtype) -> float:
+    """Eigenvalues of a d x d covariance up to this part of the largest count as null: d eps, in float32 sqrt(d) eps.
+
+    d eps, the tolerance of `numpy.linalg.matrix_rank`, bounds the worst case; the noise that is there is about eps, of
+    float32 features at most 3.4 eps (d = 64 and 256). float64 has digits to give away. float32 has not: features of
+    real images have non-zero eigenvalues of 11 eps, whose directions would get no gradient.
+    """
+    return (d if dtype == torch.float64 else math.sqrt(d)) * torch.finfo(dtype).eps
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
     """Context with autocast off on the device of `x`: a half-precision product would destroy small eigenvalues."""
     return torch.autocast(device_type=x.device.type, enabled=False)
+
+
+@contextlib.contextmanager
+def full_precision(x: Tensor, dtype: torch.dtype) -> Iterator[None]:
+    """Context in which products in `dtype` on the device of `x` are computed in that precision.
+
+    Autocast is off, and products of float32 matrices are neither of TF32 nor of bfloat16 whatever the program has
+    allowed them to be. Backward passes enter it by themselves: one that is started under autocast stays under it.
+    """
+    with without_autocast(x), _full_float32() if dtype == torch.float32 else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """float32 products in full on CPU and CUDA. The settings are the process's; on CUDA this has not been run."""
+    if torch.compiler.is_exporting():  # a graph holds no settings of a process
+        yield
+        return
+    restore = _forbid_narrow_products()
+    try:
+        yield
+    finally:
+        restore()
+
+
+def _forbid_narrow_products() -> Callable[[], None]:
+    """Forbid products of float32 matrices in a narrower format; returns what brings the settings back."""
+    if not hasattr(torch.backends.mkldnn, "matmul"):  # torch before 2.9
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        return lambda: torch.set_float32_matmul_precision(before)
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    allowed = [backend.fp32_precision for backend in backends]
+
+    def allow(precisions: list[str]) -> None:
+        for backend, precision in zip(backends, precisions, strict=True):
+            backend.fp32_precision = precision
+
+    allow(["ieee", "ieee"])
+    return lambda: allow(allowed)
 
 
 def result_dtype(x: Tensor) -> torch.dtype:

@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import EigenvalueMap
 from fgvc.spectral.parts import batch_parts
-from fgvc.spectral.precision import check_square, result_dtype, without_autocast
+from fgvc.spectral.precision import check_square, full_precision, result_dtype, spectral_dtype
 from fgvc.spectral.rules import GradientRule, gradient_rule
 from fgvc.spectral.spectrum import Band, Keep, Spectrum, band
 
@@ -22,25 +22,32 @@ class SpectralLayer(NamedTuple):
         rule: assembles the derivative.
         keep: eigenvalues that the map sees, None for all; the others are set to the floor.
         eigh_device: where the eigendecomposition runs, see `fgvc.spectral.eigen.symmetric_eigh`.
+        dtype: working precision, forward and backward.
     """
 
     f: EigenvalueMap
     rule: GradientRule
     keep: Band | None = None
     eigh_device: str = "auto"
+    dtype: torch.dtype = torch.float64
 
 
 def spectral_layer(
-    f: EigenvalueMap, gradient: str | GradientRule, keep: Keep | None = None, eigh_device: str = "auto"
+    f: EigenvalueMap,
+    gradient: str | GradientRule,
+    keep: Keep | None = None,
+    eigh_device: str = "auto",
+    dtype: str | torch.dtype = torch.float64,
 ) -> SpectralLayer:
     """A layer with its rule looked up and its options checked.
 
     Raises:
-        ValueError: unknown gradient, one that does not apply to this map, or `keep` below 1 or no band.
+        ValueError: unknown gradient, one that does not apply to this map, `keep` below 1 or no band, or a `dtype` that
+            is not in `SPECTRAL_DTYPES`.
     """
     rule, kept = gradient_rule(gradient), band(keep)
-    rule(f, Spectrum(torch.ones(1, 2, dtype=torch.float64), kept))  # refuses here what it would refuse in the backward
-    return SpectralLayer(f, rule, kept, eigh_device)
+    rule(f, Spectrum(torch.ones(1, 2), kept))  # refuses here what it would refuse in the backward
+    return SpectralLayer(f, rule, kept, eigh_device, spectral_dtype(dtype))
 
 
 def map_forward(eigenvalues: Tensor, eigenvectors: Tensor, layer: SpectralLayer) -> Tensor:
@@ -75,9 +82,10 @@ class _SpectralMap(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         eigenvalues, eigenvectors = ctx.saved_tensors
         result = torch.empty_like(grad, memory_format=torch.contiguous_format)
-        for part in batch_parts(len(grad), grad.shape[-1] ** 2, grad.device):
-            symmetric = torch.lerp(grad[part], grad[part].mT, 0.5)
-            result[part] = map_backward(symmetric, eigenvalues[part], eigenvectors[part], ctx.layer)
+        with full_precision(grad, ctx.layer.dtype):
+            for part in batch_parts(len(grad), grad.shape[-1] ** 2, grad.device):
+                symmetric = torch.lerp(grad[part], grad[part].mT, 0.5)
+                result[part] = map_backward(symmetric, eigenvalues[part], eigenvectors[part], ctx.layer)
         return result, None
 
 
@@ -88,10 +96,11 @@ def spectral_map(
     *,
     keep: Keep | None = None,
     eigh_device: str = "auto",
+    dtype: str | torch.dtype = torch.float64,
 ) -> Tensor:
     """Apply a map of the eigenvalues to symmetric positive semi-definite matrices.
 
-    Computes in float64 with autocast off. Differentiable once; a second derivative raises RuntimeError.
+    Computes in `dtype` with autocast off. Differentiable once; a second derivative raises RuntimeError.
 
     Args:
         matrix: (B, d, d), any floating dtype; its symmetric part is used.
@@ -101,21 +110,23 @@ def spectral_map(
             `stop` in descending order, counted from 0; stop None means to the smallest. The others are set to
             `EIGENVALUE_FLOOR`. None keeps all.
         eigh_device: "auto", "same" or "cpu", see `fgvc.spectral.eigen.symmetric_eigh`.
+        dtype: working precision, float64 or float32, forward and backward; what it costs is in docs/precision.md.
 
     Returns:
         F(S), (B, d, d); float64 for float64 input, else float32.
 
     Raises:
-        ValueError: wrong shape, unknown `gradient` or one that does not apply to `f`, or `keep` below 1 or no band.
+        ValueError: wrong shape, unknown `gradient` or one that does not apply to `f`, `keep` below 1 or no band, or
+            another `dtype`.
         TypeError: not floating point.
         EigendecompositionError: NaN or infinity in a matrix, or no convergence.
     """
-    return apply_layer(matrix, spectral_layer(f, gradient, keep, eigh_device))
+    return apply_layer(matrix, spectral_layer(f, gradient, keep, eigh_device, dtype))
 
 
 def apply_layer(matrix: Tensor, layer: SpectralLayer) -> Tensor:
     """As `spectral_map`, for a layer that is made once and used often."""
     check_square(matrix)
-    with without_autocast(matrix):
-        result: Tensor = _SpectralMap.apply(matrix.double(), layer)
+    with full_precision(matrix, layer.dtype):
+        result: Tensor = _SpectralMap.apply(matrix.to(layer.dtype), layer)
         return result.to(result_dtype(matrix))

@@ -5,8 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fgvc.spectral.maps import EIGENVALUE_FLOOR
-from fgvc.spectral.precision import check_whole_number
+from fgvc.spectral.precision import EIGENVALUE_FLOOR, check_whole_number, eigenvalue_floor
 
 
 class Band(NamedTuple):
@@ -58,16 +57,23 @@ class Spectrum:
         found: (B, d), ascending, as the eigendecomposition found them.
         keep: the map sees only these, the others are set to `EIGENVALUE_FLOOR`; None keeps all.
         first: index of the first eigenvalue of the Loewner matrix; those before it are null and need no row.
+        nulls_known: null eigenvalues are exactly 0 in `found`, without rounding noise.
     """
 
     found: Tensor
     keep: Band | None = None
     first: int = 0
+    nulls_known: bool = False
+
+    @property
+    def floor(self) -> float:
+        """What the eigenvalues are clamped to: above the rounding noise of their precision, where there is any."""
+        return EIGENVALUE_FLOOR if self.nulls_known else eigenvalue_floor(self.found.dtype)
 
     @property
     def clamped(self) -> Tensor:
         """(B, d), no smaller than the floor."""
-        return self.found.clamp(min=EIGENVALUE_FLOOR)
+        return self.found.clamp(min=self.floor)
 
     @property
     def clipped(self) -> Tensor:
@@ -80,7 +86,7 @@ class Spectrum:
     @property
     def kept(self) -> Tensor:
         """(B, d) bool: not set to the floor."""
-        kept = self.found > EIGENVALUE_FLOOR
+        kept = self.found > self.floor
         for dropped in self._dropped:
             kept[:, dropped] = False
         return kept

@@ -4,12 +4,13 @@ Neither the number of processes, nor of loader workers, nor where a run was inte
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from fgvc.data import FeatureSet
+from fgvc.data import FeatureSet, ImageDataset
 from fgvc.training.seeding import derived_seed, seeded
 
 
@@ -53,13 +54,14 @@ class StepBatches(Sampler[list[int]]):
         return (self.steps - self.start) * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, "shuffle", self.epoch))
-        order = torch.randperm(self.n, generator=generator).tolist()
+        order = self._order()
         for step in range(self.start, self.steps):
-            images = order[step * self.batch_size : (step + 1) * self.batch_size]
             for round_ in range(self.accumulation):
-                first, last = self._part(step, round_)
-                yield images[first:last] or images[:1]
+                yield self._indices(order, step, round_)
+
+    def indices(self, step: int, round_: int) -> list[int]:
+        """What is loaded in a round of a step, from 0."""
+        return self._indices(self._order(), step, round_)
 
     def step_size(self, step: int) -> int:
         """Images in a step, over all its parts."""
@@ -70,13 +72,23 @@ class StepBatches(Sampler[list[int]]):
         first, last = self._part(step, round_)
         return last - first
 
+    def _order(self) -> list[int]:
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, "shuffle", self.epoch))
+        order: list[int] = torch.randperm(self.n, generator=generator).tolist()
+        return order
+
+    def _indices(self, order: list[int], step: int, round_: int) -> list[int]:
+        images = order[step * self.batch_size : (step + 1) * self.batch_size]
+        first, last = self._part(step, round_)
+        return images[first:last] or images[:1]
+
     def _part(self, step: int, round_: int) -> tuple[int, int]:
         size, parts = self.step_size(step), self.accumulation * self.processes
         part = round_ * self.processes + self.process
         return size * part // parts, size * (part + 1) // parts
 
 
-def epoch_samples(split: Dataset[tuple[Any, int]]) -> "FeatureSet | SeededSamples":
+def epoch_samples(split: ImageDataset | FeatureSet) -> "FeatureSet | SeededSamples":
     """A split for training: feature maps, which bring their randomness along, or images."""
     return split if isinstance(split, FeatureSet) else SeededSamples(split)
 
@@ -85,19 +97,24 @@ class SeededSamples(Dataset[tuple[Any, int]]):
     """Images whose augmentation is drawn from a seed of their own in each epoch.
 
     Args:
-        images: (image, target) by index; draws from the generators of Python, NumPy and torch.
+        images: their transform draws from the generators of Python, NumPy and torch.
     """
 
-    def __init__(self, images: Dataset[tuple[Any, int]]) -> None:
+    def __init__(self, images: ImageDataset) -> None:
         self.images = images
         self._seed = 0
+
+    @property
+    def paths(self) -> list[Path]:
+        """Image files."""
+        return self.images.paths
 
     def start_epoch(self, seed: int) -> None:
         """Take what is random in the images from `seed` from now on."""
         self._seed = seed
 
     def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]  # a Dataset need not have a length
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         with seeded(derived_seed(self._seed, index)):

@@ -4,6 +4,7 @@ import importlib.util
 
 from fgvc.errors import ConfigError
 from fgvc.pooling import pooling_label
+from fgvc.spectral.precision import SPECTRAL_DTYPES
 from fgvc.training.config import RunConfig
 from fgvc.training.hybrid import check_hybrid
 from fgvc.training.optim import check_schedule
@@ -37,6 +38,8 @@ def check(config: RunConfig) -> None:
             raise ConfigError(f"{key} must be at least {least}, got {number}")
     if trainer.clip_norm is not None and not trainer.clip_norm > 0:
         raise ConfigError(f"trainer.clip_norm must be positive, or null for no clipping, got {trainer.clip_norm}")
+    if config.cache.max_gb is not None and not config.cache.max_gb > 0:
+        raise ConfigError(f"cache.max_gb must be positive, or null for no limit, got {config.cache.max_gb}")
     if trainer.ema_decay is not None and not 0 < trainer.ema_decay < 1:
         raise ConfigError(f"trainer.ema_decay must be between 0 and 1, or null for none, got {trainer.ema_decay}")
     check_hybrid(config)
@@ -45,8 +48,10 @@ def check(config: RunConfig) -> None:
     choices = {
         "trainer.precision": (trainer.precision, ("no", "bf16", "fp16")),
         "trainer.on_non_finite": (trainer.on_non_finite, ("stop", "skip")),
+        "trainer.on_divergence": (trainer.on_divergence, ("stop", "warn", "ignore")),
         "trainer.on_bad_image": (trainer.on_bad_image, ("refuse", "skip")),
         "trainer.tracker": (trainer.tracker, (None, "tensorboard")),
+        "method.spectral_dtype": (config.method.spectral_dtype, tuple(SPECTRAL_DTYPES)),
         "cache.dtype": (config.cache.dtype, ("float32", "float16")),
     }
     for key, (value, valid) in choices.items():

@@ -80,6 +80,8 @@ class MethodConfig:
         hidden: widths of fully connected layers between the descriptor and the classifier's last layer; none, but for
             the papers' AlexNet.
         eigh_device: where eigendecompositions run: "auto", "same" (where the features are) or "cpu", as in the papers.
+        spectral_dtype: precision of the covariance and all that is made of it, "float64", as in the papers, or
+            "float32"; docs/precision.md says what that costs.
         options: of the pooling, e.g. {iterations: 5}.
     """
 
@@ -88,7 +90,13 @@ class MethodConfig:
     reduction: int | None = 256
     hidden: list[int] = field(default_factory=list)
     eigh_device: str = "auto"
+    spectral_dtype: str = "float64"
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shown_options(self) -> dict[str, Any]:
+        """What labels and run folders name beside the gradient: options of the pooling, and another precision."""
+        return self.options | ({} if self.spectral_dtype == "float64" else {"dtype": self.spectral_dtype})
 
 
 @dataclass
@@ -159,9 +167,15 @@ class TrainerConfig:
         save_steps: the same in optimiser steps.
         on_non_finite: NaN or infinity in a step's loss, gradient or eigenvalues: "stop" the run, or "skip" the step.
         max_skips: steps that "skip" may leave out in a run.
-        precision: "no", "bf16" or "fp16" autocast; the spectral layers stay in float64.
+        on_divergence: a training loss that has grown and stays grown (see `LossWatch`): "stop" the run, "warn" or
+            "ignore" it.
+        divergence_factor: times the lowest loss so far is grown.
+        divergence_window: steps that it must stay so.
+        precision: "no", "bf16" or "fp16" (not on a CPU) autocast; the spectral layers stay in `method.spectral_dtype`.
         on_bad_image: "refuse" to train with an unreadable image, or "skip" it.
         tracker: "tensorboard" or None.
+        deterministic: use only algorithms that repeat themselves bit for bit, see `set_deterministic`; slower on a GPU.
+            On a CPU runs repeat themselves anyway.
         probe_images: test images whose spectra are kept after every epoch, always the same; 0 keeps none. A continued
             run goes on with the images of its history.
     """
@@ -182,18 +196,30 @@ class TrainerConfig:
     save_steps: int | None = None
     on_non_finite: str = "stop"
     max_skips: int = 10
+    on_divergence: str = "stop"
+    divergence_factor: float = 5.0
+    divergence_window: int = 50
     precision: str = "no"
     on_bad_image: str = "refuse"
     tracker: str | None = None
+    deterministic: bool = False
     probe_images: int = 32
 
 
 @dataclass
 class CacheConfig:
-    """Where feature maps of frozen backbones are kept, and as what ("float32" or "float16")."""
+    """Where feature maps of frozen backbones are kept.
+
+    Attributes:
+        dir: folder; any number of runs may share it.
+        dtype: "float32" or "float16".
+        max_gb: most that all feature maps in `dir` may take (in 1e9 bytes) when a run adds some: those that no run uses
+            are evicted for it, the least recently used first. None means no limit.
+    """
 
     dir: str = "results/cache"
     dtype: str = "float32"
+    max_gb: float | None = None
 
 
 @dataclass

@@ -1,17 +1,17 @@
 """A trained model for others: as safetensors, ONNX, a timm folder or a PyTorch program, each with a model card."""
 
 import hashlib
-import json
 from pathlib import Path
 
 from fgvc.data import effective_options, normalization_from_timm
 from fgvc.errors import ConfigError, RunError
 from fgvc.files import atomic_folder, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
+from fgvc.reading import read_json
 from fgvc.training.config import RunConfig
 from fgvc.training.export_formats import WRITERS, Facts
 from fgvc.training.hybrid import switch_epoch
-from fgvc.training.machine import versions
+from fgvc.training.machine import commit_label, versions
 from fgvc.training.model_card import model_card
 from fgvc.training.model_of_run import load_model, read_classes, restored_method
 from fgvc.training.run_folder import RunFolder
@@ -74,7 +74,7 @@ def _require_free(output: Path, run: str, overwrite: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     try:
-        owner = json.loads((output / _FACTS_FILE).read_text(encoding="utf-8"))["run"]
+        owner = read_json(output / _FACTS_FILE)["run"]
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{output} exists and is no export of a run; give another --output") from None
     if owner != run and not overwrite:
@@ -115,7 +115,7 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
         "epochs": summary.get("epochs"),
         "final": summary.get("final"),
         "best": summary.get("best"),
-        "commit": summary.get("commit"),
+        "commit": commit_label(summary),
         "trained_with": summary.get("versions"),
         "exported_with": versions(),
     }

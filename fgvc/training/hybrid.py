@@ -66,7 +66,13 @@ class Stages:
         self._last = (config.method.name, head.pooling)
         self._first = self._last
         if hybrid.method is not None:
-            first = create_pooling(hybrid.method, channels=head.pooling.channels, **hybrid.options)
+            first = create_pooling(
+                hybrid.method,
+                channels=head.pooling.channels,
+                eigh_device=config.method.eigh_device,
+                dtype=config.method.spectral_dtype,
+                **hybrid.options,
+            )
             self._first = (hybrid.method, first)
 
     def method(self, epoch: int) -> str:

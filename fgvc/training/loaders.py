@@ -1,5 +1,7 @@
 """Loaders of a run's splits."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from fgvc.data import FeatureSet
+from fgvc.data import FeatureSet, WatchedSamples, naming_files
 from fgvc.training.batches import SeededSamples, StepBatches, epoch_samples
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Loader
@@ -18,20 +20,24 @@ from fgvc.training.interruption import leave_signals_to_the_main_process
 class Loaders:
     """Batches of (inputs, targets); `validation` is None where the best epoch is selected on the test split.
 
-    `train` loads what `batches` says, of `samples`; both are told of each epoch.
+    `train` loads what `batches` says, of `samples`; both are told of each epoch. `paths` are the training images'.
     """
 
     train: Loader
     batches: StepBatches
     samples: FeatureSet | SeededSamples
+    paths: list[str]
     test: Loader
     validation: Loader | None
 
 
 def create_loaders(
-    config: RunConfig, accelerator: Accelerator, train: Any, test: Any, validation: Any | None
+    config: RunConfig, accelerator: Accelerator, paths: list[str], train: Any, test: Any, validation: Any | None
 ) -> Loaders:
-    """Loaders of the splits, images or feature maps, for one of the accelerator's processes."""
+    """Loaders of the splits, images or feature maps, for one of the accelerator's processes.
+
+    `paths` are of the training images.
+    """
     batches = StepBatches(
         len(train),
         config.trainer.batch_size,
@@ -41,11 +47,11 @@ def create_loaders(
         processes=accelerator.num_processes,
     )
     samples = epoch_samples(train)
-    training: Any = samples  # its items are tensors by now: an image's transform makes one
     return Loaders(
-        train=DataLoader(training, batch_sampler=batches, **_loading(config)),
+        train=DataLoader(**_loading(config, samples), batch_sampler=batches),
         batches=batches,
         samples=samples,
+        paths=paths,
         test=in_order(config, test),
         validation=None if validation is None else in_order(config, validation),
     )
@@ -53,14 +59,28 @@ def create_loaders(
 
 def in_order(config: RunConfig, split: Any) -> Loader:
     """Batches for an evaluation of the trained module."""
-    return DataLoader(split, batch_size=config.trainer.eval_batch_size, **_loading(config))
+    return DataLoader(**_loading(config, split), batch_size=config.trainer.eval_batch_size)
 
 
-def _loading(config: RunConfig) -> dict[str, Any]:
-    """How a loader works; of the run's random numbers it takes none."""
+@contextlib.contextmanager
+def naming_the_file(loader: Loader) -> Iterator[None]:
+    """Where a worker of the loader dies while the block runs, raise DatasetError that names the file it was reading."""
+    watched: Any = loader.dataset
+    if not isinstance(watched, WatchedSamples):
+        yield
+        return
+    samples: Any = watched.dataset
+    with naming_files(watched, samples.paths):
+        yield
+
+
+def _loading(config: RunConfig, samples: Any) -> dict[str, Any]:
+    """What is loaded, and how; of the run's random numbers a loader takes none."""
+    # cached features are read faster than a worker process could hand them over
+    workers = 0 if config.backbone.frozen else config.trainer.workers
     return {
-        # cached features are read faster than a worker process could hand them over
-        "num_workers": 0 if config.backbone.frozen else config.trainer.workers,
+        "dataset": WatchedSamples(samples, workers) if workers else samples,
+        "num_workers": workers,
         "worker_init_fn": leave_signals_to_the_main_process,
         "generator": torch.Generator(),
     }

@@ -12,16 +12,17 @@ import pandas as pd
 from accelerate import Accelerator
 from torch import Tensor
 
-from fgvc.errors import ConfigError, DivergenceError, Interrupted
+from fgvc.errors import ConfigError, Interrupted
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.spectral import EigendecompositionError
 from fgvc.training.batches import StepBatches
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation, Loader, evaluate, progress_bar
+from fgvc.training.guard import Guard
 from fgvc.training.hybrid import Stages, switch_epoch
 from fgvc.training.interruption import Interruption
 from fgvc.training.learner import Learner, head_of
-from fgvc.training.loaders import Loaders
+from fgvc.training.loaders import Loaders, naming_the_file
 from fgvc.training.objective import Objective
 from fgvc.training.optim import schedule_factor, set_learning_rate
 from fgvc.training.probe import SpectrumHistory
@@ -83,9 +84,11 @@ class Trainer:
             train=loaders.train,
             batches=loaders.batches,
             samples=loaders.samples,
+            paths=loaders.paths,
             test=accelerator.prepare(loaders.test),
             validation=None if loaders.validation is None else accelerator.prepare(loaders.validation),
         )
+        self.guard = Guard(config, self.learner, self.objective, self.loaders, folder)
         self._stepper = Stepper(config.trainer, self.learner, self.objective, before_step)
         self._interruption = interruption
         self._best_weights: dict[str, Tensor] | None = None
@@ -120,6 +123,8 @@ class Trainer:
         state = source.states.read()
         self.learner.load_state_dict(state)
         self.progress = Progress.from_dict(state["progress"])
+        if self.progress.watch is not None:
+            self.guard.watch.load_state_dict(self.progress.watch)
         self.spectra = SpectrumHistory.read(source.spectrum_history_file, self.progress.epoch)
         self._best_weights = state["best"]
         if self._best_weights is not None and self.accelerator.is_main_process:
@@ -154,7 +159,8 @@ class Trainer:
             self._probe(0)
         self.count_time()
         self.progress.part = part
-        self._train_epoch(epoch, part)
+        with naming_the_file(self.loaders.train):
+            self._train_epoch(epoch, part)
         part.seconds += self.count_time("train")
         self._stop_if_asked()
         held_out = self.loaders.validation
@@ -209,15 +215,13 @@ class Trainer:
             factor = schedule_factor(self.config.schedule, position, self.config.trainer.epochs)
             part.rate = set_learning_rate(self.learner.optimizer, factor)
             size = batches.step_size(step)
-            result = self._stepper.take(self._parts(loaded, step), size, self.progress.step + 1, self._flags)
+            parts = self._parts(loaded, step)
+            result = self._stepper.take(parts, size, self.progress.step + 1, self._flags)
+            for _ in parts:  # what a failed step has left of its rounds
+                pass
             self.progress.step += 1
-            part.steps += 1
-            if result.failure is not None:
-                raise self._divergence(result.failure.reason, epoch)
-            part.loss += result.loss * size
-            part.correct += result.correct
-            part.seen += size
-            part.scaled_down += result.scaled_down
+            part.count(result, size)
+            self.guard.check(result, self.progress, part)
             stop, save = result.flags
             if stop:
                 return
@@ -252,25 +256,17 @@ class Trainer:
         name = "SIGTERM" if requested is None else requested.name  # another process was asked
         raise Interrupted(name, f"{name}: stopped after {done}, saved; start the same command again to continue")
 
-    def _divergence(self, reason: str, epoch: int) -> DivergenceError:
-        good = self.folder.weights_file("best")
-        kept = f"the best weights so far are kept in {good}" if good.is_file() else "no epoch was finished"
-        return DivergenceError(
-            f"{reason} in epoch {epoch}, step {self.progress.step}, learning rate "
-            f"{self.learner.optimizer.param_groups[0]['lr']:g}; {kept}. Lower optimizer.lr or trainer.clip_norm, "
-            "or try method.gradient=exact"
-        )
-
     def _evaluate(self, loader: Loader, name: str) -> Evaluation:
-        classes, epoch = self.objective.num_classes, self.progress.epoch + 1
+        classes = self.objective.num_classes
         try:
-            evaluation = evaluate(
-                self.learner.evaluated, loader, classes, self.accelerator, name, before_batch=self._stop_if_asked
-            )
+            with naming_the_file(loader):
+                evaluation = evaluate(
+                    self.learner.evaluated, loader, classes, self.accelerator, name, before_batch=self._stop_if_asked
+                )
         except EigendecompositionError as error:
-            raise self._divergence(f"on the {name} split: {error}", epoch) from error
+            raise self.guard.stopped(f"on the {name} split: {error}", self.progress) from error
         if not math.isfinite(evaluation.loss):
-            raise self._divergence(f"the loss on the {name} split is {evaluation.loss}", epoch)
+            raise self.guard.stopped(f"the loss on the {name} split is {evaluation.loss}", self.progress)
         return evaluation
 
     def _probe(self, epoch: int) -> dict[str, float]:
@@ -282,7 +278,7 @@ class Trainer:
         try:
             return self.spectra.look(epoch, self.loaders.test.dataset, count, module, self.accelerator.device)
         except EigendecompositionError as error:
-            raise self._divergence(f"on the probe's images: {error}", max(epoch, 1)) from error
+            raise self.guard.stopped(f"on the probe's images: {error}", self.progress) from error
 
     def _select_best(self, epoch: int, selector: Evaluation, test: Evaluation) -> None:
         selected_on = "test" if self.loaders.validation is None else "validation"
@@ -312,8 +308,10 @@ class Trainer:
             return
         if part is None:
             self.folder.write_table(self.folder.metrics_file, pd.DataFrame(self.progress.history))
-            if self.spectra.epochs:
-                self.spectra.write(self.folder.spectrum_history_file)
+        # within an epoch there is nothing new to it but before the first has ended
+        if self.spectra.epochs and (part is None or self.progress.epoch == 0):
+            self.spectra.write(self.folder.spectrum_history_file)
+        self.progress.watch = self.guard.watch.state_dict()
         state = {
             **self.learner.state_dict(),
             "best": self._best_weights,

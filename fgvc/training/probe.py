@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from fgvc.errors import RunError
-from fgvc.files import atomic_path, read_npz
+from fgvc.files import atomic_path
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.pooling import pooling_spectrum
+from fgvc.reading import read_npz
 from fgvc.spectrum_measures import (
     condition_number,
     effective_rank,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fgvc.training.evaluation import Accuracy
+from fgvc.training.step import StepResult
 
 
 @dataclass
@@ -29,6 +30,15 @@ class PartOfEpoch:
     scaled_down: int = 0
     seconds: float = 0.0
 
+    def count(self, result: StepResult, size: int) -> None:
+        """Add a step of `size` images, or one that failed."""
+        self.steps += 1
+        self.scaled_down += result.scaled_down
+        if result.failure is None:
+            self.loss += result.loss * size
+            self.correct += result.correct
+            self.seen += size
+
     def measures(self) -> dict[str, Any]:
         """What metrics.csv says of it. Of mixed inputs the top-1 counts the class of the unmixed one."""
         loss = self.loss / self.seen if self.seen else math.nan
@@ -44,6 +54,8 @@ class Progress:
         epoch: finished epochs.
         step: optimiser steps, those left out included.
         part: of the epoch after those; None between two epochs.
+        skipped: steps that the guard left out.
+        watch: state of the watch on the loss.
         best: accuracies on the test split at the selected epoch, with `epoch`, `selected_on` and `selected_by` (the
             top-1 that decided).
         history: rows of metrics.csv.
@@ -53,6 +65,8 @@ class Progress:
     epoch: int = 0
     step: int = 0
     part: PartOfEpoch | None = None
+    skipped: int = 0
+    watch: dict[str, Any] | None = None
     best: dict[str, Any] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(

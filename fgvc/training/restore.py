@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from fgvc.data import ImageDataset
+from fgvc.data import FeatureSet, ImageDataset
 from fgvc.errors import RunError
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
 from fgvc.training.config import RunConfig
@@ -58,7 +56,7 @@ class Restored:
         """What the pooling reads, (B, channels, H, W), of a batch of `inputs()`."""
         return self.trained.pooling_input(inputs.to(self.device))
 
-    def inputs(self) -> Dataset[Any]:
+    def inputs(self) -> ImageDataset | FeatureSet:
         """What `trained` reads of the split: the images, or their cached feature maps if the backbone is frozen.
 
         Maps that are not in the cache are computed now.
@@ -104,7 +102,7 @@ def restore_run(
     images = ready_split(config, open_split(config, split), backbone, training=split == "train")
     if split == "train":
         images, _ = hold_out(config, images)
-    _check_classes(config, images.classes, read_classes(folder))
+    require_classes(config, images.classes, read_classes(folder))
     model = restore_model(folder, config, backbone, checkpoint)
     digest = weights_digest(backbone)
     trained = trained_part(config, model)
@@ -112,7 +110,7 @@ def restore_run(
     return Restored(config, trained, backbone, model.head, images, digest, device)
 
 
-def _check_classes(config: RunConfig, classes: list[str], trained: list[str]) -> None:
+def require_classes(config: RunConfig, classes: list[str], trained: list[str]) -> None:
     """Raise RunError where the dataset is not the one the run was trained with."""
     if classes != trained:
         raise RunError(

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import re
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -12,17 +11,17 @@ from typing import Any
 import torch
 
 from fgvc.errors import Interrupted, UserError
-from fgvc.pooling import is_second_order, pooling_label
 from fgvc.training.check import check
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation
-from fgvc.training.hybrid import switch_epoch
 from fgvc.training.interruption import Interruption
 from fgvc.training.loop import Trainer
-from fgvc.training.machine import commit, peak_memory_mb, reset_peak_memory, versions
+from fgvc.training.machine import peak_memory_mb, reset_peak_memory, tf32_allowed
+from fgvc.training.memory import out_of_memory
 from fgvc.training.probe import SpectrumProbe, write_arrays
 from fgvc.training.processes import lost_processes_named
 from fgvc.training.progress import Progress
+from fgvc.training.record import describe_run
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.seeding import seed_epoch
 from fgvc.training.setup import Prepared, create_accelerator, prepare
@@ -38,7 +37,9 @@ def default_run_dir(config: RunConfig) -> Path:
     name = "-".join(part for part in (config.name, config.recipe) if part)
     hybrid = None if config.hybrid.method is None else "hybrid"
     # no brackets of a list, which a shell and Hydra would read
-    options = [re.sub(r"[^\w.-]+", "_", f"{k}{value}").strip("_") for k, value in sorted(config.method.options.items())]
+    options = [
+        re.sub(r"[^\w.-]+", "_", f"{k}{value}").strip("_") for k, value in sorted(config.method.shown_options.items())
+    ]
     method = "-".join(part for part in (config.method.name, config.method.gradient, *options, hybrid) if part)
     return Path("results") / name / config.backbone.name.replace("/", "_") / method / f"seed{config.seed}"
 
@@ -105,14 +106,16 @@ def _carry_out(
     """Train from where the run is, and write its folder."""
     accelerator = trainer.accelerator
     # described now: the checkout may have moved on when the run ends
-    summary = _description(config, prepared) | {"status": "stopped", "reason": "killed", "final": None}
+    tf32 = {"tf32": tf32_allowed(accelerator.device)}
+    summary = describe_run(config, prepared) | tf32 | {"status": "stopped", "reason": "killed", "final": None}
     if accelerator.is_main_process:
         folder.begin(config, summary | _books(trainer.progress))
     if config.trainer.tracker:
         accelerator.init_trackers(config.name)
     interruption.patient = True
     try:
-        evaluation = trainer.fit()
+        with lost_processes_named():
+            evaluation = trainer.fit()
         if accelerator.is_main_process:
             _write_results(folder, prepared, evaluation, accelerator.device)
         final = evaluation.accuracy.as_dict() | {"epoch": trainer.progress.epoch}
@@ -121,7 +124,16 @@ def _carry_out(
         summary["reason"] = str(error) or "interrupted"
         raise
     except BaseException as error:
-        summary |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        advice = out_of_memory(
+            error,
+            batch_size=config.trainer.batch_size,
+            accumulation=config.trainer.accumulation,
+            processes=accelerator.num_processes,
+        )
+        failed = advice or error
+        summary |= {"status": "failed", "reason": f"{type(failed).__name__}: {failed}"}
+        if advice is not None:
+            raise advice from error
         # printed now: when the connections to other processes end, these would speak first
         if accelerator.num_processes > 1 and not isinstance(error, UserError):
             traceback.print_exc()
@@ -156,34 +168,3 @@ def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation
     folder.write_table(folder.predictions_file, evaluation.predictions(test.relative_paths(), test.classes))
     spectrum = SpectrumProbe(prepared.loaders.test.dataset, SPECTRUM_IMAGES).measure(prepared.trained, device)
     write_arrays(folder.spectrum_file, spectrum.arrays())
-
-
-def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
-    """What a table needs to know of a run besides its result."""
-    switch, method = switch_epoch(config), config.method
-    label = pooling_label(method.name, method.gradient, method.options)
-    return {
-        "name": config.name,
-        "recipe": config.recipe,
-        "method": config.method.name,
-        "gradient": config.method.gradient,
-        "options": method.options,
-        "label": label + (" (hybrid)" if switch else ""),
-        "hybrid": {"method": config.hybrid.method, "switch_epoch": switch} if switch else None,
-        "dataset": config.dataset.name,
-        "backbone": config.backbone.name,
-        "frozen": config.backbone.frozen,
-        "reduction": config.method.reduction if is_second_order(config.method.name) else None,
-        "image_size": config.dataset.transform.size,
-        "seed": config.seed,
-        "epochs": config.trainer.epochs,
-        "num_classes": prepared.num_classes,
-        "classes": prepared.images.train.classes,
-        "train_images": len(prepared.images.train),
-        "test_images": len(prepared.images.test),
-        "out_features": prepared.head.pooling.out_features,
-        "weights_digest": prepared.weights_digest,
-        "versions": versions(),
-        "commit": commit(),
-        "command": " ".join(sys.argv),
-    }

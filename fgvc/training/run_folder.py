@@ -1,27 +1,28 @@
 """The folder of a run: who may write to it, and what each of its files is."""
 
 import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fgvc.csv_text import to_csv
 from fgvc.errors import RunError
 from fgvc.files import atomic_path, locked, write_json_atomic, write_text_atomic
+from fgvc.reading import read_json, read_plain_yaml
 from fgvc.training.config import RunConfig
 from fgvc.training.states import StateStore
 
 # these say how a run is carried out, not what it computes: they may differ when it is continued
 _CARRIED_OUT_BY = (
-    *("run_dir", "resume", "method.eigh_device", "cache.dir"),
+    *("run_dir", "resume", "method.eigh_device", "cache.dir", "cache.max_gb"),
     *("trainer.workers", "trainer.tracker", "trainer.probe_images"),
     *("trainer.save_minutes", "trainer.save_steps", "trainer.on_non_finite", "trainer.max_skips"),
+    *("trainer.on_divergence", "trainer.divergence_factor", "trainer.divergence_window"),
 )
 
 
@@ -113,7 +114,8 @@ class RunFolder:
         if not self.config_file.is_file():
             raise RunError(f"{self.path} is not a run folder: it has no config.yaml; name the folder of one run")
         try:
-            merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(self.config_file))
+            loaded = OmegaConf.create(read_plain_yaml(self.config_file))
+            merged = OmegaConf.merge(OmegaConf.structured(RunConfig), loaded)
             config = OmegaConf.to_object(merged)
         except Exception as error:  # omegaconf and yaml raise many kinds; all mean that this file is not usable
             raise RunError(f"{self.config_file} is not a readable configuration: {error}") from error
@@ -127,7 +129,7 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any]:
         """The run's summary. Raises RunError where it is missing or not JSON."""
         try:
-            summary = json.loads(self.summary_file.read_text(encoding="utf-8"))
+            summary = read_json(self.summary_file)
         except (OSError, ValueError) as error:
             raise RunError(f"{self.summary_file} is missing or damaged: {error}") from error
         if not isinstance(summary, dict):
@@ -138,8 +140,7 @@ class RunFolder:
         write_json_atomic(self.summary_file, summary)
 
     def write_table(self, file: Path, table: pd.DataFrame) -> None:
-        with atomic_path(file) as temporary:
-            table.to_csv(temporary, index=False)
+        write_text_atomic(file, to_csv(table, None))
 
     def write_weights(self, which: str, weights: dict[str, Tensor]) -> None:
         with atomic_path(self.weights_file(which)) as temporary:
@@ -153,27 +154,31 @@ class RunFolder:
             raise RunError(f"{file} is missing: the {which} weights are written {when}")
         try:
             return load_file(file)
-        except SafetensorError as error:
+        except Exception as error:  # safetensors and the file system raise many types
             raise RunError(f"{file} is damaged: {error}; train the run again") from error
 
 
-def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level, its keys joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
+
+
+def computed_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide what a run computes, flat: without those that only say how it is carried out."""
+    container = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(container, dict)
+    flat = flatten({str(key): value for key, value in container.items()})
+    return {key: value for key, value in flat.items() if key not in _CARRIED_OUT_BY}
 
 
 def _differences(old: RunConfig, new: RunConfig) -> list[str]:
     """What two configurations would compute differently, as "key: old -> new"."""
-    flats = []
-    for config in (old, new):
-        container = OmegaConf.to_container(OmegaConf.structured(config))
-        assert isinstance(container, dict)
-        flats.append(_flat({str(key): value for key, value in container.items()}))
-    keys = [key for key in {**flats[0], **flats[1]} if key not in _CARRIED_OUT_BY]
+    before, after = computed_settings(old), computed_settings(new)
     return [
-        f"{key} was {flats[0].get(key)}, now {flats[1].get(key)}"
-        for key in keys
-        if flats[0].get(key) != flats[1].get(key)
+        f"{key} was {before.get(key)}, now {after.get(key)}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
     ]

@@ -24,7 +24,7 @@ from fgvc.data import (
     split_validation,
     was_verified,
 )
-from fgvc.errors import DatasetError
+from fgvc.errors import ConfigError, DatasetError
 from fgvc.models import (
     Backbone,
     FineGrainedModel,
@@ -35,6 +35,7 @@ from fgvc.models import (
     weights_digest,
 )
 from fgvc.training.config import RunConfig
+from fgvc.training.determinism import set_deterministic
 from fgvc.training.loaders import Loaders, create_loaders
 
 _log = logging.getLogger(__name__)
@@ -78,10 +79,27 @@ class Prepared:
         return len(self.images.train.classes)
 
 
-def create_accelerator(config: RunConfig, path: Path) -> Accelerator:
-    """Device, precision and processes of a run whose folder is `path`."""
+def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) -> Accelerator:
+    """Device, precision, processes and algorithms of a run whose folder is `path`.
+
+    What was trained in fp16 on a GPU is evaluated in float32 on a CPU, which `training=False` allows.
+
+    Raises:
+        ConfigError: the device cannot train in `trainer.precision`.
+    """
+    set_deterministic(config.trainer.deterministic)  # before anything runs on a GPU
     AcceleratorState._reset_state()  # one process may carry out several runs, of different precision
-    return Accelerator(mixed_precision=config.trainer.precision, log_with=config.trainer.tracker, project_dir=path)
+    precision = config.trainer.precision
+    try:
+        accelerator = Accelerator(mixed_precision=precision, log_with=config.trainer.tracker, project_dir=path)
+    except ValueError as error:  # of this version of accelerate or torch, on this device
+        raise ConfigError(f"trainer.precision={precision}: {error}; use trainer.precision=no") from error
+    if training and precision == "fp16" and accelerator.device.type == "cpu":
+        # accelerate says nothing: it would train in float32, without autocast and without scaling the loss
+        raise ConfigError(
+            "trainer.precision=fp16 needs a GPU, and this run would train on the cpu; use trainer.precision=bf16 or no"
+        )
+    return accelerator
 
 
 def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
@@ -108,9 +126,8 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
                 features = split_features(config, split, extractor, digest, device)
                 seconds += 0.0 if features.from_cache else features.seconds
                 splits[name] = features
-    return Prepared(
-        trained, backbone, model.head, create_loaders(config, accelerator, **splits), images, frozen, seconds, digest
-    )
+    loaders = create_loaders(config, accelerator, images.train.relative_paths(), **splits)
+    return Prepared(trained, backbone, model.head, loaders, images, frozen, seconds, digest)
 
 
 def build_backbone(config: RunConfig) -> Backbone:
@@ -146,6 +163,7 @@ def build_head(config: RunConfig, in_channels: int, num_classes: int) -> Pooling
         hidden=config.method.hidden,
         gradient=config.method.gradient,
         eigh_device=config.method.eigh_device,
+        spectral_dtype=config.method.spectral_dtype,
         options=config.method.options,
     )
 
@@ -232,4 +250,5 @@ def split_features(
         workers=config.trainer.workers,
         device=device,
         dtype=config.cache.dtype,
+        max_gb=config.cache.max_gb,
     )

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -24,15 +25,17 @@ class Failure:
     """Why a step was not taken.
 
     Attributes:
+        what: is not finite: "loss", "eigenvalues" or "gradient".
         reason: e.g. "the loss is nan".
-        round_: of the step's batches, from 0, the one that failed; None where all of them did, in their gradient.
+        round_: of the step's batches, from 0, the one that failed; of a gradient the last.
         inputs, wanted: of that batch in this process, as mixed; None where it failed in another process.
         items: places in the batch that are known to be the cause.
         generator: state of torch's generator before the batch.
     """
 
+    what: str
     reason: str
-    round_: int | None = None
+    round_: int = 0
     inputs: Tensor | None = None
     wanted: Tensor | None = None
     items: tuple[int, ...] = ()
@@ -96,56 +99,57 @@ class Stepper:
         )
         self._optimizer.zero_grad()
         loss, correct, raised = 0.0, 0, [0.0]
+        last: Failure | None = None
         for round_, (inputs, targets) in enumerate(batches):
             generator = torch.get_rng_state()
             inputs, wanted = self._objective.mix(inputs, targets)
             if self._before_step is not None and round_ == 0:
                 self._before_step(number, self._module, inputs, partial(self._objective.loss, targets=wanted))
-            last = round_ == self._config.accumulation - 1
-            with self._accelerator.no_sync(self._module) if not last else torch.enable_grad():
-                part, logits, reason, items = self._forward(inputs, wanted)
-                own = 0 if logits is None else int((logits.argmax(dim=1) == targets).sum())
-                numbers = [float(part.detach()), own, reason is not None, *flags()]
+            # the gradients of all processes are summed up with those of the last round
+            alone = self._accelerator.no_sync(self._module) if round_ < self._config.accumulation - 1 else nullcontext()
+            last = Failure("gradient", "", round_, inputs, wanted, (), generator)
+            with alone:
+                part, own, failure = self._forward(inputs, targets, wanted, last)
+                numbers = [float(part.detach()), own, failure is not None, *flags()]
                 part_loss, part_correct, failed, *raised = total(self._accelerator, [float(n) for n in numbers])
                 if failed:
                     self._undo(statistics)
-                    failure = Failure("a number in another process is not finite", round_)
-                    if reason is not None:
-                        failure = Failure(reason, round_, inputs, wanted, items, generator)
-                    return StepResult(math.nan, 0, tuple(map(int, raised)), failure)
+                    elsewhere = Failure("loss", "a number in another process is not finite", round_)
+                    return StepResult(math.nan, 0, tuple(map(int, raised)), failure or elsewhere)
                 # the processes' gradients are averaged: their sum is meant
                 self._accelerator.backward(part * (self._accelerator.num_processes / size))
             loss, correct = loss + part_loss, correct + int(part_correct)
-        return self._update(loss / size, correct, tuple(map(int, raised)), number, statistics)
+        assert last is not None
+        return self._update(StepResult(loss / size, correct, tuple(map(int, raised))), number, statistics, last)
 
-    def _forward(self, inputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None, str | None, tuple[int, ...]]:
-        """Summed loss, logits, and what is wrong with them with the items at fault."""
+    def _forward(
+        self, inputs: Tensor, targets: Tensor, wanted: Tensor, batch: Failure
+    ) -> tuple[Tensor, int, Failure | None]:
+        """Summed loss, right answers, and what is wrong."""
         try:
             logits = self._module(inputs)
         except EigendecompositionError as error:
-            return inputs.new_zeros(()), None, str(error), tuple(getattr(error, "items", ()))
+            failure = replace(batch, what="eigenvalues", reason=str(error), items=tuple(error.items))
+            return inputs.new_zeros(()), 0, failure
         loss = self._objective.total(logits, wanted)
         if not torch.isfinite(loss):
-            return inputs.new_zeros(()), None, f"the loss is {float(loss.detach())}", ()
-        return loss, logits.detach(), None, ()
+            failure = replace(batch, what="loss", reason=f"the loss is {float(loss.detach())}")
+            return inputs.new_zeros(()), 0, failure
+        return loss, int((logits.detach().argmax(dim=1) == targets).sum()), None
 
-    def _update(
-        self, loss: float, correct: int, flags: tuple[int, ...], number: int, statistics: list[Tensor]
-    ) -> StepResult:
+    def _update(self, result: StepResult, number: int, statistics: list[Tensor], last: Failure) -> StepResult:
         """Clip the gradient, which is the same in all processes by now, and step."""
         self._accelerator.unscale_gradients(self._optimizer)
-        gradients = [p.grad for p in self._module.parameters() if p.grad is not None]
-        norm = get_total_norm(gradients)
+        norm = get_total_norm([p.grad for p in self._module.parameters() if p.grad is not None])
         if torch.isfinite(norm):
             if self._config.clip_norm is not None:
                 clip_grads_with_norm_(self._module.parameters(), self._config.clip_norm, norm)
         elif self._config.precision != "fp16":  # whose loss scaler leaves out such a step by itself
             self._undo(statistics, keep_gradient=True)
-            return StepResult(loss, correct, flags, Failure(f"the norm of the gradient is {float(norm)}"))
+            return replace(result, failure=replace(last, reason=f"the norm of the gradient is {float(norm)}"))
         self._optimizer.step()
-        scaled_down = bool(getattr(self._optimizer, "step_was_skipped", False))
         self._learner.average_in(number)
-        return StepResult(loss, correct, flags, scaled_down=scaled_down)
+        return replace(result, scaled_down=bool(getattr(self._optimizer, "step_was_skipped", False)))
 
     def _undo(self, statistics: list[Tensor], *, keep_gradient: bool = False) -> None:
         for buffer, value in zip(self._module.buffers(), statistics, strict=False):

@@ -1,0 +1,114 @@
+"""Kill a real run again and again at random moments, let it continue, and compare it with one that was left alone.
+
+python benchmarks/kill_and_resume.py --output killed experiment=cub80_frozen dataset.root=PATH method=seb \
+    trainer.epochs=6 trainer.save_steps=10
+python benchmarks/kill_and_resume.py --output killed --processes 2 --signal TERM ...
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from machine import benchmark_facts, machine_line
+
+from fgvc.analysis.run_comparison import compare_runs
+from fgvc.cli import exit_on_user_error
+from fgvc.errors import ConfigError, RunError
+from fgvc.reporting import comparison_markdown
+from fgvc.training.machine import commit_label, source_state
+
+TRAIN = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for scripts/train.py")
+    parser.add_argument("--output", type=Path, required=True, help="new folder for the two runs and their messages")
+    parser.add_argument("--kills", type=int, default=20, help="during training or its start (default 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--signal", choices=("KILL", "TERM", "INT"), default="KILL", help="what is sent")
+    parser.add_argument("--processes", type=int, default=1, help="that train together, on the CPU")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = parse_arguments(arguments)
+    if given.output.exists():
+        raise ConfigError(f"--output {given.output} exists; give a new folder")
+    given.output.mkdir(parents=True)
+    facts = benchmark_facts()
+    print(
+        f"{machine_line(facts)}\ncommit {commit_label(source_state()) or 'unknown'}\ntorch {facts['versions']['torch']}"
+    )
+    straight, killed = given.output / "straight", given.output / "killed"
+    start = time.monotonic()
+    if train(given, straight).wait() != 0:
+        raise RunError(f"the run that is left alone failed; see {given.output / 'straight.log'}")
+    seconds = time.monotonic() - start
+    moments = kill_again_and_again(given, killed, seconds)
+    if train(given, killed).wait() != 0:
+        raise RunError(f"the run did not continue; see {given.output / 'killed.log'}")
+    print(f"{len(moments)} times SIG{given.signal}, seed {given.seed}; the run alone took {seconds:.0f} s")
+    print(*moments, sep="\n")
+    comparison = compare_runs(straight, killed)
+    print(comparison_markdown(comparison))
+    if not comparison.identical:
+        sys.exit(1)
+
+
+def kill_again_and_again(given: argparse.Namespace, folder: Path, seconds: float) -> list[str]:
+    """One line a kill: when, and what the run had saved by then. `seconds` is what a run takes that is left alone."""
+    spent = json.loads((given.output / "straight" / "summary.json").read_text(encoding="utf-8"))["seconds"]
+    training = spent["train"] + spent["eval"]
+    starting = seconds - training
+    draw = random.Random(given.seed)
+    moments: list[str] = []
+    while len(moments) < given.kills:
+        # from the end of a run's start on, and so early that there is something left for all kills
+        after = draw.uniform(0.8 * starting, starting + 1.2 * training / given.kills)
+        run = train(given, folder)
+        try:
+            run.wait(after)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, getattr(signal, f"SIG{given.signal}"))
+            moments.append(f"after {after:5.1f} s: status {run.wait()}, {saved(folder)}")
+        else:
+            raise RunError(f"the run ended before the {len(moments) + 1}th kill; give more trainer.epochs")
+    return moments
+
+
+def train(given: argparse.Namespace, folder: Path) -> "subprocess.Popen[bytes]":
+    """A run in a group of processes of its own; its messages are added to FOLDER.log."""
+    launch = [sys.executable]
+    if given.processes > 1:
+        launch += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(given.processes)]
+    environment = {**os.environ, **({"ACCELERATE_USE_CPU": "true"} if given.processes > 1 else {})}
+    with folder.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(
+            [*launch, str(TRAIN), f"run_dir={folder}", *given.overrides],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+        )
+
+
+def saved(folder: Path) -> str:
+    """Where the newest whole state is."""
+    cards = sorted((folder / "checkpoints").glob("state-*.json"))
+    if not cards:
+        return "nothing saved yet"
+    card = json.loads(cards[-1].read_text(encoding="utf-8"))
+    return f"saved at step {card['step']}, {card['epoch']} epochs done"
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,77 @@
+"""A finished run carried out again from its folder."""
+
+import copy
+from pathlib import Path
+
+from fgvc.errors import RunError
+from fgvc.training.config import RunConfig
+from fgvc.training.machine import commit_label
+from fgvc.training.model_of_run import read_classes
+from fgvc.training.restore import require_classes
+from fgvc.training.run import train_run
+from fgvc.training.run_folder import RunFolder
+from fgvc.training.setup import open_split
+
+
+def rerun(path: Path, *, run_dir: Path | None = None, root: str | None = None, cache: str | None = None) -> Path:
+    """Carry out a run again, by its config.yaml and its seed; its own folder is only read.
+
+    A repetition that was interrupted continues where it was.
+
+    Args:
+        path: folder of the finished run.
+        run_dir: folder of the repetition; None means `path` with "-rerun" behind its name.
+        root: folder of the dataset, where it has moved.
+        cache: folder of cached feature maps, where it is another; an empty one has them computed anew.
+
+    Returns:
+        The folder of the repetition.
+
+    Raises:
+        RunError: not a finished run, made by a version whose configuration this one does not read, the dataset is
+            another one, or `run_dir` holds a finished run.
+        As `train_run`.
+    """
+    folder = RunFolder(path)
+    config = _read_config(folder)
+    if not folder.is_finished():
+        raise RunError(
+            f"{path}: status {folder.read_summary().get('status')}, so that it has no result to compare with; "
+            f"finish it with scripts/train.py and run_dir={path}"
+        )
+    beside = path if path.name not in ("", "..") else path.resolve()
+    target = beside.with_name(f"{beside.name}-rerun") if run_dir is None else run_dir
+    _require_free(target, path)
+    again = copy.deepcopy(config)
+    again.run_dir, again.resume = str(target), "auto"
+    again.dataset.root = config.dataset.root if root is None else root
+    again.cache.dir = config.cache.dir if cache is None else cache
+    require_classes(again, open_split(again, "test").classes, read_classes(folder))
+    return train_run(again)
+
+
+def _read_config(folder: RunFolder) -> RunConfig:
+    try:
+        return folder.read_config()
+    except RunError as error:
+        if not folder.config_file.is_file():
+            raise
+        summary = folder.read_summary()
+        version = (summary.get("versions") or {}).get("fgvc", "an unknown version")
+        source = commit_label(summary)
+        raise RunError(
+            f"{error}\nThe run was made by fgvc {version}" + (f", commit {source}" if source else "") + "; repeat it "
+            "with that version, or compare its folder with that of another run: --compare OTHER"
+        ) from error
+
+
+def _require_free(target: Path, path: Path) -> None:
+    """Raise RunError where a repetition in `target` would change the run in `path`, or is there already."""
+    ours, theirs = target.resolve(), path.resolve()
+    if ours == theirs or theirs in ours.parents:
+        raise RunError(f"{target} is in the folder of the run itself, which is left as it is; give another --run-dir")
+    if RunFolder(target).is_finished():
+        raise RunError(
+            f"{target} holds a finished run; compare with it by --compare {target}, delete it, or give another "
+            "--run-dir to train again"
+        )

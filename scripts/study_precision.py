@@ -1,0 +1,56 @@
+"""What float32 spectra and features in half precision cost against float64: errors, and accuracy of trained runs.
+
+python scripts/study_precision.py results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0
+python scripts/study_precision.py RUN OTHER_RUN --trained results/cub80_precision --output results/cub80/precision
+"""
+
+import argparse
+from pathlib import Path
+
+from fgvc.analysis import find_finished
+from fgvc.analysis.precision_errors import STUDIED
+from fgvc.analysis.precision_study import precision_pairs, save_precision, study_precision
+from fgvc.cli import end_with_notes, exit_on_user_error
+from fgvc.files import write_text_atomic
+from fgvc.reporting.precision_plot import (
+    eigenvalues_markdown,
+    errors_markdown,
+    pairs_markdown,
+    write_precision_figure,
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="finished runs of covariance heads, each of another width")
+    parser.add_argument("--trained", type=Path, nargs="+", help="runs in float64 and in float32, or folders with them")
+    parser.add_argument("--images", type=int, default=64, help="test images of each run (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", default=STUDIED, metavar="METHOD[-GRADIENT]", help="(%(default)s)")
+    parser.add_argument("--keep", type=int, help="eigenvalues that SVD-TopN keeps (default: all but 50)")
+    parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
+    parser.add_argument("--output", type=Path, default=Path("figures"), help="folder of the files (%(default)s)")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a run is left out")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    given = parser.parse_args()
+
+    study = study_precision(given.runs, images=given.images, methods=given.methods, keep=given.keep, root=given.root)
+    texts = save_precision(study, given.output)
+    for channels, part in study.errors.groupby("channels", sort=False):
+        print(f"{errors_markdown(part, 'arithmetic')}\n\nRelative errors, d = {channels}: median / 95 % / max.\n")
+    print(f"{eigenvalues_markdown(study.eigenvalues)}\n\nEigenvalues in float32: median / max error (how many).\n")
+    notes: list[str] = []
+    if given.trained:
+        runs, notes = find_finished(given.trained)
+        pairs = precision_pairs(runs)
+        texts[given.output / "pairs.csv"] = pairs.to_csv(index=False, float_format="%.4f")
+        print(f"{pairs_markdown(pairs)}\n")
+    for path, text in texts.items():
+        write_text_atomic(path, text)
+    title = f"{given.images} test images of each of {len(given.runs)} runs"
+    written = [*texts, *write_precision_figure(study.images, title, given.output)]
+    print(f"written: {', '.join(map(str, written))}")
+    end_with_notes(notes, strict=given.strict)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,125 @@
+"""Training runs in forked processes, one or several, some of which end or fail at a chosen moment."""
+
+import contextlib
+import logging
+import os
+import runpy
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from command_line import ROOT, SMALL
+from torch.optim import SGD
+from torchmetrics import MetricCollection
+
+MOMENTS: dict[str, tuple[Any, str]] = {
+    "step": (SGD, "step"),  # in the middle of a step, before the weights change
+    "evaluation": (MetricCollection, "update"),
+    "save": (torch, "save"),
+    "flush": (os, "fsync"),  # a file is written, not yet renamed
+    "rename": (Path, "replace"),
+}
+"""What a run does again and again, as what is called then."""
+
+End = tuple[str, int]
+"""A moment, and how often it has come when something happens; from 1."""
+
+
+def train_until(cwd: Path, overrides: list[str], *ends: End, number: int = signal.SIGKILL) -> int:
+    """`scripts/train.py` on the small set; returns its exit status, or minus the signal that ended it.
+
+    Args:
+        cwd: working folder; stdout and stderr go to `log` in it.
+        overrides: of the command line.
+        ends: when the process sends itself the signal `number`.
+        number: of the signal.
+    """
+    (cwd / "log").unlink(missing_ok=True)
+    return _wait(_fork(cwd, overrides, {moment: (count, _signal_to_self(number)) for moment, count in ends}))
+
+
+def train_in_processes(
+    cwd: Path, overrides: list[str], count: int, *, at: End = ("step", 0), happens: Callable[[], None] | None = None
+) -> list[int]:
+    """The same in `count` processes, of which the last does `happens` at a moment; returns their exit statuses."""
+    (cwd / "log").unlink(missing_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = []
+    for rank in range(count):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        environment = {key: str(value) for key, value in ranks.items()}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        last = rank == count - 1 and happens is not None
+        children.append(_fork(cwd, overrides, {at[0]: (at[1], happens)} if last else {}, environment))
+    return [_wait(child) for child in children]
+
+
+def _signal_to_self(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+def _wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _fork(
+    cwd: Path, overrides: list[str], events: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> int:
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        os.environ.update(environment or {})
+        status = _train(cwd, overrides, events)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _train(cwd: Path, overrides: list[str], events: Mapping[str, Any]) -> int:
+    torch.set_num_threads(1)  # the parent's pool of threads does not exist here
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.chdir(cwd)
+    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    logging.getLogger().handlers.clear()  # those of pytest, which keep the log to themselves
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for moment, (count, happens) in events.items():
+        owner, name = MOMENTS[moment]
+        setattr(owner, name, _counted(getattr(owner, name), count, happens))
+    sys.argv = ["train.py", *SMALL, *overrides]
+    with contextlib.suppress(KeyError):
+        del os.environ["HYDRA_FULL_ERROR"]
+    try:
+        runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
+def _counted(function: Callable[..., Any], count: int, happens: Callable[[], None]) -> Callable[..., Any]:
+    """`function`, before whose `count`-th call something happens."""
+    calls = 0
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            happens()
+        return function(*arguments, **options)
+
+    return counted

@@ -1,0 +1,432 @@
+"""A feature cache that processes share: one computes and the others wait, what is used stays, a limit holds."""
+
+import errno
+import gc
+import hashlib
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import Train, refused
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from fgvc.data import (
+    FeatureSet,
+    ImageDataset,
+    Samples,
+    cache_folder,
+    cached_features,
+    create_transform,
+    feature_cache,
+    feature_set,
+)
+from fgvc.errors import ConfigError
+
+COUNT = 7
+SIZE = 128 + COUNT * 3 * 4 * 4 * 4  # header and maps of one entry in bytes
+# forked children have torch imported already, which takes seconds
+context = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> ImageDataset:
+    return images_in(tmp_path)
+
+
+def images_in(root: Path) -> ImageDataset:
+    rng = np.random.default_rng(0)
+    paths = [root / "images" / f"{number}.png" for number in range(COUNT)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+    return ImageDataset(Samples(["a", "b"], paths, [0, 1, 0, 1, 0, 1, 1]), root)
+
+
+class Backbone:
+    """Average pooling; `meanwhile` runs in its call of number `at`."""
+
+    def __init__(self, meanwhile: Callable[[], object] = lambda: None, at: int = 2) -> None:
+        self.calls, self.at, self.meanwhile = 0, at, meanwhile
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == self.at:
+            self.meanwhile()
+        return avg_pool2d(images, 4)
+
+
+def features_of(
+    dataset: ImageDataset, extract: Callable[[Tensor], Tensor], name: str = "a", entries: float | None = None
+) -> FeatureSet:
+    """Maps of a backbone called `name`, in a cache limited to so many entries."""
+    spec = create_transform(training=False, size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+    limit = None if entries is None else entries * SIZE / 1e9
+    folder = dataset.root / "cache"
+    return cached_features(
+        dataset, spec, extract, key_parts={"weights": name}, cache_dir=folder, batch_size=3, max_gb=limit
+    )
+
+
+def kinds(dataset: ImageDataset) -> list[str]:
+    """Suffixes of the files in the cache."""
+    return sorted("".join(path.suffixes) for path in (dataset.root / "cache").iterdir())
+
+
+@contextmanager
+def process(function: Callable[..., object], *arguments: object) -> Iterator[Any]:
+    child = context.Process(target=function, args=arguments, daemon=True)
+    child.start()
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.join(20)
+
+
+@contextmanager
+def on_message(part: str, action: Callable[[], object]) -> Iterator[None]:
+    """Call `action` when a message of the cache that holds `part` is logged."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if part in record.getMessage():
+                action()
+
+    logger, handler = logging.getLogger("fgvc.data.feature_cache"), Handler()
+    logger.addHandler(handler)
+    level, logger.level = logger.level, logging.INFO
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def compute_and_hang(dataset: ImageDataset, name: str, started: Any, goes_on: Any) -> None:
+    """Compute an entry; after the first batch is written, say so and wait."""
+
+    def hang() -> None:
+        started.set()
+        assert goes_on.wait(30)
+
+    features_of(dataset, Backbone(hang), name)
+
+
+def hold(dataset: ImageDataset, name: str, opened: Any, release: Any, read: Any) -> None:
+    """Use an entry until told to end, then read all of it."""
+    features = features_of(dataset, Backbone(), name)
+    opened.set()
+    assert release.wait(30)
+    read.put(features.batch(range(COUNT))[0].numpy())
+
+
+def test_the_second_of_two_runs_waits_and_computes_nothing(dataset: ImageDataset) -> None:
+    started, goes_on, backbone = context.Event(), context.Event(), Backbone()
+    with process(compute_and_hang, dataset, "a", started, goes_on) as first:
+        assert started.wait(30)
+        with on_message("computed by another run", goes_on.set):
+            features = features_of(dataset, backbone)
+        first.join(30)
+        assert first.exitcode == 0
+    assert (backbone.calls, features.from_cache) == (0, True)
+    alone = features_of(dataset, Backbone(), "b")
+    assert features.path.read_bytes() == alone.path.read_bytes()
+    assert kinds(dataset) == [".json", ".json", ".npy", ".npy"]
+
+
+def test_of_many_runs_at_once_one_computes(dataset: ImageDataset) -> None:
+    barrier, results = context.Barrier(5), context.Queue()
+
+    def run() -> None:
+        backbone = Backbone(lambda: time.sleep(0.2))
+        barrier.wait(30)
+        features = features_of(dataset, backbone)
+        maps = features.batch(range(COUNT))[0].numpy()
+        results.put((backbone.calls, hashlib.sha256(maps.tobytes()).hexdigest()))
+
+    children = [context.Process(target=run, daemon=True) for _ in range(5)]
+    for child in children:
+        child.start()
+    calls, digests = zip(*(results.get(timeout=30) for _ in children), strict=True)
+    for child in children:
+        child.join(30)
+    assert sorted(calls) == [0, 0, 0, 0, 3]
+    assert len(set(digests)) == 1
+    assert kinds(dataset) == [".json", ".npy"]
+
+
+def test_when_the_computing_run_is_killed_the_waiting_one_takes_over(dataset: ImageDataset) -> None:
+    started, backbone = context.Event(), Backbone()
+    with process(compute_and_hang, dataset, "a", started, context.Event()) as first:
+        assert started.wait(30)
+        (temporary,) = (dataset.root / "cache").glob(".features-*.tmp.npy")
+        assert temporary.stat().st_size == SIZE
+        with on_message("computed by another run", first.kill):
+            features = features_of(dataset, backbone)
+    assert (backbone.calls, features.from_cache) == (3, False)
+    assert kinds(dataset) == [".json", ".npy"]
+
+
+def test_leftovers_go_with_the_next_computation_but_not_what_is_being_written(dataset: ImageDataset) -> None:
+    events = [context.Event() for _ in range(3)]
+    with process(compute_and_hang, dataset, "a", events[0], events[1]) as alive:
+        with process(compute_and_hang, dataset, "b", events[2], context.Event()) as killed:
+            assert events[0].wait(30) and events[2].wait(30)
+            killed.kill()
+        features_of(dataset, Backbone(), "c")
+        assert len(list((dataset.root / "cache").glob(".features-*"))) == 1
+        events[1].set()
+        alive.join(30)
+        assert alive.exitcode == 0
+    assert features_of(dataset, Backbone(), "a").from_cache
+    assert not list((dataset.root / "cache").glob(".features-*"))
+
+
+def test_what_another_process_reads_is_not_evicted(dataset: ImageDataset) -> None:
+    opened, release, read = context.Event(), context.Event(), context.Queue()
+    with process(hold, dataset, "a", opened, release, read) as reader:
+        assert opened.wait(30)
+        (path,) = (dataset.root / "cache").glob("features-*.npy")
+        before, backbone = path.read_bytes(), Backbone()
+        with pytest.raises(ConfigError, match=r"cache\.max_gb=2\.2.*in use.*" + path.name) as caught:
+            features_of(dataset, backbone, "b", entries=1.5)
+        assert "need 1.47e-06 GB" in str(caught.value) and "Raise cache.max_gb" in str(caught.value)
+        assert backbone.calls == 1  # one batch tells the size
+        assert kinds(dataset) == [".json", ".npy"]
+        release.set()
+        np.testing.assert_array_equal(read.get(timeout=30), np.frombuffer(before[128:], "f4").reshape(COUNT, 3, 4, 4))
+        reader.join(30)
+    assert not features_of(dataset, Backbone(), "b", entries=1.5).from_cache
+    assert not path.exists()
+
+
+def test_what_another_process_writes_counts_with_its_full_size(dataset: ImageDataset) -> None:
+    started, goes_on = context.Event(), context.Event()
+    with process(compute_and_hang, dataset, "a", started, goes_on):
+        assert started.wait(30)
+        with pytest.raises(ConfigError, match=r"\.features-\w+\.\w+\.tmp\.npy \(1\.47e-06\)"):
+            features_of(dataset, Backbone(), "b", entries=1.5)
+
+
+def test_two_runs_do_not_take_the_same_room(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    barrier, done, results = context.Barrier(3), context.Barrier(3), context.Queue()
+    make_room = cache_folder._make_room
+
+    def slowly(*arguments: Any) -> None:
+        make_room(*arguments)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(cache_folder, "_make_room", slowly)
+
+    def run(name: str) -> None:
+        barrier.wait(30)
+        try:
+            features = features_of(dataset, Backbone(), name, entries=2)
+        except ConfigError:
+            results.put("refused")
+        else:
+            results.put(len(features))
+        done.wait(30)
+
+    children = [context.Process(target=run, args=(name,), daemon=True) for name in "abc"]
+    for child in children:
+        child.start()
+    assert sorted(str(results.get(timeout=30)) for _ in children) == [str(COUNT), str(COUNT), "refused"]
+    for child in children:
+        child.join(30)
+    assert kinds(dataset) == [".json"] * 2 + [".npy"] * 2
+
+
+def test_an_entry_is_in_use_before_it_has_its_card(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_card, calls = feature_cache.write_json_atomic, []
+
+    def meanwhile(path: Path, card: Any) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            with pytest.raises(ConfigError, match=f"in use.*{path.stem}.npy"):
+                features_of(dataset, Backbone(), "b", entries=1)
+        write_card(path, card)
+
+    monkeypatch.setattr(feature_cache, "write_json_atomic", meanwhile)
+    assert len(features_of(dataset, Backbone(), "a", entries=1)) == COUNT
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["gone", "computed again meanwhile"])
+def test_an_entry_evicted_as_it_is_opened_is_not_used(
+    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    path = features_of(dataset, Backbone()).path
+    lock, calls = feature_set.lock_file, []
+
+    def too_late(*arguments: Any, **options: Any) -> bool | None:
+        calls.append(1)
+        if len(calls) == 1:
+            features_of(dataset, Backbone(), "b", entries=1)
+            assert not path.exists()
+            if back:
+                features_of(dataset, Backbone(), entries=1)
+        return lock(*arguments, **options)
+
+    monkeypatch.setattr(feature_set, "lock_file", too_late)
+    found = features_of(dataset, Backbone())
+    assert found.from_cache == back
+    with pytest.raises(ConfigError, match=path.name):  # it is in use, not a deleted file of its name
+        features_of(dataset, Backbone(), "c", entries=1)
+
+
+def use(dataset: ImageDataset, name: str, entries: float | None) -> bool:
+    """Have an entry for a moment; whether it was in the cache."""
+    time.sleep(0.02)  # the clock of a file system ticks in milliseconds
+    return features_of(dataset, Backbone(), name, entries).from_cache
+
+
+def test_the_least_recently_used_go_first(dataset: ImageDataset, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    found = [use(dataset, name, 3) for name in "abcadbacde"]
+    #            a      b      c     a      d      b      a     c      d      e
+    assert found == [False, False, False, True, False, False, True, False, False, False]
+    assert kinds(dataset) == [".json"] * 3 + [".npy"] * 3
+    assert [use(dataset, name, 3) for name in "cde"] == [True] * 3
+    evicted = [record.getMessage() for record in caplog.records if "evicted" in record.getMessage()]
+    assert len(evicted) == 5 and f"{dataset.root / 'cache' / 'features-'}" in evicted[0]
+    assert f"1.47e-06 GB, last used {time.strftime('%Y-')}" in evicted[0]
+
+
+def test_no_limit_evicts_nothing_and_a_lower_one_only_when_something_is_added(dataset: ImageDataset) -> None:
+    for name in "abcd":
+        use(dataset, name, None)
+    assert use(dataset, "d", 1) and len(kinds(dataset)) == 8
+    use(dataset, "e", 2)
+    assert kinds(dataset) == [".json"] * 2 + [".npy"] * 2
+    assert use(dataset, "d", 2)
+
+
+def test_an_entry_larger_than_the_limit_evicts_nothing(dataset: ImageDataset) -> None:
+    use(dataset, "a", None)
+    with pytest.raises(ConfigError, match=r"nothing else\. Raise cache\.max_gb"):
+        features_of(dataset, Backbone(), "b", entries=0.9)
+    assert kinds(dataset) == [".json", ".npy"]
+
+
+def test_a_file_without_a_card_counts_and_can_go(dataset: ImageDataset) -> None:
+    use(dataset, "a", None)
+    next((dataset.root / "cache").glob("*.json")).unlink()
+    use(dataset, "b", 1)
+    assert kinds(dataset) == [".json", ".npy"]
+
+
+def test_this_process_keeps_what_it_uses_itself(dataset: ImageDataset) -> None:
+    train = features_of(dataset, Backbone(), "train", entries=2)
+    other = features_of(dataset, Backbone(), "other", entries=2)
+    copy = pickle.loads(pickle.dumps(other))
+    del other
+    with pytest.raises(ConfigError, match="in use"):
+        features_of(dataset, Backbone(), "new", entries=2)
+    cycle: list[Any] = [copy]
+    cycle.append(cycle)
+    del copy, cycle  # garbage, but not yet collected
+    features_of(dataset, Backbone(), "new", entries=2)
+    assert train.path.is_file()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no list of open files here")
+def test_a_set_holds_one_file_open_and_lets_go_of_it(dataset: ImageDataset) -> None:
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    gc.collect()
+    before = open_files()
+    sets = [features_of(dataset, Backbone(), name) for name in "aab"]
+    assert open_files() == before + len(sets)
+    for _ in range(5):
+        features_of(dataset, Backbone(), "c", entries=3)
+        (dataset.root / "cache" / "features-x.npy").write_bytes(bytes(SIZE))
+        with pytest.raises(ConfigError):
+            features_of(dataset, Backbone(), "d", entries=2)
+    del sets
+    assert open_files() == before
+
+
+def test_a_full_disk_leaves_the_other_entries(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(dataset, "a", 2)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fgvc.data.feature_cache._write_views", full)
+        with pytest.raises(Exception, match=r"set cache\.dir to a folder on a larger disk"):
+            features_of(dataset, Backbone(), "b", entries=2)
+    assert kinds(dataset) == [".json", ".npy"]
+    assert use(dataset, "a", 2)
+
+
+@pytest.fixture
+def read_only() -> Iterator[ImageDataset]:
+    """A dataset with a cache of one entry that this process may read but not change."""
+    root = Path(tempfile.mkdtemp())  # not tmp_path, which only its owner may enter
+    dataset, user = images_in(root), os.geteuid()
+    features_of(dataset, Backbone())
+    root.chmod(0o755)
+    (root / "cache").chmod(0o555)
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield dataset
+    finally:
+        os.seteuid(user)
+        (root / "cache").chmod(0o755)
+        shutil.rmtree(root)
+
+
+def test_a_cache_that_may_only_be_read_is_used(read_only: ImageDataset) -> None:
+    backbone = Backbone()
+    assert features_of(read_only, backbone, entries=0.5).from_cache
+    assert backbone.calls == 0
+    with pytest.raises(PermissionError, match="cache"):
+        features_of(read_only, backbone, "b")
+    assert backbone.calls == 0  # nothing is computed in vain
+    assert kinds(read_only) == [".json", ".npy"]
+
+
+def test_without_locks_all_works_but_nothing_is_evicted(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fgvc.files.fcntl.flock", none)
+    assert [use(dataset, name, 2) for name in "aabb"] == [False, True, False, True]
+    leftover = dataset.root / "cache" / ".features-0.0.tmp.npy"
+    leftover.touch()
+    with pytest.raises(ConfigError, match="or cannot be locked"):
+        use(dataset, "c", 2)
+    assert leftover.exists() and use(dataset, "a", 2) and use(dataset, "b", 2)
+
+
+def test_a_limit_on_the_command_line(tmp_path: Path, train_here: Train) -> None:
+    frozen = ["backbone.frozen=true", "cache.dir=cache", "trainer.epochs=1"]
+    for number in ("0", "-1"):
+        refused(train_here(tmp_path, *frozen, f"cache.max_gb={number}"), "cache.max_gb must be positive, or null")
+    refused(train_here(tmp_path, *frozen, "cache.max_gb=1e-6"), "cache.max_gb=1e-06", "Raise cache.max_gb")
+    assert train_here(tmp_path, *frozen, "run_dir=a").returncode == 0
+    before = set((tmp_path / "cache").glob("features-*"))
+    limit = f"cache.max_gb={1.2e-9 * sum(path.stat().st_size for path in before)}"
+    # the weights of this backbone are drawn with the seed: other maps
+    done = train_here(tmp_path, *frozen, "run_dir=b", "seed=1", limit)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("evicted from the feature cache") == 2
+    after = set((tmp_path / "cache").glob("features-*"))
+    assert len(after) == len(before) == 4 and not after & before
+    assert train_here(tmp_path, *frozen, "run_dir=b", "seed=1", "cache.max_gb=1").returncode == 0  # still the same run

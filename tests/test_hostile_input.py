@@ -1,0 +1,756 @@
+"""Hostile and broken input, a row a fault: what survives, and what is refused with which words.
+
+Archives, downloads, split files and weights that do not fit have tests of their own (test_data_extract,
+test_data_download, test_data_DATASET, test_models_weights); damage at random is in test_fuzz.
+"""
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import subprocess
+import tempfile
+import time
+import tracemalloc
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from command_line import SMALL, Done, Train, refused
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import EpsImagePlugin, Image
+from run_folders import write_config, write_run
+from scipy.io import savemat
+from torch import nn
+
+from fgvc.analysis import read_csv
+from fgvc.analysis.confusion import read_predictions
+from fgvc.analysis.run_search import find_runs
+from fgvc.analysis.runs import read_run
+from fgvc.csv_text import to_csv
+from fgvc.data import (
+    ImageDataset,
+    Samples,
+    TransformSpec,
+    cached_features,
+    check_images,
+    create_dataset,
+    fingerprint,
+    prepare_dataset,
+    write_miniature,
+)
+from fgvc.data.cards import load_card
+from fgvc.data.imagenet_devkit import sort_validation
+from fgvc.data.mat import read_mat
+from fgvc.errors import ConfigError, DatasetError, RunError, UserError, WeightsError
+from fgvc.models.weights import load_backbone_weights
+from fgvc.training.run_folder import RunFolder
+
+ORIENTATION = 0x0112
+RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
+
+
+def folder_of(tmp_path: Path, name: str, content: bytes = b"") -> Path:
+    """A dataset of one class; the training image has this name and content."""
+    for split, file in (("train", name), ("test", "0.png")):
+        path = tmp_path / split / "auk" / file
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content or encoded(Image.new("RGB", (4, 4))))
+    return tmp_path
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def half_clear(mode: str) -> Image.Image:
+    """Red on the left; on the right clear, above green."""
+    image = Image.new("RGBA", (8, 4), (*GREEN, 0))
+    image.paste((*RED, 255), (0, 0, 4, 4))
+    return image.convert(mode)
+
+
+def clear_palette() -> bytes:
+    image = Image.new("P", (8, 4), 1)
+    image.putpalette([*RED, *GREEN])
+    image.paste(0, (0, 0, 4, 4))
+    return encoded(image, transparency=1)
+
+
+def frames(kind: str) -> bytes:
+    first, second = (Image.new("RGB", (8, 4), colour) for colour in (RED, GREEN))
+    return encoded(first, kind, save_all=True, append_images=[second], **({} if kind == "TIFF" else {"duration": 50}))
+
+
+GREY = np.array([[0, 255, 256, 0x1234, 0x80FF, 0xFFFF]], dtype=np.uint16)
+AS_GREY = [(int(value) >> 8,) * 3 for value in GREY[0]]
+PGM = b"P5 6 1 65535\n" + GREY.astype(">u2").tobytes()
+# left and right end of the first row
+IMAGES: dict[str, tuple[str, bytes, Any]] = {
+    "a PNG named .jpg": ("0.jpg", encoded(Image.new("RGB", (8, 4), RED)), [RED, RED]),
+    "a JPEG named .png": ("0.png", encoded(Image.new("RGB", (8, 4), RED), "JPEG"), [(254, 0, 0), (254, 0, 0)]),
+    "CMYK": ("0.tif", encoded(Image.new("CMYK", (8, 4), (0, 255, 255, 0)), "TIFF"), [RED, RED]),
+    "CMYK JPEG": ("0.jpg", encoded(Image.new("CMYK", (8, 4), (0, 255, 255, 0)), "JPEG"), [(254, 0, 0), (254, 0, 0)]),
+    "grey": ("0.png", encoded(Image.new("L", (8, 4), 7)), [(7, 7, 7)] * 2),
+    "grey of 16 bits": ("0.png", encoded(Image.fromarray(GREY)), AS_GREY),
+    "grey of 16 bits as TIFF": ("0.tif", encoded(Image.fromarray(GREY), "TIFF"), AS_GREY),
+    "grey of 16 bits as PGM": ("0.pgm", PGM, AS_GREY),
+    "palette": ("0.png", encoded(Image.new("RGB", (8, 4), RED).quantize(4)), [RED, RED]),
+    "palette with a clear colour": ("0.png", clear_palette(), [RED, WHITE]),
+    "alpha": ("0.png", encoded(half_clear("RGBA")), [RED, WHITE]),
+    "alpha as WebP": ("0.webp", encoded(half_clear("RGBA"), "WEBP", lossless=True), [RED, WHITE]),
+    "grey with alpha": ("0.png", encoded(half_clear("LA")), [(76, 76, 76), WHITE]),
+    "animated GIF": ("0.gif", frames("GIF"), [RED, RED]),
+    "animated PNG": ("0.png", frames("PNG"), [RED, RED]),
+    "animated WebP": ("0.webp", frames("WEBP"), [(254, 0, 0)] * 2),
+    "TIFF of two pages": ("0.tif", frames("TIFF"), [RED, RED]),
+}
+
+
+@pytest.mark.parametrize("fault", IMAGES)
+def test_images_of_any_kind_are_what_a_viewer_shows(tmp_path: Path, fault: str) -> None:
+    name, content, expected = IMAGES[fault]
+    image, _ = create_dataset("folder", root=folder_of(tmp_path, name, content))[0]
+    row = [image.getpixel((x, 0)) for x in range(image.width)]
+    found = row if len(expected) > 2 else [row[0], row[-1]]
+    assert image.mode == "RGB"
+    assert np.abs(np.array(found, dtype=int) - np.array(expected)).max() <= 2  # JPEG and WebP round
+
+
+NO_IMAGES: dict[str, tuple[bytes, str]] = {
+    "numbers of 32 bits": (encoded(Image.new("I", (4, 4), 70_000), "TIFF"), "32-bit numbers"),
+    "fractions": (encoded(Image.new("F", (4, 4), 0.5), "TIFF"), "32-bit numbers"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n", "not an image"),
+    "a page of HTML": (b"<html>404</html>", "not an image"),
+    "text that unpacks to 60 MB in a PNG": (
+        encoded(Image.new("L", (4, 4)))[:33]
+        + (lambda data: struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data)))(
+            b"a\0\0" + zlib.compress(bytes(60_000_000), 9)
+        )
+        + encoded(Image.new("L", (4, 4)))[33:],
+        "Decompressed data too large",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", NO_IMAGES)
+def test_images_that_are_refused(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *rest: called.append(rest))
+    content, reason = NO_IMAGES[fault]
+    (bad,) = check_images(create_dataset("folder", root=folder_of(tmp_path, "0.jpg", content)))
+    assert reason in bad.reason and not called
+
+
+def turned(orientation: int | bytes) -> bytes:
+    """An image of 3 x 2 pixels, red at the upper left as it is stored."""
+    image = Image.new("RGB", (3, 2), WHITE)
+    image.putpixel((0, 0), RED)
+    exif = Image.Exif()
+    if isinstance(orientation, bytes):
+        return encoded(image, exif=orientation)
+    exif[ORIENTATION] = orientation
+    return encoded(image, exif=exif.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "red"),
+    [
+        *((1, (3, 2), (0, 0)), (2, (3, 2), (2, 0)), (3, (3, 2), (2, 1)), (4, (3, 2), (0, 1))),
+        *((5, (2, 3), (0, 0)), (6, (2, 3), (1, 0)), (7, (2, 3), (1, 2)), (8, (2, 3), (0, 2))),
+        *((9, (3, 2), (0, 0)), (b"Exif\0\0MM\0*\0\0\xff\xff", (3, 2), (0, 0)), (b"\xff" * 40, (3, 2), (0, 0))),
+    ],
+)
+def test_own_photographs_are_upright(
+    tmp_path: Path, orientation: int | bytes, size: tuple[int, int], red: tuple[int, int]
+) -> None:
+    image, _ = create_dataset("folder", root=folder_of(tmp_path, "0.png", turned(orientation)))[0]
+    assert (image.size, image.getpixel(red)) == (size, RED)
+
+
+def test_official_datasets_stay_as_their_boxes_count_them(tmp_path: Path) -> None:
+    root = write_miniature("cub", tmp_path / "cub", train_per_class=1, test_per_class=1, size=(48, 48))
+    before = create_dataset("cub", root=root, crop="bbox")
+    stored = [before[index][0].tobytes() for index in range(len(before))]
+    for path in before.paths:
+        exif = Image.Exif()
+        exif[ORIENTATION] = 6
+        segment = exif.tobytes()
+        content = path.read_bytes()
+        path.write_bytes(content[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + content[2:])
+        with Image.open(path) as image:
+            assert image.getexif()[ORIENTATION] == 6
+    assert [before[index][0].tobytes() for index in range(len(before))] == stored
+
+
+def test_a_fingerprint_tells_upright_images_from_stored_ones(tmp_path: Path) -> None:
+    path = tmp_path / "0.png"
+    path.write_bytes(turned(6))
+    upright, stored = (
+        ImageDataset(Samples(["a"], [path], [0], upright=upright), tmp_path) for upright in (True, False)
+    )
+    assert fingerprint(upright) != fingerprint(stored)
+    assert (upright.decode(0).size, stored.decode(0).size) == ((2, 3), (3, 2))
+    assert upright.subset([0]).decode(0).size == (2, 3)
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder, and a user whose permissions count: the superuser may read everything."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("no permissions as of Unix here")
+    before = os.geteuid()
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        if before == 0:
+            Image.init()  # what is imported on demand may not be readable to the other user
+            os.chown(folder, 65534, 65534)
+            os.seteuid(65534)
+        yield folder
+    finally:
+        if before == 0:
+            os.seteuid(before)
+        for path in folder.rglob("*"):
+            path.chmod(0o700)
+        shutil.rmtree(folder)
+
+
+def read_images(root: Path) -> object:
+    bad = check_images(create_dataset("folder", root=root))
+    raise DatasetError("; ".join(f"{image.path}: {image.reason}" for image in bad))
+
+
+def linked(root: Path) -> None:
+    (root / "hidden").mkdir()
+    shutil.copy(root / "test" / "auk" / "0.png", root / "hidden")
+    (root / "train" / "auk" / "link.png").symlink_to(root / "hidden" / "0.png")
+
+
+def whole_run(root: Path) -> None:
+    write_run(root / "run")
+    write_config(root / "run", name="x")
+
+
+def text_file(name: str) -> Callable[[Path], None]:
+    return lambda root: (root / name).write_text("a: 1")
+
+
+FORBIDDEN: dict[str, tuple[Callable[[Path], object], str, Callable[[Path], object]]] = {
+    "an image": (lambda root: folder_of(root, "0.png"), "train/auk/0.png", read_images),
+    "a class": (lambda root: folder_of(root, "0.png"), "train/auk", read_images),
+    "a split": (lambda root: folder_of(root, "0.png"), "train", read_images),
+    "the target of a link": (lambda root: linked(folder_of(root, "0.png")), "hidden", read_images),
+    "a split file": (
+        lambda root: write_miniature("cub", root / "cub", train_per_class=1, test_per_class=1, size=(48, 48)),
+        "cub/classes.txt",
+        lambda root: create_dataset("cub", root=root / "cub"),
+    ),
+    "the images of a split file": (
+        lambda root: write_miniature("cub", root / "cub", train_per_class=1, test_per_class=1, size=(48, 48)),
+        "cub/images",
+        lambda root: create_dataset("cub", root=root / "cub"),
+    ),
+    "a MATLAB file": (text_file("a.mat"), "a.mat", lambda root: read_mat(root / "a.mat", "a")),
+    "a card": (text_file("cub.yaml"), "cub.yaml", lambda root: load_card(root, "cub")),
+    "a configuration": (whole_run, "run/config.yaml", lambda root: read_run(root / "run").config()),
+    "a summary": (whole_run, "run/summary.json", lambda root: find_runs([root])),
+    "weights": (text_file("w.safetensors"), "w.safetensors", lambda root: load_weights(root / "w.safetensors")),
+}
+
+
+@pytest.mark.parametrize("fault", FORBIDDEN)
+def test_what_may_not_be_read_is_named(unprivileged: Path, fault: str) -> None:
+    make, closed, read = FORBIDDEN[fault]
+    make(unprivileged)
+    (unprivileged / closed).chmod(0)
+    with pytest.raises(UserError, match=r"(?i)permission denied") as caught:
+        read(unprivileged)
+    assert str(unprivileged) in str(caught.value)
+
+
+def test_links_in_a_circle(tmp_path: Path) -> None:
+    root = folder_of(tmp_path / "data", "0.png")
+    auk = root / "train" / "auk"
+    (auk / "self.png").symlink_to(auk / "self.png")
+    (auk / "a.png").symlink_to(auk / "b.png")
+    (auk / "b.png").symlink_to(auk / "a.png")
+    (root / "train" / "circle").symlink_to(root / "train" / "circle")
+    assert create_dataset("folder", root=root).paths == [auk / "0.png"]
+    run = write_run(tmp_path / "runs" / "a")
+    (run / "up").symlink_to(tmp_path / "runs")
+    assert [found.path for found in find_runs([tmp_path / "runs"])] == [run]
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.png", "zwei\nZeilen.png", "žluťoučký 鳥 🐦.png", "'\"`$(x);.png", "a\u2028\x85b.png"]
+)
+def test_names_of_files_are_taken_letter_for_letter(tmp_path: Path, name: str) -> None:
+    dataset = create_dataset("folder", root=folder_of(tmp_path / "with a blank", name))
+    assert (dataset.relative_path(0), dataset[0][0].size) == (f"train/auk/{name}", (4, 4))
+
+
+def test_line_separators_of_unicode_are_part_of_a_name(tmp_path: Path) -> None:
+    root = write_miniature("cub", tmp_path / "cub", train_per_class=1, test_per_class=1, size=(48, 48))
+    path = create_dataset("cub", root=root).paths[0]
+    path.rename(path.with_name("a\u2028b\x85.jpg"))
+    table = root / "images.txt"
+    table.write_text(table.read_text().replace(path.name, "a\u2028b\x85.jpg"))
+    assert create_dataset("cub", root=root).paths[0].name == "a\u2028b\x85.jpg"
+
+
+@pytest.mark.parametrize("place", ["class", "file"])
+def test_names_in_another_encoding_are_refused_at_once(tmp_path: Path, place: str) -> None:
+    old = folder_of(tmp_path, "0.png") / "train" / ("auk" if place == "class" else "auk/0.png")
+    try:
+        old.rename(old.with_name(os.fsdecode(b"\xe4.png")))
+    except OSError:
+        pytest.skip("this file system keeps no such names")
+    with pytest.raises(DatasetError, match=r"udce4.* is not Unicode \(UTF-8\); rename it"):
+        create_dataset("folder", root=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["n" * 5000 + ".jpg", "a/" * 3000 + "0.jpg"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    root = write_miniature("cub", tmp_path / "cub", train_per_class=1, test_per_class=1, size=(48, 48))
+    path = create_dataset("cub", root=root).paths[0]
+    table = root / "images.txt"
+    table.write_text(table.read_text().replace(f"{path.parent.name}/{path.name}", name))
+    with pytest.raises(DatasetError, match=r"(?i)name too long"):
+        create_dataset("cub", root=root)
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not here")
+def test_a_fingerprint_of_names_with_line_ends(tmp_path: Path) -> None:
+    root = write_miniature("imagenet", tmp_path / "root", classes=2, train_per_class=1, test_per_class=1, size=(48, 48))
+    path = create_dataset("imagenet", root=root).paths[0]
+    path.rename(path.with_name("a\nb\rc\\d.JPEG"))
+    card = yaml.safe_load((Path(__file__).resolve().parents[1] / "datasets" / "imagenet.yaml").read_text())
+    card |= {"classes": 2, "splits": {"train": 2, "test": 2}, "images_per_class": {}}
+    (tmp_path / "imagenet.yaml").write_text(yaml.safe_dump(card))
+    for _ in range(2):  # the second call compares with what the first has written
+        prepare_dataset("imagenet", cards=tmp_path, root=root)
+        os.utime(root / "train" / path.parent.name / "a\nb\rc\\d.JPEG", ns=(0, 1))
+    subprocess.run(["sha256sum", "--quiet", "-c", "fingerprint.sha256"], cwd=root, check=True)
+
+
+class Canary:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def save_npz(canary: Canary, path: Path) -> None:
+    np.savez(path, before=np.array([canary], dtype=object))
+
+
+def save_npy(canary: Canary, path: Path) -> None:
+    np.save(path, np.array([canary], dtype=object))
+
+
+def save_pickle(canary: Canary, path: Path) -> None:
+    path.write_bytes(pickle.dumps(canary))
+
+
+def save_torch(canary: Canary, path: Path) -> None:
+    torch.save({"weight": torch.ones(3, 2), "bias": canary}, path)
+
+
+def save_old_torch(canary: Canary, path: Path) -> None:
+    torch.save({"weight": torch.ones(3, 2), "bias": canary}, path, _use_new_zipfile_serialization=False)
+
+
+def load_weights(path: Path) -> object:
+    return load_backbone_weights(nn.Linear(2, 3), path)
+
+
+def read_spectrum(path: Path) -> object:
+    write_run(path.parent / "run")
+    shutil.copy(path, path.parent / "run" / "spectrum.npz")
+    return read_run(path.parent / "run").spectrum()
+
+
+def read_history(path: Path) -> object:
+    write_run(path.parent / "run")
+    shutil.copy(path, path.parent / "run" / "spectrum_history.npz")
+    return read_run(path.parent / "run").history()
+
+
+def read_weights_of_run(path: Path) -> object:
+    (path.parent / "checkpoints").mkdir()
+    shutil.copy(path, path.parent / "checkpoints" / "last.safetensors")
+    return RunFolder(path.parent).read_weights("last")
+
+
+PICKLES = {
+    "backbone.weights": (save_torch, "w.pth", load_weights),
+    "backbone.weights, old format": (save_old_torch, "w.pth", load_weights),
+    "backbone.weights, bare": (save_pickle, "w.bin", load_weights),
+    "backbone.weights, as safetensors": (save_pickle, "w.safetensors", load_weights),
+    "weights of a run": (save_torch, "last.safetensors", read_weights_of_run),
+    "spectrum": (save_npz, "s.npz", read_spectrum),
+    "spectrum, bare": (save_pickle, "s.npz", read_spectrum),
+    "history": (save_npz, "s.npz", read_history),
+    "MATLAB file": (save_pickle, "a.mat", lambda path: read_mat(path, "a")),
+}
+
+
+@pytest.mark.parametrize("fault", PICKLES)
+def test_a_pickle_is_never_executed(tmp_path: Path, fault: str) -> None:
+    save, name, read = PICKLES[fault]
+    canary = tmp_path / "executed"
+    save(Canary(canary), tmp_path / name)
+    with pytest.raises(UserError, match=name.partition(".")[0] if "spectrum" not in fault else "spectrum"):
+        read(tmp_path / name)
+    assert not canary.exists()
+
+
+SPEC = TransformSpec(size=4, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False)
+
+
+@pytest.mark.parametrize("save", [save_npy, save_npz, save_pickle])
+def test_a_pickle_in_the_feature_cache_is_computed_again(tmp_path: Path, save: Callable[[Canary, Path], None]) -> None:
+    images = create_dataset("folder", root=folder_of(tmp_path / "images", "0.png"))
+
+    def features() -> Any:
+        return cached_features(images, SPEC, lambda x: x, key_parts={}, cache_dir=tmp_path / "cache")
+
+    first = features()
+    expected = first[0][0].clone()
+    shape, size = list(first.shape), first.path.stat().st_size
+    other = tmp_path / ("other.npz" if save is save_npz else "other.npy")
+    save(Canary(tmp_path / "executed"), other)
+    shutil.move(other, first.path)
+    card = json.loads(first.path.with_suffix(".json").read_text())
+    first.path.with_suffix(".json").write_text(json.dumps(card | {"bytes": first.path.stat().st_size}))
+    again = features()
+    assert not again.from_cache and again[0][0].equal(expected)
+    assert (list(again.shape), again.path.stat().st_size) == (shape, size)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_pickled_state_does_not_run_when_training_goes_on(tmp_path: Path, train_here: Train) -> None:
+    once = ["run_dir=run", "trainer.max_steps=1"]
+    assert train_here(tmp_path, *once).returncode == 0
+    summary = tmp_path / "run" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"status": "stopped"}))
+    states = sorted((tmp_path / "run" / "checkpoints").glob("state*.pt"))
+    assert states
+    for state in states:
+        torch.save({"progress": {"epoch": 1}, "evil": Canary(tmp_path / "executed")}, state)
+        if (card := state.with_suffix(".json")).is_file():  # with a checksum that agrees
+            content = state.read_bytes()
+            about = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            card.write_text(json.dumps(json.loads(card.read_text()) | about))
+    refused(train_here(tmp_path, *once), "state", "damaged")
+    assert not (tmp_path / "executed").exists()
+
+
+Header = dict[str, Any]
+
+
+def safetensors(header: Header | bytes, data: bytes = bytes(36), length: int | None = None) -> bytes:
+    """A file whose header may say anything of `data`."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(start: int, end: int, shape: list[int], dtype: str = "F32") -> Header:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+
+
+GOOD = {"weight": entry(0, 24, [3, 2]), "bias": entry(24, 36, [3])}
+LIES: dict[str, tuple[bytes, str]] = {
+    "no header": (b"", "cannot be read"),
+    "a header of 2^62 bytes": (safetensors(GOOD, length=1 << 62), "cannot be read"),
+    "a header of 90 MB that is not there": (safetensors(GOOD, length=90_000_000), "cannot be read"),
+    "a header that ends early": (safetensors(GOOD, length=20), "cannot be read"),
+    "no JSON": (safetensors(b"{" * 50), "cannot be read"),
+    "brackets without end": (safetensors(b"[" * 100_000), "cannot be read"),
+    "offsets that overlap": (safetensors(GOOD | {"bias": entry(20, 32, [3])}, bytes(32)), "cannot be read"),
+    "offsets beyond the end": (safetensors(GOOD | {"bias": entry(24, 1 << 40, [1 << 38])}), "cannot be read"),
+    "offsets backwards": (safetensors(GOOD | {"bias": entry(36, 24, [3])}), "cannot be read"),
+    "negative offsets": (safetensors(GOOD | {"bias": entry(-12, 0, [3])}), "cannot be read"),
+    "a hole": (safetensors(GOOD | {"bias": entry(28, 40, [3])}, bytes(40)), "cannot be read"),
+    "bytes that belong to none": (safetensors(GOOD, bytes(44)), "cannot be read"),
+    "a shape of more than its bytes": (safetensors(GOOD | {"bias": entry(24, 36, [1 << 40])}), "cannot be read"),
+    "a shape whose size overflows": (safetensors(GOOD | {"bias": entry(24, 36, [1 << 63, 1 << 63])}), "cannot be read"),
+    "a type that is none": (safetensors(GOOD | {"bias": entry(24, 36, [3], "F33")}), "cannot be read"),
+    "wrong shapes": (
+        safetensors(GOOD | {"weight": entry(0, 24, [2, 3])}),
+        r"1 of another shape .*\(2, 3\) for \(3, 2\)",
+    ),
+    "no tensors": (safetensors({}, b""), "holds no named tensors"),
+}
+
+
+@pytest.mark.parametrize("fault", LIES)
+def test_safetensors_that_lie(tmp_path: Path, fault: str) -> None:
+    content, words = LIES[fault]
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(safetensors(GOOD))
+    load_weights(path)
+    path.write_bytes(content)
+    with bounded(), pytest.raises(WeightsError, match=words) as caught:
+        load_weights(path)
+    assert str(path) in str(caught.value)
+    if words == "cannot be read":
+        with pytest.raises(RunError, match=r"last\.safetensors"):
+            read_weights_of_run(path)
+
+
+@contextlib.contextmanager
+def bounded() -> Iterator[None]:
+    """Python's memory stays below 100 MB, and the time below ten seconds on the busiest machine."""
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000
+        assert time.process_time() - start < 10
+    finally:
+        tracemalloc.stop()
+
+
+def laughs(first: str, join: Callable[[str], str]) -> str:
+    """Forty levels, each of which stands for the one before it ten times over."""
+    lines = [f"a0: {first}"]
+    lines += [f"a{level}: {join(f'a{level - 1}')}" for level in range(1, 40)]
+    return "\n".join(lines)
+
+
+BOMBS = {
+    "aliases": (
+        laughs("&a0 [x]", lambda old: f"&a{int(old[1:]) + 1} [{', '.join([f'*{old}'] * 10)}]"),
+        "line 2: the alias",
+    ),
+    "merged aliases": (
+        laughs("&a0 {k: v}", lambda old: f"&a{int(old[1:]) + 1} {{<<: [{', '.join([f'*{old}'] * 10)}]}}"),
+        r"line 2: the alias \*a0",
+    ),
+    "a list in itself": ("a: &a [*a]", r"the alias \*a"),
+    "interpolations": (laughs("x", lambda old: f'"{f"${{{old}}}" * 10}"'), "the interpolation"),
+    "the environment": ("title: ${oc.env:HOME}", "the interpolation"),
+    "tags": ("title: !!python/object/apply:os.mkdir [executed]", "the tag"),
+    "a tag of YAML's own": ("classes: !!int x", "the tag"),
+    "brackets": ("a: " + "[" * 400, "nested deeper than 32"),
+    "dashes": ("- " * 50_000, "nested deeper than 32"),
+    "length": ("title: " + "x" * (1 << 24), "longer than"),
+    "a number of 5000 digits": ("seed: " + "9" * 5000, "a number of 5000 characters"),
+    "a number of 5000 digits in hexadecimal": ("seed: 0x" + "f" * 5000, "a number of 5002 characters"),
+    "a day that is none": ("seed: 2020-99-99", "."),
+    "a number in place of all": ("3", "."),
+    "bytes that are no UTF-8": ("title: \udcff", "utf-8"),
+}
+YAML_READERS: dict[str, tuple[str, Callable[[Path], object], type[UserError]]] = {
+    "card": ("cub.yaml", lambda root: load_card(root, "cub"), ConfigError),
+    "run": ("config.yaml", lambda root: read_run(root).config(), RunError),
+    "run to go on with": ("config.yaml", lambda root: RunFolder(root).read_config(), RunError),
+}
+
+
+@pytest.mark.parametrize("reader", YAML_READERS)
+@pytest.mark.parametrize("fault", BOMBS)
+def test_yaml_bombs(tmp_path: Path, fault: str, reader: str) -> None:
+    text, words = BOMBS[fault]
+    name, read, kind = YAML_READERS[reader]
+    root = write_run(tmp_path / "run")
+    (root / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    with bounded(), pytest.raises(kind, match=words) as caught:
+        read(root)
+    assert str(root / name) in str(caught.value)
+
+
+def test_a_bomb_of_zeros_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In archives of arrays, in PyTorch's files and in MATLAB's."""
+    monkeypatch.setattr("fgvc.reading.ALLOWANCE", 1 << 20)
+    run = write_run(tmp_path / "run")
+    zeros = np.zeros((1, 4_000_000))
+    np.savez_compressed(run / "spectrum.npz", before=zeros)
+    savemat(tmp_path / "a.mat", {"a": zeros}, do_compression=True)
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "stored.pth")
+    with zipfile.ZipFile(tmp_path / "stored.pth") as stored, zipfile.ZipFile(tmp_path / "w.pth", "w", 8) as packed:
+        for member in stored.namelist():
+            packed.writestr(member, stored.read(member))
+        packed.writestr("archive/data/9", bytes(32_000_000))
+    del zeros
+    with bounded():
+        with pytest.raises(RunError, match=r"spectrum\.npz: .*unpacks to 32000128 bytes, more than 20 times its size"):
+            read_run(run).spectrum()
+        with pytest.raises(WeightsError, match=r"w\.pth cannot be read \(unpacks to 320\d+ bytes, more than 20 times"):
+            load_weights(tmp_path / "w.pth")
+        with pytest.raises(DatasetError, match=r"a\.mat: .*unpacks to many times its size"):
+            read_mat(tmp_path / "a.mat", "a")
+
+
+@pytest.mark.parametrize("form", ["zip", "bare"])
+def test_a_pickle_that_asks_for_memory_alone(tmp_path: Path, form: str) -> None:
+    """torch itself makes a bytearray of any size from such a file."""
+    program = b"\x80\x02cbuiltins\nbytearray\nJ" + struct.pack("<i", 2_000_000_000) + b"\x85R."
+    path = tmp_path / "w.pth"
+    if form == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in {"data.pkl": program, "version": b"3\n", "byteorder": b"little"}.items():
+                archive.writestr(f"archive/{name}", content)
+    else:
+        path.write_bytes(program)
+    with bounded(), pytest.raises(WeightsError, match=r"w\.pth is refused: it asks for builtins\.bytearray"):
+        load_weights(path)
+
+
+def test_an_array_that_announces_a_petabyte(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    header = b"\x93NUMPY\x01\0" + struct.pack("<H", 118)
+    header += f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({1 << 47},), }}".encode().ljust(117) + b"\n"
+    with zipfile.ZipFile(run / "spectrum.npz", "w") as archive:
+        archive.writestr("before.npy", header)
+    with bounded(), pytest.raises(RunError, match=r"spectrum\.npz: cannot be read"):
+        read_run(run).spectrum()
+
+
+def nested_mat(depth: int) -> bytes:
+    """Cells in cells, as a MATLAB file."""
+
+    def element(kind: int, data: bytes) -> bytes:
+        return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+    def head(kind: int, name: bytes) -> bytes:
+        return element(6, struct.pack("<II", kind, 0)) + element(5, struct.pack("<ii", 1, 1)) + element(1, name)
+
+    parts = [element(14, head(6, b"") + element(9, struct.pack("<d", 1.0)))]
+    size = len(parts[0])
+    for level in range(depth):
+        start = head(1, b"a" if level == depth - 1 else b"")
+        parts.append(struct.pack("<II", 14, len(start) + size) + start)
+        size += len(parts[-1])
+    packed = zlib.compress(b"".join(reversed(parts)))
+    return b"MATLAB 5.0".ljust(124) + struct.pack("<HH", 0x0100, 0x4D49) + struct.pack("<II", 15, len(packed)) + packed
+
+
+def test_cells_in_cells(tmp_path: Path) -> None:
+    """scipy's reader ends the process at some thousand of them."""
+    path = tmp_path / "a.mat"
+    path.write_bytes(nested_mat(3))
+    assert read_mat(path, "a")["a"][0][0][0].tolist() == [1.0]
+    path.write_bytes(nested_mat(50_000))
+    with bounded(), pytest.raises(DatasetError, match=r"a\.mat: .*nested deeper than 16"):
+        read_mat(path, "a")
+
+
+@pytest.mark.parametrize("wnid", ["../../out", "/tmp/out", "..", "", "n01/x", "a.JPEG", "n" + "1" * 300])
+def test_a_development_kit_moves_nothing_out(tmp_path: Path, wnid: str) -> None:
+    data = tmp_path / "root" / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    synsets = np.array([(1, wnid, 0)], dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
+    savemat(data / "meta.mat", {"synsets": synsets})
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n")
+    (tmp_path / "root" / "val").mkdir()
+    (tmp_path / "root" / "val" / "a.JPEG").touch()
+    with pytest.raises(DatasetError, match=r"meta\.mat: "):
+        sort_validation(tmp_path / "root")
+    assert [path.name for path in tmp_path.rglob("*.JPEG")] == ["a.JPEG"]
+    assert (tmp_path / "root" / "val" / "a.JPEG").is_file()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        *(
+            ("name", name, "must be a plain file name")
+            for name in ("..", "a/b.tgz", "a\\b.tgz", "C:x.tgz", "a\nb.tgz", "")
+        ),
+        *(("into", into, "must be a folder below the root") for into in ("/x", "a/../../x", "..\\x", "C:\\x")),
+        *(
+            ("url", url, "must begin with http")
+            for url in ("file:///etc/passwd", "http://[::1", "https:///x", "ftp://x/y")
+        ),
+    ],
+)
+def test_a_card_that_leads_elsewhere(tmp_path: Path, key: str, value: str, words: str) -> None:
+    card = yaml.safe_load((Path(__file__).resolve().parents[1] / "datasets" / "cub.yaml").read_text())
+    card["archives"][0][key] = value
+    (tmp_path / "cub.yaml").write_text(json.dumps(card))
+    with pytest.raises(ConfigError, match=rf"archives\[0\]\.{key}: {words}"):
+        load_card(tmp_path, "cub")
+
+
+FORMULAS = [
+    "=1+1",
+    "+1",
+    "-5",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    " =1",
+    "＝1",
+    "'=1",
+    "''-",
+    "'",
+    "'a",
+    "a=b",
+    '=HYPERLINK("x", "y")',
+]
+NAMES = [*FORMULAS, "NA", "nan", "None", "007", "1e5", "true", "", "a,b", 'a"b', "zwei\nZeilen", "ünï"]
+
+
+def test_csv_holds_no_formula_and_loses_nothing(tmp_path: Path) -> None:
+    table = pd.DataFrame({"=class": NAMES, "number": -np.arange(len(NAMES)) / 2})
+    text = to_csv(table)
+    for row in csv.reader(io.StringIO(text, newline="")):
+        assert not row[0].strip().startswith(("=", "+", "-", "@", "＝"))
+        assert not row[0].startswith(("\t", "\r", "\n"))
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    read = read_csv(tmp_path / "a.csv", ("=class", "number"), names=("=class",))
+    assert read["=class"].tolist() == NAMES
+    assert read["number"].tolist() == table["number"].tolist()  # numbers are left alone
+
+
+@settings(max_examples=30, derandomize=True, database=None, deadline=None)
+@given(cells=st.lists(st.text("=+-@'\t\r\n ,\"a1", max_size=5), min_size=1, max_size=5))
+def test_csv_of_any_names(cells: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.csv"
+        path.write_bytes(to_csv(pd.DataFrame({"name": cells, "place": range(len(cells))})).encode())
+        assert read_csv(path, ("name", "place"), names=("name",))["name"].tolist() == cells
+        assert read_csv(path, ("name", "place"), as_text=True)["name"].tolist() == cells
+
+
+def test_a_run_on_classes_of_any_name(tmp_path: Path, here: Callable[..., Done]) -> None:
+    """From the images to the tables, in a folder with blanks in its name."""
+    names = ["=1+1", "007", "NA", "zwei\nZeilen", "ünï, $\\frac{$"]
+    root = tmp_path / "own images"
+    for target, name in enumerate(names):
+        for split, number in (("train", 0), ("train", 1), ("test", 2)):
+            path = root / split / name / f"@{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 64), (40 * target, 90 * number, 0)).save(path)
+    small = [setting for setting in SMALL if "dataset=" not in setting and "options" not in setting]
+    place = ["dataset=folder", f"dataset.root={root}", "dataset.name=own", "run_dir=a run"]
+    done = here("train.py", *small, *place, "trainer.epochs=1", "method=gap", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = here("evaluate.py", "a run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for file in ("predictions.csv", "predictions-last.csv"):
+        found = read_predictions(tmp_path / "a run" / file)
+        assert sorted(found["target_class"]) == sorted(names)
+        assert sorted(found["path"]) == sorted(f"test/{name}/@2.png" for name in names)
+        assert "\n'=1+1" in (tmp_path / "a run" / "per_class-last.csv").read_text()

@@ -1,0 +1,146 @@
+"""Several processes train as one would: the same steps, the same results, one writer, and one that fails stops all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import ROOT, SMALL, Train, refused
+from forked_runs import train_in_processes, train_until
+from safetensors.torch import load_file
+
+from fgvc.training.batches import StepBatches
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
+
+# 21 training images in steps of 8, 8 and 5, 9 test images: neither is a multiple of the number of processes
+UNEVEN = [
+    "dataset.root=uneven",
+    "dataset.options.train_per_class=7",
+    "trainer.batch_size=8",
+    "trainer.eval_batch_size=2",
+    "dataset.transform.crop=random_resized",
+    "method=isqrt_cov",
+    "trainer.ema_decay=0.9",
+]
+COLUMNS = ["train_loss", "test_loss", "train_top1", "test_top1", "test_mean_class"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Working folder of a run in one process, in `run1`."""
+    cwd = tmp_path_factory.mktemp("processes")
+    assert train_until(cwd, [*UNEVEN, "run_dir=run1"]) == 0, (cwd / "log").read_text()
+    return cwd
+
+
+def assert_same_curve(first: Path, second: Path, tolerance: float) -> None:
+    curves = [pd.read_csv(run / "metrics.csv")[COLUMNS] for run in (first, second)]
+    pd.testing.assert_frame_equal(*curves, rtol=0, atol=tolerance)
+    predictions = [pd.read_csv(run / "predictions.csv") for run in (first, second)]
+    assert predictions[0]["path"].tolist() == predictions[1]["path"].tolist()
+    assert len(predictions[0]) == 9
+    np.testing.assert_allclose(predictions[0]["confidence"], predictions[1]["confidence"], atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_give_the_curve_of_one(alone: Path, count: int) -> None:
+    assert train_in_processes(alone, [*UNEVEN, f"run_dir=run{count}"], count) == [0] * count, (
+        alone / "log"
+    ).read_text()
+    assert_same_curve(alone / f"run{count}", alone / "run1", 1e-5)
+    weights = [load_file(alone / f"run{n}" / "checkpoints" / "last.safetensors") for n in (1, count)]
+    assert weights[0].keys() == weights[1].keys()
+    assert list((alone / f"run{count}").glob("summary*")) == [alone / f"run{count}" / "summary.json"]
+
+
+def test_accumulation_gives_the_step_of_the_whole_batch_but_for_batch_normalisation(
+    tmp_path: Path, train_here: Train
+) -> None:
+    """With GAP on a frozen backbone there is no batch normalisation to train."""
+    settings = ["method=gap", "backbone.frozen=true", "trainer.batch_size=5", "trainer.mixup=0"]
+    for rounds in (1, 3):
+        done = train_here(tmp_path, *settings, f"trainer.accumulation={rounds}", f"run_dir=run{rounds}")
+        assert done.returncode == 0, done.stderr
+    assert_same_curve(tmp_path / "run3", tmp_path / "run1", 1e-5)
+    assert train_in_processes(tmp_path, [*settings, "trainer.accumulation=2", "run_dir=run2x2"], 2) == [0, 0]
+    assert_same_curve(tmp_path / "run2x2", tmp_path / "run1", 1e-5)
+    refused(train_here(tmp_path, "trainer.mixup=1", "trainer.batch_size=6", "trainer.accumulation=2"), "multiple of 4")
+    refused(train_here(tmp_path, "trainer.accumulation=0"), "trainer.accumulation", "0")
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "rounds", "processes"), [(21, 8, 1, 2), (21, 8, 2, 3), (5, 8, 1, 7), (16, 4, 4, 1)]
+)
+def test_the_parts_of_a_step_are_the_step(n: int, size: int, rounds: int, processes: int) -> None:
+    whole = StepBatches(n, size, seed=3)
+    parts = [
+        StepBatches(n, size, seed=3, accumulation=rounds, process=process, processes=processes)
+        for process in range(processes)
+    ]
+    for batches in (whole, *parts):
+        batches.epoch = 2
+    loaded = [list(batches) for batches in parts]
+    assert {len(batches) for batches in loaded} == {len(parts[0])} == {whole.steps * rounds}
+    for step, images in enumerate(whole):
+        shares = [
+            loaded[process][step * rounds + round_][: parts[process].part_size(step, round_)]
+            for round_ in range(rounds)
+            for process in range(processes)
+        ]
+        assert [image for share in shares for image in share] == images
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        assert whole.step_size(step) == len(images)
+    parts[0].start = whole.steps - 1
+    assert list(parts[0]) == loaded[0][-rounds:]
+
+
+def test_a_failing_process_stops_all_and_its_traceback_comes_first(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise ValueError("a defect in one process")
+
+    statuses = train_in_processes(tmp_path, ["trainer.save_steps=1", "run_dir=run"], 2, at=("step", 2), happens=fail)
+    said = (tmp_path / "log").read_text()
+    assert statuses == [1, 70], said
+    first = said.index("Traceback")
+    assert "a defect in one process" in said[first : said.index("another process of the run has ended")], said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed" and "another process" in summary["reason"]
+    assert (tmp_path / "run" / "checkpoints" / "state-000001.pt").is_file()
+
+
+def test_a_signal_to_one_process_stops_all_and_they_continue_together(alone: Path) -> None:
+    command = [*UNEVEN, "trainer.mixup=1", "run_dir=stopped"]
+    assert train_in_processes(alone, [*UNEVEN, "trainer.mixup=1", "run_dir=straight"], 2) == [0, 0]
+
+    def ask_one_to_stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    statuses = train_in_processes(alone, command, 2, at=("step", 2), happens=ask_one_to_stop)
+    said = (alone / "log").read_text()
+    assert statuses == [143, 143], said
+    assert said.count("stopped after step 3 of 3 of epoch 1") == 2
+    assert train_in_processes(alone, command, 2) == [0, 0], (alone / "log").read_text()
+    weights = [load_file(alone / run / "checkpoints" / "last.safetensors") for run in ("stopped", "straight")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_accelerate_launch(tmp_path: Path) -> None:
+    """As documented; the second stage of a hybrid run included."""
+    settings = ["method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1", "run_dir=run"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launch, str(ROOT / "scripts" / "train.py"), *SMALL, *settings]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["final"]["epoch"] == 2
+    assert len(pd.read_csv(tmp_path / "run" / "predictions.csv")) == 9
+    history = np.load(tmp_path / "run" / "spectrum_history.npz")
+    assert history["epochs"].tolist() == [0, 1, 2] and history["before"].shape == (3, 9, 8)

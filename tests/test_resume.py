@@ -1,0 +1,227 @@
+"""A run that is killed or stopped at any moment continues to the weights of one that was not."""
+
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import Train, refused
+from forked_runs import MOMENTS, train_until
+from safetensors.torch import load_file
+
+from fgvc.errors import RunError
+from fgvc.training.states import StateStore
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
+
+# four steps an epoch with a state after each; all that is random, across the switch of a hybrid run
+EVERYTHING = [
+    "trainer.save_steps=1",
+    "trainer.workers=1",
+    "trainer.label_smoothing=0.1",
+    "trainer.cutmix=1.0",
+    "trainer.batch_size=4",
+    "trainer.mixup=0.4",
+    "trainer.ema_decay=0.9",
+    "trainer.val_fraction=0.25",
+    "dataset.transform.crop=random_resized",
+    "dataset.transform.randaugment=rand-m9-mstd0.5-inc1",
+    "method=mpn_cov",
+    "hybrid.method=isqrt_cov",
+    "hybrid.switch_epoch=1",
+]
+FROZEN = ["trainer.save_steps=1", "backbone.frozen=true", "trainer.batch_size=3"]
+
+
+@pytest.fixture(scope="module", params=[EVERYTHING, FROZEN], ids=["everything", "frozen"])
+def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Working folder of a run that was left alone, in `straight`, and its overrides."""
+    cwd = tmp_path_factory.mktemp("straight")
+    assert train_until(cwd, [*request.param, "run_dir=straight"], number=signal.SIGKILL) == 0, (cwd / "log").read_text()
+    return cwd, request.param
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Bit-identical weights and spectra, equal metrics and predictions, every epoch once."""
+    for which in ("best", "last"):
+        ours, theirs = (load_file(run / "checkpoints" / f"{which}.safetensors") for run in (first, second))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs), which
+    tables = [pd.read_csv(run / "metrics.csv").drop(columns="seconds") for run in (first, second)]
+    pd.testing.assert_frame_equal(*tables)
+    assert tables[0]["epoch"].tolist() == [1, 2]
+    assert (first / "predictions.csv").read_bytes() == (second / "predictions.csv").read_bytes()
+    for file in ("spectrum.npz", "spectrum_history.npz"):
+        spectra = [np.load(run / file) for run in (first, second)]
+        assert all(np.array_equal(spectra[0][key], spectra[1][key]) for key in spectra[1]), file
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (first, second)]
+    for key in ("status", "final", "best", "epochs"):
+        assert summaries[0][key] == summaries[1][key]
+
+
+def killed_again_and_again(cwd: Path, overrides: list[str], kills: int, seed: int) -> list[tuple[str, int]]:
+    """Kill one run at `kills` random moments, resuming it after each, then let it end; returns the moments."""
+    draw = random.Random(seed)
+    moments = []
+    while len(moments) < kills:
+        end = (draw.choice(list(MOMENTS)), draw.randint(1, 5))
+        status = train_until(cwd, overrides, end, number=signal.SIGKILL)
+        assert status in (0, -signal.SIGKILL), (cwd / "log").read_text()
+        if status == 0:  # it had ended before that moment came
+            break
+        moments.append(end)
+    assert train_until(cwd, overrides, number=signal.SIGKILL) == 0, (cwd / "log").read_text()
+    return moments
+
+
+def test_killed_at_random_moments(straight: tuple[Path, list[str]]) -> None:
+    cwd, overrides = straight
+    moments = killed_again_and_again(cwd, [*overrides, "run_dir=killed"], kills=6, seed=0)
+    assert len(moments) >= 3
+    assert_same_run(cwd / "killed", cwd / "straight")
+    assert not [file for file in (cwd / "killed").rglob("*") if ".tmp" in file.name or file.name == ".lock"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_many_random_moments(straight: tuple[Path, list[str]], seed: int) -> None:
+    cwd, overrides = straight
+    killed_again_and_again(cwd, [*overrides, f"run_dir=killed{seed}"], kills=20, seed=1 + seed)
+    assert_same_run(cwd / f"killed{seed}", cwd / "straight")
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [(signal.SIGTERM, ("step", 2)), (signal.SIGINT, ("evaluation", 1)), (signal.SIGTERM, ("save", 1))],
+)
+def test_a_signal_stops_the_run_with_its_state_saved(
+    straight: tuple[Path, list[str]], number: signal.Signals, moment: tuple[str, int]
+) -> None:
+    cwd, overrides = straight
+    shutil.rmtree(cwd / "stopped", ignore_errors=True)
+    command = [*overrides, "trainer.save_steps=null", "run_dir=stopped"]
+    assert train_until(cwd, command, moment, number=number) == 128 + number
+    said = (cwd / "log").read_text()
+    assert f"{number.name}: stopping after this step" in said and "Traceback" not in said, said
+    assert f"{number.name}: stopped after " in said and "start the same command again" in said
+    summary = json.loads((cwd / "stopped" / "summary.json").read_text())
+    assert summary["status"] == "stopped" and number.name in summary["reason"] and summary["final"] is None
+
+    assert train_until(cwd, command, number=number) == 0, (cwd / "log").read_text()
+    assert "continuing stopped after" in (cwd / "log").read_text()
+    assert_same_run(cwd / "stopped", cwd / "straight")
+
+
+def test_a_second_signal_ends_at_once_and_a_sweep_ends_with_the_first(tmp_path: Path) -> None:
+    assert train_until(tmp_path, ["run_dir=run"], ("step", 2), ("save", 1), number=signal.SIGTERM) == 143
+    said = (tmp_path / "log").read_text()
+    assert "ended at once" in said and not list(tmp_path.rglob("state-*")), said
+    sweep = ["seed=0,1", "name=sweep", "-m"]
+    assert train_until(tmp_path, sweep, ("step", 2), number=signal.SIGTERM) == 143, (tmp_path / "log").read_text()
+    assert len(list((tmp_path / "results").rglob("summary.json"))) == 1
+
+
+def test_a_damaged_state_is_named_and_the_one_before_it_used(
+    straight: tuple[Path, list[str]], train_here: Train
+) -> None:
+    cwd, overrides = straight
+    command = [*overrides, "run_dir=damaged"]
+    assert train_until(cwd, command, ("step", 4), number=signal.SIGKILL) == -signal.SIGKILL
+    states = sorted((cwd / "damaged" / "checkpoints").glob("state-*.pt"))
+    assert len(states) == 2
+    content = bytearray(states[1].read_bytes())
+    content[len(content) // 2] ^= 1
+    states[1].write_bytes(content)
+    assert train_until(cwd, command, number=signal.SIGKILL) == 0
+    said = (cwd / "log").read_text()
+    assert f"{states[1].relative_to(cwd)} is damaged (sha256 is" in said and "continuing damaged after" in said, said
+    assert_same_run(cwd / "damaged", cwd / "straight")
+
+    (cwd / "damaged" / "summary.json").unlink()
+    for state in (cwd / "damaged" / "checkpoints").glob("state-*.pt"):
+        state.write_bytes(state.read_bytes()[:1000])
+    refused(train_here(cwd, *command), "1000 bytes", "were written", "none is left", "delete")
+
+
+def test_one_process_at_a_time_writes_a_folder(tmp_path: Path, train_here: Train) -> None:
+    from fgvc.files import locked
+
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run" / ".lock") as free:
+        assert free
+        refused(train_here(tmp_path, "run_dir=run"), "another process is training", "run_dir=")
+    assert train_here(tmp_path, "run_dir=run").returncode == 0
+
+
+def test_states_of_another_number_of_processes_and_of_earlier_versions(tmp_path: Path, train_here: Train) -> None:
+    assert train_until(tmp_path, ["run_dir=run", "trainer.save_steps=1"], ("step", 2), number=signal.SIGKILL) < 0
+    store = StateStore(tmp_path / "run" / "checkpoints")
+    state = store.read()
+    store.write(state | {"generators": state["generators"] * 2}, epoch=0, step=1)
+    done = train_here(tmp_path, "run_dir=run", "trainer.save_steps=1")
+    assert done.returncode == 0 and "2 processes, there are 1 now" in done.stderr
+    old = tmp_path / "old"
+    shutil.copytree(tmp_path / "run", old)
+    for file in (old / "checkpoints").glob("state-*"):
+        file.unlink()
+    (old / "summary.json").unlink()
+    (old / "checkpoints" / "state.pt").write_bytes(b"")
+    (old / "config.yaml").write_text((old / "config.yaml").read_text().replace("run_dir: run", "run_dir: old"))
+    refused(train_here(tmp_path, "run_dir=old", "trainer.save_steps=1"), "state.pt", "earlier version")
+
+
+def a_store(tmp_path: Path, states: int) -> StateStore:
+    store = StateStore(tmp_path)
+    for number in range(1, states + 1):
+        store.write({"number": number, "weights": torch.full((100,), float(number))}, epoch=number)
+    return store
+
+
+def test_the_two_newest_states_are_kept(tmp_path: Path) -> None:
+    store = a_store(tmp_path, 4)
+    assert store.exists() and store.read()["number"] == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "state-000003.json",
+        "state-000003.pt",
+        "state-000004.json",
+        "state-000004.pt",
+    ]
+    assert json.loads((tmp_path / "state-000004.json").read_text())["epoch"] == 4
+    store.keep_newest()
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["state-000004.pt"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state-000002.pt", b""),
+        ("state-000002.pt", b"\x80\x04N."),  # a pickle
+        ("state-000002.json", b""),
+        ("state-000002.json", b"[]"),
+        ("state-000002.json", b'{"bytes": 1}'),
+        ("state-000002.json", b"\xff\xfe"),
+    ],
+)
+def test_a_damaged_state_or_card(tmp_path: Path, file: str, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    store = a_store(tmp_path, 2)
+    (tmp_path / file).write_bytes(content)
+    assert store.read()["number"] == 1
+    assert "state-000002.pt is damaged" in caplog.text
+    (tmp_path / file).unlink()  # what a killed process leaves that had written one of the two
+    assert store.read()["number"] == 1
+
+
+def test_no_state_is_left(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no state"):
+        StateStore(tmp_path).read()
+    store = a_store(tmp_path, 2)
+    for path in tmp_path.glob("*.pt"):
+        path.write_bytes(b"?")
+    with pytest.raises(RunError, match=r"state-000002\.pt is damaged .*state-000001\.pt is damaged"):
+        store.read()

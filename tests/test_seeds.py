@@ -1,0 +1,94 @@
+"""One seed fixes everything: the same run in processes and folders of their own is the same to the last bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from command_line import ROOT
+from safetensors.torch import load_file
+
+from fgvc.analysis.run_comparison import compare_runs
+
+# everything that draws: weights, order, held-out images, augmentation here and in a worker process, mixtures, views
+RUNS = """
+import sys
+from fgvc.training import train_run
+from fgvc.training.config import *
+
+def config(frozen, seed):
+    transform = TransformConfig(size=64)
+    trainer = TrainerConfig(epochs=2, batch_size=4, workers=0, mixup=0.4, val_fraction=0.25)
+    if not frozen:
+        transform.crop, transform.randaugment = "random_resized", "rand-m9-mstd0.5-inc1"
+        trainer.cutmix, trainer.workers, trainer.ema_decay = 1.0, 1, 0.9
+    return RunConfig(
+        name="seeds",
+        seed=seed,
+        run_dir=f"{'frozen' if frozen else 'trained'}{seed}",
+        dataset=DatasetConfig(
+            name="synthetic",
+            root="data",
+            options={"classes": 3, "train_per_class": 6, "test_per_class": 3, "size": 64},
+            transform=transform,
+        ),
+        backbone=BackboneConfig(name="test_resnet", frozen=frozen),
+        method=MethodConfig(name="seb", reduction=8),
+        trainer=trainer,
+        cache=CacheConfig(dir="cache"),
+    )
+
+for name in sys.argv[1:]:
+    train_run(config(name.startswith("frozen"), int(name[-1])))
+"""
+PROCESSES = (("frozen0", "frozen1", "trained0", "trained1"), ("trained0", "frozen0"))
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of two processes, which hash differently and train the runs in another order."""
+    folders = []
+    for number, names in enumerate(PROCESSES):
+        folders.append(tmp_path_factory.mktemp(f"process{number}"))
+        env = {**os.environ, "PYTHONHASHSEED": str(number), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", RUNS, *names]
+        done = subprocess.run(command, cwd=folders[-1], capture_output=True, text=True, env=env, timeout=300)
+        assert done.returncode == 0, done.stderr
+    return folders
+
+
+@pytest.mark.parametrize("name", PROCESSES[1])
+def test_one_seed_gives_the_same_bits(twice: list[Path], name: str) -> None:
+    first, second = (folder / name for folder in twice)
+    for which in ("last", "best"):
+        weights = [(run / "checkpoints" / f"{which}.safetensors").read_bytes() for run in (first, second)]
+        assert weights[0] == weights[1], which
+    assert (first / "predictions.csv").read_bytes() == (second / "predictions.csv").read_bytes()
+    metrics = [pd.read_csv(run / "metrics.csv", dtype=str).drop(columns="seconds") for run in (first, second)]
+    pd.testing.assert_frame_equal(*metrics)
+    for file in ("spectrum.npz", "spectrum_history.npz"):
+        a, b = (np.load(run / file) for run in (first, second))
+        assert a.files == b.files and all(a[key].tobytes() == b[key].tobytes() for key in a.files)
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (first, second)]
+    for key in ("final", "best", "weights_digest", "dataset_fingerprint", "config_hash"):
+        assert summaries[0][key] == summaries[1][key], key
+    comparison = compare_runs(first, second)
+    assert comparison.verdict == "bit-identical" and not comparison.environment and not comparison.settings
+
+
+@pytest.mark.parametrize("kind", ["frozen", "trained"])
+def test_zero_is_a_seed_like_any_other(twice: list[Path], kind: str) -> None:
+    zero, one = (twice[0] / f"{kind}{seed}" for seed in (0, 1))
+    weights = [load_file(run / "checkpoints" / "last.safetensors") for run in (zero, one)]
+    matrices = [name for name, tensor in weights[0].items() if tensor.dim() > 1]
+    assert matrices and not any(weights[0][name].equal(weights[1][name]) for name in matrices)
+    comparison = compare_runs(zero, one)
+    assert not comparison.identical
+    assert [change.name for change in comparison.settings] == ["seed"]
+    # another seed holds out other images and draws another backbone
+    differing = {change.name for change in comparison.environment}
+    assert differing == {"weights_digest", "dataset_fingerprint.train_list", "dataset_fingerprint.validation_list"}
