@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from command_line import Done, refused
+from torch import nn
 
 from fgvc.errors import ConfigError, RunError
+from fgvc.models import PoolingHead
 from fgvc.spectrum_measures import smallest_gap
 from fgvc.training.config import (
     BackboneConfig,
@@ -96,6 +98,12 @@ def test_only_the_first_steps_of_a_run_are_kept(tmp_path: Path) -> None:
     kept = [keep_replay(tmp_path, a_step(step=step)) for step in range(1, LIMIT + 3)]
     assert [file is not None for file in kept] == [True] * LIMIT + [False, False]
     assert [file.name for file in find_replays(tmp_path)] == [f"step-00000{step}.pt" for step in range(1, LIMIT + 1)]
+
+
+def test_a_step_that_cannot_be_written_is_no_further_failure(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "replay").write_text("in the way")
+    assert keep_replay(tmp_path, a_step()) is None
+    assert "step 7 could not be kept" in caplog.text
 
 
 def rewrite(**changes: Any) -> Callable[[Path], None]:
@@ -208,6 +216,23 @@ def test_the_pooling_is_that_of_the_stage(epoch: int, pooling: str) -> None:
     if epoch == 1:
         with pytest.raises(ConfigError, match="first stage"):
             replay_step(a_step(hybrid, epoch=1), CPU, gradient="exact")
+
+
+def test_random_numbers_are_those_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_dropout(config: RunConfig, in_channels: int, num_classes: int) -> PoolingHead:
+        head = build_head(config, in_channels, num_classes)
+        head.reduction = nn.Sequential(*head.reduction.children(), nn.Dropout(0.5))
+        return head
+
+    step = a_step()
+    head = with_dropout(step.config, 6, CLASSES)
+    head.load_state_dict(step.weights)
+    torch.set_rng_state(step.random_state)
+    expected = float(nn.functional.cross_entropy(head(step.inputs), step.targets).detach())
+    monkeypatch.setattr("fgvc.training.replay_step.build_head", with_dropout)
+    before = torch.get_rng_state()
+    assert [replay_step(step, CPU).diagnosis.loss for _ in range(2)] == [expected, expected]
+    assert before.equal(torch.get_rng_state())
 
 
 def test_the_command_line(tmp_path: Path, here: Callable[..., Done]) -> None:

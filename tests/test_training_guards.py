@@ -59,17 +59,19 @@ def refuse() -> None:
 def read(harm: Callable[[], object], bad: int = 4, workers: int = 1) -> list[int]:
     # a dead worker may hold the lock of a queue, for which torch gives the others seconds: one will do
     watched = WatchedSamples(Samples(bad, harm), workers)
-    with naming_files(watched, PATHS):
-        return torch.cat(list(DataLoader(watched, batch_size=1, num_workers=workers))).tolist()
+    loader = DataLoader(watched, batch_size=1, num_workers=workers)
+    return torch.cat(naming_files(lambda: list(loader), watched, PATHS)).tolist()
 
 
 @pytest.mark.parametrize(("harm", "how"), [(kill, "signal: Killed"), (leave, "exit code 3")])
 def test_a_worker_that_dies_is_named_by_its_file(harm: Callable[[], object], how: str) -> None:
     with pytest.raises(DatasetError) as caught:
         read(harm)
-    message = str(caught.value)
-    assert message.startswith(f"{PATHS[4]}: a worker process of the loader died ({how}) while"), message
-    assert "trainer.workers" in message and len(message) < 400
+    # whether torch learns how it ended is a matter of which of its two watches is first
+    expected = (
+        rf"{PATHS[4]}: a worker process of the loader died( \({how}\))? while it read this file\. .*trainer\.workers"
+    )
+    assert re.fullmatch(expected, str(caught.value)), caught.value
 
 
 def test_a_refusal_in_a_worker_comes_through_with_its_own_message() -> None:
@@ -94,6 +96,25 @@ def test_a_worker_that_dies_between_images_is_not_blamed_on_one() -> None:
     )
     assert isinstance(failure, DatasetError)
     assert "died (signal: Killed) between two images" in str(failure)
+
+
+def test_full_shared_memory_is_named() -> None:
+    killed = (
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of"
+    )
+    failure = loader_failure(RuntimeError(killed), WatchedSamples(Samples(0, kill), 2), PATHS)
+    assert "died (signal: Bus error)" in str(failure) and "--shm-size" in str(failure)
+
+
+def test_only_a_worker_that_has_ended_is_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgvc.data.watched._PATIENCE", 0.0)
+    watched = WatchedSamples(Samples(0, kill), 2)
+    assert loader_failure(ConnectionResetError("by peer"), watched, PATHS) is None
+    watched._notes[1] = torch.tensor([2**30, 5])  # no process of ours
+    assert str(loader_failure(EOFError(), watched, PATHS)).startswith(f"{PATHS[5]}: ")
+    watched._notes[0] = torch.tensor([2**30 + 1, 3])
+    killed = RuntimeError(f"DataLoader worker (pid {2**30}) is killed by signal: Killed. ")
+    assert str(loader_failure(killed, watched, PATHS)).startswith(f"{PATHS[5]}: ")
 
 
 def test_memory_that_cannot_be_had_names_what_needs_less() -> None:
@@ -153,6 +174,7 @@ def test_a_loss_that_grows_and_stays_is_a_divergence() -> None:
         pytest.param(losses, id=name)
         for name, losses in {
             "bad batches": [0.1 if step % 9 else 1e6 for step in range(300)],
+            "bursts": ([0.1] * 60 + [500.0] * 45) * 4,
             "a burst": [0.1] * 100 + [500.0] * 24 + [0.1] * 100,
             "a restart that stays below guessing": [0.01] * 100 + [3.9] * 200,
             "a slow start": [50.0] * 200 + [5.0] * 100,
@@ -231,7 +253,7 @@ def test_weights_that_are_not_finite_are_named() -> None:
     # the running statistics of a step that failed are not what made it fail
     head = a_head()
     head.reduction[1].running_mean.fill_(math.nan)
-    assert look(head, *a_batch()).what == ""
+    assert look(head, *a_batch()).parameters == []
     assert non_finite_parameters(head.eval()) == ["reduction.1.running_mean (4 of 4 entries, NaN)"]
 
 
@@ -254,7 +276,8 @@ class Energy(nn.Module):
 def test_a_sample_that_is_spread_over_the_batch_is_found_alone() -> None:
     inputs, targets = a_batch()
     inputs[3] = 1e30
-    found = look(nn.Sequential(Energy(), nn.Flatten(), nn.Linear(150, 3)), inputs, targets)
+    # one sample is too few for batch normalisation in training
+    found = look(nn.Sequential(Energy(), nn.Flatten(), nn.BatchNorm1d(150), nn.Linear(150, 3)), inputs, targets)
     assert (found.what, found.first_module, found.samples) == ("loss", "0", [3])
 
 
@@ -268,10 +291,11 @@ class Root(nn.Module):
 def test_a_gradient_that_is_not_finite_is_named_by_layer_sample_and_weights() -> None:
     inputs, targets = a_batch()
     inputs[2] = 0
-    model = nn.Sequential(nn.Conv2d(6, 4, 1, bias=False), Root(), nn.Flatten(), nn.Linear(100, 3))
+    body = nn.Sequential(nn.Conv2d(6, 4, 1, bias=False), nn.Sequential(Root()))
+    model = nn.Sequential(body, nn.Flatten(), nn.Dropout(0.1), nn.Linear(100, 3))
     found = look(model, inputs, targets)
-    assert (found.what, found.first_module, found.samples) == ("gradient", "1", [2])
-    assert [line.split(" (")[0] for line in found.gradients] == ["0.weight"]
+    assert (found.what, found.first_module, found.samples) == ("gradient", "0.1.0", [2])
+    assert [line.split(" (")[0] for line in found.gradients] == ["0.0.weight"]
     assert found.loss is not None and math.isfinite(found.loss)
     nn.functional.cross_entropy(model(inputs), targets).backward()
     model.zero_grad()

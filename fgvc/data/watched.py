@@ -1,19 +1,20 @@
 """Which file a worker process of a loader was reading when it died."""
 
-import contextlib
 import multiprocessing
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from fgvc.errors import DatasetError, UserError
+
+Result = TypeVar("Result")
 
 _IDLE = -1
 _PATIENCE = 2.0  # seconds
@@ -61,16 +62,20 @@ class WatchedSamples(Dataset[Any]):
         return [index for pid, index in self._notes.tolist() if index != _IDLE and (pids is None or pid in pids)]
 
 
-@contextlib.contextmanager
-def naming_files(watched: WatchedSamples, paths: Sequence[Path | str]) -> Iterator[None]:
-    """Raise `loader_failure` in place of an exception of the block, where it has one."""
+def naming_files(body: Callable[[], Result], watched: WatchedSamples, paths: Sequence[Path | str]) -> Result:
+    """Call `body`, which reads the loader; raise `loader_failure` in place of its exception, where it has one.
+
+    No context manager, since leaving one is a call, and torch's signal of a dead worker may raise on any.
+    """
     try:
-        yield
-    except Exception as error:
-        failure = loader_failure(error, watched, paths)
-        if failure is None:
+        try:
+            return body()
+        except Exception as error:
+            _raise_failure(error, watched, paths)
             raise
-        raise failure from error
+    except RuntimeError as late:  # that signal came in the middle of these lines
+        _raise_failure(late, watched, paths)
+        raise
 
 
 def loader_failure(error: BaseException, watched: WatchedSamples, paths: Sequence[Path | str]) -> UserError | None:
@@ -94,20 +99,28 @@ def loader_failure(error: BaseException, watched: WatchedSamples, paths: Sequenc
     found = _PID.search(notice)
     if found is not None:
         indices = watched.in_progress([int(pid) for pid in found[1].split(",")])
-    elif _pipe_broke(error):
-        indices = watched.in_progress(_dead(watched))
-    else:
-        return None
+    else:  # a broken pipe may be another one: only a worker that has ended over a file is to blame
+        indices = watched.in_progress(_dead(watched)) if _pipe_broke(error) else []
+        if not indices:
+            return None
     cause = _CAUSE.search(notice)
     how = "died" + (f" ({cause[0].strip()})" if cause else "")
     files = ", ".join(str(paths[index]) for index in indices)
     where = f"{files}: a worker process of the loader {how} while it read this file"
     if not files:
         where = f"a worker process of the loader {how} between two images"
-    return DatasetError(
-        f"{where}. If the file crashes its decoder, replace it; if the system killed the worker for its memory, lower "
-        "trainer.workers"
-    )
+    fix = "If the file crashes its decoder, replace it; if the system killed the worker for its memory, lower"
+    if "Bus error" in notice:
+        fix = (
+            "A bus error mostly means that shared memory is full: raise its limit (docker run --shm-size=8g), or lower"
+        )
+    return DatasetError(f"{where}. {fix} trainer.workers")
+
+
+def _raise_failure(error: BaseException, watched: WatchedSamples, paths: Sequence[Path | str]) -> None:
+    failure = loader_failure(error, watched, paths)
+    if failure is not None:
+        raise failure from error
 
 
 def _notice(error: BaseException) -> str:

@@ -29,8 +29,10 @@ def memory_advice(error: BaseException, *, batch_size: int, accumulation: int, p
     """
     if not is_out_of_memory(error):
         return None
-    at_once = -(-batch_size // (accumulation * processes))  # rounded up
     room = "not enough memory" if (asked := _asked(error)) is None else f"no room for another {asked} in memory"
+    if "in DataLoader worker process" in str(error):
+        return f"{room} for a process that loads images; lower trainer.workers"
+    at_once = -(-batch_size // (accumulation * processes))  # rounded up
     last = "choose a smaller dataset.transform.size, or method.reduction, which change the result"
     if at_once == 1:
         return f"{room} for a step with 1 image at a time, the least there is; {last}"

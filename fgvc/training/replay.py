@@ -6,6 +6,7 @@ rebuild the module without the dataset and without the weights that training sta
 steps of a run are kept: what comes later is a consequence more often than a cause.
 """
 
+import logging
 import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +20,8 @@ from fgvc.errors import RunError
 from fgvc.files import atomic_path
 from fgvc.training.config import RunConfig
 from fgvc.training.launch import to_run_config
+
+_log = logging.getLogger(__name__)
 
 LIMIT = 3
 """Files a run keeps at most."""
@@ -62,12 +65,19 @@ class Replay:
 
 
 def keep_replay(run: Path, replay: Replay) -> Path | None:
-    """Write the step to the run's folder; None where `LIMIT` of them are kept there already."""
+    """Write the step to the run's folder; None where `LIMIT` of them are kept there already, or it cannot be written.
+
+    What made the step worth keeping is more important than that it is not kept: of the latter there is a warning.
+    """
     if len(_files(run)) >= LIMIT:
         return None
     whose = f"-process{replay.process}" if replay.process else ""
     file = run / "replay" / f"step-{replay.step:06d}{whose}.pt"
-    save_replay(file, replay)
+    try:
+        save_replay(file, replay)
+    except OSError as error:
+        _log.warning("step %d could not be kept to be repeated: %s", replay.step, error)
+        return None
     return file
 
 

@@ -20,6 +20,7 @@ from fgvc.training.hybrid import Stages, switch_epoch
 from fgvc.training.model_of_run import restore_backbone
 from fgvc.training.objective import Objective
 from fgvc.training.replay import Replay, load_replay
+from fgvc.training.seeding import seeded
 from fgvc.training.setup import build_head, build_model, trained_part
 from fgvc.training.untouched import untouched
 
@@ -104,7 +105,8 @@ def replay_step(
     config, changes = _changed(step, gradient, precision)
     step = replace(step, config=config)
     try:
-        module = _module(step).to(device).train()
+        with seeded(0):  # what is drawn here is replaced by the weights
+            module = _module(step).to(device).train()
     except RuntimeError as error:  # of load_state_dict
         file = source if isinstance(source, Path) else "the step"
         raise RunError(f"{file}: its weights do not fit its configuration: {error}") from error
