@@ -42,7 +42,7 @@ def main() -> None:
     if given.trained:
         runs, notes = find_finished(given.trained)
         pairs = precision_pairs(runs)
-        texts[given.output / "pairs.csv"] = pairs.to_csv(index=False, float_format="%.4f")
+        texts[given.output / "pairs.csv"] = pairs.to_csv(index=False, float_format="%.6g")
         print(f"{pairs_markdown(pairs)}\n")
     for path, text in texts.items():
         write_text_atomic(path, text)

@@ -67,6 +67,18 @@ def test_compiled_model_gives_the_same_values_and_gradients(method: str) -> None
         torch.testing.assert_close(ours, eager)
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo does not know")  # the switches of TF32, at which the graph breaks
+@pytest.mark.parametrize("method", ["isqrt_cov", "seb"])
+def test_layers_in_float32_leave_eager_mode_too(method: str) -> None:
+    torch._dynamo.reset()
+    pool = create_pooling(method, channels=6, dtype="float32")
+    x = torch.rand(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        program = torch.export.export(pool, (x,))
+        for other in (program.module(), torch.compile(pool, backend="aot_eager")):
+            torch.testing.assert_close(other(x), pool(x))
+
+
 @pytest.mark.parametrize("method", list_poolings())
 def test_a_whole_model_can_be_pickled_and_copied(method: str) -> None:
     pool = create_pooling(method, channels=6, **OPTIONS.get(method, {}))
