@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 _MAX_YAML = 1 << 18  # bytes; cards and configurations are a hundredth of it
@@ -135,13 +136,15 @@ def refuse_growth(path: Path) -> None:
         raise ValueError(f"unpacks to {size} bytes, more than {MAX_GROWTH} times its size")
 
 
-def refuse_pickle_bomb(path: Path) -> None:
-    """Refuse a PyTorch file that would take far more memory than it has bytes; `weights_only` keeps code out, not that.
+def load_pytorch(path: Path) -> Any:
+    """What is in a file that torch.save wrote, on the CPU; code in it is refused, not executed.
 
     Raises:
         OSError: the file cannot be opened.
-        pickle.UnpicklingError: it asks for a bytearray, which torch allows and a few bytes make of any size.
+        pickle.UnpicklingError: it holds more than tensors and plain values, or asks for a bytearray, which torch allows
+            and a few bytes make of any size.
         ValueError: it is a decompression bomb.
+        Exception: of other types, where it is damaged.
     """
     if zipfile.is_zipfile(path):
         refuse_growth(path)
@@ -151,6 +154,7 @@ def refuse_pickle_bomb(path: Path) -> None:
         programs = [path.read_bytes()]
     if any(b"bytearray" in program for program in programs):
         raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def growth_limit(path: Path) -> int:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from fgvc.errors import WeightsError
-from fgvc.reading import refuse_pickle_bomb
+from fgvc.reading import load_pytorch
 
 State = dict[str, torch.Tensor]
 Layout = Mapping[str, torch.Size]
@@ -94,10 +94,9 @@ def read_tensors(path: Path) -> State:
 
 
 def _read_pytorch(path: Path) -> Any:
-    refuse_pickle_bomb(path)
     # timm's training checkpoints carry their arguments, a plain record that is harmless to unpickle
     with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_pytorch(path)
 
 
 def listed(names: Iterable[str], limit: int = 3) -> str:

@@ -1,9 +1,8 @@
 """Loaders of a run's splits."""
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +13,8 @@ from fgvc.training.batches import SeededSamples, StepBatches, epoch_samples
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Loader
 from fgvc.training.interruption import leave_signals_to_the_main_process
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,13 @@ def in_order(config: RunConfig, split: Any) -> Loader:
     return DataLoader(**_loading(config, split), batch_size=config.trainer.eval_batch_size)
 
 
-@contextlib.contextmanager
-def naming_the_file(loader: Loader) -> Iterator[None]:
-    """Where a worker of the loader dies while the block runs, raise DatasetError that names the file it was reading."""
+def naming_the_file(loader: Loader, body: Callable[[], Result]) -> Result:
+    """Call `body`, which reads the loader; where a worker of it dies, raise DatasetError that names the file it was at."""
     watched: Any = loader.dataset
     if not isinstance(watched, WatchedSamples):
-        yield
-        return
+        return body()
     samples: Any = watched.dataset
-    with naming_files(watched, samples.paths):
-        yield
+    return naming_files(body, watched, samples.paths)
 
 
 def _loading(config: RunConfig, samples: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -159,8 +160,7 @@ class Trainer:
             self._probe(0)
         self.count_time()
         self.progress.part = part
-        with naming_the_file(self.loaders.train):
-            self._train_epoch(epoch, part)
+        naming_the_file(self.loaders.train, partial(self._train_epoch, epoch, part))
         part.seconds += self.count_time("train")
         self._stop_if_asked()
         held_out = self.loaders.validation
@@ -257,12 +257,10 @@ class Trainer:
         raise Interrupted(name, f"{name}: stopped after {done}, saved; start the same command again to continue")
 
     def _evaluate(self, loader: Loader, name: str) -> Evaluation:
-        classes = self.objective.num_classes
+        model, classes = self.learner.evaluated, self.objective.num_classes
+        run = partial(evaluate, model, loader, classes, self.accelerator, name, before_batch=self._stop_if_asked)
         try:
-            with naming_the_file(loader):
-                evaluation = evaluate(
-                    self.learner.evaluated, loader, classes, self.accelerator, name, before_batch=self._stop_if_asked
-                )
+            evaluation = naming_the_file(loader, run)
         except EigendecompositionError as error:
             raise self.guard.stopped(f"on the {name} split: {error}", self.progress) from error
         if not math.isfinite(evaluation.loss):

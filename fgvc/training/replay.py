@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fgvc.errors import RunError
 from fgvc.files import atomic_path
+from fgvc.reading import load_pytorch
 from fgvc.training.config import RunConfig
 from fgvc.training.launch import to_run_config
 
@@ -117,7 +118,7 @@ def load_replay(file: Path) -> Replay:
         with zipfile.ZipFile(file) as archive:
             if (damaged := archive.testzip()) is not None:  # torch.load does not look at the checksums
                 raise ValueError(f"the checksum of {damaged} is wrong")
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = load_pytorch(file)
     except Exception as error:  # zip, pickle and OS errors alike: the file cannot be used
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunError(f"{file} is damaged, or no step of a run: {reason}") from error

@@ -1,6 +1,5 @@
 """The states that a run can be continued from: written whole or not at all, checked before they are used."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from fgvc.data.checksums import checksum_problem, file_digests
 from fgvc.errors import RunError
 from fgvc.files import atomic_path, write_json_atomic
+from fgvc.reading import load_pytorch, read_json
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _number(path: Path) -> int:
 
 def _read(path: Path) -> dict[str, Any]:
     """Raises OSError where it cannot be read, ValueError where it is not what was written."""
-    card = json.loads(_card(path).read_text(encoding="utf-8"))
+    card = read_json(_card(path))
     if not isinstance(card, dict):
         raise ValueError("its card is no JSON object")
     size = path.stat().st_size
@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
     if problem is not None:
         raise ValueError(problem)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_pytorch(path)
     except Exception as error:  # zip, pickle and key errors alike; a file that was put here on purpose
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if not isinstance(state, dict):
