@@ -64,7 +64,7 @@ def in_order(config: RunConfig, split: Any) -> Loader:
 
 
 def naming_the_file(loader: Loader, body: Callable[[], Result]) -> Result:
-    """Call `body`, which reads the loader; where a worker of it dies, raise DatasetError that names the file it was at."""
+    """Call `body`, which reads the loader; of a worker that dies, DatasetError names the file."""
     watched: Any = loader.dataset
     if not isinstance(watched, WatchedSamples):
         return body()
