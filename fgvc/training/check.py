@@ -6,7 +6,7 @@ from fgvc.errors import ConfigError
 from fgvc.pooling import pooling_label
 from fgvc.spectral.precision import SPECTRAL_DTYPES
 from fgvc.training.config import RunConfig
-from fgvc.training.hybrid import check_hybrid
+from fgvc.training.hybrid import check_hybrid, switch_epoch
 from fgvc.training.optim import check_schedule
 
 
@@ -42,6 +42,7 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"cache.max_gb must be positive, or null for no limit, got {config.cache.max_gb}")
     if trainer.ema_decay is not None and not 0 < trainer.ema_decay < 1:
         raise ConfigError(f"trainer.ema_decay must be between 0 and 1, or null for none, got {trainer.ema_decay}")
+    check_mixing(config)
     check_hybrid(config)
     if not 0 <= trainer.label_smoothing <= 1:
         raise ConfigError(f"trainer.label_smoothing must be from 0 to 1, got {trainer.label_smoothing}")
@@ -61,3 +62,26 @@ def check(config: RunConfig) -> None:
         raise ConfigError("trainer.tracker=tensorboard needs a package: pip install tensorboard")
     if not 0 <= trainer.val_fraction < 1:
         raise ConfigError(f"trainer.val_fraction must be at least 0 and below 1, got {trainer.val_fraction}")
+
+
+def check_mixing(config: RunConfig, processes: int = 1) -> None:
+    """Raise ConfigError where images are to be mixed in pairs and a part of a step has an odd number of them."""
+    trainer = config.trainer
+    parts = trainer.accumulation * processes
+    if (trainer.mixup or trainer.cutmix) and trainer.batch_size % (2 * parts):
+        each = "" if parts == 1 else f" in each of the {parts} parts of a step"
+        raise ConfigError(
+            f"trainer.mixup and trainer.cutmix mix pairs: trainer.batch_size must be even{each}, got "
+            f"{trainer.batch_size}; give a multiple of {2 * parts}"
+        )
+
+
+def check_steps(config: RunConfig, steps: int, processes: int) -> None:
+    """Raise ConfigError for what `steps` an epoch, or the number of processes, make impossible."""
+    check_mixing(config, processes)
+    first_stage, limit = switch_epoch(config) * steps, config.trainer.max_steps
+    if limit is not None and limit <= first_stage:
+        raise ConfigError(
+            f"trainer.max_steps={limit} ends before the hybrid protocol switches, after {first_stage} steps; "
+            "raise it, or lower hybrid.switch_epoch"
+        )

@@ -13,14 +13,14 @@ import pandas as pd
 from accelerate import Accelerator
 from torch import Tensor
 
-from fgvc.errors import ConfigError, Interrupted
+from fgvc.errors import Interrupted
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.spectral import EigendecompositionError
-from fgvc.training.batches import StepBatches
+from fgvc.training.check import check_steps
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation, Loader, evaluate, progress_bar
 from fgvc.training.guard import Guard
-from fgvc.training.hybrid import Stages, switch_epoch
+from fgvc.training.hybrid import Stages
 from fgvc.training.interruption import Interruption
 from fgvc.training.learner import Learner, head_of
 from fgvc.training.loaders import Loaders, naming_the_file
@@ -71,7 +71,7 @@ class Trainer:
         started: float,
         before_step: BeforeStep | None = None,
     ) -> None:
-        _check_parts(config, loaders.batches)
+        check_steps(config, loaders.batches.steps, accelerator.num_processes)
         self.config = config
         self.accelerator = accelerator
         self.folder = folder
@@ -321,18 +321,3 @@ class Trainer:
     def _out_of_steps(self) -> bool:
         limit = self.config.trainer.max_steps
         return limit is not None and self.progress.step >= limit
-
-
-def _check_parts(config: RunConfig, batches: StepBatches) -> None:
-    trainer, parts = config.trainer, batches.accumulation * batches.processes
-    if (trainer.mixup or trainer.cutmix) and trainer.batch_size % (2 * parts):
-        raise ConfigError(
-            f"trainer.mixup and trainer.cutmix mix pairs: trainer.batch_size must be even in each part of a step, of "
-            f"which there are {parts}, got {trainer.batch_size}; give a multiple of {2 * parts}"
-        )
-    first_stage, limit = switch_epoch(config) * batches.steps, trainer.max_steps
-    if limit is not None and limit <= first_stage:
-        raise ConfigError(
-            f"trainer.max_steps={limit} ends before the hybrid protocol switches, after {first_stage} steps; "
-            "raise it, or lower hybrid.switch_epoch"
-        )
