@@ -15,6 +15,7 @@ from fgvc.training.config import TrainerConfig
 from fgvc.training.learner import Learner
 from fgvc.training.objective import Objective
 from fgvc.training.processes import total
+from fgvc.training.untouched import copy_buffers, restore_buffers
 
 BeforeStep = Callable[[int, nn.Module, Tensor, Callable[[Tensor], Tensor]], None]
 """Called with a step's number from 1, the module, its inputs as mixed, and logits -> their mean loss."""
@@ -94,9 +95,7 @@ class Stepper:
             number: of the step, from 1.
             flags: asked once a batch; what they are in all processes is part of the result.
         """
-        statistics = (
-            [buffer.clone() for buffer in self._module.buffers()] if self._config.on_non_finite == "skip" else []
-        )
+        buffers = copy_buffers(self._module) if self._config.on_non_finite == "skip" else None
         self._optimizer.zero_grad()
         loss, correct, raised = 0.0, 0, [0.0]
         last: Failure | None = None
@@ -113,14 +112,14 @@ class Stepper:
                 numbers = [float(part.detach()), own, failure is not None, *flags()]
                 part_loss, part_correct, failed, *raised = total(self._accelerator, [float(n) for n in numbers])
                 if failed:
-                    self._undo(statistics)
+                    self._undo(buffers)
                     elsewhere = Failure("loss", "a number in another process is not finite", round_)
                     return StepResult(math.nan, 0, tuple(map(int, raised)), failure or elsewhere)
                 # the processes' gradients are averaged: their sum is meant
                 self._accelerator.backward(part * (self._accelerator.num_processes / size))
             loss, correct = loss + part_loss, correct + int(part_correct)
         assert last is not None
-        return self._update(StepResult(loss / size, correct, tuple(map(int, raised))), number, statistics, last)
+        return self._update(StepResult(loss / size, correct, tuple(map(int, raised))), number, buffers, last)
 
     def _forward(
         self, inputs: Tensor, targets: Tensor, wanted: Tensor, batch: Failure
@@ -137,7 +136,7 @@ class Stepper:
             return inputs.new_zeros(()), 0, failure
         return loss, int((logits.detach().argmax(dim=1) == targets).sum()), None
 
-    def _update(self, result: StepResult, number: int, statistics: list[Tensor], last: Failure) -> StepResult:
+    def _update(self, result: StepResult, number: int, buffers: dict[str, Tensor] | None, last: Failure) -> StepResult:
         """Clip the gradient, which is the same in all processes by now, and step."""
         self._accelerator.unscale_gradients(self._optimizer)
         norm = get_total_norm([p.grad for p in self._module.parameters() if p.grad is not None])
@@ -145,14 +144,14 @@ class Stepper:
             if self._config.clip_norm is not None:
                 clip_grads_with_norm_(self._module.parameters(), self._config.clip_norm, norm)
         elif self._config.precision != "fp16":  # whose loss scaler leaves out such a step by itself
-            self._undo(statistics, keep_gradient=True)
+            self._undo(buffers, keep_gradient=True)
             return replace(result, failure=replace(last, reason=f"the norm of the gradient is {float(norm)}"))
         self._optimizer.step()
         self._learner.average_in(number)
         return replace(result, scaled_down=bool(getattr(self._optimizer, "step_was_skipped", False)))
 
-    def _undo(self, statistics: list[Tensor], *, keep_gradient: bool = False) -> None:
-        for buffer, value in zip(self._module.buffers(), statistics, strict=False):
-            buffer.copy_(value)
+    def _undo(self, buffers: dict[str, Tensor] | None, *, keep_gradient: bool = False) -> None:
+        if buffers is not None:
+            restore_buffers(self._module, buffers)
         if not keep_gradient:
             self._optimizer.zero_grad()
