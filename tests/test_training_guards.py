@@ -5,6 +5,8 @@ import math
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,20 @@ def test_a_worker_that_dies_between_images_is_not_blamed_on_one() -> None:
     )
     assert isinstance(failure, DatasetError)
     assert "died (signal: Killed) between two images" in str(failure)
+
+
+LEFT_OPEN = """
+from torch.utils.data import DataLoader
+from fgvc.training.interruption import leave_signals_to_the_main_process as deaf
+batches = iter(DataLoader(range(8), num_workers=1, worker_init_fn=deaf))
+next(batches)
+raise SystemExit(3)  # with the workers alive, as where an exception holds the loader's frames
+"""
+
+
+def test_workers_that_ignore_signals_do_not_outlive_the_run() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (3, "")
 
 
 def test_full_shared_memory_is_named() -> None:

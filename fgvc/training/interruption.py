@@ -1,6 +1,9 @@
 """SIGTERM and SIGINT as a request to stop at the next good moment."""
 
+import atexit
 import logging
+import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -54,3 +57,16 @@ def leave_signals_to_the_main_process(_worker: int) -> None:
     """For a loader's worker: a signal to the whole job must not end the workers before the run has saved its state."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register  # later than multiprocessing.util registers its own, so that it runs before that
+def _end_workers() -> None:
+    """End the workers of a loader that an exception has left open.
+
+    At its exit Python sends them SIGTERM, which they ignore, and would wait for them without end.
+    """
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise on a worker that was killed
+    for worker in workers:
+        worker.kill()
