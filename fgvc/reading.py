@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
 _MAX_YAML = 1 << 18  # bytes; cards and configurations are a hundredth of it
@@ -154,6 +153,8 @@ def load_pytorch(path: Path) -> Any:
         programs = [path.read_bytes()]
     if any(b"bytearray" in program for program in programs):
         raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
+    import torch  # here, as tables are read and made without it
+
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

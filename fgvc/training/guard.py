@@ -88,7 +88,7 @@ class Guard:
         if self._learner.accelerator.num_processes == 1:
             with self._learner.accelerator.autocast():
                 found = diagnose(module, inputs, wanted, self._objective.loss)
-            lines = found.lines(images)
+            lines = [line for line in found.lines(images) if line != failure.reason]
         else:  # to repeat the step here alone, batch normalisation would wait for the other processes
             bad = non_finite_samples(inputs)
             causes = {

@@ -95,7 +95,7 @@ class Stepper:
             number: of the step, from 1.
             flags: asked once a batch; what they are in all processes is part of the result.
         """
-        buffers = copy_buffers(self._module) if self._config.on_non_finite == "skip" else None
+        buffers = copy_buffers(self._module)
         self._optimizer.zero_grad()
         loss, correct, raised = 0.0, 0, [0.0]
         last: Failure | None = None
@@ -136,7 +136,7 @@ class Stepper:
             return inputs.new_zeros(()), 0, failure
         return loss, int((logits.detach().argmax(dim=1) == targets).sum()), None
 
-    def _update(self, result: StepResult, number: int, buffers: dict[str, Tensor] | None, last: Failure) -> StepResult:
+    def _update(self, result: StepResult, number: int, buffers: dict[str, Tensor], last: Failure) -> StepResult:
         """Clip the gradient, which is the same in all processes by now, and step."""
         self._accelerator.unscale_gradients(self._optimizer)
         norm = get_total_norm([p.grad for p in self._module.parameters() if p.grad is not None])
@@ -150,8 +150,7 @@ class Stepper:
         self._learner.average_in(number)
         return replace(result, scaled_down=bool(getattr(self._optimizer, "step_was_skipped", False)))
 
-    def _undo(self, buffers: dict[str, Tensor] | None, *, keep_gradient: bool = False) -> None:
-        if buffers is not None:
-            restore_buffers(self._module, buffers)
+    def _undo(self, buffers: dict[str, Tensor], *, keep_gradient: bool = False) -> None:
+        restore_buffers(self._module, buffers)
         if not keep_gradient:
             self._optimizer.zero_grad()
