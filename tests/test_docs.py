@@ -1,6 +1,8 @@
 """The pages hold no placeholder and no dead link, and name only scripts, experiments and methods that exist."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,26 @@ def test_the_tables_of_the_spectral_page_are_complete() -> None:
         assert f'`"{name}"`' in text, name
     for name in spectral.__all__:
         assert name in text or name in ("EIGENVALUE_FLOOR", "GRADIENTS", "EigenvalueMap", "GradientRule"), name
+
+
+def test_every_test_named_in_the_promises_exists() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    everything = "\n".join(sources.values())
+    named = re.findall(r"`(?:tests/)?(?:(test_\w+\.py)(?:::|`)?)?(test_\w+)?", text)
+    missing = [
+        f"{file}::{name}"
+        for file, name in named
+        if (file and file not in sources)
+        or (name and f"def {name}(" not in (sources.get(file, "") if file else everything))
+    ]
+    assert len([name for _, name in named if name]) > 100
+    assert not missing
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_the_batch_file_is_valid_and_wants_a_run_folder() -> None:
+    script = ROOT / "docs" / "slurm.sbatch"
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    done = subprocess.run(["bash", str(script), "seed=0"], capture_output=True, text=True)
+    assert done.returncode == 2 and "run_dir=PATH" in done.stderr
