@@ -4,18 +4,17 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from typing import Any
 
-import pandas as pd
 from accelerate import Accelerator
 from torch import Tensor
 
 from fgvc.errors import Interrupted
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.spectral import EigendecompositionError
+from fgvc.training.books import Books
 from fgvc.training.check import check_steps
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation, Loader, evaluate, progress_bar
@@ -26,7 +25,6 @@ from fgvc.training.learner import Learner, head_of
 from fgvc.training.loaders import Loaders, naming_the_file
 from fgvc.training.objective import Objective
 from fgvc.training.optim import schedule_factor, set_learning_rate
-from fgvc.training.probe import SpectrumHistory
 from fgvc.training.processes import any_of, gather_objects
 from fgvc.training.progress import PartOfEpoch, Progress
 from fgvc.training.run_folder import RunFolder
@@ -75,8 +73,7 @@ class Trainer:
         self.config = config
         self.accelerator = accelerator
         self.folder = folder
-        self.progress = Progress()
-        self.spectra = SpectrumHistory()
+        self.books = Books(config, folder, writes=accelerator.is_main_process, started=started)
         self.stages = Stages(config, head_of(module))
         self.objective = Objective(config.trainer, num_classes)
         self.learner = Learner(config, module, accelerator)
@@ -92,9 +89,13 @@ class Trainer:
         self.guard = Guard(config, self.learner, self.objective, self.loaders, folder)
         self._stepper = Stepper(config.trainer, self.learner, self.objective, before_step)
         self._interruption = interruption
-        self._best_weights: dict[str, Tensor] | None = None
         self._generators: dict[str, Any] | None = None
-        self._counted, self._saved = started, time.perf_counter()
+        self._saved = time.perf_counter()
+
+    @property
+    def progress(self) -> Progress:
+        """What has been done so far."""
+        return self.books.progress
 
     def fit(self) -> Evaluation:
         """Train to the end, from where `restore` left it; returns the last epoch's evaluation on the test split.
@@ -123,13 +124,9 @@ class Trainer:
         """Continue from the newest whole state saved in a run folder. Raises RunError where there is none."""
         state = source.states.read()
         self.learner.load_state_dict(state)
-        self.progress = Progress.from_dict(state["progress"])
+        self.books.load_state_dict(state, source)
         if self.progress.watch is not None:
             self.guard.watch.load_state_dict(self.progress.watch)
-        self.spectra = SpectrumHistory.read(source.spectrum_history_file, self.progress.epoch)
-        self._best_weights = state["best"]
-        if self._best_weights is not None and self.accelerator.is_main_process:
-            self.folder.write_weights("best", self._best_weights)
         where = f"epoch {self.progress.epoch}"
         if self.progress.part is not None:
             self._generators = self._own_generators(state["generators"])
@@ -158,39 +155,24 @@ class Trainer:
         self._generators = None
         if epoch == 1 and begun is None:
             self._probe(0)
-        self.count_time()
+        self.books.count_time()
         self.progress.part = part
         naming_the_file(self.loaders.train, partial(self._train_epoch, epoch, part))
-        part.seconds += self.count_time("train")
+        part.seconds += self.books.count_time("train")
         self._stop_if_asked()
         held_out = self.loaders.validation
         validation = None if held_out is None else self._evaluate(held_out, "validation")
         test = self._evaluate(self.loaders.test, "test")
-        row = self._row(epoch, part, validation, test) | self._probe(epoch)
-        row["seconds"] = round(part.seconds + self.count_time("eval"), 3)
-        self.progress.epoch = epoch
-        self.progress.part = None
-        self.progress.history.append(row)
+        row = self.books.row(epoch, part, validation, test) | self._probe(epoch)
+        if self.stages.switch:
+            row["method"] = self.stages.method(epoch)
+        row["seconds"] = round(part.seconds + self.books.count_time("eval"), 3)
+        self.books.finish_epoch(row)
         self._select_best(epoch, validation or test, test)
         self.accelerator.log({key: value for key, value in row.items() if key not in ("epoch", "method")}, step=epoch)
         shown = f"loss {row['train_loss']:.4f}, test top-1 {test.accuracy.top1:.2f} %"
         _log.info("epoch %d/%d: %s, %.1f s", epoch, self.config.trainer.epochs, shown, row["seconds"])
         return test
-
-    def _row(self, epoch: int, part: PartOfEpoch, validation: Evaluation | None, test: Evaluation) -> dict[str, Any]:
-        """Of metrics.csv."""
-        row = {"epoch": epoch, **part.measures()}
-        if self.config.trainer.precision == "fp16":
-            row["loss_scale_skips"] = part.scaled_down
-        if self.config.trainer.on_non_finite == "skip":
-            row["skipped_steps"] = part.skipped
-        if self.stages.switch:
-            row["method"] = self.stages.method(epoch)
-        for name, evaluation in (("val", validation), ("test", test)):
-            if evaluation is not None:
-                row |= {f"{name}_loss": evaluation.loss}
-                row |= {f"{name}_{key}": value for key, value in evaluation.accuracy.as_dict().items()}
-        return row
 
     def _enter_stage(self, epoch: int) -> None:
         """Put the pooling of the epoch's stage into the model and into the average of it."""
@@ -226,7 +208,7 @@ class Trainer:
             if stop:
                 return
             if save:
-                part.seconds += self.count_time("train")
+                part.seconds += self.books.count_time("train")
                 self._save()
 
     def _parts(self, loaded: Parts, step: int) -> Parts:
@@ -274,7 +256,7 @@ class Trainer:
             return {}
         module = self.learner.plain_evaluated
         try:
-            return self.spectra.look(epoch, self.loaders.test.dataset, count, module, self.accelerator.device)
+            return self.books.spectra.look(epoch, self.loaders.test.dataset, count, module, self.accelerator.device)
         except EigendecompositionError as error:
             raise self.guard.stopped(f"on the probe's images: {error}", self.progress) from error
 
@@ -282,40 +264,21 @@ class Trainer:
         selected_on = "test" if self.loaders.validation is None else "validation"
         # after the switch of the hybrid protocol the selection starts anew: the first stage is another method
         since = self.stages.switch + 1 if epoch > self.stages.switch else 0
-        best = self.progress.select(epoch, selector.accuracy, test.accuracy, selected_on, since=since)
-        if best and self.accelerator.is_main_process:
-            self._best_weights = {name: tensor.cpu().clone() for name, tensor in self.learner.weights().items()}
-            self.folder.write_weights("best", self._best_weights)
-
-    def count_time(self, phase: str | None = None) -> float:
-        """Add the time since the last call to the run's total, and to a phase; returns it in seconds."""
-        now = time.perf_counter()
-        spent, self._counted = now - self._counted, now
-        self.progress.seconds["total"] += spent
-        if phase is not None:
-            self.progress.seconds[phase] += spent
-        return spent
+        if self.progress.select(epoch, selector.accuracy, test.accuracy, selected_on, since=since):
+            self.books.keep_best(self.learner.weights())
 
     def _save(self) -> None:
         """Write the state, for which all processes must come here."""
-        part = self.progress.part
-        self.count_time()
-        self._saved = self._counted
-        generators = None if part is None else gather_objects(self.accelerator, generator_states())
+        self.books.count_time()
+        self._saved = time.perf_counter()
+        # between two epochs nothing is drawn from them that the next one does not seed
+        begun = self.progress.part is not None
+        generators = gather_objects(self.accelerator, generator_states()) if begun else None
         if not self.accelerator.is_main_process:
             return
-        if part is None:
-            self.folder.write_table(self.folder.metrics_file, pd.DataFrame(self.progress.history))
-        # within an epoch there is nothing new to it but before the first has ended
-        if self.spectra.epochs and (part is None or self.progress.epoch == 0):
-            self.spectra.write(self.folder.spectrum_history_file)
+        self.books.write()
         self.progress.watch = self.guard.watch.state_dict()
-        state = {
-            **self.learner.state_dict(),
-            "best": self._best_weights,
-            "progress": asdict(self.progress),
-            "generators": generators,
-        }
+        state = {**self.learner.state_dict(), **self.books.state_dict(), "generators": generators}
         self.folder.states.write(state, epoch=self.progress.epoch, step=self.progress.step)
 
     def _out_of_steps(self) -> bool:

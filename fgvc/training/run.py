@@ -139,7 +139,7 @@ def _carry_out(
             traceback.print_exc()
         raise
     finally:
-        trainer.count_time()
+        trainer.books.count_time()
         if accelerator.is_main_process:
             folder.write_summary(summary | _books(trainer.progress))
         accelerator.end_training()
