@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from fgvc.training.machine import machine_facts, versions
+from fgvc.provenance import versions
+from fgvc.training.machine import machine_facts
 
 
 def benchmark_facts(device: str = "cpu") -> dict[str, Any]:

@@ -33,9 +33,9 @@ from fgvc.analysis.soak import (
 )
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.errors import ConfigError
+from fgvc.provenance import commit_label, source_state
 from fgvc.reporting import save_figure
 from fgvc.reporting.soak_plot import soak_figure
-from fgvc.training.machine import commit_label, source_state
 
 TRAIN = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
 # small, so that an epoch takes seconds; no probe, as the spectra of all epochs, which a run keeps, grow by design

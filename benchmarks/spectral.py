@@ -24,7 +24,7 @@ from torch import Tensor
 from fgvc.analysis.benchmark_record import SCHEMA, CaseRecord, Record, ShapeRecord, load_record, save_record
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import ConfigError
-from fgvc.training.machine import commit_label, source_state
+from fgvc.provenance import commit_label, source_state
 
 SHAPES = ("10x256x7x7", "10x256x14x14", "10x256x28x28", "32x512x14x14")
 

@@ -14,7 +14,7 @@ from accelerate import PartialState
 
 from fgvc.analysis.run_comparison import compare_runs
 from fgvc.cli import exit_on_user_error
-from fgvc.reporting import comparison_markdown
+from fgvc.reporting.comparison import comparison_markdown
 from fgvc.training import rerun
 
 

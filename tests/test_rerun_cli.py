@@ -20,7 +20,7 @@ from fgvc.analysis.distances import array_distance, column_distance, weights_dis
 from fgvc.analysis.run_comparison import compare_runs
 from fgvc.data import write_synthetic
 from fgvc.errors import RunError
-from fgvc.reporting import comparison_markdown
+from fgvc.reporting.comparison import comparison_markdown
 from fgvc.training import rerun, train_run
 from fgvc.training.config import (
     BackboneConfig,

@@ -18,14 +18,16 @@ import torch
 from command_line import Train
 from run_folders import write_run
 
+from fgvc import provenance
 from fgvc.analysis.runs import read_run
 from fgvc.data import create_dataset, fingerprint, write_miniature
 from fgvc.errors import RunError
 from fgvc.pooling import create_pooling, list_poolings
+from fgvc.provenance import commit_label, source_state
 from fgvc.training import machine
 from fgvc.training.config import BackboneConfig, CacheConfig, DatasetConfig, MethodConfig, RunConfig, TrainerConfig
 from fgvc.training.determinism import set_deterministic
-from fgvc.training.machine import commit_label, machine_facts, peak_memory_mb, source_state
+from fgvc.training.machine import machine_facts, peak_memory_mb
 from fgvc.training.record import config_hash
 
 
@@ -106,7 +108,7 @@ def test_the_commit_and_whether_files_differ_from_it(tmp_path: Path, monkeypatch
             ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t", *arguments], check=True
         )
 
-    monkeypatch.setattr(machine, "__file__", str(tmp_path / "fgvc" / "training" / "machine.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "fgvc" / "provenance.py"))
     assert source_state() == {"commit": None, "dirty": None}  # installed
     git("init", "-q")
     (tmp_path / "file").write_text("a")

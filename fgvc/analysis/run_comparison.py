@@ -14,8 +14,9 @@ from fgvc.analysis.distances import Distance, array_distance, column_distance, w
 from fgvc.analysis.paired import pair_predictions
 from fgvc.analysis.runs import Accuracy, Run, read_run
 from fgvc.errors import RunError
+from fgvc.nested import flatten
 from fgvc.reading import read_npz
-from fgvc.training.run_folder import RunFolder, flatten
+from fgvc.training.run_folder import RunFolder
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ import yaml
 from fgvc.analysis.confusion import read_predictions
 from fgvc.analysis.csv_file import read_csv
 from fgvc.errors import RunError
+from fgvc.provenance import commit_label
 from fgvc.reading import read_json, read_npz, read_plain_yaml
-from fgvc.training.machine import commit_label
 
 T = TypeVar("T")
 

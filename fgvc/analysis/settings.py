@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from fgvc.analysis.runs import Run
 from fgvc.errors import RunError
-from fgvc.training.run_folder import flatten
+from fgvc.nested import flatten
 
 # keys of config.yaml that may differ between repetitions: they do not change what is learned, but for the seed
 _FREE = frozenset(

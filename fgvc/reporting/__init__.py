@@ -2,7 +2,6 @@
 
 from fgvc.csv_text import to_csv
 from fgvc.reporting.class_report import ClassReport, confusions_markdown, write_class_report
-from fgvc.reporting.comparison import comparison_markdown
 from fgvc.reporting.confusion_plot import confusion_figure, plot_confusion
 from fgvc.reporting.loewner_plot import gradients_markdown, loewner_figure, write_loewner_figure
 from fgvc.reporting.published import load_published
@@ -17,7 +16,6 @@ __all__ = [
     "ClassReport",
     "MethodStyle",
     "accuracy_table",
-    "comparison_markdown",
     "confusion_figure",
     "confusions_markdown",
     "figure_style",

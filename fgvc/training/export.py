@@ -7,11 +7,11 @@ from fgvc.data import effective_options, normalization_from_timm
 from fgvc.errors import ConfigError, RunError
 from fgvc.files import atomic_folder, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
+from fgvc.provenance import commit_label, versions
 from fgvc.reading import read_json
 from fgvc.training.config import RunConfig
 from fgvc.training.export_formats import WRITERS, Facts
 from fgvc.training.hybrid import switch_epoch
-from fgvc.training.machine import commit_label, versions
 from fgvc.training.model_card import model_card
 from fgvc.training.model_of_run import load_model, read_classes, restored_method
 from fgvc.training.run_folder import RunFolder

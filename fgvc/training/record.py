@@ -7,9 +7,10 @@ from typing import Any
 
 from fgvc.data import fingerprint, verified_content
 from fgvc.pooling import is_second_order, pooling_label
+from fgvc.provenance import source_state, versions
 from fgvc.training.config import RunConfig
 from fgvc.training.hybrid import switch_epoch
-from fgvc.training.machine import machine_facts, source_state, versions
+from fgvc.training.machine import machine_facts
 from fgvc.training.run_folder import computed_settings
 from fgvc.training.setup import Images, Prepared
 

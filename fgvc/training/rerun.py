@@ -4,8 +4,8 @@ import copy
 from pathlib import Path
 
 from fgvc.errors import RunError
+from fgvc.provenance import commit_label
 from fgvc.training.config import RunConfig
-from fgvc.training.machine import commit_label
 from fgvc.training.model_of_run import read_classes
 from fgvc.training.restore import require_classes
 from fgvc.training.run import train_run

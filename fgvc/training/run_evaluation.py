@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from fgvc.data import VIEWS, TransformSpec, ViewTransform, resized_spec
 from fgvc.errors import RunError
 from fgvc.files import write_json_atomic
+from fgvc.provenance import source_state, versions
 from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Accuracy, Evaluation, Loader, ViewAverage, evaluate
 from fgvc.training.loaders import in_order
-from fgvc.training.machine import source_state, versions
 from fgvc.training.restore import Restored, restore_run
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.setup import create_accelerator, inference_batch_size

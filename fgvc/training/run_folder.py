@@ -1,7 +1,7 @@
 """The folder of a run: who may write to it, and what each of its files is."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from fgvc.csv_text import to_csv
 from fgvc.errors import RunError
 from fgvc.files import atomic_path, locked, write_json_atomic, write_text_atomic
+from fgvc.nested import flatten
 from fgvc.reading import read_json, read_plain_yaml
 from fgvc.training.config import RunConfig
 from fgvc.training.states import StateStore
@@ -156,14 +157,6 @@ class RunFolder:
             return load_file(file)
         except Exception as error:  # safetensors and the file system raise many types
             raise RunError(f"{file} is damaged: {error}; train the run again") from error
-
-
-def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one level, its keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def computed_settings(config: RunConfig) -> dict[str, Any]:

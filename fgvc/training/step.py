@@ -147,8 +147,10 @@ class Stepper:
             self._undo(buffers, keep_gradient=True)
             return replace(result, failure=replace(last, reason=f"the norm of the gradient is {float(norm)}"))
         self._optimizer.step()
-        self._learner.average_in(number)
-        return replace(result, scaled_down=bool(getattr(self._optimizer, "step_was_skipped", False)))
+        scaled_down = bool(getattr(self._optimizer, "step_was_skipped", False))
+        if not scaled_down:
+            self._learner.average_in(number)
+        return replace(result, scaled_down=scaled_down)
 
     def _undo(self, buffers: dict[str, Tensor], *, keep_gradient: bool = False) -> None:
         restore_buffers(self._module, buffers)
