@@ -118,6 +118,23 @@ def test_a_signal_stops_the_run_with_its_state_saved(
     assert_same_run(cwd / "stopped", cwd / "straight")
 
 
+def test_a_run_killed_after_its_last_step_evaluates_the_epoch(tmp_path: Path) -> None:
+    """`max_steps` ends it within the second of three epochs, and it is killed between that step and the evaluation."""
+    limited = ["trainer.epochs=3", "trainer.max_steps=4", "trainer.save_steps=1"]
+    assert train_until(tmp_path, [*limited, "run_dir=straight"]) == 0, (tmp_path / "log").read_text()
+    killed = train_until(tmp_path, [*limited, "run_dir=killed"], ("evaluation", 2))
+    assert killed == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert train_until(tmp_path, [*limited, "run_dir=killed"]) == 0, (tmp_path / "log").read_text()
+    assert_same_run(tmp_path / "killed", tmp_path / "straight")
+
+
+def test_stopped_before_the_first_epoch_there_is_no_table(tmp_path: Path) -> None:
+    command = ["run_dir=run", "trainer.epochs=0", "trainer.eval_batch_size=2"]
+    assert train_until(tmp_path, command, ("evaluation", 2), number=signal.SIGTERM) == 143
+    assert (tmp_path / "run" / "checkpoints" / "state-000001.pt").is_file()
+    assert not (tmp_path / "run" / "metrics.csv").exists()  # one without columns could not be read
+
+
 def test_a_second_signal_ends_at_once_and_a_sweep_ends_with_the_first(tmp_path: Path) -> None:
     assert train_until(tmp_path, ["run_dir=run"], ("step", 2), ("save", 1), number=signal.SIGTERM) == 143
     said = (tmp_path / "log").read_text()

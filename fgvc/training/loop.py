@@ -104,7 +104,8 @@ class Trainer:
             Interrupted: a signal asked to stop; the state is saved.
         """
         evaluation = None
-        while self.progress.epoch < self.config.trainer.epochs and not self._out_of_steps():
+        # an epoch that was begun is evaluated and counted, even if the run was stopped after the last of its steps
+        while self.progress.part is not None or self._has_another_epoch():
             evaluation = self._epoch(self.progress.epoch + 1)
             self._save()
         if evaluation is None:
@@ -304,7 +305,7 @@ class Trainer:
         generators = None if part is None else gather_objects(self.accelerator, generator_states())
         if not self.accelerator.is_main_process:
             return
-        if part is None:
+        if part is None and self.progress.history:
             self.folder.write_table(self.folder.metrics_file, pd.DataFrame(self.progress.history))
         # within an epoch there is nothing new to it but before the first has ended
         if self.spectra.epochs and (part is None or self.progress.epoch == 0):
@@ -317,6 +318,9 @@ class Trainer:
             "generators": generators,
         }
         self.folder.states.write(state, epoch=self.progress.epoch, step=self.progress.step)
+
+    def _has_another_epoch(self) -> bool:
+        return self.progress.epoch < self.config.trainer.epochs and not self._out_of_steps()
 
     def _out_of_steps(self) -> bool:
         limit = self.config.trainer.max_steps
