@@ -39,8 +39,9 @@ class StateStore:
         complete = self._complete()
         number = 1 + max((_number(path) for path in self.folder.glob("state-*.pt")), default=0)
         path = self.folder / f"state-{number:06d}.pt"
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        # opened here: of a file that torch opens, it does not say that the disk is full
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
         write_json_atomic(_card(path), {**about, "bytes": path.stat().st_size, **file_digests(path, ["sha256"])})
         self._keep([*complete[: KEPT - 1], path])
 
