@@ -214,6 +214,32 @@ def test_the_two_newest_states_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["state-000004.pt"]
 
 
+def test_a_damaged_state_does_not_take_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    a_store(tmp_path, 2)
+    (tmp_path / "state-000002.pt").write_bytes(b"?")
+    store = StateStore(tmp_path)
+    assert store.read()["number"] == 1
+    store.write({"number": 3}, epoch=3)
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["state-000001.pt", "state-000003.pt"]
+
+
+def test_states_are_ordered_by_their_number_and_cards_without_one_deleted(tmp_path: Path) -> None:
+    store = a_store(tmp_path, 1)
+    for file in list(tmp_path.iterdir()):
+        file.rename(tmp_path / f"state-999999{file.suffix}")
+    (tmp_path / "state-000007.json").write_text("{}")
+    store.write({"number": 2}, epoch=2)
+    assert store.read()["number"] == 2 and not (tmp_path / "state-000007.json").exists()
+
+
+def test_states_of_another_run_are_not_continued(tmp_path: Path) -> None:
+    """Somebody has deleted the configuration; the run that begins is killed before it saves anything."""
+    assert train_until(tmp_path, ["run_dir=run", "trainer.save_steps=1"], ("step", 2)) < 0
+    (tmp_path / "run" / "config.yaml").unlink()
+    assert train_until(tmp_path, ["run_dir=run", "optimizer.lr=0.01"], ("step", 1)) < 0
+    assert (tmp_path / "run" / "config.yaml").is_file() and not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
 @pytest.mark.parametrize(
     ("file", "content"),
     [
