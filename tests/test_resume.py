@@ -176,6 +176,22 @@ def test_one_process_at_a_time_writes_a_folder(tmp_path: Path, train_here: Train
     assert train_here(tmp_path, "run_dir=run").returncode == 0
 
 
+def test_a_damaged_summary_is_written_anew_and_what_a_killed_run_left_deleted(
+    tmp_path: Path, train_here: Train
+) -> None:
+    assert train_here(tmp_path, "run_dir=run").returncode == 0
+    weights = (tmp_path / "run" / "checkpoints" / "last.safetensors").read_bytes()
+    (tmp_path / "run" / "summary.json").write_text('{"status": ')
+    leftover = tmp_path / "run" / "replay" / ".step-000001.0123abcd.tmp.pt"
+    leftover.parent.mkdir()
+    leftover.touch()
+    done = train_here(tmp_path, "run_dir=run")
+    assert done.returncode == 0 and "summary.json is missing or damaged" in done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+    assert (tmp_path / "run" / "checkpoints" / "last.safetensors").read_bytes() == weights
+    assert not leftover.exists()
+
+
 def test_states_of_another_number_of_processes_and_of_earlier_versions(tmp_path: Path, train_here: Train) -> None:
     assert train_until(tmp_path, ["run_dir=run", "trainer.save_steps=1"], ("step", 2), number=signal.SIGKILL) < 0
     store = StateStore(tmp_path / "run" / "checkpoints")
