@@ -16,6 +16,7 @@ from forked_runs import MOMENTS, train_until
 from safetensors.torch import load_file
 
 from fgvc.errors import RunError
+from fgvc.reading import load_pytorch
 from fgvc.training.states import StateStore
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
@@ -237,6 +238,20 @@ def test_a_damaged_state_does_not_take_the_place_of_a_whole_one(tmp_path: Path) 
     assert store.read()["number"] == 1
     store.write({"number": 3}, epoch=3)
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["state-000001.pt", "state-000003.pt"]
+
+
+def test_states_may_be_replaced_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a run that is still training, which another one continues by resume=PATH."""
+    store, written = a_store(tmp_path, 2), []
+
+    def slow(path: Path) -> object:
+        if not written:
+            written.append(a_store(tmp_path, 2))
+        return load_pytorch(path)
+
+    monkeypatch.setattr("fgvc.training.states.load_pytorch", slow)
+    assert store.read()["number"] == 2
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["state-000003.pt", "state-000004.pt"]
 
 
 def test_states_are_ordered_by_their_number_and_cards_without_one_deleted(tmp_path: Path) -> None:

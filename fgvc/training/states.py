@@ -61,17 +61,20 @@ class StateStore:
         Raises:
             RunError: there is none, or all are damaged.
         """
-        damages = []
-        for path in self._complete():
+        damages: dict[Path, str] = {}
+        # listed anew after each: a run that is still training replaces its states while another one reads them
+        while path := next((path for path in self._complete() if path not in damages), None):
             try:
                 return _read(path)
             except (OSError, ValueError) as error:
                 self._damaged.add(path)
-                damages.append(f"{path} is damaged ({error})")
-                _log.warning("%s; trying the state before it", damages[-1])
+                damages[path] = f"{path} is damaged ({error})"
+                _log.warning("%s; trying the state before it", damages[path])
         if not damages:
             raise RunError(f"{self.folder} holds no state to continue from: the run has saved none yet")
-        raise RunError(f"{'; '.join(damages)}; none is left to continue from: delete {self.folder.parent}, train again")
+        raise RunError(
+            f"{'; '.join(damages.values())}; none is left to continue from: delete {self.folder.parent}, train again"
+        )
 
     def _complete(self) -> list[Path]:
         """States that have a card, the newest first."""
