@@ -21,13 +21,13 @@ from fgvc.training.states import StateStore
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 
-# four steps an epoch with a state after each; all that is random, across the switch of a hybrid run
+# five steps an epoch with a state after each; all that is random, across the switch of a hybrid run
 EVERYTHING = [
     "trainer.save_steps=1",
     "trainer.workers=1",
     "trainer.label_smoothing=0.1",
     "trainer.cutmix=1.0",
-    "trainer.batch_size=4",
+    "trainer.batch_size=2",
     "trainer.mixup=0.4",
     "trainer.ema_decay=0.9",
     "trainer.val_fraction=0.25",
