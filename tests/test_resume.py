@@ -263,6 +263,15 @@ def test_states_are_ordered_by_their_number_and_cards_without_one_deleted(tmp_pa
     assert store.read()["number"] == 2 and not (tmp_path / "state-000007.json").exists()
 
 
+def test_another_folder_that_continues_a_run_gets_its_best_weights(tmp_path: Path, train_here: Train) -> None:
+    """The best epoch is the first; the run was killed in the second."""
+    assert train_here(tmp_path, "run_dir=straight").returncode == 0
+    assert json.loads((tmp_path / "straight" / "summary.json").read_text())["best"]["epoch"] == 1
+    assert train_until(tmp_path, ["run_dir=killed", "trainer.save_steps=1"], ("step", 5)) < 0
+    assert train_here(tmp_path, "run_dir=other", "resume=killed").returncode == 0
+    assert_same_run(tmp_path / "other", tmp_path / "straight")
+
+
 def test_states_of_another_run_are_not_continued(tmp_path: Path) -> None:
     """Somebody has deleted the configuration; the run that begins is killed before it saves anything."""
     assert train_until(tmp_path, ["run_dir=run", "trainer.save_steps=1"], ("step", 2)) < 0
