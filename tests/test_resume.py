@@ -1,6 +1,7 @@
 """A run that is killed or stopped at any moment continues to the weights of one that was not."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Train, refused
-from forked_runs import MOMENTS, train_until
+from forked_runs import MOMENTS, train_in_processes, train_until
 from safetensors.torch import load_file
 
 from fgvc.errors import RunError
@@ -143,6 +144,21 @@ def test_a_second_signal_ends_at_once_and_a_sweep_ends_with_the_first(tmp_path: 
     sweep = ["seed=0,1", "name=sweep", "-m"]
     assert train_until(tmp_path, sweep, ("step", 2), number=signal.SIGTERM) == 143, (tmp_path / "log").read_text()
     assert len(list((tmp_path / "results").rglob("summary.json"))) == 1
+
+
+def test_a_signal_to_the_whole_job_leaves_the_loader_its_workers(tmp_path: Path) -> None:
+    """As Ctrl+C in a terminal and most batch systems send it."""
+
+    def interrupt_all() -> None:
+        workers = [worker.pid for worker in multiprocessing.active_children() if worker.pid is not None]
+        assert workers
+        for process in (*workers, os.getpid()):
+            os.kill(process, signal.SIGINT)
+
+    # more images than the workers have read ahead
+    command = ["trainer.workers=1", "dataset.options.train_per_class=12", "trainer.batch_size=2", "run_dir=run"]
+    assert train_in_processes(tmp_path, command, 1, at=("step", 2), happens=interrupt_all) == [130]
+    assert "SIGINT: stopped after " in (tmp_path / "log").read_text()
 
 
 def test_a_damaged_state_is_named_and_the_one_before_it_used(
