@@ -4,6 +4,7 @@ And locks between processes.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -25,7 +26,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     `path` holds either the old content or the new one.
 
     Raises:
-        OSError: as the writing code or the rename raises it (disk full, no permission); nothing is left behind.
+        OSError: as the writing code or the rename raises it; where the disk is full also in place of what a library
+            made of that, with `path`. Nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # the suffix stays last: some writers choose their format by it or append a missing one
@@ -35,9 +37,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.truncate(temporary, 0)  # a writer in the traceback still has it open, which would keep its room
         temporary.unlink(missing_ok=True)
+        if _says_disk_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
+
+
+def _says_disk_full(error: BaseException) -> bool:
+    """Whether a full disk is behind an exception; libraries hide it: torch in the context, safetensors in the text."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if getattr(chain, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(chain):
+            return True
+        chain = chain.__cause__ or chain.__context__
+    return False
 
 
 @contextlib.contextmanager

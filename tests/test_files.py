@@ -1,13 +1,17 @@
 """Folders that appear whole or not at all, locks, damaged archives."""
 
+import errno
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors import SafetensorError
 
-from fgvc.files import atomic_folder, is_in_place, lock_file, locked
+from fgvc.files import atomic_folder, atomic_path, is_in_place, lock_file, locked
 from fgvc.reading import read_npz
 
 
@@ -30,6 +34,27 @@ def test_a_failure_leaves_nothing(tmp_path: Path, failure: type[BaseException]) 
     with pytest.raises(failure), atomic_folder(tmp_path / "set") as folder:
         (folder / "a").touch()
         raise failure
+    assert not list(tmp_path.iterdir())
+
+
+def save_opened(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(tensors, file)
+
+
+def as_safetensors_says_it(_tensors: dict[str, torch.Tensor], _path: Path) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("save", [save_opened, as_safetensors_says_it])
+def test_a_full_disk_is_said_whatever_a_library_makes_of_it(
+    tmp_path: Path, save: Callable[[dict[str, torch.Tensor], Path], None]
+) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, atomic_path(tmp_path / "weights") as temporary:
+        temporary.symlink_to("/dev/full")
+        save({"a": torch.zeros(100_000)}, temporary)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "weights"))
     assert not list(tmp_path.iterdir())
 
 

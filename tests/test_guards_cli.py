@@ -95,6 +95,19 @@ def test_a_loss_that_grows_and_stays_grown_is_a_divergence(tmp_path: Path, train
     refused(train_here(tmp_path, "trainer.on_divergence=panic"), "panic", "warn")
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
+def test_a_divergence_is_seen_at_the_same_step_by_a_run_that_was_stopped_on_the_way(tmp_path: Path) -> None:
+    wild = ["trainer.clip_norm=null", "method=gap", "trainer.batch_size=1", "trainer.epochs=3", "optimizer.lr=1"]
+    watch = ["trainer.divergence_window=4", "trainer.divergence_factor=1.2"]
+    assert train_until(tmp_path, [*wild, *watch, "run_dir=straight"]) == 1
+    (told,) = (line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error: "))
+    step = int(told.split(", step ")[1].split(",")[0])
+    stopped = [*wild, *watch, "run_dir=stopped"]
+    assert train_until(tmp_path, stopped, ("step", step - 2), number=signal.SIGTERM) == 143
+    assert train_until(tmp_path, stopped) == 1
+    assert told.split(";")[0] in (tmp_path / "log").read_text()
+
+
 def test_out_of_memory_says_what_to_set(tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     def forward(*_: object) -> torch.Tensor:
         return torch.empty(2**50)

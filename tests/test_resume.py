@@ -1,6 +1,7 @@
 """A run that is killed or stopped at any moment continues to the weights of one that was not."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -12,21 +13,22 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Train, refused
-from forked_runs import MOMENTS, train_until
+from forked_runs import MOMENTS, train_in_processes, train_until
 from safetensors.torch import load_file
 
 from fgvc.errors import RunError
+from fgvc.reading import load_pytorch
 from fgvc.training.states import StateStore
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 
-# four steps an epoch with a state after each; all that is random, across the switch of a hybrid run
+# five steps an epoch with a state after each; all that is random, across the switch of a hybrid run
 EVERYTHING = [
     "trainer.save_steps=1",
     "trainer.workers=1",
     "trainer.label_smoothing=0.1",
     "trainer.cutmix=1.0",
-    "trainer.batch_size=4",
+    "trainer.batch_size=2",
     "trainer.mixup=0.4",
     "trainer.ema_decay=0.9",
     "trainer.val_fraction=0.25",
@@ -118,6 +120,23 @@ def test_a_signal_stops_the_run_with_its_state_saved(
     assert_same_run(cwd / "stopped", cwd / "straight")
 
 
+def test_a_run_killed_after_its_last_step_evaluates_the_epoch(tmp_path: Path) -> None:
+    """`max_steps` ends it within the second of three epochs, and it is killed between that step and the evaluation."""
+    limited = ["trainer.epochs=3", "trainer.max_steps=4", "trainer.save_steps=1"]
+    assert train_until(tmp_path, [*limited, "run_dir=straight"]) == 0, (tmp_path / "log").read_text()
+    killed = train_until(tmp_path, [*limited, "run_dir=killed"], ("evaluation", 2))
+    assert killed == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert train_until(tmp_path, [*limited, "run_dir=killed"]) == 0, (tmp_path / "log").read_text()
+    assert_same_run(tmp_path / "killed", tmp_path / "straight")
+
+
+def test_stopped_before_the_first_epoch_there_is_no_table(tmp_path: Path) -> None:
+    command = ["run_dir=run", "trainer.epochs=0", "trainer.eval_batch_size=2"]
+    assert train_until(tmp_path, command, ("evaluation", 2), number=signal.SIGTERM) == 143
+    assert (tmp_path / "run" / "checkpoints" / "state-000001.pt").is_file()
+    assert not (tmp_path / "run" / "metrics.csv").exists()  # one without columns could not be read
+
+
 def test_a_second_signal_ends_at_once_and_a_sweep_ends_with_the_first(tmp_path: Path) -> None:
     assert train_until(tmp_path, ["run_dir=run"], ("step", 2), ("save", 1), number=signal.SIGTERM) == 143
     said = (tmp_path / "log").read_text()
@@ -125,6 +144,21 @@ def test_a_second_signal_ends_at_once_and_a_sweep_ends_with_the_first(tmp_path: 
     sweep = ["seed=0,1", "name=sweep", "-m"]
     assert train_until(tmp_path, sweep, ("step", 2), number=signal.SIGTERM) == 143, (tmp_path / "log").read_text()
     assert len(list((tmp_path / "results").rglob("summary.json"))) == 1
+
+
+def test_a_signal_to_the_whole_job_leaves_the_loader_its_workers(tmp_path: Path) -> None:
+    """As Ctrl+C in a terminal and most batch systems send it."""
+
+    def interrupt_all() -> None:
+        workers = [worker.pid for worker in multiprocessing.active_children() if worker.pid is not None]
+        assert workers
+        for process in (*workers, os.getpid()):
+            os.kill(process, signal.SIGINT)
+
+    # more images than the workers have read ahead
+    command = ["trainer.workers=1", "dataset.options.train_per_class=12", "trainer.batch_size=2", "run_dir=run"]
+    assert train_in_processes(tmp_path, command, 1, at=("step", 2), happens=interrupt_all) == [130]
+    assert "SIGINT: stopped after " in (tmp_path / "log").read_text()
 
 
 def test_a_damaged_state_is_named_and_the_one_before_it_used(
@@ -157,6 +191,22 @@ def test_one_process_at_a_time_writes_a_folder(tmp_path: Path, train_here: Train
         assert free
         refused(train_here(tmp_path, "run_dir=run"), "another process is training", "run_dir=")
     assert train_here(tmp_path, "run_dir=run").returncode == 0
+
+
+def test_a_damaged_summary_is_written_anew_and_what_a_killed_run_left_deleted(
+    tmp_path: Path, train_here: Train
+) -> None:
+    assert train_here(tmp_path, "run_dir=run").returncode == 0
+    weights = (tmp_path / "run" / "checkpoints" / "last.safetensors").read_bytes()
+    (tmp_path / "run" / "summary.json").write_text('{"status": ')
+    leftover = tmp_path / "run" / "replay" / ".step-000001.0123abcd.tmp.pt"
+    leftover.parent.mkdir()
+    leftover.touch()
+    done = train_here(tmp_path, "run_dir=run")
+    assert done.returncode == 0 and "summary.json is missing or damaged" in done.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
+    assert (tmp_path / "run" / "checkpoints" / "last.safetensors").read_bytes() == weights
+    assert not leftover.exists()
 
 
 def test_states_of_another_number_of_processes_and_of_earlier_versions(tmp_path: Path, train_here: Train) -> None:
@@ -195,6 +245,55 @@ def test_the_two_newest_states_are_kept(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "state-000004.json").read_text())["epoch"] == 4
     store.keep_newest()
     assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["state-000004.pt"]
+
+
+def test_a_damaged_state_does_not_take_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    a_store(tmp_path, 2)
+    (tmp_path / "state-000002.pt").write_bytes(b"?")
+    store = StateStore(tmp_path)
+    assert store.read()["number"] == 1
+    store.write({"number": 3}, epoch=3)
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["state-000001.pt", "state-000003.pt"]
+
+
+def test_states_may_be_replaced_while_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of a run that is still training, which another one continues by resume=PATH."""
+    store, written = a_store(tmp_path, 2), []
+
+    def slow(path: Path) -> object:
+        if not written:
+            written.append(a_store(tmp_path, 2))
+        return load_pytorch(path)
+
+    monkeypatch.setattr("fgvc.training.states.load_pytorch", slow)
+    assert store.read()["number"] == 2
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["state-000003.pt", "state-000004.pt"]
+
+
+def test_states_are_ordered_by_their_number_and_cards_without_one_deleted(tmp_path: Path) -> None:
+    store = a_store(tmp_path, 1)
+    for file in list(tmp_path.iterdir()):
+        file.rename(tmp_path / f"state-999999{file.suffix}")
+    (tmp_path / "state-000007.json").write_text("{}")
+    store.write({"number": 2}, epoch=2)
+    assert store.read()["number"] == 2 and not (tmp_path / "state-000007.json").exists()
+
+
+def test_another_folder_that_continues_a_run_gets_its_best_weights(tmp_path: Path, train_here: Train) -> None:
+    """The best epoch is the first; the run was killed in the second."""
+    assert train_here(tmp_path, "run_dir=straight").returncode == 0
+    assert json.loads((tmp_path / "straight" / "summary.json").read_text())["best"]["epoch"] == 1
+    assert train_until(tmp_path, ["run_dir=killed", "trainer.save_steps=1"], ("step", 5)) < 0
+    assert train_here(tmp_path, "run_dir=other", "resume=killed").returncode == 0
+    assert_same_run(tmp_path / "other", tmp_path / "straight")
+
+
+def test_states_of_another_run_are_not_continued(tmp_path: Path) -> None:
+    """Somebody has deleted the configuration; the run that begins is killed before it saves anything."""
+    assert train_until(tmp_path, ["run_dir=run", "trainer.save_steps=1"], ("step", 2)) < 0
+    (tmp_path / "run" / "config.yaml").unlink()
+    assert train_until(tmp_path, ["run_dir=run", "optimizer.lr=0.01"], ("step", 1)) < 0
+    assert (tmp_path / "run" / "config.yaml").is_file() and not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ class Books:
     def write(self) -> None:
         """Write metrics.csv after an epoch, and the spectra where there are new ones."""
         between = self.progress.part is None
-        if between:
+        if between and self.progress.history:
             self._folder.write_table(self._folder.metrics_file, pd.DataFrame(self.progress.history))
         # within an epoch there is nothing new to them but before the first has ended
         if self.spectra.epochs and (between or self.progress.epoch == 0):

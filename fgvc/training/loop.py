@@ -105,7 +105,8 @@ class Trainer:
             Interrupted: a signal asked to stop; the state is saved.
         """
         evaluation = None
-        while self.progress.epoch < self.config.trainer.epochs and not self._out_of_steps():
+        # an epoch that was begun is evaluated and counted, even if the run was stopped after the last of its steps
+        while self.progress.part is not None or self._has_another_epoch():
             evaluation = self._epoch(self.progress.epoch + 1)
             self._save()
         if evaluation is None:
@@ -280,6 +281,9 @@ class Trainer:
         self.progress.watch = self.guard.watch.state_dict()
         state = {**self.learner.state_dict(), **self.books.state_dict(), "generators": generators}
         self.folder.states.write(state, epoch=self.progress.epoch, step=self.progress.step)
+
+    def _has_another_epoch(self) -> bool:
+        return self.progress.epoch < self.config.trainer.epochs and not self._out_of_steps()
 
     def _out_of_steps(self) -> bool:
         limit = self.config.trainer.max_steps

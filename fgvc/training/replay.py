@@ -100,10 +100,10 @@ def save_replay(file: Path, replay: Replay) -> None:
         "config": OmegaConf.to_yaml(OmegaConf.create(asdict(replay.config))),
         "weights": {name: _plain(tensor) for name, tensor in replay.weights.items()},
     }
-    with atomic_path(file) as temporary:
-        torch.save(
-            {key: _plain(value) if isinstance(value, Tensor) else value for key, value in content.items()}, temporary
-        )
+    plain = {key: _plain(value) if isinstance(value, Tensor) else value for key, value in content.items()}
+    # opened here: of a file that torch opens, it does not say that the disk is full
+    with atomic_path(file) as temporary, temporary.open("wb") as opened:
+        torch.save(plain, opened)
 
 
 def load_replay(file: Path) -> Replay:

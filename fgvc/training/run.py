@@ -90,6 +90,8 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
             source = _source(folder, config)  # once more: another process may have written meanwhile
             if source is not None:
                 trainer.restore(source)
+            if source is not folder and accelerator.is_main_process:
+                folder.states.clear()
             trainer.progress.seconds["features"] += prepared.feature_seconds
             _carry_out(config, folder, prepared, trainer, interruption)
             if accelerator.is_main_process:

@@ -1,6 +1,7 @@
 """The folder of a run: who may write to it, and what each of its files is."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from fgvc.nested import flatten
 from fgvc.reading import read_json, read_plain_yaml
 from fgvc.training.config import RunConfig
 from fgvc.training.states import StateStore
+
+_log = logging.getLogger(__name__)
 
 # these say how a run is carried out, not what it computes: they may differ when it is continued
 _CARRIED_OUT_BY = (
@@ -94,7 +97,7 @@ class RunFolder:
 
     def _remove_leftovers(self) -> None:
         """Delete the temporary files of a process that was killed while it wrote."""
-        for folder in (self.path, self.states.folder):
+        for folder in (self.path, self.states.folder, self.path / "replay"):
             for file in folder.glob(".*.tmp*"):
                 file.unlink(missing_ok=True)
 
@@ -124,8 +127,12 @@ class RunFolder:
         return config
 
     def is_finished(self) -> bool:
-        """Whether summary.json says that the run is finished."""
-        return self.summary_file.is_file() and self.read_summary().get("status") == "finished"
+        """Whether summary.json says that the run is finished; a damaged one, of which there is a warning, does not."""
+        try:
+            return self.summary_file.is_file() and self.read_summary().get("status") == "finished"
+        except RunError as error:
+            _log.warning("%s; the run counts as unfinished", error)
+            return False
 
     def read_summary(self) -> dict[str, Any]:
         """The run's summary. Raises RunError where it is missing or not JSON."""

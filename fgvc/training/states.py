@@ -29,6 +29,7 @@ class StateStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._damaged: set[Path] = set()
 
     def exists(self) -> bool:
         """Whether there is a state, damaged or not."""
@@ -36,13 +37,19 @@ class StateStore:
 
     def write(self, state: dict[str, Any], **about: Any) -> None:
         """Add a state of tensors, numbers, texts, lists and dicts; `about` goes into its card. Prunes older ones."""
-        complete = self._complete()
+        # to keep a damaged one would cost the whole one before it
+        complete = [path for path in self._complete() if path not in self._damaged]
         number = 1 + max((_number(path) for path in self.folder.glob("state-*.pt")), default=0)
         path = self.folder / f"state-{number:06d}.pt"
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        # opened here: of a file that torch opens, it does not say that the disk is full
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
         write_json_atomic(_card(path), {**about, "bytes": path.stat().st_size, **file_digests(path, ["sha256"])})
         self._keep([*complete[: KEPT - 1], path])
+
+    def clear(self) -> None:
+        """Delete all states: they are of another run than the one that begins."""
+        self._keep([])
 
     def keep_newest(self) -> None:
         """Delete all states but the newest."""
@@ -54,26 +61,35 @@ class StateStore:
         Raises:
             RunError: there is none, or all are damaged.
         """
-        damages = []
-        for path in self._complete():
+        damages: dict[Path, str] = {}
+        # listed anew after each: a run that is still training replaces its states while another one reads them
+        while path := next((path for path in self._complete() if path not in damages), None):
             try:
                 return _read(path)
             except (OSError, ValueError) as error:
-                damages.append(f"{path} is damaged ({error})")
-                _log.warning("%s; trying the state before it", damages[-1])
+                self._damaged.add(path)
+                damages[path] = f"{path} is damaged ({error})"
+                _log.warning("%s; trying the state before it", damages[path])
         if not damages:
             raise RunError(f"{self.folder} holds no state to continue from: the run has saved none yet")
-        raise RunError(f"{'; '.join(damages)}; none is left to continue from: delete {self.folder.parent}, train again")
+        raise RunError(
+            f"{'; '.join(damages.values())}; none is left to continue from: delete {self.folder.parent}, train again"
+        )
 
     def _complete(self) -> list[Path]:
         """States that have a card, the newest first."""
-        return sorted((path for path in self.folder.glob("state-*.pt") if _card(path).is_file()), reverse=True)
+        return sorted(
+            (path for path in self.folder.glob("state-*.pt") if _card(path).is_file()), key=_number, reverse=True
+        )
 
     def _keep(self, kept: list[Path]) -> None:
         for path in self.folder.glob("state-*.pt"):
             if path not in kept:
                 _card(path).unlink(missing_ok=True)  # first: a card without its state would be a damage
                 path.unlink(missing_ok=True)
+        for card in self.folder.glob("state-*.json"):
+            if not card.with_suffix(".pt").exists():  # somebody has deleted the state
+                card.unlink(missing_ok=True)
 
 
 def _card(path: Path) -> Path:
