@@ -37,6 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _flush_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.truncate(temporary, 0)  # a writer in the traceback still has it open, which would keep its room
@@ -44,6 +45,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if _says_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, some file systems flush none
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _says_disk_full(error: BaseException) -> bool:

@@ -151,7 +151,7 @@ def load_pytorch(path: Path) -> Any:
             programs = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
     else:
         programs = [path.read_bytes()]
-    if any(b"bytearray" in program for program in programs):
+    if any(b"\nbytearray\n" in program for program in programs):
         raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
     import torch  # here, as tables are read and made without it
 

@@ -20,7 +20,9 @@ from torch.utils.data import get_worker_info
 
 import fgvc.data.dataset
 from fgvc.models import PoolingHead
+from fgvc.training.loop import Trainer
 
+RUNS = ("straight", "run")
 FROZEN = ["backbone.frozen=true", "cache.dir=cache", "trainer.batch_size=3", "trainer.clip_norm=null"]
 
 
@@ -150,10 +152,21 @@ def test_steps_that_the_loss_scaler_leaves_out_are_counted(
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
         return accelerator
 
+    def stop(self: Trainer) -> None:
+        save(self)
+        raise KeyboardInterrupt
+
     monkeypatch.setattr("fgvc.training.run.create_accelerator", create)
-    done = train_here(tmp_path, "run_dir=run", "trainer.precision=fp16", "trainer.epochs=6")
+    command = ["trainer.precision=fp16", "trainer.epochs=6"]
+    assert train_here(tmp_path, *command, "run_dir=straight").returncode == 0
+    save = Trainer._save
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Trainer, "_save", stop)
+        assert train_here(tmp_path, *command, "run_dir=run").returncode == 130
+    done = train_here(tmp_path, *command, "run_dir=run")
     assert done.returncode == 0, done.stderr
-    skips = pd.read_csv(tmp_path / "run" / "metrics.csv")["loss_scale_skips"]
-    assert skips.iloc[0] > 0 and skips.iloc[-1] == 0
-    weights = load_file(tmp_path / "run" / "checkpoints" / "last.safetensors")
-    assert all(tensor.isfinite().all() for tensor in weights.values())
+    skips = {name: pd.read_csv(tmp_path / name / "metrics.csv")["loss_scale_skips"].tolist() for name in RUNS}
+    assert skips["straight"][0] > 0 and skips["straight"][-1] == 0
+    assert skips["run"] == skips["straight"]  # the scale it had come down to was kept
+    weights = [load_file(tmp_path / name / "checkpoints" / "last.safetensors") for name in RUNS]
+    assert all(weights[0][name].isfinite().all() and weights[0][name].equal(weights[1][name]) for name in weights[0])

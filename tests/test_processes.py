@@ -16,6 +16,7 @@ from forked_runs import train_in_processes, train_until
 from safetensors.torch import load_file
 
 from fgvc.training.batches import StepBatches
+from fgvc.training.states import StateStore
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 
@@ -130,6 +131,8 @@ def test_a_signal_to_one_process_stops_all_and_they_continue_together(alone: Pat
     said = (alone / "log").read_text()
     assert statuses == [143, 143], said
     assert said.count("stopped after step 3 of 3 of epoch 1") == 2
+    generators = StateStore(alone / "stopped" / "checkpoints").read()["generators"]
+    assert not torch.equal(generators[0]["torch"], generators[1]["torch"])  # each process draws for itself
     assert train_in_processes(alone, command, 2) == [0, 0], (alone / "log").read_text()
     weights = [load_file(alone / run / "checkpoints" / "last.safetensors") for run in ("stopped", "straight")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])

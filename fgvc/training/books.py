@@ -68,12 +68,11 @@ class Books:
             self._folder.write_weights("best", self.best_weights)
 
     def write(self) -> None:
-        """Write metrics.csv after an epoch, and the spectra where there are new ones."""
-        between = self.progress.part is None
-        if between and self.progress.history:
+        """Write metrics.csv, and the spectra where there are new ones."""
+        if self.progress.history:
             self._folder.write_table(self._folder.metrics_file, pd.DataFrame(self.progress.history))
         # within an epoch there is nothing new to them but before the first has ended
-        if self.spectra.epochs and (between or self.progress.epoch == 0):
+        if self.spectra.epochs and (self.progress.part is None or self.progress.epoch == 0):
             self.spectra.write(self._folder.spectrum_history_file)
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,5 +84,8 @@ class Books:
         self.progress = Progress.from_dict(state["progress"])
         self.spectra = SpectrumHistory.read(source.spectrum_history_file, self.progress.epoch)
         self.best_weights = state["best"]
-        if self.best_weights is not None and self._writes:
+        if not self._writes:
+            return
+        self.write()  # the files may be of later epochs than the state, or gone
+        if self.best_weights is not None:
             self._folder.write_weights("best", self.best_weights)

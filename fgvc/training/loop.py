@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import Tensor
 
-from fgvc.errors import Interrupted
+from fgvc.errors import Interrupted, RunError
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.spectral import EigendecompositionError
 from fgvc.training.books import Books
@@ -122,10 +122,16 @@ class Trainer:
         return evaluation
 
     def restore(self, source: RunFolder) -> None:
-        """Continue from the newest whole state saved in a run folder. Raises RunError where there is none."""
+        """Continue from the newest whole state saved in a run folder.
+
+        Raises:
+            RunError: there is none, or the processes found different ones, as the run there is still training.
+        """
         state = source.states.read()
         self.learner.load_state_dict(state)
         self.books.load_state_dict(state, source)
+        if len(set(gather_objects(self.accelerator, self.progress.step))) > 1:
+            raise RunError(f"{source.path} is still training: its states change; wait for it, or stop it")
         if self.progress.watch is not None:
             self.guard.watch.load_state_dict(self.progress.watch)
         where = f"epoch {self.progress.epoch}"
@@ -206,7 +212,8 @@ class Trainer:
             part.count(result, size)
             self.guard.check(result, self.progress, part)
             stop, save = result.flags
-            if stop:
+            # several processes must agree; one need not wait for the next step to see what came in this one
+            if stop or (self.accelerator.num_processes == 1 and self._interruption.requested is not None):
                 return
             if save:
                 part.seconds += self.books.count_time("train")

@@ -25,7 +25,7 @@ from fgvc.training.launch import to_run_config
 _log = logging.getLogger(__name__)
 
 LIMIT = 3
-"""Files a run keeps at most."""
+"""Files that a process of a run keeps at most."""
 
 _FORMAT = 1
 
@@ -70,9 +70,10 @@ def keep_replay(run: Path, replay: Replay) -> Path | None:
 
     What made the step worth keeping is more important than that it is not kept: of the latter there is a warning.
     """
-    if len(_files(run)) >= LIMIT:
-        return None
     whose = f"-process{replay.process}" if replay.process else ""
+    own = [file for file in _files(run) if file.stem.partition("-")[2].lstrip("0123456789") == whose]
+    if len(own) >= LIMIT:
+        return None
     file = run / "replay" / f"step-{replay.step:06d}{whose}.pt"
     try:
         save_replay(file, replay)

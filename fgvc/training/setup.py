@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -39,6 +41,8 @@ from fgvc.training.determinism import set_deterministic
 from fgvc.training.loaders import Loaders, create_loaders
 
 _log = logging.getLogger(__name__)
+
+_PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,15 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
     set_deterministic(config.trainer.deterministic)  # before anything runs on a GPU
     AcceleratorState._reset_state()  # one process may carry out several runs, of different precision
     precision = config.trainer.precision
+    # while one process computes feature maps, the others wait for it; one that has ended is noticed by its connection
+    patience = InitProcessGroupKwargs(timeout=_PATIENCE)
     try:
-        accelerator = Accelerator(mixed_precision=precision, log_with=config.trainer.tracker, project_dir=path)
+        accelerator = Accelerator(
+            mixed_precision=precision,
+            log_with=config.trainer.tracker,
+            project_dir=path,
+            kwargs_handlers=[patience],
+        )
     except ValueError as error:  # of this version of accelerate or torch, on this device
         raise ConfigError(f"trainer.precision={precision}: {error}; use trainer.precision=no") from error
     if training and precision == "fp16" and accelerator.device.type == "cpu":
