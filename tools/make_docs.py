@@ -22,6 +22,7 @@ from fgvc.analysis.grid import effects
 from fgvc.analysis.history import load_curves_by_epoch, load_history
 from fgvc.analysis.loewner import load_picture
 from fgvc.analysis.precision_errors import SUMMARY_COLUMNS
+from fgvc.analysis.soak import load_samples
 from fgvc.analysis.truncation import band_table, chance, load_study
 from fgvc.cli import exit_on_user_error
 from fgvc.reporting import bands_plot as bands
@@ -35,6 +36,7 @@ from fgvc.reporting.documents import Kept, draw_figure, figure_is_current, stale
 from fgvc.reporting.render import block_markdown
 from fgvc.reporting.run_tables import cost_block, differences_block
 from fgvc.reporting.smoothness_plot import beta_markdown
+from fgvc.reporting.soak_plot import soak_figure
 from fgvc.reporting.spectra_views import classes_markdown, conditions_markdown
 from fgvc.reporting.tables import load_accuracy
 
@@ -185,6 +187,10 @@ FIGURES: dict[str, Kept[Figure]] = {
     "cub80_precision": Kept(
         cub80("precision/images"),
         of_frame(lambda t: precision.errors_figure(t, "cub80, 64 test images of each of three heads")),
+    ),
+    "soak": Kept(
+        ("benchmarks/results/soak_60min.csv",),
+        lambda path: soak_figure(load_samples(path), "synthetic set, end to end, 145 epochs, one loader worker"),
     ),
     "loewner": Kept(
         cub80("gradients/loewner"), lambda path: loewner_figure(load_picture(path), "64 of 2400 test images of cub80")
