@@ -77,7 +77,7 @@ def test_a_full_disk_is_one_message(place: Place, prepare: Train, monkeypatch: p
 
     def full(file: int) -> None:
         flushes.append(file)
-        if len(flushes) == 2:  # the first one is that of the small file beside the part
+        if len(flushes) == 3:  # the first two are of the small file beside the part, and of the folder
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)

@@ -4,6 +4,7 @@ import errno
 import json
 import shutil
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pandas as pd
@@ -208,11 +209,11 @@ def test_bfloat16_and_tensorboard(tmp_path: Path, train_here: Train) -> None:
 def test_a_full_disk_leaves_the_saved_epochs_whole(
     tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(state: dict[str, object], path: Path) -> None:
-        path.write_bytes(b"half of it")
+    def full(state: dict[str, object], file: IO[bytes]) -> None:
         if state["progress"]["epoch"] == 2:  # type: ignore[index]
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        save(state, path)
+            file.write(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, file)
 
     save = torch.save
     monkeypatch.setattr(torch, "save", full)

@@ -31,7 +31,9 @@ def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Se
     Raises:
         ConfigError: an unknown key, group or value (the valid ones are listed), a wrong type, or a key left unset.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # of several processes, the others only say what is not as it should be
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     register_schema()
     own = ("--debug", *flags)  # for --debug see fgvc.cli
