@@ -324,3 +324,17 @@ def test_no_state_is_left(tmp_path: Path) -> None:
         path.write_bytes(b"?")
     with pytest.raises(RunError, match=r"state-000002\.pt is damaged .*state-000001\.pt is damaged"):
         store.read()
+
+
+@pytest.mark.parametrize(
+    ("settings", "saved"),
+    [
+        (["trainer.save_minutes=0"], 2 * 3 + 2),  # after each of three steps, and after each epoch
+        (["trainer.save_minutes=null", "trainer.save_steps=2"], 3 + 2),
+        (["trainer.save_minutes=60"], 2),
+    ],
+)
+def test_states_are_saved_within_an_epoch(tmp_path: Path, train_here: Train, settings: list[str], saved: int) -> None:
+    assert train_here(tmp_path, "run_dir=run", "method=gap", *settings).returncode == 0
+    (newest,) = (tmp_path / "run" / "checkpoints").glob("state-*.pt")
+    assert newest.name == f"state-{saved:06d}.pt"
