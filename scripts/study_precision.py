@@ -11,6 +11,7 @@ from fgvc.analysis import find_finished
 from fgvc.analysis.precision_errors import STUDIED
 from fgvc.analysis.precision_study import precision_pairs, save_precision, study_precision
 from fgvc.cli import end_with_notes, exit_on_user_error
+from fgvc.csv_text import to_csv
 from fgvc.files import write_text_atomic
 from fgvc.reporting.precision_plot import (
     eigenvalues_markdown,
@@ -42,7 +43,7 @@ def main() -> None:
     if given.trained:
         runs, notes = find_finished(given.trained)
         pairs = precision_pairs(runs)
-        texts[given.output / "pairs.csv"] = pairs.to_csv(index=False, float_format="%.6g")
+        texts[given.output / "pairs.csv"] = to_csv(pairs)
         print(f"{pairs_markdown(pairs)}\n")
     for path, text in texts.items():
         write_text_atomic(path, text)

@@ -170,3 +170,34 @@ def test_steps_that_the_loss_scaler_leaves_out_are_counted(
     assert skips["run"] == skips["straight"]  # the scale it had come down to was kept
     weights = [load_file(tmp_path / name / "checkpoints" / "last.safetensors") for name in RUNS]
     assert all(weights[0][name].isfinite().all() and weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+class NanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: object, values: torch.Tensor) -> torch.Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(_ctx: object, grad: torch.Tensor) -> torch.Tensor:
+        return grad * torch.nan
+
+
+def test_a_gradient_of_an_earlier_part_of_the_step_is_named_all_the_same(
+    tmp_path: Path, train_here: Train, here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part that is repeated, the last, is finite by itself."""
+
+    def forward(self: PoolingHead, features: torch.Tensor) -> torch.Tensor:
+        logits = plain(self, features)
+        if not self.training:
+            return logits
+        calls.append(len(features))
+        return NanGradient.apply(logits) if len(calls) == 3 else logits  # the first part of the second step
+
+    plain, calls = PoolingHead.forward, list[int]()
+    monkeypatch.setattr(PoolingHead, "forward", forward)
+    settings = ["method=gap", "trainer.accumulation=2", "run_dir=run"]
+    done = train_here(tmp_path, *settings)
+    assert done.returncode == 1 and "the norm of the gradient is nan in epoch 1, step 2" in done.stderr, done.stderr
+    assert "gradients that are not finite: " in done.stderr and "classifier.weight (" in done.stderr
+    assert "not reproduced" in here("replay.py", "run", cwd=tmp_path).stdout

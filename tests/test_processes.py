@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -136,6 +137,25 @@ def test_a_signal_to_one_process_stops_all_and_they_continue_together(alone: Pat
     assert train_in_processes(alone, command, 2) == [0, 0], (alone / "log").read_text()
     weights = [load_file(alone / run / "checkpoints" / "last.safetensors") for run in ("stopped", "straight")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+def test_processes_that_read_different_states_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a run that is still training and saves meanwhile."""
+    assert train_until(tmp_path, ["run_dir=source", "trainer.save_steps=1"], ("step", 3)) == -signal.SIGKILL
+    before = {path.name: path.read_bytes() for path in (tmp_path / "source").rglob("*") if path.is_file()}
+    read = StateStore.read
+
+    def another_in_each_process(self: StateStore) -> dict[str, Any]:
+        state = read(self)
+        state["progress"]["step"] += int(os.environ["RANK"])
+        return state
+
+    monkeypatch.setattr(StateStore, "read", another_in_each_process)
+    command = ["run_dir=copy", "trainer.save_steps=1", "resume=source"]
+    assert train_in_processes(tmp_path, command, 2) == [2, 2], (tmp_path / "log").read_text()
+    assert "source is still training: its states change" in (tmp_path / "log").read_text()
+    assert not list((tmp_path / "copy").rglob("*.csv"))
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "source").rglob("*") if path.is_file()}
 
 
 def test_accelerate_launch(tmp_path: Path) -> None:

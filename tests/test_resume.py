@@ -112,6 +112,8 @@ def test_a_signal_stops_the_run_with_its_state_saved(
     said = (cwd / "log").read_text()
     assert f"{number.name}: stopping after this step" in said and "Traceback" not in said, said
     assert f"{number.name}: stopped after " in said and "start the same command again" in said
+    if moment == ("step", 2):
+        assert "stopped after step 2 of" in said  # the step in which the signal came, not one more
     summary = json.loads((cwd / "stopped" / "summary.json").read_text())
     assert summary["status"] == "stopped" and number.name in summary["reason"] and summary["final"] is None
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fgvc.analysis.csv_file import read_csv
-from fgvc.analysis.paired import mcnemar
+from fgvc.analysis.paired import mcnemar, pair_predictions
 from fgvc.analysis.pooling_inputs import load_features
 from fgvc.analysis.precision_errors import (
     DECADE_COLUMNS,
@@ -24,6 +24,7 @@ from fgvc.analysis.precision_errors import (
     summarise_errors,
 )
 from fgvc.analysis.runs import Run
+from fgvc.csv_text import to_csv
 from fgvc.errors import RunError
 
 FEATURES = ("channels", "locations")
@@ -137,20 +138,16 @@ def _all_but_precision(run: Run) -> str:
 def _pair(wide: Run, narrow: Run) -> tuple[Any, ...]:
     assert wide.final is not None and narrow.final is not None  # finished
     first, second = wide.predictions(), narrow.predictions()
-    test = mcnemar(first, second)
-    merged = first.merge(second, on="path", suffixes=("_64", "_32"))
-    changed = int((merged["predicted_64"] != merged["predicted_32"]).sum())
-    confidence = float((merged["confidence_64"] - merged["confidence_32"]).abs().max())
+    test, pairs = mcnemar(first, second), pair_predictions(first, second, ["confidence"])
+    changed = int((pairs["predicted_first"] != pairs["predicted_second"]).sum())
+    confidence = float((pairs["confidence_first"] - pairs["confidence_second"]).abs().max())
     top1 = (wide.final.top1, narrow.final.top1, narrow.final.top1 - wide.final.top1)
     return (wide.label, wide.seed, *top1, test.images, changed, test.only_first, test.only_second, confidence)
 
 
 def save_precision(study: PrecisionStudy, folder: Path) -> dict[Path, str]:
     """The text of each file of a study: errors.csv, eigenvalues.csv and images.csv."""
-    return {
-        folder / f"{name}.csv": table.to_csv(index=False, float_format="%.3e")
-        for name, table in study._asdict().items()
-    }
+    return {folder / f"{name}.csv": to_csv(table, "%.3e") for name, table in study._asdict().items()}
 
 
 def load_precision(folder: Path) -> PrecisionStudy:

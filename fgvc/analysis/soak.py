@@ -120,13 +120,18 @@ def warm_up_end(samples: pd.DataFrame) -> float:
     return max(float(trained.iloc[0]), min(_LONGEST_WARM_UP, float(seconds.iloc[-1]) / 6))
 
 
+def _after_warm_up(samples: pd.DataFrame) -> pd.DataFrame:
+    steady: pd.DataFrame = samples[samples["seconds"] >= warm_up_end(samples)]
+    return steady
+
+
 def block_means(samples: pd.DataFrame, column: str) -> pd.DataFrame:
     """Means of a column, and of `seconds`, over 20 blocks of equal time after the warm-up; fewer below 40 samples.
 
     Raises:
         RunError: fewer than 10 samples after the warm-up, or no epoch.
     """
-    steady = samples[samples["seconds"] >= warm_up_end(samples)]
+    steady = _after_warm_up(samples)
     blocks = min(_BLOCKS, len(steady) // 2)
     if blocks < _FEWEST_BLOCKS:
         raise RunError(f"{len(steady)} samples after the warm-up are too few for a trend; give more --minutes")
@@ -147,7 +152,7 @@ def growth(samples: pd.DataFrame, column: str) -> Growth:
     """
     means = block_means(samples, column)
     slope, level, lower, upper = (float(part) for part in theilslopes(means[column], means["seconds"] / 3600, 0.95))
-    steady = samples[samples["seconds"] >= warm_up_end(samples)]
+    steady = _after_warm_up(samples)
     hours, values = steady["seconds"].to_numpy() / 3600, steady[column].to_numpy()
     rest = values - level - slope * hours
     noise = 1.4826 * float(np.median(np.abs(rest - np.median(rest))))

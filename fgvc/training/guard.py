@@ -1,12 +1,19 @@
 """What a run does about a step with NaN or infinity in it, and about a loss that has left its bounds."""
 
 import logging
+from dataclasses import replace
 
 from torch import Tensor
 
 from fgvc.errors import DivergenceError
 from fgvc.training.config import RunConfig
-from fgvc.training.diagnosis import diagnose, non_finite_gradients, non_finite_parameters, non_finite_samples
+from fgvc.training.diagnosis import (
+    Diagnosis,
+    diagnose,
+    non_finite_gradients,
+    non_finite_parameters,
+    non_finite_samples,
+)
 from fgvc.training.divergence import LossWatch
 from fgvc.training.learner import Learner
 from fgvc.training.loaders import Loaders
@@ -84,20 +91,21 @@ class Guard:
             return []
         module, inputs, wanted = self._learner.plain, failure.inputs, failure.wanted
         images = self._images(part.steps - 1, failure.round_, inputs, wanted)
-        gradients = non_finite_gradients(module)
         if self._learner.accelerator.num_processes == 1:
             with self._learner.accelerator.autocast():
                 found = diagnose(module, inputs, wanted, self._objective.loss)
-            lines = [line for line in found.lines(images) if line != failure.reason]
         else:  # to repeat the step here alone, batch normalisation would wait for the other processes
-            bad = non_finite_samples(inputs)
-            causes = {
-                "weights that are not finite: ": non_finite_parameters(module),
-                "inputs that are not finite: ": [images[i] for i in bad],
-                "it shows in ": [] if bad else [images[i] for i in failure.items],
-                "gradients that are not finite: ": gradients,
-            }
-            lines = [text + ", ".join(names[:5]) for text, names in causes.items() if names]
+            # where all images show it, batch normalisation has spread it
+            spread = len(failure.items) == len(inputs)
+            found = Diagnosis(
+                failure.what,
+                parameters=non_finite_parameters(module),
+                inputs=non_finite_samples(inputs),
+                samples=[] if spread else list(failure.items),
+            )
+        if failure.what == "gradient":  # of the whole step, of which this batch may be a part
+            found = replace(found, what="gradient", gradients=non_finite_gradients(module))
+        lines = [line for line in found.lines(images) if line != failure.reason]
         replay = Replay(
             what=failure.what,
             reason=failure.reason,

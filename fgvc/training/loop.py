@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -78,11 +79,8 @@ class Trainer:
         self.objective = Objective(config.trainer, num_classes)
         self.learner = Learner(config, module, accelerator)
         # the training batches are parted by StepBatches already
-        self.loaders = Loaders(
-            train=loaders.train,
-            batches=loaders.batches,
-            samples=loaders.samples,
-            paths=loaders.paths,
+        self.loaders = replace(
+            loaders,
             test=accelerator.prepare(loaders.test),
             validation=None if loaders.validation is None else accelerator.prepare(loaders.validation),
         )
@@ -128,10 +126,10 @@ class Trainer:
             RunError: there is none, or the processes found different ones, as the run there is still training.
         """
         state = source.states.read()
+        if len(set(gather_objects(self.accelerator, state["progress"]["step"]))) > 1:
+            raise RunError(f"{source.path} is still training: its states change; wait for it, or stop it")
         self.learner.load_state_dict(state)
         self.books.load_state_dict(state, source)
-        if len(set(gather_objects(self.accelerator, self.progress.step))) > 1:
-            raise RunError(f"{source.path} is still training: its states change; wait for it, or stop it")
         if self.progress.watch is not None:
             self.guard.watch.load_state_dict(self.progress.watch)
         where = f"epoch {self.progress.epoch}"

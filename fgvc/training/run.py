@@ -107,10 +107,10 @@ def _carry_out(
 ) -> None:
     """Train from where the run is, and write its folder."""
     accelerator = trainer.accelerator
-    # described now: the checkout may have moved on when the run ends
-    tf32 = {"tf32": tf32_allowed(accelerator.device)}
-    summary = describe_run(config, prepared) | tf32 | {"status": "stopped", "reason": "killed", "final": None}
+    summary: dict[str, Any] = {"status": "stopped", "reason": "killed", "final": None}
     if accelerator.is_main_process:
+        # described now: the checkout may have moved on when the run ends
+        summary = describe_run(config, prepared) | {"tf32": tf32_allowed(accelerator.device)} | summary
         folder.begin(config, summary | _books(trainer.progress))
     if config.trainer.tracker:
         accelerator.init_trackers(config.name)
