@@ -72,9 +72,20 @@ def calibrate_run(
 ) -> Calibration:
     """Fit the temperature of a run's saved weights and keep it in its calibration.json, in place of an older one.
 
+    See `fit_calibration`, also for arguments and errors.
+    """
+    calibration = fit_calibration(path, checkpoint=checkpoint, root=root, cache=cache)
+    keep_calibration(path, calibration)
+    return calibration
+
+
+def fit_calibration(
+    path: Path, *, checkpoint: str = "last", root: str | None = None, cache: str | None = None
+) -> Calibration:
+    """The temperature of a run's saved weights, and what it does to the error; writes nothing.
+
     It is fitted on the validation images, or, of a run that held out none, on the test split: never on images that were
-    trained on. What the file says of the error afterwards is cross-fitted, so no image is measured with a temperature
-    that it took part in.
+    trained on. The error afterwards is cross-fitted, so no image is measured with a temperature that it took part in.
 
     Args:
         path: the run folder.
@@ -87,27 +98,6 @@ def calibrate_run(
             there is one image only.
         DatasetError, WeightsError: as in training.
     """
-    calibration = _fit(path, checkpoint, root, cache)
-    file = _file(path)
-    with locked(path / ".calibration.lock", on_wait=lambda: None):  # one of "last" and "best" must not lose the other
-        others = {name: record for name, record in _read(file).items() if name in ("last", "best")}
-        write_json_atomic(file, {"schema": _SCHEMA, "checkpoints": {**others, checkpoint: calibration.record}})
-    return calibration
-
-
-def read_calibration(path: Path, checkpoint: str = "last") -> Calibration | None:
-    """The calibration of a run's saved weights; None where there is none, or one of other weights.
-
-    Raises:
-        RunError: the weights are missing.
-    """
-    record = _read(_file(path)).get(checkpoint)
-    if record is None or record["weights"] != _weights_digest(path, checkpoint):
-        return None
-    return Calibration(checkpoint, record["temperature"], record["split"], record["images"], record)
-
-
-def _fit(path: Path, checkpoint: str, root: str | None, cache: str | None) -> Calibration:
     config = RunFolder(path).read_config()
     split = "validation" if config.trainer.val_fraction > 0 else "test"
     logits, targets = _held_out_logits(path, checkpoint, root, cache, split)
@@ -134,6 +124,26 @@ def _fit(path: Path, checkpoint: str, root: str | None, cache: str | None) -> Ca
         **source_state(),
     }
     return Calibration(checkpoint, temperature, split, len(targets), record)
+
+
+def keep_calibration(path: Path, calibration: Calibration) -> None:
+    """Write a calibration to a run's calibration.json, beside that of the other checkpoint."""
+    file = _file(path)
+    with locked(path / ".calibration.lock", on_wait=lambda: None):  # one of "last" and "best" must not lose the other
+        records = {**_read(file), calibration.checkpoint: calibration.record}
+        write_json_atomic(file, {"schema": _SCHEMA, "checkpoints": records})
+
+
+def read_calibration(path: Path, checkpoint: str = "last") -> Calibration | None:
+    """The calibration of a run's saved weights; None where there is none, or one of other weights.
+
+    Raises:
+        RunError: the weights are missing.
+    """
+    record = _read(_file(path)).get(checkpoint)
+    if record is None or record["weights"] != _weights_digest(path, checkpoint):
+        return None
+    return Calibration(checkpoint, record["temperature"], record["split"], record["images"], record)
 
 
 def _held_out_logits(
@@ -178,19 +188,19 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
         if content["schema"] != _SCHEMA:
             raise ValueError(f"schema {content['schema']}, not {_SCHEMA}")
         records = dict(content["checkpoints"])
-        for record in records.values():
-            _check(record)
+        for checkpoint, record in records.items():
+            _check(checkpoint, record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         _log.warning("%s is of no use (%s); calibrate the run again", file, error)
         return {}
     return records
 
 
-def _check(record: dict[str, Any]) -> None:
-    """Raise where a record lacks what is read of it."""
+def _check(checkpoint: str, record: dict[str, Any]) -> None:
+    """Raise where a record is of no checkpoint or lacks what is read of it."""
     temperature = record["temperature"]
-    if temperature is not None and not (isinstance(temperature, float) and 0 < temperature < math.inf):
+    if temperature is not None and not 0 < float(temperature) < math.inf:
         raise ValueError(f"temperature {temperature!r}")
-    for name, kind in (("split", str), ("images", int), ("weights", str)):
-        if not isinstance(record[name], kind):
-            raise ValueError(f"{name} {record[name]!r}")
+    known = checkpoint in ("last", "best") and isinstance(record["images"], int)
+    if not known or not all(isinstance(record[name], str) for name in ("split", "weights")):
+        raise ValueError(f"unknown record {checkpoint!r}")

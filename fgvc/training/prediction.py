@@ -110,8 +110,6 @@ class Predictor:
             ConfigError: `top` is below 1.
             RunError: the model gives logits that are not finite.
         """
-        if top < 1:
-            raise ConfigError(f"top={top} must be at least 1")
         if isinstance(images, ImageSource):
             return self._predict([images], top)[0]
         batches = (images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE))
@@ -144,7 +142,9 @@ class Predictor:
         return logits
 
     def decide(self, logits: Tensor, top: int = 5) -> list[Prediction]:
-        """The `top` most probable classes for each row of `logits` (B, K)."""
+        """The `top` most probable classes for each row of `logits` (B, K). Raises ConfigError where it is below 1."""
+        if top < 1:
+            raise ConfigError(f"top={top} must be at least 1")
         # ordered by the logits: far from the first class probabilities may round to zero alike
         order = logits.sort(dim=1, descending=True, stable=True).indices[:, :top]
         shares = probabilities(logits, self.temperature).gather(1, order)
