@@ -1,7 +1,7 @@
 """Tables as Markdown, LaTeX (booktabs), HTML and CSV."""
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from fgvc.reporting.blocks import Block
 
@@ -32,6 +32,9 @@ _PLACES = {
 }
 """How the best three cells of a column are marked."""
 
+_NO_NUMBER = ("not measured", "not published", "did not converge", "–", "")
+"""Cells that say why there is no number."""
+
 _STYLE = """\
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
@@ -41,6 +44,7 @@ caption { text-align: left; font-weight: 600; padding: 0.5rem 0; }
 th, td { padding: 0.25rem 0.75rem; text-align: right; }
 th:first-child { text-align: left; }
 thead th { border-bottom: 1px solid; vertical-align: bottom; }
+.none { font-style: italic; }
 li { max-width: 60rem; }"""
 
 
@@ -79,7 +83,7 @@ def to_latex(blocks: Iterable[Block]) -> str:
 
 def to_html(title: str, blocks: Iterable[Block]) -> str:
     """A page of its own: no script, nothing from the network, light or dark as the reader's system."""
-    body = "\n".join(_html_block(block) for block in blocks)
+    body = "\n".join(map(html_block, blocks))
     name = html.escape(title)
     return f"""\
 <!DOCTYPE html>
@@ -134,12 +138,18 @@ def _latex_block(block: Block) -> str:
 """
 
 
-def _html_block(block: Block) -> str:
+def html_block(block: Block, row_attributes: Callable[[Sequence[str]], str] = lambda _: "") -> str:
+    """One block as a table in a section that can be scrolled, and its notes.
+
+    Args:
+        block: its cells are escaped here.
+        row_attributes: HTML attributes, escaped, of the row with these cells; "" or beginning with a space.
+    """
     header = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in block.header)
     escaped = [list(map(html.escape, row)) for row in block.rows]
     rows = "\n".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
-        for first, *rest in _marked(block, "html", escaped)
+        f'<tr{row_attributes(row)}><th scope="row">{first}</th>{"".join(map(_html_cell, rest))}</tr>'
+        for row, (first, *rest) in zip(block.rows, _marked(block, "html", escaped), strict=True)
     )
     caption = ". ".join(html.escape(part) for part in (block.title, block.quantity) if part)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in block.notes)
@@ -154,6 +164,10 @@ def _html_block(block: Block) -> str:
 </table>
 </section>
 {f"<ul>{notes}</ul>" if notes else ""}"""
+
+
+def _html_cell(cell: str) -> str:
+    return f'<td class="none">{cell}</td>' if cell in _NO_NUMBER else f"<td>{cell}</td>"
 
 
 def _escape(text: str) -> str:
