@@ -1,6 +1,7 @@
 """Tables as Markdown, LaTeX (booktabs), HTML and CSV."""
 
 import html
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from fgvc.reporting.blocks import Block
@@ -32,8 +33,11 @@ _PLACES = {
 }
 """How the best three cells of a column are marked."""
 
-_NO_NUMBER = ("not measured", "not published", "did not converge", "–", "")
+NO_NUMBER = ("not measured", "not published", "not stated", "did not converge", "–", "")
 """Cells that say why there is no number."""
+_NUMBER = re.compile(r"[\[(]?[+\-]?(\d|inf\b)")
+_LONG = 32
+"""Letters beyond which a cell of HTML may be broken into lines."""
 
 _STYLE = """\
 :root { color-scheme: light dark; }
@@ -44,6 +48,7 @@ caption { text-align: left; font-weight: 600; padding: 0.5rem 0; }
 th, td { padding: 0.25rem 0.75rem; text-align: right; }
 th:first-child { text-align: left; }
 thead th { border-bottom: 1px solid; vertical-align: bottom; }
+.words { text-align: left; }
 .none { font-style: italic; }
 li { max-width: 60rem; }"""
 
@@ -145,10 +150,15 @@ def html_block(block: Block, row_attributes: Callable[[Sequence[str]], str] = la
         block: its cells are escaped here.
         row_attributes: HTML attributes, escaped, of the row with these cells; "" or beginning with a space.
     """
-    header = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in block.header)
+    kinds = _kinds(block)
+    header = "".join(
+        f'<th scope="col"{_class(kind)}>{html.escape(cell)}</th>'
+        for cell, kind in zip(block.header, kinds, strict=True)
+    )
     escaped = [list(map(html.escape, row)) for row in block.rows]
     rows = "\n".join(
-        f'<tr{row_attributes(row)}><th scope="row">{first}</th>{"".join(map(_html_cell, rest))}</tr>'
+        f'<tr{row_attributes(row)}><th scope="row"{_class("long" if len(row[0]) > _LONG else "")}>{first}</th>'
+        f"{''.join(map(_html_cell, rest, kinds[1:]))}</tr>"
         for row, (first, *rest) in zip(block.rows, _marked(block, "html", escaped), strict=True)
     )
     caption = ". ".join(html.escape(part) for part in (block.title, block.quantity) if part)
@@ -166,8 +176,20 @@ def html_block(block: Block, row_attributes: Callable[[Sequence[str]], str] = la
 {f"<ul>{notes}</ul>" if notes else ""}"""
 
 
-def _html_cell(cell: str) -> str:
-    return f'<td class="none">{cell}</td>' if cell in _NO_NUMBER else f"<td>{cell}</td>"
+def _kinds(block: Block) -> list[str]:
+    """Of each column "words" where none of its cells begins as a number does, "" otherwise."""
+    columns = zip(*block.rows, strict=True) if block.rows else ([] for _ in block.header)
+    return ["" if any(map(_NUMBER.match, cells)) else "words" for cells in columns]
+
+
+def _html_cell(cell: str, kind: str) -> str:
+    names = (kind, "none" if cell in NO_NUMBER else "", "long" if len(cell) > _LONG else "")
+    return f"<td{_class(*names)}>{cell}</td>"
+
+
+def _class(*names: str) -> str:
+    used = " ".join(filter(None, names))
+    return f' class="{used}"' if used else ""
 
 
 def _escape(text: str) -> str:

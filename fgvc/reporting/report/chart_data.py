@@ -24,8 +24,13 @@ def chart_data(chart: Chart) -> dict[str, Any]:
 
 def short(text: str) -> str:
     """A name on one line, cut where it is longer than a plot has room for."""
-    flat = " ".join(text.split())
+    flat = one_line(text)
     return flat if len(flat) <= _LONGEST else f"{flat[: _LONGEST - 1]}…"
+
+
+def one_line(text: str) -> str:
+    """A name without line feeds, and with signs in place of what is no character: half of a surrogate pair."""
+    return " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
 
 
 def _curves(chart: Curves) -> dict[str, Any]:

@@ -84,3 +84,9 @@ def collect(folders: Sequence[Path], paper: Path) -> Collected:
     runs, notes = readable_runs(folders)
     runs = sorted(runs, key=lambda run: method_order(run.label))  # stable: the rest as found
     return Collected(tuple(folders), runs, notes, Inputs(tuple(folders), paper))
+
+
+def run_name(run: Run) -> str:
+    """A run in one line."""
+    status = "" if run.finished else f", {run.status}"
+    return f"{run.label}, {run.dataset}, {run.backbone}, seed {run.seed}{status}"

@@ -146,13 +146,32 @@ class DetailsPart:
 
 
 @dataclass(frozen=True)
+class GroupPart:
+    """Other parts under a line that folds them up.
+
+    Attributes:
+        summary: the line.
+        parts: under it, in order.
+        runs: behind all of them.
+        open: not folded up at first.
+    """
+
+    summary: str
+    parts: Sequence["Part"]
+    runs: Runs | None = None
+    open: bool = False
+
+
+@dataclass(frozen=True)
 class TextPart:
     """Paragraphs."""
 
     lines: Sequence[str]
 
 
-Part = TablePart | PlotPart | GalleryPart | DetailsPart | TextPart
+Part = TablePart | PlotPart | GalleryPart | DetailsPart | GroupPart | TextPart
+Made = tuple[list[Part], list[str]]
+"""Parts of a section, and notes on what is left out of them."""
 
 
 @dataclass(frozen=True)

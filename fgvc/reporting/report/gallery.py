@@ -7,8 +7,8 @@ from typing import Any
 
 from fgvc.errors import RunError
 from fgvc.reading import read_json
-from fgvc.reporting.report.collect import Collected
-from fgvc.reporting.report.content import GalleryPart, Part, Picture, Runs, TextPart
+from fgvc.reporting.report.collect import Collected, run_name
+from fgvc.reporting.report.content import GalleryPart, Made, Part, Picture, Runs, TextPart
 from fgvc.reporting.report.pictures import read_picture
 
 MAX_PICTURES, MAX_BYTES = 96, 4_000_000
@@ -34,7 +34,7 @@ class _Room:
         return True
 
 
-def attribution(collected: Collected) -> tuple[list[Part], list[str]]:
+def attribution(collected: Collected) -> Made:
     """Grids first, then the maps of each image."""
     parts: list[Part] = []
     notes: list[str] = []
@@ -42,7 +42,7 @@ def attribution(collected: Collected) -> tuple[list[Part], list[str]]:
     for file in collected.files("attribution.json"):
         run = collected.owner(file)
         runs = None if run is None else collected.of([run])
-        name = str(file.parent) if run is None else f"{run.label}, {run.dataset}, seed {run.seed}"
+        name = str(file.parent) if run is None else run_name(run)
         try:
             record = _record(file)
         except RunError as error:
@@ -55,7 +55,8 @@ def attribution(collected: Collected) -> tuple[list[Part], list[str]]:
     used = MAX_PICTURES - room.pictures
     text = f"{used} pictures, {(MAX_BYTES - room.size) / 1e6:.1f} MB, made smaller and compressed for this page"
     if room.left_out:
-        text += f"; {room.left_out} more lie in the runs' folders (a page carries {MAX_PICTURES} and {MAX_BYTES / 1e6:g} MB)"
+        most = f"{MAX_PICTURES} and {MAX_BYTES / 1e6:g} MB"
+        text += f"; {room.left_out} more lie in the runs' folders (a page carries {most})"
     return [TextPart([f"{text}."]), *parts], notes
 
 

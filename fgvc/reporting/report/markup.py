@@ -11,6 +11,7 @@ from fgvc.reporting.report.content import (
     Curves,
     DetailsPart,
     GalleryPart,
+    GroupPart,
     Part,
     Picture,
     PlotPart,
@@ -59,6 +60,8 @@ class Markup:
             return self._gallery(part)
         if isinstance(part, DetailsPart):
             return _details(part)
+        if isinstance(part, GroupPart):
+            return self._group(part)
         return "".join(f"<p>{escape(line)}</p>" for line in part.lines)
 
     def _plot(self, part: PlotPart) -> str:
@@ -66,8 +69,9 @@ class Markup:
         places = []
         for chart in part.charts:
             alternative = escape(f"{chart.title}. {part.text}")
+            heading = f"<h4>{escape(chart.title)}</h4>" if isinstance(chart, Curves) else ""
             places.append(
-                f'<div class="chart {type(chart).__name__.lower()}"><h4>{escape(chart.title)}</h4>'
+                f'<div class="chart {type(chart).__name__.lower()}">{heading}'
                 f'<div data-chart="{len(self.charts)}" role="img" aria-label="{alternative}"></div></div>'
             )
             self.charts.append(chart)
@@ -75,7 +79,16 @@ class Markup:
         return (
             f'<figure class="plot"{runs_attribute(part.runs)}>\n<h3>{_name(part.title)}</h3>\n'
             f'<div class="still">{still}</div>\n<div class="live">{legend(part.charts)}'
-            f'<div class="charts">{"".join(places)}</div></div>\n<figcaption>{escape(part.text)}</figcaption>\n</figure>'
+            f'<div class="charts">{"".join(places)}</div></div>\n'
+            f"<figcaption>{escape(part.text)}</figcaption>\n</figure>"
+        )
+
+    def _group(self, part: GroupPart) -> str:
+        body = "\n".join(self._part(inner) for inner in part.parts)
+        opened = " open" if part.open else ""
+        return (
+            f'<details class="group"{runs_attribute(part.runs)}{opened}><summary>{_name(part.summary)}</summary>\n'
+            f"{body}\n</details>"
         )
 
     def _gallery(self, part: GalleryPart) -> str:

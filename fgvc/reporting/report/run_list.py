@@ -12,10 +12,23 @@ from fgvc.nested import flatten
 from fgvc.reading import read_json
 from fgvc.reporting.blocks import Block
 from fgvc.reporting.report.collect import Collected
-from fgvc.reporting.report.content import DetailsPart, Part, TablePart, TextPart
+from fgvc.reporting.report.content import DetailsPart, Made, Part, Runs, TablePart, TextPart
 from fgvc.reporting.run_tables import NOT_MEASURED
 
-Made = tuple[list[Part], list[str]]
+_CALIBRATION = {
+    "split": "Fitted on",
+    "images": "Images",
+    "temperature": "Temperature",
+    "before.calibration_error": "Calibration error in % before",
+    "after.calibration_error": "after",
+    "before.loss": "Loss before",
+    "after.loss": "after",
+}
+"""Fields of calibration.json, and their columns."""
+_CALIBRATION_NOTE = (
+    "Logits divided by the temperature. Calibration error: expected difference of confidence and accuracy; after: "
+    "cross-fitted, each image with a temperature that it took no part in."
+)
 _RESULTS = ("final", "best", "classes")  # of summary.json: they stand in tables of their own
 
 
@@ -53,7 +66,7 @@ def configuration(collected: Collected) -> Made:
     if len(everything) > 1:
         text = f"{len(common)} settings are the same in all {len(everything)} runs and stand here once; below them, "
         parts.append(TextPart([f"{text}run by run, those that differ."]))
-        parts.append(DetailsPart(f"The same in all {len(everything)} runs", common, open=True))
+        parts.append(DetailsPart(f"The same in all {len(everything)} runs", common))
     else:
         common = {}
     for place, (run, values) in enumerate(zip(collected.runs, everything, strict=True)):
@@ -93,23 +106,28 @@ def _text(value: Any) -> str:
 
 
 def calibration(collected: Collected) -> Made:
-    """Temperatures and errors of calibration that scripts/predict.py kept."""
-    rows, places, notes = [], [], []
+    """Temperatures and errors of calibration, as scripts/calibrate.py keeps them."""
+    rows: list[list[str]] = []
+    places: list[Runs | None] = []
+    notes: list[str] = []
     for file in collected.files("calibration.json"):
         run = collected.owner(file)
+        name = [str(file.parent), "not stated"] if run is None else [run.label, str(run.seed)]
         try:
-            record = flatten(_object(file))
+            checkpoints = _object(file).get("checkpoints")
+            if not isinstance(checkpoints, dict):
+                raise RunError(f"{file}: holds no 'checkpoints'; calibrate the run again")
         except RunError as error:
             notes.append(str(error))
             continue
-        name, runs = (str(file.parent), None) if run is None else (f"{run.label}, seed {run.seed}", collected.of([run]))
-        for key, value in record.items():
-            if isinstance(value, (str, int, float)):
-                rows.append([name, key, _number(value)])
-                places.append(runs)
+        for checkpoint, record in sorted(checkpoints.items()):
+            values = flatten(record) if isinstance(record, dict) else {}
+            rows.append([*name, checkpoint, *(_cell(values.get(key)) for key in _CALIBRATION)])
+            places.append(None if run is None else collected.of([run]))
     if not rows:
         raise RunError("\n".join(["no calibration (calibration.json) lies in these folders", *notes]))
-    return [TablePart(Block("Calibration", ["Method", "Quantity", "Value"], rows), places)], notes
+    block = Block("Calibration", ["Method", "Seed", "Weights", *_CALIBRATION.values()], rows, [_CALIBRATION_NOTE])
+    return [TablePart(block, places)], notes
 
 
 def _object(file: Path) -> dict[str, Any]:
@@ -122,5 +140,7 @@ def _object(file: Path) -> dict[str, Any]:
     return record
 
 
-def _number(value: str | float) -> str:
+def _cell(value: Any) -> str:
+    if value is None:
+        return "not stated"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

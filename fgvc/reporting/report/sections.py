@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 from fgvc.errors import UserError
 from fgvc.reporting.registry import make_tables
+from fgvc.reporting.report.audit import audit
+from fgvc.reporting.report.class_section import confusions
 from fgvc.reporting.report.collect import Collected
-from fgvc.reporting.report.content import Part, Section, TablePart
+from fgvc.reporting.report.content import Made, Part, Section, TablePart
 from fgvc.reporting.report.gallery import attribution
-from fgvc.reporting.report.plots import audit, conditions, confusions, spectra, training
+from fgvc.reporting.report.plots import conditions, spectra, training
 from fgvc.reporting.report.run_list import calibration, configuration, run_table
-
-Made = tuple[list[Part], list[str]]
-"""Parts of a section and notes on what is left out of them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ SECTIONS: dict[str, Maker] = {
     "audit": Maker("Gradient audit", "python scripts/audit_gradients.py RUN", audit),
     "confusions": Maker("Confusions", _TRAIN, confusions),
     "attribution": Maker("Attribution", "python scripts/attribute.py RUN --images 8", attribution),
-    "calibration": Maker("Calibration", "python scripts/predict.py RUN IMAGE", calibration),
+    "calibration": Maker("Calibration", "python scripts/calibrate.py RUN", calibration),
     "hybrid": Maker("Hybrid protocol", f"{_TRAIN} hybrid.method=isqrt_cov", _tables("hybrid")),
     "cost": Maker("Cost", _TRAIN, _tables("cost")),
     "runs": Maker("Runs", _TRAIN, run_table),

@@ -183,6 +183,11 @@
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--strong-line"), font: { color: css("--text") }, namelength: -1 },
     modebar: { color: css("--muted"), activecolor: css("--accent"), bgcolor: "rgba(0,0,0,0)" },
   });
+  // powers of ten where there are several, otherwise what plotly chooses
+  const logAxis = (values) => {
+    const decades = Math.log10(values.reduce((a, b) => Math.max(a, b), 0) / values.reduce((a, b) => Math.min(a, b), Infinity));
+    return { type: "log", exponentformat: "power", ...(decades > 1.5 ? { dtick: Math.ceil(decades / 8) } : {}) };
+  };
   const translucent = (colour) => `${colour}33`;
 
   function curves(chart) {
@@ -206,7 +211,8 @@
         hovertemplate: "%{fullData.name}<br>%{xaxis.title.text}: %{x}<br>%{yaxis.title.text}: %{y:.5~g}<extra></extra>",
       });
     }
-    const vertical = chart.log ? { type: "log", exponentformat: "power", dtick: undefined } : {};
+    const shown = chart.curves.flatMap(({ y, lower, upper }) => [...y, ...(lower ?? []), ...(upper ?? [])]).filter((v) => v !== null);
+    const vertical = chart.log ? logAxis(shown) : {};
     return [traces, { xaxis: axis(chart.x), yaxis: axis(chart.y, vertical) }];
   }
 
@@ -222,7 +228,7 @@
       hovertemplate: "%{text}<br>%{x:.3~g}<extra></extra>",
     };
     const names = { tickvals: trace.y, ticktext: trace.text, autorange: "reversed" };
-    return [[trace], { xaxis: axis(chart.x, { type: "log", exponentformat: "power" }), yaxis: axis("", names) }];
+    return [[trace], { xaxis: axis(chart.x, logAxis([...chart.lower, ...chart.upper].filter((v) => v !== null))), yaxis: axis("", names) }];
   }
 
   function matrix(chart) {
@@ -243,7 +249,7 @@
     const ticks = [1, 2, 5, 10, 20, 50, 100].filter((share) => Math.sqrt(share) <= highest);
     const traces = [
       {
-        ...common, z: wrong, zmin: 0, zmax: highest, colorscale: isDark() ? "YlOrRd" : "YlOrRd", reversescale: !isDark(),
+        ...common, z: wrong, zmin: 0, zmax: highest, colorscale: "YlOrRd", reversescale: !isDark(),
         colorbar: { ...bar("% taken for another", 0.76), tickvals: ticks.map(Math.sqrt), ticktext: ticks.map(String) },
       },
       {
