@@ -37,8 +37,8 @@ _PLACES = {
 
 NO_NUMBER = ("not measured", "not published", "not stated", "did not converge", "–", "")
 """Cells that say why there is no number."""
-_NUMBER = re.compile(r"[\[(]?[+\-]?(\d|inf\b)")
-_LONG = 32
+_NUMBER = re.compile(r"[\[(]?[+\-]?([\d,]+(\.\d+)?(e[+\-]?\d+)?|inf)(?![\w.])")
+_LONG = 48
 """Letters beyond which a cell of HTML may be broken into lines."""
 
 _STYLE = """\
@@ -174,7 +174,7 @@ def html_block(block: Block, row_attributes: Callable[[Sequence[str]], str] = la
     return f"""\
 <section tabindex="0" aria-label="{html.escape(block.title)}">
 <table>
-<caption>{caption}</caption>
+<caption><span>{caption}</span></caption>
 <thead><tr>{header}</tr></thead>
 <tbody>
 {rows}
