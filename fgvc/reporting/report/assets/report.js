@@ -170,8 +170,8 @@
   // --- kinds of charts ---
   const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
   const css = (name) => getComputedStyle(page).getPropertyValue(name).trim();
-  // plotly reads some tags in its texts: a name must have none
-  const plain = (text) => text.replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
+  // plotly reads tags and formulas in its texts: a name must have none
+  const plain = (text) => text.replace(/[&<>$]/g, (c) => `&#${c.charCodeAt(0)};`);
   const axis = (title, more = {}) => ({
     title: { text: title, font: { size: 12 } }, gridcolor: css("--line"), linecolor: css("--strong-line"),
     zeroline: false, automargin: true, ticks: "outside", tickcolor: css("--line"), ...more,
