@@ -34,11 +34,12 @@ from fgvc.reporting.arithmetic_tables import approximation_error_block, gradient
 from fgvc.reporting.blocks import Block, table_blocks
 from fgvc.reporting.calibration_report import calibrations_markdown, reliability_figure
 from fgvc.reporting.documents import Kept, draw_figure, figure_is_current, stale_pages, write_pages
+from fgvc.reporting.overview_plot import overview_figure
 from fgvc.reporting.render import block_markdown
 from fgvc.reporting.run_tables import cost_block, differences_block
 from fgvc.reporting.smoothness_plot import beta_markdown
 from fgvc.reporting.soak_plot import soak_figure
-from fgvc.reporting.spectra_views import classes_markdown, conditions_markdown
+from fgvc.reporting.spectra_views import classes_block, conditions_block
 from fgvc.reporting.tables import load_accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,8 +135,10 @@ TABLES: dict[str, Kept[str]] = {
     "cub80_hybrid": Kept(cub80("hybrid/accuracy"), accuracy),
     "cub80_views": Kept(cub80("earlier/views"), as_written),
     "cub80_finetune": Kept(cub80("earlier/finetune"), as_written),
-    "cub80_conditions": Kept(cub80("frozen/conditions"), lambda path: conditions_markdown(load_history(path))),
-    "cub80_classes": Kept(cub80("frozen/classes"), lambda path: classes_markdown(load_classes(path))),
+    "cub80_conditions": Kept(
+        cub80("frozen/conditions"), lambda path: block_markdown(conditions_block(load_history(path)))
+    ),
+    "cub80_classes": Kept(cub80("frozen/classes"), lambda path: block_markdown(classes_block(load_classes(path)))),
     "cub80_bands": Kept(STUDY, lambda grid, *_: bands.bands_markdown(band_table(load_study(grid.parent), EXACT))),
     "cub80_band_classes": Kept(
         STUDY, lambda grid, *_: bands.class_changes_markdown(load_study(grid.parent).classes, EXACT)
@@ -165,6 +168,7 @@ TABLES: dict[str, Kept[str]] = {
     "gradient_bounds": Kept(("results/arithmetic/gradient_bounds.csv",), arithmetic(gradient_bounds_block, "bound")),
 }
 FIGURES: dict[str, Kept[Figure]] = {
+    "overview": Kept(("results/synthetic/accuracy.csv", "results/synthetic/spectra.csv"), overview_figure),
     "demo_spectra": Kept(
         ("results/synthetic/spectra.csv",),
         lambda path: spectra_figure(load_curves(path), "synthetic, tf_efficientnet_lite0 (frozen), 192 px, 20 epochs"),

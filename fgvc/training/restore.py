@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fgvc.data import FeatureSet, ImageDataset
 from fgvc.errors import RunError
@@ -46,11 +46,11 @@ class Restored:
     device: torch.device
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> FineGrainedModel:
         """Test images (B, 3, size, size) on the device -> logits."""
-        if not self.config.backbone.frozen:
+        if isinstance(self.trained, FineGrainedModel):
             return self.trained
-        return nn.Sequential(fold_backbone(self.config, self.backbone, self.device), self.head)
+        return FineGrainedModel(fold_backbone(self.config, self.backbone, self.device), self.head)
 
     @torch.no_grad()
     def pooling_input(self, inputs: Tensor) -> Tensor:

@@ -187,7 +187,7 @@ def trained_part(config: RunConfig, model: FineGrainedModel) -> FineGrainedModel
     return model.head
 
 
-def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -> nn.Module:
+def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -> Backbone:
     """A frozen backbone on `device`, faster: see `fold_batch_norm`."""
     size = config.dataset.transform.size
     return fold_batch_norm(backbone, torch.randn(1, 3, size, size, device=device))
