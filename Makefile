@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: demo test test-slow tables lint clean
+.PHONY: demo test test-slow tables notebooks docs lint package clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python scripts/train.py -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
-	$(BIN)/python scripts/make_tables.py results/demo
-	$(BIN)/python scripts/plot_spectra.py results/demo
+	$(BIN)/fgvc train -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
+	$(BIN)/fgvc make_tables results/demo
+	$(BIN)/fgvc plot_spectra results/demo
 
 # two processes of one thread each: the suite's tensors are small, and threads would wait for each other; a file's tests
 # stay together, as they share trained runs
@@ -23,10 +23,22 @@ test-slow: $(VENV)/.dev
 tables: $(VENV)/.dev
 	$(BIN)/python tools/make_docs.py
 
+# the examples, executed into build/notebooks; an error in a cell ends it
+notebooks: $(VENV)/.docs
+	$(BIN)/python tools/execute_notebooks.py
+
+# the documentation as a site in site/, which opens from the disk; a broken link or anchor ends it
+docs: notebooks
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# sdist and wheel in dist/; the wheel is tried in an empty environment, far from this folder (three minutes)
+package: $(VENV)/.dev
+	$(BIN)/python tools/check_package.py $(TORCH)
 
 # torch first and by its exact version, so that every later step finds it in place
 $(VENV)/.torch:
@@ -39,8 +51,12 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install -e '.[demo,dev,tensorboard]'
+	$(BIN)/pip install -e '.[dev]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -e '.[demo,docs]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -5,6 +5,7 @@ to `EIGENVALUE_FLOOR`, so that a head reads F(S_band) in place of F(S). Scalars 
 (the factor of SEB, the trace of iSQRT-COV) are those of S_band.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fgvc.analysis.runs import read_run
-from fgvc.errors import RunError
-from fgvc.models import PoolingHead
+from fgvc.errors import ConfigError, RunError
+from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.pooling import CovariancePooling, NewtonSchulzPooling, Pooling, SpectralPooling
 from fgvc.spectral import Band, Keep
 from fgvc.spectral.maps import NewtonSchulzRoot
@@ -28,39 +29,77 @@ ALL = Band(0, None)
 
 
 @contextmanager
-def restrict_spectrum(head: PoolingHead, keep: Keep) -> Iterator[None]:
-    """Within the context `head` sees only these eigenvalues; afterwards it is as it was.
+def restrict_spectrum(
+    model: FineGrainedModel | PoolingHead, keep: Keep | None, *, gradient: str | None = None
+) -> Iterator[None]:
+    """Within the context a head sees only these eigenvalues; afterwards it is as it was.
 
     Args:
-        head: with a pooling that normalises a covariance, of all eigenvalues.
-        keep: N for the N largest, or a band.
+        model: a head, or a model with one, whose pooling normalises a covariance of all eigenvalues.
+        keep: N for the N largest, or a band. None: what the head sees; with it any head will do.
+        gradient: rule of the spectral layer within the context, in `fgvc.spectral.GRADIENTS`; None: that of the head.
 
     Raises:
         RunError: the head reads no eigenvalues, or only a band of them already.
-        ValueError: `keep` is no band.
+        ValueError: `keep` is no band, or an unknown rule.
     """
+    head = model.head if isinstance(model, FineGrainedModel) else model
     whole = head.pooling
-    head.pooling = _restricted(whole, keep)
+    head.pooling = _restricted(whole, keep, gradient)
     try:
         yield
     finally:
         head.pooling = whole
 
 
-def _restricted(pooling: Pooling, keep: Keep) -> Pooling:
+def _restricted(pooling: Pooling, keep: Keep | None, gradient: str | None) -> Pooling:
+    if keep is None and not (isinstance(pooling, SpectralPooling) and gradient is not None):
+        return pooling
     if isinstance(pooling, SpectralPooling):
         layer = pooling.layer
-        if layer.keep is not None:
+        if keep is not None and layer.keep is not None:
             raise RunError(f"the head sees only the eigenvalues {tuple(layer.keep)} already; give one that sees all")
         return SpectralPooling(
-            pooling.channels, layer.f, layer.rule, keep=keep, eigh_device=layer.eigh_device, dtype=layer.dtype
+            pooling.channels,
+            layer.f,
+            layer.rule if gradient is None else gradient,
+            keep=layer.keep if keep is None else keep,
+            eigh_device=layer.eigh_device,
+            dtype=layer.dtype,
         )
     if isinstance(pooling, NewtonSchulzPooling):
         # the iteration is a map of the eigenvalues: the same result, with a handle on them
         return SpectralPooling(
-            pooling.channels, NewtonSchulzRoot(pooling.iterations), "exact", keep=keep, dtype=pooling.dtype
+            pooling.channels, NewtonSchulzRoot(pooling.iterations), gradient or "exact", keep=keep, dtype=pooling.dtype
         )
     raise RunError(f"{type(pooling).__name__} normalises no covariance; give a head that does, e.g. of mpn_cov")
+
+
+def parse_band(text: str, rank: int) -> Band:
+    """The band that a user writes: "all", "top16", "bottom16", "8:24", "8:" or ":24".
+
+    Args:
+        text: as above; indices count from 0, the largest eigenvalue.
+        rank: numerically non-zero eigenvalues. "bottom16" are the 16 smallest of these, as in `standard_bands`: null
+            eigenvalues, which every map leaves at the floor, hold nothing.
+
+    Raises:
+        ConfigError: anything else, or more eigenvalues than there are.
+    """
+    ends, window = re.fullmatch(r"(top|bottom)(\d+)", text), re.fullmatch(r"(\d*):(\d*)", text)
+    if text == "all":
+        return ALL
+    if ends:
+        size = int(ends[2])
+        if not 1 <= size <= rank:
+            raise ConfigError(f"band {text!r} asks for {size} of {rank} numerically non-zero eigenvalues")
+        return Band(0, size) if ends[1] == "top" else Band(rank - size, None)
+    if window:
+        start, stop = int(window[1] or 0), int(window[2]) if window[2] else None
+        if start >= (rank if stop is None else min(stop, rank)):
+            raise ConfigError(f"band {text!r} is empty: there are {rank} numerically non-zero eigenvalues, from 0")
+        return Band(start, stop)
+    raise ConfigError(f"unknown band {text!r}; write all, top16, bottom16 or 8:24 (from the largest, counted from 0)")
 
 
 def standard_bands(rank: int, width: int = 8) -> list[Band]:
@@ -81,7 +120,7 @@ def band_predictions(head: PoolingHead, features: Tensor, bands: Sequence[Band])
     """Classes that a head predicts with each band, for what its pooling reads (B, C, H, W) -> (len(bands), B)."""
     predicted = []
     for keep in bands:
-        with restrict_spectrum(head, keep):
+        with restrict_spectrum(head, keep, gradient="exact"):  # no gradient is taken; some rules know no bands
             predicted.append(head.classifier(head.pooling(features)).argmax(dim=1))
     return torch.stack(predicted)
 

@@ -4,6 +4,8 @@ import html
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+import pandas as pd
+
 from fgvc.reporting.blocks import Block
 
 _LATEX = {
@@ -79,6 +81,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return f"| {' | '.join([row[0].ljust(widths[0]), *rest])} |"
 
     return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
+
+
+def mean_and_spread(values: "pd.Series[float]", places: int = 2) -> str:
+    """Mean ± sample standard deviation, which one value alone has not."""
+    spread = f" ± {values.std(ddof=1):.{places}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{places}f}{spread}"
 
 
 def to_latex(blocks: Iterable[Block]) -> str:
