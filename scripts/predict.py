@@ -1,7 +1,7 @@
 """Name what is on images, by the model of a run: probable classes, calibrated probabilities, an overlay of each.
 
-python scripts/predict.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 bird.jpg
-python scripts/predict.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 photographs/ --json > names.json
+fgvc predict results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 bird.jpg
+fgvc predict results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 photographs/ --json > names.json
 """
 
 import argparse

@@ -60,7 +60,7 @@ def open_calibrated(path: Path, checkpoint: str = "last", *, calibrate: bool = T
         except OSError as error:
             notes.append(f"the calibration holds for this call only: {path} cannot be written to ({error.strerror})")
     if predictor.calibration is None:
-        command = f"python scripts/calibrate.py {path} --checkpoint {checkpoint} --root PATH"
+        command = f"fgvc calibrate {path} --checkpoint {checkpoint} --root PATH"
         notes.append(f"probabilities are not calibrated ({reason}); where the run's images are: {command}")
     elif not predictor.calibrated:
         notes.append(predictor.calibration.text)
