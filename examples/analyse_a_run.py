@@ -20,6 +20,7 @@ import logging
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import Markdown
 
 from fgvc.analysis import (
     confusion_matrix,
@@ -87,11 +88,8 @@ for file in sorted(paths["seb"].rglob("*")):
 
 # %%
 runs = {method: read_run(path) for method, path in paths.items()}
-rows = [
-    {"method": run.label, "final": run.final.top1, "best": run.best.top1, "selected on": run.selected_on}
-    for run in runs.values()
-]
-pd.DataFrame(rows).round(1)
+rows = [[run.label, f"{run.final.top1:.1f}", f"{run.best.top1:.1f}", run.selected_on] for run in runs.values()]
+Markdown(markdown_table(["method", "final", "best", "selected on"], rows))
 
 # %% [markdown]
 # *Final* is the last epoch. *Best* was selected on the test images, as `selected on` says: an optimistic number, shown
@@ -129,7 +127,7 @@ bands = evaluate_bands(paths["mpn_cov"], [(0, None), (0, 1), (0, 4), (0, 8), (8,
 bands = bands.groupby(["start", "stop"], dropna=False, sort=False)[["images", "right"]].sum()
 shares = (100 * bands["right"] / bands["images"]).round(1)
 labels = ["all", "the largest", "4 largest", "8 largest", "all but the 8 largest"]
-print(markdown_table(["eigenvalues kept", "top-1"], [[a, f"{b:.1f}"] for a, b in zip(labels, shares, strict=True)]))
+Markdown(markdown_table(["eigenvalues kept", "top-1"], [[a, f"{b:.1f}"] for a, b in zip(labels, shares, strict=True)]))
 
 # %% [markdown]
 # ## 5. Do two heads differ?
@@ -158,4 +156,7 @@ with figure_style():
     figure, axis = plt.subplots(figsize=(4.4, 3.4), layout="constrained")
     plot_confusion(axis, matrix, confusion_order(matrix.to_numpy()))
     plt.show()
-top_confusions(predictions["mpn_cov"], classes).head(4)
+
+# %%
+confusions = top_confusions(predictions["mpn_cov"], classes).head(4)[["true", "predicted", "count"]].astype(str)
+Markdown(markdown_table(["true", "taken for", "images"], confusions.to_numpy().tolist()))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fgvc.data import TransformSpec, UnreadableImageError, copy_rgb, decode_rgb
 from fgvc.errors import ConfigError, ImageError, RunError
-from fgvc.models import Backbone, FineGrainedModel
+from fgvc.models import FineGrainedModel
 from fgvc.training.calibration import Calibration, read_calibration
 from fgvc.training.model_of_run import load_model, read_classes
 from fgvc.training.run_folder import RunFolder
@@ -179,7 +179,5 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.dev
     model = load_model(folder.path, checkpoint).to(device).to(memory_format=torch.channels_last)
     transform = build_transform(config, model.backbone, training=False).deterministic()
     if config.backbone.frozen:  # folded, as the feature maps were computed that its head was trained on
-        folded = fold_backbone(config, model.backbone, device)
-        assert isinstance(folded, Backbone)
-        model = FineGrainedModel(folded, model.head).eval()
+        model = FineGrainedModel(fold_backbone(config, model.backbone, device), model.head).eval()
     return Predictor(model, transform, read_classes(folder), read_calibration(folder.path, checkpoint))

@@ -63,7 +63,7 @@ def eigenvector_maps(
         read = model.pooling_input(prepare_images(model, images))
     if not 1 <= count <= read.shape[1]:
         raise ConfigError(
-            f"count must lie between 1 and the {read.shape[1]} channels that the pooling reads, got {count}"
+            f"count must lie between 1 and {read.shape[1]}, the channels that the pooling reads; got {count}"
         )
     eigenvalues, projections = _decompose(read)
     if smallest:

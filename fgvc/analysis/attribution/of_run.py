@@ -15,10 +15,12 @@ from fgvc.analysis.attribution.methods import METHODS
 from fgvc.analysis.attribution.subjects import Subjects, choose_subjects
 from fgvc.analysis.bands import parse_band
 from fgvc.analysis.runs import read_run
+from fgvc.data import TransformSpec
 from fgvc.errors import ConfigError
 from fgvc.models import FineGrainedModel
 from fgvc.spectral import Band
 from fgvc.spectrum_measures import median_rank
+from fgvc.training.prediction import Predictor
 from fgvc.training.restore import restore_run
 
 
@@ -97,7 +99,9 @@ def attribute_run(
     chosen = _bands(path, bands)
     restored = restore_run(path, checkpoint=checkpoint, root=root)
     model, names = restored.model, restored.images.classes
-    subjects = choose_subjects(restored.images, images, seed)
+    transform = restored.images.transform
+    assert isinstance(transform, TransformSpec)
+    subjects = choose_subjects(restored.images, images, Predictor(model, transform, names).prepare, seed)
     targets = None if classes is None else _targets(classes, names, subjects)
     batches = [slice(start, start + batch_size) for start in range(0, len(subjects.names), batch_size)]
     found: list[list[Attribution]] = []

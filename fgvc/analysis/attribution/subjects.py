@@ -1,6 +1,6 @@
 """The images of a run that are explained: some of its test split, or files of the user's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fgvc.data import ImageDataset, TransformSpec
-from fgvc.data.folder import image_files
-from fgvc.data.image_file import UnreadableImageError, decode_rgb
-from fgvc.errors import ConfigError, ImageError
+from fgvc.errors import ConfigError
+from fgvc.training.predict_files import find_images
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,14 @@ class Subjects:
     pictures: np.ndarray
 
 
-def choose_subjects(images: ImageDataset, which: str, seed: int = 0) -> Subjects:
+def choose_subjects(images: ImageDataset, which: str, prepare: Callable[[Path], Tensor], seed: int = 0) -> Subjects:
     """The images to explain, through the transform of the run's tests.
 
     Args:
         images: the test split.
         which: a number N for N test images, see `spread`; else a file, or a folder whose image files are taken. A file
             of the test split is known by its path.
+        prepare: what the model reads of another file, (3, H, W).
         seed: of the choice.
 
     Raises:
@@ -46,18 +46,24 @@ def choose_subjects(images: ImageDataset, which: str, seed: int = 0) -> Subjects
         DatasetError: a test image cannot be read.
     """
     if which.isdecimal():
-        indices = spread(images.targets, int(which), seed)
-        found: list[tuple[str, int | None, Tensor]] = [
-            (images.relative_path(i), images.targets[i], images[i][0]) for i in indices
-        ]
+        found = [_test_image(images, index) for index in spread(images.targets, int(which), seed)]
     else:
         place = {path.resolve(): index for index, path in enumerate(images.paths)}
-        found = [_of_file(images, path, place.get(path.resolve())) for path in _files(Path(which))]
+        found = [
+            (str(path), None, prepare(path)) if index is None else _test_image(images, index)
+            for path in find_images(Path(which))
+            for index in [place.get(path.resolve())]
+        ]
     names, targets, inputs = (list(part) for part in zip(*found, strict=True))
     transform = images.transform
     assert isinstance(transform, TransformSpec)
     pictures = torch.stack([transform.picture(item) for item in inputs]).numpy()
     return Subjects(names, targets, torch.stack(inputs), pictures)
+
+
+def _test_image(images: ImageDataset, index: int) -> tuple[str, int | None, Tensor]:
+    """Name, target and input."""
+    return images.relative_path(index), images.targets[index], images[index][0]
 
 
 def spread(targets: Sequence[int], count: int, seed: int) -> list[int]:
@@ -78,23 +84,3 @@ def spread(targets: Sequence[int], count: int, seed: int) -> list[int]:
         places = np.linspace(0, len(order) - 1, min(count - len(chosen), len(order))).round().astype(int)
         chosen += [order[place].pop() for place in places]
     return sorted(chosen)
-
-
-def _files(path: Path) -> list[Path]:
-    found = image_files(path) if path.is_dir() else [path]
-    if not found:
-        raise ImageError(f"{path}: no image files (known by extension, such as .jpg or .png); give another folder")
-    return found
-
-
-def _of_file(images: ImageDataset, path: Path, index: int | None) -> tuple[str, int | None, Tensor]:
-    """Name, target and input of a file, which is the test image at `index` unless that is None."""
-    if index is not None:
-        return images.relative_path(index), images.targets[index], images[index][0]
-    assert images.transform is not None
-    try:
-        return path.as_posix(), None, images.transform(decode_rgb(path, upright=True))
-    except (UnreadableImageError, OSError) as error:
-        raise ImageError(
-            f"{path}: {error}; give an image file, a folder of them, or a number of test images"
-        ) from error
