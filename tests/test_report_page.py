@@ -159,9 +159,9 @@ def test_the_filter_acts_on_tables_curves_and_runs_together(opened: Open) -> Non
     page.get_by_label("Words in method").fill("GAP seed15")
     expect(status).to_have_text("3 of 200 runs shown")  # 15, 150 and 155
     assert page.locator("#runs tbody tr:visible").count() == 3
-    page.get_by_role("button", name="All").click()
+    page.get_by_role("button", name="All", exact=True).click()
     assert status.inner_text() == "200 of 200 runs shown" and page.locator("#runs tbody tr:visible").count() == 200
-    page.get_by_role("button", name="None").click()
+    page.get_by_role("button", name="None", exact=True).click()
     assert page.locator("#runs tbody tr:visible").count() == page.locator("#spectra figure:visible").count() == 0
 
 

@@ -25,10 +25,11 @@ def training(collected: Collected) -> Made:
         raise RunError("\n".join(["no run has a row in metrics.csv", *notes]))
     charts = []
     for measure, name in MEASURE_NAMES.items():
-        curves = [
-            Curve(label, run_name(collected.runs[place]), list(part["epoch"]), list(part[measure]), runs=(place,))
-            for (place, label), part in table.groupby(["run", "label"], sort=False)
-        ]
+        curves = []
+        for _, part in table.groupby("run", sort=False):
+            place = int(part["run"].iloc[0])
+            run = collected.runs[place]
+            curves.append(Curve(run.label, run_name(run), list(part["epoch"]), list(part[measure]), runs=(place,)))
         charts.append(Curves(name, "epoch", name, curves))
     last = table.groupby("run").tail(1)
     text = (
