@@ -83,6 +83,14 @@ class Predictor:
         return 1.0 if fitted is None else fitted
 
     @property
+    def status(self) -> str:
+        """Whether the probabilities are calibrated, and on what, in a line."""
+        if self.calibration is None or self.calibration.temperature is None:
+            return "probabilities are not calibrated"
+        on = f"{self.calibration.images:,} {self.calibration.split} images"
+        return f"probabilities are calibrated: temperature {self.temperature:.3f} from {on}"
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
