@@ -48,7 +48,8 @@ def colour_limit(heat: np.ndarray) -> float:
 
 def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """What one map has more than another, each in units of its own `colour_limit`: (H, W), signed."""
-    return _scaled(first) - _scaled(second)
+    change: np.ndarray = _scaled(first) - _scaled(second)
+    return change
 
 
 def _scaled(heat: np.ndarray) -> np.ndarray:
