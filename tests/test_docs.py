@@ -40,6 +40,9 @@ def test_links_and_names(page: Path) -> None:
                 assert (ROOT / "configs" / group / f"{name}.yaml").is_file(), f"{group}={name}"
 
 
+SHELL = re.compile(r"^```(?:sh|bash)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
 def overrides(command: str) -> tuple[str, ...]:
     """Of a command of the pages: of a sweep those of its first run, without what is no override."""
     words = shlex.split(command.partition("scripts/train.py")[2], comments=True)
