@@ -3,8 +3,20 @@
 docs/attribution.md holds the definitions and sources.
 """
 
+from fgvc.analysis.attribution.eigenvectors import EigenvectorMaps, band_energy, eigenvector_maps
 from fgvc.analysis.attribution.explanation import Attribution, explain, explain_bands
 from fgvc.analysis.attribution.methods import METHODS, Method
 from fgvc.analysis.bands import parse_band, restrict_spectrum
 
-__all__ = ["METHODS", "Attribution", "Method", "explain", "explain_bands", "parse_band", "restrict_spectrum"]
+__all__ = [
+    "METHODS",
+    "Attribution",
+    "EigenvectorMaps",
+    "Method",
+    "band_energy",
+    "eigenvector_maps",
+    "explain",
+    "explain_bands",
+    "parse_band",
+    "restrict_spectrum",
+]

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fgvc.analysis.attribution.backprop import guided_backprop, integrated_gradients
 from fgvc.analysis.attribution.cam import gradcam, hirescam
+from fgvc.analysis.attribution.eigenvectors import decomposition
+from fgvc.analysis.attribution.extremal import extremal
+from fgvc.analysis.attribution.sampling import occlusion, rise
 
 
 @dataclass(frozen=True)
@@ -33,5 +37,11 @@ class Method:
 METHODS: dict[str, Method] = {
     "gradcam": Method(gradcam, "Grad-CAM"),
     "hirescam": Method(hirescam, "HiResCAM", signed=True),
+    "integrated_gradients": Method(integrated_gradients, "Integrated gradients", signed=True),
+    "guided_backprop": Method(guided_backprop, "Guided backpropagation"),
+    "extremal": Method(extremal, "Extremal perturbation"),
+    "rise": Method(rise, "RISE", signed=True),
+    "occlusion": Method(occlusion, "Occlusion", signed=True),
+    "decomposition": Method(decomposition, "Parts of the logit", signed=True),
 }
 """Attributions by the name that `explain` takes."""
