@@ -12,7 +12,6 @@ from torch import Tensor
 from fgvc.analysis.attribution.curves import (
     KINDS,
     Curves,
-    blurred,
     cell_means,
     cell_ranks,
     deletion_insertion,
@@ -158,17 +157,6 @@ def test_maps_of_other_images_are_refused(maps: Tensor) -> None:
 def test_maps_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN or infinity in the maps"):
         cell_ranks(torch.full((1, 4, 4), torch.nan), 2)
-
-
-def test_the_reference_is_a_gaussian_blur() -> None:
-    image = torch.zeros(1, 1, 41, 41)
-    image[..., 20, 20] = 1
-    x = torch.arange(-20, 21.0)
-    bell = torch.exp(-(x**2) / (2 * 2.0**2))
-    expected = torch.outer(bell, bell) / bell.sum() ** 2
-    assert torch.allclose(blurred(image, 2.0)[0, 0], expected, atol=1e-4)
-    assert blurred(torch.rand(1, 3, 6, 9)).shape == (1, 3, 6, 9)
-    assert torch.allclose(blurred(torch.full((1, 1, 30, 20), 0.3)), torch.tensor(0.3))
 
 
 def test_share_inside_counts_parts_of_pixels() -> None:

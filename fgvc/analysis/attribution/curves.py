@@ -5,8 +5,8 @@ replaces what the map ranks highest by a reference, insertion starts from the re
 step the score is the softmax probability of a class. Ours departs from theirs in three points:
 
 - One reference serves both, so that a curve's ends are the same two images for every map: the image blurred until
-  little of it is recognised (`blurred`). Theirs delete to a constant, whose edges are a sight of their own, and insert
-  into a blur of sigma 5 at 224 pixels.
+  little of it is recognised (`reference_images`). Theirs delete to a constant, whose edges are a sight of their own,
+  and insert into a blur of sigma 5 at 224 pixels.
 - Squares of pixels go together (`cell`), by the mean of the map in them. Single pixels scattered over an image disturb
   a network more than a connected part, and maps of single pixels would be rewarded for that. `cell=1` is theirs.
 - Several heads judge the same pictures, whose maps the backbone computes once.
@@ -24,15 +24,14 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import functional as TF
+
+from fgvc.analysis.attribution.masks import reference_images
 
 Judge = Callable[[Tensor], Tensor]
 """A backbone's maps (N, C, h, w) -> logits (N, classes)."""
 
 Kind = Literal["deletion", "insertion"]
 KINDS: tuple[Kind, ...] = ("deletion", "insertion")
-
-_BLUR = 1 / 14  # of the side: 16 pixels of 224
 
 
 @dataclass(frozen=True)
@@ -52,18 +51,6 @@ class Curves:
         """Area under each curve by the trapezoidal rule, (J, K, B): of deletion small is good, of insertion large."""
         area: Tensor = torch.trapezoid(getattr(self, kind), self.shares)
         return area
-
-
-def blurred(images: Tensor, sigma: float | None = None) -> Tensor:
-    """Images (B, C, H, W) under a Gaussian of `sigma` pixels, mirrored at the border; None: 1/14 of the longer side.
-
-    Cut off at three sigma, or where a mirrored image ends.
-    """
-    height, width = images.shape[-2:]
-    sigma = max(height, width) * _BLUR if sigma is None else sigma
-    sides = [2 * min(round(3 * sigma), side - 1) + 1 for side in (width, height)]
-    result: Tensor = TF.gaussian_blur(images, kernel_size=sides, sigma=[sigma, sigma])
-    return result
 
 
 def cell_means(maps: Tensor, cell: int) -> Tensor:
@@ -124,7 +111,7 @@ def deletion_insertion(
         images: (B, 3, H, W).
         classes: (B,) int64, whose probability is followed.
         maps: (K, B, H, W).
-        reference: (B, 3, H, W), what deleted pixels become; None: `blurred(images)`.
+        reference: (B, 3, H, W), what deleted pixels become; None: the images blurred.
         steps: S.
         cell, seed: as in `cell_ranks`.
         batch_size: pictures through the backbone at once; on a CPU few are faster.
@@ -134,7 +121,7 @@ def deletion_insertion(
     """
     if maps.ndim != 4 or maps.shape[1] != len(images) or maps.shape[-2:] != images.shape[-2:]:
         raise ValueError(f"expected maps (K, {len(images)}, H, W) of the images' size, got {tuple(maps.shape)}")
-    reference = blurred(images) if reference is None else reference
+    reference = reference_images(images, "blur") if reference is None else reference
     ranks = cell_ranks(maps, cell, seed=seed)
     counts = step_counts(ranks[0, 0].numel(), steps)
     found = {kind: torch.empty(len(judges), *maps.shape[:2], len(counts), dtype=torch.float64) for kind in KINDS}

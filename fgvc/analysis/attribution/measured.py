@@ -132,12 +132,13 @@ def measure(
     cells: list[Tensor] = []
     halves: list[Tensor] = []
     insides: list[Tensor] = []
+    size = (images[0].shape[-2], images[0].shape[-1])
+    noise, centre = random_maps(len(images), size, seed=seed), centre_maps(_TOGETHER, size)
     started = time.monotonic()
     for start in range(0, len(images), _TOGETHER):
         chunk = torch.stack(list(images[start : start + _TOGETHER])).contiguous(memory_format=torch.channels_last)
         targets = classes[start : start + _TOGETHER]
-        size = (chunk.shape[-2], chunk.shape[-1])
-        blank = [random_maps(len(chunk), size, seed=seed + start), centre_maps(len(chunk), size)]
+        blank = [noise[start : start + len(chunk)], centre[: len(chunk)]]
         maps = torch.stack([*_explained(heads, chunk, targets, methods), *blank])
         judges = [head.logits for head in heads]
         curves = deletion_insertion(backbone, judges, chunk, targets, maps, steps=steps, cell=cell, seed=seed)

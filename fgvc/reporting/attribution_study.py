@@ -1,0 +1,233 @@
+"""Tables and figure of a study of attributions, from its small tables."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fgvc.analysis.attribution.curves import KINDS
+from fgvc.analysis.attribution.measured import CENTRE, RANDOM, MapOf
+from fgvc.analysis.attribution.methods import METHODS
+from fgvc.analysis.attribution.study_tables import AttributionStudy, mean_map
+from fgvc.reporting.render import markdown_table
+from fgvc.reporting.style import COLUMN_WIDTH, figure_style, method_order, new_figure
+
+_LOOKS: tuple[dict[str, str], ...] = (
+    {"color": "#000000", "ls": "-"},
+    {"color": "#0072B2", "ls": "--"},
+    {"color": "#D55E00", "ls": "-."},
+    {"color": "#009E73", "ls": "--"},
+    {"color": "#AA4499", "ls": "-."},
+)
+_BLANK = {RANDOM: {"color": "#999999", "ls": ":"}, CENTRE: {"color": "#666666", "ls": (0, (5, 1, 1, 1, 1, 1))}}
+_BLANK_NAMES = {RANDOM: "random map", CENTRE: "centred Gaussian"}
+
+
+def method_name(name: str) -> str:
+    """Of a method or of a map that knows nothing, as it stands in tables."""
+    blank = {of.method: text for of, text in _BLANK_NAMES.items()}
+    return METHODS[name].label if name in METHODS else blank.get(name, name)
+
+
+def head_name(label: str, band: str) -> str:
+    """ "MPN-COV, top8"; of the whole head its label alone, of no head a dash."""
+    return "–" if label == RANDOM.label else label if band == "all" else f"{label}, {band}"
+
+
+def heads_markdown(heads: pd.DataFrame) -> str:
+    """What each head is able to do, over the seeds: its explanation is worth no more."""
+    rows = []
+    for (label, band), part in _groups(heads, ["label", "band"]):
+        of_images = [f"{part[name].mean():.3f}" for name in ("whole", "reference")]
+        rows.append(
+            [head_name(label, band), str(len(part)), *(_spread(part[n]) for n in ("top1", "above")), *of_images]
+        )
+    header = ["Head", "seeds", "top-1, %", "other classes below the true one, %"]
+    return markdown_table([*header, "its probability", "the same, image blurred"], rows)
+
+
+def _spread(values: "pd.Series[float]") -> str:
+    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def areas_markdown(study: AttributionStudy, label: str, band: str = "all") -> str:
+    """Areas of the maps of all heads under the curves of one head, and how far they are spread.
+
+    Args:
+        study: its areas and extents.
+        label, band: of the head that judges.
+    """
+    areas = study.areas[(study.areas["judge"] == label) & (study.areas["judge_band"] == band)]
+    keys = ["method", "label", "band"]
+    wide = areas.set_index([*keys, "kind"])
+    extents = study.extents.set_index(keys)
+    boxes = bool(study.extents["inside"].notna().any())
+    rows = []
+    for key in dict.fromkeys(areas[keys].itertuples(index=False, name=None)):
+        method, of_label, of_band = key
+        cells = [_interval(wide.loc[(method, of_label, of_band, kind)]) for kind in KINDS]
+        extent = extents.loc[key]
+        cells.append(f"{100 * extent['half_area']:.0f}")
+        if boxes:
+            cells.append(f"{100 * extent['inside']:.0f} of {100 * extent['box_area']:.0f}")
+        rows.append([method_name(method), head_name(of_label, of_band), *cells])
+    header = ["Map", "of", "deletion ↓", "insertion ↑", "half of it on, % of the image"]
+    return markdown_table([*header, *(["inside the box, %"] if boxes else [])], rows)
+
+
+def _interval(row: "pd.Series[float]", places: int = 3, sign: str = "") -> str:
+    return f"{row['mean']:{sign}.{places}f} [{row['low']:{sign}.{places}f}, {row['high']:{sign}.{places}f}]"
+
+
+def differences_markdown(differences: pd.DataFrame, first: str, second: str, band: str = "all") -> str:
+    """Areas of the maps of one band minus those of another, of the same label, method, image and seed.
+
+    Args:
+        differences: of a study.
+        first, second: bands, as "top8" and "8:".
+        band: that the judge sees, a head of the same label.
+    """
+    chosen = differences[
+        (differences["band"] == first)
+        & (differences["other_band"] == second)
+        & (differences["label"] == differences["other"])
+        & (differences["judge"] == differences["label"])
+        & (differences["judge_band"] == band)
+    ]
+    rows = []
+    for (label, method), part in _groups(chosen, ["label", "method"]):
+        by_kind = part.set_index("kind")
+        count = f"{part['seeds'].iloc[0]} x {part['images'].iloc[0]}"
+        rows.append([head_name(label, band), method_name(method), *(_signed(by_kind.loc[k]) for k in KINDS), count])
+    return markdown_table(["Head that judges", "Map", "deletion ↓", "insertion ↑", "seeds x images"], rows)
+
+
+def _signed(row: "pd.Series[float]") -> str:
+    return _interval(row, sign="+")
+
+
+def cross_markdown(areas: pd.DataFrame, method: str, kind: str) -> str:
+    """Areas of every head's maps (rows) under every head's curves (columns), of one method."""
+    chosen = areas[(areas["kind"] == kind) & areas["method"].isin([method, RANDOM.method, CENTRE.method])]
+    judges = list(dict.fromkeys(chosen[["judge", "judge_band"]].itertuples(index=False, name=None)))
+    rows = []
+    for (name, label, band), part in _groups(chosen, ["method", "label", "band"]):
+        by_judge = part.set_index(["judge", "judge_band"])["mean"]
+        title = head_name(label, band) if label != RANDOM.label else method_name(name)
+        rows.append([title, *(f"{by_judge[judge]:.3f}" if judge in by_judge.index else "–" for judge in judges)])
+    return markdown_table(["Map of", *(head_name(*judge) for judge in judges)], rows)
+
+
+def agreement_markdown(agreement: pd.DataFrame) -> str:
+    """Rank correlations of two maps of an image: mean and interval over the images."""
+    rows = [
+        [
+            row["between"],
+            head_name(row["label"], row["band"]),
+            method_name(row["method"]),
+            _other(row),
+            _interval(row, 2),
+        ]
+        for _, row in agreement.iterrows()
+    ]
+    return markdown_table(["Maps of two", "Map of", "by", "and of", "Spearman's correlation"], rows)
+
+
+def _other(row: "pd.Series[str]") -> str:
+    return method_name(row["other"]) if row["between"] in ("methods", "centre") else row["other"]
+
+
+def _groups(table: pd.DataFrame, keys: Sequence[str]) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
+    """In the order of appearance, labels in theirs."""
+    groups = [(tuple(map(str, key)), part) for key, part in table.groupby(list(keys), sort=False)]
+    place = list(keys).index("label")
+    return sorted(groups, key=lambda item: (item[0][place] == RANDOM.label, method_order(item[0][place])))
+
+
+def attribution_markdown(study: AttributionStudy) -> str:
+    """All that a reader of the command line wants to see: heads, areas under the first label's curves, agreement."""
+    label = study.heads["label"].iloc[0]
+    bands = list(dict.fromkeys(study.heads.loc[study.heads["label"] == label, "band"]))
+    parts = [heads_markdown(study.heads), f"Maps judged by {label}, mean and 95 % interval over the images:"]
+    parts.append(areas_markdown(study, label))
+    if len(bands) > 2:
+        parts += [f"{bands[1]} minus {bands[2]}:", differences_markdown(study.differences, bands[1], bands[2])]
+    return "\n\n".join([*parts, "Agreement of maps:", agreement_markdown(study.agreement)])
+
+
+def plot_curves(axes: Axes, study: AttributionStudy, maps: Sequence[MapOf], judge: str, kind: str) -> None:
+    """Mean probability by the share of the cells that are gone (deletion) or there (insertion), under a whole head.
+
+    Args:
+        axes: to draw on.
+        study: its curves.
+        maps: of heads; random and centred ones are drawn with them.
+        judge: label of the head.
+        kind: "deletion" or "insertion".
+    """
+    curves = study.curves[(study.curves["judge"] == judge) & (study.curves["kind"] == kind)]
+    looks = [*zip(maps, _LOOKS, strict=False), *_BLANK.items()]
+    for of, look in looks:
+        part = curves[(curves[["label", "band", "method"]] == list(of)).all(axis=1)]
+        name = _BLANK_NAMES.get(of, of.band)
+        axes.plot(100 * part["share"], part["probability"], label=name, **look)  # type: ignore[arg-type]
+    axes.set_xlim(0, 100)
+    axes.set_ylim(bottom=0)
+    axes.set_title(kind)
+    axes.set_xlabel("cells blurred, %" if kind == "deletion" else "cells shown, %")
+    axes.grid(visible=True)
+
+
+def attribution_figure(study: AttributionStudy, method: str | None = None, label: str | None = None) -> Figure:
+    """A figure of one column: curves of the bands of one label, and where their maps lie on average.
+
+    Args:
+        study: with at least two bands of that label besides the whole spectrum for the maps; else curves alone.
+        method: None takes the last one.
+        label: None takes the first one.
+    """
+    label = study.heads["label"].iloc[0] if label is None else label
+    method = [m for m in study.areas["method"].unique() if m in METHODS][-1] if method is None else method
+    bands = list(dict.fromkeys(study.heads.loc[study.heads["label"] == label, "band"]))
+    maps = [MapOf(label, band, method) for band in bands]
+    pictured = maps[1:3] if len(maps) > 2 else []
+    with figure_style():
+        figure = new_figure(COLUMN_WIDTH, 4.1 if pictured else 2.6)
+        top, *rest = (
+            figure.subfigures(2 if pictured else 1, 1, height_ratios=[1.35, 1], squeeze=False)[:, 0]
+            if (pictured)
+            else [figure]
+        )
+        panels = top.subplots(1, 2, sharey=True)
+        for axes, kind in zip(panels, KINDS, strict=True):
+            plot_curves(axes, study, maps, label, kind)
+        panels[0].set_ylabel("probability of the true class")
+        size = f"{study.areas['images'].iloc[0]} images"
+        top.suptitle(f"{METHODS[method].label}, {label}, {size}", fontsize=7)
+        handles, names = panels[0].get_legend_handles_labels()
+        top.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=6.5)
+        for lower in rest:
+            _draw_mean_maps(lower, study, pictured)
+    return figure
+
+
+def _draw_mean_maps(figure: Figure, study: AttributionStudy, pair: Sequence[MapOf]) -> None:
+    first, second = (mean_map(study, of) for of in pair)
+    cells = first.size  # shares in units of an even map's
+    strongest = cells * max(float(first.max()), float(second.max()))
+    panels = figure.subplots(1, 3)
+    for axes, of, values in zip(panels, pair, (first, second), strict=False):
+        image = axes.imshow(cells * values, cmap="inferno", vmin=0, vmax=strongest)
+        axes.set_title(of.band)
+    figure.colorbar(image, ax=panels[:2], orientation="horizontal", label="positive share / even", shrink=0.8)
+    difference = cells * (first - second)
+    largest = float(np.abs(difference).max()) or 1.0
+    image = panels[2].imshow(difference, cmap="RdBu_r", vmin=-largest, vmax=largest)
+    panels[2].set_title("difference")
+    figure.colorbar(image, ax=panels[2], orientation="horizontal", shrink=0.9)
+    for axes in panels:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(True)
