@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: demo test test-slow tables lint clean
+.PHONY: demo test test-slow tables lint package clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/train.py -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
@@ -27,6 +27,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# sdist and wheel in dist/; the wheel is tried in an empty environment, far from this folder (three minutes)
+package: $(VENV)/.dev
+	$(BIN)/python tools/check_package.py $(TORCH)
 
 # torch first and by its exact version, so that every later step finds it in place
 $(VENV)/.torch:

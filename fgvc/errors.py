@@ -20,6 +20,10 @@ class DatasetError(UserError):
     """A dataset's folder or one of its files is missing, damaged or inconsistent."""
 
 
+class ImageError(UserError):
+    """An image to be named or explained is missing or cannot be decoded."""
+
+
 class WeightsError(UserError):
     """A weights file is missing, unreadable or belongs to another architecture."""
 

@@ -7,13 +7,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("fgvc", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
+from fgvc import __version__
+
+_PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
 _DIRTY = "-dirty"
 
 
 def versions() -> dict[str, str]:
     """Python and the packages that decide what a run computes."""
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+    return {"python": platform.python_version(), "fgvc": __version__, **{name: version(name) for name in _PACKAGES}}
 
 
 def source_state() -> dict[str, Any]:

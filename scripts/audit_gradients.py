@@ -1,7 +1,7 @@
 """Compare the published gradients of covariance pooling with the exact ones on real features: table, CSV and figure.
 
-python scripts/audit_gradients.py results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0
-python scripts/audit_gradients.py results/cache/features-0123abcd.npy --images 32 --keep 200 --output figures
+fgvc audit_gradients results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0
+fgvc audit_gradients results/cache/features-0123abcd.npy --images 32 --keep 200 --output figures
 """
 
 import argparse

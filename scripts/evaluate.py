@@ -1,7 +1,7 @@
 """Evaluate the saved weights of a run on its test split: accuracies, predictions, classes, confusion matrix.
 
-python scripts/evaluate.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --checkpoint best
-python scripts/evaluate.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --views ten_crop --resize-size 256
+fgvc evaluate results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --checkpoint best
+fgvc evaluate results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --views ten_crop --resize-size 256
 """
 
 import argparse

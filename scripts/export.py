@@ -1,12 +1,13 @@
 """Export the trained model of a run, with a model card; its dataset is not needed.
 
-python scripts/export.py results/cub80_frozen/tf_efficientnet_lite0/isqrt_cov/seed0 --to onnx --checkpoint best
+fgvc export results/cub80_frozen/tf_efficientnet_lite0/isqrt_cov/seed0 --to onnx --checkpoint best
 """
 
 import argparse
 from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
+from fgvc.resources import resource_folder
 from fgvc.training.export import export_run
 
 
@@ -27,7 +28,7 @@ def main() -> None:
         checkpoint=arguments.checkpoint,
         output=arguments.output,
         overwrite=arguments.overwrite,
-        cards=Path(__file__).resolve().parents[1] / "datasets",
+        cards=resource_folder("datasets"),
     )
     print(f"export: {folder}")
 

@@ -1,8 +1,8 @@
 """Tables of finished runs, of the benchmark and of arithmetic, beside published numbers: md, tex, html and csv.
 
-python scripts/make_tables.py results/cub80_frozen
-python scripts/make_tables.py results/cub80_frozen --table cost --table condition_number
-python scripts/make_tables.py results/cub80_frozen benchmarks/results/batch10_2cores.json --table all --output tables
+fgvc make_tables results/cub80_frozen
+fgvc make_tables results/cub80_frozen --table cost --table condition_number
+fgvc make_tables results/cub80_frozen benchmarks/results/batch10_2cores.json --table all --output tables
 """
 
 import argparse
@@ -11,8 +11,7 @@ from pathlib import Path
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.files import write_json_atomic, write_text_atomic
 from fgvc.reporting.registry import TABLES, Inputs, make_tables
-
-PAPER = Path(__file__).resolve().parents[1] / "results" / "paper"
+from fgvc.resources import resource_folder
 
 
 def main() -> None:
@@ -23,7 +22,8 @@ def main() -> None:
     parser.add_argument("--table", action="append", choices=[*TABLES, "all"], help="repeatable (default: accuracy)")
     parser.add_argument("--output", type=Path, help="folder of the files (default: tables in the first RESULTS)")
     parser.add_argument("--provenance", type=Path, help="JSON file: the runs, configurations and commits of each cell")
-    parser.add_argument("--paper", type=Path, default=PAPER, help="folder of published numbers (default: %(default)s)")
+    paper = resource_folder("results/paper")
+    parser.add_argument("--paper", type=Path, default=paper, help="folder of published numbers (default: %(default)s)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if anything is left out or doubtful")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_intermixed_args()

@@ -1,8 +1,8 @@
 """Eigenvalues of covariances of finished runs: figure as PNG and PDF, its data as CSV, and a table.
 
-python scripts/plot_spectra.py results/cub80_frozen
-python scripts/plot_spectra.py results/cub80_frozen --view conditions --view epochs --output figures
-python scripts/plot_spectra.py results/cub80_frozen/tf_efficientnet_lite0/seb --view classes --images 2400
+fgvc plot_spectra results/cub80_frozen
+fgvc plot_spectra results/cub80_frozen --view conditions --view epochs --output figures
+fgvc plot_spectra results/cub80_frozen/tf_efficientnet_lite0/seb --view classes --images 2400
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Get a dataset: download, check, unpack, verify; or say how to get it by hand where its terms forbid the download.
 
-python scripts/prepare_data.py cub
-python scripts/prepare_data.py nabirds --from-archive nabirds.tar.gz
-python scripts/prepare_data.py cub --root /data/cub --verify-only
+fgvc prepare_data cub
+fgvc prepare_data nabirds --from-archive nabirds.tar.gz
+fgvc prepare_data cub --root /data/cub --verify-only
 """
 
 import argparse
@@ -11,8 +11,7 @@ from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
 from fgvc.data import prepare_dataset
-
-CARDS = Path(__file__).resolve().parents[1] / "datasets"
+from fgvc.resources import resource_folder
 
 
 def main() -> None:
@@ -26,7 +25,8 @@ def main() -> None:
         "--verify-only", action="store_true", help="download and write nothing, verify everything again"
     )
     parser.add_argument("--workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
-    parser.add_argument("--cards", type=Path, default=CARDS, help="folder with the cards (default: %(default)s)")
+    cards = resource_folder("datasets")
+    parser.add_argument("--cards", type=Path, default=cards, help="folder with the cards (default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 

@@ -1,7 +1,7 @@
 """Repeat a step in which a run met NaN or infinity, as the run kept it: no dataset is needed.
 
-python scripts/replay.py results/cub_resnet50/resnet50/mpn_cov/seed0
-python scripts/replay.py results/cub_resnet50/resnet50/mpn_cov/seed0/replay/step-000123.pt --gradient exact --anomaly
+fgvc replay results/cub_resnet50/resnet50/mpn_cov/seed0
+fgvc replay results/cub_resnet50/resnet50/mpn_cov/seed0/replay/step-000123.pt --gradient exact --anomaly
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Repeat a finished run from its folder, or compare two finished ones, and report how they differ.
 
-python scripts/rerun.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0
-python scripts/rerun.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --root PATH --cache anew --run-dir again
-python scripts/rerun.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --compare again --strict
+fgvc rerun results/cub80_frozen/tf_efficientnet_lite0/seb/seed0
+fgvc rerun results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --root PATH --cache anew --run-dir again
+fgvc rerun results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --compare again --strict
 """
 
 import argparse

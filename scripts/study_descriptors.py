@@ -1,7 +1,7 @@
 """Which classes are alike in a run's descriptors: pairs and their confusion, nearest neighbours, a t-SNE map.
 
-python scripts/study_descriptors.py results/cub80_frozen
-python scripts/study_descriptors.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --output figures
+fgvc study_descriptors results/cub80_frozen
+fgvc study_descriptors results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --output figures
 """
 
 import argparse

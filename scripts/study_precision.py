@@ -1,7 +1,7 @@
 """What float32 spectra and features in half precision cost against float64: errors, and accuracy of trained runs.
 
-python scripts/study_precision.py results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0
-python scripts/study_precision.py RUN OTHER_RUN --trained results/cub80_precision --output results/cub80/precision
+fgvc study_precision results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0
+fgvc study_precision RUN OTHER_RUN --trained results/cub80_precision --output results/cub80/precision
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """How smooth the loss is along its gradient: while methods train as a finished run did, or at saved weights.
 
-python scripts/study_smoothness.py results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0 --epochs 3 --seeds 0,1,2
-python scripts/study_smoothness.py results/cub80_frozen --checkpoint last
+fgvc study_smoothness results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0 --epochs 3 --seeds 0,1,2
+fgvc study_smoothness results/cub80_frozen --checkpoint last
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """How much do the small eigenvalues matter? Tables and figures of runs that differ in what their heads do to them.
 
-python scripts/study_truncation.py results/cub80_truncation
-python scripts/study_truncation.py results/cub80_amplification --no-cut --reference "MPN-COV (exact)"
+fgvc study_truncation results/cub80_truncation
+fgvc study_truncation results/cub80_amplification --no-cut --reference "MPN-COV (exact)"
 """
 
 import argparse

@@ -1,25 +1,24 @@
 """Train one run, or a sweep of runs with -m.
 
-python scripts/train.py experiment=cub80_frozen dataset.root=PATH method=seb seed=0
-python scripts/train.py -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
-python scripts/train.py experiment=cars_resnet50 method=svd_pade --dry-run    # two steps on random images, nothing kept
+fgvc train experiment=cub80_frozen dataset.root=PATH method=seb seed=0
+fgvc train -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
+fgvc train experiment=cars_resnet50 method=svd_pade --dry-run    # two steps on random images, nothing kept
 """
 
 import sys
-from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
+from fgvc.resources import resource_folder
 from fgvc.training import RunConfig, dry_run, hydra_main, train_run
 
 
 def main() -> None:
-    configs = Path(__file__).resolve().parents[1] / "configs"
     dry = "--dry-run" in sys.argv
 
     def task(config: RunConfig) -> None:
         print(dry_run(config) if dry else f"run folder: {train_run(config)}")
 
-    hydra_main(configs, task, flags=["--dry-run"])
+    hydra_main(resource_folder("configs"), task, flags=["--dry-run"])
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def test_download_unpack_verify_once(place: Place) -> None:
     assert create_dataset("cub", root=place.root).targets == sorted(list(range(CLASSES)) * TRAIN)
     report = prepared.report
     assert f"train {CLASSES * TRAIN}, test {CLASSES * TEST}, {CLASSES} classes" in report
-    assert f"python scripts/train.py experiment=birds dataset.root={place.root}" in report
+    assert f"fgvc train experiment=birds dataset.root={place.root}" in report
     downloaded = place.folder / "data" / "archives" / "cub" / "birds.tgz"
     assert downloaded.read_bytes() == place.archive
     assert str(downloaded) in report
@@ -261,7 +261,7 @@ def test_what_only_a_person_can_get(place: Place) -> None:
     place.write_card(archive={"url": None})
     with pytest.raises(DatasetError) as caught:
         place.prepare()
-    command = f"python scripts/prepare_data.py cub --root {place.root} --from-archive birds.tgz"
+    command = f"fgvc prepare_data cub --root {place.root} --from-archive birds.tgz"
     for part in (
         "cannot be downloaded by a program",
         "Ask the birds.",

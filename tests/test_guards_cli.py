@@ -47,7 +47,7 @@ def test_a_nan_names_the_image_and_keeps_the_step(poisoned: Path, train_here: Tr
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert "in epoch 1, step" in done.stderr and "inputs that are not finite: " in done.stderr
     (kept,) = (poisoned / "run" / "replay").iterdir()
-    assert f"python scripts/replay.py run/replay/{kept.name}" in done.stderr
+    assert f"fgvc replay run/replay/{kept.name}" in done.stderr
     summary = json.loads((poisoned / "run" / "summary.json").read_text())
     assert summary["status"] == "failed" and "inputs that are not finite" in summary["reason"]
     repeated = here("replay.py", "run", cwd=poisoned)

@@ -42,7 +42,7 @@ def test_from_a_shell_and_once_more(place: Place, prepare: Train) -> None:
     assert f"{root}: cub is whole (train 9, test 6, 3 classes)" in outputs[0]
     assert f"{root}: cub was verified before and has not changed" in outputs[1]
     for output in outputs:
-        assert output.endswith(f"next: python scripts/train.py experiment=birds dataset.root={root}\n")
+        assert output.endswith(f"next: fgvc train experiment=birds dataset.root={root}\n")
     assert len(place.server.requests) == 1
     assert (place.folder / root / "fingerprint.json").is_file()
     assert (place.folder / "datasets" / "archives" / "cub" / "birds.tgz").is_file()

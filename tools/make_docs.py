@@ -37,7 +37,7 @@ from fgvc.reporting.render import block_markdown
 from fgvc.reporting.run_tables import cost_block, differences_block
 from fgvc.reporting.smoothness_plot import beta_markdown
 from fgvc.reporting.soak_plot import soak_figure
-from fgvc.reporting.spectra_views import classes_markdown, conditions_markdown
+from fgvc.reporting.spectra_views import classes_block, conditions_block
 from fgvc.reporting.tables import load_accuracy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,8 +132,10 @@ TABLES: dict[str, Kept[str]] = {
     "cub80_hybrid": Kept(cub80("hybrid/accuracy"), accuracy),
     "cub80_views": Kept(cub80("earlier/views"), as_written),
     "cub80_finetune": Kept(cub80("earlier/finetune"), as_written),
-    "cub80_conditions": Kept(cub80("frozen/conditions"), lambda path: conditions_markdown(load_history(path))),
-    "cub80_classes": Kept(cub80("frozen/classes"), lambda path: classes_markdown(load_classes(path))),
+    "cub80_conditions": Kept(
+        cub80("frozen/conditions"), lambda path: block_markdown(conditions_block(load_history(path)))
+    ),
+    "cub80_classes": Kept(cub80("frozen/classes"), lambda path: block_markdown(classes_block(load_classes(path)))),
     "cub80_bands": Kept(STUDY, lambda grid, *_: bands.bands_markdown(band_table(load_study(grid.parent), EXACT))),
     "cub80_band_classes": Kept(
         STUDY, lambda grid, *_: bands.class_changes_markdown(load_study(grid.parent).classes, EXACT)

@@ -26,12 +26,12 @@ def find_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     Raises:
         RunError: no run can be read, or none is finished.
     """
-    runs, unread = _readable_runs(paths)
+    runs, unread = readable_runs(paths)
     finished, unfinished = split_finished(runs)
     return finished, unread + unfinished
 
 
-def _readable_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
+def readable_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """As `find_runs`, but what it would raise for a folder or a run is a note, and the others are read.
 
     Raises:

@@ -48,7 +48,7 @@ def load_smoothness(path: Path) -> pd.DataFrame:
     """
     table = read_csv(path, SMOOTHNESS_COLUMNS)
     if not len(table):
-        raise RunError(f"{path}: no row in it; make it anew with scripts/study_smoothness.py")
+        raise RunError(f"{path}: no row in it; make it anew: fgvc study_smoothness")
     kinds = {"diverged": pd.api.types.is_bool_dtype} | dict.fromkeys(
         ("seed", "step", *MEASURES), pd.api.types.is_numeric_dtype
     )

@@ -5,7 +5,8 @@ from fgvc.data.checks import BadImage, check_images, require_readable
 from fgvc.data.dataset import ImageDataset, Samples, fingerprint, split_validation
 from fgvc.data.feature_cache import cached_features
 from fgvc.data.feature_set import FeatureSet
-from fgvc.data.image_file import Box, Region
+from fgvc.data.folder import image_files
+from fgvc.data.image_file import Box, Region, UnreadableImageError, copy_rgb, decode_rgb
 from fgvc.data.miniature import write_miniature
 from fgvc.data.prepare import Prepared, prepare_dataset
 from fgvc.data.registry import create_dataset, effective_options, list_datasets
@@ -26,15 +27,19 @@ __all__ = [
     "Region",
     "Samples",
     "TransformSpec",
+    "UnreadableImageError",
     "ViewTransform",
     "WatchedSamples",
     "boxes_in_view",
     "cached_features",
     "check_images",
+    "copy_rgb",
     "create_dataset",
     "create_transform",
+    "decode_rgb",
     "effective_options",
     "fingerprint",
+    "image_files",
     "list_datasets",
     "loader_failure",
     "naming_files",

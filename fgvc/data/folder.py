@@ -81,7 +81,7 @@ def _files(folder: str) -> Iterator[str]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            _require_unicode(folder, entry.name)
+            require_unicode(folder, entry.name)
             if entry.is_dir(follow_symlinks=False):  # a link to a folder could lead in a circle
                 yield from _files(entry.path)
             elif _is_file(entry):
@@ -95,7 +95,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return error.errno != errno.ELOOP
 
 
-def _require_unicode(folder: str | Path, name: str) -> None:
+def require_unicode(folder: str | Path, name: str) -> None:
     """Raise DatasetError for a name in another encoding: no text file of a run could hold it."""
     try:
         name.encode()
@@ -118,7 +118,7 @@ def _class_names(folder: Path) -> set[str]:
         )
     names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     for name in names:
-        _require_unicode(folder, name)
+        require_unicode(folder, name)
     if not names:
         raise DatasetError(f"{folder}: no class folders; expected {folder}/<class>/<image>")
     return names

@@ -77,11 +77,7 @@ def decode_rgb(path: Path, region: Region | None = None, *, upright: bool = Fals
                 raise UnreadableImageError(
                     f"{image.width} x {image.height} pixels, more than Pillow's limit of {limit}"
                 )
-            image.load()
-            if upright:
-                with contextlib.suppress(Exception):  # damaged metadata are no reason to lose the picture
-                    ImageOps.exif_transpose(image, in_place=True)
-            rgb = _to_rgb(image)
+            rgb = _to_rgb(image, upright=upright)
             return rgb if region is None else region.cut(rgb)
     except UnreadableImageError:
         raise
@@ -91,13 +87,35 @@ def decode_rgb(path: Path, region: Region | None = None, *, upright: bool = Fals
         raise UnreadableImageError(_reason(path, error)) from error
 
 
+def copy_rgb(image: Image.Image) -> Image.Image:
+    """An upright RGB copy of an image that is open already, the same as `decode_rgb` makes of its file.
+
+    Raises:
+        UnreadableImageError: pixels of unknown range, or the file behind the image is damaged.
+    """
+    try:
+        own = image.copy()
+        own.format = image.format  # a copy has none
+        with contextlib.suppress(Exception):  # of a TIFF the copy would lose them; damaged ones are no reason to stop
+            own.info["exif"] = image.getexif().tobytes()
+        return _to_rgb(own, upright=True)
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # as in `decode_rgb`, where Pillow has not read the file to its end yet
+        raise UnreadableImageError(str(error) or type(error).__name__) from error
+
+
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
     return tuple(name for name in Image.ID if name not in _PROGRAMS)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, *, upright: bool) -> Image.Image:
+    image.load()
+    if upright:
+        with contextlib.suppress(Exception):  # damaged metadata are no reason to lose the picture
+            ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _WIDE_GREY):
         # as Pillow itself does with 16-bit colour; its conversion of 16-bit grey would show all above 255 as white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

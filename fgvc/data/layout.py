@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from fgvc.errors import DatasetError
+from fgvc.resources import resource_folder
 
 _SHOWN = 5  # names listed in a message before "and N more"
 _MAX_DIGITS = 18  # of a whole number; Python refuses to read thousands of them
@@ -57,8 +58,8 @@ def _nearest_folder(dataset: str, root: Path, layouts: Sequence[Sequence[str]], 
     wanted = "; or ".join(", ".join(layout) for layout in layouts)
     here = f"{place}" if nested is None else f"{root} or {root / nested}"
     fix = (
-        f"Set root to the unpacked dataset, or get it: python scripts/prepare_data.py {dataset}; "
-        f"datasets/{dataset}.yaml shows the layout and the source"
+        f"Set root to the unpacked dataset, or get it: fgvc prepare_data {dataset}; "
+        f"{resource_folder('datasets') / dataset}.yaml shows the layout and the source"
     )
     if not root.exists():
         raise DatasetError(f"{root}: no such folder; expected dataset {dataset!r} there ({wanted}). {fix}")

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _WITHOUT_CARD = {
     "folder": "put your images into ROOT/train/CLASS/ and ROOT/test/CLASS/, then: "
-    "python scripts/train.py dataset=folder dataset.root=ROOT dataset.name=NAME",
+    "fgvc train dataset=folder dataset.root=ROOT dataset.name=NAME",
     "hf": "datasets of the Hugging Face hub are loaded by the library `datasets`: see docs/datasets.md",
 }
 
@@ -56,7 +56,7 @@ class Prepared:
         lines = [first]
         if self.archives:
             lines.append(f"no longer needed, may be deleted: {', '.join(map(str, self.archives))}")
-        return "\n".join([*lines, f"next: python scripts/train.py {self.train} dataset.root={self.root}"])
+        return "\n".join([*lines, f"next: fgvc train {self.train} dataset.root={self.root}"])
 
 
 def prepare_dataset(

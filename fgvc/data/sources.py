@@ -108,7 +108,7 @@ def _by_hand(name: str, card: Card, root: Path) -> str:
             checksums = ", ".join(f"{key} {value}" for key, value in archive.checksums.items()) or "checksum not stated"
             lines.append(f"  {archive.name}  {checksums}" + (f"  {archive.url}" if archive.url else ""))
         names = " ".join(archive.name for archive in members)
-        lines.append(f"then: python scripts/prepare_data.py {name}{option} --from-archive {names}")
+        lines.append(f"then: fgvc prepare_data {name}{option} --from-archive {names}")
     return "\n".join(
         [*lines, f"(or put the files into {storage_folder(name, root)} and start again without --from-archive)"]
     )

@@ -134,6 +134,11 @@ class TransformSpec:
         left, top, right, bottom = moved[0].clamp(0, self.size).tolist()
         return left, top, right, bottom
 
+    def picture(self, inputs: Tensor) -> Tensor:
+        """What the network sees, to be looked at: normalised (3, H, W) -> (H, W, 3), numbers from 0 to 1."""
+        mean, std = (torch.tensor(channels, device=inputs.device)[:, None, None] for channels in (self.mean, self.std))
+        return (inputs * std + mean).clamp(0, 1).permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
+
     @property
     def mirrors(self) -> bool:
         """Whether an image is mirrored at random."""

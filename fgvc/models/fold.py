@@ -1,17 +1,19 @@
 """Folding batch normalisation into the convolutions before it: the same features, computed faster."""
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+M = TypeVar("M", bound=nn.Module)
+
 _TOLERANCE = 1e-4  # relative, on a random image: float32 rounding through a deep network stays well below
 
 
 @torch.no_grad()
-def fold_batch_norm(model: nn.Module, image: Tensor) -> nn.Module:
+def fold_batch_norm(model: M, image: Tensor) -> M:
     """A copy of a network in evaluation mode with each batch normalisation folded into the convolution that feeds it.
 
     Which convolution feeds which normalisation is observed on `image`, and the copy is compared with the original on

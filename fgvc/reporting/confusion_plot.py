@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from fgvc.analysis import confusion_order
-from fgvc.reporting.style import COLUMN_WIDTH, PAGE_WIDTH, figure_style, new_figure
+from fgvc.reporting.style import COLUMN_WIDTH, PAGE_WIDTH, figure_style, new_figure, short_name
 
 _COUNTED, _NAMED = 12, 40  # up to so many classes cells hold counts, and axes the names of classes
 _LISTED = 10
-_LONGEST = 28  # letters of a class name
 _GREY = "#555555"
 _SMALL = 6.5
 
@@ -54,7 +53,7 @@ def plot_confusion(axes: Axes, matrix: pd.DataFrame, order: Sequence[int]) -> tu
     if k <= _COUNTED:
         _write_counts(axes, counts, shares, images)
     if k <= _NAMED:
-        names = [f"{_short(str(matrix.index[i]))}  {place}" for place, i in enumerate(order, start=1)]
+        names = [f"{short_name(str(matrix.index[i]))}  {place}" for place, i in enumerate(order, start=1)]
         size = 7 if k <= _COUNTED // 2 else 6 if k <= _COUNTED else 5
         axes.set_yticks(range(k), names, fontsize=size, parse_math=False)
         rotation = 0 if k <= _COUNTED else 90
@@ -128,8 +127,8 @@ def _list_confusions(axes: Axes, confusions: pd.DataFrame) -> None:
     lines = [f"{head}\n"]
     for number, (_, row) in enumerate(confusions.iterrows(), start=1):
         # a figure space is as wide as a digit
-        lines.append(f"{number:\u2007>2}  {_short(row['true'])}")
-        lines.append(f"      → {_short(row['predicted'])}: {row['count']} ({row['share']:.0f} %)")
+        lines.append(f"{number:\u2007>2}  {short_name(row['true'])}")
+        lines.append(f"      → {short_name(row['predicted'])}: {row['count']} ({row['share']:.0f} %)")
     text = "\n".join(lines)
     axes.text(0, 1, text, va="top", fontsize=_SMALL, linespacing=1.35, transform=axes.transAxes, parse_math=False)
 
@@ -159,10 +158,6 @@ def _number_cells(axes: Axes, order: np.ndarray, confusions: pd.DataFrame) -> No
 
 def _wrap(text: str, width: int) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def _wrong_colours() -> Colormap:

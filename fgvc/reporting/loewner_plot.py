@@ -20,7 +20,8 @@ from matplotlib.gridspec import GridSpec
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from fgvc.reporting.render import markdown_table
+from fgvc.reporting.blocks import Block
+from fgvc.reporting.render import block_markdown
 from fgvc.reporting.style import PAGE_WIDTH, figure_style, new_figure, save_figure
 
 if TYPE_CHECKING:  # it imports torch, which tables do without
@@ -49,15 +50,21 @@ mean over images, at the slope of one eigenvalue, or between two of the larger h
 half, two of the smaller half, a non-zero and a null one. –: the error is rounding, or there is no Loewner matrix."""
 
 
-def gradients_markdown(summary: pd.DataFrame) -> str:
-    """The audit as a Markdown table with notes.
+def gradients_block(summary: pd.DataFrame) -> Block:
+    """The audit as a table with notes.
 
     Args:
         summary: of `fgvc.analysis.gradients.summarise_gradients`.
     """
     header = ["Gradient", "norm / exact", "relative error", "cosine", "largest L (at eigenvalues)", "reaching features"]
     header += [f"error at: {name}" for name in _BANDS.values()]
-    return f"{markdown_table(header, [_cells(row) for _, row in summary.iterrows()])}\n\n{_NOTES}"
+    return Block("Gradients", header, [_cells(row) for _, row in summary.iterrows()], [_NOTES])
+
+
+def gradients_markdown(summary: pd.DataFrame) -> str:
+    """`gradients_block` as Markdown."""
+    block = gradients_block(summary)
+    return "\n\n".join([block_markdown(block), *block.notes])
 
 
 def _cells(row: pd.Series[Any]) -> list[str]:

@@ -1,7 +1,8 @@
 """Tables as Markdown, LaTeX (booktabs), HTML and CSV."""
 
 import html
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 
 from fgvc.reporting.blocks import Block
 
@@ -32,6 +33,12 @@ _PLACES = {
 }
 """How the best three cells of a column are marked."""
 
+NO_NUMBER = ("not measured", "not published", "not stated", "did not converge", "–", "")
+"""Cells that say why there is no number."""
+_NUMBER = re.compile(r"[\[(]?[+\-]?(\d|inf\b)")
+_LONG = 32
+"""Letters beyond which a cell of HTML may be broken into lines."""
+
 _STYLE = """\
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
@@ -41,6 +48,8 @@ caption { text-align: left; font-weight: 600; padding: 0.5rem 0; }
 th, td { padding: 0.25rem 0.75rem; text-align: right; }
 th:first-child { text-align: left; }
 thead th { border-bottom: 1px solid; vertical-align: bottom; }
+.words { text-align: left; }
+.none { font-style: italic; }
 li { max-width: 60rem; }"""
 
 
@@ -79,7 +88,7 @@ def to_latex(blocks: Iterable[Block]) -> str:
 
 def to_html(title: str, blocks: Iterable[Block]) -> str:
     """A page of its own: no script, nothing from the network, light or dark as the reader's system."""
-    body = "\n".join(_html_block(block) for block in blocks)
+    body = "\n".join(map(html_block, blocks))
     name = html.escape(title)
     return f"""\
 <!DOCTYPE html>
@@ -134,12 +143,23 @@ def _latex_block(block: Block) -> str:
 """
 
 
-def _html_block(block: Block) -> str:
-    header = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in block.header)
+def html_block(block: Block, row_attributes: Callable[[Sequence[str]], str] = lambda _: "") -> str:
+    """One block as a table in a section that can be scrolled, and its notes.
+
+    Args:
+        block: its cells are escaped here.
+        row_attributes: HTML attributes, escaped, of the row with these cells; "" or beginning with a space.
+    """
+    kinds = _kinds(block)
+    header = "".join(
+        f'<th scope="col"{_class(kind)}>{html.escape(cell)}</th>'
+        for cell, kind in zip(block.header, kinds, strict=True)
+    )
     escaped = [list(map(html.escape, row)) for row in block.rows]
     rows = "\n".join(
-        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>'
-        for first, *rest in _marked(block, "html", escaped)
+        f'<tr{row_attributes(row)}><th scope="row"{_class("long" if len(row[0]) > _LONG else "")}>{first}</th>'
+        f"{''.join(map(_html_cell, rest, kinds[1:]))}</tr>"
+        for row, (first, *rest) in zip(block.rows, _marked(block, "html", escaped), strict=True)
     )
     caption = ". ".join(html.escape(part) for part in (block.title, block.quantity) if part)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in block.notes)
@@ -154,6 +174,22 @@ def _html_block(block: Block) -> str:
 </table>
 </section>
 {f"<ul>{notes}</ul>" if notes else ""}"""
+
+
+def _kinds(block: Block) -> list[str]:
+    """Of each column "words" where none of its cells begins as a number does, "" otherwise."""
+    columns = zip(*block.rows, strict=True) if block.rows else ([] for _ in block.header)
+    return ["" if any(map(_NUMBER.match, cells)) else "words" for cells in columns]
+
+
+def _html_cell(cell: str, kind: str) -> str:
+    names = (kind, "none" if cell in NO_NUMBER else "", "long" if len(cell) > _LONG else "")
+    return f"<td{_class(*names)}>{cell}</td>"
+
+
+def _class(*names: str) -> str:
+    used = " ".join(filter(None, names))
+    return f' class="{used}"' if used else ""
 
 
 def _escape(text: str) -> str:

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fgvc.analysis import MethodSpectrum, summarise
-from fgvc.reporting.render import markdown_table
+from fgvc.reporting.blocks import Block
+from fgvc.reporting.render import block_markdown
 from fgvc.reporting.style import PAGE_WIDTH, figure_style, method_order, method_style, new_figure
 
 Stage = Literal["before", "after"]
@@ -104,8 +105,8 @@ def spectra_figure(curves: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def spectra_markdown(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> str:
-    """The numbers beside the figure as a Markdown table, in the order of `spectra`: medians over images.
+def spectra_block(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> Block:
+    """The numbers beside the figure as a table, in the order of `spectra`: medians over images.
 
     `smallest` non-zero eigenvalues count as the small ones, whose share of the trace is given.
     """
@@ -121,4 +122,9 @@ def spectra_markdown(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> st
             f"{100 * x:.2g} %" if x is not None else "–" for x in (s.smallest_share_before, s.smallest_share_after)
         ]
         rows.append([s.label, *counts, *conditions, *("–" if d is None else f"{d:.1f}" for d in dimensions), *shares])
-    return markdown_table(header, rows)
+    return Block("Spectra", header, rows)
+
+
+def spectra_markdown(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> str:
+    """`spectra_block` as Markdown."""
+    return block_markdown(spectra_block(spectra, smallest))

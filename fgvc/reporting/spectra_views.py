@@ -16,9 +16,10 @@ from fgvc.analysis.settings import Group, Method, one_setting
 from fgvc.csv_text import to_csv
 from fgvc.errors import RunError
 from fgvc.files import write_text_atomic
+from fgvc.reporting.blocks import Block
 from fgvc.reporting.history_plot import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
-from fgvc.reporting.render import markdown_table
-from fgvc.reporting.spectra_plot import spectra_figure, spectra_markdown
+from fgvc.reporting.render import block_markdown
+from fgvc.reporting.spectra_plot import spectra_block, spectra_figure
 from fgvc.reporting.style import method_order, save_figure
 
 T = TypeVar("T")
@@ -42,12 +43,17 @@ class Options:
 
 @dataclass(frozen=True)
 class View:
-    """What a view shows: one figure, its numbers as Markdown, and the tidy table that the figure is drawn from."""
+    """What a view shows: one figure, its numbers as they are read, and the tidy table that the figure is drawn from."""
 
     figure: Figure
-    markdown: str
+    block: Block
     table: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def markdown(self) -> str:
+        """The numbers, and under them what they are."""
+        return "\n\n".join([block_markdown(self.block), *self.block.notes])
 
     def write(self, name: str, folder: Path) -> list[Path]:
         """Write NAME.png, NAME.pdf and NAME.csv; returns their paths."""
@@ -83,11 +89,11 @@ def _methods(runs: Sequence[Run], options: Options) -> View:
     spectra, notes = _of_each_method(group, _pooled)
     spectra.sort(key=lambda spectrum: method_order(spectrum.label))
     curves = curve_table(spectra)
-    text = f"{spectra_markdown(spectra, options.smallest)}\n\nMedians over the test images of all seeds."
-    return View(spectra_figure(curves, setting.title), text, curves, notes)
+    block = replace(spectra_block(spectra, options.smallest), notes=["Medians over the test images of all seeds."])
+    return View(spectra_figure(curves, setting.title), block, curves, notes)
 
 
-def conditions_markdown(history: pd.DataFrame) -> str:
+def conditions_block(history: pd.DataFrame) -> Block:
     """The measures of `condition_history` before, half-way through and after the training."""
     rows = []
     for label in dict.fromkeys(history["label"]):
@@ -105,7 +111,7 @@ def conditions_markdown(history: pd.DataFrame) -> str:
         "effective rank",
         "participation ratio",
     ]
-    return markdown_table(header, rows)
+    return Block("Conditioning", header, rows)
 
 
 def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
@@ -113,9 +119,7 @@ def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
     history, notes = condition_history(group)
     if history.empty:
         raise RunError("\n  ".join(["no run here has spectra by epoch:", *notes]))
-    return View(
-        history_figure(history, setting.title), conditions_markdown(history), history.drop(columns="runs"), notes
-    )
+    return View(history_figure(history, setting.title), conditions_block(history), history.drop(columns="runs"), notes)
 
 
 def _epochs(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
@@ -128,10 +132,10 @@ def _epochs(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
             values = part[part["epoch"] == epoch].set_index("index")["median"]
             rows.append([str(label), str(stage), str(epoch), f"{values[1]:.3g}", f"{values[part['rank'].iloc[0]]:.3g}"])
     header = ["Method", "stage", "epoch", "largest", "smallest non-zero"]
-    return View(epochs_figure(table, setting.title), markdown_table(header, rows), table, notes)
+    return View(epochs_figure(table, setting.title), Block("Spectra by epoch", header, rows), table, notes)
 
 
-def classes_markdown(table: pd.DataFrame) -> str:
+def classes_block(table: pd.DataFrame) -> Block:
     """The three classes of lowest and of highest effective rank of each method."""
     rows = []
     for label, part in table.groupby("label", sort=False):
@@ -143,7 +147,7 @@ def classes_markdown(table: pd.DataFrame) -> str:
             condition = f"{row['nonzero_condition_number']:.2e}"
             rows.append([str(label), row["class"], str(row["images"]), quartiles, condition])
     header = ["Method", "class", "images", "effective rank [quartiles]", "condition number of the non-zero"]
-    return markdown_table(header, rows)
+    return Block("Spectra by class", header, rows)
 
 
 def _classes(runs: Sequence[Run], options: Options) -> View:
@@ -158,7 +162,7 @@ def _classes(runs: Sequence[Run], options: Options) -> View:
         group, lambda method, of: spectra_by_class(method.label, of, [spectrum(run) for run in of])
     )
     table = pd.concat(tables, ignore_index=True)
-    return View(classes_figure(table, setting.title), classes_markdown(table), table, notes)
+    return View(classes_figure(table, setting.title), classes_block(table), table, notes)
 
 
 def _backbones(runs: Sequence[Run], options: Options) -> View:
@@ -186,7 +190,7 @@ def _layers(runs: Sequence[Run], options: Options) -> View:
 
 def _shares(spectra: Sequence[MethodSpectrum], title: str, options: Options, notes: Sequence[str] = ()) -> View:
     curves = curve_table([as_shares(spectrum) for spectrum in spectra])
-    return View(shares_figure(curves, title), spectra_markdown(spectra, options.smallest), curves, list(notes))
+    return View(shares_figure(curves, title), spectra_block(spectra, options.smallest), curves, list(notes))
 
 
 VIEWS: dict[str, Callable[[Sequence[Run], Options], View]] = {

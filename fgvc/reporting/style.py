@@ -97,6 +97,11 @@ def method_order(label: str) -> tuple[int, list[tuple[float, str]]]:
     return (len(known) if name is None else known.index(name), natural)
 
 
+def short_name(name: str, longest: int = 28) -> str:
+    """A name of at most `longest` letters, its end cut off where it has more."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Make and save figures in here: print sizes, fonts embedded as TrueType."""

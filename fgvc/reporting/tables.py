@@ -84,7 +84,7 @@ def load_accuracy(path: Path) -> pd.DataFrame:
     try:
         return _typed(read_csv(path, TABLE_COLUMNS)[list(TABLE_COLUMNS)])
     except (ValueError, TypeError) as error:
-        raise RunError(f"{path}: not an accuracy table ({error}); make it again with scripts/make_tables.py") from error
+        raise RunError(f"{path}: not an accuracy table ({error}); make it again: fgvc make_tables") from error
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:

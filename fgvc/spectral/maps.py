@@ -280,4 +280,9 @@ class Rescaled:
         return self.g.divided_differences(lam, first).mul_(self.factor)
 
 
-SQRT, SCALED_SQRT, LOG = SquareRoot(), ScaledSquareRoot(), Logarithm()
+SQRT = SquareRoot()
+"""f(l) = sqrt(l)."""
+SCALED_SQRT = ScaledSquareRoot()
+"""f(l) = (1 + t) sqrt(l), the Scaling Eigen Branch; t depends on all eigenvalues."""
+LOG = Logarithm()
+"""f(l) = log(l)."""

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
-from torchmetrics.functional.classification import binary_calibration_error
 from tqdm import tqdm
 
+from fgvc.training.temperature import calibration_error, reliability_curve
+
 Loader = DataLoader[tuple[Tensor, Tensor]]
+
+_COUNTED = 4096  # images at a time, as the metrics take several times the memory of their logits
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,8 @@ class Evaluation:
 
     @property
     def calibration_error(self) -> float:
-        """Expected calibration error in per cent: mean |accuracy - confidence| over 15 bins of equal width.
-
-        Each bin counts by its images. [Guo et al., On Calibration of Modern Neural Networks, ICML 2017]
-        """
-        # the top-label error is the binary one of "the prediction is right" at its confidence
-        right = (self.predicted == self.targets).long()
-        return 100 * float(binary_calibration_error(self.confidence, right, n_bins=15, norm="l1"))
+        """Expected calibration error in per cent, see `fgvc.training.temperature.calibration_error`."""
+        return calibration_error(reliability_curve(self.confidence, self.predicted == self.targets))
 
     def predictions(self, paths: list[str], classes: list[str]) -> pd.DataFrame:
         """One row an image: path, target, predicted, target_class, predicted_class, confidence, rank.
@@ -116,6 +114,27 @@ def progress_bar(loader: Loader, name: str, accelerator: Accelerator) -> Iterabl
 
 
 @torch.inference_mode()
+def collect_logits(
+    model: nn.Module,
+    loader: Loader,
+    accelerator: Accelerator,
+    name: str,
+    *,
+    before_batch: Callable[[], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, num_classes) float32 and targets (N,) of a loader, on the CPU; arguments as of `evaluate`."""
+    model.eval()
+    logits, targets = [], []
+    for batch in progress_bar(loader, name, accelerator):
+        if before_batch is not None:
+            before_batch()
+        batch_logits, batch_targets = accelerator.gather_for_metrics((model(batch[0]).float(), batch[1]))
+        logits.append(batch_logits.cpu())
+        targets.append(batch_targets.cpu())
+    return torch.cat(logits), torch.cat(targets)
+
+
+@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     loader: Loader,
@@ -135,17 +154,10 @@ def evaluate(
         name: shown in the progress bar.
         before_batch: called before each batch, in all processes.
     """
-    model.eval()
+    all_logits, all_targets = collect_logits(model, loader, accelerator, name, before_batch=before_batch)
     metrics = accuracy_metrics(num_classes)
-    logits, targets = [], []
-    for batch in progress_bar(loader, name, accelerator):
-        if before_batch is not None:
-            before_batch()
-        batch_logits, batch_targets = accelerator.gather_for_metrics((model(batch[0]).float(), batch[1]))
-        logits.append(batch_logits.cpu())
-        targets.append(batch_targets.cpu())
-        metrics.update(logits[-1], targets[-1])
-    all_logits, all_targets = torch.cat(logits), torch.cat(targets)
+    for start in range(0, len(all_targets), _COUNTED):
+        metrics.update(all_logits[start : start + _COUNTED], all_targets[start : start + _COUNTED])
     confidence, predicted = all_logits.softmax(dim=1).max(dim=1)
     values = {key: round(100 * float(value), 4) for key, value in metrics.compute().items()}
     loss = float(nn.functional.cross_entropy(all_logits, all_targets))

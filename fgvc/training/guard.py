@@ -122,7 +122,7 @@ class Guard:
             process=self._learner.accelerator.process_index,
         )
         file = keep_replay(self._folder.path, replay)
-        return [*lines, *([] if file is None else [f"the step is kept: python scripts/replay.py {file}"])]
+        return [*lines, *([] if file is None else [f"the step is kept: fgvc replay {file}"])]
 
     def _images(self, step: int, round_: int, inputs: Tensor, wanted: Tensor) -> list[str]:
         """What each input is made of."""

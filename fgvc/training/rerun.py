@@ -37,7 +37,7 @@ def rerun(path: Path, *, run_dir: Path | None = None, root: str | None = None, c
     if not folder.is_finished():
         raise RunError(
             f"{path}: status {folder.read_summary().get('status')}, so that it has no result to compare with; "
-            f"finish it with scripts/train.py and run_dir={path}"
+            f"finish it: fgvc train ... run_dir={path}"
         )
     beside = path if path.name not in ("", "..") else path.resolve()
     target = beside.with_name(f"{beside.name}-rerun") if run_dir is None else run_dir

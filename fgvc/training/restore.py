@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fgvc.data import FeatureSet, ImageDataset
 from fgvc.errors import RunError
@@ -13,6 +13,7 @@ from fgvc.training.config import RunConfig
 from fgvc.training.model_of_run import read_classes, restore_backbone, restore_model
 from fgvc.training.run_folder import RunFolder
 from fgvc.training.setup import (
+    build_transform,
     fold_backbone,
     hold_out,
     open_split,
@@ -45,11 +46,11 @@ class Restored:
     device: torch.device
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> FineGrainedModel:
         """Test images (B, 3, size, size) on the device -> logits."""
-        if not self.config.backbone.frozen:
+        if isinstance(self.trained, FineGrainedModel):
             return self.trained
-        return nn.Sequential(fold_backbone(self.config, self.backbone, self.device), self.head)
+        return FineGrainedModel(fold_backbone(self.config, self.backbone, self.device), self.head)
 
     @torch.no_grad()
     def pooling_input(self, inputs: Tensor) -> Tensor:
@@ -84,11 +85,12 @@ def restore_run(
         checkpoint: "last" or "best".
         root: folder of the dataset, where it is not the one the run was trained with.
         cache: folder of cached feature maps, where it is not that one.
-        split: "test"; or "train", with the transform of training and without images held out for validation.
+        split: "test"; "train", with the transform of training and without images held out for validation; or
+            "validation", those that were held out.
 
     Raises:
-        RunError: not a run, its weights are missing, damaged or of another architecture, or the data or the frozen
-            backbone are not those it was trained with.
+        RunError: not a run, its weights are missing, damaged or of another architecture, the data or the frozen
+            backbone are not those it was trained with, or it held out no images for validation.
         DatasetError, WeightsError: as in training.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,15 +101,26 @@ def restore_run(
     if cache is not None:
         config.cache.dir = cache
     backbone = restore_backbone(config)
-    images = ready_split(config, open_split(config, split), backbone, training=split == "train")
-    if split == "train":
-        images, _ = hold_out(config, images)
+    images = _read_split(config, split, backbone)
     require_classes(config, images.classes, read_classes(folder))
     model = restore_model(folder, config, backbone, checkpoint)
     digest = weights_digest(backbone)
     trained = trained_part(config, model)
     model.to(device)
     return Restored(config, trained, backbone, model.head, images, digest, device)
+
+
+def _read_split(config: RunConfig, split: str, backbone: Backbone) -> ImageDataset:
+    """A split as `restore_run` has it."""
+    if split == "test":
+        return ready_split(config, open_split(config, split), backbone, training=False)
+    images = ready_split(config, open_split(config, "train"), backbone, training=True)
+    trained_on, held_out = hold_out(config, images)
+    if split == "train":
+        return trained_on
+    if held_out is None:
+        raise RunError("the run held out no images for validation (trainer.val_fraction=0); name another split")
+    return held_out.with_transform(build_transform(config, backbone, training=False))
 
 
 def require_classes(config: RunConfig, classes: list[str], trained: list[str]) -> None:

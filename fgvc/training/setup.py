@@ -187,7 +187,7 @@ def trained_part(config: RunConfig, model: FineGrainedModel) -> FineGrainedModel
     return model.head
 
 
-def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -> nn.Module:
+def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -> Backbone:
     """A frozen backbone on `device`, faster: see `fold_batch_norm`."""
     size = config.dataset.transform.size
     return fold_batch_norm(backbone, torch.randn(1, 3, size, size, device=device))
@@ -207,16 +207,20 @@ def open_split(config: RunConfig, which: str) -> ImageDataset:
     return create_dataset(name, root=config.dataset.root, split=which, **config.dataset.options)
 
 
+def build_transform(config: RunConfig, backbone: Backbone, *, training: bool) -> TransformSpec:
+    """The run's transform, normalised as the backbone needs it. Raises ConfigError as `create_transform`."""
+    return create_transform(
+        **asdict(config.dataset.transform), **normalization_from_timm(backbone.data_config), training=training
+    )
+
+
 def ready_split(config: RunConfig, opened: ImageDataset, backbone: Backbone, *, training: bool) -> ImageDataset:
     """A split with the transform that the backbone needs, every image readable.
 
     Raises:
         DatasetError: an image cannot be read.
     """
-    transform = create_transform(
-        **asdict(config.dataset.transform), **normalization_from_timm(backbone.data_config), training=training
-    )
-    dataset = opened.with_transform(transform)
+    dataset = opened.with_transform(build_transform(config, backbone, training=training))
     if was_verified(dataset):  # by scripts/prepare_data.py: no need to decode every image once more
         return dataset
     return require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir))

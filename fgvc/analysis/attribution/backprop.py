@@ -20,7 +20,8 @@ _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.
 def integrated_gradients(question: Question, steps: int = 32, reference: str = "mean") -> Tensor:
     """Integrated gradients [Sundararajan, Taly, Yan, ICML 2017], by captum.
 
-    (x - r) times the mean of dy / dx on the way from r to x, summed over the three channels and signed, so that a map's sum is y(x) - y(r) up to the error of the integral.
+    (x - r) times the mean of dy / dx on the way from r to x, summed over the three channels and signed: a map sums to
+    y(x) - y(r), up to the error of the integral.
 
     Args:
         question: each band is integrated on its own.
@@ -83,7 +84,7 @@ def _guided(model: nn.Module) -> Iterator[None]:
     def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         # by the output and not by the module's own backward hook, which an inplace activation does not allow
         if output.requires_grad:
-            output.register_hook(lambda gradient: gradient.clamp(min=0))
+            output.register_hook(lambda gradient: gradient.clamp(min=0))  # type: ignore[no-untyped-call]  # torch's
 
     handles = [part.register_forward_hook(hook) for part in model.modules() if isinstance(part, _RECTIFIERS)]
     try:

@@ -34,10 +34,14 @@ class EigenvectorMaps:
     Attributes:
         eigenvalues: (B, n), descending.
         maps: (B, n, h, w), (u_i^T x_p)^2; each sums to h w times its eigenvalue.
+        places: (B, n), of the eigenvalues in the spectrum of their image, 0 for the largest.
+        shares: (B, n), of the trace.
     """
 
     eigenvalues: Tensor
     maps: Tensor
+    places: Tensor
+    shares: Tensor
 
 
 @torch.no_grad()
@@ -59,7 +63,7 @@ def eigenvector_maps(
         read = model.pooling_input(prepare_images(model, images))
     if not 1 <= count <= read.shape[1]:
         raise ConfigError(
-            f"count must lie between 1 and the {read.shape[1]} channels that the pooling reads, got {count}"
+            f"count must lie between 1 and {read.shape[1]}, the channels that the pooling reads; got {count}"
         )
     eigenvalues, projections = _decompose(read)
     if smallest:
@@ -68,7 +72,9 @@ def eigenvector_maps(
         first = torch.zeros(len(read), dtype=torch.int64, device=read.device)
     places = first[:, None] + torch.arange(count, device=read.device)  # (B, n)
     chosen = torch.take_along_dim(projections, places[:, :, None], dim=1)
-    return EigenvectorMaps(eigenvalues.gather(1, places), chosen.square().unflatten(2, read.shape[2:]))
+    maps = chosen.square().view(*chosen.shape[:2], *read.shape[2:])  # (B, n, M) -> (B, n, h, w)
+    found, trace = eigenvalues.gather(1, places), eigenvalues.sum(dim=1, keepdim=True)
+    return EigenvectorMaps(found, maps, places, found / trace.clamp(min=torch.finfo(trace.dtype).tiny))
 
 
 @torch.no_grad()
@@ -86,7 +92,7 @@ def band_energy(model: FineGrainedModel, images: Tensor, band: BandLike) -> Tens
     inside = energies if found is None else energies[:, found.start : found.stop]
     total = energies.sum(dim=1)
     share = torch.where(total > 0, inside.sum(dim=1) / torch.where(total > 0, total, 1), 0)
-    return share.unflatten(1, read.shape[2:])
+    return share.view(len(share), *read.shape[2:])
 
 
 def _decompose(read: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,7 +134,7 @@ def logit_parts(question: Question, band: Band | None) -> Tensor:
     features = centred(read, torch.float64)
     along, pulled = eigenvectors.mT @ features, eigenvectors.mT @ weights @ features  # (B, d, M) each
     parts = (gain[:, :, None] * along * pulled).sum(dim=1) / features.shape[-1]
-    return parts.unflatten(1, read.shape[2:])
+    return parts.view(len(parts), *read.shape[2:])
 
 
 def _class_matrices(head: PoolingHead, classes: Tensor) -> Tensor:

@@ -54,8 +54,9 @@ def extremal(
 def _search(question: Question, hidden: Tensor, band: Band | None, area: float, steps: int, cells: int) -> Tensor:
     """The masks of one band on their grid, (B, rows, columns)."""
     images, backbone = question.images, question.model.backbone
+    shape = grid_shape(images.shape[-2], images.shape[-1], cells)
     margin = max(round(_SIGMA * cells), 1)
-    parameters = images.new_full((len(images), *grid_shape(*images.shape[-2:], cells)), 0.5).requires_grad_()
+    parameters = images.new_full((len(images), *shape), 0.5).requires_grad_()
     with torch.no_grad():
         unit = question.scores(question.features, band) - question.scores(backbone(hidden), band)
         unit = unit.abs().clamp(min=torch.finfo(unit.dtype).tiny)

@@ -78,7 +78,7 @@ def masked_scores(question: Question, masks: Tensor, reference: str) -> Tensor:
     hidden = reference_images(question.images, reference)
     count = len(question.images)
     found = []
-    for part in masks.split(max(_TOGETHER // count, 1)):
+    for part in torch.split(masks, max(_TOGETHER // count, 1)):
         seen = blend(question.images, hidden, part[:, None]).flatten(0, 1)  # (n B, 3, H, W), image by image
         features = question.model.backbone(seen.contiguous(memory_format=torch.channels_last))
         by_band = [question.scores(features, band).view(len(part), count) for band in question.bands]

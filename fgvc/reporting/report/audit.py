@@ -1,0 +1,60 @@
+"""The section of the gradient audit: what scripts/audit_gradients.py wrote."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from fgvc.analysis import read_csv
+from fgvc.errors import RunError
+from fgvc.reporting.curves_plot import errors_figure
+from fgvc.reporting.loewner_plot import gradients_block
+from fgvc.reporting.report.collect import Collected, run_name
+from fgvc.reporting.report.content import GalleryPart, Intervals, Made, Part, PlotPart, TablePart
+from fgvc.reporting.report.pictures import read_picture
+
+_COLUMNS = ("label", "relative_error", "relative_error_lower", "relative_error_upper")
+_PICTURE_WIDTH = 1600
+
+
+def audit(collected: Collected) -> Made:
+    """What scripts/audit_gradients.py wrote: errors of the published gradients."""
+    parts: list[Part] = []
+    notes: list[str] = []
+    for file in collected.files("gradients.csv"):
+        try:
+            found, more = _audit(collected, file)
+        except RunError as error:
+            notes.append(str(error))
+            continue
+        parts += found
+        notes += more
+    if not parts:
+        raise RunError("\n".join(["no audit (gradients.csv) lies in these folders", *notes]))
+    return parts, notes
+
+
+def _audit(collected: Collected, file: Path) -> Made:
+    summary = read_csv(file, _COLUMNS, names=("label",))
+    try:
+        block = gradients_block(summary)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{file}: not an audit of this version ({error!r}); run scripts/audit_gradients.py again"
+        ) from error
+    run = collected.owner(file)
+    runs = None if run is None else collected.of([run])
+    title = str(file.parent) if run is None else f"On features of {run_name(run)}"
+    shown = summary[summary["relative_error"] > 0]
+    columns = (list(shown[f"relative_error{end}"]) for end in ("", "_lower", "_upper"))
+    chart = Intervals("Relative error", "relative error of the gradient", list(shown["label"]), *columns)
+    text = (
+        "Relative error of the features' gradient against the exact one: median over images as a dot, quartiles as a "
+        "bar. Gradients without an error, which are exact, are in the table only."
+    )
+    parts: list[Part] = [PlotPart(title, text, errors_figure(summary), [chart], runs)]
+    parts.append(TablePart(replace(block, title=f"Gradients: {title}"), [runs] * len(block.rows)))
+    picture = file.with_name("loewner.png")
+    if picture.is_file():
+        text = "Loewner matrices of the audited gradients side by side, and below each its relative error"
+        shown_picture = read_picture(picture, _PICTURE_WIDTH, text, "Loewner matrices, |L|, and their relative errors")
+        parts.append(GalleryPart("Loewner matrices", [shown_picture], runs, wide=True))
+    return parts, []

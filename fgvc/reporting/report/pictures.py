@@ -1,0 +1,39 @@
+"""Pictures as they lie in the page: small enough to carry, and nothing but pixels."""
+
+import io
+import warnings
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fgvc.data.image_file import UnreadableImageError, decode_rgb
+from fgvc.errors import RunError
+from fgvc.reporting.report.content import Picture
+from fgvc.reporting.style import figure_style
+
+_QUALITY = 80  # of WebP
+_DPI = 150
+
+
+def read_picture(path: Path, width: int, text: str, caption: str = "") -> Picture:
+    """An image file at no more than `width` pixels, as WebP without metadata. Raises RunError where it is no image."""
+    try:
+        image = decode_rgb(path)
+    except UnreadableImageError as error:
+        raise RunError(f"{path}: cannot be shown ({error}); make it again") from error
+    image.thumbnail((width, 4 * width), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=_QUALITY, method=4)
+    return Picture("image/webp", buffer.getvalue(), image.size, text, caption)
+
+
+def figure_picture(figure: Figure, text: str) -> Picture:
+    """A figure as a PNG of 256 colours."""
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    with figure_style(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a class may be named in any script
+        figure.savefig(drawn, format="png", dpi=_DPI)
+    image = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(packed, "PNG", optimize=True)
+    return Picture("image/png", packed.getvalue(), image.size, text)

@@ -1,0 +1,146 @@
+"""The sections that list runs: all of them with their status, what they were made with, how they are calibrated."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fgvc.analysis import Run
+from fgvc.errors import RunError
+from fgvc.nested import flatten
+from fgvc.reading import read_json
+from fgvc.reporting.blocks import Block
+from fgvc.reporting.report.collect import Collected
+from fgvc.reporting.report.content import DetailsPart, Made, Part, Runs, TablePart, TextPart
+from fgvc.reporting.run_tables import NOT_MEASURED
+
+_CALIBRATION = {
+    "split": "Fitted on",
+    "images": "Images",
+    "temperature": "Temperature",
+    "before.calibration_error": "Calibration error in % before",
+    "after.calibration_error": "after",
+    "before.loss": "Loss before",
+    "after.loss": "after",
+}
+"""Fields of calibration.json, and their columns."""
+_CALIBRATION_NOTE = (
+    "Logits divided by the temperature. Calibration error: expected difference of confidence and accuracy; after: "
+    "cross-fitted, each image with a temperature that it took no part in."
+)
+_RESULTS = ("final", "best", "classes")  # of summary.json: they stand in tables of their own
+
+
+def run_table(collected: Collected) -> Made:
+    """Every run, whatever became of it."""
+    header = ["Method", "Status", "Seed", "Final top-1", "Best top-1", "Epochs", "Dataset", "Backbone"]
+    header += ["Minutes", "Commit", "Folder"]
+    block = Block("All runs", header, [_run_row(run) for run in collected.runs])
+    return [TablePart(block, [(place,) for place in range(len(collected.runs))])], collected.notes
+
+
+def _run_row(run: Run) -> list[str]:
+    status = run.status + (f": {run.reason}" if run.reason else "")
+    accuracies = [NOT_MEASURED if a is None else f"{a.top1:.2f}" for a in (run.final, run.best)]
+    backbone = f"{run.backbone}, {'frozen' if run.frozen else 'fine-tuned'}"
+    total = (run.seconds or {}).get("total")
+    minutes = NOT_MEASURED if total is None else f"{total / 60:.1f}"
+    commit = "not stated" if run.commit is None else run.commit[:12] + ("-dirty" * run.commit.endswith("-dirty"))
+    row = [run.label, status, str(run.seed), *accuracies, str(run.epochs), run.dataset, backbone]
+    return [*row, minutes, commit, str(run.path)]
+
+
+def configuration(collected: Collected) -> Made:
+    """What all runs have in common once, then of each run what it has to itself."""
+    notes: list[str] = []
+    settings = [_settings(run, notes) for run in collected.runs]
+    records = [_provenance(run, notes) for run in collected.runs]
+    everything = [
+        {**_named("config", own), **_named("made with", record)} for own, record in zip(settings, records, strict=True)
+    ]
+    common = {
+        key: value for key, value in everything[0].items() if all(other.get(key) == value for other in everything)
+    }
+    parts: list[Part] = []
+    if len(everything) > 1:
+        text = f"{len(common)} settings are the same in all {len(everything)} runs and stand here once; below them, "
+        parts.append(TextPart([f"{text}run by run, those that differ."]))
+        parts.append(DetailsPart(f"The same in all {len(everything)} runs", common))
+    else:
+        common = {}
+    for place, (run, values) in enumerate(zip(collected.runs, everything, strict=True)):
+        own = {key: value for key, value in values.items() if key not in common}
+        summary = f"{run.label}, seed {run.seed}, {run.dataset}, {run.status}: {run.path}"
+        parts.append(DetailsPart(summary, own, (place,), open=len(everything) == 1))
+    return parts, notes
+
+
+def _settings(run: Run, notes: list[str]) -> dict[str, Any]:
+    try:
+        return flatten(run.config())
+    except RunError as error:
+        notes.append(str(error))
+        return {}
+
+
+def _provenance(run: Run, notes: list[str]) -> dict[str, Any]:
+    """The summary but for its results, and the checksum of the configuration."""
+    try:
+        summary = read_json(run.path / "summary.json")
+    except (OSError, ValueError) as error:  # it could be read a moment ago
+        notes.append(f"{run.path / 'summary.json'}: {error}")
+        return {}
+    flat = flatten({key: value for key, value in summary.items() if key not in _RESULTS})
+    config = run.path / "config.yaml"
+    digest = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else None
+    return {**flat, "config_sha256": digest, "folder": str(run.path)}
+
+
+def _named(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
+    return {f"{prefix}: {key}": _text(value) for key, value in values.items()}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def calibration(collected: Collected) -> Made:
+    """Temperatures and errors of calibration, as scripts/calibrate.py keeps them."""
+    rows: list[list[str]] = []
+    places: list[Runs | None] = []
+    notes: list[str] = []
+    for file in collected.files("calibration.json"):
+        run = collected.owner(file)
+        name = [str(file.parent), "not stated"] if run is None else [run.label, str(run.seed)]
+        try:
+            checkpoints = _object(file).get("checkpoints")
+            if not isinstance(checkpoints, dict):
+                raise RunError(f"{file}: holds no 'checkpoints'; calibrate the run again")
+        except RunError as error:
+            notes.append(str(error))
+            continue
+        for checkpoint, record in sorted(checkpoints.items()):
+            values = flatten(record) if isinstance(record, dict) else {}
+            rows.append([*name, checkpoint, *(_cell(values.get(key)) for key in _CALIBRATION)])
+            places.append(None if run is None else collected.of([run]))
+    if not rows:
+        raise RunError("\n".join(["no calibration (calibration.json) lies in these folders", *notes]))
+    block = Block("Calibration", ["Method", "Seed", "Weights", *_CALIBRATION.values()], rows, [_CALIBRATION_NOTE])
+    return [TablePart(block, places)], notes
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        record = read_json(file)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file}: cannot be read ({error}); calibrate the run again") from error
+    if not isinstance(record, dict):
+        raise RunError(f"{file}: holds {type(record).__name__}, not an object; calibrate the run again")
+    return record
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "not stated"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,206 @@
+"""The temperature of a run's probabilities, fitted on images it was not trained on and kept in RUN/calibration.json."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fgvc.data.checksums import file_digests
+from fgvc.errors import RunError
+from fgvc.files import locked, write_json_atomic
+from fgvc.provenance import source_state, versions
+from fgvc.reading import read_json
+from fgvc.training.evaluation import collect_logits
+from fgvc.training.loaders import in_order
+from fgvc.training.restore import restore_run
+from fgvc.training.run_folder import RunFolder
+from fgvc.training.setup import create_accelerator
+from fgvc.training.temperature import (
+    BINS,
+    FOLDS,
+    cross_fitted,
+    fit_temperature,
+    is_determined,
+    measure_honesty,
+    probabilities,
+    reliability_curve,
+)
+
+_log = logging.getLogger(__name__)
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the probabilities of one checkpoint were calibrated.
+
+    Attributes:
+        checkpoint: "last" or "best".
+        temperature: the logits are divided by it; None where the images do not determine one, as when all are right.
+        split: the images it was fitted on: "validation", or "test" of a run that held out none.
+        images: their number.
+        record: all that calibration.json holds of it, see docs/prediction.md.
+    """
+
+    checkpoint: str
+    temperature: float | None
+    split: str
+    images: int
+    record: dict[str, Any]
+
+    @property
+    def text(self) -> str:
+        """What was fitted, and what became of the error, in a line."""
+        on = f"{self.images:,} {self.split} images"
+        if self.temperature is None:
+            return f"{self.checkpoint} weights: {on} determine no temperature; probabilities stay uncalibrated"
+        before, after = (self.record[when] for when in ("before", "after"))
+        return (
+            f"{self.checkpoint} weights: temperature {self.temperature:.3f} from {on}; calibration error "
+            f"{before['calibration_error']:.2f} % before, {after['calibration_error']:.2f} % after, "
+            f"loss {before['loss']:.4f} before, {after['loss']:.4f} after (cross-fitted)"
+        )
+
+
+def calibrate_run(
+    path: Path, *, checkpoint: str = "last", root: str | None = None, cache: str | None = None
+) -> Calibration:
+    """Fit the temperature of a run's saved weights and keep it in its calibration.json, in place of an older one.
+
+    See `fit_calibration`, also for arguments and errors.
+    """
+    calibration = fit_calibration(path, checkpoint=checkpoint, root=root, cache=cache)
+    keep_calibration(path, calibration)
+    return calibration
+
+
+def fit_calibration(
+    path: Path, *, checkpoint: str = "last", root: str | None = None, cache: str | None = None
+) -> Calibration:
+    """The temperature of a run's saved weights, and what it does to the error; writes nothing.
+
+    It is fitted on the validation images, or, of a run that held out none, on the test split: never on images that were
+    trained on. The error afterwards is cross-fitted, so no image is measured with a temperature that it took part in.
+
+    Args:
+        path: the run folder.
+        checkpoint: "last" or "best".
+        root: folder of the dataset, where it is not the one the run was trained with.
+        cache: folder of cached feature maps, where it is not that one.
+
+    Raises:
+        RunError: not a run; its weights are missing, damaged, of another architecture, or give no finite logits; or
+            there is one image only.
+        DatasetError, WeightsError: as in training.
+    """
+    config = RunFolder(path).read_config()
+    split = "validation" if config.trainer.val_fraction > 0 else "test"
+    logits, targets = _held_out_logits(path, checkpoint, root, cache, split)
+    if not torch.isfinite(logits).all():
+        raise RunError(f"{path}: the {checkpoint} weights give logits that are not finite; train the run again")
+    if len(targets) < 2:
+        raise RunError(f"{path}: {len(targets)} {split} images are too few to calibrate on")
+    found = fit_temperature(logits, targets)
+    temperature = found if is_determined(found) else None
+    before = probabilities(logits)
+    after = before if temperature is None else probabilities(logits, cross_fitted(logits, targets))
+    record = {
+        "temperature": temperature,
+        "split": split,
+        "images": len(targets),
+        "weights": _weights_digest(path, checkpoint),
+        "folds": min(FOLDS, len(targets)),
+        "bins": BINS,
+        "top1": round(100 * float((logits.argmax(dim=1) == targets).double().mean()), 4),
+        "before": _measured(before, targets),
+        "after": _measured(after, targets),
+        "root": root or config.dataset.root,
+        "versions": versions(),
+        **source_state(),
+    }
+    return Calibration(checkpoint, temperature, split, len(targets), record)
+
+
+def keep_calibration(path: Path, calibration: Calibration) -> None:
+    """Write a calibration to a run's calibration.json, beside that of the other checkpoint."""
+    file = _file(path)
+    with locked(path / ".calibration.lock", on_wait=lambda: None):  # one of "last" and "best" must not lose the other
+        records = {**_read(file), calibration.checkpoint: calibration.record}
+        write_json_atomic(file, {"schema": _SCHEMA, "checkpoints": records})
+
+
+def read_calibration(path: Path, checkpoint: str = "last") -> Calibration | None:
+    """The calibration of a run's saved weights; None where there is none, or one of other weights.
+
+    Raises:
+        RunError: the weights are missing.
+    """
+    record = _read(_file(path)).get(checkpoint)
+    if record is None or record["weights"] != _weights_digest(path, checkpoint):
+        return None
+    return Calibration(checkpoint, record["temperature"], record["split"], record["images"], record)
+
+
+def _held_out_logits(
+    path: Path, checkpoint: str, root: str | None, cache: str | None, split: str
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, num_classes) and targets (N,) of a split, in float32 as a prediction has them."""
+    config = RunFolder(path).read_config()
+    config.trainer.precision = "no"
+    accelerator = create_accelerator(config, path, training=False)
+    restored = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root, cache=cache, split=split)
+    module, loader = accelerator.prepare(restored.trained, in_order(restored.config, restored.inputs()))
+    return collect_logits(module, loader, accelerator, split)
+
+
+def _measured(probability: Tensor, targets: Tensor) -> dict[str, Any]:
+    confidence, predicted = probability.max(dim=1)
+    curve = reliability_curve(confidence, predicted == targets)
+    measures = measure_honesty(probability, targets).as_dict()
+    return {
+        **{name: round(value, 6) for name, value in measures.items()},
+        "reliability": curve.round(6).to_dict("records"),
+    }
+
+
+def _file(path: Path) -> Path:
+    return path / "calibration.json"
+
+
+def _weights_digest(path: Path, checkpoint: str) -> str:
+    file = RunFolder(path).weights_file(checkpoint)
+    if not file.is_file():
+        raise RunError(f"{file} is missing: {path} has no {checkpoint} weights; name a finished run")
+    return file_digests(file, ["sha256"])["sha256"]
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """The records of a calibration.json by checkpoint; nothing of a missing or unusable one, which is warned of."""
+    if not file.is_file():
+        return {}
+    try:
+        content = read_json(file)
+        if content["schema"] != _SCHEMA:
+            raise ValueError(f"schema {content['schema']}, not {_SCHEMA}")
+        records = dict(content["checkpoints"])
+        for checkpoint, record in records.items():
+            _check(checkpoint, record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s is of no use (%s); calibrate the run again", file, error)
+        return {}
+    return records
+
+
+def _check(checkpoint: str, record: dict[str, Any]) -> None:
+    """Raise where a record is of no checkpoint or lacks what is read of it."""
+    temperature = record["temperature"]
+    if temperature is not None and not 0 < float(temperature) < math.inf:
+        raise ValueError(f"temperature {temperature!r}")
+    known = checkpoint in ("last", "best") and isinstance(record["images"], int)
+    if not known or not all(isinstance(record[name], str) for name in ("split", "weights")):
+        raise ValueError(f"unknown record {checkpoint!r}")

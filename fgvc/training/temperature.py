@@ -1,0 +1,150 @@
+"""How honest probabilities are, and the one number that makes them so: temperature scaling.
+
+Probabilities are softmax(logits / T). T > 0 leaves the order of the classes, and with it every accuracy, as it is.
+[Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017]
+
+Shapes: N images, K classes.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+BINS = 15
+"""Of equal width, as in Guo et al."""
+FOLDS = 5
+TEMPERATURES = (0.05, 20.0)
+"""What is looked for; an optimum outside means that the images do not determine one."""
+
+
+@dataclass(frozen=True)
+class Honesty:
+    """How probabilities agree with what happened.
+
+    Attributes:
+        calibration_error: expected calibration error of the predicted class in per cent, over `BINS` bins.
+        loss: mean cross-entropy, the negative log-likelihood of the true class, in nats.
+        brier: mean over images of the squared distance between probabilities and truth, 0 to 2.
+    """
+
+    calibration_error: float
+    loss: float
+    brier: float
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def fit_temperature(logits: Tensor, targets: Tensor) -> float:
+    """The temperature of least cross-entropy, in float64.
+
+    In 1/T the cross-entropy is convex, so the zero of its derivative is the minimum. Where it still falls at an end of
+    `TEMPERATURES`, that end is returned, see `is_determined`: where every image is right there is no minimum, since
+    each lower temperature is better; and of logits that say nothing each higher one is.
+
+    Args:
+        logits: (N, K), of images that the model was not trained on.
+        targets: (N,) class indices.
+
+    Raises:
+        ValueError: no image, or logits that are not finite.
+    """
+    if len(targets) == 0 or not torch.isfinite(logits).all():
+        raise ValueError("a temperature needs finite logits of at least one image")
+    z = logits.double()
+    true = z.gather(1, targets[:, None])[:, 0]  # (N, K) -> (N,)
+
+    def slope(log_temperature: float) -> float:
+        """Derivative of the cross-entropy by 1/T: the mean over images of E[z] - z_true, falling in T."""
+        expected = ((z / np.exp(log_temperature)).softmax(dim=1) * z).sum(dim=1)
+        return float((expected - true).mean())
+
+    low, high = np.log(TEMPERATURES)
+    if slope(low) <= 0:
+        return TEMPERATURES[0]
+    if slope(high) >= 0:
+        return TEMPERATURES[1]
+    return float(np.exp(brentq(slope, low, high, xtol=1e-10)))
+
+
+def is_determined(temperature: float) -> bool:
+    """Whether the images had a best temperature within `TEMPERATURES`."""
+    return TEMPERATURES[0] < temperature < TEMPERATURES[1]
+
+
+def cross_fitted(logits: Tensor, targets: Tensor, folds: int = FOLDS, seed: int = 0) -> Tensor:
+    """A temperature for each image that was fitted without it: (N, K), (N,) -> (N,) float64.
+
+    The images are parted at random into `folds` parts (into N if there are fewer), and each part gets the temperature
+    of the others. What is measured with them is what new images of the same kind can expect.
+
+    Raises:
+        ValueError: fewer than two images, or as `fit_temperature`.
+    """
+    if len(targets) < 2:
+        raise ValueError("cross-fitting needs two images")
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
+    temperatures = torch.empty(len(targets), dtype=torch.float64)
+    for part in order.tensor_split(min(folds, len(targets))):
+        others = torch.ones(len(targets), dtype=torch.bool)
+        others[part] = False
+        temperatures[part] = fit_temperature(logits[others], targets[others])
+    return temperatures
+
+
+def probabilities(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
+    """softmax(logits / T) in float64: (N, K) -> (N, K); `temperature` is one number, or one of each image (N,)."""
+    t = torch.as_tensor(temperature, dtype=torch.float64, device=logits.device)
+    return (logits.double() / t[..., None]).softmax(dim=-1)
+
+
+def measure_honesty(probability: Tensor, targets: Tensor) -> Honesty:
+    """Calibration error, cross-entropy and Brier score of probabilities (N, K) against class indices (N,)."""
+    true = probability.gather(1, targets[:, None])[:, 0]  # (N, K) -> (N,)
+    # (p - e_true)^2 summed over classes, without the one-hot matrix
+    brier = (probability.square().sum(dim=1) - 2 * true + 1).mean()
+    confidence, predicted = probability.max(dim=1)
+    error = calibration_error(reliability_curve(confidence, predicted == targets))
+    tiny = torch.finfo(probability.dtype).tiny
+    return Honesty(error, float(-true.clamp_min(tiny).log().mean()), float(brier))
+
+
+def reliability_curve(confidence: Tensor, right: Tensor, bins: int = BINS) -> pd.DataFrame:
+    """Accuracy against confidence: one row a bin that holds images.
+
+    Bins are of equal width and hold their upper end, as in Guo et al.
+
+    Args:
+        confidence: (N,) probability of the predicted class.
+        right: (N,) whether the prediction is right.
+        bins: their number.
+
+    Returns:
+        Columns lower, upper (the bin's ends), images, confidence (mean), accuracy (share); all from 0 to 1.
+    """
+    edges = np.linspace(0, 1, bins + 1)
+    values = confidence.double().cpu().numpy()
+    place = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, bins - 1)
+    images = np.bincount(place, minlength=bins)
+    count = np.maximum(images, 1)
+    curve = pd.DataFrame(
+        {
+            "lower": edges[:-1],
+            "upper": edges[1:],
+            "images": images,
+            "confidence": np.bincount(place, values, minlength=bins) / count,
+            "accuracy": np.bincount(place, right.double().cpu().numpy(), minlength=bins) / count,
+        }
+    )
+    held: pd.DataFrame = curve[images > 0].reset_index(drop=True)
+    return held
+
+
+def calibration_error(curve: pd.DataFrame) -> float:
+    """Expected calibration error in per cent of a `reliability_curve`: mean |accuracy - confidence|, by images."""
+    distance = (curve["accuracy"] - curve["confidence"]).abs()
+    return 100 * float((distance * curve["images"]).sum() / curve["images"].sum())

@@ -1,0 +1,59 @@
+"""Name what is on images, by the model of a run: probable classes, calibrated probabilities, an overlay of each.
+
+python scripts/predict.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 bird.jpg
+python scripts/predict.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 photographs/ --json > names.json
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from fgvc.analysis.attribution import METHODS
+from fgvc.cli import end_with_notes, exit_on_user_error
+from fgvc.reporting.prediction_files import name_files, predictions_document, write_predictions
+from fgvc.reporting.prediction_plot import METHOD
+from fgvc.training.predict_files import find_images, open_calibrated
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
+    parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="names for each image (default: 5)")
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="default with a folder: predicted/predictions.csv in RUN"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    parser.add_argument("--overlay", type=Path, metavar="FOLDER", help="default without a folder: predicted in RUN")
+    parser.add_argument("--no-overlay", action="store_true", help="draw none")
+    parser.add_argument("--method", choices=METHODS, default=METHOD, help=f"of the overlays (default: {METHOD})")
+    parser.add_argument("--no-calibration", action="store_true", help="leave a run that is not calibrated as it is")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if there is a note")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_args()
+
+    paths = list(dict.fromkeys(path for source in arguments.images for path in find_images(source)))
+    folders = any(source.is_dir() for source in arguments.images)
+    table = arguments.csv or (arguments.run / "predicted" / "predictions.csv" if folders else None)
+    overlays = arguments.overlay or (None if folders else arguments.run / "predicted")
+    predictor, notes = open_calibrated(arguments.run, arguments.checkpoint, calibrate=not arguments.no_calibration)
+    named = name_files(
+        predictor,
+        paths,
+        top=arguments.top,
+        overlays=None if arguments.no_overlay else overlays,
+        method=arguments.method,
+    )
+    if table is not None:
+        write_predictions(table, named)
+    if arguments.json:
+        print(json.dumps(predictions_document(predictor, arguments.run, arguments.checkpoint, named), indent=2))
+    else:
+        written = [*filter(None, [table, *(one.overlay for one in named)])]
+        print("\n".join([*(one.text for one in named), f"written: {', '.join(map(str, written))}"]))
+    end_with_notes([*notes, *(one.found.error for one in named if one.found.error)], strict=arguments.strict)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,35 @@
+"""One page of HTML on some runs, that needs no other file and no network: tables, plots, pictures, configurations.
+
+python scripts/report.py results/cub80_frozen
+python scripts/report.py results/cub80_frozen results/demo --output report.html
+"""
+
+import argparse
+from datetime import datetime, timezone
+from pathlib import Path
+
+from fgvc.cli import end_with_notes, exit_on_user_error
+from fgvc.files import write_text_atomic
+from fgvc.reporting.report import collect, make_report
+
+PAPER = Path(__file__).resolve().parents[1] / "results" / "paper"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+", help="run folders, or folders with them")
+    parser.add_argument("--output", type=Path, help="the page (default: report.html in the first RESULTS)")
+    parser.add_argument("--paper", type=Path, default=PAPER, help="folder of published numbers (default: %(default)s)")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if anything is left out or doubtful")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments = parser.parse_intermixed_args()
+
+    report = make_report(collect(arguments.results, arguments.paper), datetime.now(timezone.utc))
+    output = arguments.output or arguments.results[0] / "report.html"
+    write_text_atomic(output, report.html)
+    print(f"written: {output} ({len(report.html.encode('utf-8')) / 1e6:.1f} MB)")
+    end_with_notes(report.notes, strict=arguments.strict)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,159 @@
+"""scripts/attribute.py: the files it writes, the images it takes, what it refuses; and the pictures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import SMALL, Done, Train, refused, run
+from PIL import Image
+
+from fgvc.analysis.attribution import METHODS, explain
+from fgvc.analysis.attribution.subjects import spread
+from fgvc.errors import ConfigError
+from fgvc.reporting.attribution_plot import band_columns, colour_limit, difference, grid_figure, overlay
+from fgvc.training.restore import restore_run
+
+Here = Callable[..., Done]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained run of SEB in `seb`, on images of 96 pixels: 3 x 3 locations."""
+    folder = tmp_path_factory.mktemp("attribution")
+    done = run("train.py", *SMALL, "dataset.transform.size=96", "run_dir=seb", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_files_of_a_run(home: Path, here: Here) -> None:
+    done = here(
+        *("attribute.py", "seb", "--images", "4", "--bands", "top1,1:3", "--method", "hirescam,decomposition"),
+        *("--eigenvectors", "2", "--batch-size", "3"),
+        cwd=home,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hirescam: " in done.stdout and " s an image, 2 bands" in done.stdout
+    folder = home / "seb" / "attribution"
+    record = json.loads((folder / "attribution.json").read_text(encoding="utf-8"))
+    assert record["schema"] == 1 and record["run"] == "seb" and record["bands"] == {"top1": [0, 1], "1:3": [1, 3]}
+    assert set(record["versions"]) > {"torch", "timm"} and set(record["seconds"]) == {"hirescam", "decomposition"}
+    grids = ["grid_hirescam.png", "grid_decomposition.png", "eigenvectors_largest.png", "eigenvectors_smallest.png"]
+    assert record["grids"] == grids and all((folder / grid).is_file() for grid in grids)
+    assert len(record["items"]) == 4 * 2 * 2
+    restored = restore_run(home / "seb")
+    paths = restored.images.relative_paths()
+    with np.load(folder / "maps.npz") as arrays:
+        maps = arrays["hirescam.1:3"]
+        assert arrays["largest.maps"].shape == (4, 2, 3, 3)
+    chosen = list(dict.fromkeys(item["image"] for item in record["items"]))
+    of_band = [item for item in record["items"] if item["method"] == "hirescam" and item["band"] == "1:3"]
+    for i, (name, item) in enumerate(zip(chosen, of_band, strict=True)):
+        image, target = restored.images[paths.index(name)]
+        found = explain(restored.model, image[None], method="hirescam", band=(1, 3))
+        torch.testing.assert_close(torch.from_numpy(maps[i : i + 1]), found.maps, rtol=1e-3, atol=1e-5)
+        names = [restored.images.classes[int(index)] for index in (target, found.predicted, found.classes)]
+        assert [item["class"], item["predicted"], item["explained"]] == names
+        assert item["score"] == pytest.approx(float(found.scores), abs=1e-4)
+        with Image.open(folder / item["file"]) as picture:
+            assert picture.size == (96, 96) and picture.mode == "RGB"
+
+
+def test_files_of_the_users_own_and_of_the_test_split(home: Path, here: Here) -> None:
+    images = home / "mine"
+    images.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(images / "a.png")
+    test = restore_run(home / "seb").images
+    (images / "b.png").symlink_to(test.paths[2])
+    done = here("attribute.py", "seb", "--images", "mine", "--classes", test.classes[1], "--output", "out", cwd=home)
+    assert done.returncode == 0, done.stderr
+    items = json.loads((home / "out" / "attribution.json").read_text(encoding="utf-8"))["items"]
+    assert [item["image"] for item in items] == [str(Path("mine", "a.png")), test.relative_path(2)]
+    assert [item["class"] for item in items] == [None, test.classes[test.targets[2]]]
+    assert {item["explained"] for item in items} == {test.classes[1]}
+    assert not (home / "seb" / "attribution" / "maps" / "000_gradcam_all.png").exists()
+    refused(here("attribute.py", "seb", "--images", "mine", "--classes", "true", cwd=home), "a.png is not known")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["seb", "--method", "gradcan"], ["gradcan", "choose from gradcam"]),
+        (["seb", "--bands", "top99"], ["'top99' asks for 99"]),
+        (["seb", "--bands", "large"], ["'large'", "top16"]),
+        (["seb", "--images", "0"], ["images=0", "the test split has 9"]),
+        (["seb", "--images", "nowhere.jpg"], ["nowhere.jpg", "no such file"]),
+        (["seb", "--images", "seb/config.yaml"], ["config.yaml", "cannot be read"]),
+        (["seb", "--classes", "auk"], ["'auk'", "the run has 3"]),
+        (["seb", "--batch-size", "0"], ["batch_size must be at least 1"]),
+        (["seb", "--eigenvectors", "9"], ["between 1 and 8"]),
+        (["seb", "--checkpoint", "best", "--root", "seb"], ["seb"]),
+        (["nothing"], ["nothing"]),
+    ],
+)
+def test_refused(home: Path, here: Here, arguments: list[str], parts: list[str]) -> None:
+    refused(here("attribute.py", *arguments, "--output", "none", cwd=home), *parts)
+    assert not (home / "none").exists()
+
+
+def test_a_run_without_a_spectrum_has_no_bands(tmp_path: Path, train_here: Train, here: Here) -> None:
+    assert train_here(tmp_path, "method=gap", "run_dir=gap", "trainer.epochs=1").returncode == 0
+    refused(here("attribute.py", "gap", "--bands", "top1", cwd=tmp_path), "normalises no covariance", "mpn_cov")
+    done = here("attribute.py", "gap", "--images", "3", "--classes", "true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "gap" / "attribution" / "grid_gradcam.png").is_file()
+
+
+def test_images_are_spread_over_the_classes() -> None:
+    targets = [0] * 5 + [1] * 5 + [2] * 5 + [3] * 2
+    for count in (1, 3, 4, 9, 17):
+        chosen = spread(targets, count, seed=0)
+        assert len(set(chosen)) == count and chosen == sorted(chosen)
+        of_class = np.bincount([targets[i] for i in chosen], minlength=4)
+        assert of_class[:3].max() - of_class[:3].min() <= 1
+    assert spread(targets, 4, seed=0) == spread(targets, 4, seed=0) != spread(targets, 4, seed=1)
+    assert len({targets[i] for i in spread(targets, 4, seed=3)}) == 4
+    with pytest.raises(ConfigError, match="images=18"):
+        spread(targets, 18, seed=0)
+
+
+def test_overlays_show_where_a_map_is_strong() -> None:
+    image = np.full((8, 8, 3), [0.2, 0.4, 0.6])
+    heat = np.zeros((8, 8))
+    grey = overlay(image, heat)
+    assert grey.dtype == np.uint8 and (grey == 102).all()
+    heat[2, 3], heat[5, 6] = 3, -3
+    signed, unsigned = overlay(image, heat, signed=True), overlay(image, heat)
+    assert signed[2, 3, 0] > signed[2, 3, 2] + 100 and signed[5, 6, 2] > signed[5, 6, 0] + 100  # red, blue
+    assert (unsigned[5, 6] == 102).all() and (unsigned[2, 3] != 102).any()
+    assert np.array_equal(overlay(image, 100 * heat, signed=True), signed)
+
+
+def test_a_few_outliers_do_not_hide_a_map() -> None:
+    heat = np.ones((100, 100))
+    heat[0, 0] = 1000
+    assert colour_limit(heat) == 1
+    sparse = np.zeros((100, 100))
+    sparse[0, 0] = 2
+    assert colour_limit(sparse) == 2 and colour_limit(0 * sparse) == 0
+
+
+def test_the_difference_is_of_the_first_two_bands_on_their_own_scales() -> None:
+    first, second = np.array([[4.0, 0], [0, 0]]), np.array([[0, 0.02], [0, 0]])
+    found = difference(first, second)
+    assert found[0, 0] > 0.9 and found[0, 1] < -0.9 and (found[1] == 0).all()
+    pictures, maps = np.full((1, 2, 2, 3), 0.5), np.stack([first, second, first])[:, None]
+    columns = band_columns(pictures, maps, ["a", "b", "c"], np.array([[1.0], [2.0], [3.0]]), signed=False)
+    assert [column.title for column in columns] == ["image", "a", "b", "c", "a − b"]
+    assert columns[-1].pixels[0][0, 0, 0] > columns[-1].pixels[0][0, 0, 2]  # red where the first has more
+    assert columns[2].notes == ["score 2.00"]
+    figure = grid_figure(columns, ["true: $a_bird$"], "title", "caption")
+    figure.canvas.draw()
+    assert len(figure.axes) == 6
+
+
+def test_every_method_says_how_it_is_drawn() -> None:
+    assert all(method.label and isinstance(method.options, dict) for method in METHODS.values())
+    assert METHODS["extremal"].options == {"area": 0.2, "steps": 100, "cells": 32, "reference": "blur"}

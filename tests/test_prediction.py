@@ -1,0 +1,315 @@
+"""New images named by the model of a run: in Python, by scripts/predict.py, and their calibration."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from command_line import ROOT, Done, refused
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import fgvc
+from fgvc.analysis import read_csv
+from fgvc.data import decode_rgb
+from fgvc.errors import ConfigError, ImageError, RunError
+from fgvc.training import predict_files, train_run
+from fgvc.training.calibration import read_calibration
+from fgvc.training.config import (
+    BackboneConfig,
+    DatasetConfig,
+    MethodConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainerConfig,
+    TransformConfig,
+)
+from fgvc.training.restore import restore_run
+from fgvc.training.temperature import fit_temperature
+
+CLASSES = ["=1+1", "$x^2$ & co", "Gänsegeier"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs on images in folders, `tuned` with a validation part and `frozen` without."""
+    folder = tmp_path_factory.mktemp("home")
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for target, name in enumerate(CLASSES):
+            (folder / "data" / split / name).mkdir(parents=True)
+            for number in range(8):
+                pixels = rng.integers(0, 100, (40, 48, 3))
+                pixels[..., target if number % 4 else target - 1] += 150  # a quarter has the colour of another class
+                file = folder / "data" / split / name / f"{number}.png"
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file)
+    for name, frozen, fraction, rate in (("tuned", False, 0.5, 0.01), ("frozen", True, 0.0, 0.03)):
+        config = RunConfig(
+            name=name,
+            run_dir=str(folder / name),
+            dataset=DatasetConfig(
+                name="folder", root=str(folder / "data"), transform=TransformConfig(size=32, resize_size=36)
+            ),
+            backbone=BackboneConfig(name="test_resnet", frozen=frozen),
+            method=MethodConfig(name="gap"),
+            trainer=TrainerConfig(batch_size=6, workers=0, epochs=6 if frozen else 4, val_fraction=fraction),
+            optimizer=OptimizerConfig(name="adamw", lr=rate),
+        )
+        config.cache.dir = str(folder / "cache")
+        train_run(config)
+    return folder
+
+
+@pytest.fixture
+def copy(home: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a run to be written into."""
+
+    def make(name: str) -> Path:
+        return Path(shutil.copytree(home / name, tmp_path / name))
+
+    return make
+
+
+@pytest.fixture
+def predict(here: Callable[..., Done], tmp_path: Path) -> Callable[..., Done]:
+    return lambda *arguments: here("predict.py", *arguments, cwd=tmp_path)
+
+
+def without_data(run: Path) -> Path:
+    """The same run on a machine without its images."""
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("/data", "/elsewhere"))
+    return run
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, fgvc; assert 'torch' not in sys.modules; assert 'load_run' in dir(fgvc)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    with pytest.raises(AttributeError, match="'lode_run'"):
+        fgvc.lode_run  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["tuned", "frozen"])
+def test_a_predictor_repeats_the_runs_own_predictions_without_its_data(name: str, home: Path, tmp_path: Path) -> None:
+    run = without_data(Path(shutil.copytree(home / name, tmp_path / name)))
+    predictor = fgvc.load_run(run)
+    recorded = pd.read_csv(run / "predictions.csv")
+    paths = [home / "data" / path for path in recorded["path"]]
+    found = predictor.predict(paths)
+    assert [one.name for one in found] == [predictor.classes[index] for index in recorded["predicted"]]
+    assert predictor.classes == sorted(CLASSES) and not predictor.calibrated
+    assert [one.probabilities[0] for one in found] == pytest.approx(recorded["confidence"].tolist(), abs=1e-5)
+    for path, together in zip(paths, found, strict=True):
+        alone = predictor.predict(str(path))
+        assert alone.names == together.names and sum(alone.probabilities) == pytest.approx(1)
+        assert alone.probabilities == pytest.approx(together.probabilities, abs=1e-4)
+
+
+def test_an_open_image_is_read_as_its_file(home: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    colour = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    alpha = Image.fromarray(rng.integers(0, 256, (40, 60, 4), dtype=np.uint8))
+    colour.save(tmp_path / "turned.jpg", exif=turned)
+    colour.save(tmp_path / "turned.tif", exif=turned)
+    colour.convert("CMYK").save(tmp_path / "print.jpg")
+    alpha.save(tmp_path / "glass.png")
+    colour.quantize(8).save(tmp_path / "palette.png", transparency=0)
+    Image.fromarray(rng.integers(0, 65536, (40, 60), dtype=np.uint16)).save(tmp_path / "deep.png")
+    predictor = fgvc.load_run(home / "tuned")
+    for path in sorted(tmp_path.iterdir()):
+        expected = predictor.transform(decode_rgb(path, upright=True))
+        with Image.open(path) as image:
+            size, mode = image.size, image.mode
+            assert torch.equal(predictor.prepare(image), expected), path
+            assert torch.equal(predictor.prepare(image), expected), path  # which left the image as it was
+            assert (image.size, image.mode) == (size, mode)
+        assert torch.equal(predictor.prepare(path), expected)
+    assert not torch.equal(predictor.prepare(tmp_path / "turned.jpg"), predictor.prepare(colour))
+
+
+def test_what_cannot_be_named_is_refused(home: Path, tmp_path: Path) -> None:
+    predictor = fgvc.load_run(home / "tuned")
+    image = Image.new("RGB", (40, 40))
+    assert len(predictor.predict(image, top=99).names) == 3 and predictor.predict([]) == []
+    with pytest.raises(ConfigError, match="top=0"):
+        predictor.predict(image, top=0)
+    with pytest.raises(ImageError, match=r"gone\.png cannot be read"):
+        predictor.predict(tmp_path / "gone.png")
+    with pytest.raises(ImageError, match="the image cannot be read: pixels are 32-bit"):
+        predictor.predict([image, Image.new("F", (40, 40))])
+    with pytest.raises(TypeError):
+        predictor.predict(np.zeros((40, 40, 3)))  # type: ignore[call-overload]
+
+
+def test_weights_that_give_no_numbers_are_refused(copy: Callable[[str], Path]) -> None:
+    run = copy("tuned")
+    file = run / "checkpoints" / "last.safetensors"
+    weights = load_file(file)
+    save_file({**weights, "head.classifier.bias": weights["head.classifier.bias"] * torch.nan}, file)
+    with pytest.raises(RunError, match="not finite"):
+        fgvc.load_run(run).predict(Image.new("RGB", (40, 40)))
+    with pytest.raises(RunError, match="not finite"):
+        fgvc.calibrate_run(run)
+
+
+@pytest.mark.parametrize(("name", "split", "images"), [("tuned", "validation", 12), ("frozen", "test", 24)])
+def test_a_temperature_comes_from_images_that_were_held_out(
+    name: str, split: str, images: int, copy: Callable[[str], Path]
+) -> None:
+    run = copy(name)
+    found = fgvc.calibrate_run(run)
+    assert (found.split, found.images) == (split, images)
+    held_out = restore_run(run, torch.device("cpu"), split=split).images
+    trained_on = restore_run(run, torch.device("cpu"), split="train").images
+    assert not set(held_out.paths) & set(trained_on.paths) and len(held_out) == images
+    logits = torch.stack([one.logits for one in fgvc.load_run(run).predict(held_out.paths)])
+    expected = fit_temperature(logits, torch.tensor(held_out.targets))
+    assert found.temperature == pytest.approx(expected, rel=1e-3)
+    assert found.record["top1"] == pytest.approx(
+        100 * float((logits.argmax(dim=1) == torch.tensor(held_out.targets)).float().mean()), abs=1e-3
+    )
+    assert found.record["after"]["loss"] != found.record["before"]["loss"]
+    assert sum(row["images"] for row in found.record["before"]["reliability"]) == images
+
+
+def test_a_calibration_holds_for_the_weights_it_was_made_with(
+    copy: Callable[[str], Path], home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, image = copy("frozen"), next((home / "data" / "test").rglob("*.png"))
+    plain = fgvc.load_run(run).predict(image)
+    last, best = fgvc.calibrate_run(run), fgvc.calibrate_run(run, checkpoint="best")
+    assert read_calibration(run) == last and read_calibration(run, "best") == best
+    predictor = fgvc.load_run(run)
+    found = predictor.predict(image)
+    assert found.calibrated and not plain.calibrated and found.names == plain.names
+    shares = (found.logits.double() / predictor.temperature).softmax(dim=0)
+    assert found.probabilities == pytest.approx(shares.sort(descending=True).values.tolist())
+    assert found.probabilities != pytest.approx(plain.probabilities, rel=1e-3)
+
+    file = run / "checkpoints" / "last.safetensors"
+    save_file({key: 1.01 * value for key, value in load_file(file).items()}, file)
+    assert not fgvc.load_run(run).calibrated and fgvc.load_run(run, "best").calibrated
+    for damage in ("{", '{"schema": 1, "checkpoints": {"best": {"temperature": "hot"}}}', '{"schema": 99}', "[]"):
+        caplog.clear()
+        (run / "calibration.json").write_text(damage)
+        assert not fgvc.load_run(run, "best").calibrated and "calibrate the run again" in caplog.text
+    fgvc.calibrate_run(run, checkpoint="best")
+    assert fgvc.load_run(run, "best").calibrated
+
+
+def test_images_that_determine_no_temperature_leave_the_run_uncalibrated(
+    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = copy("frozen")
+    monkeypatch.setattr("fgvc.training.calibration.fit_temperature", lambda *_: 0.05)  # as where all are right
+    assert "determine no temperature" in fgvc.calibrate_run(run).text
+    predictor = fgvc.load_run(run)
+    assert (predictor.calibrated, predictor.temperature) == (False, 1.0) and predictor.calibration is not None
+
+
+def test_command_line_names_one_image(predict: Callable[..., Done], copy: Callable[[str], Path], home: Path) -> None:
+    run, image = copy("frozen"), home / "data" / "test" / CLASSES[0] / "1.png"
+    done = predict(run, image, "--top", 2)
+    assert done.returncode == 0, done.stderr
+    expected = fgvc.load_run(run).predict(image, top=2)
+    assert expected.calibrated  # by this first call
+    lines = done.stdout.splitlines()
+    assert lines[0] == str(image) and lines[-1] == f"written: {run / 'predicted' / '1.png'}"
+    for line, name, share in zip(lines[1:-1], expected.names, expected.probabilities, strict=True):
+        assert line.strip() == f"{100 * share:.2f} %  {name}"
+    assert Image.open(run / "predicted" / "1.png").width > 900
+    assert "note: " not in done.stderr
+
+
+def test_command_line_prints_one_json_document(
+    predict: Callable[..., Done], copy: Callable[[str], Path], home: Path, tmp_path: Path
+) -> None:
+    run, image = without_data(copy("tuned")), home / "data" / "test" / CLASSES[1] / "0.png"
+    done = predict(run, image, image.parent.parent / CLASSES[2] / "0.png", "--json", "--overlay", tmp_path / "drawn")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["schema"], document["checkpoint"], document["calibrated"]) == (1, "last", False)
+    assert (document["temperature"], document["calibrated_on"], document["run"]) == (1.0, None, str(run))
+    assert [one["overlay"] for one in document["images"]] == [
+        str(tmp_path / "drawn" / f"0{end}.png") for end in ("", "-2")
+    ]
+    assert sorted(pair["class"] for pair in document["images"][0]["predictions"]) == sorted(CLASSES)
+    assert "probabilities are not calibrated" in done.stderr and "elsewhere" in done.stderr
+    assert "scripts/calibrate.py" in done.stderr
+
+
+def test_command_line_names_a_folder_and_tells_broken_files(
+    predict: Callable[..., Done], copy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, run = tmp_path / "photographs", copy("frozen")
+    (folder / "deep").mkdir(parents=True)
+    for name in ("b.png", "deep/=cmd().png", "a.png"):
+        Image.new("RGB", (50, 40), "teal").save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
+    done = predict(run, folder)
+    assert done.returncode == 0 and done.stderr.count("note: ") == 1, done.stderr
+    table = run / "predicted" / "predictions.csv"
+    found = read_csv(table, ("path", "name_1", "probability_1", "name_3", "error"))
+    names = ["a.png", "b.png", "broken.jpg", "deep/=cmd().png"]
+    assert found["path"].tolist() == [str(folder / name) for name in names]
+    assert found["error"].notna().tolist() == [False, False, True, False]
+    assert found["name_1"].isna().tolist() == [False, False, True, False]
+    assert set(found["name_1"].dropna()) <= set(CLASSES)
+    with table.open(encoding="utf-8") as file:
+        assert not [cell for row in csv.reader(file) for cell in row if cell.startswith("=")]
+    assert sorted(path.name for path in (run / "predicted").iterdir()) == ["predictions.csv"]
+    assert predict(run, folder, "--csv", tmp_path / "strict.csv", "--strict").returncode == 1
+    assert (tmp_path / "strict.csv").read_text() == table.read_text()
+
+
+def test_command_line_refuses_in_one_line(
+    predict: Callable[..., Done], copy: Callable[[str], Path], home: Path, tmp_path: Path
+) -> None:
+    run, image = copy("frozen"), next((home / "data" / "test").rglob("*.png"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.jpg").write_text("no image")
+    for arguments, parts in (
+        ((run, tmp_path / "gone.jpg"), ("gone.jpg: no such file or folder",)),
+        ((run, tmp_path / "empty"), ("empty: no image files",)),
+        ((run, tmp_path / "text.jpg"), ("text.jpg cannot be read: not an image",)),
+        ((tmp_path / "no_run", image), ("no_run is not a run folder",)),
+        ((run, image, "--top", 0, "--no-calibration"), ("top=0 must be at least 1",)),
+    ):
+        done = predict(*arguments)
+        refused(done, *parts)
+        assert done.stderr.count("\n") == 1 or "no_run" not in str(arguments), done.stderr
+    assert not (run / "predicted").exists()
+
+
+def test_a_run_that_cannot_be_written_to_is_calibrated_for_the_call(
+    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "calibration.json")
+
+    monkeypatch.setattr(predict_files, "keep_calibration", refuse)
+    predictor, notes = predict_files.open_calibrated(copy("frozen"))
+    assert predictor.calibrated and "for this call only" in notes[0]
+
+
+def test_calibrating_several_runs_writes_a_table(
+    here: Callable[..., Done], copy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    done = here("calibrate.py", copy("tuned"), copy("frozen"), "--csv", "found.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "from 12 validation images" in done.stdout and "from 24 test images" in done.stdout
+    table = read_csv(tmp_path / "found.csv", ("label", "split", "temperature", "loss_before", "loss_after"))
+    assert table["split"].tolist() == ["validation", "test"]
+    record = json.loads((tmp_path / "frozen" / "calibration.json").read_text())["checkpoints"]["last"]
+    assert table["temperature"][1] == pytest.approx(record["temperature"], rel=1e-5)
+    assert table["calibration_error_after"][1] == pytest.approx(record["after"]["calibration_error"], rel=1e-5)
