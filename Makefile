@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: demo test test-slow tables lint package clean
+.PHONY: demo test test-slow tables notebooks docs lint package clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python scripts/train.py -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
@@ -22,6 +22,14 @@ test-slow: $(VENV)/.dev
 # every table and figure of the documentation, from the results kept in results/ and benchmarks/results/
 tables: $(VENV)/.dev
 	$(BIN)/python tools/make_docs.py
+
+# the examples, executed into build/notebooks; an error in a cell ends it
+notebooks: $(VENV)/.docs
+	$(BIN)/python tools/execute_notebooks.py
+
+# the documentation as a site in site/, which opens from the disk; a broken link or anchor ends it
+docs: notebooks
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -46,5 +54,9 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install -e '.[demo,dev,tensorboard]'
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -e '.[demo,docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

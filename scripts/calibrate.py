@@ -1,14 +1,14 @@
 """Calibrate the probabilities of runs on images they were not trained on; each keeps its calibration.json.
 
 python scripts/calibrate.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0
-python scripts/calibrate.py results/cub80_frozen/tf_efficientnet_lite0/*/seed* --csv calibration.csv
+python scripts/calibrate.py results/cub80_frozen/tf_efficientnet_lite0/*/seed* --output results/calibration
 """
 
 import argparse
 from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
-from fgvc.reporting.calibration import write_calibrations
+from fgvc.reporting.calibration_report import write_calibrations
 from fgvc.training.calibration import calibrate_run
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
     parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
     parser.add_argument("--cache", help="folder of cached feature maps, where it has moved since training")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write what was found, a row a run")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write tables and reliability diagrams of all")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
@@ -26,9 +26,8 @@ def main() -> None:
     for run in arguments.runs:
         found[run] = calibrate_run(run, checkpoint=arguments.checkpoint, root=arguments.root, cache=arguments.cache)
         print(f"{run}: {found[run].text}")
-    if arguments.csv is not None:
-        write_calibrations(arguments.csv, found)
-        print(f"written: {arguments.csv}")
+    if arguments.output is not None:
+        print(f"written: {', '.join(map(str, write_calibrations(arguments.output, found)))}")
 
 
 if __name__ == "__main__":

@@ -79,3 +79,45 @@ def write_spectrum(path: Path, *, images: int = 40, channels: int = 64, location
         factor = 1 + np.sqrt((before * np.exp(-2 * before)).sum(axis=1, keepdims=True)) if method == "seb" else 1
         arrays["after"] = factor * root
     np.savez(path / "spectrum.npz", **arrays)
+
+
+def write_metrics(path: Path, *, epochs: int = 4, level: float = 80.0) -> None:
+    """Write metrics.csv of a run folder: top-1 rises to `level`, the losses fall."""
+    lines = ["epoch,lr,train_loss,train_top1,test_loss,test_top1"]
+    for epoch in range(1, epochs + 1):
+        lines.append(f"{epoch},0.001,{2 / epoch},{level * (1 - 0.5 / epoch)},{3 / epoch},{level - 20 / epoch}")
+    (path / "metrics.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_history(path: Path, *, epochs: int = 3, images: int = 8, channels: int = 6) -> None:
+    """Write spectrum_history.npz of a run folder: the largest eigenvalue grows with the epoch."""
+    rows = np.sort(np.random.default_rng(0).uniform(0.1, 1, size=(images, channels)))[:, ::-1]
+    before = np.stack([rows * (1 + epoch * (np.arange(channels) == 0)) for epoch in range(epochs)])
+    np.savez(path / "spectrum_history.npz", epochs=np.arange(epochs), before=before, after=before**0.5)
+
+
+def write_predictions(path: Path, classes: list[str], *, images: int = 6, seed: int = 0) -> None:
+    """Write predictions.csv of a run folder, `images` a class, some of them wrong, and the names to its summary."""
+    rng = np.random.default_rng(seed)
+    target = np.repeat(np.arange(len(classes)), images)
+    predicted = np.where(rng.random(len(target)) < 0.3, rng.integers(0, len(classes), len(target)), target)
+    lines = [f"{i}.jpg,{t},{p},0.9" for i, (t, p) in enumerate(zip(target, predicted, strict=True))]
+    (path / "predictions.csv").write_text("\n".join(["path,target,predicted,confidence", *lines]) + "\n")
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    (path / "summary.json").write_text(json.dumps(summary | {"classes": classes}), encoding="utf-8")
+
+
+def write_attribution(path: Path, *, items: int = 2, **changes: Any) -> None:
+    """Write attribution/ of a run folder: maps of one colour and a grid; `changes` replace fields of each item."""
+    from PIL import Image
+
+    folder = path / "attribution"
+    (folder / "maps").mkdir(parents=True)
+    Image.new("RGB", (64, 48), "orange").save(folder / "grid_gradcam.png")
+    record: dict[str, Any] = {"schema": 1, "run": path.name, "versions": {}, "items": [], "grids": ["grid_gradcam.png"]}
+    for number in range(items):
+        Image.new("RGB", (32, 32), (10 * number % 255, 80, 80)).save(folder / "maps" / f"{number}.png")
+        item = {"image": f"images/{number // 2}.jpg", "class": "wren", "predicted": "robin", "explained": "robin"}
+        item |= {"method": "gradcam", "band": "top16", "score": 1.5, "file": f"maps/{number}.png"}
+        record["items"].append(item | changes)
+    (folder / "attribution.json").write_text(json.dumps(record), encoding="utf-8")

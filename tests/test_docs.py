@@ -1,19 +1,24 @@
 """The pages hold no placeholder and no dead link, and name only scripts, experiments and methods that exist."""
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
 from fgvc import spectral
 from fgvc.pooling import list_poolings, pooling_label
 from fgvc.spectral import GRADIENTS
+from fgvc.training.config import register_schema
+from fgvc.training.launch import to_run_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     ROOT / "results" / "README.md",
     ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
@@ -32,6 +37,38 @@ def test_links_and_names(page: Path) -> None:
         for names in re.findall(rf"(?<![\w.]){group}=([\w,]+)", text):
             for name in names.split(","):
                 assert (ROOT / "configs" / group / f"{name}.yaml").is_file(), f"{group}={name}"
+
+
+COMMANDS = sorted(
+    {
+        command
+        for page in PAGES
+        for block in re.findall(
+            r"^```(?:sh|bash)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        )
+        for command in re.findall(r"^.*scripts/train\.py .*$", block.replace("\\\n", " "), re.MULTILINE)
+    }
+)
+
+
+def overrides(command: str) -> list[str]:
+    """Of a command of the pages: of a sweep those of its first run, without what is no override."""
+    words = shlex.split(command.partition("scripts/train.py")[2], comments=True)
+    return [re.split(r",(?![^\[]*\])", word)[0] for word in words if "=" in word and "..." not in word]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_training_command_composes(command: str) -> None:
+    assert "=" in command
+    register_schema()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        to_run_config(compose("train", overrides=["dataset.root=somewhere", *overrides(command)]))
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert pages - set(re.findall(r"- (?:[\w ]+: )?([\w/]+\.md)$", config, re.MULTILINE)) == set()
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=str)

@@ -302,14 +302,21 @@ def test_a_run_that_cannot_be_written_to_is_calibrated_for_the_call(
     assert predictor.calibrated and "for this call only" in notes[0]
 
 
-def test_calibrating_several_runs_writes_a_table(
+def test_calibrating_several_runs_writes_tables_and_diagrams(
     here: Callable[..., Done], copy: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    done = here("calibrate.py", copy("tuned"), copy("frozen"), "--csv", "found.csv", cwd=tmp_path)
+    done = here("calibrate.py", copy("tuned"), copy("frozen"), "--output", "found", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "from 12 validation images" in done.stdout and "from 24 test images" in done.stdout
-    table = read_csv(tmp_path / "found.csv", ("label", "split", "temperature", "loss_before", "loss_after"))
+    table = read_csv(
+        tmp_path / "found" / "calibration.csv", ("label", "split", "temperature", "loss_before", "loss_after")
+    )
     assert table["split"].tolist() == ["validation", "test"]
     record = json.loads((tmp_path / "frozen" / "calibration.json").read_text())["checkpoints"]["last"]
     assert table["temperature"][1] == pytest.approx(record["temperature"], rel=1e-5)
     assert table["calibration_error_after"][1] == pytest.approx(record["after"]["calibration_error"], rel=1e-5)
+    curves = read_csv(tmp_path / "found" / "reliability.csv", ("label", "when", "images", "confidence", "accuracy"))
+    assert curves["images"].sum() == 2 * (12 + 24) and set(curves["when"]) == {"before", "after"}
+    assert {file.name for file in (tmp_path / "found").glob("rel*")} == {
+        f"reliability.{kind}" for kind in ("csv", "png", "pdf")
+    }

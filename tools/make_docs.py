@@ -33,6 +33,7 @@ from fgvc.reporting import precision_plot as precision
 from fgvc.reporting.arithmetic_tables import approximation_error_block, gradient_bounds_block
 from fgvc.reporting.blocks import Block, table_blocks
 from fgvc.reporting.documents import Kept, draw_figure, figure_is_current, stale_pages, write_pages
+from fgvc.reporting.overview_plot import overview_figure
 from fgvc.reporting.render import block_markdown
 from fgvc.reporting.run_tables import cost_block, differences_block
 from fgvc.reporting.smoothness_plot import beta_markdown
@@ -165,6 +166,7 @@ TABLES: dict[str, Kept[str]] = {
     "gradient_bounds": Kept(("results/arithmetic/gradient_bounds.csv",), arithmetic(gradient_bounds_block, "bound")),
 }
 FIGURES: dict[str, Kept[Figure]] = {
+    "overview": Kept(("results/synthetic/accuracy.csv", "results/synthetic/spectra.csv"), overview_figure),
     "demo_spectra": Kept(
         ("results/synthetic/spectra.csv",),
         lambda path: spectra_figure(load_curves(path), "synthetic, tf_efficientnet_lite0 (frozen), 192 px, 20 epochs"),

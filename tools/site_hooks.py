@@ -170,6 +170,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
     path = config.extra["repository_paths"].get(source)
     if path is None:
         return markdown
+    if path == FRONT_PAGE:
+        page.meta["hide"] = ["navigation"]
 
     def resolve(target: str) -> str:
         if path.endswith(".py") and "_files/" in target:  # a picture that the notebook made

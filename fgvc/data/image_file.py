@@ -95,9 +95,7 @@ def copy_rgb(image: Image.Image) -> Image.Image:
     """
     try:
         own = image.copy()
-        own.format = image.format  # a copy has none
-        with contextlib.suppress(Exception):  # of a TIFF the copy would lose them; damaged ones are no reason to stop
-            own.info["exif"] = image.getexif().tobytes()
+        own.format = image.format  # a copy has none, and of mode I it tells what white is
         return _to_rgb(own, upright=True)
     except UnreadableImageError:
         raise

@@ -53,16 +53,15 @@ def training_figure(curves: pd.DataFrame) -> Figure:
     return figure
 
 
-def errors_figure(summary: pd.DataFrame) -> Figure:
-    """Relative error of each gradient that has one: median over images as a dot, quartiles as a bar.
+def errors_figure(shown: pd.DataFrame) -> Figure:
+    """Relative error of each gradient: median over images as a dot, quartiles as a bar.
 
     Args:
-        summary: of `fgvc.analysis.gradients.summarise_gradients`.
+        shown: rows of `fgvc.analysis.gradients.summarise_gradients` with an error.
     """
-    shown = summary[summary["relative_error"] > 0]
     place = np.arange(len(shown))[::-1]
     with figure_style():
-        figure = new_figure(PAGE_WIDTH, 0.7 + 0.22 * max(len(shown), 1))
+        figure = new_figure(PAGE_WIDTH, 0.7 + 0.22 * len(shown))
         axes = figure.subplots()
         axes.hlines(place, shown["relative_error_lower"], shown["relative_error_upper"], color="#888888")
         axes.plot(shown["relative_error"], place, linestyle="none", marker="o", markersize=4, color="black")

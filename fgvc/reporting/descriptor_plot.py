@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from fgvc.reporting.render import markdown_table
+from fgvc.reporting.render import markdown_table, mean_and_spread
 from fgvc.reporting.style import COLUMN_WIDTH, figure_style, method_order, new_figure
 
 # no black among them: wrong predictions have a black edge
@@ -107,9 +107,5 @@ def neighbours_markdown(neighbours: pd.DataFrame) -> str:
     for label in sorted(dict.fromkeys(neighbours["label"]), key=method_order):
         part = neighbours[neighbours["label"] == label]
         cells = [part.loc[(part["metric"] == metric) & (part["k"] == k), "top1"] for metric, k in columns]
-        rows.append([label, str(part["seed"].nunique()), *(_mean(values) for values in cells)])
+        rows.append([label, str(part["seed"].nunique()), *(mean_and_spread(values) for values in cells)])
     return markdown_table(["Method", "n", *(f"{metric}, k = {k}" for metric, k in columns)], rows)
-
-
-def _mean(values: "pd.Series[float]") -> str:
-    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")

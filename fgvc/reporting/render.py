@@ -4,6 +4,8 @@ import html
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+import pandas as pd
+
 from fgvc.reporting.blocks import Block
 
 _LATEX = {
@@ -35,8 +37,8 @@ _PLACES = {
 
 NO_NUMBER = ("not measured", "not published", "not stated", "did not converge", "–", "")
 """Cells that say why there is no number."""
-_NUMBER = re.compile(r"[\[(]?[+\-]?(\d|inf\b)")
-_LONG = 32
+_NUMBER = re.compile(r"[\[(]?[+\-]?([\d,]+(\.\d+)?(e[+\-]?\d+)?|inf)(?![\w.])")
+_LONG = 48
 """Letters beyond which a cell of HTML may be broken into lines."""
 
 _STYLE = """\
@@ -79,6 +81,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return f"| {' | '.join([row[0].ljust(widths[0]), *rest])} |"
 
     return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
+
+
+def mean_and_spread(values: "pd.Series[float]", places: int = 2) -> str:
+    """Mean ± sample standard deviation, which one value alone has not."""
+    spread = f" ± {values.std(ddof=1):.{places}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{places}f}{spread}"
 
 
 def to_latex(blocks: Iterable[Block]) -> str:
@@ -166,7 +174,7 @@ def html_block(block: Block, row_attributes: Callable[[Sequence[str]], str] = la
     return f"""\
 <section tabindex="0" aria-label="{html.escape(block.title)}">
 <table>
-<caption>{caption}</caption>
+<caption><span>{caption}</span></caption>
 <thead><tr>{header}</tr></thead>
 <tbody>
 {rows}

@@ -6,7 +6,7 @@ from pathlib import Path
 from fgvc.analysis import read_csv
 from fgvc.errors import RunError
 from fgvc.reporting.curves_plot import errors_figure
-from fgvc.reporting.loewner_plot import gradients_block
+from fgvc.reporting.loewner_plot import ERROR_FLOOR, gradients_block
 from fgvc.reporting.report.collect import Collected, run_name
 from fgvc.reporting.report.content import GalleryPart, Intervals, Made, Part, PlotPart, TablePart
 from fgvc.reporting.report.pictures import read_picture
@@ -42,16 +42,16 @@ def _audit(collected: Collected, file: Path) -> Made:
         ) from error
     run = collected.owner(file)
     runs = None if run is None else collected.of([run])
-    title = str(file.parent) if run is None else f"On features of {run_name(run)}"
-    shown = summary[summary["relative_error"] > 0]
+    title = str(file.parent) if run is None else f"on features of {run_name(run)}"
+    shown = summary[summary["relative_error"] > ERROR_FLOOR]
     columns = (list(shown[f"relative_error{end}"]) for end in ("", "_lower", "_upper"))
     chart = Intervals("Relative error", "relative error of the gradient", list(shown["label"]), *columns)
     text = (
         "Relative error of the features' gradient against the exact one: median over images as a dot, quartiles as a "
-        "bar. Gradients without an error, which are exact, are in the table only."
+        f"bar. Those below {ERROR_FLOOR:.0e}, which are exact up to rounding, are in the table only."
     )
-    parts: list[Part] = [PlotPart(title, text, errors_figure(summary), [chart], runs)]
-    parts.append(TablePart(replace(block, title=f"Gradients: {title}"), [runs] * len(block.rows)))
+    parts: list[Part] = [] if shown.empty else [PlotPart(title, text, errors_figure(shown), [chart], runs)]
+    parts.append(TablePart(replace(block, title=f"Gradients, {title}"), [runs] * len(block.rows)))
     picture = file.with_name("loewner.png")
     if picture.is_file():
         text = "Loewner matrices of the audited gradients side by side, and below each its relative error"

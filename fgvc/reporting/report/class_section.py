@@ -73,4 +73,4 @@ def _matrix(matrix: pd.DataFrame, table: pd.DataFrame, title: str, runs: tuple[i
         f"Confusion matrix of {len(order)} classes, rows the true ones, those confused with each other side by side: "
         f"{right} of {images} answers (each seed's counted) are right, on the diagonal."
     )
-    return PlotPart(title, text, confusion_figure(matrix, table, title), [chart], runs)
+    return PlotPart("Confusion matrix", text, confusion_figure(matrix, table, title), [chart], runs)

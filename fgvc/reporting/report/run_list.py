@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,12 @@ def run_table(collected: Collected) -> Made:
     """Every run, whatever became of it."""
     header = ["Method", "Status", "Seed", "Final top-1", "Best top-1", "Epochs", "Dataset", "Backbone"]
     header += ["Minutes", "Commit", "Folder"]
-    block = Block("All runs", header, [_run_row(run) for run in collected.runs])
+    parent = Path(os.path.commonpath([run.path.absolute().parent for run in collected.runs]))
+    block = Block("All runs", header, [_run_row(run, parent) for run in collected.runs], [f"Folders: below {parent}."])
     return [TablePart(block, [(place,) for place in range(len(collected.runs))])], collected.notes
 
 
-def _run_row(run: Run) -> list[str]:
+def _run_row(run: Run, parent: Path) -> list[str]:
     status = run.status + (f": {run.reason}" if run.reason else "")
     accuracies = [NOT_MEASURED if a is None else f"{a.top1:.2f}" for a in (run.final, run.best)]
     backbone = f"{run.backbone}, {'frozen' if run.frozen else 'fine-tuned'}"
@@ -48,7 +50,7 @@ def _run_row(run: Run) -> list[str]:
     minutes = NOT_MEASURED if total is None else f"{total / 60:.1f}"
     commit = "not stated" if run.commit is None else run.commit[:12] + ("-dirty" * run.commit.endswith("-dirty"))
     row = [run.label, status, str(run.seed), *accuracies, str(run.epochs), run.dataset, backbone]
-    return [*row, minutes, commit, str(run.path)]
+    return [*row, minutes, commit, str(run.path.absolute().relative_to(parent))]
 
 
 def configuration(collected: Collected) -> Made:

@@ -23,7 +23,7 @@
   // --- sorting: numbers by value, what is none last in both directions ---
   const words = new Intl.Collator("en", { numeric: true });
   const number = (cell) => {
-    const found = /^[[(]?([+-]?(?:[\d,]+\.?\d*(?:e[+-]?\d+)?|inf))/i.exec(cell.textContent.trim());
+    const found = /^[[(]?([+-]?(?:[\d,]+(?:\.\d+)?(?:e[+-]?\d+)?|inf))(?![\w.])/i.exec(cell.textContent.trim());
     if (cell.classList.contains("none") || !found) return null;
     return /inf/i.test(found[1]) ? Infinity * (found[1][0] === "-" ? -1 : 1) : Number(found[1].replaceAll(",", ""));
   };
@@ -31,7 +31,7 @@
   function sort(table, column, direction) {
     const body = table.tBodies[0];
     const cells = [...body.rows].map((row) => [row, row.cells[column]]);
-    const numeric = column > 0 && cells.some(([, cell]) => number(cell) !== null);
+    const numeric = column > 0 && !table.tHead.rows[0].cells[column].classList.contains("words");
     const key = (cell) => {
       if (numeric) return number(cell);
       return cell.classList.contains("none") ? null : cell.textContent.trim();
@@ -227,8 +227,8 @@
       },
       hovertemplate: "%{text}<br>%{x:.3~g}<extra></extra>",
     };
-    const names = { tickvals: trace.y, ticktext: trace.text, autorange: "reversed" };
-    return [[trace], { xaxis: axis(chart.x, logAxis([...chart.lower, ...chart.upper].filter((v) => v !== null))), yaxis: axis("", names) }];
+    const names = { showgrid: true, tickvals: trace.y, ticktext: trace.text, autorange: "reversed" };
+    return [[trace], { xaxis: axis(chart.x, { ...logAxis([...chart.lower, ...chart.upper].filter((v) => v !== null)), tickangle: 0 }), yaxis: axis("", names) }];
   }
 
   function matrix(chart) {

@@ -1,0 +1,133 @@
+"""Calibrations of several runs: as tables, and as the reliability diagrams of Guo et al., ICML 2017."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fgvc.csv_text import to_csv
+from fgvc.files import write_text_atomic
+from fgvc.reporting.render import markdown_table, mean_and_spread
+from fgvc.reporting.style import COLUMN_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
+from fgvc.training.calibration import Calibration
+from fgvc.training.run_folder import RunFolder
+
+MEASURES = ("calibration_error", "loss", "brier")
+_TIMES = ("before", "after")
+_FEWEST = 20  # images of a bin that is drawn: of fewer the accuracy is mostly chance
+
+
+def write_calibrations(folder: Path, found: Mapping[Path, Calibration]) -> list[Path]:
+    """Write calibration.csv, reliability.csv, and reliability.png and .pdf of runs; returns their paths."""
+    table, curves = calibrations_table(found), reliability_table(found)
+    files = [folder / "calibration.csv", folder / "reliability.csv"]
+    for file, content in zip(files, (table, curves), strict=True):
+        write_text_atomic(file, to_csv(content))
+    title = ", ".join(str(value) for name in ("dataset", "backbone") for value in dict.fromkeys(table[name]))
+    return [*files, *save_figure(reliability_figure(curves, title), folder / "reliability")]
+
+
+def calibrations_table(found: Mapping[Path, Calibration]) -> pd.DataFrame:
+    """One row a run: label, dataset, backbone, seed, checkpoint, split, images, top1, temperature, and the measures.
+
+    Each of calibration_error (per cent), loss and brier stands there as NAME_before and NAME_after, cross-fitted.
+    """
+    rows = []
+    for path, calibration in found.items():
+        record = calibration.record
+        rows.append(
+            {
+                **_source(path, ("label", "dataset", "backbone", "seed")),
+                "checkpoint": calibration.checkpoint,
+                **{name: record[name] for name in ("split", "images", "top1", "temperature")},
+                **{f"{name}_{when}": record[when][name] for name in MEASURES for when in _TIMES},
+            }
+        )
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
+
+
+def reliability_table(found: Mapping[Path, Calibration]) -> pd.DataFrame:
+    """One row a run, "before" or "after", and bin: label, seed, when, lower, upper, images, confidence, accuracy."""
+    rows = [
+        {**_source(path, ("label", "seed")), "when": when, **bin_}
+        for path, calibration in found.items()
+        for when in _TIMES
+        for bin_ in calibration.record[when]["reliability"]
+    ]
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
+
+
+def calibrations_markdown(table: pd.DataFrame) -> str:
+    """A `calibrations_table` by label, means over the runs."""
+    header = ["Method", "n", "Temperature"]
+    header += [f"{name} {when}" for name in ("ECE %", "loss", "Brier") for when in _TIMES]
+    rows = []
+    for label in sorted(dict.fromkeys(table["label"]), key=method_order):
+        part = table[table["label"] == label]
+        cells = [mean_and_spread(part["temperature"], 3)]
+        for name, places in zip(MEASURES, (2, 3, 3), strict=True):
+            cells += [mean_and_spread(part[f"{name}_{when}"], places) for when in _TIMES]
+        rows.append([label, str(len(part)), *cells])
+    return markdown_table(header, rows)
+
+
+def plot_reliability(axes: Axes, curves: pd.DataFrame) -> None:
+    """Draw accuracy against confidence, a line a label over the images of its runs, and where they would be equal.
+
+    Args:
+        axes: to draw on.
+        curves: rows of a `reliability_table`, all "before" or all "after".
+    """
+    axes.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, zorder=0)
+    for label in sorted(dict.fromkeys(curves["label"]), key=method_order):
+        part = curves[curves["label"] == label]
+        sums = part[["confidence", "accuracy"]].mul(part["images"], axis=0).groupby(part["lower"]).sum()
+        images = part.groupby("lower")["images"].sum()
+        means = 100 * sums.div(images, axis=0)[images >= _FEWEST]
+        style = method_style(label)
+        axes.plot(
+            means["confidence"],
+            means["accuracy"],
+            color=style.color,
+            linestyle=style.dash,
+            marker=style.marker,
+            markersize=2.5,
+            linewidth=0.9,
+            label=label,
+        )
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    axes.set_aspect("equal")
+    axes.set_xticks([0, 50, 100])
+    axes.set_yticks([0, 50, 100])
+    axes.grid(True)
+
+
+def reliability_figure(curves: pd.DataFrame, title: str) -> Figure:
+    """A figure of one column: before and after, side by side.
+
+    Args:
+        curves: a `reliability_table`.
+        title: what the runs have in common.
+    """
+    with figure_style():
+        figure = new_figure(COLUMN_WIDTH, 2.35)
+        both = figure.subplots(1, 2, sharey=True)
+        for axes, when in zip(both, _TIMES, strict=True):
+            plot_reliability(axes, curves[curves["when"] == when])
+            axes.set_title("as trained" if when == "before" else "with temperature", fontsize=7)
+        both[0].set_ylabel("accuracy / %")
+        figure.supxlabel("confidence / %", fontsize=8)
+        figure.suptitle(title, fontsize=7, parse_math=False)
+        handles, labels = both[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=4, columnspacing=1)
+    return figure
+
+
+def _source(path: Path, names: tuple[str, ...]) -> dict[str, object]:
+    summary = RunFolder(path).read_summary()
+    return {name: summary.get(name) for name in names}
