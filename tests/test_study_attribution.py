@@ -11,7 +11,7 @@ from command_line import Done, refused
 
 from fgvc.analysis import find_finished
 from fgvc.analysis.attribution import explain
-from fgvc.analysis.attribution.curves import Curves, deletion_insertion
+from fgvc.analysis.attribution.curves import KINDS, Curves, deletion_insertion
 from fgvc.analysis.attribution.measured import CENTRE, RANDOM, Head, MapOf, Measured
 from fgvc.analysis.attribution.measures import centre_maps, share_inside
 from fgvc.analysis.attribution.study import study_attribution
@@ -100,10 +100,12 @@ def assert_areas_are_those_of_explain(study: AttributionStudy, run: Path) -> Non
     classes = torch.tensor([restored.images.targets[i] for i in (0, 2, 3, 5)])
     maps = explain(model.eval(), images, method="hirescam", band=(1, None), classes=classes).maps
     curves = deletion_insertion(model.backbone, [model.head], images, classes, maps[None], steps=3, cell=16)
-    areas = study.areas.set_index(["label", "band", "method", "judge", "judge_band", "kind"])["mean"]
-    for kind in ("deletion", "insertion"):
+    areas = study.areas.set_index(["label", "band", "method", "judge", "judge_band"])
+    for kind in KINDS:
         expected = curves.auc(kind).mean().item()
-        assert areas[("MPN-COV", "1:", "hirescam", "MPN-COV", "all", kind)] == pytest.approx(expected, rel=1e-3)
+        assert areas.loc[("MPN-COV", "1:", "hirescam", "MPN-COV", "all"), kind] == pytest.approx(expected, rel=1e-3)
+    assert ("MPN-COV", "1:", "hirescam", "GAP", "all") in areas.index
+    assert ("GAP", "all", "hirescam", "MPN-COV", "top1") not in areas.index
     whole = study.heads.set_index(["label", "band"])["whole"]
     assert whole[("MPN-COV", "all")] == pytest.approx(curves.deletion[0, 0, :, 0].mean().item(), rel=1e-3)
 
@@ -143,18 +145,20 @@ def study() -> AttributionStudy:
 
 
 def test_numbers_are_averaged_over_seeds_and_paired_by_image(study: AttributionStudy) -> None:
-    areas = study.areas.set_index(["label", "band", "method", "judge", "judge_band", "kind"])
-    row = areas.loc[("SEB", "1:", "gradcam", "SEB", "top1", "deletion")]
+    areas = study.areas.set_index(["label", "band", "method", "judge", "judge_band"])
+    row = areas.loc[("SEB", "1:", "gradcam", "SEB", "top1")]
     # trapezoid of 0.6, 0.2 + 0.01 on average over seeds, 0.1
-    assert row["mean"] == pytest.approx((0.6 / 2 + 0.21 + 0.1 / 2) / 2)
-    assert row["low"] == pytest.approx(row["mean"]) == row["high"] and (row["seeds"], row["images"]) == (2, 12)
-    differences = study.differences.set_index(["band", "method", "other_band", "other_method", "judge_band", "kind"])
-    assert differences.loc[("top1", "gradcam", "1:", "gradcam", "all", "deletion"), "mean"] == pytest.approx(-0.05)
-    assert differences.loc[("all", "hirescam", "none", "centre", "all", "insertion"), "mean"] == pytest.approx(-0.2)
-    assert ("all", "gradcam", "all", "hirescam", "all", "deletion") not in differences.index  # of one method only
+    assert row["deletion"] == pytest.approx((0.6 / 2 + 0.21 + 0.1 / 2) / 2) == row["insertion"]
+    assert row["deletion_low"] == pytest.approx(row["deletion"]) == row["deletion_high"]
+    assert (row["seeds"], row["images"]) == (2, 12)
+    differences = study.differences.set_index(["band", "method", "other_band", "other_method"])
+    assert differences.loc[("top1", "gradcam", "1:", "gradcam"), "deletion"] == pytest.approx(-0.05)
+    assert differences.loc[("all", "hirescam", "none", "centre"), "insertion"] == pytest.approx(-0.2)
+    assert ("all", "gradcam", "all", "hirescam") not in differences.index  # of one method only
+    assert set(study.differences["judge_band"]) == set(study.curves["judge_band"]) == {"all"}
     curves = study.curves[(study.curves["method"] == "hirescam") & (study.curves["band"] == "all")]
-    assert curves.loc[curves["kind"] == "deletion", "probability"].tolist() == pytest.approx([0.6, 0.31, 0.1])
-    assert set(study.curves["judge_band"]) == {"all"}
+    assert curves["deletion"].tolist() == pytest.approx([0.6, 0.31, 0.1])
+    assert curves["insertion"].tolist() == pytest.approx([0.1, 0.31, 0.6])
 
 
 def test_intervals_are_a_bootstrap_over_images() -> None:
@@ -163,9 +167,9 @@ def test_intervals_are_a_bootstrap_over_images() -> None:
     part.curves.deletion[0, 0, :, 1] += noise
     (row,) = tables([part], HEADS[:3]).areas.head(1).to_dict("records")
     expected = 1.96 * float(noise.std()) / 400**0.5 / 2
-    assert row["mean"] == pytest.approx(0.175 + float(noise.mean()) / 2)
-    assert row["high"] - row["mean"] == pytest.approx(expected, rel=0.15)
-    assert row["mean"] - row["low"] == pytest.approx(expected, rel=0.15)
+    assert row["deletion"] == pytest.approx(0.175 + float(noise.mean()) / 2)
+    assert row["deletion_high"] - row["deletion"] == pytest.approx(expected, rel=0.15)
+    assert row["deletion"] - row["deletion_low"] == pytest.approx(expected, rel=0.15)
 
 
 def test_agreement_has_its_yardsticks(study: AttributionStudy) -> None:

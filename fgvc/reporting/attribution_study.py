@@ -52,69 +52,55 @@ def _spread(values: "pd.Series[float]") -> str:
     return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
-def areas_markdown(study: AttributionStudy, label: str, band: str = "all") -> str:
+def areas_markdown(areas: pd.DataFrame, extents: pd.DataFrame, label: str, band: str = "all") -> str:
     """Areas of the maps of all heads under the curves of one head, and how far they are spread.
 
     Args:
-        study: its areas and extents.
+        areas, extents: of a study.
         label, band: of the head that judges.
     """
-    areas = study.areas[(study.areas["judge"] == label) & (study.areas["judge_band"] == band)]
     keys = ["method", "label", "band"]
-    wide = areas.set_index([*keys, "kind"])
-    extents = study.extents.set_index(keys)
-    boxes = bool(study.extents["inside"].notna().any())
+    judged = areas[(areas["judge"] == label) & (areas["judge_band"] == band)]
+    of_map = extents.set_index(keys)
+    boxes = bool(extents["inside"].notna().any())
     rows = []
-    for key in dict.fromkeys(areas[keys].itertuples(index=False, name=None)):
-        method, of_label, of_band = key
-        cells = [_interval(wide.loc[(method, of_label, of_band, kind)]) for kind in KINDS]
-        extent = extents.loc[key]
-        cells.append(f"{100 * extent['half_area']:.0f}")
+    for _, row in judged.iterrows():
+        extent = of_map.loc[tuple(row[keys])]
+        cells = [*(_interval(row, kind) for kind in KINDS), f"{100 * extent['half_area']:.0f}"]
         if boxes:
             cells.append(f"{100 * extent['inside']:.0f} of {100 * extent['box_area']:.0f}")
-        rows.append([method_name(method), head_name(of_label, of_band), *cells])
+        rows.append([method_name(row["method"]), head_name(row["label"], row["band"]), *cells])
     header = ["Map", "of", "deletion ↓", "insertion ↑", "half of it on, % of the image"]
     return markdown_table([*header, *(["inside the box, %"] if boxes else [])], rows)
 
 
-def _interval(row: "pd.Series[float]", places: int = 3, sign: str = "") -> str:
-    return f"{row['mean']:{sign}.{places}f} [{row['low']:{sign}.{places}f}, {row['high']:{sign}.{places}f}]"
+def _interval(row: "pd.Series[float]", name: str, form: str = ".3f") -> str:
+    return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
 
 
-def differences_markdown(differences: pd.DataFrame, first: str, second: str, band: str = "all") -> str:
+def differences_markdown(differences: pd.DataFrame, first: str, second: str) -> str:
     """Areas of the maps of one band minus those of another, of the same label, method, image and seed.
 
     Args:
         differences: of a study.
         first, second: bands, as "top8" and "8:".
-        band: that the judge sees, a head of the same label.
     """
-    chosen = differences[
-        (differences["band"] == first)
-        & (differences["other_band"] == second)
-        & (differences["label"] == differences["other"])
-        & (differences["judge"] == differences["label"])
-        & (differences["judge_band"] == band)
-    ]
+    bands = (differences["band"] == first) & (differences["other_band"] == second)
+    chosen = differences[bands & (differences["label"] == differences["other"])]
     rows = []
-    for (label, method), part in _groups(chosen, ["label", "method"]):
-        by_kind = part.set_index("kind")
-        count = f"{part['seeds'].iloc[0]} x {part['images'].iloc[0]}"
-        rows.append([head_name(label, band), method_name(method), *(_signed(by_kind.loc[k]) for k in KINDS), count])
-    return markdown_table(["Head that judges", "Map", "deletion ↓", "insertion ↑", "seeds x images"], rows)
-
-
-def _signed(row: "pd.Series[float]") -> str:
-    return _interval(row, sign="+")
+    for _, row in chosen.sort_values("label", key=lambda labels: labels.map(method_order), kind="stable").iterrows():
+        cells = [_interval(row, kind, "+.3f") for kind in KINDS]
+        rows.append([row["label"], method_name(row["method"]), *cells, f"{row['seeds']} x {row['images']}"])
+    return markdown_table(["Run", "Map", "deletion ↓", "insertion ↑", "seeds x images"], rows)
 
 
 def cross_markdown(areas: pd.DataFrame, method: str, kind: str) -> str:
-    """Areas of every head's maps (rows) under every head's curves (columns), of one method."""
-    chosen = areas[(areas["kind"] == kind) & areas["method"].isin([method, RANDOM.method, CENTRE.method])]
+    """Areas of every head's maps (rows) under every head's curves (columns), of one method; – where not judged."""
+    chosen = areas[areas["method"].isin([method, RANDOM.method, CENTRE.method])]
     judges = list(dict.fromkeys(chosen[["judge", "judge_band"]].itertuples(index=False, name=None)))
     rows = []
     for (name, label, band), part in _groups(chosen, ["method", "label", "band"]):
-        by_judge = part.set_index(["judge", "judge_band"])["mean"]
+        by_judge = part.set_index(["judge", "judge_band"])[kind]
         title = head_name(label, band) if label != RANDOM.label else method_name(name)
         rows.append([title, *(f"{by_judge[judge]:.3f}" if judge in by_judge.index else "–" for judge in judges)])
     return markdown_table(["Map of", *(head_name(*judge) for judge in judges)], rows)
@@ -122,16 +108,11 @@ def cross_markdown(areas: pd.DataFrame, method: str, kind: str) -> str:
 
 def agreement_markdown(agreement: pd.DataFrame) -> str:
     """Rank correlations of two maps of an image: mean and interval over the images."""
-    rows = [
-        [
-            row["between"],
-            head_name(row["label"], row["band"]),
-            method_name(row["method"]),
-            _other(row),
-            _interval(row, 2),
-        ]
-        for _, row in agreement.iterrows()
-    ]
+    rows = []
+    for _, row in agreement.iterrows():
+        first = (head_name(row["label"], row["band"]), method_name(row["method"]))
+        interval = f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        rows.append([row["between"], *first, _other(row), interval])
     return markdown_table(["Maps of two", "Map of", "by", "and of", "Spearman's correlation"], rows)
 
 
@@ -151,7 +132,7 @@ def attribution_markdown(study: AttributionStudy) -> str:
     label = study.heads["label"].iloc[0]
     bands = list(dict.fromkeys(study.heads.loc[study.heads["label"] == label, "band"]))
     parts = [heads_markdown(study.heads), f"Maps judged by {label}, mean and 95 % interval over the images:"]
-    parts.append(areas_markdown(study, label))
+    parts.append(areas_markdown(study.areas, study.extents, label))
     if len(bands) > 2:
         parts += [f"{bands[1]} minus {bands[2]}:", differences_markdown(study.differences, bands[1], bands[2])]
     return "\n\n".join([*parts, "Agreement of maps:", agreement_markdown(study.agreement)])
@@ -167,12 +148,12 @@ def plot_curves(axes: Axes, study: AttributionStudy, maps: Sequence[MapOf], judg
         judge: label of the head.
         kind: "deletion" or "insertion".
     """
-    curves = study.curves[(study.curves["judge"] == judge) & (study.curves["kind"] == kind)]
+    curves = study.curves[study.curves["judge"] == judge]
     looks = [*zip(maps, _LOOKS, strict=False), *_BLANK.items()]
     for of, look in looks:
         part = curves[(curves[["label", "band", "method"]] == list(of)).all(axis=1)]
         name = _BLANK_NAMES.get(of, of.band)
-        axes.plot(100 * part["share"], part["probability"], label=name, **look)  # type: ignore[arg-type]
+        axes.plot(100 * part["share"], part[kind], label=name, **look)  # type: ignore[arg-type]
     axes.set_xlim(0, 100)
     axes.set_ylim(bottom=0)
     axes.set_title(kind)

@@ -20,9 +20,9 @@ from fgvc.analysis.attribution.study_tables import COLUMNS, AttributionStudy
 RESAMPLES = 2000
 
 JudgeOf = tuple[str, str]
-Key = tuple[MapOf, JudgeOf, Kind]
 Values = dict[int, np.ndarray]
 """(B,) numbers of the images, by seed."""
+Areas = dict[JudgeOf, dict[MapOf, dict[Kind, Values]]]
 
 
 def head_rows(head: Head, logits: Tensor, targets: Tensor, measured: Measured) -> dict[str, object]:
@@ -59,11 +59,15 @@ def tables(measured: Sequence[Measured], heads: Sequence[dict[str, object]], *, 
     def summary(values: Values) -> tuple[float, ...]:
         return (*_interval(np.stack(list(values.values())), weights), len(values), count)
 
+    def both(areas: dict[Kind, Values]) -> tuple[float, ...]:
+        sizes = summary(areas["deletion"])[3:]
+        return (*(number for kind in KINDS for number in summary(areas[kind])[:3]), *sizes)
+
     areas = _areas(measured)
-    rows = {
+    rows: dict[str, list[tuple[object, ...]]] = {
         "heads": [tuple(row.values()) for row in heads],
-        "areas": [(*of, *judge, kind, *summary(values)) for (of, judge, kind), values in areas.items()],
-        "differences": [(*key, *summary(values)) for key, values in _differences(areas)],
+        "areas": [(*of, *judge, *both(each)) for judge, maps in areas.items() for of, each in maps.items()],
+        "differences": [(*key, *both(each)) for key, each in _differences(areas)],
         "curves": _curves(measured),
         "agreement": [(*key, *summary(values)) for key, values in _agreement(measured).items()],
         "extents": _extents(measured, summary),
@@ -90,28 +94,27 @@ def _interval(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, fl
     return float(of_image.sum() / there.sum()), float(low), float(high)
 
 
-def _areas(measured: Sequence[Measured]) -> dict[Key, Values]:
-    found: dict[Key, Values] = {}
+def _areas(measured: Sequence[Measured]) -> Areas:
+    """By judge, map and kind; a head that sees a band judges the maps of its own label and those of none."""
+    found: Areas = {}
     for part in measured:
         for kind in KINDS:
             values = part.curves.auc(kind).numpy()
             for j, head in enumerate(part.heads):
                 for k, of in enumerate(part.maps):
-                    found.setdefault((of, (head.label, head.band), kind), {})[part.seed] = values[j, k]
+                    if head.band == "all" or of.label in (head.label, RANDOM.label):
+                        of_map = found.setdefault((head.label, head.band), {}).setdefault(of, {})
+                        of_map.setdefault(kind, {})[part.seed] = values[j, k]
     return found
 
 
-def _differences(areas: dict[Key, Values]) -> Iterator[tuple[tuple[str, ...], Values]]:
-    by_judge: dict[tuple[JudgeOf, Kind], dict[MapOf, Values]] = {}
-    for (of, judge, kind), values in areas.items():
-        by_judge.setdefault((judge, kind), {})[of] = values
-    for (judge, kind), maps in by_judge.items():
+def _differences(areas: Areas) -> Iterator[tuple[tuple[str, ...], dict[Kind, Values]]]:
+    for judge, maps in areas.items():
         for first, second in combinations(maps, 2):
-            own = judge[0] in (first.label, second.label)
-            seeds = sorted(maps[first].keys() & maps[second].keys())
-            if _compared(first, second) and (own or judge[1] == "all") and seeds:
-                values = {seed: maps[first][seed] - maps[second][seed] for seed in seeds}
-                yield (*first, *second, *judge, kind), values
+            if judge[1] == "all" and judge[0] in (first.label, second.label) and _compared(first, second):
+                seeds = sorted(maps[first]["deletion"].keys() & maps[second]["deletion"].keys())
+                values = {kind: {s: maps[first][kind][s] - maps[second][kind][s] for s in seeds} for kind in KINDS}
+                yield (*first, *second, *judge), values
 
 
 def _compared(first: MapOf, second: MapOf) -> bool:
@@ -123,19 +126,18 @@ def _compared(first: MapOf, second: MapOf) -> bool:
 
 
 def _curves(measured: Sequence[Measured]) -> list[tuple[object, ...]]:
-    found: dict[Key, list[Tensor]] = {}
+    found: dict[tuple[MapOf, JudgeOf], list[Tensor]] = {}
     for part in measured:
-        for kind in KINDS:
-            for j, head in enumerate(part.heads):
-                for k, of in enumerate(part.maps):
-                    if head.band == "all" and of.label in (head.label, RANDOM.label):
-                        curve = getattr(part.curves, kind)[j, k].mean(dim=0)
-                        found.setdefault((of, (head.label, head.band), kind), []).append(curve)
+        both = torch.stack([part.curves.deletion, part.curves.insertion], dim=-1).mean(dim=2)  # (J, K, S + 1, 2)
+        for head, of_head in zip(part.heads, both, strict=True):
+            for of, curve in zip(part.maps, of_head, strict=True):
+                if head.band == "all" and of.label in (head.label, RANDOM.label):
+                    found.setdefault((of, (head.label, head.band)), []).append(curve)
     shares = measured[0].curves.shares.tolist()
     return [
-        (*of, *judge, kind, share, value)
-        for (of, judge, kind), several in found.items()
-        for share, value in zip(shares, torch.stack(several).mean(dim=0).tolist(), strict=True)
+        (*of, *judge, share, *values)
+        for (of, judge), several in found.items()
+        for share, values in zip(shares, torch.stack(several).mean(dim=0).tolist(), strict=True)
     ]
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from fgvc.analysis.attribution.curves import KINDS
 from fgvc.analysis.attribution.measured import MapOf
 from fgvc.analysis.csv_file import read_csv
 from fgvc.csv_text import to_csv
@@ -13,16 +14,17 @@ from fgvc.csv_text import to_csv
 _MAP = ("label", "band", "method")
 _JUDGE = ("judge", "judge_band")
 _SIZE = ("seeds", "images")
+_AREAS = tuple(f"{kind}{end}" for kind in KINDS for end in ("", "_low", "_high"))
 COLUMNS: dict[str, tuple[str, ...]] = {
     "heads": ("label", "seed", "band", "top1", "above", "images", "whole", "reference"),
-    "areas": (*_MAP, *_JUDGE, "kind", "mean", "low", "high", *_SIZE),
-    "differences": (*_MAP, "other", "other_band", "other_method", *_JUDGE, "kind", "mean", "low", "high", *_SIZE),
-    "curves": (*_MAP, *_JUDGE, "kind", "share", "probability"),
+    "areas": (*_MAP, *_JUDGE, *_AREAS, *_SIZE),
+    "differences": (*_MAP, "other", "other_band", "other_method", *_JUDGE, *_AREAS, *_SIZE),
+    "curves": (*_MAP, *_JUDGE, "share", *KINDS),
     "agreement": ("between", *_MAP, "other", "mean", "low", "high", *_SIZE),
     "extents": (*_MAP, "empty", "half_area", "low", "high", "inside", "inside_low", "inside_high", "box_area", *_SIZE),
     "mean_maps": (*_MAP, "row"),
 }
-_NAMES = (*_MAP, "other", "other_band", "other_method", *_JUDGE, "kind", "between")
+_NAMES = (*_MAP, "other", "other_band", "other_method", *_JUDGE, "between")
 
 
 class AttributionStudy(NamedTuple):
@@ -31,9 +33,10 @@ class AttributionStudy(NamedTuple):
     Attributes:
         heads: top1 on the test split in per cent; of the classes, per cent that the true one lies above on average (50
             where nothing is known); mean probability of the true class on the images studied and on their references.
-        areas: area under the curves of each map by each head of its seeds.
-        differences: of a map's area and another one's, paired by image: of one label, between whole heads, and to the
-            maps that know nothing; judged by whole heads and those of their own label.
+        areas: mean area under the curves of each map and the ends of its interval, judged by the heads of its label and
+            the whole ones of the others.
+        differences: of a map's areas and another one's, paired by image: of two bands of a label, of two whole heads,
+            and to the maps that know nothing; judged by the whole head of its label.
         curves: mean over images and seeds, of maps judged by the whole head of their label, of `RANDOM` and `CENTRE` by
             that of every label.
         agreement: mean Spearman's correlation of two maps of an image, cell by cell: between bands, seeds, methods,
