@@ -201,8 +201,8 @@ def test_a_study_survives_its_files_and_is_drawn(study: AttributionStudy, tmp_pa
     assert "| SEB, 1:" in text and "1.50 ± 0.71" in text and "| Centred Gaussian" not in text
     line = next(line for line in text.splitlines() if line.startswith("| centred Gaussian"))
     assert " – | " in line
-    pairs = shown.differences_markdown(loaded.differences, "top1", "1:")
-    assert "-0.050 [-0.050, -0.050]" in pairs and "2 x 12" in pairs and "HiResCAM" in pairs
+    pairs = shown.differences_markdown(loaded.differences, [("top1", "1:")])
+    assert "top1 − 1:" in pairs and "-0.050 [-0.050, -0.050]" in pairs and "2 x 12" in pairs and "HiResCAM" in pairs
     cross = shown.cross_markdown(loaded.areas, "gradcam", "deletion")
     assert cross.splitlines()[0].count("SEB") == 3 and len(cross.splitlines()) == 2 + 5
     figure = shown.attribution_figure(loaded)

@@ -1,6 +1,7 @@
 """Tables and figure of a study of attributions, from its small tables."""
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -78,20 +79,22 @@ def _interval(row: "pd.Series[float]", name: str, form: str = ".3f") -> str:
     return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
 
 
-def differences_markdown(differences: pd.DataFrame, first: str, second: str) -> str:
+def differences_markdown(differences: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> str:
     """Areas of the maps of one band minus those of another, of the same label, method, image and seed.
 
     Args:
         differences: of a study.
-        first, second: bands, as "top8" and "8:".
+        pairs: of bands, as ("top8", "8:").
     """
-    bands = (differences["band"] == first) & (differences["other_band"] == second)
-    chosen = differences[bands & (differences["label"] == differences["other"])]
+    own = differences[differences["label"] == differences["other"]]
     rows = []
-    for _, row in chosen.sort_values("label", key=lambda labels: labels.map(method_order), kind="stable").iterrows():
-        cells = [_interval(row, kind, "+.3f") for kind in KINDS]
-        rows.append([row["label"], method_name(row["method"]), *cells, f"{row['seeds']} x {row['images']}"])
-    return markdown_table(["Run", "Map", "deletion ↓", "insertion ↑", "seeds x images"], rows)
+    for first, second in pairs:
+        chosen = own[(own["band"] == first) & (own["other_band"] == second)]
+        for _, row in chosen.iterrows():
+            cells = [_interval(row, kind, "+.3f") for kind in KINDS]
+            count = f"{row['seeds']} x {row['images']}"
+            rows.append([row["label"], f"{first} − {second}", method_name(row["method"]), *cells, count])
+    return markdown_table(["Run", "of", "Map", "deletion ↓", "insertion ↑", "seeds x images"], rows)
 
 
 def cross_markdown(areas: pd.DataFrame, method: str, kind: str) -> str:
@@ -133,8 +136,9 @@ def attribution_markdown(study: AttributionStudy) -> str:
     bands = list(dict.fromkeys(study.heads.loc[study.heads["label"] == label, "band"]))
     parts = [heads_markdown(study.heads), f"Maps judged by {label}, mean and 95 % interval over the images:"]
     parts.append(areas_markdown(study.areas, study.extents, label))
-    if len(bands) > 2:
-        parts += [f"{bands[1]} minus {bands[2]}:", differences_markdown(study.differences, bands[1], bands[2])]
+    pairs = list(combinations(bands, 2))
+    if pairs:
+        parts += ["Differences, paired by image:", differences_markdown(study.differences, pairs)]
     return "\n\n".join([*parts, "Agreement of maps:", agreement_markdown(study.agreement)])
 
 
@@ -165,7 +169,7 @@ def attribution_figure(study: AttributionStudy, method: str | None = None, label
     """A figure of one column: curves of the bands of one label, and where their maps lie on average.
 
     Args:
-        study: with at least two bands of that label besides the whole spectrum for the maps; else curves alone.
+        study: with at least two bands of that label besides the whole spectrum, of which the last two are pictured.
         method: None takes the last one.
         label: None takes the first one.
     """
@@ -173,14 +177,10 @@ def attribution_figure(study: AttributionStudy, method: str | None = None, label
     method = [m for m in study.areas["method"].unique() if m in METHODS][-1] if method is None else method
     bands = list(dict.fromkeys(study.heads.loc[study.heads["label"] == label, "band"]))
     maps = [MapOf(label, band, method) for band in bands]
-    pictured = maps[1:3] if len(maps) > 2 else []
+    pictured = maps[-2:] if len(maps) > 2 else []
     with figure_style():
-        figure = new_figure(COLUMN_WIDTH, 4.1 if pictured else 2.6)
-        top, *rest = (
-            figure.subfigures(2 if pictured else 1, 1, height_ratios=[1.35, 1], squeeze=False)[:, 0]
-            if (pictured)
-            else [figure]
-        )
+        figure = new_figure(COLUMN_WIDTH, 3.9 if pictured else 2.5)
+        top, *rest = figure.subfigures(2, 1, height_ratios=[1.5, 1]) if pictured else [figure]
         panels = top.subplots(1, 2, sharey=True)
         for axes, kind in zip(panels, KINDS, strict=True):
             plot_curves(axes, study, maps, label, kind)
@@ -202,7 +202,7 @@ def _draw_mean_maps(figure: Figure, study: AttributionStudy, pair: Sequence[MapO
     for axes, of, values in zip(panels, pair, (first, second), strict=False):
         image = axes.imshow(cells * values, cmap="inferno", vmin=0, vmax=strongest)
         axes.set_title(of.band)
-    figure.colorbar(image, ax=panels[:2], orientation="horizontal", label="positive share / even", shrink=0.8)
+    figure.colorbar(image, ax=panels[:2], orientation="horizontal", label="part of the map, 1 = even", shrink=0.8)
     difference = cells * (first - second)
     largest = float(np.abs(difference).max()) or 1.0
     image = panels[2].imshow(difference, cmap="RdBu_r", vmin=-largest, vmax=largest)

@@ -70,6 +70,9 @@ def save_attribution_study(study: AttributionStudy, folder: Path) -> dict[Path, 
 
 def load_attribution_study(folder: Path) -> AttributionStudy:
     """Read the files that `save_attribution_study` names. Raises RunError where one is missing or damaged."""
-    return AttributionStudy(
-        *(read_csv(folder / f"{name}.csv", columns, names=_NAMES) for name, columns in COLUMNS.items())
-    )
+    return AttributionStudy(*(read_study_table(folder / f"{name}.csv") for name in COLUMNS))
+
+
+def read_study_table(path: Path) -> pd.DataFrame:
+    """One table of a study, which its file is named after. Raises RunError where it is missing or damaged."""
+    return read_csv(path, COLUMNS[path.stem], names=_NAMES)
