@@ -127,6 +127,7 @@ def fabricated(seed: int, shift: float = 0.0, images: int = 12) -> Measured:
     half = torch.full((len(maps), images), 0.25, dtype=torch.float64)
     half[0, 0] = torch.nan
     cells[0, 0] = 0
+    cells[2] -= 0.5  # evidence against the class
     shares = torch.tensor([0, 0.5, 1], dtype=torch.float64)
     return Measured(heads, maps, Curves(shares, deletion, deletion.flip(-1)), cells, half, None, None)
 
@@ -189,6 +190,10 @@ def test_an_empty_map_counts_as_empty_and_in_no_mean(study: AttributionStudy) ->
     for of in MAPS:
         assert mean_map(study, of).shape == (3, 4) and mean_map(study, of).sum() == pytest.approx(1)
     assert np.allclose(mean_map(study, MAPS[3]), mean_map(study, MAPS[4]))
+    for place, images in ((0, slice(1, None)), (2, slice(None))):  # of the first map the first image is empty
+        seeds = [fabricated(seed).cells[place, images].clamp(min=0) for seed in (0, 1)]
+        expected = torch.stack([(part / part.sum(dim=(1, 2), keepdim=True)).mean(dim=0) for part in seeds]).mean(dim=0)
+        assert np.allclose(mean_map(study, MAPS[place]), expected)
 
 
 def test_a_study_survives_its_files_and_is_drawn(study: AttributionStudy, tmp_path: Path) -> None:
