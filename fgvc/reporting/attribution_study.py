@@ -41,11 +41,10 @@ def heads_markdown(heads: pd.DataFrame) -> str:
     """What each head is able to do, over the seeds: its explanation is worth no more."""
     rows = []
     for (label, band), part in _groups(heads, ["label", "band"]):
+        of_seeds = [_spread(part[name]) for name in ("top1", "above", "margin")]
         of_images = [f"{part[name].mean():.3f}" for name in ("whole", "reference")]
-        rows.append(
-            [head_name(label, band), str(len(part)), *(_spread(part[n]) for n in ("top1", "above")), *of_images]
-        )
-    header = ["Head", "seeds", "top-1, %", "other classes below the true one, %"]
+        rows.append([head_name(label, band), str(len(part)), *of_seeds, *of_images])
+    header = ["Head", "seeds", "top-1, %", "true class above, % of the others", "its logit over theirs"]
     return markdown_table([*header, "its probability", "the same, image blurred"], rows)
 
 

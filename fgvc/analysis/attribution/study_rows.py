@@ -35,12 +35,14 @@ def head_rows(head: Head, logits: Tensor, targets: Tensor, measured: Measured) -
         measured: of its seed.
     """
     true = logits.gather(1, targets[:, None])
-    above = (logits < true).sum(dim=1) / (logits.shape[1] - 1)
+    others = logits.shape[1] - 1
+    above = (logits < true).sum(dim=1) / others
+    margin = true[:, 0] - (logits.sum(dim=1) - true[:, 0]) / others
     ends = measured.curves.deletion[list(measured.heads).index(head), 0][:, [0, -1]].mean(dim=0)
     right = (logits.argmax(dim=1) == targets).double().mean()
-    values = (100 * right, 100 * above.mean(), *ends)
-    top1, higher, whole, reference = (float(value) for value in values)
-    row = (head.label, head.seed, head.band, top1, higher, measured.curves.deletion.shape[2], whole, reference)
+    of_split = (float(100 * right), float(100 * above.mean()), float(margin.mean()))
+    of_images = (measured.curves.deletion.shape[2], *ends.tolist())
+    row = (head.label, head.seed, head.band, *of_split, *of_images)
     return dict(zip(COLUMNS["heads"], row, strict=True))
 
 

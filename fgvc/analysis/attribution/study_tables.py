@@ -16,7 +16,7 @@ _JUDGE = ("judge", "judge_band")
 _SIZE = ("seeds", "images")
 _AREAS = tuple(f"{kind}{end}" for kind in KINDS for end in ("", "_low", "_high"))
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "heads": ("label", "seed", "band", "top1", "above", "images", "whole", "reference"),
+    "heads": ("label", "seed", "band", "top1", "above", "margin", "images", "whole", "reference"),
     "areas": (*_MAP, *_JUDGE, *_AREAS, *_SIZE),
     "differences": (*_MAP, "other", "other_band", "other_method", *_JUDGE, *_AREAS, *_SIZE),
     "curves": (*_MAP, *_JUDGE, "share", *KINDS),
@@ -32,7 +32,8 @@ class AttributionStudy(NamedTuple):
 
     Attributes:
         heads: top1 on the test split in per cent; of the classes, per cent that the true one lies above on average (50
-            where nothing is known); mean probability of the true class on the images studied and on their references.
+            where nothing is known); mean of its logit minus those of the others, which adds up over bands of a map that
+            takes each eigenvalue by itself; its mean probability on the images studied and on their references.
         areas: mean area under the curves of each map and the ends of its interval, judged by the heads of its label and
             the whole ones of the others.
         differences: of a map's areas and another one's, paired by image: of two bands of a label, of two whole heads,
@@ -65,7 +66,8 @@ def mean_map(study: AttributionStudy, of: MapOf) -> np.ndarray:
 
 def save_attribution_study(study: AttributionStudy, folder: Path) -> dict[Path, str]:
     """The text of each file of a study, NAME.csv for each table."""
-    return {folder / f"{name}.csv": to_csv(table, "%.4g") for name, table in study._asdict().items()}
+    digits = {name: "%.3g" if name == "mean_maps" else "%.4g" for name in COLUMNS}
+    return {folder / f"{name}.csv": to_csv(table, digits[name]) for name, table in study._asdict().items()}
 
 
 def load_attribution_study(folder: Path) -> AttributionStudy:
