@@ -7,9 +7,9 @@ TORCH := torch==2.14.1 torchvision==0.29.1
 .PHONY: demo test test-slow tables notebooks docs lint package clean
 
 demo: $(VENV)/.demo
-	$(BIN)/python scripts/train.py -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
-	$(BIN)/python scripts/make_tables.py results/demo
-	$(BIN)/python scripts/plot_spectra.py results/demo
+	$(BIN)/fgvc train -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
+	$(BIN)/fgvc make_tables results/demo
+	$(BIN)/fgvc plot_spectra results/demo
 
 # two processes of one thread each: the suite's tensors are small, and threads would wait for each other; a file's tests
 # stay together, as they share trained runs
@@ -51,7 +51,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install -e '.[demo,dev,tensorboard]'
+	$(BIN)/pip install -e '.[dev]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml

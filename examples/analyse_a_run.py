@@ -17,10 +17,16 @@
 
 # %%
 import logging
+from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import torch
+from IPython.display import Markdown
+from PIL import Image
 
+import fgvc
 from fgvc.analysis import (
     confusion_matrix,
     confusion_order,
@@ -32,8 +38,10 @@ from fgvc.analysis import (
     read_run,
     top_confusions,
 )
+from fgvc.analysis.attribution import explain
 from fgvc.analysis.bands import evaluate_bands
 from fgvc.reporting import figure_style, markdown_table, plot_confusion, plot_eigenvalues
+from fgvc.reporting.attribution_plot import overlay
 from fgvc.training import RunConfig, train_run
 from fgvc.training.config import (
     BackboneConfig,
@@ -87,11 +95,8 @@ for file in sorted(paths["seb"].rglob("*")):
 
 # %%
 runs = {method: read_run(path) for method, path in paths.items()}
-rows = [
-    {"method": run.label, "final": run.final.top1, "best": run.best.top1, "selected on": run.selected_on}
-    for run in runs.values()
-]
-pd.DataFrame(rows).round(1)
+rows = [[run.label, f"{run.final.top1:.1f}", f"{run.best.top1:.1f}", run.selected_on] for run in runs.values()]
+Markdown(markdown_table(["method", "final", "best", "selected on"], rows))
 
 # %% [markdown]
 # *Final* is the last epoch. *Best* was selected on the test images, as `selected on` says: an optimistic number, shown
@@ -129,7 +134,7 @@ bands = evaluate_bands(paths["mpn_cov"], [(0, None), (0, 1), (0, 4), (0, 8), (8,
 bands = bands.groupby(["start", "stop"], dropna=False, sort=False)[["images", "right"]].sum()
 shares = (100 * bands["right"] / bands["images"]).round(1)
 labels = ["all", "the largest", "4 largest", "8 largest", "all but the 8 largest"]
-print(markdown_table(["eigenvalues kept", "top-1"], [[a, f"{b:.1f}"] for a, b in zip(labels, shares, strict=True)]))
+Markdown(markdown_table(["eigenvalues kept", "top-1"], [[a, f"{b:.1f}"] for a, b in zip(labels, shares, strict=True)]))
 
 # %% [markdown]
 # ## 5. Do two heads differ?
@@ -158,4 +163,41 @@ with figure_style():
     figure, axis = plt.subplots(figsize=(4.4, 3.4), layout="constrained")
     plot_confusion(axis, matrix, confusion_order(matrix.to_numpy()))
     plt.show()
-top_confusions(predictions["mpn_cov"], classes).head(4)
+
+# %%
+confusions = top_confusions(predictions["mpn_cov"], classes).head(4)[["true", "predicted", "count"]].astype(str)
+Markdown(markdown_table(["true", "taken for", "images"], confusions.to_numpy().tolist()))
+
+# %% [markdown]
+# ## 7. Where does it look?
+#
+# `fgvc.load_run` gives the model of a run with its classes and its transform. `explain` says which pixels the score of
+# the predicted class rests on; with a band, the score of the same head that sees this part of the spectrum only.
+
+# %%
+predictor = fgvc.load_run(paths["mpn_cov"])
+files = [Path("synthetic", row.path) for row in predictions["mpn_cov"].iloc[::40].itertuples()][:3]
+for file in files:
+    found = predictor.predict(file)
+    print(
+        f"{file.parent.name:30s} -> {found.name}, {100 * found.probabilities[0]:.0f} %, calibrated: {found.calibrated}"
+    )
+
+# %%
+pictures = [Image.open(file).convert("RGB") for file in files]
+batch = torch.stack([predictor.transform(picture) for picture in pictures])  # (3, 3, 192, 192)
+columns = {band: explain(predictor.model, batch, method="gradcam", band=band).maps for band in ("all", "top4")}
+with figure_style():
+    figure, axes = plt.subplots(len(files), 3, figsize=(3.9, 3.9), layout="constrained")
+    for row, picture in zip(range(len(files)), pictures, strict=True):
+        axes[row, 0].imshow(picture)
+        for column, (band, maps) in enumerate(columns.items(), start=1):
+            axes[row, column].imshow(overlay(np.asarray(picture) / 255, maps[row].numpy()))
+            axes[0, column].set_title({"all": "all eigenvalues", "top4": "4 largest"}[band])
+    for axis in axes.flat:
+        axis.axis("off")
+    plt.show()
+
+# %% [markdown]
+# Grad-CAM on 6 x 6 locations is coarse. `scripts/attribute.py` has seven other methods, the grids of many images, and
+# pictures of single eigenvectors.

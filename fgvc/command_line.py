@@ -16,7 +16,7 @@ from fgvc.resources import resource_folder
 
 
 def main() -> None:
-    """`fgvc COMMAND ...` does what `python scripts/COMMAND.py ...` does, and ends as it does."""
+    """`fgvc COMMAND ...` does what scripts/COMMAND.py does, and ends as it does."""
     exit_on_user_error(_dispatch)
 
 

@@ -1,7 +1,7 @@
 """Which pixels a run's answers rest on, for all of the spectrum and for parts of it: overlays, grids, maps.
 
-python scripts/attribute.py results/demo/tf_efficientnet_lite0/seb/seed0 --images 6 --bands all,top4,bottom16
-python scripts/attribute.py RUN --images bird.jpg --method hirescam,extremal --bands top16,bottom16 --eigenvectors 6
+fgvc attribute results/demo/tf_efficientnet_lite0/seb/seed0 --images 6 --bands all,top4,bottom16
+fgvc attribute RUN --images bird.jpg --method hirescam,extremal --bands top16,bottom16 --eigenvectors 6
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Calibrate the probabilities of runs on images they were not trained on; each keeps its calibration.json.
 
-python scripts/calibrate.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0
-python scripts/calibrate.py results/cub80_frozen/tf_efficientnet_lite0/*/seed* --output results/calibration
+fgvc calibrate results/cub80_frozen/tf_efficientnet_lite0/seb/seed0
+fgvc calibrate results/cub80_frozen/tf_efficientnet_lite0/*/seed* --output results/calibration
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Name what is on images, by the model of a run: probable classes, calibrated probabilities, an overlay of each.
 
-python scripts/predict.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 bird.jpg
-python scripts/predict.py results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 photographs/ --json > names.json
+fgvc predict results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 bird.jpg
+fgvc predict results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 photographs/ --json > names.json
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fgvc.analysis.attribution import METHODS
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.reporting.prediction_files import name_files, predictions_document, write_predictions
+from fgvc.reporting.prediction_files import name_files, predictions_document, predictions_text, write_predictions
 from fgvc.reporting.prediction_plot import METHOD
 from fgvc.training.predict_files import find_images, open_calibrated
 
@@ -50,8 +50,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(predictions_document(predictor, arguments.run, arguments.checkpoint, named), indent=2))
     else:
-        written = [*filter(None, [table, *(one.overlay for one in named)])]
-        print("\n".join([*(one.text for one in named), f"written: {', '.join(map(str, written))}"]))
+        print(predictions_text(predictor, named, table))
     end_with_notes([*notes, *(one.found.error for one in named if one.found.error)], strict=arguments.strict)
 
 

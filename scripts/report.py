@@ -1,7 +1,7 @@
 """One page of HTML on some runs, that needs no other file and no network: tables, plots, pictures, configurations.
 
-python scripts/report.py results/cub80_frozen
-python scripts/report.py results/cub80_frozen results/demo --output report.html
+fgvc report results/cub80_frozen
+fgvc report results/cub80_frozen results/demo --output report.html
 """
 
 import argparse
@@ -11,15 +11,15 @@ from pathlib import Path
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.files import write_text_atomic
 from fgvc.reporting.report import collect, make_report
-
-PAPER = Path(__file__).resolve().parents[1] / "results" / "paper"
+from fgvc.resources import resource_folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="run folders, or folders with them")
     parser.add_argument("--output", type=Path, help="the page (default: report.html in the first RESULTS)")
-    parser.add_argument("--paper", type=Path, default=PAPER, help="folder of published numbers (default: %(default)s)")
+    paper = resource_folder("results/paper")
+    parser.add_argument("--paper", type=Path, default=paper, help="folder of published numbers (default: %(default)s)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if anything is left out or doubtful")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_intermixed_args()

@@ -258,7 +258,7 @@ def test_a_planted_object_is_found(method: str) -> None:
 def test_an_extremal_mask_has_the_asked_area_and_keeps_the_score() -> None:
     model, images = a_model("mpn_cov", Window(20, 44)).eval(), some_images(2, 64, 64)
     for area in (0.1, 0.3):
-        found = explain(model, images, method="extremal", area=area, steps=60, cells=16)
+        found = explain(model, images, method="extremal", area=area, steps=40, cells=16)
         assert found.maps.mean(dim=(1, 2)).sub(area).abs().max() < 0.04
         assert found.maps.min() >= 0 and found.maps.max() <= 1
     hidden = reference_images(images, "blur")

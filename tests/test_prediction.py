@@ -166,7 +166,7 @@ def test_a_temperature_comes_from_images_that_were_held_out(
     name: str, split: str, images: int, copy: Callable[[str], Path]
 ) -> None:
     run = copy(name)
-    found = fgvc.calibrate_run(run)
+    found = fgvc.calibrate_run(str(run))
     assert (found.split, found.images) == (split, images)
     held_out = restore_run(run, torch.device("cpu"), split=split).images
     trained_on = restore_run(run, torch.device("cpu"), split="train").images
@@ -224,7 +224,8 @@ def test_command_line_names_one_image(predict: Callable[..., Done], copy: Callab
     assert expected.calibrated  # by this first call
     lines = done.stdout.splitlines()
     assert lines[0] == str(image) and lines[-1] == f"written: {run / 'predicted' / '1.png'}"
-    for line, name, share in zip(lines[1:-1], expected.names, expected.probabilities, strict=True):
+    assert "probabilities are calibrated: temperature" in lines[-2] and lines[-2].endswith("from 24 test images")
+    for line, name, share in zip(lines[1:-2], expected.names, expected.probabilities, strict=True):
         assert line.strip() == f"{100 * share:.2f} %  {name}"
     assert Image.open(run / "predicted" / "1.png").width > 900
     assert "note: " not in done.stderr
@@ -244,7 +245,7 @@ def test_command_line_prints_one_json_document(
     ]
     assert sorted(pair["class"] for pair in document["images"][0]["predictions"]) == sorted(CLASSES)
     assert "probabilities are not calibrated" in done.stderr and "elsewhere" in done.stderr
-    assert "scripts/calibrate.py" in done.stderr
+    assert "calibrate" in done.stderr and "--root PATH" in done.stderr
 
 
 def test_command_line_names_a_folder_and_tells_broken_files(

@@ -151,7 +151,7 @@ def test_rows_and_curves_know_their_runs(tmp_path: Path) -> None:
     assert set(map(int, found.split())) == bees
     assert '<tr data-runs=""><th scope="row">SVD-Padé</th>' in text  # published for cub, run by nobody
     chart = embedded(text)["charts"][0]
-    assert [curve["runs"] for curve in chart["curves"]] == [[i] for i in range(len(collected.runs)) if i != place["cub"]]
+    assert [curve["runs"] for curve in chart["curves"]] == [[i] for path, i in place.items() if path != "cub"]
 
 
 def test_a_chart_has_no_more_points_than_are_stated() -> None:
@@ -195,7 +195,10 @@ def test_pictures_are_few_and_stay_in_their_folder(tmp_path: Path) -> None:
     assert page.count("img") == 1  # the grid
     notes = [note for note in notes if "config.yaml" not in note]
     assert [("lies outside" in note, "cannot be shown" in note) for note in notes] == [
-        (True, False), (True, False), (False, True)]
+        (True, False),
+        (True, False),
+        (False, True),
+    ]
 
 
 @pytest.mark.parametrize(

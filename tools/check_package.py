@@ -18,27 +18,26 @@ ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
 # folders of the checkout by their places in the wheel, and what of them belongs there
 SOURCES = {
-    "fgvc": ("fgvc", ("*.py", "py.typed")),
-    "configs": ("fgvc/configs", ("*.yaml",)),
-    "datasets": ("fgvc/datasets", ("*.yaml",)),
-    "results/paper": ("fgvc/results/paper", ("*.csv",)),
-    "scripts": ("fgvc/scripts", ("*.py",)),
+    "fgvc": ("fgvc", "*"),
+    "configs": ("fgvc/configs", "*.yaml"),
+    "datasets": ("fgvc/datasets", "*.yaml"),
+    "results/paper": ("fgvc/results/paper", "*.csv"),
+    "scripts": ("fgvc/scripts", "*.py"),
 }
 IN_SDIST = ("CHANGELOG.md", "CITATION.cff", "LICENSE", "Makefile", "README.md", "pyproject.toml", "docs/results.md")
 MAX_MB = {".whl": 1.5, ".gz": 12}
 RUN = "results/demo/tf_efficientnet_lite0/seb/seed0"
 TINY = "+dataset.options={classes:3,train_per_class:4,test_per_class:4,size:192} trainer.epochs=1 trainer.batch_size=4"
-# each command's first word is a file of the environment
+# each command's first word is a file of the environment; together they read configs, cards and published numbers
 USES = (
     "fgvc --help",
     "python -m fgvc --version",
     "python typed_user.py",
     f"fgvc train -m experiment=demo method=gap,seb {TINY}",
-    "fgvc make_tables results/demo --table all --provenance cells.json",
-    "fgvc plot_spectra results/demo",
-    f"fgvc evaluate {RUN}",
+    "fgvc make_tables results/demo --table all",
+    f"fgvc predict {RUN} datasets/synthetic/images --json",
     f"fgvc export {RUN} --to safetensors",
-    "fgvc train experiment=cars_resnet50 backbone.pretrained=false backbone=timm backbone.name=test_resnet --dry-run",
+    "fgvc report results/demo",
 )
 # started with Python in the environment: no file of the checkout may be opened or listed
 GUARD = """import sys
@@ -85,11 +84,11 @@ def wheel_problems(wheel: Path) -> list[str]:
     """What is in the wheel and should not be, or the other way round."""
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = set()
-    for folder, (place, patterns) in SOURCES.items():
-        flat = folder == "datasets"  # which also holds the downloaded ones
-        for pattern in patterns:
-            files = (ROOT / folder).glob(pattern) if flat else (ROOT / folder).rglob(pattern)
-            expected |= {f"{place}/{file.relative_to(ROOT / folder).as_posix()}" for file in files}
+    for folder, (place, pattern) in SOURCES.items():
+        source = ROOT / folder
+        for file in source.glob(pattern) if folder == "datasets" else source.rglob(pattern):  # beside downloaded ones
+            if file.is_file() and file.parent.name != "__pycache__":
+                expected.add(f"{place}/{file.relative_to(source).as_posix()}")
     return [
         *(f"{wheel.name} lacks {name}" for name in sorted(expected - found)),
         *(f"{wheel.name} holds {name}" for name in sorted(found - expected)),

@@ -34,6 +34,7 @@ from fgvc.reporting import history_plot as spectra
 from fgvc.reporting import precision_plot as precision
 from fgvc.reporting.arithmetic_tables import approximation_error_block, gradient_bounds_block
 from fgvc.reporting.blocks import Block, table_blocks
+from fgvc.reporting.calibration_report import calibrations_markdown, reliability_figure
 from fgvc.reporting.documents import Kept, draw_figure, figure_is_current, stale_pages, write_pages
 from fgvc.reporting.overview_plot import overview_figure
 from fgvc.reporting.render import block_markdown
@@ -144,6 +145,7 @@ TABLES: dict[str, Kept[str]] = {
     "cub80_frozen": Kept(cub80("frozen/accuracy"), accuracy),
     "cub80_differences": Kept(cub80("frozen/differences"), of_frame(lambda t: block_markdown(differences_block(t)))),
     "cub80_cost": Kept(cub80("frozen/cost"), of_frame(lambda t: block_markdown(cost_block(t)))),
+    "cub80_calibration": Kept(cub80("calibration/calibration"), of_frame(calibrations_markdown)),
     "cub80_seconds": Kept(cub80("earlier/seconds"), as_written),
     "cub80_hybrid": Kept(cub80("hybrid/accuracy"), accuracy),
     "cub80_views": Kept(cub80("earlier/views"), as_written),
@@ -209,6 +211,12 @@ FIGURES: dict[str, Kept[Figure]] = {
     ),
     "cub80_bands": Kept(STUDY, bands_plot),
     "cub80_amplification": Kept(GRID, effects_plot),
+    "cub80_calibration": Kept(
+        cub80("calibration/reliability"),
+        of_frame(
+            lambda t: reliability_figure(t, "cub80, tf_efficientnet_lite0 (frozen), test split, three seeds each")
+        ),
+    ),
     "cub80_smoothness": Kept(cub80("smoothness/sgd"), lambda path: smoothness_figure(load_smoothness(path))),
     "cub80_embedding": Kept(cub80("descriptors/embedding", "descriptors/pairs"), embedding_plot),
     "cub80_precision": Kept(

@@ -29,7 +29,18 @@ EXECUTED = ROOT / "build" / "notebooks"
 FRONT_PAGE = "README.md"
 ALWAYS = (FRONT_PAGE, "CONTRIBUTING.md", "CHANGELOG.md", "examples/drop_in_layer.py", "examples/analyse_a_run.py")
 """Pages outside docs/ that the navigation names, whether a page links to them or not."""
-PACKAGES = ("spectral", "pooling", "models", "data", "training", "analysis", "reporting")
+PACKAGES = (
+    "fgvc",
+    "fgvc.spectral",
+    "fgvc.pooling",
+    "fgvc.models",
+    "fgvc.data",
+    "fgvc.training",
+    "fgvc.analysis",
+    "fgvc.analysis.attribution",
+    "fgvc.reporting",
+    "fgvc.reporting.report",
+)
 
 _VERBATIM = re.compile(r"(^(?P<fence>```+|~~~+).*?^(?P=fence)|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
@@ -119,16 +130,16 @@ def _notebook(path: str, config: MkDocsConfig) -> list[File]:
 
 def _reference(package: str) -> str:
     """Reference page of a package: what `__all__` of its __init__.py names, in that order."""
-    tree = ast.parse((ROOT / "fgvc" / package / "__init__.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / package.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
     origin, names = {}, []
-    for statement in tree.body:
+    for statement in ast.walk(tree):
         if isinstance(statement, ast.ImportFrom):
             origin.update({alias.name: f"{statement.module}.{alias.name}" for alias in statement.names})
         elif isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
             names = ast.literal_eval(statement.value)
     # by where a name comes from: a module such as fgvc.spectral.covariance may hide a function of its own name
-    entries = "\n\n".join(f"::: {origin[name]}" for name in names)
-    return f"# fgvc.{package}\n\n{ast.get_docstring(tree)}\n\n{entries}\n"
+    entries = "\n\n".join(f"::: {origin[name]}" for name in names if not name.startswith("__"))
+    return f"# {package}\n\n{ast.get_docstring(tree)}\n\n{entries}\n"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

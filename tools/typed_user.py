@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import fgvc
+from fgvc import Prediction, Predictor, load_run
 from fgvc.analysis import Run, find_finished
 from fgvc.data import ImageDataset, create_dataset, list_datasets
 from fgvc.errors import RunError
@@ -33,6 +34,13 @@ def logits(images: Tensor) -> Tensor:
     model: FineGrainedModel = create_model("test_resnet", method="seb", num_classes=3, reduction=8)
     result: Tensor = model(images)
     return result
+
+
+def named(run: Path, photographs: list[Path]) -> dict[str, float]:
+    predictor: Predictor = load_run(run)
+    one: Prediction = predictor.predict(photographs[0])
+    predictions: list[Prediction] = predictor.predict(photographs, top=1)
+    return {found.name: found.probabilities[0] for found in [one, *predictions]}
 
 
 def class_names(root: Path) -> list[str]:

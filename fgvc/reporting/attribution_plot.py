@@ -42,12 +42,14 @@ def overlay(image: np.ndarray, heat: np.ndarray, *, signed: bool = False) -> np.
 def colour_limit(heat: np.ndarray) -> float:
     """Value that the colours of a map end at: that which 0.5 % of its absolute values exceed, or else the largest."""
     sizes = np.abs(heat)
-    return float(np.quantile(sizes, _CLIPPED)) or float(sizes.max())
+    limit, largest = float(np.quantile(sizes, _CLIPPED)), float(sizes.max())
+    return limit if limit > 0 else largest
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """What one map has more than another, each in units of its own `colour_limit`: (H, W), signed."""
-    return _scaled(first) - _scaled(second)
+    change: np.ndarray = _scaled(first) - _scaled(second)
+    return change
 
 
 def _scaled(heat: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from fgvc.reporting.style import figure_style
 from fgvc.training.probe import write_arrays
 
 SCHEMA = 1
+_RESOLUTION = 200  # dots an inch of a grid, whose pictures have a few hundred pixels each
 _OWN_SCALE = "Each map is coloured up to its own largest values: colours compare places in one map, not maps."
 _SIGNED = "Red speaks for the class, blue against it. "
 _ENDS = {"largest": "largest eigenvalues", "smallest": "smallest non-zero eigenvalues"}
@@ -104,7 +105,7 @@ def _labels(found: RunAttribution) -> list[str]:
 
 def _write_png(figure: Figure, path: Path) -> Path:
     with figure_style(), atomic_path(path) as temporary:
-        figure.savefig(temporary)
+        figure.savefig(temporary, dpi=_RESOLUTION)
     return path
 
 

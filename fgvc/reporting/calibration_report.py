@@ -115,16 +115,18 @@ def reliability_figure(curves: pd.DataFrame, title: str) -> Figure:
         title: what the runs have in common.
     """
     with figure_style():
-        figure = new_figure(COLUMN_WIDTH, 2.35)
+        figure = new_figure(COLUMN_WIDTH, 2.1)
         both = figure.subplots(1, 2, sharey=True)
         for axes, when in zip(both, _TIMES, strict=True):
             plot_reliability(axes, curves[curves["when"] == when])
+            axes.set_xlabel("confidence / %")
             axes.set_title("as trained" if when == "before" else "with temperature", fontsize=7)
         both[0].set_ylabel("accuracy / %")
-        figure.supxlabel("confidence / %", fontsize=8)
         figure.suptitle(title, fontsize=7, parse_math=False)
         handles, labels = both[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=4, columnspacing=1)
+        figure.legend(
+            handles, labels, loc="outside lower center", frameon=False, ncols=4, columnspacing=1, handletextpad=0.4
+        )
     return figure
 
 

@@ -87,6 +87,14 @@ def predictions_table(named: Iterable[Named]) -> pd.DataFrame:
     return table
 
 
+def predictions_text(predictor: Predictor, named: Iterable[Named], table: Path | None) -> str:
+    """What `scripts/predict.py` prints: each file with its names, whether they are calibrated, and what was written."""
+    named = list(named)
+    written = [*filter(None, [table, *(one.overlay for one in named)])]
+    lines = [*(one.text for one in named), predictor.status]
+    return "\n".join([*lines, f"written: {', '.join(map(str, written))}"] if written else lines)
+
+
 def predictions_document(predictor: Predictor, run: Path, checkpoint: str, named: Iterable[Named]) -> dict[str, Any]:
     """What `scripts/predict.py --json` prints; its fields are in docs/prediction.md."""
     calibration = predictor.calibration

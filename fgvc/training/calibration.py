@@ -68,14 +68,14 @@ class Calibration:
 
 
 def calibrate_run(
-    path: Path, *, checkpoint: str = "last", root: str | None = None, cache: str | None = None
+    path: str | Path, *, checkpoint: str = "last", root: str | None = None, cache: str | None = None
 ) -> Calibration:
     """Fit the temperature of a run's saved weights and keep it in its calibration.json, in place of an older one.
 
     See `fit_calibration`, also for arguments and errors.
     """
-    calibration = fit_calibration(path, checkpoint=checkpoint, root=root, cache=cache)
-    keep_calibration(path, calibration)
+    calibration = fit_calibration(Path(path), checkpoint=checkpoint, root=root, cache=cache)
+    keep_calibration(Path(path), calibration)
     return calibration
 
 

@@ -13,7 +13,7 @@ from fgvc.data import image_files
 from fgvc.data.folder import require_unicode
 from fgvc.errors import ImageError, UserError
 from fgvc.training.calibration import fit_calibration, keep_calibration
-from fgvc.training.prediction import BATCH_SIZE, Prediction, Predictor, load_run
+from fgvc.training.prediction import Prediction, Predictor, load_run
 from fgvc.training.run_folder import RunFolder
 
 _READERS = 4  # threads: decoding releases the interpreter's lock
@@ -60,7 +60,7 @@ def open_calibrated(path: Path, checkpoint: str = "last", *, calibrate: bool = T
         except OSError as error:
             notes.append(f"the calibration holds for this call only: {path} cannot be written to ({error.strerror})")
     if predictor.calibration is None:
-        command = f"python scripts/calibrate.py {path} --checkpoint {checkpoint} --root PATH"
+        command = f"fgvc calibrate {path} --checkpoint {checkpoint} --root PATH"
         notes.append(f"probabilities are not calibrated ({reason}); where the run's images are: {command}")
     elif not predictor.calibrated:
         notes.append(predictor.calibration.text)
@@ -98,8 +98,8 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> 
         ConfigError, RunError: as `Predictor.predict`.
     """
     with ThreadPoolExecutor(_READERS) as pool, tqdm(total=len(paths), unit="image", leave=False, disable=None) as bar:
-        for start in range(0, len(paths), BATCH_SIZE):
-            batch = paths[start : start + BATCH_SIZE]
+        for start in range(0, len(paths), predictor.batch_size):
+            batch = paths[start : start + predictor.batch_size]
             read = list(pool.map(lambda path: _read(predictor, path), batch))
             inputs = [item for item in read if isinstance(item, Tensor)]
             decided = iter(predictor.decide(predictor.logits(torch.stack(inputs)), top) if inputs else [])

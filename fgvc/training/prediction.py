@@ -23,9 +23,6 @@ from fgvc.training.run_folder import RunFolder
 from fgvc.training.setup import build_transform, fold_backbone
 from fgvc.training.temperature import probabilities
 
-BATCH_SIZE = 16
-"""Images that go through the network at a time."""
-
 ImageSource = Image.Image | str | Path
 """An image: open in Pillow, of any mode, or the path of its file."""
 
@@ -86,8 +83,21 @@ class Predictor:
         return 1.0 if fitted is None else fitted
 
     @property
+    def status(self) -> str:
+        """Whether the probabilities are calibrated, and on what, in a line."""
+        if self.calibration is None or self.calibration.temperature is None:
+            return "probabilities are not calibrated"
+        on = f"{self.calibration.images:,} {self.calibration.split} images"
+        return f"probabilities are calibrated: temperature {self.temperature:.3f} from {on}"
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def batch_size(self) -> int:
+        """Images that go through the network at a time."""
+        return 4 if self.device.type == "cpu" else 64  # on a CPU more of them leave the processor's cache: slower
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; it is taken for a path
@@ -112,7 +122,8 @@ class Predictor:
         """
         if isinstance(images, ImageSource):
             return self._predict([images], top)[0]
-        batches = (images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE))
+        size = self.batch_size
+        batches = (images[start : start + size] for start in range(0, len(images), size))
         return [prediction for batch in batches for prediction in self._predict(batch, top)]
 
     def prepare(self, image: ImageSource) -> Tensor:

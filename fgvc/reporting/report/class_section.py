@@ -22,7 +22,9 @@ def confusions(collected: Collected) -> Made:
     parts: list[Part] = []
     notes: list[str] = []
     drawn = 0
-    for setting, group in collected.groups.items():
+    for setting, whole in collected.groups.items():
+        group, more = collected.kept(whole, "predictions.csv")
+        notes += [f"{setting.title}: {note}" for note in more]
         for method in sorted(group, key=lambda method: method_order(method.label)):
             title = f"{method.label}: {setting.title}"
             try:

@@ -65,6 +65,13 @@ class Collected:
         runs = [run for group in settings.values() for m, of in group.items() if m.label == label for run in of]
         return self.of(runs)
 
+    def kept(self, group: Group, name: str) -> tuple[Group, list[str]]:
+        """The part of a group whose runs kept a file, and a note on how many others there are."""
+        found = {method: [run for run in runs if (run.path / name).is_file()] for method, runs in group.items()}
+        all_runs, left = (sum(map(len, g.values())) for g in (group, found))
+        note = [f"{all_runs - left} of {all_runs} runs kept no {name}"] if left < all_runs else []
+        return {method: runs for method, runs in found.items() if runs}, note
+
     def files(self, name: str) -> list[Path]:
         """Files of this name at any depth of the folders, each once, in order."""
         found = {file.resolve(): file for folder in self.folders for file in sorted(folder.rglob(name))}

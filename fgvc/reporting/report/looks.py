@@ -2,6 +2,7 @@
 
 import colorsys
 
+import numpy as np
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.markers import MarkerStyle
 
@@ -72,7 +73,7 @@ def _luminance(colour: str) -> float:
 def swatch(style: MethodStyle) -> str:
     """A bit of the method's line with its marker, as SVG for a legend."""
     shape = MarkerStyle(style.marker)
-    outline = shape.get_path().transformed(shape.get_transform()).to_polygons()[0]
+    outline = np.asarray(shape.get_path().transformed(shape.get_transform()).to_polygons()[0])
     points = " ".join(f"{15 + 7 * x:.1f},{7 - 7 * y:.1f}" for x, y in outline)
     dash = " ".join(f"{_WIDTH * part:g}" for part in style.dash[1]) or "none"
     return (

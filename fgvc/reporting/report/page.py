@@ -131,7 +131,7 @@ def _methods(collected: Collected, sections: Sequence[Section]) -> str:
 
 def _searched(run: Run) -> str:
     """What the filter's words are looked for in, in lower case."""
-    parts = (run.label, run.method, run.dataset, run.backbone, f"seed {run.seed}", run.status, run.reason, run.path)
+    parts = (run.label, run.method, run.dataset, run.backbone, f"seed{run.seed}", run.status, run.reason, run.path)
     return " ".join(str(part) for part in parts if part is not None).lower()
 
 

@@ -25,10 +25,11 @@ def training(collected: Collected) -> Made:
         raise RunError("\n".join(["no run has a row in metrics.csv", *notes]))
     charts = []
     for measure, name in MEASURE_NAMES.items():
-        curves = [
-            Curve(label, run_name(collected.runs[place]), list(part["epoch"]), list(part[measure]), runs=(place,))
-            for (place, label), part in table.groupby(["run", "label"], sort=False)
-        ]
+        curves = []
+        for _, part in table.groupby("run", sort=False):
+            place = int(part["run"].iloc[0])
+            run = collected.runs[place]
+            curves.append(Curve(run.label, run_name(run), list(part["epoch"]), list(part[measure]), runs=(place,)))
         charts.append(Curves(name, "epoch", name, curves))
     last = table.groupby("run").tail(1)
     text = (
@@ -51,19 +52,23 @@ def _last_row(run: Run, row: dict[object, float]) -> list[str]:
     return [run.label, str(run.seed), str(row["epoch"]), *numbers]
 
 
-def _views(name: str, collected: Collected, part: Callable[[Setting, Group, View], PlotPart]) -> Made:
+def _views(name: str, file: str, collected: Collected, part: Callable[[Setting, Group, View], PlotPart]) -> Made:
     """A plot and its table for every setting that a view shows, and notes on the others."""
     parts: list[Part] = []
     notes: list[str] = []
     for setting, group in collected.groups.items():
+        kept, more = collected.kept(group, file)
+        notes += [f"{setting.title}: {note}" for note in more]
+        if not kept:
+            continue
         try:
-            view = VIEWS[name]([run for runs in group.values() for run in runs], Options())
+            view = VIEWS[name]([run for runs in kept.values() for run in runs], Options())
         except RunError as error:
             notes.append(f"{setting.title}: {error}")
             continue
         block = replace(view.block, title=f"{view.block.title}: {setting.title}")
         parts += [
-            part(setting, group, view),
+            part(setting, kept, view),
             TablePart(block, [collected.behind(block.title, r[0]) for r in block.rows]),
         ]
         notes += view.notes
@@ -88,7 +93,7 @@ def spectra(collected: Collected) -> Made:
         )
         return PlotPart(setting.title, text, view.figure, charts, _all(collected, group))
 
-    return _views("methods", collected, part)
+    return _views("methods", "spectrum.npz", collected, part)
 
 
 def conditions(collected: Collected) -> Made:
@@ -107,7 +112,7 @@ def conditions(collected: Collected) -> Made:
         )
         return PlotPart(setting.title, text, view.figure, charts, _all(collected, group))
 
-    return _views("conditions", collected, part)
+    return _views("conditions", "spectrum_history.npz", collected, part)
 
 
 def _banded(

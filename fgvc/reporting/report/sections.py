@@ -47,16 +47,16 @@ def _conditions(collected: Collected) -> Made:
     return parts + tables, notes + more
 
 
-_TRAIN = "python scripts/train.py experiment=NAME method=NAME"
+_TRAIN = "fgvc train experiment=NAME method=NAME"
 SECTIONS: dict[str, Maker] = {
     "accuracy": Maker("Accuracy", _TRAIN, _tables("accuracy")),
     "training": Maker("Training", _TRAIN, training),
     "spectra": Maker("Spectra", f"{_TRAIN}    # a finished run keeps spectrum.npz", spectra),
     "conditions": Maker("Condition numbers", f"{_TRAIN} trainer.probe_images=32", _conditions),
-    "audit": Maker("Gradient audit", "python scripts/audit_gradients.py RUN", audit),
+    "audit": Maker("Gradient audit", "fgvc audit_gradients RUN", audit),
     "confusions": Maker("Confusions", _TRAIN, confusions),
-    "attribution": Maker("Attribution", "python scripts/attribute.py RUN --images 8", attribution),
-    "calibration": Maker("Calibration", "python scripts/calibrate.py RUN", calibration),
+    "attribution": Maker("Attribution", "fgvc attribute RUN --images 8", attribution),
+    "calibration": Maker("Calibration", "fgvc calibrate RUN", calibration),
     "hybrid": Maker("Hybrid protocol", f"{_TRAIN} hybrid.method=isqrt_cov", _tables("hybrid")),
     "cost": Maker("Cost", _TRAIN, _tables("cost")),
     "runs": Maker("Runs", _TRAIN, run_table),

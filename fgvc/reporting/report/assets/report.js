@@ -170,8 +170,8 @@
   // --- kinds of charts ---
   const CONFIG = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
   const css = (name) => getComputedStyle(page).getPropertyValue(name).trim();
-  // plotly reads some tags in its texts: a name must have none
-  const plain = (text) => text.replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
+  // plotly reads tags and formulas in its texts: a name must have none
+  const plain = (text) => text.replace(/[&<>$]/g, (c) => `&#${c.charCodeAt(0)};`);
   const axis = (title, more = {}) => ({
     title: { text: title, font: { size: 12 } }, gridcolor: css("--line"), linecolor: css("--strong-line"),
     zeroline: false, automargin: true, ticks: "outside", tickcolor: css("--line"), ...more,
@@ -200,13 +200,12 @@
         const edge = { x: curve.x, mode: "lines", line: { width: 0 }, hoverinfo: "skip", connectgaps: false };
         traces.push({ ...edge, y: curve.lower }, { ...edge, y: curve.upper, fill: "tonexty", fillcolor: translucent(colour) });
       }
-      const step = Math.max(1, Math.ceil(curve.x.length / 8));
       traces.push({
         x: curve.x, y: curve.y, name: plain(curve.name), mode: "lines+markers",
         line: { color: colour, width: many ? 1 : 1.8, dash: style.dash }, opacity: many ? 0.75 : 1,
         marker: {
           symbol: style.symbol, color: css("--card"), line: { color: colour, width: 1.4 },
-          size: curve.x.map((_, i) => (i % step === 0 || i === curve.x.length - 1 ? (many ? 5 : 7) : 0)),
+          size: many ? 5 : 7, maxdisplayed: many ? 3 : 9,
         },
         hovertemplate: "%{fullData.name}<br>%{xaxis.title.text}: %{x}<br>%{yaxis.title.text}: %{y:.5~g}<extra></extra>",
       });
