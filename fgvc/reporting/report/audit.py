@@ -1,4 +1,4 @@
-"""The section of the gradient audit: what scripts/audit_gradients.py wrote."""
+"""The section of the gradient audit: what `fgvc audit_gradients` wrote."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ _PICTURE_WIDTH = 1600
 
 
 def audit(collected: Collected) -> Made:
-    """What scripts/audit_gradients.py wrote: errors of the published gradients."""
+    """What `fgvc audit_gradients` wrote: errors of the published gradients."""
     parts: list[Part] = []
     notes: list[str] = []
     for file in collected.files("gradients.csv"):
@@ -37,12 +37,10 @@ def _audit(collected: Collected, file: Path) -> Made:
     try:
         block = gradients_block(summary)
     except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{file}: not an audit of this version ({error!r}); run scripts/audit_gradients.py again"
-        ) from error
+        raise RunError(f"{file}: not an audit of this version ({error!r}); run fgvc audit_gradients again") from error
     run = collected.owner(file)
     runs = None if run is None else collected.of([run])
-    title = str(file.parent) if run is None else f"on features of {run_name(run)}"
+    title = str(file.parent) if run is None else f"On features of {run_name(run)}"
     shown = summary[summary["relative_error"] > ERROR_FLOOR]
     columns = (list(shown[f"relative_error{end}"]) for end in ("", "_lower", "_upper"))
     chart = Intervals("Relative error", "relative error of the gradient", list(shown["label"]), *columns)
@@ -51,7 +49,7 @@ def _audit(collected: Collected, file: Path) -> Made:
         f"bar. Those below {ERROR_FLOOR:.0e}, which are exact up to rounding, are in the table only."
     )
     parts: list[Part] = [] if shown.empty else [PlotPart(title, text, errors_figure(shown), [chart], runs)]
-    parts.append(TablePart(replace(block, title=f"Gradients, {title}"), [runs] * len(block.rows)))
+    parts.append(TablePart(replace(block, title=f"Gradients: {title}"), [runs] * len(block.rows)))
     picture = file.with_name("loewner.png")
     if picture.is_file():
         text = "Loewner matrices of the audited gradients side by side, and below each its relative error"

@@ -1,5 +1,6 @@
 """What a report is made from: the runs of some folders and what lies beside them."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,15 @@ class Collected:
     @cached_property
     def places(self) -> dict[Path, int]:
         return {run.path: place for place, run in enumerate(self.runs)}
+
+    @cached_property
+    def parent(self) -> Path:
+        """The folder that all runs lie in."""
+        return Path(os.path.commonpath([run.path.absolute().parent for run in self.runs]))
+
+    def folder(self, run: Run) -> str:
+        """The folder of a run as seen from `parent`."""
+        return str(run.path.absolute().relative_to(self.parent))
 
     @cached_property
     def finished(self) -> list[Run]:

@@ -1,4 +1,4 @@
-"""The section of attributions: pictures that scripts/attribute.py wrote, as many as a page can carry."""
+"""The section of attributions: pictures that `fgvc attribute` wrote, as many as a page can carry."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from fgvc.errors import RunError
 from fgvc.reading import read_json
 from fgvc.reporting.report.collect import Collected, run_name
-from fgvc.reporting.report.content import GalleryPart, Made, Part, Picture, Runs, TextPart
+from fgvc.reporting.report.content import GalleryPart, GroupPart, Made, Part, Picture, Runs, TextPart
 from fgvc.reporting.report.pictures import read_picture
 
 MAX_PICTURES, MAX_BYTES = 96, 4_000_000
@@ -48,8 +48,10 @@ def attribution(collected: Collected) -> Made:
         except RunError as error:
             notes.append(str(error))
             continue
-        for part in (*_grids(file, record, name, runs, room, notes), *_maps(file, record, name, runs, room, notes)):
-            parts.append(part)
+        parts += _grids(file, record, name, runs, room, notes)
+        maps = _maps(file, record, runs, room, notes)
+        if maps:
+            parts.append(GroupPart(f"Maps of {name}, image by image", maps, runs))
     if not parts:
         raise RunError("\n".join(["no attribution (attribution.json) lies in these folders", *notes]))
     used = MAX_PICTURES - room.pictures
@@ -64,13 +66,13 @@ def _record(file: Path) -> dict[str, Any]:
     try:
         record = read_json(file)
     except (OSError, ValueError) as error:
-        raise RunError(f"{file}: cannot be read ({error}); run scripts/attribute.py again") from error
+        raise RunError(f"{file}: cannot be read ({error}); run fgvc attribute again") from error
     if not isinstance(record, dict) or record.get("schema") != 1:
         found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise RunError(f"{file}: schema {found!r}, this version reads 1; run scripts/attribute.py again")
+        raise RunError(f"{file}: schema {found!r}, this version reads 1; run fgvc attribute again")
     for key in ("items", "grids"):
         if not isinstance(record.get(key, []), list):
-            raise RunError(f"{file}: {key!r} is no list; run scripts/attribute.py again")
+            raise RunError(f"{file}: {key!r} is no list; run fgvc attribute again")
     return record
 
 
@@ -78,7 +80,7 @@ def _picture(file: Path, name: object, width: int, text: str, caption: str) -> P
     """One that attribution.json names. Raises RunError where it is none, or lies outside its folder."""
     path = file.parent / str(name)
     if not path.resolve().is_relative_to(file.parent.resolve()):
-        raise RunError(f"{file}: {str(name)!r} lies outside the folder; run scripts/attribute.py again")
+        raise RunError(f"{file}: {str(name)!r} lies outside the folder; run fgvc attribute again")
     return read_picture(path, width, text, caption)
 
 
@@ -111,9 +113,7 @@ def _grids(
     return [GalleryPart(f"Attributions of {name}", pictures, runs, wide=True)] if pictures else []
 
 
-def _maps(
-    file: Path, record: dict[str, Any], name: str, runs: Runs | None, room: _Room, notes: list[str]
-) -> list[Part]:
+def _maps(file: Path, record: dict[str, Any], runs: Runs | None, room: _Room, notes: list[str]) -> list[Part]:
     images: dict[str, list[dict[str, Any]]] = {}
     for item in record.get("items", []):
         if isinstance(item, dict) and "file" in item:
@@ -127,7 +127,7 @@ def _maps(
         pictures = list(_fitting(file, wanted, _MAP_WIDTH, room, notes))
         if pictures:
             true = "not known" if first.get("class") is None else first["class"]
-            title = f"{name}: {image}: true {true}, predicted {first.get('predicted')}"
+            title = f"{image}: true {true}, predicted {first.get('predicted')}"
             parts.append(GalleryPart(title, pictures, runs))
     return parts
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,23 +33,32 @@ _RESULTS = ("final", "best", "classes")  # of summary.json: they stand in tables
 
 
 def run_table(collected: Collected) -> Made:
-    """Every run, whatever became of it."""
+    """The runs that did not finish with the reason, and all of them."""
+    parts: list[Part] = []
+    unfinished = [run for run in collected.runs if not run.finished]
+    note = f"Folders: below {collected.parent}."
+    if unfinished:
+        rows = [
+            [run.label, run.status, run.reason or "not stated", str(run.seed), collected.folder(run)]
+            for run in unfinished
+        ]
+        block = Block("Not finished", ["Method", "Status", "Reason", "Seed", "Folder"], rows)
+        parts.append(TablePart(block, [collected.of([run]) for run in unfinished]))
     header = ["Method", "Status", "Seed", "Final top-1", "Best top-1", "Epochs", "Dataset", "Backbone"]
     header += ["Minutes", "Commit", "Folder"]
-    parent = Path(os.path.commonpath([run.path.absolute().parent for run in collected.runs]))
-    block = Block("All runs", header, [_run_row(run, parent) for run in collected.runs], [f"Folders: below {parent}."])
-    return [TablePart(block, [(place,) for place in range(len(collected.runs))])], collected.notes
+    block = Block("All runs", header, [_run_row(run, collected.folder(run)) for run in collected.runs], [note])
+    parts.append(TablePart(block, [(place,) for place in range(len(collected.runs))]))
+    return parts, collected.notes
 
 
-def _run_row(run: Run, parent: Path) -> list[str]:
-    status = run.status + (f": {run.reason}" if run.reason else "")
+def _run_row(run: Run, folder: str) -> list[str]:
     accuracies = [NOT_MEASURED if a is None else f"{a.top1:.2f}" for a in (run.final, run.best)]
     backbone = f"{run.backbone}, {'frozen' if run.frozen else 'fine-tuned'}"
     total = (run.seconds or {}).get("total")
     minutes = NOT_MEASURED if total is None else f"{total / 60:.1f}"
     commit = "not stated" if run.commit is None else run.commit[:12] + ("-dirty" * run.commit.endswith("-dirty"))
-    row = [run.label, status, str(run.seed), *accuracies, str(run.epochs), run.dataset, backbone]
-    return [*row, minutes, commit, str(run.path.absolute().relative_to(parent))]
+    row = [run.label, run.status, str(run.seed), *accuracies, str(run.epochs), run.dataset, backbone]
+    return [*row, minutes, commit, folder]
 
 
 def configuration(collected: Collected) -> Made:
@@ -73,7 +81,7 @@ def configuration(collected: Collected) -> Made:
         common = {}
     for place, (run, values) in enumerate(zip(collected.runs, everything, strict=True)):
         own = {key: value for key, value in values.items() if key not in common}
-        summary = f"{run.label}, seed {run.seed}, {run.dataset}, {run.status}: {run.path}"
+        summary = f"{run.label}, seed {run.seed}, {run.dataset}, {run.status}: {collected.folder(run)}"
         parts.append(DetailsPart(summary, own, (place,), open=len(everything) == 1))
     return parts, notes
 
@@ -108,7 +116,7 @@ def _text(value: Any) -> str:
 
 
 def calibration(collected: Collected) -> Made:
-    """Temperatures and errors of calibration, as scripts/calibrate.py keeps them."""
+    """Temperatures and errors of calibration, as `fgvc calibrate` keeps them."""
     rows: list[list[str]] = []
     places: list[Runs | None] = []
     notes: list[str] = []
