@@ -1,5 +1,6 @@
 """The study of attributions: what it measures of trained runs, its tables, files and figure, what it refuses."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,11 +194,11 @@ def test_an_empty_map_counts_as_empty_and_in_no_mean(study: AttributionStudy) ->
     assert extents.loc[("all", "gradcam"), "empty"] == pytest.approx(1 / 12)
     assert extents.loc[("all", "gradcam"), "half_area"] == 0.25 and np.isnan(extents.loc[("all", "gradcam"), "inside"])
     for of in MAPS:
-        assert mean_map(study, of).shape == (3, 4) and mean_map(study, of).sum() == pytest.approx(1)
+        assert mean_map(study, of).shape == (3, 4) and mean_map(study, of).mean() == pytest.approx(1)
     assert np.allclose(mean_map(study, MAPS[3]), mean_map(study, MAPS[4]))
     for place, images in ((0, slice(1, None)), (2, slice(None))):  # of the first map the first image is empty
         seeds = [fabricated(seed).cells[place, images].clamp(min=0) for seed in (0, 1)]
-        expected = torch.stack([(part / part.sum(dim=(1, 2), keepdim=True)).mean(dim=0) for part in seeds]).mean(dim=0)
+        expected = torch.stack([(part / part.mean(dim=(1, 2), keepdim=True)).mean(dim=0) for part in seeds]).mean(dim=0)
         assert np.allclose(mean_map(study, MAPS[place]), expected)
 
 
@@ -213,6 +214,8 @@ def test_a_study_survives_its_files_and_is_drawn(study: AttributionStudy, tmp_pa
     assert " – | " in line
     pairs = shown.differences_markdown(loaded.differences, [("top1", "1:")])
     assert "top1 − 1:" in pairs and "-0.050 [-0.050, -0.050]" in pairs and "2 x 12" in pairs and "HiResCAM" in pairs
+    agreement = shown.agreement_markdown(loaded.agreement)
+    assert re.search(r"\| bands +\| +SEB \| +top1 \| .*\| +1.00 \[1.00, 1.00\] \|", agreement)
     cross = shown.cross_markdown(loaded.areas, "gradcam", "deletion")
     assert cross.splitlines()[0].count("SEB") == 3 and len(cross.splitlines()) == 2 + 5
     figure = shown.attribution_figure(loaded)

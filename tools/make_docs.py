@@ -127,6 +127,14 @@ def attribution_differences(path: Path) -> str:
     return attributions.differences_markdown(read_study_table(path), [("top8", "8:"), ("top1", "1:"), ("all", "top8")])
 
 
+def attribution_agreement(path: Path) -> str:
+    """Of MPN-COV and of what was trained on small eigenvalues; of its bands those that part the spectrum."""
+    table = read_study_table(path)
+    pairs = pd.Series(list(zip(table["band"], table["other"], strict=True)), index=table.index)
+    parts = (table["between"] != "bands") | pairs.isin([("all", "top8"), ("all", "8:"), ("top8", "8:"), ("top1", "1:")])
+    return attributions.agreement_markdown(table[parts & (table["label"] != "SEB")])
+
+
 def attribution_plot(path: Path, *_: Path) -> Figure:
     return attributions.attribution_figure(load_attribution_study(path.parent), "decomposition", "MPN-COV")
 
@@ -175,9 +183,7 @@ TABLES: dict[str, Kept[str]] = {
     ),
     "cub80_attribution_areas": Kept(cub80("attribution/areas", "attribution/extents"), attribution_areas),
     "cub80_attribution_differences": Kept(cub80("attribution/differences"), attribution_differences),
-    "cub80_attribution_agreement": Kept(
-        cub80("attribution/agreement"), lambda path: attributions.agreement_markdown(read_study_table(path))
-    ),
+    "cub80_attribution_agreement": Kept(cub80("attribution/agreement"), attribution_agreement),
     "precision_float32": Kept(cub80("precision/errors"), float32_errors),
     "precision_autocast": Kept(cub80("precision/errors"), autocast_errors),
     "precision_eigenvalues": Kept(cub80("precision/eigenvalues"), of_frame(precision.eigenvalues_markdown)),

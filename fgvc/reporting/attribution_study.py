@@ -109,17 +109,15 @@ def cross_markdown(areas: pd.DataFrame, method: str, kind: str) -> str:
 
 
 def agreement_markdown(agreement: pd.DataFrame) -> str:
-    """Rank correlations of two maps of an image: mean and interval over the images."""
-    rows = []
+    """Rank correlations of two maps of an image, a column a method: mean and interval over the images."""
+    methods = list(dict.fromkeys(agreement["method"]))
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
     for _, row in agreement.iterrows():
-        first = (head_name(row["label"], row["band"]), method_name(row["method"]))
+        other = method_name(row["other"]) if row["between"] in ("methods", "centre") else row["other"]
         interval = f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        rows.append([row["between"], *first, _other(row), interval])
-    return markdown_table(["Maps of two", "Map of", "by", "and of", "Spearman's correlation"], rows)
-
-
-def _other(row: "pd.Series[str]") -> str:
-    return method_name(row["other"]) if row["between"] in ("methods", "centre") else row["other"]
+        cells.setdefault((row["between"], head_name(row["label"], row["band"]), other), {})[row["method"]] = interval
+    rows = [[*key, *(of.get(method, "") for method in methods)] for key, of in cells.items()]
+    return markdown_table(["Between", "of", "and of", *map(method_name, methods)], rows)
 
 
 def _groups(table: pd.DataFrame, keys: Sequence[str]) -> list[tuple[tuple[str, ...], pd.DataFrame]]:
@@ -183,11 +181,12 @@ def attribution_figure(study: AttributionStudy, method: str | None = None, label
         panels = top.subplots(1, 2, sharey=True)
         for axes, kind in zip(panels, KINDS, strict=True):
             plot_curves(axes, study, maps, label, kind)
-        panels[0].set_ylabel("probability of the true class")
+        panels[0].set_ylabel("probability of its class")
         size = f"{study.areas['images'].iloc[0]} images"
         top.suptitle(f"{METHODS[method].label}, {label}, {size}", fontsize=7)
         handles, names = panels[0].get_legend_handles_labels()
-        top.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize=6.5)
+        look = {"ncols": 4, "handlelength": 2.2, "columnspacing": 1.0, "handletextpad": 0.4}
+        top.legend(handles, names, loc="outside lower center", frameon=False, fontsize=6.5, **look)
         for lower in rest:
             _draw_mean_maps(lower, study, pictured)
     return figure
@@ -195,14 +194,13 @@ def attribution_figure(study: AttributionStudy, method: str | None = None, label
 
 def _draw_mean_maps(figure: Figure, study: AttributionStudy, pair: Sequence[MapOf]) -> None:
     first, second = (mean_map(study, of) for of in pair)
-    cells = first.size  # shares in units of an even map's
-    strongest = cells * max(float(first.max()), float(second.max()))
+    strongest = max(float(first.max()), float(second.max()))
     panels = figure.subplots(1, 3)
     for axes, of, values in zip(panels, pair, (first, second), strict=False):
-        image = axes.imshow(cells * values, cmap="inferno", vmin=0, vmax=strongest)
+        image = axes.imshow(values, cmap="inferno", vmin=0, vmax=strongest)
         axes.set_title(of.band)
     figure.colorbar(image, ax=panels[:2], orientation="horizontal", label="part of the map, 1 = even", shrink=0.8)
-    difference = cells * (first - second)
+    difference = first - second
     largest = float(np.abs(difference).max()) or 1.0
     image = panels[2].imshow(difference, cmap="RdBu_r", vmin=-largest, vmax=largest)
     panels[2].set_title("difference")

@@ -197,8 +197,8 @@ def _mean_maps(measured: Sequence[Measured]) -> pd.DataFrame:
     sums: dict[MapOf, list[Tensor]] = {}
     for part in measured:
         mass = part.cells.clamp(min=0)
-        total = mass.sum(dim=(2, 3), keepdim=True)
-        scaled = torch.where(total > 0, mass / total, torch.nan).nanmean(dim=1)  # an empty map is none
+        even = mass.mean(dim=(2, 3), keepdim=True)
+        scaled = torch.where(even > 0, mass / even, torch.nan).nanmean(dim=1)  # an empty map is none
         for of, cells in zip(part.maps, scaled, strict=True):
             sums.setdefault(of, []).append(cells)
     rows = [

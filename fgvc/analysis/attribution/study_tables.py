@@ -44,8 +44,8 @@ class AttributionStudy(NamedTuple):
             heads (labels), or a map and the centre.
         extents: share of images whose map is empty (nothing positive), `half_mass_area`, `share_inside` and the boxes'
             own share.
-        mean_maps: mean over images and seeds, each map's positive values scaled to sum 1; a row a row of cells, columns
-            c0, c1, ...
+        mean_maps: mean over images and seeds, each map's positive values in units of their mean, which an even map has
+            everywhere; a row a row of cells, columns c0, c1, ...
     """
 
     heads: pd.DataFrame
