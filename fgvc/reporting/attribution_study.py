@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from fgvc.analysis.attribution.curves import KINDS
 from fgvc.analysis.attribution.measured import CENTRE, RANDOM, MapOf
@@ -177,7 +177,8 @@ def attribution_figure(study: AttributionStudy, method: str | None = None, label
     pictured = maps[-2:] if len(maps) > 2 else []
     with figure_style():
         figure = new_figure(COLUMN_WIDTH, 3.9 if pictured else 2.5)
-        top, *rest = figure.subfigures(2, 1, height_ratios=[1.5, 1]) if pictured else [figure]
+        heights = [1.5, 1] if pictured else [1]
+        top, *rest = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
         panels = top.subplots(1, 2, sharey=True)
         for axes, kind in zip(panels, KINDS, strict=True):
             plot_curves(axes, study, maps, label, kind)
@@ -192,7 +193,7 @@ def attribution_figure(study: AttributionStudy, method: str | None = None, label
     return figure
 
 
-def _draw_mean_maps(figure: Figure, study: AttributionStudy, pair: Sequence[MapOf]) -> None:
+def _draw_mean_maps(figure: FigureBase, study: AttributionStudy, pair: Sequence[MapOf]) -> None:
     first, second = (mean_map(study, of) for of in pair)
     strongest = max(float(first.max()), float(second.max()))
     panels = figure.subplots(1, 3)
