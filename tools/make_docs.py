@@ -182,6 +182,7 @@ TABLES: dict[str, Kept[str]] = {
         cub80("attribution/heads"), lambda path: attributions.heads_markdown(read_study_table(path))
     ),
     "cub80_attribution_areas": Kept(cub80("attribution/areas", "attribution/extents"), attribution_areas),
+    "cub80_attribution_few": Kept(cub80("attribution_few/areas", "attribution_few/extents"), attribution_areas),
     "cub80_attribution_differences": Kept(cub80("attribution/differences"), attribution_differences),
     "cub80_attribution_agreement": Kept(cub80("attribution/agreement"), attribution_agreement),
     "precision_float32": Kept(cub80("precision/errors"), float32_errors),
