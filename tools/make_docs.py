@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fgvc.analysis import load_curves, load_smoothness, read_csv
+from fgvc.analysis.attribution.study_tables import COLUMNS, load_attribution_study, read_study_table
 from fgvc.analysis.benchmark_record import load_record
 from fgvc.analysis.class_spectra import load_classes
 from fgvc.analysis.grid import effects
@@ -25,6 +26,7 @@ from fgvc.analysis.precision_errors import SUMMARY_COLUMNS
 from fgvc.analysis.soak import load_samples
 from fgvc.analysis.truncation import band_table, chance, load_study
 from fgvc.cli import exit_on_user_error
+from fgvc.reporting import attribution_study as attributions
 from fgvc.reporting import bands_plot as bands
 from fgvc.reporting import descriptor_plot as descriptors
 from fgvc.reporting import gradients_markdown, loewner_figure, markdown_table, smoothness_figure, spectra_figure
@@ -117,12 +119,33 @@ def autocast_errors(path: Path) -> str:
     return precision.errors_markdown(errors[errors["channels"] == 64], "arithmetic")
 
 
+def attribution_areas(areas: Path, extents: Path) -> str:
+    return attributions.areas_markdown(read_study_table(areas), read_study_table(extents), "MPN-COV")
+
+
+def attribution_differences(path: Path) -> str:
+    return attributions.differences_markdown(read_study_table(path), [("top8", "8:"), ("top1", "1:"), ("all", "top8")])
+
+
+def attribution_agreement(path: Path) -> str:
+    """Of MPN-COV and of what was trained on small eigenvalues; of its bands those that part the spectrum."""
+    table = read_study_table(path)
+    pairs = pd.Series(list(zip(table["band"], table["other"], strict=True)), index=table.index)
+    parts = (table["between"] != "bands") | pairs.isin([("all", "top8"), ("all", "8:"), ("top8", "8:"), ("top1", "1:")])
+    return attributions.agreement_markdown(table[parts & (table["label"] != "SEB")])
+
+
+def attribution_plot(path: Path, *_: Path) -> Figure:
+    return attributions.attribution_figure(load_attribution_study(path.parent), "decomposition", "MPN-COV")
+
+
 def cub80(*names: str) -> tuple[str, ...]:
     return tuple(f"results/cub80/{name}.csv" for name in names)
 
 
 STUDY = cub80("truncation/grid", "truncation/bands", "truncation/band_classes")
 GRID = cub80("amplification/grid")
+ATTRIBUTION = cub80(*(f"attribution/{name}" for name in COLUMNS))
 
 TABLES: dict[str, Kept[str]] = {
     "demo": Kept(("results/synthetic/one_seed.csv",), accuracy),
@@ -155,6 +178,13 @@ TABLES: dict[str, Kept[str]] = {
     "cub80_neighbours": Kept(cub80("descriptors/neighbours"), of_frame(descriptors.neighbours_markdown)),
     "cub80_pairs": Kept(cub80("descriptors/pairs"), pairs_table),
     "cub80_correlations": Kept(cub80("descriptors/correlations"), of_frame(descriptors.correlations_markdown)),
+    "cub80_attribution_heads": Kept(
+        cub80("attribution/heads"), lambda path: attributions.heads_markdown(read_study_table(path))
+    ),
+    "cub80_attribution_areas": Kept(cub80("attribution/areas", "attribution/extents"), attribution_areas),
+    "cub80_attribution_few": Kept(cub80("attribution_few/areas", "attribution_few/extents"), attribution_areas),
+    "cub80_attribution_differences": Kept(cub80("attribution/differences"), attribution_differences),
+    "cub80_attribution_agreement": Kept(cub80("attribution/agreement"), attribution_agreement),
     "precision_float32": Kept(cub80("precision/errors"), float32_errors),
     "precision_autocast": Kept(cub80("precision/errors"), autocast_errors),
     "precision_eigenvalues": Kept(cub80("precision/eigenvalues"), of_frame(precision.eigenvalues_markdown)),
@@ -200,6 +230,7 @@ FIGURES: dict[str, Kept[Figure]] = {
         cub80("precision/images"),
         of_frame(lambda t: precision.errors_figure(t, "cub80, 64 test images of each of three heads")),
     ),
+    "cub80_attribution": Kept(ATTRIBUTION, attribution_plot),
     "soak": Kept(
         ("benchmarks/results/soak_60min.csv",),
         lambda path: soak_figure(load_samples(path), "synthetic set, end to end, 145 epochs, one loader worker"),

@@ -1,5 +1,6 @@
 """Datasets, transforms and cached feature maps."""
 
+from fgvc.data.boxes import boxes_in_view
 from fgvc.data.checks import BadImage, check_images, require_readable
 from fgvc.data.dataset import ImageDataset, Samples, fingerprint, split_validation
 from fgvc.data.feature_cache import cached_features
@@ -29,6 +30,7 @@ __all__ = [
     "UnreadableImageError",
     "ViewTransform",
     "WatchedSamples",
+    "boxes_in_view",
     "cached_features",
     "check_images",
     "copy_rgb",

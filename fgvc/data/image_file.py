@@ -29,6 +29,12 @@ class Region(NamedTuple):
     box: Box | None = None
     banner: int = 0
 
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Left and top of the region in pixels of the file."""
+        left, top = (0, 0) if self.box is None else self.box[:2]
+        return max(math.floor(left), 0), max(math.floor(top), 0)
+
     def cut(self, image: Image.Image) -> Image.Image:
         """The region, clipped to the picture; a box keeps every pixel that it touches.
 
@@ -38,8 +44,7 @@ class Region(NamedTuple):
         picture = (0, 0, image.width, image.height - self.banner)
         left, top, right, bottom = picture if self.box is None else self.box
         pixels = (
-            max(math.floor(left), 0),
-            max(math.floor(top), 0),
+            *self.corner,
             min(math.ceil(right), picture[2]),
             min(math.ceil(bottom), picture[3]),
         )

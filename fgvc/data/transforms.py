@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from fgvc.data.image_file import Box
 from fgvc.errors import ConfigError
 
 _RESIZES = ("short", "square")
@@ -112,6 +114,25 @@ class TransformSpec:
         """PIL image -> normalised float32 tensor, after every crop."""
         normalize = v2.Normalize(mean=list(self.mean), std=list(self.std))
         return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor(), normalize]
+
+    def box(self, box: Box, size: tuple[int, int]) -> Box:
+        """Where a box of an image lies in the result, clipped to it.
+
+        Args:
+            box: in pixels of the image.
+            size: its width and height.
+
+        Raises:
+            ValueError: the result is not the same each time, as in training.
+        """
+        if self.training:
+            raise ValueError("in training an image is cut and mirrored at random; use deterministic()")
+        inside = torch.tensor([box], dtype=torch.float64).clamp(torch.zeros(4), torch.tensor(size * 2))
+        moved = v2.Compose(self._geometry())(
+            tv_tensors.BoundingBoxes(inside, format="XYXY", canvas_size=(size[1], size[0]))
+        )
+        left, top, right, bottom = moved[0].clamp(0, self.size).tolist()
+        return left, top, right, bottom
 
     def picture(self, inputs: Tensor) -> Tensor:
         """What the network sees, to be looked at: normalised (3, H, W) -> (H, W, 3), numbers from 0 to 1."""

@@ -1,0 +1,59 @@
+"""Do large and small eigenvalues look at different places, and whose map says more of what a head rests on?
+
+python scripts/study_attribution.py results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0 --bands top8,8:
+python scripts/study_attribution.py RUN OTHER_RUN --method gradcam,decomposition --images 80 --output figures
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from fgvc.analysis import find_finished
+from fgvc.analysis.attribution import METHODS
+from fgvc.analysis.attribution.study import study_attribution
+from fgvc.analysis.attribution.study_tables import save_attribution_study
+from fgvc.cli import end_with_notes, exit_on_user_error
+from fgvc.files import write_text_atomic
+from fgvc.reporting.attribution_study import attribution_figure, attribution_markdown
+from fgvc.reporting.style import save_figure
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    option = parser.add_argument
+    option("results", type=Path, nargs="+", help="runs of one setting on one backbone, or folders with them")
+    option("--images", type=int, default=200, help="test images, evenly spaced (default: %(default)s)")
+    option("--bands", type=_names, default="top8,8:", help="top8, bottom8, 8:24, 8:, ... (default: %(default)s)")
+    option("--method", type=_names, default="gradcam,decomposition", help=f"of {', '.join(METHODS)} (%(default)s)")
+    option("--steps", type=int, default=16, help="of the curves (default: %(default)s)")
+    option("--cell", type=int, default=16, help="pixels a side that are replaced together (default: %(default)s)")
+    option("--boxes", action="store_true", help="also the share of each map inside the object's bounding box")
+    option("--seed", type=int, default=0, help="of random maps, ties and resampling (default: %(default)s)")
+    option("--root", help="folder of the dataset, where it has moved since training")
+    option("--cache", help="folder of cached features, where it has moved since training")
+    option("--output", type=Path, help="folder of the files (default: attribution_study in the first RESULTS)")
+    option("--strict", action="store_true", help="exit with 1 if a run is left out")
+    option("--debug", action="store_true", help="show the traceback of an error")
+    given = parser.parse_args()
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("fgvc").setLevel(logging.INFO)
+
+    runs, notes = find_finished(given.results)
+    measure = ("images", "bands", "steps", "cell", "boxes", "seed", "root", "cache")
+    study = study_attribution(runs, methods=given.method, **{key: getattr(given, key) for key in measure})
+    output = given.output or given.results[0] / "attribution_study"
+    written = save_figure(attribution_figure(study), output / "attribution")
+    for path, text in save_attribution_study(study, output).items():
+        write_text_atomic(path, text)
+        written.append(path)
+    print(f"{attribution_markdown(study)}\n\nwritten: {', '.join(map(str, written))}")
+    end_with_notes(notes, strict=given.strict)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
