@@ -199,5 +199,5 @@ with figure_style():
     plt.show()
 
 # %% [markdown]
-# Grad-CAM on 6 x 6 locations is coarse. `scripts/attribute.py` has seven other methods, the grids of many images, and
-# pictures of single eigenvectors.
+# Grad-CAM on 6 x 6 locations is coarse. [Attribution](../docs/attribution.md) has seven other methods, grids of many
+# images, and pictures of single eigenvectors; [prediction](../docs/prediction.md) says what a probability is worth.

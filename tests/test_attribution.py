@@ -361,6 +361,11 @@ def test_rise_sees_the_same_masks_for_every_image_and_band() -> None:
     torch.testing.assert_close(twice[0].maps[0], twice[1].maps[1])
     other = explain(model, image, method="rise", masks=9, grid=3, seed=1)
     assert (other.maps[0] - twice[0].maps[0]).abs().max() > 1e-3
+    nn.init.constant_(model.head.classifier.bias, 50.0)  # type: ignore[arg-type]  # logits have no zero
+    shifted = explain(model, image, method="rise", masks=9, grid=3, classes=twice[0].classes[0].item())
+    model.head.classifier.bias.data.zero_()  # type: ignore[operator,union-attr]
+    plain = explain(model, image, method="rise", masks=9, grid=3, classes=twice[0].classes[0].item())
+    torch.testing.assert_close(shifted.maps, plain.maps, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ ODD = [
     '"><b onmouseover=alert(3)>&amp;',
     "عصفور\u202eabc",
     "two\nlines",
+    '<a href="https://example.org">link</a>',
     "🐦 wren",
     "$x^{2}$ %{x} ${y}",
     "long" * 500,

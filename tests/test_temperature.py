@@ -13,7 +13,7 @@ from fgvc.training.temperature import (
     cross_fitted,
     fit_temperature,
     is_determined,
-    measure_honesty,
+    measure_probabilities,
     probabilities,
     reliability_curve,
 )
@@ -79,13 +79,13 @@ def test_a_temperature_changes_no_answer(temperature: float) -> None:
 def test_measures_by_their_definitions() -> None:
     logits, targets = sample(200, seed=4)
     probability = probabilities(1.7 * logits)
-    measured = measure_honesty(probability, targets)
+    measured = measure_probabilities(probability, targets)
     assert measured.loss == pytest.approx(float(cross_entropy(1.7 * logits.double(), targets)))
     assert measured.brier == pytest.approx(float((probability - one_hot(targets, 6)).square().sum(dim=1).mean()))
     confidence, predicted = probability.max(dim=1)
     expected = binary_calibration_error(confidence, (predicted == targets).long(), n_bins=15, norm="l1")
     assert measured.calibration_error == pytest.approx(100 * float(expected))
-    assert np.isfinite(measure_honesty(probabilities(torch.tensor([[900.0, 0]])), torch.tensor([1])).loss)
+    assert np.isfinite(measure_probabilities(probabilities(torch.tensor([[900.0, 0]])), torch.tensor([1])).loss)
 
 
 def test_reliability_by_hand() -> None:

@@ -25,7 +25,7 @@ from fgvc.training.temperature import (
     cross_fitted,
     fit_temperature,
     is_determined,
-    measure_honesty,
+    measure_probabilities,
     probabilities,
     reliability_curve,
 )
@@ -161,7 +161,7 @@ def _held_out_logits(
 def _measured(probability: Tensor, targets: Tensor) -> dict[str, Any]:
     confidence, predicted = probability.max(dim=1)
     curve = reliability_curve(confidence, predicted == targets)
-    measures = measure_honesty(probability, targets).as_dict()
+    measures = measure_probabilities(probability, targets).as_dict()
     return {
         **{name: round(value, 6) for name, value in measures.items()},
         "reliability": curve.round(6).to_dict("records"),

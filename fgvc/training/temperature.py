@@ -1,4 +1,4 @@
-"""How honest probabilities are, and the one number that makes them so: temperature scaling.
+"""How well probabilities agree with what happens, and temperature scaling, the one number that mends them.
 
 Probabilities are softmax(logits / T). T > 0 leaves the order of the classes, and with it every accuracy, as it is.
 [Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017]
@@ -22,7 +22,7 @@ TEMPERATURES = (0.05, 20.0)
 
 
 @dataclass(frozen=True)
-class Honesty:
+class ProbabilityMeasures:
     """How probabilities agree with what happened.
 
     Attributes:
@@ -102,7 +102,7 @@ def probabilities(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     return (logits.double() / t[..., None]).softmax(dim=-1)
 
 
-def measure_honesty(probability: Tensor, targets: Tensor) -> Honesty:
+def measure_probabilities(probability: Tensor, targets: Tensor) -> ProbabilityMeasures:
     """Calibration error, cross-entropy and Brier score of probabilities (N, K) against class indices (N,)."""
     true = probability.gather(1, targets[:, None])[:, 0]  # (N, K) -> (N,)
     # (p - e_true)^2 summed over classes, without the one-hot matrix
@@ -110,7 +110,7 @@ def measure_honesty(probability: Tensor, targets: Tensor) -> Honesty:
     confidence, predicted = probability.max(dim=1)
     error = calibration_error(reliability_curve(confidence, predicted == targets))
     tiny = torch.finfo(probability.dtype).tiny
-    return Honesty(error, float(-true.clamp_min(tiny).log().mean()), float(brier))
+    return ProbabilityMeasures(error, float(-true.clamp_min(tiny).log().mean()), float(brier))
 
 
 def reliability_curve(confidence: Tensor, right: Tensor, bins: int = BINS) -> pd.DataFrame:

@@ -1,16 +1,17 @@
 """Attributions of a finished run: its saved weights, its own images and transform, bands by the rank it found."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fgvc.analysis.attribution.eigenvectors import EigenvectorMaps, eigenvector_maps
-from fgvc.analysis.attribution.explanation import Attribution, explain_bands
+from fgvc.analysis.attribution.explanation import explain_bands
 from fgvc.analysis.attribution.methods import METHODS
 from fgvc.analysis.attribution.subjects import Subjects, choose_subjects
 from fgvc.analysis.bands import parse_band
@@ -104,22 +105,14 @@ def attribute_run(
     subjects = choose_subjects(restored.images, images, Predictor(model, transform, names).prepare, seed)
     targets = None if classes is None else _targets(classes, names, subjects)
     batches = [slice(start, start + batch_size) for start in range(0, len(subjects.names), batch_size)]
-    found: list[list[Attribution]] = []
-    maps, seconds = {}, {}
+    # first: what is wrong with them should not be told after minutes of perturbations
+    ends = [_eigenvectors(model, subjects, batches, eigenvectors, smallest=smallest) for smallest in (False, True)]
+    found, seconds = {}, {}
     for method in dict.fromkeys(methods):
         start = time.perf_counter()
-        found = [
-            explain_bands(
-                model,
-                subjects.inputs[batch],
-                list(chosen.values()),
-                method=method,
-                classes=None if targets is None else targets[batch],
-            )
-            for batch in batches
-        ]
+        found[method] = _explain(model, subjects.inputs, batches, list(chosen.values()), method, targets)
         seconds[method] = (time.perf_counter() - start) / len(subjects.names)
-        maps[method] = _joined(found, lambda item: item.maps)
+    last = found[method]  # all of them explain the same
     return RunAttribution(
         run=path,
         root=Path(restored.config.dataset.root),
@@ -127,20 +120,43 @@ def attribute_run(
         class_names=names,
         subjects=subjects,
         bands=chosen,
-        predicted=_joined(found, lambda item: item.predicted)[0],
-        explained=_joined(found, lambda item: item.classes)[0],
-        scores=_joined(found, lambda item: item.scores),
-        maps=maps,
+        predicted=last.predicted.numpy(),
+        explained=last.classes.numpy(),
+        scores=last.scores.numpy(),
+        maps={method: part.maps.numpy() for method, part in found.items()},
         seconds=seconds,
-        largest=_eigenvectors(model, subjects, batches, eigenvectors, smallest=False),
-        smallest=_eigenvectors(model, subjects, batches, eigenvectors, smallest=True),
+        largest=ends[0],
+        smallest=ends[1],
     )
 
 
-def _joined(parts: Sequence[Sequence[Attribution]], read: Callable[[Attribution], Tensor]) -> np.ndarray:
-    """A field of K attributions of each batch: (K, N, ...)."""
-    joined: np.ndarray = torch.cat([torch.stack([read(item) for item in part]) for part in parts], dim=1).cpu().numpy()
-    return joined
+class _Explained(NamedTuple):
+    """Of N images, on the CPU: maps (K, N, H, W), scores (K, N), classes (N,), predicted (N,)."""
+
+    maps: Tensor
+    scores: Tensor
+    classes: Tensor
+    predicted: Tensor
+
+
+def _explain(
+    model: FineGrainedModel,
+    inputs: Tensor,
+    batches: Sequence[slice],
+    bands: Sequence[Band],
+    method: str,
+    targets: Tensor | None,
+) -> _Explained:
+    parts = []
+    for batch in batches:
+        classes = None if targets is None else targets[batch]
+        found = explain_bands(model, inputs[batch], bands, method=method, classes=classes)
+        maps, scores = (torch.stack(field) for field in zip(*((item.maps, item.scores) for item in found), strict=True))
+        parts.append((maps.cpu(), scores.cpu(), found[0].classes.cpu(), found[0].predicted.cpu()))
+    all_maps, all_scores, explained, predicted = zip(*parts, strict=True)
+    return _Explained(
+        torch.cat(all_maps, dim=1), torch.cat(all_scores, dim=1), torch.cat(explained), torch.cat(predicted)
+    )
 
 
 def _bands(path: Path, texts: Sequence[str]) -> dict[str, Band]:
