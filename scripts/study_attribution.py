@@ -1,7 +1,7 @@
 """Do large and small eigenvalues look at different places, and whose map says more of what a head rests on?
 
-python scripts/study_attribution.py results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0 --bands top8,8:
-python scripts/study_attribution.py RUN OTHER_RUN --method gradcam,decomposition --images 80 --output figures
+fgvc study_attribution results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0 --bands top8,8:
+fgvc study_attribution RUN OTHER_RUN --method gradcam,decomposition --images 80 --output figures
 """
 
 import argparse

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from command_line import ROOT, SMALL
 from torch.optim import SGD
-from torchmetrics import MetricCollection
 
 MOMENTS: dict[str, tuple[Any, str]] = {
     "step": (SGD, "step"),  # in the middle of a step, before the weights change
-    "evaluation": (MetricCollection, "update"),
+    "evaluation": (Accelerator, "gather_for_metrics"),
     "save": (torch, "save"),
     "flush": (os, "fsync"),  # a file is written, not yet renamed
     "rename": (Path, "replace"),

@@ -20,13 +20,14 @@ Here = Callable[..., Done]
 
 
 @pytest.fixture
-def home(tmp_path_factory: pytest.TempPathFactory, train_here: Train) -> Path:
-    """A folder with a trained run of SEB in `seb`, on images of 96 pixels: 3 x 3 locations; trained once."""
+def home(tmp_path_factory: pytest.TempPathFactory, train_here: Train, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a trained run of SEB in `seb` on images of 96 pixels: 3 x 3 locations; trained once."""
     folder = tmp_path_factory.getbasetemp() / "attribution"
     if not folder.exists():
         folder.mkdir()
         done = train_here(folder, "dataset.transform.size=96", "trainer.epochs=1", "run_dir=seb")
         assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(folder)  # the run names its dataset relative to it
     return folder
 
 
