@@ -125,8 +125,6 @@ def install(env: Path, wheel: Path, first: list[str], python: str) -> Path:
         if requirements:
             carry_out(str(own), "-m", "pip", "install", "--quiet", *requirements, cwd=env.parent)
     carry_out(str(own), "-m", "pip", "check", cwd=env.parent)
-    (site,) = env.glob("lib/python*/site-packages")
-    (site / "sitecustomize.py").write_text(GUARD.format(root=str(ROOT)), encoding="utf-8")
     return own
 
 
@@ -134,8 +132,10 @@ def use(python: Path, folder: Path) -> None:
     """Everything that is tried with the installed package, in an empty folder."""
     folder.mkdir()
     shutil.copy(ROOT / "tools" / "typed_user.py", folder)
-    # of the checkout's environment, with the packages of the other one
+    # of the checkout's environment, by a file of which it finds the packages of the other one
     carry_out(sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python), "typed_user.py", cwd=folder)
+    (site,) = python.parents[1].glob("lib/python*/site-packages")
+    (site / "sitecustomize.py").write_text(GUARD.format(root=str(ROOT)), encoding="utf-8")
     carry_out(str(python), "-c", IMPORT_ALL, cwd=folder)
     for command in USES:
         program, *arguments = command.split()
