@@ -120,6 +120,8 @@ def test_images_are_spread_over_the_classes() -> None:
     assert len({targets[i] for i in spread(targets, 4, seed=3)}) == 4
     with pytest.raises(ConfigError, match="images=18"):
         spread(targets, 18, seed=0)
+    with pytest.raises(ConfigError, match="seed must be at least 0, got -1"):
+        spread(targets, 4, seed=-1)
 
 
 def test_overlays_show_where_a_map_is_strong() -> None:

@@ -198,7 +198,9 @@ def test_a_calibration_holds_for_the_weights_it_was_made_with(
     file = run / "checkpoints" / "last.safetensors"
     save_file({key: 1.01 * value for key, value in load_file(file).items()}, file)
     assert not fgvc.load_run(run).calibrated and fgvc.load_run(run, "best").calibrated
-    for damage in ("{", '{"schema": 1, "checkpoints": {"best": {"temperature": "hot"}}}', '{"schema": 99}', "[]"):
+    of_no_use = ("hot", "1.5", True, 1e-320, 10**400)
+    tampered = [json.dumps({"schema": 1, "checkpoints": {"best": best.record | {"temperature": t}}}) for t in of_no_use]
+    for damage in ("{", '{"schema": 99}', "[]", *tampered):
         caplog.clear()
         (run / "calibration.json").write_text(damage)
         assert not fgvc.load_run(run, "best").calibrated and "calibrate the run again" in caplog.text

@@ -27,7 +27,7 @@ from fgvc.analysis.attribution.study_tables import (
 from fgvc.analysis.bands import evaluate_bands
 from fgvc.analysis.runs import read_run
 from fgvc.data import boxes_in_view, create_dataset, write_miniature
-from fgvc.errors import DatasetError, RunError
+from fgvc.errors import ConfigError, DatasetError, RunError
 from fgvc.models import create_model
 from fgvc.reporting import attribution_study as shown
 from fgvc.spectral import Band
@@ -81,6 +81,12 @@ def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Callable[..
     assert other.returncode == 0, other.stderr
     with pytest.raises(RunError, match="differ in the weights of their backbones"):
         study_attribution(find_finished([tmp_path / "runs"])[0], images=4, bands=["top1"])
+
+
+@pytest.mark.parametrize("option", [{"steps": 0}, {"cell": 0}, {"seed": -1}])
+def test_numbers_out_of_range_end_a_study_before_it_begins(option: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(option))} must be at least"):
+        study_attribution([], **option)  # type: ignore[arg-type]
 
 
 def assert_heads_do_what_the_table_says(study: AttributionStudy, folder: Path) -> None:

@@ -1,7 +1,6 @@
 """The temperature of a run's probabilities, fitted on images it was not trained on and kept in RUN/calibration.json."""
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,7 +198,8 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
 def _check(checkpoint: str, record: dict[str, Any]) -> None:
     """Raise where a record is of no checkpoint or lacks what is read of it."""
     temperature = record["temperature"]
-    if temperature is not None and not 0 < float(temperature) < math.inf:
+    number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+    if temperature is not None and not (number and is_determined(temperature)):
         raise ValueError(f"temperature {temperature!r}")
     known = checkpoint in ("last", "best") and isinstance(record["images"], int)
     if not known or not all(isinstance(record[name], str) for name in ("split", "weights")):

@@ -18,7 +18,7 @@ from fgvc.analysis.attribution.question import BandLike, Question, as_found, pre
 from fgvc.analysis.bands import ALL, restrict_spectrum
 from fgvc.errors import ConfigError, RunError
 from fgvc.models import FineGrainedModel, PoolingHead
-from fgvc.pooling import SpectralPooling
+from fgvc.pooling import CovariancePooling, SpectralPooling
 from fgvc.spectral import Band
 from fgvc.spectral.covariance import centred, covariance
 from fgvc.spectral.descriptor import symmetric_gradient
@@ -121,7 +121,12 @@ def decomposition(question: Question) -> Tensor:
 def logit_parts(question: Question, band: Band | None) -> Tensor:
     """`decomposition` at the pooling's locations, (B, h, w) float64: sums to the logit without its bias."""
     head = question.model.head
-    # all of the spectrum by name brings the eigenvalues of a Newton-Schulz iteration to light, and refuses other heads
+    if not isinstance(head.pooling, CovariancePooling):
+        raise RunError(
+            f"decomposition needs eigenvalues, and {type(head.pooling).__name__} normalises no covariance; "
+            "use method=hirescam"
+        )
+    # all of the spectrum by name brings the eigenvalues of a Newton-Schulz iteration to light
     keep = ALL if band is None and not isinstance(head.pooling, SpectralPooling) else band
     with restrict_spectrum(question.model, keep, gradient="exact"):
         pooling = head.pooling

@@ -68,13 +68,16 @@ def study_attribution(
         root, cache: folders of the dataset and of cached features, where they have moved since training.
 
     Raises:
-        ConfigError: an unknown method or band, or more images than there are.
+        ConfigError: an unknown method or band, more images than there are, or `steps`, `cell` or `seed` out of range.
         RunError: runs of several settings or backbones, or as `explain`.
         DatasetError, WeightsError: as in training; no bounding boxes.
     """
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise ConfigError(f"unknown attribution {', '.join(unknown) or 'none'}; choose from {', '.join(METHODS)}")
+    for name, value, least in (("steps", steps, 1), ("cell", cell, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}")
     _, group = one_setting(runs)
     opened = [_open(run, bands, root, cache) for of_method in group.values() for run in of_method]
     _require_one_backbone(opened)

@@ -41,7 +41,7 @@ def choose_subjects(images: ImageDataset, which: str, prepare: Callable[[Path], 
         seed: of the choice.
 
     Raises:
-        ConfigError: N is 0 or more than there are.
+        ConfigError: N is 0 or more than there are, or `seed` is negative.
         ImageError: no such file or folder, or one that cannot be read.
         DatasetError: a test image cannot be read.
     """
@@ -72,10 +72,12 @@ def spread(targets: Sequence[int], count: int, seed: int) -> list[int]:
     No class has two more than another one, but where its images do not suffice.
 
     Raises:
-        ConfigError: `count` is 0 or more than there are.
+        ConfigError: `count` is 0 or more than there are, or `seed` is negative.
     """
     if not 1 <= count <= len(targets):
         raise ConfigError(f"images={count}: the test split has {len(targets)}; give a number from 1 to that")
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, got {seed}")
     rng = np.random.default_rng(seed)
     order = [rng.permutation(np.flatnonzero(np.asarray(targets) == target)).tolist() for target in sorted(set(targets))]
     chosen: list[int] = []
