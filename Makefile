@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: demo test test-slow tables notebooks docs lint package clean
+.PHONY: demo test test-browser test-slow tables notebooks docs lint package clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fgvc train -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
@@ -15,6 +15,10 @@ demo: $(VENV)/.demo
 # stay together, as they share trained runs
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# the report page in chromium (FGVC_CHROMIUM names another); half a minute
+test-browser: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
