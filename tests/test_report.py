@@ -214,7 +214,17 @@ def test_pictures_are_few_and_stay_in_their_folder(tmp_path: Path) -> None:
 def test_damaged_attributions_are_named(tmp_path: Path, content: str, message: str) -> None:
     (write_run(tmp_path / "a") / "attribution").mkdir()
     (tmp_path / "a" / "attribution" / "attribution.json").write_text(content)
-    assert message in made(tmp_path)[0].texts["attribution"]
+    page, _, notes = made(tmp_path)
+    assert message in page.texts["attribution"] and "no attribution" not in page.texts["attribution"]
+    assert any(message in note for note in notes)
+
+
+@pytest.mark.parametrize(("section", "file"), [("calibration", "calibration.json"), ("audit", "gradients.csv")])
+def test_a_section_of_damaged_files_alone_is_noted(tmp_path: Path, section: str, file: str) -> None:
+    (write_run(tmp_path / "a") / file).write_text("{")
+    page, _, notes = made(tmp_path)
+    assert "Nothing to show" in page.texts[section] and "lies in these folders" not in page.texts[section]
+    assert any(file in note for note in notes)
 
 
 def test_calibrations_stand_in_a_table(tmp_path: Path) -> None:

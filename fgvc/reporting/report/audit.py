@@ -27,8 +27,8 @@ def audit(collected: Collected) -> Made:
             continue
         parts += found
         notes += more
-    if not parts:
-        raise RunError("\n".join(["no audit (gradients.csv) lies in these folders", *notes]))
+    if not parts and not notes:
+        raise RunError("no audit (gradients.csv) lies in these folders")
     return parts, notes
 
 

@@ -52,8 +52,10 @@ def attribution(collected: Collected) -> Made:
         maps = _maps(file, record, runs, room, notes)
         if maps:
             parts.append(GroupPart(f"Maps of {name}, image by image", maps, runs))
+    if not parts and not notes:
+        raise RunError("no attribution (attribution.json) lies in these folders")
     if not parts:
-        raise RunError("\n".join(["no attribution (attribution.json) lies in these folders", *notes]))
+        return [], notes
     used = MAX_PICTURES - room.pictures
     text = f"{used} pictures, {(MAX_BYTES - room.size) / 1e6:.1f} MB, made smaller and compressed for this page"
     if room.left_out:

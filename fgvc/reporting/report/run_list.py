@@ -134,8 +134,10 @@ def calibration(collected: Collected) -> Made:
             values = flatten(record) if isinstance(record, dict) else {}
             rows.append([*name, checkpoint, *(_cell(values.get(key)) for key in _CALIBRATION)])
             places.append(None if run is None else collected.of([run]))
+    if not rows and not notes:
+        raise RunError("no calibration (calibration.json) lies in these folders")
     if not rows:
-        raise RunError("\n".join(["no calibration (calibration.json) lies in these folders", *notes]))
+        return [], notes
     block = Block("Calibration", ["Method", "Seed", "Weights", *_CALIBRATION.values()], rows, [_CALIBRATION_NOTE])
     return [TablePart(block, places)], notes
 

@@ -21,7 +21,7 @@ class Maker:
     Attributes:
         title: its heading.
         command: what makes its content, for a reader who finds none.
-        make: raises UserError where there is nothing to show.
+        make: raises UserError where there is nothing to show; no parts, but notes, where nothing there can be shown.
     """
 
     title: str
@@ -73,5 +73,6 @@ def make_sections(collected: Collected) -> list[Section]:
         except UserError as error:
             sections.append(Section(name, maker.title, missing=str(error), command=maker.command))
             continue
-        sections.append(Section(name, maker.title, parts, notes))
+        missing = "" if parts else "what lies here is left out, as the notes say"
+        sections.append(Section(name, maker.title, parts, notes, missing, maker.command))
     return sections
