@@ -36,6 +36,18 @@ def read_json(path: Path) -> Any:
         raise ValueError("nested too deeply") from error
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        OSError, ValueError: as `read_json`; also ValueError where the file holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {type(value).__name__}, not an object")
+    return value
+
+
 def read_plain_yaml(path: Path) -> str:
     """The text of a YAML file, if what it stands for is no larger than itself; for any YAML library to load.
 

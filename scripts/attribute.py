@@ -5,8 +5,9 @@ fgvc attribute RUN --images bird.jpg --method hirescam,extremal --bands top16,bo
 """
 
 import argparse
-import os
 from pathlib import Path
+
+import psutil
 
 from fgvc.analysis.attribution import METHODS
 from fgvc.analysis.attribution.of_run import attribute_run
@@ -52,7 +53,7 @@ def main() -> None:
     written = write_attribution(found, output)
     print(attribution_markdown(found), end="\n\n")
     for method, seconds in found.seconds.items():
-        print(f"{method}: {seconds:.2f} s an image, {len(found.bands)} bands (load {os.getloadavg()[0]:.1f})")
+        print(f"{method}: {seconds:.2f} s an image, {len(found.bands)} bands (load {psutil.getloadavg()[0]:.1f})")
     print(f"written: {len(written)} files in {output}, see attribution.json")
 
 

@@ -398,7 +398,7 @@ def call(**changes: Any) -> Callable[[], Any]:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (call(method="gradcan"), "choose one of gradcam"),
+        (call(method="gradcan"), "gradcan; choose from gradcam"),
         (call(steps=3), "unknown option steps of gradcam; it takes none"),
         (call(method="rise", steps=3), "it takes masks, grid, keep, seed, reference"),
         (call(method="rise", masks=1), "masks of at least 2"),

@@ -51,6 +51,8 @@ def test_files_of_a_run(home: Path, here: Here) -> None:
     with np.load(folder / "maps.npz") as arrays:
         maps = arrays["hirescam.1:3"]
         assert arrays["largest.maps"].shape == (3, 2, 3, 3)
+        assert (arrays["largest.places"] == [0, 1]).all() and (arrays["smallest.places"] >= 2).all()
+        assert (arrays["largest.eigenvalues"][:, -1] >= arrays["smallest.eigenvalues"][:, 0]).all()
     chosen = list(dict.fromkeys(item["image"] for item in record["items"]))
     of_band = [item for item in record["items"] if item["method"] == "hirescam" and item["band"] == "1:3"]
     for i, (name, item) in enumerate(zip(chosen, of_band, strict=True)):

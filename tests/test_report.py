@@ -100,6 +100,8 @@ def test_a_section_with_nothing_to_show_names_the_command(tmp_path: Path) -> Non
         "calibration": "fgvc calibrate RUN",
     }.items():
         assert "Nothing to show" in page.texts[section] and command in page.texts[section], section
+    for section, file in {"audit": "gradients.csv", "attribution": "attribution.json"}.items():
+        assert f"no {section} ({file}) lies in these folders" in page.texts[section]
     assert embedded(text)["charts"] == [] and "application/gzip" in text
     assert len(text) < 200_000  # the library of plots is left out where there are none
 
@@ -208,7 +210,8 @@ def test_pictures_are_few_and_stay_in_their_folder(tmp_path: Path) -> None:
         ("{", "attribution.json: cannot be read"),
         ('{"schema": 2}', "schema 2, this version reads 1"),
         ('{"schema": 1, "items": {}}', "'items' is no list"),
-        ("[]", "schema 'list'"),
+        ("[]", "it holds list, not an object"),
+        ('{"schema": 1, "items": []}', "names no picture"),
     ],
 )
 def test_damaged_attributions_are_named(tmp_path: Path, content: str, message: str) -> None:

@@ -69,6 +69,8 @@ def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Callable[..
     assert extents.loc[tuple(CENTRE), "inside"] == pytest.approx(
         share_inside(centre_maps(4, (64, 64)), boxes).mean().item(), rel=1e-3
     )
+    even = share_inside(torch.ones(4, 64, 64), boxes).mean().item()  # which is the boxes' share of the area
+    assert extents.loc[tuple(CENTRE), "box_area"] == pytest.approx(even, rel=1e-3)
 
     study_here = ("study_attribution.py", "runs", "--bands")
     refused(here(*study_here, "top1", "--images", 7, cwd=tmp_path), "images=7: the test split of birds has 6")

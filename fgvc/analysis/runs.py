@@ -14,7 +14,7 @@ from fgvc.analysis.confusion import read_predictions
 from fgvc.analysis.csv_file import read_csv
 from fgvc.errors import RunError
 from fgvc.provenance import commit_label
-from fgvc.reading import read_json, read_npz, read_plain_yaml
+from fgvc.reading import read_json_object, read_npz, read_plain_yaml
 
 T = TypeVar("T")
 
@@ -150,11 +150,9 @@ def read_run(path: Path) -> Run:
     """
     file = path / "summary.json"
     try:
-        summary = read_json(file)
+        summary = read_json_object(file)
     except (OSError, ValueError) as error:
         raise RunError(f"{file}: cannot be read ({_line(error)}); {_REPEAT}") from error
-    if not isinstance(summary, dict):
-        raise RunError(f"{file}: holds {type(summary).__name__}, not an object; {_REPEAT}")
     status = _value(summary, "status", str, file)
     final, best = _accuracy(summary, "final", file), _accuracy(summary, "best", file)
     if status == "finished" and (final is None or best is None):

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fgvc.analysis.attribution import METHODS, EigenvectorMaps
+from fgvc.analysis.attribution import METHODS
 from fgvc.analysis.attribution.of_run import RunAttribution
 from fgvc.files import atomic_path, write_json_atomic
 from fgvc.provenance import source_state, versions
@@ -81,13 +81,11 @@ def figures(found: RunAttribution) -> dict[str, Figure]:
         columns = band_columns(subjects.pictures, maps, list(found.bands), found.scores, signed=signed)
         caption = (_SIGNED if signed else "") + _OWN_SCALE
         drawn[f"grid_{method}"] = grid_figure(columns, _labels(found), f"{METHODS[method].label}, {found.run}", caption)
-    for end, title in _ENDS.items():
-        maps_of_end: EigenvectorMaps | None = getattr(found, end)
-        if maps_of_end is not None:
-            shown = (part.numpy() for part in (maps_of_end.maps, maps_of_end.places, maps_of_end.shares))
-            columns = eigenvector_columns(subjects.pictures, *shown)
-            caption = f"Energy along the eigenvectors of the {title}; λ: share of the trace. {_OWN_SCALE}"
-            drawn[f"eigenvectors_{end}"] = grid_figure(columns, _labels(found), f"Eigenvectors, {found.run}", caption)
+    for end, of_end in found.eigenvectors.items():
+        shown = (part.numpy() for part in (of_end.maps, of_end.places, of_end.shares))
+        columns = eigenvector_columns(subjects.pictures, *shown)
+        caption = f"Energy along the eigenvectors of the {_ENDS[end]}; λ: share of the trace. {_OWN_SCALE}"
+        drawn[f"eigenvectors_{end}"] = grid_figure(columns, _labels(found), f"Eigenvectors, {found.run}", caption)
     return drawn
 
 
@@ -114,10 +112,8 @@ def _arrays(found: RunAttribution) -> dict[str, np.ndarray]:
     arrays = {
         f"{method}.{band}": maps[k] for method, maps in found.maps.items() for k, band in enumerate(found.bands)
     } | {"scores": found.scores, "predicted": found.predicted, "explained": found.explained}
-    for end in _ENDS:
-        maps_of_end: EigenvectorMaps | None = getattr(found, end)
-        if maps_of_end is not None:
-            arrays |= {f"{end}.{name}": part.numpy() for name, part in vars(maps_of_end).items()}
+    for end, of_end in found.eigenvectors.items():
+        arrays |= {f"{end}.{name}": part.numpy() for name, part in vars(of_end).items()}
     return arrays
 
 

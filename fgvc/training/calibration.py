@@ -12,7 +12,7 @@ from fgvc.data.checksums import file_digests
 from fgvc.errors import RunError
 from fgvc.files import locked, write_json_atomic
 from fgvc.provenance import source_state, versions
-from fgvc.reading import read_json
+from fgvc.reading import read_json_object
 from fgvc.training.evaluation import collect_logits
 from fgvc.training.loaders import in_order
 from fgvc.training.restore import restore_run
@@ -183,7 +183,7 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         return {}
     try:
-        content = read_json(file)
+        content = read_json_object(file)
         if content["schema"] != _SCHEMA:
             raise ValueError(f"schema {content['schema']}, not {_SCHEMA}")
         records = dict(content["checkpoints"])

@@ -15,7 +15,7 @@ from fgvc.csv_text import to_csv
 from fgvc.errors import RunError
 from fgvc.files import atomic_path, locked, write_json_atomic, write_text_atomic
 from fgvc.nested import flatten
-from fgvc.reading import read_json, read_plain_yaml
+from fgvc.reading import read_json_object, read_plain_yaml
 from fgvc.training.config import RunConfig
 from fgvc.training.states import StateStore
 
@@ -137,12 +137,9 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any]:
         """The run's summary. Raises RunError where it is missing or not JSON."""
         try:
-            summary = read_json(self.summary_file)
+            return read_json_object(self.summary_file)
         except (OSError, ValueError) as error:
             raise RunError(f"{self.summary_file} is missing or damaged: {error}") from error
-        if not isinstance(summary, dict):
-            raise RunError(f"{self.summary_file} does not hold a JSON object")
-        return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_json_atomic(self.summary_file, summary)

@@ -9,7 +9,7 @@ import torch
 from fgvc.data.checksums import checksum_problem, file_digests
 from fgvc.errors import RunError
 from fgvc.files import atomic_path, write_json_atomic
-from fgvc.reading import load_pytorch, read_json
+from fgvc.reading import load_pytorch, read_json_object
 
 _log = logging.getLogger(__name__)
 
@@ -103,9 +103,7 @@ def _number(path: Path) -> int:
 
 def _read(path: Path) -> dict[str, Any]:
     """Raises OSError where it cannot be read, ValueError where it is not what was written."""
-    card = read_json(_card(path))
-    if not isinstance(card, dict):
-        raise ValueError("its card is no JSON object")
+    card = read_json_object(_card(path))
     size = path.stat().st_size
     if size != card.get("bytes"):
         raise ValueError(f"{size} bytes, {card.get('bytes')} were written")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgvc.analysis.attribution.methods import METHODS
+from fgvc.analysis.attribution.methods import METHODS, require_methods
 from fgvc.analysis.attribution.question import BandLike, as_found, pose, require_finite
 from fgvc.errors import ConfigError
 from fgvc.models import FineGrainedModel
@@ -77,8 +77,7 @@ def explain_bands(
     **options: Any,
 ) -> list[Attribution]:
     """As `explain`, for several bands, which share what they can: most methods run the backbone once for all."""
-    if method not in METHODS:
-        raise ConfigError(f"unknown attribution {method!r}; choose one of {', '.join(METHODS)}")
+    require_methods([method])
     known = METHODS[method].options
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -55,9 +55,8 @@ class Head:
         return self._seeing(lambda x: head.classifier(head.pooling(x)), reduced)
 
     def _seeing(self, call: Judge, inputs: Tensor) -> Tensor:
-        with restrict_spectrum(
-            self.model, self.keep, gradient="exact"
-        ):  # no gradient is taken; some rules know no bands
+        # no gradient is taken; some rules know no bands
+        with restrict_spectrum(self.model, self.keep, gradient="exact"):
             return call(inputs)
 
 
@@ -134,13 +133,13 @@ def measure(
     insides: list[Tensor] = []
     size = (images[0].shape[-2], images[0].shape[-1])
     noise, centre = random_maps(len(images), size, seed=seed), centre_maps(_TOGETHER, size)
+    judges = [head.logits for head in heads]
     started = time.monotonic()
     for start in range(0, len(images), _TOGETHER):
         chunk = torch.stack(list(images[start : start + _TOGETHER])).contiguous(memory_format=torch.channels_last)
         targets = classes[start : start + _TOGETHER]
         blank = [noise[start : start + len(chunk)], centre[: len(chunk)]]
         maps = torch.stack([*_explained(heads, chunk, targets, methods), *blank])
-        judges = [head.logits for head in heads]
         curves = deletion_insertion(backbone, judges, chunk, targets, maps, steps=steps, cell=cell, seed=seed)
         all_curves.append(curves)
         cells.append(cell_means(maps, cell))

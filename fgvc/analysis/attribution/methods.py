@@ -1,7 +1,7 @@
 """The table of attributions by name."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from fgvc.analysis.attribution.cam import gradcam, hirescam
 from fgvc.analysis.attribution.eigenvectors import decomposition
 from fgvc.analysis.attribution.extremal import extremal
 from fgvc.analysis.attribution.sampling import occlusion, rise
+from fgvc.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,10 @@ METHODS: dict[str, Method] = {
     "decomposition": Method(decomposition, "Parts of the logit", signed=True),
 }
 """Attributions by the name that `explain` takes."""
+
+
+def require_methods(names: Sequence[str]) -> None:
+    """Raise ConfigError where there is no name, or one that is not in `METHODS`."""
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        raise ConfigError(f"unknown attribution {', '.join(unknown) or 'none'}; choose from {', '.join(METHODS)}")

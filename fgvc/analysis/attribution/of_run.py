@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fgvc.analysis.attribution.eigenvectors import EigenvectorMaps, eigenvector_maps
 from fgvc.analysis.attribution.explanation import explain_bands
-from fgvc.analysis.attribution.methods import METHODS
+from fgvc.analysis.attribution.methods import require_methods
 from fgvc.analysis.attribution.subjects import Subjects, choose_subjects
 from fgvc.analysis.bands import parse_band
 from fgvc.analysis.runs import read_run
@@ -40,7 +40,7 @@ class RunAttribution:
         scores: (K, N) that logit, of the head that sees the band only.
         maps: of each method, (K, N, H, W) float32.
         seconds: of each method, for an image and all bands.
-        largest, smallest: eigenvectors of each image, if they were asked for.
+        eigenvectors: of each image, by the end of the spectrum, "largest" and "smallest"; none if not asked for.
     """
 
     run: Path
@@ -54,8 +54,7 @@ class RunAttribution:
     scores: np.ndarray
     maps: dict[str, np.ndarray]
     seconds: dict[str, float]
-    largest: EigenvectorMaps | None
-    smallest: EigenvectorMaps | None
+    eigenvectors: dict[str, EigenvectorMaps]
 
 
 def attribute_run(
@@ -92,9 +91,7 @@ def attribute_run(
         ImageError: as `choose_subjects`.
         DatasetError, WeightsError: as in training.
     """
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown or not methods:
-        raise ConfigError(f"unknown attribution {', '.join(unknown) or 'none'}; choose from {', '.join(METHODS)}")
+    require_methods(methods)
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
     chosen = _bands(path, bands)
@@ -106,7 +103,7 @@ def attribute_run(
     targets = None if classes is None else _targets(classes, names, subjects)
     batches = [slice(start, start + batch_size) for start in range(0, len(subjects.names), batch_size)]
     # first: what is wrong with them should not be told after minutes of perturbations
-    ends = [_eigenvectors(model, subjects, batches, eigenvectors, smallest=smallest) for smallest in (False, True)]
+    ends = _eigenvectors(model, subjects, batches, eigenvectors) if eigenvectors else {}
     found, seconds = {}, {}
     for method in dict.fromkeys(methods):
         start = time.perf_counter()
@@ -125,8 +122,7 @@ def attribute_run(
         scores=last.scores.numpy(),
         maps={method: part.maps.numpy() for method, part in found.items()},
         seconds=seconds,
-        largest=ends[0],
-        smallest=ends[1],
+        eigenvectors=ends,
     )
 
 
@@ -184,11 +180,12 @@ def _targets(classes: Sequence[str], names: Sequence[str], subjects: Subjects) -
 
 
 def _eigenvectors(
-    model: FineGrainedModel, subjects: Subjects, batches: Sequence[slice], count: int, *, smallest: bool
-) -> EigenvectorMaps | None:
-    if count == 0:
-        return None
-    parts = [eigenvector_maps(model, subjects.inputs[batch], count, smallest=smallest) for batch in batches]
-    return EigenvectorMaps(
-        *(torch.cat(fields).cpu() for fields in zip(*(vars(part).values() for part in parts), strict=True))
-    )
+    model: FineGrainedModel, subjects: Subjects, batches: Sequence[slice], count: int
+) -> dict[str, EigenvectorMaps]:
+    found = {}
+    for end in ("largest", "smallest"):
+        smallest = end == "smallest"
+        parts = [eigenvector_maps(model, subjects.inputs[batch], count, smallest=smallest) for batch in batches]
+        fields = zip(*(vars(part).values() for part in parts), strict=True)
+        found[end] = EigenvectorMaps(*(torch.cat(field).cpu() for field in fields))
+    return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fgvc.analysis.attribution.measured import Head, Measured, measure
-from fgvc.analysis.attribution.methods import METHODS
+from fgvc.analysis.attribution.methods import require_methods
 from fgvc.analysis.attribution.study_rows import head_rows, tables
 from fgvc.analysis.attribution.study_tables import AttributionStudy
 from fgvc.analysis.bands import ALL, parse_band
@@ -72,9 +72,7 @@ def study_attribution(
         RunError: runs of several settings or backbones, or as `explain`.
         DatasetError, WeightsError: as in training; no bounding boxes.
     """
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown or not methods:
-        raise ConfigError(f"unknown attribution {', '.join(unknown) or 'none'}; choose from {', '.join(METHODS)}")
+    require_methods(methods)
     for name, value, least in (("steps", steps, 1), ("cell", cell, 1), ("seed", seed, 0)):
         if value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}")

@@ -1,9 +1,10 @@
 """The section of the gradient audit: what `fgvc audit_gradients` wrote."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from fgvc.analysis import read_csv
+from fgvc.analysis import Run, read_csv
 from fgvc.errors import RunError
 from fgvc.reporting.curves_plot import errors_figure
 from fgvc.reporting.loewner_plot import ERROR_FLOOR, gradients_block
@@ -17,28 +18,16 @@ _PICTURE_WIDTH = 1600
 
 def audit(collected: Collected) -> Made:
     """What `fgvc audit_gradients` wrote: errors of the published gradients."""
-    parts: list[Part] = []
-    notes: list[str] = []
-    for file in collected.files("gradients.csv"):
-        try:
-            found, more = _audit(collected, file)
-        except RunError as error:
-            notes.append(str(error))
-            continue
-        parts += found
-        notes += more
-    if not parts and not notes:
-        raise RunError("no audit (gradients.csv) lies in these folders")
-    return parts, notes
+    audits, notes = collected.read_each("gradients.csv", "audit", partial(_audit, collected))
+    return [part for _, _, parts in audits for part in parts], notes
 
 
-def _audit(collected: Collected, file: Path) -> Made:
+def _audit(collected: Collected, file: Path, run: Run | None) -> list[Part]:
     summary = read_csv(file, _COLUMNS, names=("label",))
     try:
         block = gradients_block(summary)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{file}: not an audit of this version ({error!r}); run fgvc audit_gradients again") from error
-    run = collected.owner(file)
     runs = None if run is None else collected.of([run])
     title = str(file.parent) if run is None else f"On features of {run_name(run)}"
     shown = summary[summary["relative_error"] > ERROR_FLOOR]
@@ -55,4 +44,4 @@ def _audit(collected: Collected, file: Path) -> Made:
         text = "Loewner matrices of the audited gradients side by side, and below each its relative error"
         shown_picture = read_picture(picture, _PICTURE_WIDTH, text, "Loewner matrices, |L|, and their relative errors")
         parts.append(GalleryPart("Loewner matrices", [shown_picture], runs, wide=True))
-    return parts, []
+    return parts

@@ -1,10 +1,11 @@
 """What a report is made from: the runs of some folders and what lies beside them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from fgvc.analysis import Run, Setting, group_runs
 from fgvc.analysis.run_search import readable_runs
@@ -13,6 +14,8 @@ from fgvc.errors import RunError
 from fgvc.reporting.registry import Inputs
 from fgvc.reporting.report.content import Runs
 from fgvc.reporting.style import method_order
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,31 @@ class Collected:
         """Files of this name at any depth of the folders, each once, in order."""
         found = {file.resolve(): file for folder in self.folders for file in sorted(folder.rglob(name))}
         return list(found.values())
+
+    def read_each(
+        self, name: str, what: str, read: Callable[[Path, Run | None], T]
+    ) -> tuple[list[tuple[Path, Run | None, T]], list[str]]:
+        """What is read of each file of a name, with the run it lies in, and notes on those that are of no use.
+
+        Args:
+            name: of the files.
+            what: they hold.
+            read: raises RunError where a file is of no use.
+
+        Raises:
+            RunError: there is no such file.
+        """
+        found: list[tuple[Path, Run | None, T]] = []
+        notes: list[str] = []
+        for file in self.files(name):
+            run = self.owner(file)
+            try:
+                found.append((file, run, read(file, run)))
+            except RunError as error:
+                notes.append(str(error))
+        if not found and not notes:
+            raise RunError(f"no {what} ({name}) lies in these folders")
+        return found, notes
 
     def owner(self, file: Path) -> Run | None:
         """The run whose folder a file lies in."""

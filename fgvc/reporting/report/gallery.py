@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.errors import RunError
-from fgvc.reading import read_json
+from fgvc.reading import read_json_object
 from fgvc.reporting.report.collect import Collected, run_name
 from fgvc.reporting.report.content import GalleryPart, GroupPart, Made, Part, Picture, Runs, TextPart
 from fgvc.reporting.report.pictures import read_picture
@@ -37,23 +37,15 @@ class _Room:
 def attribution(collected: Collected) -> Made:
     """Grids first, then the maps of each image."""
     parts: list[Part] = []
-    notes: list[str] = []
     room = _Room()
-    for file in collected.files("attribution.json"):
-        run = collected.owner(file)
+    records, notes = collected.read_each("attribution.json", "attribution", lambda file, _: _record(file))
+    for file, run, record in records:
         runs = None if run is None else collected.of([run])
         name = str(file.parent) if run is None else run_name(run)
-        try:
-            record = _record(file)
-        except RunError as error:
-            notes.append(str(error))
-            continue
         parts += _grids(file, record, name, runs, room, notes)
         maps = _maps(file, record, runs, room, notes)
         if maps:
             parts.append(GroupPart(f"Maps of {name}, image by image", maps, runs))
-    if not parts and not notes:
-        raise RunError("no attribution (attribution.json) lies in these folders")
     if not parts:
         return [], notes
     used = MAX_PICTURES - room.pictures
@@ -66,15 +58,16 @@ def attribution(collected: Collected) -> Made:
 
 def _record(file: Path) -> dict[str, Any]:
     try:
-        record = read_json(file)
+        record = read_json_object(file)
     except (OSError, ValueError) as error:
         raise RunError(f"{file}: cannot be read ({error}); run fgvc attribute again") from error
-    if not isinstance(record, dict) or record.get("schema") != 1:
-        found = record.get("schema") if isinstance(record, dict) else type(record).__name__
-        raise RunError(f"{file}: schema {found!r}, this version reads 1; run fgvc attribute again")
+    if record.get("schema") != 1:
+        raise RunError(f"{file}: schema {record.get('schema')!r}, this version reads 1; run fgvc attribute again")
     for key in ("items", "grids"):
         if not isinstance(record.get(key, []), list):
             raise RunError(f"{file}: {key!r} is no list; run fgvc attribute again")
+    if not any(record.get(key) for key in ("items", "grids")):
+        raise RunError(f"{file}: names no picture; run fgvc attribute again")
     return record
 
 

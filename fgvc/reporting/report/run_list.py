@@ -9,7 +9,7 @@ from typing import Any
 from fgvc.analysis import Run
 from fgvc.errors import RunError
 from fgvc.nested import flatten
-from fgvc.reading import read_json
+from fgvc.reading import read_json_object
 from fgvc.reporting.blocks import Block
 from fgvc.reporting.report.collect import Collected
 from fgvc.reporting.report.content import DetailsPart, Made, Part, Runs, TablePart, TextPart
@@ -97,7 +97,7 @@ def _settings(run: Run, notes: list[str]) -> dict[str, Any]:
 def _provenance(run: Run, notes: list[str]) -> dict[str, Any]:
     """The summary but for its results, and the checksum of the configuration."""
     try:
-        summary = read_json(run.path / "summary.json")
+        summary = read_json_object(run.path / "summary.json")
     except (OSError, ValueError) as error:  # it could be read a moment ago
         notes.append(f"{run.path / 'summary.json'}: {error}")
         return {}
@@ -119,37 +119,27 @@ def calibration(collected: Collected) -> Made:
     """Temperatures and errors of calibration, as `fgvc calibrate` keeps them."""
     rows: list[list[str]] = []
     places: list[Runs | None] = []
-    notes: list[str] = []
-    for file in collected.files("calibration.json"):
-        run = collected.owner(file)
+    found, notes = collected.read_each("calibration.json", "calibration", lambda file, _: _checkpoints(file))
+    for file, run, checkpoints in found:
         name = [str(file.parent), "not stated"] if run is None else [run.label, str(run.seed)]
-        try:
-            checkpoints = _object(file).get("checkpoints")
-            if not isinstance(checkpoints, dict):
-                raise RunError(f"{file}: holds no 'checkpoints'; calibrate the run again")
-        except RunError as error:
-            notes.append(str(error))
-            continue
         for checkpoint, record in sorted(checkpoints.items()):
             values = flatten(record) if isinstance(record, dict) else {}
             rows.append([*name, checkpoint, *(_cell(values.get(key)) for key in _CALIBRATION)])
             places.append(None if run is None else collected.of([run]))
-    if not rows and not notes:
-        raise RunError("no calibration (calibration.json) lies in these folders")
     if not rows:
         return [], notes
     block = Block("Calibration", ["Method", "Seed", "Weights", *_CALIBRATION.values()], rows, [_CALIBRATION_NOTE])
     return [TablePart(block, places)], notes
 
 
-def _object(file: Path) -> dict[str, Any]:
+def _checkpoints(file: Path) -> dict[str, Any]:
     try:
-        record = read_json(file)
+        checkpoints = read_json_object(file).get("checkpoints")
     except (OSError, ValueError) as error:
         raise RunError(f"{file}: cannot be read ({error}); calibrate the run again") from error
-    if not isinstance(record, dict):
-        raise RunError(f"{file}: holds {type(record).__name__}, not an object; calibrate the run again")
-    return record
+    if not isinstance(checkpoints, dict) or not checkpoints:
+        raise RunError(f"{file}: holds no 'checkpoints'; calibrate the run again")
+    return checkpoints
 
 
 def _cell(value: Any) -> str:
