@@ -18,11 +18,11 @@ from pathlib import Path
 
 from machine import benchmark_facts, machine_line
 
-from fgvc.analysis.run_comparison import compare_runs
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import ConfigError, RunError
 from fgvc.provenance import commit_label, source_state
 from fgvc.reporting.comparison import comparison_markdown
+from fgvc.runs.compare import compare_runs
 
 TRAIN = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
 EARLY = 0.2  # share of the kills before training begins

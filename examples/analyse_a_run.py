@@ -32,18 +32,16 @@ from fgvc.analysis import (
     confusion_order,
     curve_table,
     effective_rank,
-    mcnemar,
     numerical_rank,
     pool_spectra,
-    read_run,
     top_confusions,
 )
 from fgvc.analysis.attribution import explain
 from fgvc.analysis.bands import evaluate_bands
 from fgvc.reporting import figure_style, markdown_table, plot_confusion, plot_eigenvalues
 from fgvc.reporting.attribution_plot import overlay
-from fgvc.training import RunConfig, train_run
-from fgvc.training.config import (
+from fgvc.runs import RunConfig, read_run
+from fgvc.runs.config import (
     BackboneConfig,
     DatasetConfig,
     MethodConfig,
@@ -52,6 +50,8 @@ from fgvc.training.config import (
     TrainerConfig,
     TransformConfig,
 )
+from fgvc.runs.statistics import mcnemar
+from fgvc.training import train_run
 
 logging.disable(logging.WARNING)
 

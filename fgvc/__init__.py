@@ -4,16 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fgvc.training.calibration import Calibration, calibrate_run
-    from fgvc.training.prediction import Prediction, Predictor, load_run
+    from fgvc.inference.calibrate import Calibration, calibrate_run
+    from fgvc.inference.predict import Prediction, Predictor, load_run
 
 __version__ = "0.1.0"
 
 __all__ = ["Calibration", "Prediction", "Predictor", "__version__", "calibrate_run", "load_run"]
 
 _HOMES = {
-    **dict.fromkeys(("Calibration", "calibrate_run"), "fgvc.training.calibration"),
-    **dict.fromkeys(("Prediction", "Predictor", "load_run"), "fgvc.training.prediction"),
+    **dict.fromkeys(("Calibration", "calibrate_run"), "fgvc.inference.calibrate"),
+    **dict.fromkeys(("Prediction", "Predictor", "load_run"), "fgvc.inference.predict"),
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m fgvc`: the same as the command `fgvc`."""
 
-from fgvc.command_line import main
+from fgvc.cli import main
 
 if __name__ == "__main__":
     main()

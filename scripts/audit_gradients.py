@@ -12,8 +12,8 @@ from fgvc.analysis.gradients import audit_gradients, summarise_gradients
 from fgvc.analysis.loewner import loewner_picture
 from fgvc.analysis.pooling_inputs import load_features
 from fgvc.cli import exit_on_user_error
-from fgvc.csv_text import to_csv
-from fgvc.files import write_text_atomic
+from fgvc.csv_files import to_csv
+from fgvc.io import write_text_atomic
 from fgvc.reporting import gradients_markdown, write_loewner_figure
 
 

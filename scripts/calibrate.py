@@ -8,8 +8,8 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
+from fgvc.inference.calibrate import calibrate_run
 from fgvc.reporting.calibration_report import write_calibrations
-from fgvc.training.calibration import calibrate_run
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
+from fgvc.inference.export import export_run
 from fgvc.resources import resource_folder
-from fgvc.training.export import export_run
 
 
 def main() -> None:

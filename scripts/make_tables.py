@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.files import write_json_atomic, write_text_atomic
+from fgvc.io import write_json_atomic, write_text_atomic
 from fgvc.reporting.registry import TABLES, Inputs, make_tables
 from fgvc.resources import resource_folder
 

@@ -8,9 +8,9 @@ fgvc plot_spectra results/cub80_frozen/tf_efficientnet_lite0/seb --view classes 
 import argparse
 from pathlib import Path
 
-from fgvc.analysis import find_finished
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.reporting.spectra_views import FILES, VIEWS, Options
+from fgvc.runs import find_finished
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from fgvc.analysis.attribution import METHODS
 from fgvc.cli import end_with_notes, exit_on_user_error
+from fgvc.inference.predict import find_images, open_calibrated
 from fgvc.reporting.prediction_files import name_files, predictions_document, predictions_text, write_predictions
 from fgvc.reporting.prediction_plot import METHOD
-from fgvc.training.predict_files import find_images, open_calibrated
 
 
 def main() -> None:

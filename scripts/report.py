@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.files import write_text_atomic
+from fgvc.io import write_text_atomic
 from fgvc.reporting.report import collect, make_report
 from fgvc.resources import resource_folder
 

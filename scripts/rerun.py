@@ -12,10 +12,10 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from fgvc.analysis.run_comparison import compare_runs
 from fgvc.cli import exit_on_user_error
+from fgvc.inference import rerun
 from fgvc.reporting.comparison import comparison_markdown
-from fgvc.training import rerun
+from fgvc.runs.compare import compare_runs
 
 
 def main() -> None:

@@ -9,7 +9,8 @@ import sys
 
 from fgvc.cli import exit_on_user_error
 from fgvc.resources import resource_folder
-from fgvc.training import RunConfig, dry_run, hydra_main, train_run
+from fgvc.runs import RunConfig
+from fgvc.training import dry_run, hydra_main, train_run
 
 
 def main() -> None:

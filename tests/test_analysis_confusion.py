@@ -8,16 +8,10 @@ import pytest
 from run_folders import write_run
 from sklearn import metrics
 
-from fgvc.analysis import (
-    confusion_matrix,
-    confusion_order,
-    mcnemar,
-    per_class,
-    read_predictions,
-    read_run,
-    top_confusions,
-)
+from fgvc.analysis import confusion_matrix, confusion_order, per_class, top_confusions
 from fgvc.errors import RunError
+from fgvc.runs import read_predictions, read_run
+from fgvc.runs.statistics import mcnemar
 
 CLASSES = ["auk", "bunting", "crow", "dove", "egret"]
 

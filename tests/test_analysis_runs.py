@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from run_folders import accuracy, write_config, write_run, write_spectrum
 
-from fgvc.analysis import Method, config_notes, find_runs, group_runs, read_run, split_finished
 from fgvc.errors import RunError
+from fgvc.runs import Method, config_notes, find_runs, group_runs, read_run, split_finished
 
 
 def edit_summary(path: Path, **changes: object) -> None:

@@ -23,11 +23,12 @@ from fgvc.analysis.smoothness_curve import smoothness_curve
 from fgvc.analysis.smoothness_study import smoothness_of_run, smoothness_study
 from fgvc.analysis.smoothness_table import SMOOTHNESS_COLUMNS, beta_ratios
 from fgvc.errors import ConfigError, RunError
+from fgvc.inference.restore import restore_run
 from fgvc.models import PoolingHead
 from fgvc.reporting import METHOD_STYLES, smoothness_figure, smoothness_markdown, write_smoothness
 from fgvc.reporting.smoothness_plot import beta_markdown
-from fgvc.training import RunConfig, train_run
-from fgvc.training.config import (
+from fgvc.runs import RunConfig
+from fgvc.runs.config import (
     BackboneConfig,
     CacheConfig,
     DatasetConfig,
@@ -36,7 +37,7 @@ from fgvc.training.config import (
     TrainerConfig,
     TransformConfig,
 )
-from fgvc.training.restore import restore_run
+from fgvc.training import train_run
 
 SIZES = (0.1, 0.5, 2.0)
 

@@ -9,7 +9,6 @@ from fgvc.analysis import (
     condition_number,
     effective_rank,
     eigenvalue_curve,
-    find_runs,
     nonzero_condition_number,
     numerical_rank,
     participation_ratio,
@@ -17,6 +16,7 @@ from fgvc.analysis import (
     summarise,
 )
 from fgvc.errors import RunError
+from fgvc.runs import find_runs
 
 EQUAL = np.full((1, 4), 2.0)
 SINGLE = np.array([[5.0, 0.0, 0.0, 0.0]])

@@ -13,8 +13,8 @@ from PIL import Image
 from fgvc.analysis.attribution import METHODS, explain
 from fgvc.analysis.attribution.subjects import spread
 from fgvc.errors import ConfigError
+from fgvc.inference.restore import restore_run
 from fgvc.reporting.attribution_plot import band_columns, colour_limit, difference, grid_figure, overlay
-from fgvc.training.restore import restore_run
 
 Here = Callable[..., Done]
 

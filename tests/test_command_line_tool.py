@@ -10,7 +10,7 @@ import pytest
 from command_line import ROOT, SMALL, Done, Train, refused
 
 from fgvc import __version__
-from fgvc.command_line import main
+from fgvc.cli import main
 from fgvc.data.cards import list_cards
 from fgvc.errors import UserError
 from fgvc.provenance import versions
@@ -67,7 +67,7 @@ def test_the_help_of_every_command_is_under_its_own_name(fgvc: Train) -> None:
 
 def test_help_and_version_import_no_library(tmp_path: Path) -> None:
     code = (
-        "import sys, fgvc.command_line as tool\n"
+        "import sys, fgvc.cli as tool\n"
         "try:\n    tool.main()\n"
         "except SystemExit as end:\n"
         "    print(*sorted({'torch', 'numpy', 'hydra', 'timm', 'pandas'} & set(sys.modules)), file=sys.stderr)\n"

@@ -8,10 +8,9 @@ from hydra import compose, initialize_config_dir
 from fgvc.data import list_datasets
 from fgvc.errors import ConfigError
 from fgvc.pooling import list_poolings
+from fgvc.runs.config import RunConfig, register_schema, to_run_config
 from fgvc.training.check import check
-from fgvc.training.config import RunConfig, register_schema
 from fgvc.training.hybrid import switch_epoch
-from fgvc.training.launch import to_run_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 OPTIONS = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS)

@@ -155,7 +155,7 @@ def test_two_calls_at_once_do_not_write_to_the_same_file(
 HOLD = """
 import sys, time
 from pathlib import Path
-from fgvc.files import locked
+from fgvc.io import locked
 with locked(Path(sys.argv[1])) as free:
     print(free, flush=True)
     time.sleep(60)

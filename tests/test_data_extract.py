@@ -153,7 +153,7 @@ def test_a_file_below_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["tgz", "zip"])
 def test_archives_that_grow_without_measure(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgvc.reading.ALLOWANCE", 1000)
+    monkeypatch.setattr("fgvc.io.ALLOWANCE", 1000)
     archive = tmp_path / f"x.{kind}"
     if kind == "tgz":
         write_tar(archive, {"zeros": bytes(3_000_000)}, "w:gz")
@@ -166,7 +166,7 @@ def test_archives_that_grow_without_measure(tmp_path: Path, kind: str, monkeypat
 
 
 def test_masses_of_empty_members_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgvc.reading.ALLOWANCE", 1000)
+    monkeypatch.setattr("fgvc.io.ALLOWANCE", 1000)
     archive = write_tar(tmp_path / "x.tgz", dict.fromkeys((f"{i:04}" for i in range(3000)), b""), "w:gz")
     refused(archive, tmp_path / "out", "more than 20 times its size")
 
@@ -198,7 +198,7 @@ def test_a_header_without_measure_is_refused_unread(tmp_path: Path, kind: bytes,
 
 
 def test_headers_that_are_large_together_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgvc.reading.ALLOWANCE", 1000)
+    monkeypatch.setattr("fgvc.io.ALLOWANCE", 1000)
     with tarfile.open(tmp_path / "x.tgz", "w:gz") as tar:
         for i in range(5):
             add(tar, "header", f"100000 {i:05}=".encode().ljust(99_999, b"x") + b"\n", kind=tarfile.XGLTYPE)

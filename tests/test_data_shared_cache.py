@@ -406,7 +406,7 @@ def test_without_locks_all_works_but_nothing_is_evicted(dataset: ImageDataset, m
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("fgvc.files.fcntl.flock", none)
+    monkeypatch.setattr("fgvc.io.fcntl.flock", none)
     assert [use(dataset, name, 2) for name in "aabb"] == [False, True, False, True]
     leftover = dataset.root / "cache" / ".features-0.0.tmp.npy"
     leftover.touch()

@@ -12,9 +12,8 @@ from hydra import compose, initialize_config_dir
 
 from fgvc import spectral
 from fgvc.pooling import list_poolings, pooling_label
+from fgvc.runs.config import register_schema, to_run_config
 from fgvc.spectral import GRADIENTS
-from fgvc.training.config import register_schema
-from fgvc.training.launch import to_run_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [

@@ -18,9 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fgvc.data import create_dataset, create_transform, write_miniature
+from fgvc.inference.export_formats import WRITERS, crop_pct
+from fgvc.inference.restore import load_model
 from fgvc.models import create_model, load_checkpoint
-from fgvc.training import train_run
-from fgvc.training.config import (
+from fgvc.runs.config import (
     BackboneConfig,
     DatasetConfig,
     HybridConfig,
@@ -29,8 +30,7 @@ from fgvc.training.config import (
     TrainerConfig,
     TransformConfig,
 )
-from fgvc.training.export_formats import WRITERS, crop_pct
-from fgvc.training.model_of_run import load_model
+from fgvc.training import train_run
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
 DATA = {"classes": 3, "train_per_class": 4, "test_per_class": 3, "size": 64}
@@ -308,7 +308,7 @@ def test_saved_weights_are_compared_with_the_run(
         name = min(name for name, tensor in tensors.items() if tensor.is_floating_point())
         return tensors | {name: tensors[name] + 1e-3}
 
-    monkeypatch.setattr("fgvc.training.export_formats.load_file", other)
+    monkeypatch.setattr("fgvc.inference.export_formats.load_file", other)
     refused(export(runs / run, "--to", to), "model.safetensors does not hold the weights of the run")
     assert not (runs / run / "exports" / f"{to}-last").exists()
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from fgvc.files import atomic_folder, atomic_path, is_in_place, lock_file, locked
-from fgvc.reading import read_npz
+from fgvc.io import atomic_folder, atomic_path, is_in_place, lock_file, locked, read_npz
 
 
 @pytest.mark.parametrize("exists", [True, False])

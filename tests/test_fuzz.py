@@ -30,15 +30,15 @@ from scipy.io import loadmat, savemat
 from scipy.sparse import csc_matrix
 from torch import nn
 
-from fgvc.analysis.confusion import confusion_matrix, read_predictions
-from fgvc.analysis.runs import read_run
+from fgvc.analysis.confusion import confusion_matrix
 from fgvc.data import TransformSpec, cached_features, create_dataset, was_verified, write_miniature
 from fgvc.data.cards import load_card
 from fgvc.data.imagenet_devkit import sort_validation
 from fgvc.errors import UserError
 from fgvc.models.weights import load_backbone_weights
+from fgvc.runs.folder import RunFolder
+from fgvc.runs.summary import read_predictions, read_run
 from fgvc.training.probe import SpectrumHistory
-from fgvc.training.run_folder import RunFolder
 
 SECONDS = 10  # for one file of a few kilobytes, with room for a busy machine
 CARDS = Path(__file__).resolve().parents[1] / "datasets"
@@ -222,7 +222,7 @@ TARGETS = {
         lambda root: shutil.copy(CARDS / "cars.yaml", root), "cars.yaml", lambda root: load_card(root, "cars")
     ),
     "summary": Target(make_run, "summary.json", lambda root: (read_run(root), RunFolder(root).read_summary())),
-    "config of a run": Target(make_run, "config.yaml", lambda root: read_run(root).config()),
+    "config of a run": Target(make_run, "config.yaml", lambda root: read_run(root).settings()),
     "config to go on": Target(make_run, "config.yaml", lambda root: RunFolder(root).read_config()),
     "metrics": Target(make_run, "metrics.csv", lambda root: read_run(root).metrics()),
     "predictions": Target(make_run, "predictions.csv", read_predicted),

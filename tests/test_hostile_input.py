@@ -36,11 +36,7 @@ from run_folders import write_config, write_run
 from scipy.io import savemat
 from torch import nn
 
-from fgvc.analysis import read_csv
-from fgvc.analysis.confusion import read_predictions
-from fgvc.analysis.run_search import find_runs
-from fgvc.analysis.runs import read_run
-from fgvc.csv_text import to_csv
+from fgvc.csv_files import read_csv, to_csv
 from fgvc.data import (
     ImageDataset,
     Samples,
@@ -57,7 +53,8 @@ from fgvc.data.imagenet_devkit import sort_validation
 from fgvc.data.mat import read_mat
 from fgvc.errors import ConfigError, DatasetError, RunError, UserError, WeightsError
 from fgvc.models.weights import load_backbone_weights
-from fgvc.training.run_folder import RunFolder
+from fgvc.runs.folder import RunFolder
+from fgvc.runs.summary import find_runs, read_predictions, read_run
 
 ORIENTATION = 0x0112
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -267,7 +264,7 @@ FORBIDDEN: dict[str, tuple[Callable[[Path], object], str, Callable[[Path], objec
     ),
     "a MATLAB file": (text_file("a.mat"), "a.mat", lambda root: read_mat(root / "a.mat", "a")),
     "a card": (text_file("cub.yaml"), "cub.yaml", lambda root: load_card(root, "cub")),
-    "a configuration": (whole_run, "run/config.yaml", lambda root: read_run(root / "run").config()),
+    "a configuration": (whole_run, "run/config.yaml", lambda root: read_run(root / "run").settings()),
     "a summary": (whole_run, "run/summary.json", lambda root: find_runs([root])),
     "weights": (text_file("w.safetensors"), "w.safetensors", lambda root: load_weights(root / "w.safetensors")),
 }
@@ -562,7 +559,7 @@ BOMBS = {
 }
 YAML_READERS: dict[str, tuple[str, Callable[[Path], object], type[UserError]]] = {
     "card": ("cub.yaml", lambda root: load_card(root, "cub"), ConfigError),
-    "run": ("config.yaml", lambda root: read_run(root).config(), RunError),
+    "run": ("config.yaml", lambda root: read_run(root).settings(), RunError),
     "run to go on with": ("config.yaml", lambda root: RunFolder(root).read_config(), RunError),
 }
 
@@ -581,7 +578,7 @@ def test_yaml_bombs(tmp_path: Path, fault: str, reader: str) -> None:
 
 def test_a_bomb_of_zeros_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In archives of arrays, in PyTorch's files and in MATLAB's."""
-    monkeypatch.setattr("fgvc.reading.ALLOWANCE", 1 << 20)
+    monkeypatch.setattr("fgvc.io.ALLOWANCE", 1 << 20)
     run = write_run(tmp_path / "run")
     zeros = np.zeros((1, 4_000_000))
     np.savez_compressed(run / "spectrum.npz", before=zeros)

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fgvc.errors import ConfigError
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling, Pooling, create_pooling, list_poolings
+from fgvc.runs.config import BackboneConfig, DatasetConfig, HybridConfig, MethodConfig, RunConfig, TrainerConfig
+from fgvc.runs.folder import RunFolder
 from fgvc.spectral import (
     EIGENVALUE_FLOOR,
     GRADIENTS,
@@ -25,11 +27,9 @@ from fgvc.spectral import (
 )
 from fgvc.spectral.precision import SPECTRAL_DTYPES
 from fgvc.training.check import check
-from fgvc.training.config import BackboneConfig, DatasetConfig, HybridConfig, MethodConfig, RunConfig, TrainerConfig
 from fgvc.training.hybrid import Stages
 from fgvc.training.machine import tf32_allowed
 from fgvc.training.run import default_run_dir
-from fgvc.training.run_folder import RunFolder
 from fgvc.training.setup import create_accelerator
 
 OPTIONS: dict[str, dict[str, Any]] = {"svd_topn": {"keep": 4}, "compact_bilinear": {"out_features": 32}}

@@ -17,12 +17,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fgvc
-from fgvc.analysis import read_csv
+from fgvc.csv_files import read_csv
 from fgvc.data import decode_rgb
 from fgvc.errors import ConfigError, ImageError, RunError
-from fgvc.training import predict_files, train_run
-from fgvc.training.calibration import read_calibration
-from fgvc.training.config import (
+from fgvc.inference import predict as predict_files
+from fgvc.inference.calibrate import read_calibration
+from fgvc.inference.restore import restore_run
+from fgvc.inference.temperature import fit_temperature
+from fgvc.runs.config import (
     BackboneConfig,
     DatasetConfig,
     MethodConfig,
@@ -31,8 +33,7 @@ from fgvc.training.config import (
     TrainerConfig,
     TransformConfig,
 )
-from fgvc.training.restore import restore_run
-from fgvc.training.temperature import fit_temperature
+from fgvc.training import train_run
 
 CLASSES = ["=1+1", "$x^2$ & co", "Gänsegeier"]
 
@@ -212,7 +213,7 @@ def test_images_that_determine_no_temperature_leave_the_run_uncalibrated(
     copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = copy("frozen")
-    monkeypatch.setattr("fgvc.training.calibration.fit_temperature", lambda *_: 0.05)  # as where all are right
+    monkeypatch.setattr("fgvc.inference.calibrate.fit_temperature", lambda *_: 0.05)  # as where all are right
     assert "determine no temperature" in fgvc.calibrate_run(run).text
     predictor = fgvc.load_run(run)
     assert (predictor.calibrated, predictor.temperature) == (False, 1.0) and predictor.calibration is not None

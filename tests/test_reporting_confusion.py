@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from fgvc.analysis import confusion_matrix, read_csv, top_confusions
+from fgvc.analysis import confusion_matrix, top_confusions
+from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
 from fgvc.reporting import confusion_figure, confusions_markdown, plot_confusion, write_class_report
 from fgvc.reporting.style import figure_style, new_figure

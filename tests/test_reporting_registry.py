@@ -15,12 +15,11 @@ from run_folders import write_config, write_run
 from safetensors.numpy import save_file
 from scipy import stats
 
-from fgvc.analysis import mcnemar
-from fgvc.analysis.paired import combine_p_values, holm, paired_bootstrap
 from fgvc.errors import RunError
 from fgvc.reporting import to_html, to_latex, to_markdown
 from fgvc.reporting.blocks import Block, places
 from fgvc.reporting.registry import TABLES, Inputs, make_tables
+from fgvc.runs.statistics import combine_p_values, holm, mcnemar, paired_bootstrap
 
 PAPER = ROOT / "results" / "paper"
 BENCHMARK = ROOT / "benchmarks" / "results" / "batch32_2cores.json"

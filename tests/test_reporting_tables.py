@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from run_folders import accuracy, write_config, write_run
 
-from fgvc.analysis import find_runs
 from fgvc.errors import RunError
 from fgvc.reporting import accuracy_table, load_published, to_csv, to_latex, to_markdown
 from fgvc.reporting.blocks import table_blocks
+from fgvc.runs import find_runs
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAPER = REPOSITORY / "results" / "paper"

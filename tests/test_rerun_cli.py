@@ -16,13 +16,12 @@ from command_line import Train, refused
 from run_folders import write_run
 from safetensors.torch import load_file, save_file
 
-from fgvc.analysis.distances import array_distance, column_distance, weights_distance
-from fgvc.analysis.run_comparison import compare_runs
 from fgvc.data import write_synthetic
 from fgvc.errors import RunError
+from fgvc.inference import rerun
 from fgvc.reporting.comparison import comparison_markdown
-from fgvc.training import rerun, train_run
-from fgvc.training.config import (
+from fgvc.runs.compare import array_distance, column_distance, compare_runs, weights_distance
+from fgvc.runs.config import (
     BackboneConfig,
     CacheConfig,
     DatasetConfig,
@@ -31,6 +30,7 @@ from fgvc.training.config import (
     TrainerConfig,
     TransformConfig,
 )
+from fgvc.training import train_run
 
 DATA = {"classes": 3, "train_per_class": 4, "test_per_class": 3, "size": 64}
 

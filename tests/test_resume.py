@@ -17,7 +17,7 @@ from forked_runs import MOMENTS, train_in_processes, train_until
 from safetensors.torch import load_file
 
 from fgvc.errors import RunError
-from fgvc.reading import load_pytorch
+from fgvc.io import load_pytorch
 from fgvc.training.states import StateStore
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
@@ -186,7 +186,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_used(
 
 
 def test_one_process_at_a_time_writes_a_folder(tmp_path: Path, train_here: Train) -> None:
-    from fgvc.files import locked
+    from fgvc.io import locked
 
     (tmp_path / "run").mkdir()
     with locked(tmp_path / "run" / ".lock") as free:

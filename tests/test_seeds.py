@@ -12,13 +12,13 @@ import pytest
 from command_line import ROOT
 from safetensors.torch import load_file
 
-from fgvc.analysis.run_comparison import compare_runs
+from fgvc.runs.compare import compare_runs
 
 # everything that draws: weights, order, held-out images, augmentation here and in a worker process, mixtures, views
 RUNS = """
 import sys
 from fgvc.training import train_run
-from fgvc.training.config import *
+from fgvc.runs.config import *
 
 def config(frozen, seed):
     transform = TransformConfig(size=64)

@@ -10,13 +10,14 @@ from command_line import Done, Train, refused
 from matplotlib.figure import Figure
 from run_folders import write_run
 
-from fgvc.analysis import find_runs, load_curves, pool_spectra, smallest_share
+from fgvc.analysis import load_curves, pool_spectra, smallest_share
 from fgvc.analysis.class_spectra import as_shares, load_classes, look_again
 from fgvc.analysis.history import load_curves_by_epoch, load_history
 from fgvc.errors import RunError
 from fgvc.reporting import spectra_figure
 from fgvc.reporting.history_plot import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
 from fgvc.reporting.spectra_views import VIEWS, Options
+from fgvc.runs import find_runs
 
 
 def write_arrays(path: Path, top: float, *, targets: bool = True, epochs: tuple[int, ...] = (0, 1, 2)) -> Path:

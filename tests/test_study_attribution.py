@@ -10,7 +10,6 @@ import pytest
 import torch
 from command_line import Done, refused
 
-from fgvc.analysis import find_finished
 from fgvc.analysis.attribution import explain
 from fgvc.analysis.attribution.curves import KINDS, Curves, deletion_insertion
 from fgvc.analysis.attribution.measured import CENTRE, RANDOM, Head, MapOf, Measured
@@ -25,13 +24,14 @@ from fgvc.analysis.attribution.study_tables import (
     save_attribution_study,
 )
 from fgvc.analysis.bands import evaluate_bands
-from fgvc.analysis.runs import read_run
 from fgvc.data import boxes_in_view, create_dataset, write_miniature
 from fgvc.errors import ConfigError, DatasetError, RunError
+from fgvc.inference.restore import restore_run
 from fgvc.models import create_model
 from fgvc.reporting import attribution_study as shown
+from fgvc.runs import find_finished
+from fgvc.runs.summary import read_run
 from fgvc.spectral import Band
-from fgvc.training.restore import restore_run
 
 BIRDS = [
     "dataset=cub",

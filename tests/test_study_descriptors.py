@@ -22,9 +22,9 @@ from fgvc.analysis.descriptors import (
     similarity_and_confusion,
 )
 from fgvc.errors import RunError
+from fgvc.inference.restore import restore_run
 from fgvc.reporting.descriptor_plot import confusable_classes, embedding_figure
 from fgvc.spectral import symmetric_from_triangle
-from fgvc.training.restore import restore_run
 
 
 def three_classes(per_class: int = 20) -> Descriptors:

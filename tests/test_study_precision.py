@@ -15,9 +15,9 @@ from torch import Tensor
 from fgvc.analysis import precision_errors as errors
 from fgvc.analysis.benchmark_record import SCHEMA, CaseRecord, Record, ShapeRecord
 from fgvc.analysis.precision_study import PrecisionStudy, load_precision, precision_pairs, save_precision
-from fgvc.analysis.runs import read_run
 from fgvc.errors import ConfigError, RunError
 from fgvc.reporting.precision_plot import errors_figure, errors_markdown, pairs_markdown, times_markdown
+from fgvc.runs.summary import read_run
 from fgvc.spectral import EigendecompositionError
 
 

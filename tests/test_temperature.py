@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 from torchmetrics.functional.classification import binary_calibration_error
 
-from fgvc.training.temperature import (
+from fgvc.inference.temperature import (
     TEMPERATURES,
     calibration_error,
     cross_fitted,

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from fgvc.analysis import read_predictions
+from fgvc.runs import read_predictions
 from fgvc.training.evaluation import Evaluation, ViewAverage, evaluate
 
 

@@ -102,7 +102,7 @@ def test_a_worker_that_dies_between_images_is_not_blamed_on_one() -> None:
 
 LEFT_OPEN = """
 from torch.utils.data import DataLoader
-from fgvc.training.interruption import leave_signals_to_the_main_process as deaf
+from fgvc.training.processes import leave_signals_to_the_main_process as deaf
 batches = iter(DataLoader(range(8), num_workers=1, worker_init_fn=deaf))
 next(batches)
 raise SystemExit(3)  # with the workers alive, as where an exception holds the loader's frames

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from fgvc.errors import ConfigError, RunError
+from fgvc.runs.config import BackboneConfig, DatasetConfig, MethodConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from fgvc.runs.folder import RunFolder
 from fgvc.training.batches import StepBatches
-from fgvc.training.config import BackboneConfig, DatasetConfig, MethodConfig, OptimizerConfig, RunConfig, ScheduleConfig
 from fgvc.training.evaluation import accuracy_metrics
 from fgvc.training.optim import check_schedule, create_optimizer, schedule_factor, set_learning_rate
-from fgvc.training.run_folder import RunFolder
-from fgvc.training.seeding import derived_seed
+from fgvc.training.seeds import derived_seed
 
 
 class Tiny(nn.Module):

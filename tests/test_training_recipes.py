@@ -11,12 +11,12 @@ import torch
 from command_line import ROOT, Train, refused, run
 
 from fgvc.models import PoolingHead
-from fgvc.training.config import HybridConfig, MethodConfig, RunConfig, ScheduleConfig, TrainerConfig
+from fgvc.runs.config import HybridConfig, MethodConfig, RunConfig, ScheduleConfig, TrainerConfig
+from fgvc.runs.folder import RunFolder
 from fgvc.training.evaluation import Accuracy
 from fgvc.training.hybrid import Stages
-from fgvc.training.objective import Objective
-from fgvc.training.progress import Progress
-from fgvc.training.run_folder import RunFolder
+from fgvc.training.learner import Objective
+from fgvc.training.states import Progress
 
 
 def test_loss_of_plain_inputs_is_the_smoothed_cross_entropy() -> None:

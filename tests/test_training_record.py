@@ -19,16 +19,16 @@ from command_line import Train
 from run_folders import write_run
 
 from fgvc import provenance
-from fgvc.analysis.runs import read_run
 from fgvc.data import create_dataset, fingerprint, write_miniature
 from fgvc.errors import RunError
 from fgvc.pooling import create_pooling, list_poolings
 from fgvc.provenance import commit_label, source_state
+from fgvc.runs.config import BackboneConfig, CacheConfig, DatasetConfig, MethodConfig, RunConfig, TrainerConfig
+from fgvc.runs.summary import read_run
 from fgvc.training import machine
-from fgvc.training.config import BackboneConfig, CacheConfig, DatasetConfig, MethodConfig, RunConfig, TrainerConfig
-from fgvc.training.determinism import set_deterministic
 from fgvc.training.machine import machine_facts, peak_memory_mb
 from fgvc.training.record import config_hash
+from fgvc.training.seeds import set_deterministic
 
 
 def a_config(**changes: Any) -> RunConfig:

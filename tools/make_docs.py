@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fgvc.analysis import load_curves, load_smoothness, read_csv
+from fgvc.analysis import load_curves, load_smoothness
 from fgvc.analysis.attribution.study_tables import COLUMNS, load_attribution_study, read_study_table
 from fgvc.analysis.benchmark_record import load_record
 from fgvc.analysis.class_spectra import load_classes
@@ -26,6 +26,7 @@ from fgvc.analysis.precision_errors import SUMMARY_COLUMNS
 from fgvc.analysis.soak import load_samples
 from fgvc.analysis.truncation import band_table, chance, load_study
 from fgvc.cli import exit_on_user_error
+from fgvc.csv_files import read_csv
 from fgvc.reporting import attribution_study as attributions
 from fgvc.reporting import bands_plot as bands
 from fgvc.reporting import descriptor_plot as descriptors

@@ -10,11 +10,11 @@ from torch import Tensor
 
 import fgvc
 from fgvc import Prediction, Predictor, load_run
-from fgvc.analysis import Run, find_finished
 from fgvc.data import ImageDataset, create_dataset, list_datasets
 from fgvc.errors import RunError
 from fgvc.models import FineGrainedModel, create_model
 from fgvc.pooling import Pooling, create_pooling, list_poolings
+from fgvc.runs import Run, find_finished
 from fgvc.spectral import GRADIENTS, covariance, matrix_sqrt, newton_schulz_sqrt, scaling_eigen_branch
 
 

@@ -14,7 +14,7 @@ import mpmath
 import pandas as pd
 import torch
 
-from fgvc.analysis.csv_file import read_csv
+from fgvc.csv_files import read_csv
 from fgvc.spectral import EIGENVALUE_FLOOR, GRADIENTS, SQRT
 from fgvc.spectral.maps import NewtonSchulzRoot
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fgvc.analysis.runs import read_run
 from fgvc.errors import ConfigError, RunError
+from fgvc.inference.restore import Restored, restore_run
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.pooling import CovariancePooling, NewtonSchulzPooling, Pooling, SpectralPooling
+from fgvc.runs.summary import read_run
 from fgvc.spectral import Band, Keep
 from fgvc.spectral.maps import NewtonSchulzRoot
 from fgvc.spectrum_measures import median_rank
-from fgvc.training.restore import Restored, restore_run
 
 ALL = Band(0, None)
 """The whole spectrum."""

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.errors import ConfigError
-from fgvc.files import write_json_atomic
-from fgvc.reading import read_json
+from fgvc.io import read_json, write_json_atomic
 
 SCHEMA = 1
 

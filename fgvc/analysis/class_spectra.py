@@ -9,16 +9,17 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.method_spectra import MethodSpectrum
-from fgvc.analysis.runs import Run, Spectrum
+from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
+from fgvc.inference.restore import restore_run
 from fgvc.pooling import pooling_spectrum
+from fgvc.runs.spectra import Spectrum
+from fgvc.runs.summary import Run
 from fgvc.spectral import covariance_eigenvalues
 from fgvc.spectral.descriptor import null_as_zero
 from fgvc.spectrum_measures import effective_rank, nonzero_condition_number
 from fgvc.training.probe import SpectrumProbe, evenly_spaced
-from fgvc.training.restore import restore_run
 
 CLASS_COLUMNS = (
     *("label", "class", "images", "effective_rank", "effective_rank_lower", "effective_rank_upper"),
@@ -33,9 +34,7 @@ def look_again(run: Run, images: int, *, root: str | None = None, cache: str | N
         RunError, DatasetError, WeightsError: as `restore_run`.
     """
     restored = restore_run(run.path, root=root, cache=cache)
-    found = SpectrumProbe(restored.inputs(), images).measure(restored.trained, restored.device)
-    after = None if found.after is None else found.after.numpy()
-    return Spectrum(found.before.numpy(), after, found.targets.numpy())
+    return SpectrumProbe(restored.inputs(), images).measure(restored.trained, restored.device)
 
 
 def spectra_by_class(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum]) -> pd.DataFrame:

@@ -5,7 +5,6 @@ them raises RunError where they have no rows, lack those columns, or hold an ind
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,16 +12,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import squareform
 from scipy.stats import binomtest
 
-from fgvc.analysis.csv_file import read_csv
 from fgvc.errors import RunError
-
-PREDICTION_COLUMNS = ("path", "target", "predicted", "confidence")
-"""What every version's predictions have; newer ones also have target_class, predicted_class and rank."""
-
-
-def read_predictions(path: Path) -> pd.DataFrame:
-    """A predictions file, of this version or an older one. Raises RunError where it is missing or damaged."""
-    return read_csv(path, PREDICTION_COLUMNS, names=("path", "target_class", "predicted_class"))
 
 
 def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:

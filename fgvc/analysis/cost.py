@@ -4,7 +4,7 @@ import math
 
 from safetensors import SafetensorError, safe_open
 
-from fgvc.analysis.runs import Run
+from fgvc.runs.summary import Run
 
 COLUMNS = ("head_parameters", "descriptor", "train_ms", "eval_ms", "peak_memory_mb")
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.descriptors import (
     Descriptors,
     class_pairs,
@@ -17,10 +16,10 @@ from fgvc.analysis.descriptors import (
     read_descriptors,
     similarity_and_confusion,
 )
-from fgvc.analysis.runs import Run
-from fgvc.analysis.settings import one_setting
-from fgvc.csv_text import to_csv
+from fgvc.csv_files import read_csv, to_csv
 from fgvc.errors import DatasetError, RunError, WeightsError
+from fgvc.runs.settings import one_setting
+from fgvc.runs.summary import Run
 
 KEPT_PAIRS = 40
 COLUMNS: dict[str, tuple[str, ...]] = {

@@ -19,10 +19,10 @@ from sklearn.neighbors import NearestNeighbors
 from torch.utils.data import DataLoader
 
 from fgvc.analysis.confusion import confusion_matrix
-from fgvc.analysis.runs import read_run
 from fgvc.errors import RunError
+from fgvc.inference.restore import restore_run
 from fgvc.pooling import CovariancePooling
-from fgvc.training.restore import restore_run
+from fgvc.runs.summary import read_run
 
 METRICS = ("euclidean", "cosine")
 NEIGHBOURS = (1, 5)

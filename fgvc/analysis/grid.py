@@ -1,6 +1,6 @@
 """A grid of runs that differ in what their heads do to the eigenvalues: one row a run, and effects against a reference.
 
-The runs are of one setting (`fgvc.analysis.settings`) and differ in method, gradient, options and seed.
+The runs are of one setting (`fgvc.runs.settings`) and differ in method, gradient, options and seed.
 """
 
 import json
@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from fgvc.analysis.runs import Run
-from fgvc.analysis.settings import one_setting
 from fgvc.errors import RunError
 from fgvc.pooling import published_gradient
+from fgvc.runs.settings import one_setting
+from fgvc.runs.summary import Run
 from fgvc.spectral import EIGENVALUE_FLOOR
 from fgvc.spectral.maps import seb_scale
 from fgvc.spectrum_measures import median_rank
@@ -111,7 +111,7 @@ def kept_band(run: Run) -> tuple[int, int | None]:
 
 
 def _options(run: Run) -> dict[str, Any]:
-    settings = run.config().get("method")
+    settings = run.settings().get("method")
     options = (settings.get("options") or {}) if isinstance(settings, dict) else None
     if not isinstance(options, dict):
         raise RunError(f"{run.path / 'config.yaml'}: no mapping under 'method' or its options; restore the file")

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fgvc.analysis.csv_file import read_csv
-from fgvc.analysis.runs import History, Run
-from fgvc.analysis.settings import Group, sources
+from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
+from fgvc.runs.settings import Group, sources
+from fgvc.runs.spectra import SpectrumHistory
+from fgvc.runs.summary import Run
 from fgvc.spectrum_measures import (
     condition_number,
     effective_rank,
@@ -47,7 +48,7 @@ def condition_history(group: Group) -> tuple[pd.DataFrame, list[str]]:
     return table, notes
 
 
-def _measures(history: History) -> pd.DataFrame:
+def _measures(history: SpectrumHistory) -> pd.DataFrame:
     """Medians over images, one row an epoch."""
     measured = {m.__name__: [median_over_images(m(before)) for before in history.before] for m in _FUNCTIONS}
     table: pd.DataFrame = pd.DataFrame({"epoch": history.epochs, **measured})
@@ -77,7 +78,7 @@ def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
     """
     histories = [run.history() for run in runs]
     first = histories[0]
-    if any(h.before.shape[2] != first.before.shape[2] or h.epochs.tolist() != first.epochs.tolist() for h in histories):
+    if any(h.before.shape[2] != first.before.shape[2] or h.epochs != first.epochs for h in histories):
         raise RunError("the runs differ in the epochs or the number of eigenvalues they kept; give runs of one length")
     every_covariance = np.concatenate([history.before.reshape(-1, history.before.shape[2]) for history in histories])
     rank = int(median_over_images(numerical_rank(every_covariance)))
@@ -88,7 +89,7 @@ def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
         values = [getattr(history, stage) for history in histories]
         if any(value is None for value in values):
             continue
-        for place, epoch in enumerate(first.epochs.tolist()):
+        for place, epoch in enumerate(first.epochs):
             curve = eigenvalue_curve(np.concatenate([value[place] for value in values]))
             for index, (lower, median, upper) in enumerate(zip(curve.lower, curve.median, curve.upper, strict=True)):
                 rows.append((stage, epoch, index + 1, lower, median, upper, rank))

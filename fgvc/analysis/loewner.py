@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fgvc.analysis.csv_file import read_csv
+from fgvc.csv_files import read_csv
 from fgvc.errors import ConfigError, DatasetError, RunError
 from fgvc.pooling import SpectralPooling, create_pooling, pooling_label
 from fgvc.spectral import EIGENVALUE_FLOOR, GRADIENTS, EigendecompositionError, covariance

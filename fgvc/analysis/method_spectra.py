@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fgvc.analysis.csv_file import read_csv
-from fgvc.analysis.runs import Run
-from fgvc.analysis.settings import Method, one_setting
+from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
+from fgvc.runs.settings import Method, one_setting
+from fgvc.runs.summary import Run
 from fgvc.spectrum_measures import (
     condition_number,
     effective_rank,

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from fgvc.errors import ConfigError, DatasetError, RunError
+from fgvc.inference.restore import Restored, restore_run
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling
-from fgvc.training import RunFolder
+from fgvc.runs import RunFolder
 from fgvc.training.probe import evenly_spaced
-from fgvc.training.restore import Restored, restore_run
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from fgvc.analysis.csv_file import read_csv
-from fgvc.analysis.paired import mcnemar, pair_predictions
 from fgvc.analysis.pooling_inputs import load_features
 from fgvc.analysis.precision_errors import (
     DECADE_COLUMNS,
@@ -23,9 +21,10 @@ from fgvc.analysis.precision_errors import (
     precision_errors,
     summarise_errors,
 )
-from fgvc.analysis.runs import Run
-from fgvc.csv_text import to_csv
+from fgvc.csv_files import read_csv, to_csv
 from fgvc.errors import RunError
+from fgvc.runs.statistics import mcnemar, pair_predictions
+from fgvc.runs.summary import Run
 
 FEATURES = ("channels", "locations")
 PAIR_COLUMNS = (
@@ -128,7 +127,7 @@ def precision_pairs(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _all_but_precision(run: Run) -> str:
     """The configuration that two runs of a pair share, as text."""
-    config = run.config()
+    config = run.settings()
     for key in ("run_dir", "resume"):
         config.pop(key, None)
     method = {key: value for key, value in config.get("method", {}).items() if key != "spectral_dtype"}

@@ -16,8 +16,9 @@ from fgvc.analysis.smoothness import Smoothness, Weights, smoothness_along_gradi
 from fgvc.analysis.smoothness_table import MEASURES, SMOOTHNESS_COLUMNS
 from fgvc.errors import ConfigError, DivergenceError
 from fgvc.pooling import pooling_label
+from fgvc.runs import RunConfig
 from fgvc.spectral import EigendecompositionError
-from fgvc.training import RunConfig, train_run
+from fgvc.training import train_run
 
 _log = logging.getLogger(__name__)
 

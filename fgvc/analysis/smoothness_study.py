@@ -11,21 +11,20 @@ from typing import Any
 import pandas as pd
 from torch.utils.data import DataLoader
 
-from fgvc.analysis.run_search import find_finished
-from fgvc.analysis.runs import Run, read_run
-from fgvc.analysis.settings import one_setting
 from fgvc.analysis.smoothness import Weights
 from fgvc.analysis.smoothness_curve import STEP_FACTORS, Measure, run_measure, smoothness_curve, smoothness_frame
 from fgvc.analysis.smoothness_table import divergence_notes
 from fgvc.errors import ConfigError, DatasetError, RunError, WeightsError
+from fgvc.inference.restore import Restored, restore_run
 from fgvc.pooling import CovariancePooling, create_pooling, pooling_label
+from fgvc.runs import RunConfig, RunFolder
+from fgvc.runs.config import HybridConfig, MethodConfig
+from fgvc.runs.settings import one_setting
+from fgvc.runs.summary import Run, find_finished, read_run
 from fgvc.spectral import EigendecompositionError
-from fgvc.training import RunConfig, RunFolder
 from fgvc.training.batches import StepBatches, epoch_samples
-from fgvc.training.config import HybridConfig, MethodConfig
-from fgvc.training.objective import Objective
-from fgvc.training.restore import Restored, restore_run
-from fgvc.training.seeding import derived_seed, seed_epoch
+from fgvc.training.learner import Objective
+from fgvc.training.seeds import derived_seed, seed_epoch
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fgvc.analysis.csv_file import read_csv
+from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
 
 SMOOTHNESS_COLUMNS = (

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import theilslopes
 
-from fgvc.analysis.csv_file import read_csv
+from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
-from fgvc.files import write_json_atomic
-from fgvc.reading import read_json
+from fgvc.io import read_json, write_json_atomic
 
 SAMPLE_COLUMNS = (
     *("seconds", "epoch", "rss_mb", "anonymous_mb", "open_files", "threads", "processes"),

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from fgvc.analysis.runs import Run
 from fgvc.errors import RunError
+from fgvc.runs.summary import Run
 
 MEASURES = ("test_top1", "test_loss", "train_loss")
 """Columns of metrics.csv that a curve is drawn of; top-1 in per cent."""

@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 
 from fgvc.analysis.bands import evaluate_bands
-from fgvc.analysis.csv_file import read_csv
 from fgvc.analysis.grid import COLUMNS as GRID_COLUMNS
 from fgvc.analysis.grid import kept_band, read_grid
-from fgvc.analysis.runs import Run
-from fgvc.csv_text import to_csv
+from fgvc.csv_files import read_csv, to_csv
 from fgvc.errors import DatasetError, RunError, WeightsError
+from fgvc.runs.summary import Run
 
 BAND = ["start", "stop"]
 TESTED_COLUMNS = ("label", "seed", *BAND, "rank", "images", "right", "top1")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from fgvc.errors import ConfigError
-from fgvc.files import is_in_place, lock_file, locked
+from fgvc.io import is_in_place, lock_file, locked
 
 logger = logging.getLogger(__name__)
 

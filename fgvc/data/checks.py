@@ -12,7 +12,7 @@ from tqdm import tqdm
 from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.image_file import UnreadableImageError
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.files import write_json_atomic
+from fgvc.io import write_json_atomic
 
 logger = logging.getLogger(__name__)
 

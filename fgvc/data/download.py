@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from fgvc.data.checksums import byte_bar, checksum_problem
 from fgvc.errors import DatasetError
-from fgvc.files import locked, write_json_atomic
+from fgvc.io import locked, write_json_atomic
 
 logger = logging.getLogger(__name__)
 

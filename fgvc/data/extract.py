@@ -16,7 +16,7 @@ from typing import IO
 from fgvc.data.checksums import byte_bar
 from fgvc.data.layout import leads_out
 from fgvc.errors import DatasetError
-from fgvc.reading import MAX_GROWTH, growth_limit
+from fgvc.io import MAX_GROWTH, growth_limit
 
 _TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _DAMAGES = (

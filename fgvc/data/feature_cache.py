@@ -27,8 +27,7 @@ from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.transforms import TransformSpec
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.files import atomic_path, locked, write_json_atomic
-from fgvc.reading import read_json
+from fgvc.io import atomic_path, locked, read_json, write_json_atomic
 
 logger = logging.getLogger(__name__)
 

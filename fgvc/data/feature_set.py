@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fgvc.files import is_in_place, lock_file
+from fgvc.io import is_in_place, lock_file
 
 
 def open_maps(path: Path) -> NDArray[np.floating]:

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.errors import DatasetError
-from fgvc.files import atomic_folder, write_json_atomic
-from fgvc.reading import read_json
+from fgvc.io import atomic_folder, read_json, write_json_atomic
 
 
 def write_once(root: Path, record: str, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> Path:

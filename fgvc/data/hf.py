@@ -15,8 +15,7 @@ from fgvc.data.dataset import Samples
 from fgvc.data.generated import write_once
 from fgvc.data.layout import require_inside
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.files import write_json_atomic
-from fgvc.reading import read_json
+from fgvc.io import read_json, write_json_atomic
 
 _RECORD, _CLASSES = "hf.json", "classes.json"
 _LABEL_TYPES = re.compile(r"u?int\d+|(large_)?string")

@@ -8,7 +8,7 @@ import numpy as np
 
 from fgvc.data.mat_file import Array, variables
 from fgvc.errors import DatasetError
-from fgvc.reading import growth_limit
+from fgvc.io import growth_limit
 
 Value = TypeVar("Value", int, str)
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from fgvc.files import write_text_atomic
+from fgvc.io import write_text_atomic
 
 _BIRDS = ("Black_footed_Albatross", "Chuck-will's_Widow", "Le Conte's Sparrow")
 _VARIANT_BIRDS = ("Northern Harrier (Adult male)", "Dark-eyed Junco (Slate-colored)", "Blue Grosbeak (Female/juvenile)")

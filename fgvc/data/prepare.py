@@ -15,7 +15,7 @@ from fgvc.data.imagenet_devkit import sort_validation
 from fgvc.data.sources import UNPACKED, match_archives, obtain
 from fgvc.data.verify import FINGERPRINT, Checksums, is_current, read_splits, verify
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.files import atomic_folder
+from fgvc.io import atomic_folder
 
 logger = logging.getLogger(__name__)
 

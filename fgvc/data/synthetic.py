@@ -10,7 +10,7 @@ from fgvc.data.dataset import Samples
 from fgvc.data.generated import write_once
 from fgvc.data.synthetic_images import MAX_CLASSES, class_name, draw_image, draw_layout
 from fgvc.errors import ConfigError
-from fgvc.files import write_text_atomic
+from fgvc.io import write_text_atomic
 
 _RECIPE = "synthetic.json"
 

@@ -19,8 +19,7 @@ from fgvc.data.image_file import UnreadableImageError
 from fgvc.data.layout import read_lines
 from fgvc.data.registry import create_dataset
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.files import atomic_path, write_json_atomic
-from fgvc.reading import read_json
+from fgvc.io import atomic_path, read_json, write_json_atomic
 
 FINGERPRINT = "fingerprint.json"
 FILES = "fingerprint.sha256"  # in the format of sha256sum: `sha256sum -c fingerprint.sha256` checks it too

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fgvc.errors import WeightsError
-from fgvc.reading import load_pytorch
+from fgvc.io import atomic_path, load_pytorch
 
 State = dict[str, torch.Tensor]
 Layout = Mapping[str, torch.Size]
@@ -97,6 +97,12 @@ def _read_pytorch(path: Path) -> Any:
     # timm's training checkpoints carry their arguments, a plain record that is harmless to unpickle
     with torch.serialization.safe_globals([argparse.Namespace]):
         return load_pytorch(path)
+
+
+def write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors by name as .safetensors, whole or not at all."""
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in weights.items()}, temporary)
 
 
 def listed(names: Iterable[str], limit: int = 3) -> str:

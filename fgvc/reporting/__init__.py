@@ -1,6 +1,6 @@
 """Saved runs as tables and figures. Reads what runs wrote; computes nothing on images or models."""
 
-from fgvc.csv_text import to_csv
+from fgvc.csv_files import to_csv
 from fgvc.reporting.class_report import ClassReport, confusions_markdown, write_class_report
 from fgvc.reporting.confusion_plot import confusion_figure, plot_confusion
 from fgvc.reporting.loewner_plot import gradients_markdown, loewner_figure, write_loewner_figure

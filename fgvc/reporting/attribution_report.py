@@ -11,12 +11,11 @@ from PIL import Image
 
 from fgvc.analysis.attribution import METHODS
 from fgvc.analysis.attribution.of_run import RunAttribution
-from fgvc.files import atomic_path, write_json_atomic
+from fgvc.io import atomic_path, write_json_atomic, write_npz
 from fgvc.provenance import source_state, versions
 from fgvc.reporting.attribution_plot import band_columns, eigenvector_columns, grid_figure, overlay
 from fgvc.reporting.render import markdown_table
 from fgvc.reporting.style import figure_style
-from fgvc.training.probe import write_arrays
 
 SCHEMA = 1
 _RESOLUTION = 200  # dots an inch of a grid, whose pictures have a few hundred pixels each
@@ -32,7 +31,7 @@ def write_attribution(found: RunAttribution, folder: Path) -> list[Path]:
     """
     items = list(_write_maps(found, folder))
     grids = [_write_png(figure, folder / f"{name}.png") for name, figure in figures(found).items()]
-    write_arrays(folder / "maps.npz", _arrays(found))
+    write_npz(folder / "maps.npz", _arrays(found))
     record = {
         "schema": SCHEMA,
         "run": str(found.run),

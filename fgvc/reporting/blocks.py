@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from fgvc.analysis import Setting
 from fgvc.reporting.style import method_order
 from fgvc.reporting.tables import SETTING_COLUMNS
+from fgvc.runs import Setting
 
 PLACES_NOTE = (
     "The three highest measured means of a column: bold, italic, and underlined or marked (3rd); equal ones alike."

@@ -7,12 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.csv_text import to_csv
-from fgvc.files import write_text_atomic
+from fgvc.csv_files import to_csv
+from fgvc.inference.calibrate import Calibration
+from fgvc.io import write_text_atomic
 from fgvc.reporting.render import markdown_table, mean_and_spread
 from fgvc.reporting.style import COLUMN_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
-from fgvc.training.calibration import Calibration
-from fgvc.training.run_folder import RunFolder
+from fgvc.runs.folder import RunFolder
 
 MEASURES = ("calibration_error", "loss", "brier")
 _TIMES = ("before", "after")

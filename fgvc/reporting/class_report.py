@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from fgvc.analysis import confusion_matrix, per_class, top_confusions
-from fgvc.csv_text import to_csv
-from fgvc.files import write_text_atomic
+from fgvc.csv_files import to_csv
+from fgvc.io import write_text_atomic
 from fgvc.reporting.confusion_plot import confusion_figure
 from fgvc.reporting.render import markdown_table
 from fgvc.reporting.style import save_figure

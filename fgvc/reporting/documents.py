@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fgvc.errors import ConfigError, RunError, UserError
-from fgvc.files import atomic_path, write_text_atomic
+from fgvc.io import atomic_path, write_text_atomic
 from fgvc.reporting.style import figure_style
 
 T = TypeVar("T")

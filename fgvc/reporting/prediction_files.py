@@ -7,12 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from fgvc.csv_text import to_csv
+from fgvc.csv_files import to_csv
 from fgvc.errors import ImageError
-from fgvc.files import write_text_atomic
+from fgvc.inference.predict import FilePrediction, Predictor, predict_files
+from fgvc.io import write_text_atomic
 from fgvc.reporting.prediction_plot import METHOD, write_overlay
-from fgvc.training.predict_files import FilePrediction, predict_files
-from fgvc.training.prediction import Predictor
 
 SCHEMA = 1
 """Of `predictions_document`; it changes when a field is renamed, removed or changes its meaning."""

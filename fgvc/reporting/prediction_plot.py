@@ -7,11 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fgvc.analysis.attribution import METHODS, explain
-from fgvc.files import atomic_path
+from fgvc.inference.predict import FilePrediction, Prediction, Predictor
+from fgvc.io import atomic_path
 from fgvc.reporting.attribution_plot import overlay
 from fgvc.reporting.style import COLUMN_WIDTH, figure_style, new_figure, short_name
-from fgvc.training.predict_files import FilePrediction
-from fgvc.training.prediction import Prediction, Predictor
 
 METHOD = "hirescam"
 """Default attribution: defined for every head, where Grad-CAM has no weights to speak of on a covariance."""

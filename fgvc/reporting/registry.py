@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from fgvc.analysis import Run, config_notes, find_finished, group_runs, read_csv
 from fgvc.analysis.benchmark_record import is_record, load_record
+from fgvc.csv_files import read_csv
 from fgvc.errors import RunError, UserError
 from fgvc.reporting.blocks import table_blocks
 from fgvc.reporting.published import load_published
@@ -16,6 +16,7 @@ from fgvc.reporting.run_tables import condition_numbers, cost, differences, hybr
 from fgvc.reporting.speed import SPEED_NOTE, speed_block, speed_frame
 from fgvc.reporting.table import Table
 from fgvc.reporting.tables import accuracy_table
+from fgvc.runs import Run, config_notes, find_finished, group_runs
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fgvc.analysis import Run, Setting, group_runs
 from fgvc.analysis.cost import COLUMNS as COST_COLUMNS
 from fgvc.analysis.cost import run_cost
-from fgvc.analysis.differences import compare, differences_to_best
 from fgvc.analysis.history import condition_history
-from fgvc.analysis.settings import Group, sources
 from fgvc.errors import RunError
 from fgvc.reporting.blocks import Block
 from fgvc.reporting.style import method_order
+from fgvc.runs import Run, Setting, group_runs
+from fgvc.runs.settings import Group, sources
+from fgvc.runs.statistics import compare, differences_to_best
 
 _INTERVAL_NOTE = (
     "Difference: final top-1 in points, the seeds that both have paired. Interval: 95 % each, bootstrap over the test "

@@ -16,8 +16,8 @@ from fgvc.analysis.smoothness_table import (
     summarise_smoothness,
     with_ranges,
 )
-from fgvc.csv_text import to_csv
-from fgvc.files import write_text_atomic
+from fgvc.csv_files import to_csv
+from fgvc.io import write_text_atomic
 from fgvc.reporting.render import markdown_table
 from fgvc.reporting.style import PAGE_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
 

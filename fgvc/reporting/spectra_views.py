@@ -8,19 +8,20 @@ from typing import TypeVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fgvc.analysis import MethodSpectrum, Run, curve_table, group_runs, pool_spectra
+from fgvc.analysis import MethodSpectrum, curve_table, pool_spectra
 from fgvc.analysis.class_spectra import as_shares, layer_spectra, look_again, spectra_by_class
 from fgvc.analysis.history import condition_history, curves_by_epoch
-from fgvc.analysis.runs import Spectrum
-from fgvc.analysis.settings import Group, Method, one_setting
-from fgvc.csv_text import to_csv
+from fgvc.csv_files import to_csv
 from fgvc.errors import RunError
-from fgvc.files import write_text_atomic
+from fgvc.io import write_text_atomic
 from fgvc.reporting.blocks import Block
 from fgvc.reporting.history_plot import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
 from fgvc.reporting.render import block_markdown
 from fgvc.reporting.spectra_plot import spectra_block, spectra_figure
 from fgvc.reporting.style import method_order, save_figure
+from fgvc.runs import Run, group_runs
+from fgvc.runs.settings import Group, Method, one_setting
+from fgvc.runs.spectra import Spectrum
 
 T = TypeVar("T")
 

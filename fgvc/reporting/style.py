@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from fgvc.files import atomic_path
+from fgvc.io import atomic_path
 
 COLUMN_WIDTH = 3.3
 """Width of a figure of one column, inches."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from fgvc.csv_text import to_csv
+from fgvc.csv_files import to_csv
 from fgvc.reporting.blocks import Block
 from fgvc.reporting.render import to_html, to_latex, to_markdown
 

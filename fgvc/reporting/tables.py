@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fgvc.analysis import Accuracy, Method, Run, Setting, group_runs, read_csv
-from fgvc.analysis.settings import sources
+from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
 from fgvc.reporting.published import CLASSES as PUBLISHED_CLASSES
 from fgvc.reporting.published import COLUMNS as PUBLISHED_COLUMNS
 from fgvc.reporting.style import METHOD_STYLES, method_order
+from fgvc.runs import Accuracy, Method, Run, Setting, group_runs
+from fgvc.runs.settings import sources
 
 SETTING_COLUMNS = tuple(field.name for field in fields(Setting))
 _METRICS = ("top1", "top5", "mean_class")
@@ -47,7 +48,7 @@ def accuracy_table(runs: Iterable[Run], published: pd.DataFrame | None = None) -
     label alone: their backbone and protocol are their own.
 
     Args:
-        runs: finished runs (`fgvc.analysis.split_finished`).
+        runs: finished runs (`fgvc.runs.split_finished`).
         published: of `load_published`, None for no published numbers.
 
     Returns:

@@ -4,8 +4,8 @@ import importlib.util
 
 from fgvc.errors import ConfigError
 from fgvc.pooling import pooling_label
+from fgvc.runs.config import RunConfig
 from fgvc.spectral.precision import SPECTRAL_DTYPES
-from fgvc.training.config import RunConfig
 from fgvc.training.hybrid import check_hybrid, switch_epoch
 from fgvc.training.optim import check_schedule
 

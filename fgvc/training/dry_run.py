@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from fgvc.data import write_miniature
-from fgvc.training.config import RunConfig
+from fgvc.runs.config import RunConfig
+from fgvc.runs.folder import RunFolder
 from fgvc.training.run import train_run
-from fgvc.training.run_folder import RunFolder
 
 _CLASSES = 4  # one image of each is a batch: an even number, for mixup
 

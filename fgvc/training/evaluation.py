@@ -1,7 +1,7 @@
 """Accuracy of a model on a split, and its predictions image by image."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -12,23 +12,11 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from tqdm import tqdm
 
-from fgvc.training.temperature import calibration_error, reliability_curve
+from fgvc.runs.summary import Accuracy
 
 Loader = DataLoader[tuple[Tensor, Tensor]]
 
 _COUNTED = 4096  # images at a time, as the metrics take several times the memory of their logits
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Accuracies in per cent: top-1, top-5 (top-k with k classes where there are fewer), mean over classes of top-1."""
-
-    top1: float
-    top5: float
-    mean_class: float
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -50,11 +38,6 @@ class Evaluation:
     predicted: Tensor
     confidence: Tensor
     rank: Tensor
-
-    @property
-    def calibration_error(self) -> float:
-        """Expected calibration error in per cent, see `fgvc.training.temperature.calibration_error`."""
-        return calibration_error(reliability_curve(self.confidence, self.predicted == self.targets))
 
     def predictions(self, paths: list[str], classes: list[str]) -> pd.DataFrame:
         """One row an image: path, target, predicted, target_class, predicted_class, confidence, rank.

@@ -6,7 +6,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from fgvc.errors import DivergenceError
-from fgvc.training.config import RunConfig
+from fgvc.runs.config import RunConfig
+from fgvc.runs.folder import RunFolder
+from fgvc.training.batches import Loaders
 from fgvc.training.diagnosis import (
     Diagnosis,
     diagnose,
@@ -15,12 +17,9 @@ from fgvc.training.diagnosis import (
     non_finite_samples,
 )
 from fgvc.training.divergence import LossWatch
-from fgvc.training.learner import Learner
-from fgvc.training.loaders import Loaders
-from fgvc.training.objective import Objective
-from fgvc.training.progress import PartOfEpoch, Progress
+from fgvc.training.learner import Learner, Objective
 from fgvc.training.replay import Replay, keep_replay
-from fgvc.training.run_folder import RunFolder
+from fgvc.training.states import PartOfEpoch, Progress
 from fgvc.training.step import Failure, StepResult
 
 _log = logging.getLogger(__name__)

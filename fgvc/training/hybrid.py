@@ -3,7 +3,7 @@
 from fgvc.errors import ConfigError
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling, Pooling, create_pooling
-from fgvc.training.config import RunConfig
+from fgvc.runs.config import RunConfig
 
 
 def check_hybrid(config: RunConfig) -> None:

@@ -12,11 +12,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fgvc.errors import ConfigError, UserError
-from fgvc.training.config import RunConfig, register_schema
+from fgvc.runs.config import RunConfig, register_schema, to_run_config
 
 _log = logging.getLogger(__name__)
 
@@ -53,21 +53,6 @@ def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Se
         hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
-
-
-def to_run_config(composed: DictConfig) -> RunConfig:
-    """The composed configuration as dataclasses.
-
-    Raises:
-        ConfigError: a key without a default is unset, or one that was added with + is unknown.
-    """
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
-    if missing:
-        raise ConfigError(f"unset: {', '.join(missing)}; give it on the command line, e.g. {missing[0]}=VALUE")
-    # the schema once more: Hydra's + adds any key, wherever it likes
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed)))
-    assert isinstance(config, RunConfig)
-    return config
 
 
 def _explain(error: Exception) -> str:

@@ -14,22 +14,21 @@ from torch import Tensor
 
 from fgvc.errors import Interrupted, RunError
 from fgvc.models import FineGrainedModel, PoolingHead
+from fgvc.models.files import write_weights
+from fgvc.runs.config import RunConfig
+from fgvc.runs.folder import RunFolder
 from fgvc.spectral import EigendecompositionError
-from fgvc.training.books import Books
+from fgvc.training.batches import Loaders, naming_the_file
 from fgvc.training.check import check_steps
-from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation, Loader, evaluate, progress_bar
 from fgvc.training.guard import Guard
 from fgvc.training.hybrid import Stages
-from fgvc.training.interruption import Interruption
-from fgvc.training.learner import Learner, head_of
-from fgvc.training.loaders import Loaders, naming_the_file
-from fgvc.training.objective import Objective
+from fgvc.training.learner import Learner, Objective, head_of
 from fgvc.training.optim import schedule_factor, set_learning_rate
-from fgvc.training.processes import any_of, gather_objects
-from fgvc.training.progress import PartOfEpoch, Progress
-from fgvc.training.run_folder import RunFolder
-from fgvc.training.seeding import derived_seed, generator_states, seed_epoch, set_generator_states
+from fgvc.training.probe import SpectrumProbe, spectrum_measures
+from fgvc.training.processes import Interruption, any_of, gather_objects
+from fgvc.training.seeds import derived_seed, generator_states, seed_epoch, set_generator_states
+from fgvc.training.states import Books, PartOfEpoch, Progress, StateStore
 from fgvc.training.step import BeforeStep, Stepper
 
 _log = logging.getLogger(__name__)
@@ -115,7 +114,7 @@ class Trainer:
             selector = evaluation if held_out is None else self._evaluate(held_out, "validation")
             self._select_best(self.progress.epoch, selector, evaluation)
         if self.accelerator.is_main_process:
-            self.folder.write_weights("last", self.learner.weights())
+            write_weights(self.folder.weights_file("last"), self.learner.weights())
         self.learner.finish()
         return evaluation
 
@@ -125,7 +124,7 @@ class Trainer:
         Raises:
             RunError: there is none, or the processes found different ones, as the run there is still training.
         """
-        state = source.states.read()
+        state = StateStore(source.checkpoints).read()
         if len(set(gather_objects(self.accelerator, state["progress"]["step"]))) > 1:
             raise RunError(f"{source.path} is still training: its states change; wait for it, or stop it")
         self.learner.load_state_dict(state)
@@ -260,9 +259,16 @@ class Trainer:
         count = self.config.trainer.probe_images
         if not (count and self.accelerator.is_main_process):
             return {}
-        module = self.learner.plain_evaluated
+        history = self.books.spectra
+        # a continued run looks at the images of its history, whose epochs could not be compared otherwise
+        kept = history.spectra[-1].indices if history.spectra else None
+        indices = [] if kept is None else kept.tolist()
+        probe = SpectrumProbe(self.loaders.test.dataset, count, indices)
         try:
-            return self.books.spectra.look(epoch, self.loaders.test.dataset, count, module, self.accelerator.device)
+            spectrum = probe.measure(self.learner.plain_evaluated, self.accelerator.device)
+            history.epochs.append(epoch)
+            history.spectra.append(spectrum)
+            return spectrum_measures(spectrum)
         except EigendecompositionError as error:
             raise self.guard.stopped(f"on the probe's images: {error}", self.progress) from error
 
@@ -285,7 +291,7 @@ class Trainer:
         self.books.write()
         self.progress.watch = self.guard.watch.state_dict()
         state = {**self.learner.state_dict(), **self.books.state_dict(), "generators": generators}
-        self.folder.states.write(state, epoch=self.progress.epoch, step=self.progress.step)
+        StateStore(self.folder.checkpoints).write(state, epoch=self.progress.epoch, step=self.progress.step)
 
     def _has_another_epoch(self) -> bool:
         return self.progress.epoch < self.config.trainer.epochs and not self._out_of_steps()

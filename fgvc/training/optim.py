@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from fgvc.errors import ConfigError
-from fgvc.training.config import OptimizerConfig, ScheduleConfig
+from fgvc.runs.config import OptimizerConfig, ScheduleConfig
 
 _SCHEDULES = ("constant", "step", "cosine")
 

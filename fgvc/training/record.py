@@ -8,10 +8,10 @@ from typing import Any
 from fgvc.data import fingerprint, verified_content
 from fgvc.pooling import is_second_order, pooling_label
 from fgvc.provenance import source_state, versions
-from fgvc.training.config import RunConfig
+from fgvc.runs.config import RunConfig
+from fgvc.runs.folder import fixed_settings
 from fgvc.training.hybrid import switch_epoch
 from fgvc.training.machine import machine_facts
-from fgvc.training.run_folder import computed_settings
 from fgvc.training.setup import Images, Prepared
 
 
@@ -55,7 +55,7 @@ def config_hash(config: RunConfig) -> str:
 
     Of two versions of fgvc with other settings the hashes differ; `dataset_fingerprint` says which images were read.
     """
-    settings = computed_settings(config)
+    settings = fixed_settings(config)
     settings.pop("dataset.root")
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 

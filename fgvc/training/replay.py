@@ -17,10 +17,8 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from fgvc.errors import RunError
-from fgvc.files import atomic_path
-from fgvc.reading import load_pytorch
-from fgvc.training.config import RunConfig
-from fgvc.training.launch import to_run_config
+from fgvc.io import atomic_path, load_pytorch
+from fgvc.runs.config import RunConfig, to_run_config
 
 _log = logging.getLogger(__name__)
 

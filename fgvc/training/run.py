@@ -5,26 +5,28 @@ import logging
 import re
 import time
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fgvc.errors import Interrupted, UserError
+from fgvc.csv_files import to_csv
+from fgvc.errors import Interrupted, RunError, UserError
+from fgvc.io import write_text_atomic
+from fgvc.runs.config import RunConfig
+from fgvc.runs.folder import RunFolder, fixed_settings
 from fgvc.training.check import check
-from fgvc.training.config import RunConfig
 from fgvc.training.evaluation import Evaluation
-from fgvc.training.interruption import Interruption
 from fgvc.training.loop import Trainer
 from fgvc.training.machine import peak_memory_mb, reset_peak_memory, tf32_allowed
 from fgvc.training.memory import out_of_memory
-from fgvc.training.probe import SpectrumProbe, write_arrays
-from fgvc.training.processes import lost_processes_named
-from fgvc.training.progress import Progress
+from fgvc.training.probe import SpectrumProbe
+from fgvc.training.processes import Interruption, lost_processes_named
 from fgvc.training.record import describe_run
-from fgvc.training.run_folder import RunFolder
-from fgvc.training.seeding import seed_epoch
+from fgvc.training.seeds import seed_epoch
 from fgvc.training.setup import Prepared, create_accelerator, prepare
+from fgvc.training.states import Progress, StateStore
 from fgvc.training.step import BeforeStep
 
 _log = logging.getLogger(__name__)
@@ -91,11 +93,11 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
             if source is not None:
                 trainer.restore(source)
             if source is not folder and accelerator.is_main_process:
-                folder.states.clear()
+                StateStore(folder.checkpoints).clear()
             trainer.progress.seconds["features"] += prepared.feature_seconds
             _carry_out(config, folder, prepared, trainer, interruption)
             if accelerator.is_main_process:
-                folder.states.keep_newest()
+                StateStore(folder.checkpoints).keep_newest()
         if interruption.requested is not None:  # so that a sweep ends, too
             name = interruption.requested.name
             raise Interrupted(name, f"{name}: stopped after the end of {folder.path}")
@@ -120,7 +122,7 @@ def _carry_out(
             evaluation = trainer.fit()
         if accelerator.is_main_process:
             _write_results(folder, prepared, evaluation, accelerator.device)
-        final = evaluation.accuracy.as_dict() | {"epoch": trainer.progress.epoch}
+        final = asdict(evaluation.accuracy) | {"epoch": trainer.progress.epoch}
         summary |= {"status": "finished", "reason": None, "final": final, "epochs": trainer.progress.epoch}
     except KeyboardInterrupt as error:
         summary["reason"] = str(error) or "interrupted"
@@ -149,13 +151,37 @@ def _carry_out(
 
 def _source(folder: RunFolder, config: RunConfig) -> RunFolder | None:
     """The run folder to continue from, None for a new run; RunError where it holds another run or none."""
-    if folder.claimable(config):
-        return folder
+    if folder.config_file.is_file():
+        if config.resume == "never":
+            raise RunError(
+                f"{folder.path} holds a run already and resume=never; delete the folder, give another run_dir=, "
+                "or continue it with resume=auto"
+            )
+        _require_same(folder, config)
+        if StateStore(folder.checkpoints).exists():
+            return folder
+        if (old := folder.checkpoints / "state.pt").is_file():
+            raise RunError(f"{old} is the state of an earlier version, which cannot be continued; delete {folder.path}")
     if config.resume in ("auto", "never"):
         return None
     source = RunFolder(Path(config.resume))
-    source.require_state(config)
+    _require_same(source, config)
+    if not StateStore(source.checkpoints).exists():
+        raise RunError(f"{source.checkpoints} holds no state: the run in {source.path} has saved none yet")
     return source
+
+
+def _require_same(folder: RunFolder, config: RunConfig) -> None:
+    """Raise RunError where the run in a folder has another configuration, but for what a continued run may change."""
+    old, new = fixed_settings(folder.read_config()), fixed_settings(config)
+    differences = [
+        f"{key} was {old.get(key)}, now {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)
+    ]
+    if differences:
+        raise RunError(
+            f"{folder.path} holds a run of another configuration: {'; '.join(differences)}; "
+            "give another run_dir= or delete the folder"
+        )
 
 
 def _books(progress: Progress) -> dict[str, Any]:
@@ -167,6 +193,8 @@ def _books(progress: Progress) -> dict[str, Any]:
 
 def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation, device: torch.device) -> None:
     test = prepared.images.test
-    folder.write_table(folder.predictions_file, evaluation.predictions(test.relative_paths(), test.classes))
+    write_text_atomic(
+        folder.predictions_file, to_csv(evaluation.predictions(test.relative_paths(), test.classes), None)
+    )
     spectrum = SpectrumProbe(prepared.loaders.test.dataset, SPECTRUM_IMAGES).measure(prepared.trained, device)
-    write_arrays(folder.spectrum_file, spectrum.arrays())
+    spectrum.write(folder.spectrum_file)

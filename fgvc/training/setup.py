@@ -36,9 +36,9 @@ from fgvc.models import (
     load_checkpoint,
     weights_digest,
 )
-from fgvc.training.config import RunConfig
-from fgvc.training.determinism import set_deterministic
-from fgvc.training.loaders import Loaders, create_loaders
+from fgvc.runs.config import RunConfig
+from fgvc.training.batches import Loaders, create_loaders
+from fgvc.training.seeds import set_deterministic
 
 _log = logging.getLogger(__name__)
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from fgvc.runs.config import TrainerConfig
 from fgvc.spectral import EigendecompositionError
-from fgvc.training.config import TrainerConfig
-from fgvc.training.learner import Learner
-from fgvc.training.objective import Objective
+from fgvc.training.learner import Learner, Objective
 from fgvc.training.processes import total
 from fgvc.training.untouched import copy_buffers, restore_buffers
 

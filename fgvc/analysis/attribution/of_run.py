@@ -15,14 +15,14 @@ from fgvc.analysis.attribution.explanation import explain_bands
 from fgvc.analysis.attribution.methods import require_methods
 from fgvc.analysis.attribution.subjects import Subjects, choose_subjects
 from fgvc.analysis.bands import parse_band
-from fgvc.analysis.runs import read_run
 from fgvc.data import TransformSpec
 from fgvc.errors import ConfigError
+from fgvc.inference.predict import Predictor
+from fgvc.inference.restore import restore_run
 from fgvc.models import FineGrainedModel
+from fgvc.runs.summary import read_run
 from fgvc.spectral import Band
 from fgvc.spectrum_measures import median_rank
-from fgvc.training.prediction import Predictor
-from fgvc.training.restore import restore_run
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ from fgvc.analysis.attribution.study_rows import head_rows, tables
 from fgvc.analysis.attribution.study_tables import AttributionStudy
 from fgvc.analysis.bands import ALL, parse_band
 from fgvc.analysis.grid import kept_band
-from fgvc.analysis.runs import Run
-from fgvc.analysis.settings import one_setting
 from fgvc.data import ImageDataset, boxes_in_view
 from fgvc.errors import ConfigError, RunError
+from fgvc.inference.restore import Restored, restore_run
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import CovariancePooling
+from fgvc.runs.settings import one_setting
+from fgvc.runs.summary import Run
 from fgvc.spectral import Band
 from fgvc.spectrum_measures import median_rank
 from fgvc.training.probe import evenly_spaced
-from fgvc.training.restore import Restored, restore_run
 from fgvc.training.setup import fold_backbone, open_split
 
 

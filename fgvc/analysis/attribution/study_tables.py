@@ -8,8 +8,7 @@ import pandas as pd
 
 from fgvc.analysis.attribution.curves import KINDS
 from fgvc.analysis.attribution.measured import MapOf
-from fgvc.analysis.csv_file import read_csv
-from fgvc.csv_text import to_csv
+from fgvc.csv_files import read_csv, to_csv
 
 _MAP = ("label", "band", "method")
 _JUDGE = ("judge", "judge_band")

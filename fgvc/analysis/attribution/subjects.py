@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fgvc.data import ImageDataset, TransformSpec
 from fgvc.errors import ConfigError
-from fgvc.training.predict_files import find_images
+from fgvc.inference.predict import find_images
 
 
 @dataclass(frozen=True)

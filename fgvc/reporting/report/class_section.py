@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from fgvc.analysis import Run, confusion_matrix, confusion_order, top_confusions
+from fgvc.analysis import confusion_matrix, confusion_order, top_confusions
 from fgvc.errors import RunError
 from fgvc.reporting.blocks import Block
 from fgvc.reporting.confusion_plot import confusion_figure
@@ -12,6 +12,7 @@ from fgvc.reporting.report.chart_data import one_line
 from fgvc.reporting.report.collect import Collected
 from fgvc.reporting.report.content import GroupPart, Made, Matrix, Part, PlotPart, Runs, TablePart
 from fgvc.reporting.style import method_order
+from fgvc.runs import Run
 
 MATRICES, MATRIX_CLASSES = 12, 250
 """So many confusion matrices are drawn, of at most so many classes; the tables are of all."""

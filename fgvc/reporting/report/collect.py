@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from fgvc.analysis import Run, Setting, group_runs
-from fgvc.analysis.run_search import readable_runs
-from fgvc.analysis.settings import Group
 from fgvc.errors import RunError
 from fgvc.reporting.registry import Inputs
 from fgvc.reporting.report.content import Runs
 from fgvc.reporting.style import method_order
+from fgvc.runs import Run, Setting, group_runs
+from fgvc.runs.settings import Group
+from fgvc.runs.summary import readable_runs
 
 T = TypeVar("T")
 

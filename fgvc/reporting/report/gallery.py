@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.errors import RunError
-from fgvc.reading import read_json_object
+from fgvc.io import read_json_object
 from fgvc.reporting.report.collect import Collected, run_name
 from fgvc.reporting.report.content import GalleryPart, GroupPart, Made, Part, Picture, Runs, TextPart
 from fgvc.reporting.report.pictures import read_picture

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import pandas as pd
 
-from fgvc.analysis import Run, Setting
-from fgvc.analysis.settings import Group
 from fgvc.analysis.training_curves import training_curves
 from fgvc.errors import RunError
 from fgvc.reporting.blocks import Block
@@ -16,6 +14,8 @@ from fgvc.reporting.report.collect import Collected, run_name
 from fgvc.reporting.report.content import Curve, Curves, GroupPart, Made, Part, PlotPart, TablePart
 from fgvc.reporting.spectra_views import VIEWS, Options, View
 from fgvc.reporting.style import method_order
+from fgvc.runs import Run, Setting
+from fgvc.runs.settings import Group
 
 
 def training(collected: Collected) -> Made:

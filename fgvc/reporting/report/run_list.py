@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fgvc.analysis import Run
 from fgvc.errors import RunError
-from fgvc.nested import flatten
-from fgvc.reading import read_json_object
+from fgvc.io import read_json_object
 from fgvc.reporting.blocks import Block
 from fgvc.reporting.report.collect import Collected
 from fgvc.reporting.report.content import DetailsPart, Made, Part, Runs, TablePart, TextPart
 from fgvc.reporting.run_tables import NOT_MEASURED
+from fgvc.runs import Run
+from fgvc.runs.config import flatten
+from fgvc.runs.folder import RunFolder
 
 _CALIBRATION = {
     "split": "Fitted on",
@@ -88,7 +89,7 @@ def configuration(collected: Collected) -> Made:
 
 def _settings(run: Run, notes: list[str]) -> dict[str, Any]:
     try:
-        return flatten(run.config())
+        return flatten(run.settings())
     except RunError as error:
         notes.append(str(error))
         return {}
@@ -97,9 +98,9 @@ def _settings(run: Run, notes: list[str]) -> dict[str, Any]:
 def _provenance(run: Run, notes: list[str]) -> dict[str, Any]:
     """The summary but for its results, and the checksum of the configuration."""
     try:
-        summary = read_json_object(run.path / "summary.json")
-    except (OSError, ValueError) as error:  # it could be read a moment ago
-        notes.append(f"{run.path / 'summary.json'}: {error}")
+        summary = RunFolder(run.path).read_summary()
+    except RunError as error:  # it could be read a moment ago
+        notes.append(str(error))
         return {}
     flat = flatten({key: value for key, value in summary.items() if key not in _RESULTS})
     config = run.path / "config.yaml"

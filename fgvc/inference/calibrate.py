@@ -10,15 +10,8 @@ from torch import Tensor
 
 from fgvc.data.checksums import file_digests
 from fgvc.errors import RunError
-from fgvc.files import locked, write_json_atomic
-from fgvc.provenance import source_state, versions
-from fgvc.reading import read_json_object
-from fgvc.training.evaluation import collect_logits
-from fgvc.training.loaders import in_order
-from fgvc.training.restore import restore_run
-from fgvc.training.run_folder import RunFolder
-from fgvc.training.setup import create_accelerator
-from fgvc.training.temperature import (
+from fgvc.inference.restore import restore_run
+from fgvc.inference.temperature import (
     BINS,
     FOLDS,
     cross_fitted,
@@ -28,6 +21,12 @@ from fgvc.training.temperature import (
     probabilities,
     reliability_curve,
 )
+from fgvc.io import locked, read_json_object, write_json_atomic
+from fgvc.provenance import source_state, versions
+from fgvc.runs.folder import RunFolder
+from fgvc.training.batches import in_order
+from fgvc.training.evaluation import collect_logits
+from fgvc.training.setup import create_accelerator
 
 _log = logging.getLogger(__name__)
 

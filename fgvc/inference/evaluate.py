@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,18 @@ import pandas as pd
 from torch import nn
 from torch.utils.data import DataLoader
 
+from fgvc.csv_files import to_csv
 from fgvc.data import VIEWS, TransformSpec, ViewTransform, resized_spec
 from fgvc.errors import RunError
-from fgvc.files import write_json_atomic
+from fgvc.inference.restore import Restored, restore_run
+from fgvc.inference.temperature import calibration_error, reliability_curve
+from fgvc.io import write_json_atomic, write_text_atomic
 from fgvc.provenance import source_state, versions
-from fgvc.training.config import RunConfig
-from fgvc.training.evaluation import Accuracy, Evaluation, Loader, ViewAverage, evaluate
-from fgvc.training.loaders import in_order
-from fgvc.training.restore import Restored, restore_run
-from fgvc.training.run_folder import RunFolder
+from fgvc.runs.config import RunConfig
+from fgvc.runs.folder import RunFolder
+from fgvc.runs.summary import Accuracy, read_run
+from fgvc.training.batches import in_order
+from fgvc.training.evaluation import Evaluation, Loader, ViewAverage, evaluate
 from fgvc.training.setup import create_accelerator, inference_batch_size
 
 _log = logging.getLogger(__name__)
@@ -101,7 +104,7 @@ def evaluate_run(
     }
     result = RunEvaluation(
         name=_name(checkpoint, transform, own),
-        title=_title(restored.config, str(RunFolder(path).read_summary().get("label")), record),
+        title=_title(restored.config, read_run(path).label, record),
         accuracy=evaluation.accuracy,
         predictions=evaluation.predictions(restored.images.relative_paths(), restored.images.classes),
         classes=restored.images.classes,
@@ -109,7 +112,7 @@ def evaluate_run(
         folder=path if output is None else output,
     )
     write_json_atomic(result.files[0], record)
-    RunFolder(result.folder).write_table(result.files[1], result.predictions)
+    write_text_atomic(result.files[1], to_csv(result.predictions, None))
     return result
 
 
@@ -127,15 +130,16 @@ def _module_and_loader(restored: Restored, transform: ViewTransform, own: Transf
 
 def _record(evaluation: Evaluation, transform: ViewTransform) -> dict[str, Any]:
     spec = transform.spec
+    reliability = reliability_curve(evaluation.confidence, evaluation.predicted == evaluation.targets)
     return {
         "views": transform.views,
         "size": spec.size,
         "resize": spec.resize,
         "resize_size": spec.resize_size,
         "images": len(evaluation.targets),
-        **evaluation.accuracy.as_dict(),
+        **asdict(evaluation.accuracy),
         "loss": round(evaluation.loss, 6),
-        "calibration_error": round(evaluation.calibration_error, 4),
+        "calibration_error": round(calibration_error(reliability), 4),
     }
 
 

@@ -9,15 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from fgvc.analysis.runs import Run
 from fgvc.errors import RunError
-from fgvc.nested import flatten
-
-# keys of config.yaml that may differ between repetitions: they do not change what is learned, but for the seed
-_FREE = frozenset(
-    {"name", "seed", "run_dir", "resume", "dataset.root", "method.eigh_device"}
-    | {"trainer.workers", "trainer.tracker", "trainer.probe_images", "cache.dir"}
-)
+from fgvc.runs.config import flatten
+from fgvc.runs.folder import role
+from fgvc.runs.summary import Run
 
 
 @dataclass(frozen=True)
@@ -55,23 +50,6 @@ class Method(NamedTuple):
 
 
 Group = dict[Method, list[Run]]
-
-
-def split_finished(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
-    """The finished runs, and for each other one a note that says why it is left out.
-
-    Raises:
-        RunError: no run is finished.
-    """
-    finished, notes = [], []
-    for run in runs:
-        if run.finished:
-            finished.append(run)
-        else:
-            notes.append(f"left out {run.path}: status {run.status}" + (f" ({run.reason})" if run.reason else ""))
-    if not finished:
-        raise RunError("no finished run among those given; finish or repeat them:\n  " + "\n  ".join(notes))
-    return finished, notes
 
 
 def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
@@ -125,9 +103,9 @@ def config_notes(runs: Iterable[Run]) -> list[str]:
     notes: dict[str, None] = {}  # a set that keeps its order: GAP may stand in several settings
     for group in group_runs(runs).values():
         for method, repetitions in group.items():
-            configs = [flatten(run.config()) for run in repetitions if (run.path / "config.yaml").is_file()]
+            configs = [flatten(run.settings()) for run in repetitions if (run.path / "config.yaml").is_file()]
             keys = {key for config in configs for key in config}
-            for key in sorted(keys - _FREE):
+            for key in sorted(key for key in keys - {"seed"} if role(key).changes_result):
                 values = [repr(config.get(key)) for config in configs]
                 if len(set(values)) > 1:
                     folders = ", ".join(str(run.path) for run in repetitions)

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file
 
-from fgvc.analysis.confusion import PREDICTION_COLUMNS
-from fgvc.analysis.csv_file import read_csv
-from fgvc.analysis.distances import Distance, array_distance, column_distance, weights_distance
-from fgvc.analysis.paired import pair_predictions
-from fgvc.analysis.runs import Accuracy, Run, read_run
+from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
-from fgvc.nested import flatten
-from fgvc.reading import read_npz
-from fgvc.training.run_folder import RunFolder
+from fgvc.io import read_npz
+from fgvc.runs.config import flatten
+from fgvc.runs.folder import RunFolder
+from fgvc.runs.statistics import pair_predictions
+from fgvc.runs.summary import PREDICTION_COLUMNS, Accuracy, Run, read_run
 
 T = TypeVar("T")
 
@@ -32,6 +32,26 @@ class Change(NamedTuple):
     name: str
     first: Any
     second: Any
+
+
+class Distance(NamedTuple):
+    """Two versions of the numbers called `name`.
+
+    Attributes:
+        name: of a column, an array or a set of weights.
+        total, differing: how many values (of weights: tensors), and how many are not the same to the last bit.
+        largest: absolute difference; infinite where one side alone is not finite, is missing or is other text.
+        relative: of an array, `largest` by the largest finite value; of weights, the norm of the difference by the
+            norm; both of the first version. None for a column.
+        where: the first epoch that differs, or the tensor that differs most; None where nothing does.
+    """
+
+    name: str
+    total: int
+    differing: int
+    largest: float
+    relative: float | None = None
+    where: str | None = None
 
 
 class PredictionChanges(NamedTuple):
@@ -79,10 +99,15 @@ class RunComparison:
     def accuracies(self) -> list[Change]:
         """Accuracies of the final and the best epoch in per cent, and which epochs these are; the same or not."""
         pairs = {"final": (self.first.final, self.second.final), "best": (self.first.best, self.second.best)}
-        return [
+        changes = [
             Change(f"{which} {name}", getattr(one, name), getattr(other, name))
             for which, (one, other) in pairs.items()
             for name in Accuracy.__dataclass_fields__
+        ]
+        return [
+            *changes,
+            Change("final epoch", self.first.epochs, self.second.epochs),
+            Change("best epoch", self.first.best_epoch, self.second.best_epoch),
         ]
 
     @property
@@ -157,7 +182,7 @@ def _environment(run: Run) -> dict[str, Any]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.config().items() if key not in _OWN}
+    return {key: value for key, value in run.settings().items() if key not in _OWN}
 
 
 def _changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[list[Change], list[str]]:
@@ -204,7 +229,15 @@ def _predictions(first: Run, second: Run) -> PredictionChanges:
 
 
 def _weights(which: str, first: Run, second: Run) -> Distance:
-    return weights_distance(which, *(RunFolder(run.path).read_weights(which) for run in (first, second)))
+    return weights_distance(which, *(_read_weights(RunFolder(run.path).weights_file(which)) for run in (first, second)))
+
+
+def _read_weights(file: Path) -> dict[str, np.ndarray]:
+    try:
+        tensors: dict[str, np.ndarray] = load_file(file)
+    except Exception as error:  # safetensors and the file system raise many types
+        raise RunError(f"{file} cannot be read ({error})") from error
+    return tensors
 
 
 def _arrays(file: str, first: Run, second: Run) -> tuple[list[Distance], list[str]]:
@@ -225,3 +258,68 @@ def _in_both(file: str, first: Run, second: Run) -> bool:
     if any(there) and not all(there):
         raise RunError(f"{(second if there[0] else first).path / file}: no such file")
     return all(there)
+
+
+def array_distance(name: str, first: np.ndarray, second: np.ndarray) -> Distance:
+    """Of two arrays of numbers. Raises RunError where they are not, or differ in shape or type."""
+    if (first.shape, first.dtype) != (second.shape, second.dtype) or first.dtype.kind not in "biuf":
+        raise RunError(f"{name} is {first.dtype} {first.shape} and {second.dtype} {second.shape}")
+    differing, largest = _differing(first, second), _largest(first, second)
+    scale = float(np.abs(first[np.isfinite(first)]).max(initial=0))
+    return Distance(name, first.size, int(differing.sum()), largest, largest / scale if scale else None)
+
+
+def weights_distance(name: str, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> Distance:
+    """Of two sets of tensors. Raises RunError where they differ in names, shapes or types.
+
+    Counters (of steps, in batch normalisation) count among those that differ, in `largest` only where no other does.
+    """
+    kinds = [{key: (array.shape, array.dtype) for key, array in tensors.items()} for tensors in (first, second)]
+    if kinds[0] != kinds[1]:
+        odd = sorted(key for key in {**first, **second} if kinds[0].get(key) != kinds[1].get(key))
+        raise RunError(f"the {name} weights are of other tensors ({len(odd)}, the first {odd[0]})")
+    most: tuple[bool, float, str | None] = (False, 0.0, None)
+    differing = 0
+    square, square_of_difference = 0.0, 0.0
+    for key, before in first.items():
+        a, b = before.astype(np.float64), second[key].astype(np.float64)
+        measured = before.dtype.kind == "f"
+        if measured:
+            square += float((a**2).sum())
+            square_of_difference += float(((b - a) ** 2).sum())
+        if _differing(before, second[key]).any():
+            differing += 1
+            found = (measured, _largest(a, b), key)
+            most = max(most, found, key=lambda entry: entry[:2])
+    relative = (square_of_difference / square) ** 0.5 if square else None
+    return Distance(name, len(first), differing, most[1], relative, most[2])
+
+
+def column_distance(first: pd.Series, second: pd.Series) -> Distance:
+    """Of two columns of text, indexed by epoch: numbers where all of it are, an empty cell for NaN."""
+    name, epochs = str(first.name), first.index.union(second.index, sort=False)
+    a, b = (column.reindex(epochs, fill_value="missing") for column in (first, second))
+    try:
+        values = [column.replace("", "nan").astype(float).to_numpy() for column in (a, b)]
+        differing, largest = _differing(*values), _largest(*values)
+    except ValueError:
+        differing = (a != b).to_numpy()
+        largest = float("inf") if differing.any() else 0.0
+    where = str(epochs[differing][0]) if differing.any() else None
+    return Distance(name, len(epochs), int(differing.sum()), largest, where=where)
+
+
+def _differing(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Which values, of two arrays of one shape and type, are not the same to the last bit; one-dimensional."""
+    a, b = (np.ascontiguousarray(array).reshape(-1, 1).view(np.uint8) for array in (first, second))
+    differing: np.ndarray = (a != b).any(axis=1)
+    return differing
+
+
+def _largest(first: np.ndarray, second: np.ndarray) -> float:
+    """Largest absolute difference; what is equal, or NaN on both sides, differs by nothing."""
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    apart = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    with np.errstate(invalid="ignore"):
+        distances = np.abs(a[apart] - b[apart])
+    return float(np.nan_to_num(distances, nan=np.inf, posinf=np.inf).max(initial=0))

@@ -5,7 +5,8 @@ predictor = fgvc.load_run("results/cub80_frozen/tf_efficientnet_lite0/seb/seed0"
 print(predictor.predict("bird.jpg").names)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
@@ -13,15 +14,17 @@ from typing import overload
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from fgvc.data import TransformSpec, UnreadableImageError, copy_rgb, decode_rgb
-from fgvc.errors import ConfigError, ImageError, RunError
+from fgvc.data import TransformSpec, UnreadableImageError, copy_rgb, decode_rgb, image_files
+from fgvc.data.folder import require_unicode
+from fgvc.errors import ConfigError, ImageError, RunError, UserError
+from fgvc.inference.calibrate import Calibration, fit_calibration, keep_calibration, read_calibration
+from fgvc.inference.restore import load_model, read_classes
+from fgvc.inference.temperature import probabilities
 from fgvc.models import FineGrainedModel
-from fgvc.training.calibration import Calibration, read_calibration
-from fgvc.training.model_of_run import load_model, read_classes
-from fgvc.training.run_folder import RunFolder
+from fgvc.runs.folder import RunFolder
 from fgvc.training.setup import build_transform, fold_backbone
-from fgvc.training.temperature import probabilities
 
 ImageSource = Image.Image | str | Path
 """An image: open in Pillow, of any mode, or the path of its file."""
@@ -192,3 +195,106 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.dev
     if config.backbone.frozen:  # folded, as the feature maps were computed that its head was trained on
         model = FineGrainedModel(fold_backbone(config, model.backbone, device), model.head).eval()
     return Predictor(model, transform, read_classes(folder), read_calibration(folder.path, checkpoint))
+
+
+_READERS = 4  # threads: decoding releases the interpreter's lock
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """What a model says of one file.
+
+    Attributes:
+        path: of the file.
+        inputs: (3, size, size) as the model read it; None where the file cannot be read.
+        prediction: None where the file cannot be read.
+        error: why it cannot be; else None.
+    """
+
+    path: Path
+    inputs: Tensor | None
+    prediction: Prediction | None
+    error: str | None
+
+
+def open_calibrated(path: Path, checkpoint: str = "last", *, calibrate: bool = True) -> tuple[Predictor, list[str]]:
+    """The model of a run, calibrated first where it is not yet and its images are on this machine.
+
+    Args:
+        path: the run folder.
+        checkpoint: "last" or "best".
+        calibrate: False leaves a run that is not calibrated as it is.
+
+    Returns:
+        The model, and what a user has to know: whether its probabilities are uncalibrated and why.
+
+    Raises:
+        RunError, ConfigError, WeightsError: as `load_run`.
+    """
+    predictor, notes, reason = load_run(path, checkpoint), [], "as asked for"
+    if predictor.calibration is None and calibrate:
+        try:
+            predictor.calibration = fit_calibration(path, checkpoint=checkpoint)
+            keep_calibration(path, predictor.calibration)
+        except UserError as error:  # mostly its images are elsewhere
+            reason = str(error).splitlines()[0]
+        except OSError as error:
+            notes.append(f"the calibration holds for this call only: {path} cannot be written to ({error.strerror})")
+    if predictor.calibration is None:
+        command = f"fgvc calibrate {path} --checkpoint {checkpoint} --root PATH"
+        notes.append(f"probabilities are not calibrated ({reason}); where the run's images are: {command}")
+    elif not predictor.calibrated:
+        notes.append(predictor.calibration.text)
+    if RunFolder(path).read_config().dataset.options.get("crop") == "bbox":
+        notes.append("the run was trained on images cut to the object's box; cut yours likewise")
+    return predictor, notes
+
+
+def find_images(source: Path) -> list[Path]:
+    """The file that `source` is, or the image files in that folder at any depth, sorted.
+
+    Raises:
+        ImageError: nothing is there, or no image file in the folder.
+        DatasetError: a folder cannot be read, or a name is not Unicode.
+    """
+    if source.is_dir():
+        found = image_files(source)
+        if not found:
+            raise ImageError(
+                f"{source}: no image files (known by extension, such as .jpg or .png); give another folder"
+            )
+        return found
+    if not source.exists():
+        raise ImageError(f"{source}: no such file or folder; give the path of an image")
+    require_unicode(source.parent, source.name)
+    return [source]
+
+
+def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> Iterator[FilePrediction]:
+    """Predictions of files in their order; one that cannot be read is told with the reason.
+
+    Only one batch is in memory at a time. There is a progress bar where stderr is a terminal.
+
+    Raises:
+        ConfigError, RunError: as `Predictor.predict`.
+    """
+    with ThreadPoolExecutor(_READERS) as pool, tqdm(total=len(paths), unit="image", leave=False, disable=None) as bar:
+        for start in range(0, len(paths), predictor.batch_size):
+            batch = paths[start : start + predictor.batch_size]
+            read = list(pool.map(lambda path: _read(predictor, path), batch))
+            inputs = [item for item in read if isinstance(item, Tensor)]
+            decided = iter(predictor.decide(predictor.logits(torch.stack(inputs)), top) if inputs else [])
+            for path, item in zip(batch, read, strict=True):
+                if isinstance(item, Tensor):
+                    yield FilePrediction(path, item, next(decided), None)
+                else:
+                    yield FilePrediction(path, None, None, item)
+                bar.update()
+
+
+def _read(predictor: Predictor, path: Path) -> Tensor | str:
+    """What the model reads of a file, or why it cannot be read."""
+    try:
+        return predictor.prepare(path)
+    except ImageError as error:
+        return str(error)

@@ -1,10 +1,13 @@
 """The configuration of a run as typed dataclasses; Hydra fills them from `configs/` and the command line."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from fgvc.errors import ConfigError
 
 
 @dataclass
@@ -257,3 +260,26 @@ class RunConfig:
 def register_schema() -> None:
     """Make `RunConfig` known to Hydra as `schema`, so that unknown keys and wrong types are refused."""
     ConfigStore.instance().store(name="schema", node=RunConfig)
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one level, its keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def to_run_config(composed: DictConfig) -> RunConfig:
+    """The composed configuration as dataclasses.
+
+    Raises:
+        ConfigError: a key without a default is unset, or one that was added with + is unknown.
+    """
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"unset: {', '.join(missing)}; give it on the command line, e.g. {missing[0]}=VALUE")
+    # the schema once more: Hydra's + adds any key, wherever it likes
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed)))
+    assert isinstance(config, RunConfig)
+    return config

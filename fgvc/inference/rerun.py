@@ -4,12 +4,11 @@ import copy
 from pathlib import Path
 
 from fgvc.errors import RunError
+from fgvc.inference.restore import read_classes, require_classes
 from fgvc.provenance import commit_label
-from fgvc.training.config import RunConfig
-from fgvc.training.model_of_run import read_classes
-from fgvc.training.restore import require_classes
+from fgvc.runs.config import RunConfig
+from fgvc.runs.folder import RunFolder
 from fgvc.training.run import train_run
-from fgvc.training.run_folder import RunFolder
 from fgvc.training.setup import open_split
 
 

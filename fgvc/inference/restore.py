@@ -1,0 +1,222 @@
+"""A finished run opened again: its model with the saved weights, and its images."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from fgvc.data import FeatureSet, ImageDataset
+from fgvc.errors import RunError
+from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
+from fgvc.runs.config import MethodConfig, RunConfig
+from fgvc.runs.folder import RunFolder
+from fgvc.runs.summary import Run, read_run
+from fgvc.training.hybrid import switch_epoch
+from fgvc.training.seeds import seed_epoch
+from fgvc.training.setup import (
+    build_backbone,
+    build_model,
+    build_transform,
+    fold_backbone,
+    hold_out,
+    open_split,
+    ready_split,
+    split_features,
+    trained_part,
+)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A run ready to be evaluated.
+
+    Attributes:
+        config: configuration of the run; `dataset.root` is where the images are now.
+        trained: module whose weights the run saved: the whole model, or the head where the backbone is frozen.
+        backbone: backbone of the model.
+        head: head of the model.
+        images: split that was asked for.
+        weights_digest: sha256 of the backbone's weights.
+        device: where backbone and head are.
+    """
+
+    config: RunConfig
+    trained: FineGrainedModel | PoolingHead
+    backbone: Backbone
+    head: PoolingHead
+    images: ImageDataset
+    weights_digest: str
+    device: torch.device
+
+    @property
+    def model(self) -> FineGrainedModel:
+        """The whole model: test images (B, 3, size, size) on the device -> logits."""
+        if isinstance(self.trained, FineGrainedModel):
+            return self.trained
+        return FineGrainedModel(fold_backbone(self.config, self.backbone, self.device), self.head)
+
+    @torch.no_grad()
+    def pooling_input(self, inputs: Tensor) -> Tensor:
+        """What the pooling reads, (B, channels, H, W), of a batch of `inputs()`."""
+        return self.trained.pooling_input(inputs.to(self.device))
+
+    def inputs(self) -> ImageDataset | FeatureSet:
+        """What `trained` reads of the split: images, or feature maps where the backbone is frozen.
+
+        Feature maps that are not in the cache are computed now.
+        """
+        if not self.config.backbone.frozen:
+            return self.images
+        extractor = fold_backbone(self.config, self.backbone, self.device)
+        return split_features(self.config, self.images, extractor, self.weights_digest, self.device)
+
+
+def restore_run(
+    path: Path,
+    device: torch.device | None = None,
+    *,
+    checkpoint: str = "last",
+    root: str | None = None,
+    cache: str | None = None,
+    split: str = "test",
+) -> Restored:
+    """Images and model of a run, with its "last" or "best" weights.
+
+    Args:
+        path: run folder.
+        device: where the model goes; None: a GPU where there is one.
+        checkpoint: "last" or "best".
+        root: folder of the dataset, where it has moved since the training.
+        cache: folder of cached feature maps, where it is another one now.
+        split: "test"; "train", with the transform of training and without images held out for validation; or
+            "validation", the images that were held out.
+
+    Raises:
+        RunError: the folder is no run, its weights are missing, damaged or of another architecture, the data or the
+            frozen backbone are not those it was trained with, or it held out no images for validation.
+        DatasetError, WeightsError: as in training.
+    """
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = RunFolder(path)
+    config = folder.read_config()
+    if root is not None:
+        config.dataset.root = root
+    if cache is not None:
+        config.cache.dir = cache
+    backbone = restore_backbone(config)
+    images = _read_split(config, split, backbone)
+    require_classes(config, images.classes, read_classes(folder))
+    model = restore_model(folder, config, backbone, checkpoint)
+    digest = weights_digest(backbone)
+    trained = trained_part(config, model)
+    model.to(device)
+    return Restored(config, trained, backbone, model.head, images, digest, device)
+
+
+def load_model(path: Path, checkpoint: str = "last") -> FineGrainedModel:
+    """The whole model of a run, in evaluation mode on the CPU; its dataset is not needed.
+
+    Args:
+        path: run folder.
+        checkpoint: "last" or "best".
+
+    Raises:
+        RunError: the folder is no run, its weights are missing, damaged or of another architecture, or the frozen
+            backbone is not the one that its head was trained on.
+        ConfigError, WeightsError: as in training.
+    """
+    folder = RunFolder(path)
+    config = folder.read_config()
+    return restore_model(folder, config, restore_backbone(config), checkpoint).eval()
+
+
+def restore_backbone(config: RunConfig) -> Backbone:
+    """The backbone of a run: a frozen one with the weights it had, another one to be filled by `restore_model`.
+
+    `config` is changed: where the run saved the whole model, the weights that training started from are taken out.
+    """
+    if not config.backbone.frozen:
+        config.backbone.pretrained, config.backbone.weights, config.initial_weights = False, None, None
+    seed_epoch(config.seed, 0)  # a backbone without weights is drawn as in training
+    return build_backbone(config)
+
+
+def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, checkpoint: str) -> FineGrainedModel:
+    """The model of a run on `backbone`, see `restore_backbone`, with its "last" or "best" weights.
+
+    Raises:
+        RunError, WeightsError: as `load_model`.
+    """
+    weights, run = read_weights(folder, checkpoint), read_run(folder.path)
+    with_method = replace(config, method=restored_method(config, run, checkpoint))
+    model = build_model(with_method, backbone, len(read_classes(folder)))
+    if config.backbone.frozen and (digest := weights_digest(backbone)) != run.weights_digest:
+        raise RunError(
+            f"backbone.weights={config.backbone.weights} are not the weights the run's head was trained on "
+            f"(sha256 {digest[:12]}, then {str(run.weights_digest)[:12]}, see weights_digest in summary.json); "
+            "bring the same file back"
+        )
+    try:
+        (model.head if config.backbone.frozen else model).load_state_dict(weights)
+    except RuntimeError as error:
+        raise RunError(f"{folder.weights_file(checkpoint)} belongs to another architecture: {error}") from error
+    return model
+
+
+def restored_method(config: RunConfig, run: Run, checkpoint: str) -> MethodConfig:
+    """The method that the "last" or "best" weights were trained with; in a hybrid run their epoch decides.
+
+    Raises:
+        RunError: the summary of a hybrid run does not say of which epoch the weights are.
+    """
+    if config.hybrid.method is None:
+        return config.method
+    epoch = run.epochs if checkpoint == "last" else run.best_epoch
+    if epoch is None:
+        raise RunError(f"the summary does not say of which epoch the {checkpoint} weights are; train the run again")
+    if epoch > switch_epoch(config):
+        return config.method
+    return replace(config.method, name=config.hybrid.method, gradient=None, options=config.hybrid.options)
+
+
+def read_weights(folder: RunFolder, which: str) -> dict[str, Tensor]:
+    """The "best" or "last" weights of a run by name. Raises RunError where the file is missing or damaged."""
+    file = folder.weights_file(which)
+    if not file.is_file():
+        when = "when the run ends" if which == "last" else "after its first epoch"
+        raise RunError(f"{file} is missing: the {which} weights are written {when}")
+    try:
+        return load_file(file)
+    except Exception as error:  # safetensors and the file system raise many types
+        raise RunError(f"{file} is damaged: {error}; train the run again") from error
+
+
+def read_classes(folder: RunFolder) -> list[str]:
+    """Names of the classes that a run was trained with. Raises RunError where its summary has none."""
+    classes = read_run(folder.path).classes
+    if not classes:
+        raise RunError(f"{folder.summary_file} names no classes; train the run again with this version")
+    return [str(name) for name in classes]
+
+
+def require_classes(config: RunConfig, classes: list[str], trained: list[str]) -> None:
+    """Raise RunError where the dataset is not the one that the run was trained with."""
+    if classes != trained:
+        raise RunError(
+            f"{config.dataset.root} has {len(classes)} classes, the first {classes[0]!r}; the run was trained with "
+            f"{len(trained)}, the first {trained[0]!r}; give the folder of the same dataset"
+        )
+
+
+def _read_split(config: RunConfig, split: str, backbone: Backbone) -> ImageDataset:
+    if split == "test":
+        return ready_split(config, open_split(config, split), backbone, training=False)
+    images = ready_split(config, open_split(config, "train"), backbone, training=True)
+    trained_on, held_out = hold_out(config, images)
+    if split == "train":
+        return trained_on
+    if held_out is None:
+        raise RunError("the run held out no images for validation (trainer.val_fraction=0); name another split")
+    return held_out.with_transform(build_transform(config, backbone, training=False))

@@ -1,0 +1,33 @@
+"""A run on the disk: its configuration, its folder, its typed summary, and which runs may be compared."""
+
+from fgvc.runs.config import RunConfig
+from fgvc.runs.folder import RunFolder
+from fgvc.runs.settings import Method, Setting, config_notes, group_runs
+from fgvc.runs.spectra import Spectrum, SpectrumHistory
+from fgvc.runs.summary import (
+    Accuracy,
+    Run,
+    find_finished,
+    find_runs,
+    read_predictions,
+    read_run,
+    split_finished,
+)
+
+__all__ = [
+    "Accuracy",
+    "Method",
+    "Run",
+    "RunConfig",
+    "RunFolder",
+    "Setting",
+    "Spectrum",
+    "SpectrumHistory",
+    "config_notes",
+    "find_finished",
+    "find_runs",
+    "group_runs",
+    "read_predictions",
+    "read_run",
+    "split_finished",
+]

@@ -1,0 +1,189 @@
+"""The folder of a run: what each of its files is, and how its configuration and its summary are read and written.
+
+It also answers two questions about every setting: does it change the result, and may a continued run change it?
+"""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import OmegaConf
+
+from fgvc.errors import RunError
+from fgvc.io import locked, read_json_object, read_plain_yaml, write_json_atomic, write_text_atomic
+from fgvc.runs.config import RunConfig, flatten
+
+_log = logging.getLogger(__name__)
+
+
+class Role(NamedTuple):
+    """What a setting means for two runs that differ in it.
+
+    Attributes:
+        changes_result: the runs compute something else, so a table must not average over them.
+        may_change: a continued run may take another value than the run that it continues.
+    """
+
+    changes_result: bool
+    may_change: bool
+
+
+_ROLES = {
+    **dict.fromkeys(
+        (
+            *("run_dir", "resume", "method.eigh_device", "cache.dir", "cache.max_gb"),
+            *("trainer.workers", "trainer.tracker", "trainer.probe_images"),
+            *("trainer.save_minutes", "trainer.save_steps"),
+            *("trainer.on_divergence", "trainer.divergence_factor", "trainer.divergence_window"),
+        ),
+        Role(changes_result=False, may_change=True),
+    ),
+    **dict.fromkeys(("name", "dataset.root"), Role(changes_result=False, may_change=False)),
+    # with "skip" a finished run may have left out steps
+    **dict.fromkeys(("trainer.on_non_finite", "trainer.max_skips"), Role(changes_result=True, may_change=True)),
+}
+_ANY_OTHER = Role(changes_result=True, may_change=False)
+
+
+def role(key: str) -> Role:
+    """The role of a setting, given by its key as on the command line, e.g. "trainer.batch_size"."""
+    return _ROLES.get(key, _ANY_OTHER)
+
+
+def fixed_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that a continued run must keep, by their keys."""
+    container = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(container, dict)
+    flat = flatten({str(key): value for key, value in container.items()})
+    return {key: value for key, value in flat.items() if not role(key).may_change}
+
+
+class RunFolder:
+    """Paths of a run's files, its lock, and its configuration and summary; every file is written whole or not at all.
+
+    The files with a reader of their own: metrics.csv, predictions.csv and the spectra by `fgvc.runs.read_run`, the
+    weights by `fgvc.inference.restore`, the states by `fgvc.training.states`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.summary_file = path / "summary.json"
+        self.metrics_file = path / "metrics.csv"
+        self.predictions_file = path / "predictions.csv"
+        self.spectrum_file = path / "spectrum.npz"
+        self.spectrum_history_file = path / "spectrum_history.npz"
+        self.lock_file = path / ".lock"
+        self.checkpoints = path / "checkpoints"
+        self.failed_steps = path / "failed_steps"
+
+    def weights_file(self, which: str) -> Path:
+        """File of the "best" or "last" weights."""
+        return self.checkpoints / f"{which}.safetensors"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that writes here while the block runs. Raises RunError where another one does."""
+        created = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(self.lock_file) as free:
+                if not free:
+                    raise RunError(f"{self.path}: another process is training in this folder; wait, or give run_dir=")
+                for folder in (self.path, self.checkpoints, self.failed_steps):
+                    for leftover in folder.glob(".*.tmp*"):  # of a process that was killed while it wrote
+                        leftover.unlink(missing_ok=True)
+                yield
+        finally:
+            if created and not any(self.path.iterdir()):
+                self.path.rmdir()
+
+    def begin(self, config: RunConfig, summary: dict[str, Any]) -> None:
+        """Write the configuration and a first summary, which stays if the process is killed."""
+        write_text_atomic(self.config_file, OmegaConf.to_yaml(OmegaConf.structured(config)))
+        self.write_summary(summary)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Replace summary.json."""
+        write_json_atomic(self.summary_file, summary)
+
+    def read_summary(self) -> dict[str, Any]:
+        """summary.json as it is; `fgvc.runs.read_run` has it typed. Raises RunError where it is missing or damaged."""
+        try:
+            return read_json_object(self.summary_file)
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.summary_file} is missing or damaged ({_one_line(error)}); restore the file or repeat the run"
+            ) from error
+
+    def is_finished(self) -> bool:
+        """Whether summary.json says that the run is finished; a damaged one says no, with a warning."""
+        try:
+            return self.summary_file.is_file() and self.read_summary().get("status") == "finished"
+        except RunError as error:
+            _log.warning("%s; the run counts as unfinished", error)
+            return False
+
+    def read_settings(self) -> dict[str, Any]:
+        """config.yaml as it is, nested; `read_config` has it typed. Raises RunError where it is missing or damaged."""
+        if not self.config_file.is_file():
+            raise RunError(f"{self.path} is not a run folder: it has no config.yaml; name the folder of one run")
+        try:
+            settings = yaml.safe_load(read_plain_yaml(self.config_file))
+        except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: the 31st of February, too
+            raise self._unreadable(_one_line(error)) from error
+        if not isinstance(settings, dict):
+            raise self._unreadable(f"it holds {type(settings).__name__}, not a mapping of settings")
+        return settings
+
+    def read_config(self) -> RunConfig:
+        """The run's configuration.
+
+        Settings that this version does not know are left out of a finished run, with a note in the log.
+
+        Raises:
+            RunError: config.yaml is missing or damaged, has a value of the wrong type, or, of an unfinished run, a
+                setting that this version does not know.
+        """
+        settings = self.read_settings()
+        known, unknown = _split_known(settings, RunConfig)
+        if unknown:
+            names = ", ".join(unknown)
+            if not self.is_finished():
+                raise self._unreadable(f"this version has no setting {names}, and the run is not finished")
+            _log.info("%s: left out %s, which this version does not have", self.config_file, names)
+        try:
+            config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), known))
+        except Exception as error:  # omegaconf raises many kinds; all mean that this file is not usable
+            raise self._unreadable(str(error)) from error
+        assert isinstance(config, RunConfig)
+        return config
+
+    def _unreadable(self, reason: str) -> RunError:
+        return RunError(
+            f"{self.config_file} is not a readable configuration: {reason}; restore the file or repeat the run"
+        )
+
+
+def _split_known(settings: Mapping[str, Any], schema: Any, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
+    """The part of nested settings that a configuration dataclass has, and the keys of the rest."""
+    fields = {field.name: field.type for field in dataclasses.fields(schema)}
+    known: dict[str, Any] = {}
+    unknown = []
+    for key, value in settings.items():
+        if key not in fields:
+            unknown.append(f"{prefix}{key}")
+        elif dataclasses.is_dataclass(fields[key]) and isinstance(value, Mapping):
+            known[key], more = _split_known(value, fields[key], f"{prefix}{key}.")
+            unknown += more
+        else:
+            known[key] = value
+    return known, unknown
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
