@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from fgvc.provenance import versions
-from fgvc.training.machine import machine_facts
+from fgvc.provenance import machine_facts, versions
 
 
 def benchmark_facts(device: str = "cpu") -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 import argparse
 import ast
+import contextlib
 import difflib
 import errno
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,52 @@ from fgvc import __version__
 from fgvc.errors import ConfigError, UserError
 from fgvc.resources import resource_folder
 
+_GONE = {
+    "replay": "a failed step is loaded in ten lines: docs/running.md, 'A number that is not finite'",
+}
 
-def exit_on_user_error(main: Callable[[], None]) -> None:
-    """Call `main` and turn the expected ways to fail into an exit status.
 
-    2 (or what else the error says): a user's mistake (`UserError`, or a path that cannot be used), its message on
+def main() -> None:
+    """`fgvc COMMAND ...` does what scripts/COMMAND.py does, and ends as it does."""
+    with _exit_status():
+        commands, given = find_commands(), sys.argv[1:] or ["--help"]
+        if given[0].startswith("-"):
+            _parser(commands).parse_args(given)  # ends the process, as all that may stand before a command does
+        name = given[0].replace("-", "_")
+        if name in _GONE:
+            raise ConfigError(f"the command {name} is gone: {_GONE[name]}")
+        if name not in commands:
+            close = difflib.get_close_matches(name, commands)
+            fix = f"nearest: {', '.join(close)}" if close else f"choose one of {', '.join(commands)}"
+            raise ConfigError(f"unknown command {given[0]!r}; {fix}")
+        sys.argv[:2] = [f"fgvc {name}"]  # what argparse and Hydra call the program
+        spec = importlib.util.spec_from_file_location(f"fgvc.scripts.{name}", commands[name])
+        assert spec is not None and spec.loader is not None  # as it is for any file named *.py
+        script: Any = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = script  # so that what it defines is found
+        spec.loader.exec_module(script)
+        script.main()
+
+
+def exit_on_user_error(script_main: Callable[[], None]) -> None:
+    """Call the main function of a script and turn the expected ways to fail into an exit status.
+
+    2 (or the status of the error): a user's mistake (`UserError`, or a path that cannot be used), its message on
     stderr; with `--debug` among the arguments, FGVC_DEBUG=1 or HYDRA_FULL_ERROR=1 the traceback comes through instead.
     1: the disk is full. 130, 143: interrupted by SIGINT (from the keyboard), SIGTERM. 141: the reader of stdout went
     away (`| head`). Every other exception passes through: it is a defect and needs its traceback.
     """
-    debug = _debug()  # before `main`, which may set these variables for its own ends, as the Hydra launcher does
+    with _exit_status():
+        script_main()
+
+
+@contextlib.contextmanager
+def _exit_status() -> Iterator[None]:
+    """As `exit_on_user_error`, for a block."""
+    # read before the block, which may set these variables for its own ends, as the Hydra launcher does
+    debug = "--debug" in sys.argv or "1" in (os.environ.get("FGVC_DEBUG"), os.environ.get("HYDRA_FULL_ERROR"))
     try:
-        main()
+        yield
         sys.stdout.flush()  # here, not at interpreter exit, where a closed pipe could no longer be caught
     except UserError as error:
         if debug:
@@ -62,10 +97,6 @@ def end_with_notes(notes: Sequence[str], *, strict: bool) -> None:
         sys.exit(1)
 
 
-def _debug() -> bool:
-    return "--debug" in sys.argv or "1" in (os.environ.get("FGVC_DEBUG"), os.environ.get("HYDRA_FULL_ERROR"))
-
-
 def _stdout_is_closed() -> bool:
     try:
         print(flush=True)
@@ -76,36 +107,9 @@ def _stdout_is_closed() -> bool:
     return False
 
 
-def main() -> None:
-    """`fgvc COMMAND ...` does what scripts/COMMAND.py does, and ends as it does."""
-    exit_on_user_error(_dispatch)
-
-
 def find_commands() -> dict[str, Path]:
     """The scripts by the names of their commands."""
     return {path.stem: path for path in sorted(resource_folder("scripts").glob("*.py"))}
-
-
-def _dispatch() -> None:
-    commands, given = find_commands(), sys.argv[1:] or ["--help"]
-    if given[0].startswith("-"):
-        _parser(commands).parse_args(given)  # ends the process, as all that may stand before a command does
-    name = given[0].replace("-", "_")
-    if name not in commands:
-        close = difflib.get_close_matches(name, commands)
-        fix = f"nearest: {', '.join(close)}" if close else f"choose one of {', '.join(commands)}"
-        raise ConfigError(f"unknown command {given[0]!r}; {fix}")
-    sys.argv[:2] = [f"fgvc {name}"]  # what argparse and Hydra call the program
-    _load_main(name, commands[name])()
-
-
-def _load_main(name: str, script: Path) -> Callable[[], None]:
-    spec = importlib.util.spec_from_file_location(f"fgvc.scripts.{name}", script)
-    assert spec is not None and spec.loader is not None  # as it is for any file named *.py
-    module: Any = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where what it defines is looked for
-    spec.loader.exec_module(module)
-    return module.main  # type: ignore[no-any-return]
 
 
 def _parser(commands: dict[str, Path]) -> argparse.ArgumentParser:

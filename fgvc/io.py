@@ -46,7 +46,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        _flush_folder(path.parent)
+        with contextlib.suppress(OSError):  # Windows opens no folders, some file systems flush none
+            descriptor = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)  # brings the name to the disk
+            finally:
+                os.close(descriptor)
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.truncate(temporary, 0)  # a writer in the traceback still has it open, which would keep its room
@@ -54,16 +59,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if _says_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
-
-
-def _flush_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where the system can."""
-    with contextlib.suppress(OSError):  # Windows opens no folders, some file systems flush none
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _says_disk_full(error: BaseException) -> bool:

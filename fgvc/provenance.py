@@ -1,13 +1,22 @@
-"""What a result was made with: versions and commit."""
+"""What a result was made with: versions, commit, machine, and the memory it took."""
 
+import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fgvc import __version__
+
+if sys.platform != "win32":
+    import resource
+
+# torch is imported where it is needed: tables are made without it
 
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
 _DIRTY = "-dirty"
@@ -19,13 +28,20 @@ def versions() -> dict[str, str]:
 
 
 def source_state() -> dict[str, Any]:
-    """`commit` of the checkout fgvc is imported from, and whether tracked files are `dirty`, different from it.
+    """`commit` of the checkout that fgvc is imported from, and `dirty`: whether tracked files differ from it.
 
     Both are None outside a checkout.
     """
-    described = _describe_checkout()
-    if described is None:
-        return {"commit": None, "dirty": None}
+    nowhere = {"commit": None, "dirty": None}
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():  # installed: git would find whatever repository lies around it
+        return nowhere
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return nowhere
+    described = done.stdout.strip()
     return {"commit": described.removesuffix(_DIRTY), "dirty": described.endswith(_DIRTY)}
 
 
@@ -38,13 +54,76 @@ def commit_label(record: Mapping[str, Any]) -> str | None:
     return f"{commit}{_DIRTY}" if isinstance(commit, str) and record.get("dirty") is True else commit
 
 
-def _describe_checkout() -> str | None:
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # installed: git would find whatever repository lies around it
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+def machine_facts() -> dict[str, Any]:
+    """The hardware that times, and the rounding of sums, depend on; no names of hosts or users.
+
+    `cpu_capability` is the widest instruction set that torch's own CPU kernels use, `processes` the number of processes
+    that share the work.
+    """
+    import torch
+
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        facts = []  # not Linux
+    names = [line.partition(":")[2].strip() for line in facts if line.startswith("model name")]
+    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return {
+        "system": platform.platform(),
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "lapack": "MKL" if torch.backends.mkl.is_available() else "another library",  # type: ignore[no-untyped-call]
+        "cores": os.cpu_count(),
+        "cores_available": os.cpu_count() if affinity is None else len(affinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "processes": torch.distributed.get_world_size() if distributed else 1,
+    }
+
+
+def tf32_allowed() -> dict[str, bool]:
+    """Whether torch may round the factors of float32 products to TF32 on a GPU that has it.
+
+    These are torch's own settings, which fgvc does not change: by default yes for convolutions, no for matrix products.
+    The spectral layers forbid it for themselves, see `fgvc.spectral.precision.full_precision`. Not run on a GPU.
+    """
+    import torch
+
+    backends: dict[str, Any] = {"matmul": torch.backends.cuda.matmul, "convolution": torch.backends.cudnn}
+    if hasattr(torch.backends.cudnn, "conv"):  # torch from 2.9 on; there the older names may raise
+        backends["convolution"] = torch.backends.cudnn.conv
+        return {name: backend.fp32_precision == "tf32" for name, backend in backends.items()}
+    return {name: bool(backend.allow_tf32) for name, backend in backends.items()}
+
+
+def reset_peak_memory() -> None:
+    """Start to count the peak again, so that a run in a sweep does not report the peak of the run before it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return  # not Linux, or not permitted: the peak then counts from the start of the process
+
+
+def peak_memory_mb() -> float:
+    """Peak memory in MiB since `reset_peak_memory`: of the GPU where there is one, else of this process alone.
+
+    Other processes of the same run, and those that load images, are not counted.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    except (OSError, IndexError):  # not Linux: bytes since the start of the process
+        if sys.platform == "win32":
+            return int(psutil.Process().memory_info().peak_wset) / 2**20
+        unit = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from fgvc.analysis.smoothness import Weights
 from fgvc.analysis.smoothness_curve import STEP_FACTORS, Measure, run_measure, smoothness_curve, smoothness_frame
 from fgvc.analysis.smoothness_table import divergence_notes
+from fgvc.data import FeatureSet
 from fgvc.errors import ConfigError, DatasetError, RunError, WeightsError
 from fgvc.inference.restore import Restored, restore_run
 from fgvc.pooling import CovariancePooling, create_pooling, pooling_label
@@ -22,9 +23,9 @@ from fgvc.runs.config import HybridConfig, MethodConfig
 from fgvc.runs.settings import one_setting
 from fgvc.runs.summary import Run, find_finished, read_run
 from fgvc.spectral import EigendecompositionError
-from fgvc.training.batches import StepBatches, epoch_samples
+from fgvc.training.batches import StepBatches
 from fgvc.training.learner import Objective
-from fgvc.training.seeds import derived_seed, seed_epoch
+from fgvc.training.seeds import SeededSamples, derived_seed, seed_epoch
 
 _log = logging.getLogger(__name__)
 
@@ -168,8 +169,14 @@ def smoothness_of_runs(
 def _at_weights(restored: Restored, measure: Measure, batches: int) -> list[dict[str, Any]]:
     """Measures on the first batches of an epoch, always the same ones."""
     config = restored.config
-    objective = Objective(config.trainer, len(restored.images.classes))
-    samples = epoch_samples(restored.inputs())
+    trainer, inputs = config.trainer, restored.inputs()
+    objective = Objective(
+        len(restored.images.classes),
+        label_smoothing=trainer.label_smoothing,
+        mixup=trainer.mixup,
+        cutmix=trainer.cutmix,
+    )
+    samples = inputs if isinstance(inputs, FeatureSet) else SeededSamples(inputs)
     order = StepBatches(len(restored.images), config.trainer.batch_size, config.seed)
     loader = DataLoader(samples, batch_sampler=order)
     seed_epoch(config.seed, 0)
@@ -177,9 +184,9 @@ def _at_weights(restored: Restored, measure: Measure, batches: int) -> list[dict
     restored.trained.train()
     rows: list[dict[str, Any]] = []
     for inputs, targets in loader:
-        mixed, wanted = objective.mix(inputs.to(restored.device), targets.to(restored.device))
+        mixed, mixed_targets = objective.mix(inputs.to(restored.device), targets.to(restored.device))
         try:
-            found = measure(restored.trained, mixed, partial(objective.loss, targets=wanted))
+            found = measure(restored.trained, mixed, partial(objective.mean, targets=mixed_targets))
         except EigendecompositionError as error:
             raise RunError(f"no loss at the saved weights ({error}); train the run again") from error
         if not found.finite:

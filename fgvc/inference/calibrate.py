@@ -24,7 +24,7 @@ from fgvc.inference.temperature import (
 from fgvc.io import locked, read_json_object, write_json_atomic
 from fgvc.provenance import source_state, versions
 from fgvc.runs.folder import RunFolder
-from fgvc.training.batches import in_order
+from fgvc.training.batches import create_loader
 from fgvc.training.evaluation import collect_logits
 from fgvc.training.setup import create_accelerator
 
@@ -152,7 +152,10 @@ def _held_out_logits(
     config.trainer.precision = "no"
     accelerator = create_accelerator(config, path, training=False)
     restored = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root, cache=cache, split=split)
-    module, loader = accelerator.prepare(restored.trained, in_order(restored.config, restored.inputs()))
+    trainer = restored.config.trainer
+    module, loader = accelerator.prepare(
+        restored.trained, create_loader(restored.inputs(), trainer.workers, batch_size=trainer.eval_batch_size)
+    )
     return collect_logits(module, loader, accelerator, split)
 
 

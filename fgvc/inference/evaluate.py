@@ -21,8 +21,8 @@ from fgvc.provenance import source_state, versions
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Accuracy, read_run
-from fgvc.training.batches import in_order
-from fgvc.training.evaluation import Evaluation, Loader, ViewAverage, evaluate
+from fgvc.training.batches import Loader, create_loader
+from fgvc.training.evaluation import Evaluation, ViewAverage, evaluate
 from fgvc.training.setup import create_accelerator, inference_batch_size
 
 _log = logging.getLogger(__name__)
@@ -120,7 +120,9 @@ def _module_and_loader(restored: Restored, transform: ViewTransform, own: Transf
     """What to evaluate, and its batches: on cached feature maps where they hold these views, else on images."""
     config = restored.config
     if config.backbone.frozen and transform == ViewTransform(own.deterministic()):
-        return restored.trained, in_order(config, restored.inputs())
+        return restored.trained, create_loader(
+            restored.inputs(), config.trainer.workers, batch_size=config.trainer.eval_batch_size
+        )
     # as many views in a batch as there would be images
     batch_size = max(inference_batch_size(config, restored.device) // VIEWS[transform.views], 1)
     images: Any = restored.images.with_transform(transform)

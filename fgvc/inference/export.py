@@ -16,7 +16,6 @@ from fgvc.provenance import commit_label, versions
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import read_run
-from fgvc.training.hybrid import switch_epoch
 
 _FACTS_FILE = "export.json"
 
@@ -127,7 +126,7 @@ def _hybrid(config: RunConfig) -> Facts | None:
     """The two stages of a hybrid run, of which `method` in the facts is one."""
     if config.hybrid.method is None:
         return None
-    return {"first": config.hybrid.method, "switch_epoch": switch_epoch(config), "then": config.method.name}
+    return {"first": config.hybrid.method, "switch_epoch": config.switch_epoch, "then": config.method.name}
 
 
 def _started_from(config: RunConfig) -> str:

@@ -13,7 +13,6 @@ from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
 from fgvc.runs.config import MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Run, read_run
-from fgvc.training.hybrid import switch_epoch
 from fgvc.training.seeds import seed_epoch
 from fgvc.training.setup import (
     build_backbone,
@@ -176,7 +175,7 @@ def restored_method(config: RunConfig, run: Run, checkpoint: str) -> MethodConfi
     epoch = run.epochs if checkpoint == "last" else run.best_epoch
     if epoch is None:
         raise RunError(f"the summary does not say of which epoch the {checkpoint} weights are; train the run again")
-    if epoch > switch_epoch(config):
+    if epoch > config.switch_epoch:
         return config.method
     return replace(config.method, name=config.hybrid.method, gradient=None, options=config.hybrid.options)
 

@@ -59,7 +59,7 @@ def fixed_settings(config: RunConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(container, dict)
     flat = flatten({str(key): value for key, value in container.items()})
-    return {key: value for key, value in flat.items() if not role(key).may_change}
+    return {key: value for key, value in flat.items() if not _ROLES.get(key, _ANY_OTHER).may_change}
 
 
 class RunFolder:

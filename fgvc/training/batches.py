@@ -1,40 +1,42 @@
-"""Which images make a step, and what is random in them: functions of seed, epoch and image alone.
+"""Which images make a step, and the loaders that read them.
 
-Neither the number of processes, nor of loader workers, nor where a run was interrupted has a say in them.
+Neither the number of processes, nor that of loader workers, nor an interruption changes which images make a step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
 
-from fgvc.data import FeatureSet, ImageDataset, WatchedSamples, naming_files
-from fgvc.runs.config import RunConfig
-from fgvc.training.evaluation import Loader
+from fgvc.data import FeatureSet, ImageDataset
 from fgvc.training.processes import leave_signals_to_the_main_process
-from fgvc.training.seeds import derived_seed, seeded
+from fgvc.training.seeds import SeededSamples, derived_seed
+
+Loader = DataLoader[tuple[Tensor, Tensor]]
 
 
 class StepBatches(Sampler[list[int]]):
-    """Indices of range(n), shuffled anew in each epoch and cut into steps; of each step, the parts of one process.
+    """Indices of range(n), shuffled in each epoch and cut into steps, and of each step the micro-batches of a process.
 
-    A step of `batch_size` images, fewer in an epoch's last one, is parted evenly among `accumulation` rounds of
-    `processes`. An empty part, as the last step may have, stands as one index: a batch that is loaded has images. Its
-    true size is in `part_size`.
+    A step has `batch_size` images, fewer at the end of an epoch. They are split evenly among `accumulation` x
+    `processes` micro-batches, some of which may be empty in the last step. A loader cannot load an empty batch, so it
+    loads one image for it, which the loop drops.
 
-    The loop sets `epoch` and `start`. There is no `set_epoch` on purpose: accelerate would call it with a count of its
-    own, which starts anew in a continued run.
+    There is no `set_epoch` on purpose: accelerate would call it with a count of its own, which starts at 0 in a
+    continued run.
 
     Args:
         n: number of images.
-        batch_size: images in a step, over all its parts.
-        seed: of the run.
-        accumulation: batches a process makes of its images of a step.
-        process, processes: whose parts these are.
+        batch_size: images in a step, over all processes.
+        seed: seed of the run.
+        accumulation: micro-batches that a process makes of its images of a step.
+        process: rank of this process.
+        processes: number of processes.
     """
 
     def __init__(
@@ -42,98 +44,49 @@ class StepBatches(Sampler[list[int]]):
     ) -> None:
         self.n = n
         self.batch_size = batch_size
-        self.seed = seed
         self.accumulation = accumulation
-        self.process = process
-        self.processes = processes
-        self.epoch = 0
-        self.start = 0
-        """The first step to be taken, from 0."""
+        self.steps = -(-n // batch_size)  # in a whole epoch, rounded up
+        self._seed = seed
+        self._process = process
+        self._processes = processes
+        self.start_epoch(0)
 
-    @property
-    def steps(self) -> int:
-        """In a whole epoch."""
-        return -(-self.n // self.batch_size)
+    def start_epoch(self, epoch: int, first_step: int = 0) -> None:
+        """Shuffle for an epoch, of which the steps before `first_step` are done already."""
+        generator = torch.Generator().manual_seed(derived_seed(self._seed, "shuffle", epoch))
+        self._order: list[int] = torch.randperm(self.n, generator=generator).tolist()
+        self._first_step = first_step
 
     def __len__(self) -> int:
-        return (self.steps - self.start) * self.accumulation
+        return (self.steps - self._first_step) * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = self._order()
-        for step in range(self.start, self.steps):
-            for round_ in range(self.accumulation):
-                yield self._indices(order, step, round_)
+        for step in range(self._first_step, self.steps):
+            for micro_batch in range(self.accumulation):
+                yield self.indices(step, micro_batch) or [self._order[step * self.batch_size]]
 
-    def indices(self, step: int, round_: int) -> list[int]:
-        """What is loaded in a round of a step, from 0."""
-        return self._indices(self._order(), step, round_)
+    def indices(self, step: int, micro_batch: int) -> list[int]:
+        """The images of one micro-batch of this process, both counted from 0; may be empty."""
+        images = self._order[step * self.batch_size : (step + 1) * self.batch_size]
+        part, parts = micro_batch * self._processes + self._process, self.accumulation * self._processes
+        return images[len(images) * part // parts : len(images) * (part + 1) // parts]
 
     def step_size(self, step: int) -> int:
-        """Images in a step, over all its parts."""
+        """Number of images in a step, over all processes."""
         return min(self.batch_size, self.n - step * self.batch_size)
-
-    def part_size(self, step: int, round_: int) -> int:
-        """Images in this process's part of a round."""
-        first, last = self._part(step, round_)
-        return last - first
-
-    def _order(self) -> list[int]:
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, "shuffle", self.epoch))
-        order: list[int] = torch.randperm(self.n, generator=generator).tolist()
-        return order
-
-    def _indices(self, order: list[int], step: int, round_: int) -> list[int]:
-        images = order[step * self.batch_size : (step + 1) * self.batch_size]
-        first, last = self._part(step, round_)
-        return images[first:last] or images[:1]
-
-    def _part(self, step: int, round_: int) -> tuple[int, int]:
-        size, parts = self.step_size(step), self.accumulation * self.processes
-        part = round_ * self.processes + self.process
-        return size * part // parts, size * (part + 1) // parts
-
-
-def epoch_samples(split: ImageDataset | FeatureSet) -> "FeatureSet | SeededSamples":
-    """A split for training: feature maps, which bring their randomness along, or images."""
-    return split if isinstance(split, FeatureSet) else SeededSamples(split)
-
-
-class SeededSamples(Dataset[tuple[Any, int]]):
-    """Images whose augmentation is drawn from a seed of their own in each epoch.
-
-    Args:
-        images: their transform draws from the generators of Python, NumPy and torch.
-    """
-
-    def __init__(self, images: ImageDataset) -> None:
-        self.images = images
-        self._seed = 0
-
-    @property
-    def paths(self) -> list[Path]:
-        """Image files."""
-        return self.images.paths
-
-    def start_epoch(self, seed: int) -> None:
-        """Take what is random in the images from `seed` from now on."""
-        self._seed = seed
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        with seeded(derived_seed(self._seed, index)):
-            return self.images[index]
-
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Loaders:
-    """Batches of (inputs, targets); `validation` is None where the best epoch is selected on the test split.
+    """Batches of (inputs, targets).
 
-    `train` loads what `batches` says, of `samples`; both are told of each epoch. `paths` are the training images'.
+    Attributes:
+        train: loader of the training batches.
+        batches: what `train` loads; told of each epoch.
+        samples: what `train` loads it from; told of each epoch.
+        paths: files of the training images.
+        test: loader of the test split.
+        validation: loader of the held-out images; None where the best epoch is selected on the test split.
     """
 
     train: Loader
@@ -145,52 +98,56 @@ class Loaders:
 
 
 def create_loaders(
-    config: RunConfig, accelerator: Accelerator, paths: list[str], train: Any, test: Any, validation: Any | None
+    train: ImageDataset | FeatureSet,
+    test: Dataset[Any],
+    validation: Dataset[Any] | None,
+    accelerator: Accelerator,
+    *,
+    paths: list[str],
+    seed: int,
+    batch_size: int,
+    accumulation: int,
+    eval_batch_size: int,
+    workers: int,
 ) -> Loaders:
-    """Loaders of the splits, images or feature maps, for one of the accelerator's processes.
-
-    `paths` are of the training images.
-    """
+    """Loaders of the splits, images or feature maps, for this process of the accelerator."""
     batches = StepBatches(
         len(train),
-        config.trainer.batch_size,
-        config.seed,
-        accumulation=config.trainer.accumulation,
+        batch_size,
+        seed,
+        accumulation=accumulation,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    samples = epoch_samples(train)
+    samples = train if isinstance(train, FeatureSet) else SeededSamples(train)
     return Loaders(
-        train=DataLoader(**_loading(config, samples), batch_sampler=batches),
+        train=create_loader(samples, workers, batch_sampler=batches),
         batches=batches,
         samples=samples,
         paths=paths,
-        test=in_order(config, test),
-        validation=None if validation is None else in_order(config, validation),
+        test=accelerator.prepare(create_loader(test, workers, batch_size=eval_batch_size)),
+        validation=None
+        if validation is None
+        else accelerator.prepare(create_loader(validation, workers, batch_size=eval_batch_size)),
     )
 
 
-def in_order(config: RunConfig, split: Any) -> Loader:
-    """Batches for an evaluation of the trained module."""
-    return DataLoader(**_loading(config, split), batch_size=config.trainer.eval_batch_size)
+def progress_bar(loader: Loader, name: str, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tensor]]:
+    """The loader's batches behind a bar with rate and time left, on a terminal and in one process only."""
+    disable = None if accelerator.is_local_main_process else True  # None: off where stderr is not a terminal
+    return tqdm(loader, desc=name, leave=False, disable=disable, unit="batch")
 
 
-def naming_the_file(loader: Loader, body: Callable[[], Result]) -> Result:
-    """Call `body`, which reads the loader; of a worker that dies, DatasetError names the file."""
-    watched: Any = loader.dataset
-    if not isinstance(watched, WatchedSamples):
-        return body()
-    samples: Any = watched.dataset
-    return naming_files(body, watched, samples.paths)
-
-
-def _loading(config: RunConfig, samples: Any) -> dict[str, Any]:
-    """What is loaded, and how; of the run's random numbers a loader takes none."""
-    # cached features are read faster than a worker process could hand them over
-    workers = 0 if config.backbone.frozen else config.trainer.workers
-    return {
-        "dataset": WatchedSamples(samples, workers) if workers else samples,
-        "num_workers": workers,
-        "worker_init_fn": leave_signals_to_the_main_process,
-        "generator": torch.Generator(),
-    }
+def create_loader(
+    samples: Any, workers: int, *, batch_size: int = 1, batch_sampler: StepBatches | None = None
+) -> Loader:
+    """Batches of images or feature maps in their own order, or as `batch_sampler` has them."""
+    return DataLoader(
+        samples,
+        batch_size=1 if batch_sampler is not None else batch_size,
+        batch_sampler=batch_sampler,
+        # cached features are read faster than a worker process could hand them over
+        num_workers=0 if isinstance(samples, FeatureSet) else workers,
+        worker_init_fn=leave_signals_to_the_main_process,
+        generator=torch.Generator(),  # so that a loader draws none of the run's random numbers
+    )

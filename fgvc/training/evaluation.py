@@ -1,20 +1,17 @@
 """Accuracy of a model on a split, and its predictions image by image."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
-from tqdm import tqdm
 
 from fgvc.runs.summary import Accuracy
-
-Loader = DataLoader[tuple[Tensor, Tensor]]
+from fgvc.training.batches import Loader, progress_bar
 
 _COUNTED = 4096  # images at a time, as the metrics take several times the memory of their logits
 
@@ -88,12 +85,6 @@ def accuracy_metrics(num_classes: int) -> MetricCollection:
         # where all of its images are right, and reports one for the other ever after
         compute_groups=False,
     )
-
-
-def progress_bar(loader: Loader, name: str, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tensor]]:
-    """The loader's batches behind a bar with rate and time left, on a terminal and in one process only."""
-    disable = None if accelerator.is_local_main_process else True  # None: off where stderr is not a terminal
-    return tqdm(loader, desc=name, leave=False, disable=disable, unit="batch")
 
 
 @torch.inference_mode()

@@ -8,8 +8,6 @@ from torch.optim import SGD, AdamW, Optimizer
 from fgvc.errors import ConfigError
 from fgvc.runs.config import OptimizerConfig, ScheduleConfig
 
-_SCHEDULES = ("constant", "step", "cosine")
-
 
 def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """SGD with momentum or AdamW over the trainable parameters, the classifier in a group of its own.
@@ -39,14 +37,6 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     if config.name == "adamw":
         return AdamW(groups, weight_decay=config.weight_decay)
     raise ConfigError(f"unknown optimizer.name {config.name!r}; choose one of sgd, adamw")
-
-
-def check_schedule(config: ScheduleConfig) -> None:
-    """Raise ConfigError where the schedule is unknown or its milestones do not ascend."""
-    if config.name not in _SCHEDULES:
-        raise ConfigError(f"unknown schedule.name {config.name!r}; choose one of {', '.join(_SCHEDULES)}")
-    if list(config.milestones) != sorted(set(config.milestones)):
-        raise ConfigError(f"schedule.milestones must ascend, got {list(config.milestones)}")
 
 
 def schedule_factor(config: ScheduleConfig, epoch: float, epochs: int) -> float:

@@ -1,37 +1,112 @@
 """A run from its configuration to its folder."""
 
 import contextlib
+import hashlib
+import json
 import logging
 import re
+import sys
 import time
 import traceback
-from dataclasses import asdict
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from fgvc.csv_files import to_csv
-from fgvc.errors import Interrupted, RunError, UserError
+from fgvc.data import fingerprint, verified_content
+from fgvc.errors import Interrupted, OutOfMemoryError, RunError, UserError
 from fgvc.io import write_text_atomic
-from fgvc.runs.config import RunConfig
+from fgvc.pooling import is_second_order, pooling_label
+from fgvc.provenance import (
+    machine_facts,
+    peak_memory_mb,
+    reset_peak_memory,
+    source_state,
+    tf32_allowed,
+    versions,
+)
+from fgvc.runs.config import HybridConfig, RunConfig, check_config, check_steps
 from fgvc.runs.folder import RunFolder, fixed_settings
-from fgvc.training.check import check
 from fgvc.training.evaluation import Evaluation
+from fgvc.training.guard import Guard
+from fgvc.training.hybrid import Stages, check_hybrid
+from fgvc.training.learner import Learner, Objective, synchronise_batch_norm
 from fgvc.training.loop import Trainer
-from fgvc.training.machine import peak_memory_mb, reset_peak_memory, tf32_allowed
-from fgvc.training.memory import out_of_memory
+from fgvc.training.optim import create_optimizer, schedule_factor
 from fgvc.training.probe import SpectrumProbe
-from fgvc.training.processes import Interruption, lost_processes_named
-from fgvc.training.record import describe_run
+from fgvc.training.processes import Interruption, is_lost_connection, lost_process
 from fgvc.training.seeds import seed_epoch
 from fgvc.training.setup import Prepared, create_accelerator, prepare
-from fgvc.training.states import Progress, StateStore
-from fgvc.training.step import BeforeStep
+from fgvc.training.states import Progress, RunLog, StateStore
+from fgvc.training.step import BeforeStep, Stepper
 
 _log = logging.getLogger(__name__)
 
 SPECTRUM_IMAGES = 256
+
+
+def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Path:
+    """Carry out a run, or what is left of it, and write its folder.
+
+    Args:
+        config: configuration of the run.
+        before_step: looks at the module before each optimiser step, see `fgvc.training.step.BeforeStep`; leaves it and
+            the generators as they are.
+
+    Returns:
+        The run folder, with config.yaml, metrics.csv (where an epoch was trained), predictions.csv, spectrum.npz,
+        summary.json and checkpoints/.
+
+    Raises:
+        ConfigError, DatasetError, WeightsError, RunError: a mistake in the settings, the data or the folder; found
+            before anything is written where it can be.
+        DivergenceError: NaN or infinity in training; the summary says "failed", the best weights are kept.
+        OutOfMemoryError: memory ran out; the message says which setting needs less.
+        ProcessLostError: another process of the run has ended.
+        Interrupted: SIGTERM or SIGINT; what was done is saved.
+    """
+    check_config(config)
+    pooling_label(config.method.name)  # refuses an unknown method
+    if config.hybrid != HybridConfig():
+        check_hybrid(config)
+    folder = RunFolder(Path(config.run_dir) if config.run_dir else default_run_dir(config))
+    states = StateStore(folder.checkpoints)
+    find_source(config, folder, states)  # a mistake is reported before the data is read
+    if folder.is_finished():
+        _log.info("%s is finished already; give another run_dir= to train again", folder.path)
+        return folder.path
+    with Interruption() as interruption, _readable_errors(config):
+        accelerator = create_accelerator(config, folder.path)
+        main, started = accelerator.is_main_process, time.perf_counter()
+        reset_peak_memory()
+        seed_epoch(config.seed, 0)
+        with accelerator.main_process_first():  # the others find its feature maps in the cache
+            prepared = prepare(config, accelerator)
+        with folder.locked() if main else contextlib.nullcontext():
+            trainer = create_trainer(config, prepared, accelerator, folder, states, interruption, started, before_step)
+            source = find_source(config, folder, states)  # again: another process may have written meanwhile
+            if source is not None:
+                trainer.restore(*source)
+            if main and (source is None or source[0] is not folder):
+                states.clear()
+            trainer.progress.seconds["features"] += prepared.feature_seconds
+            with _summary(config, prepared, trainer) as summary:
+                interruption.patient = True
+                evaluation = trainer.fit()
+                if main:
+                    _write_results(folder, prepared, evaluation, accelerator.device)
+                final = {**vars(evaluation.accuracy), "epoch": trainer.progress.epoch}
+                summary |= {"status": "finished", "reason": None, "final": final, "epochs": trainer.progress.epoch}
+            if main:
+                states.keep_newest()
+        if interruption.requested is not None:  # so that a sweep ends, too
+            name = interruption.requested.name
+            raise Interrupted(name, f"{name}: stopped after the end of {folder.path}")
+    return folder.path
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -46,111 +121,12 @@ def default_run_dir(config: RunConfig) -> Path:
     return Path("results") / name / config.backbone.name.replace("/", "_") / method / f"seed{config.seed}"
 
 
-def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Path:
-    """Carry out a run, or what is left of it, and write its folder.
-
-    Args:
-        config: the run.
-        before_step: looks at the module before each optimiser step, see `Trainer`.
-
-    Returns:
-        The run folder, with config.yaml, metrics.csv (where an epoch was trained), predictions.csv, spectrum.npz,
-        summary.json and checkpoints/.
+def find_source(config: RunConfig, folder: RunFolder, states: StateStore) -> tuple[RunFolder, StateStore] | None:
+    """The run to continue from, this one or that of resume=PATH, with its states; None for a new run.
 
     Raises:
-        ConfigError, DatasetError, WeightsError, RunError: a mistake in the settings, the data or the folder; found
-            before anything is written where it can be.
-        DivergenceError: NaN or infinity in training; the summary says "failed", the best weights are kept.
-        ProcessLostError: another process of the run has ended.
-        Interrupted: SIGTERM or SIGINT; what was done is saved.
+        RunError: the folder holds another run, or none where `resume` names one.
     """
-    check(config)
-    folder = RunFolder(Path(config.run_dir) if config.run_dir else default_run_dir(config))
-    _source(folder, config)  # a mistake is said before the data is read
-    if folder.is_finished():
-        _log.info("%s is finished already; give another run_dir= to train again", folder.path)
-        return folder.path
-    with Interruption() as interruption, lost_processes_named():
-        accelerator = create_accelerator(config, folder.path)
-        start = time.perf_counter()
-        reset_peak_memory()
-        seed_epoch(config.seed, 0)
-        with accelerator.main_process_first():  # the others find its feature maps in the cache
-            prepared = prepare(config, accelerator)
-        with folder.locked() if accelerator.is_main_process else contextlib.nullcontext():
-            trainer = Trainer(
-                config,
-                prepared.trained,
-                prepared.loaders,
-                num_classes=prepared.num_classes,
-                accelerator=accelerator,
-                folder=folder,
-                interruption=interruption,
-                started=start,
-                before_step=before_step,
-            )
-            source = _source(folder, config)  # once more: another process may have written meanwhile
-            if source is not None:
-                trainer.restore(source)
-            if source is not folder and accelerator.is_main_process:
-                StateStore(folder.checkpoints).clear()
-            trainer.progress.seconds["features"] += prepared.feature_seconds
-            _carry_out(config, folder, prepared, trainer, interruption)
-            if accelerator.is_main_process:
-                StateStore(folder.checkpoints).keep_newest()
-        if interruption.requested is not None:  # so that a sweep ends, too
-            name = interruption.requested.name
-            raise Interrupted(name, f"{name}: stopped after the end of {folder.path}")
-    return folder.path
-
-
-def _carry_out(
-    config: RunConfig, folder: RunFolder, prepared: Prepared, trainer: Trainer, interruption: Interruption
-) -> None:
-    """Train from where the run is, and write its folder."""
-    accelerator = trainer.accelerator
-    summary: dict[str, Any] = {"status": "stopped", "reason": "killed", "final": None}
-    if accelerator.is_main_process:
-        # described now: the checkout may have moved on when the run ends
-        summary = describe_run(config, prepared) | {"tf32": tf32_allowed(accelerator.device)} | summary
-        folder.begin(config, summary | _books(trainer.progress))
-    if config.trainer.tracker:
-        accelerator.init_trackers(config.name)
-    interruption.patient = True
-    try:
-        with lost_processes_named():
-            evaluation = trainer.fit()
-        if accelerator.is_main_process:
-            _write_results(folder, prepared, evaluation, accelerator.device)
-        final = asdict(evaluation.accuracy) | {"epoch": trainer.progress.epoch}
-        summary |= {"status": "finished", "reason": None, "final": final, "epochs": trainer.progress.epoch}
-    except KeyboardInterrupt as error:
-        summary["reason"] = str(error) or "interrupted"
-        raise
-    except BaseException as error:
-        advice = out_of_memory(
-            error,
-            batch_size=config.trainer.batch_size,
-            accumulation=config.trainer.accumulation,
-            processes=accelerator.num_processes,
-        )
-        failed = advice or error
-        summary |= {"status": "failed", "reason": f"{type(failed).__name__}: {failed}"}
-        if advice is not None:
-            raise advice from error
-        # printed now: when the connections to other processes end, these would speak first
-        if accelerator.num_processes > 1 and not isinstance(error, UserError):
-            traceback.print_exc()
-        raise
-    finally:
-        trainer.books.count_time()
-        if accelerator.is_main_process:
-            folder.write_summary(summary | _books(trainer.progress))
-        accelerator.end_training()
-
-
-def _source(folder: RunFolder, config: RunConfig) -> RunFolder | None:
-    """The run folder to continue from, None for a new run; RunError where it holds another run or none."""
     if folder.config_file.is_file():
         if config.resume == "never":
             raise RunError(
@@ -158,25 +134,24 @@ def _source(folder: RunFolder, config: RunConfig) -> RunFolder | None:
                 "or continue it with resume=auto"
             )
         _require_same(folder, config)
-        if StateStore(folder.checkpoints).exists():
-            return folder
+        if states.exists():
+            return folder, states
         if (old := folder.checkpoints / "state.pt").is_file():
             raise RunError(f"{old} is the state of an earlier version, which cannot be continued; delete {folder.path}")
     if config.resume in ("auto", "never"):
         return None
     source = RunFolder(Path(config.resume))
     _require_same(source, config)
-    if not StateStore(source.checkpoints).exists():
+    source_states = StateStore(source.checkpoints)
+    if not source_states.exists():
         raise RunError(f"{source.checkpoints} holds no state: the run in {source.path} has saved none yet")
-    return source
+    return source, source_states
 
 
 def _require_same(folder: RunFolder, config: RunConfig) -> None:
-    """Raise RunError where the run in a folder has another configuration, but for what a continued run may change."""
+    """Raise RunError where the run in a folder differs in a setting that a continued run must keep."""
     old, new = fixed_settings(folder.read_config()), fixed_settings(config)
-    differences = [
-        f"{key} was {old.get(key)}, now {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)
-    ]
+    differences = [f"{key} was {old.get(key)}, now {new[key]}" for key in new if old.get(key) != new[key]]
     if differences:
         raise RunError(
             f"{folder.path} holds a run of another configuration: {'; '.join(differences)}; "
@@ -184,7 +159,88 @@ def _require_same(folder: RunFolder, config: RunConfig) -> None:
         )
 
 
-def _books(progress: Progress) -> dict[str, Any]:
+def create_trainer(
+    config: RunConfig,
+    prepared: Prepared,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    states: StateStore,
+    interruption: Interruption,
+    started: float,
+    before_step: BeforeStep | None,
+) -> Trainer:
+    """The trainer of a run, made of its parts; the last place that sees the whole configuration.
+
+    Raises:
+        ConfigError: unknown optimiser or rate, `max_steps` ends a hybrid run before its switch, or a batch that is to
+            be mixed is split into odd parts.
+    """
+    settings, loaders = config.trainer, prepared.loaders
+    check_steps(config, config.switch_epoch * loaders.batches.steps, accelerator.num_processes)
+    module = prepared.trained
+    if accelerator.num_processes > 1:
+        module = synchronise_batch_norm(module, accelerator)
+    objective = Objective(
+        len(prepared.train.classes),
+        label_smoothing=settings.label_smoothing,
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
+    )
+    optimizer = create_optimizer(module, config.optimizer)
+    learner = Learner(module, optimizer, objective, accelerator, ema_decay=settings.ema_decay)
+    stages = None
+    if config.hybrid.method is not None:
+        stages = Stages(prepared.head, config.method, config.hybrid, config.switch_epoch)
+    return Trainer(
+        settings,
+        seed=config.seed,
+        schedule=partial(schedule_factor, config.schedule, epochs=settings.epochs),
+        learner=learner,
+        stepper=Stepper(
+            learner, accumulation=settings.accumulation, clip_norm=settings.clip_norm, before_step=before_step
+        ),
+        loaders=loaders,
+        guard=Guard(settings, learner, loaders, folder),
+        log=RunLog(folder, writes=accelerator.is_main_process, started=started),
+        folder=folder,
+        states=states,
+        interruption=interruption,
+        stages=stages,
+    )
+
+
+@contextlib.contextmanager
+def _summary(config: RunConfig, prepared: Prepared, trainer: Trainer) -> Iterator[dict[str, Any]]:
+    """Write the folder's configuration and a first summary, and the last one when the block ends, however it ends."""
+    accelerator, folder = trainer.accelerator, trainer.folder
+    # described now: the checkout may have changed when the run ends
+    summary = describe_run(config, prepared) if accelerator.is_main_process else {}
+    tf32 = tf32_allowed() if accelerator.device.type == "cuda" else None
+    summary |= {"tf32": tf32, "status": "stopped", "reason": "killed", "final": None}
+    if accelerator.is_main_process:
+        folder.begin(config, summary | _course(trainer.progress))
+    if config.trainer.tracker:
+        accelerator.init_trackers(config.name)
+    try:
+        with _readable_errors(config):
+            yield summary
+    except KeyboardInterrupt as error:
+        summary["reason"] = str(error) or "interrupted"
+        raise
+    except BaseException as error:
+        summary |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        # printed now: when the connections to other processes end, these would speak first
+        if accelerator.num_processes > 1 and not isinstance(error, UserError):
+            traceback.print_exc()
+        raise
+    finally:
+        trainer.log.count_time()
+        if accelerator.is_main_process:
+            folder.write_summary(summary | _course(trainer.progress))
+        accelerator.end_training()
+
+
+def _course(progress: Progress) -> dict[str, Any]:
     """What the summary says of the run's course: the selected epoch, seconds by phase, peak memory."""
     best = progress.best and {key: value for key, value in progress.best.items() if key != "selected_by"}
     seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
@@ -192,9 +248,106 @@ def _books(progress: Progress) -> dict[str, Any]:
 
 
 def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation, device: torch.device) -> None:
-    test = prepared.images.test
-    write_text_atomic(
-        folder.predictions_file, to_csv(evaluation.predictions(test.relative_paths(), test.classes), None)
+    test = prepared.test
+    predictions = evaluation.predictions(test.relative_paths(), test.classes)
+    write_text_atomic(folder.predictions_file, to_csv(predictions, None))
+    SpectrumProbe(prepared.loaders.test.dataset, SPECTRUM_IMAGES).measure(prepared.trained, device).write(
+        folder.spectrum_file
     )
-    spectrum = SpectrumProbe(prepared.loaders.test.dataset, SPECTRUM_IMAGES).measure(prepared.trained, device)
-    spectrum.write(folder.spectrum_file)
+
+
+def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    """What summary.json says of a run besides its course and result: what it is, and what it was made with."""
+    switch, method = config.switch_epoch, config.method
+    label = pooling_label(method.name, method.gradient, method.shown_options)
+    validation = prepared.validation
+    return {
+        "name": config.name,
+        "recipe": config.recipe,
+        "method": method.name,
+        "gradient": method.gradient,
+        "options": method.options,
+        "spectral_dtype": method.spectral_dtype,
+        "label": label + (" (hybrid)" if switch else ""),
+        "hybrid": {"method": config.hybrid.method, "switch_epoch": switch} if switch else None,
+        "dataset": config.dataset.name,
+        "backbone": config.backbone.name,
+        "frozen": config.backbone.frozen,
+        "reduction": method.reduction if is_second_order(method.name) else None,
+        "image_size": config.dataset.transform.size,
+        "seed": config.seed,
+        "epochs": config.trainer.epochs,
+        "num_classes": len(prepared.train.classes),
+        "classes": prepared.train.classes,
+        "train_images": len(prepared.train),
+        "test_images": len(prepared.test),
+        "out_features": prepared.head.pooling.out_features,
+        "weights_digest": prepared.weights_digest,
+        # lists are of paths, classes, regions and file sizes, so alike on another machine with the same files
+        "dataset_fingerprint": {
+            "train_list": fingerprint(prepared.train, times=False),
+            "validation_list": validation and fingerprint(validation, times=False),
+            "test_list": fingerprint(prepared.test, times=False),
+            "verified_content": verified_content(prepared.test.root),
+        },
+        "config_hash": config_hash(config),
+        "versions": versions(),
+        **source_state(),
+        "machine": machine_facts(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def config_hash(config: RunConfig) -> str:
+    """SHA-256 over the settings that a continued run must keep, without the folder of the dataset.
+
+    Of two versions of fgvc with other settings the hashes differ; `dataset_fingerprint` says which images were read.
+    """
+    settings = fixed_settings(config)
+    settings.pop("dataset.root")
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+# how PyTorch on a CPU and on MPS, cuDNN and cuBLAS say that memory ran out, all of them as RuntimeError
+_NO_MEMORY = re.compile(r"can't allocate memory|out of memory|(CUDNN|CUBLAS)_STATUS_(INTERNAL_ERROR_HOST_)?ALLOC", re.I)
+_AMOUNT = re.compile(r"(?:tried to allocate|unable to allocate) (?:(\d+) bytes|([\d.]+ [KMGTPE]i?B))", re.I)
+
+
+@contextlib.contextmanager
+def _readable_errors(config: RunConfig) -> Iterator[None]:
+    """Turn what libraries raise when memory runs out, or another process ends, into an error that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if is_lost_connection(error):
+            raise lost_process() from error
+        advice = memory_advice(error, config.trainer.batch_size, config.trainer.accumulation)
+        if advice is not None:
+            raise OutOfMemoryError(advice) from error
+        raise
+
+
+def memory_advice(error: BaseException, batch_size: int, accumulation: int) -> str | None:
+    """What ran out, and which settings need less; None where the exception is another one.
+
+    Args:
+        error: what a step raised.
+        batch_size: images in a step, `trainer.batch_size`.
+        accumulation: micro-batches of a step, `trainer.accumulation`.
+    """
+    said = str(error)
+    if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(said)):
+        return None
+    found = _AMOUNT.search(said)
+    asked = found and (found[2] or f"{int(found[1]) / 2**20:,.1f} MiB")
+    room = f"no room for another {asked} in memory" if asked else "not enough memory"
+    if "in DataLoader worker process" in said:
+        return f"{room} for a process that loads images; lower trainer.workers"
+    smaller = "choose a smaller dataset.transform.size, or method.reduction, which change the result"
+    if accumulation >= batch_size:
+        return f"{room} for a step with 1 image at a time, the least there is; {smaller}"
+    return (
+        f"{room}; set trainer.accumulation={min(2 * accumulation, batch_size)}, which takes fewer of the "
+        f"trainer.batch_size={batch_size} images of a step at a time and leaves the result comparable (only batch "
+        f"normalisation in training sees fewer images). If that is still too much, {smaller}"
+    )

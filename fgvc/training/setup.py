@@ -1,7 +1,6 @@
 """From a configuration to what the loop needs: images or cached feature maps, the module to train, loaders."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
-from torch.utils.data import Dataset
 
 from fgvc.data import (
     FeatureSet,
@@ -46,41 +44,28 @@ _PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
-class Images:
-    """The splits of a run; `validation` is None where nothing is held out."""
-
-    train: ImageDataset
-    test: ImageDataset
-    validation: ImageDataset | None
-
-
-@dataclass(frozen=True)
 class Prepared:
     """A run ready to train.
 
     Attributes:
-        trained: the module that is trained: the whole model, or the head alone where the backbone is frozen.
-        backbone: its backbone.
-        head: its head.
+        trained: module that is trained: the whole model, or the head alone where the backbone is frozen.
+        head: head of the model.
         loaders: batches of images, or of feature maps where the backbone is frozen.
-        images: the splits.
-        frozen: whether `trained` is the head.
-        feature_seconds: spent on computing feature maps; 0 where they came from the cache or the backbone is trained.
+        train: training images, without those held out.
+        test: test images.
+        validation: images held out to select the best epoch; None where nothing is held out.
+        feature_seconds: time spent on computing feature maps; 0 where they came from the cache, or are not used.
         weights_digest: sha256 of the backbone's weights before training.
     """
 
     trained: FineGrainedModel | PoolingHead
-    backbone: Backbone
     head: PoolingHead
     loaders: Loaders
-    images: Images
-    frozen: bool
+    train: ImageDataset
+    test: ImageDataset
+    validation: ImageDataset | None
     feature_seconds: float
     weights_digest: str
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.images.train.classes)
 
 
 def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) -> Accelerator:
@@ -98,10 +83,7 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
     patience = InitProcessGroupKwargs(timeout=_PATIENCE)
     try:
         accelerator = Accelerator(
-            mixed_precision=precision,
-            log_with=config.trainer.tracker,
-            project_dir=path,
-            kwargs_handlers=[patience],
+            mixed_precision=precision, log_with=config.trainer.tracker, project_dir=path, kwargs_handlers=[patience]
         )
     except ValueError as error:  # of this version of accelerate or torch, on this device
         raise ConfigError(f"trainer.precision={precision}: {error}; use trainer.precision=no") from error
@@ -120,25 +102,39 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
         DatasetError, ConfigError, WeightsError: as the parts raise them.
     """
     device = accelerator.device
-    # the dataset first: where it is missing, nobody should wait for the backbone's weights to be told so
-    opened = [open_split(config, which) for which in ("train", "test")]
+    # the dataset first: where it is missing, nobody should wait for the backbone's weights to learn that
+    train, test = (open_split(config, which) for which in ("train", "test"))
     backbone = build_backbone(config)
-    images = _images(config, opened, backbone)
-    model = build_model(config, backbone, len(images.train.classes))
+    train = ready_split(config, train, backbone, training=True)
+    test = ready_split(config, test, backbone, training=False)
+    if train.classes != test.classes:
+        raise DatasetError(f"{config.dataset.root}: training and test split differ in their classes")
+    train, validation = hold_out(config, train)
+    if validation is not None:
+        validation = validation.with_transform(test.transform)
+    model = build_model(config, backbone, len(train.classes))
     digest = weights_digest(backbone)
     backbone.to(device)
     trained = trained_part(config, model)
-    frozen, seconds = config.backbone.frozen, 0.0
-    splits: dict[str, Dataset[Any] | None] = dict(vars(images))
-    if frozen:
+    read: dict[str, Any] = {"train": train, "test": test, "validation": validation}
+    seconds = 0.0
+    if config.backbone.frozen:
         extractor = fold_backbone(config, backbone, device)
-        for name, split in vars(images).items():
+        for name, split in read.items():
             if split is not None:
-                features = split_features(config, split, extractor, digest, device)
+                read[name] = features = split_features(config, split, extractor, digest, device)
                 seconds += 0.0 if features.from_cache else features.seconds
-                splits[name] = features
-    loaders = create_loaders(config, accelerator, images.train.relative_paths(), **splits)
-    return Prepared(trained, backbone, model.head, loaders, images, frozen, seconds, digest)
+    loaders = create_loaders(
+        **read,
+        accelerator=accelerator,
+        paths=train.relative_paths(),
+        seed=config.seed,
+        batch_size=config.trainer.batch_size,
+        accumulation=config.trainer.accumulation,
+        eval_batch_size=config.trainer.eval_batch_size,
+        workers=config.trainer.workers,
+    )
+    return Prepared(trained, model.head, loaders, train, test, validation, seconds, digest)
 
 
 def build_backbone(config: RunConfig) -> Backbone:
@@ -158,16 +154,8 @@ def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> Fine
     Raises:
         ConfigError, WeightsError: as `PoolingHead` and `load_checkpoint`.
     """
-    model = FineGrainedModel(backbone, build_head(config, backbone.out_channels, num_classes))
-    if config.initial_weights is not None:
-        _initialise(model, config.initial_weights)
-    return model
-
-
-def build_head(config: RunConfig, in_channels: int, num_classes: int) -> PoolingHead:
-    """A new head on feature maps of `in_channels`. Raises ConfigError as `PoolingHead`."""
-    return PoolingHead(
-        in_channels,
+    head = PoolingHead(
+        backbone.out_channels,
         method=config.method.name,
         num_classes=num_classes,
         reduction=config.method.reduction,
@@ -177,10 +165,18 @@ def build_head(config: RunConfig, in_channels: int, num_classes: int) -> Pooling
         spectral_dtype=config.method.spectral_dtype,
         options=config.method.options,
     )
+    model = FineGrainedModel(backbone, head)
+    if config.initial_weights is not None:
+        # the classifier is left out where it is of another number of classes
+        report = load_checkpoint(model, config.initial_weights, classifier=None)
+        new = [name for name in report.kept if name.startswith("head.classifier.")]
+        classifier = "its classifier left out, of another number of classes" if new else "with its classifier"
+        _log.info("initial weights: %d tensors of %s (%s), %s", report.loaded, report.source, report.format, classifier)
+    return model
 
 
 def trained_part(config: RunConfig, model: FineGrainedModel) -> FineGrainedModel | PoolingHead:
-    """What is trained and saved: the whole model, or its head where the backbone is frozen, as it is from here on."""
+    """What is trained and saved: the whole model, or its head alone where the backbone is frozen."""
     if not config.backbone.frozen:
         return model.to(memory_format=torch.channels_last)
     model.backbone.requires_grad_(False).eval()
@@ -191,14 +187,6 @@ def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -
     """A frozen backbone on `device`, faster: see `fold_batch_norm`."""
     size = config.dataset.transform.size
     return fold_batch_norm(backbone, torch.randn(1, 3, size, size, device=device))
-
-
-def _initialise(model: FineGrainedModel, file: str) -> None:
-    """Fill a model from a file of a whole one, but for its classifier where that is of another number of classes."""
-    report = load_checkpoint(model, file, classifier=None)
-    new = [name for name in report.kept if name.startswith("head.classifier.")]
-    classifier = "its classifier left out, of another number of classes" if new else "with its classifier"
-    _log.info("initial weights: %d tensors of %s (%s), %s", report.loaded, report.source, report.format, classifier)
 
 
 def open_split(config: RunConfig, which: str) -> ImageDataset:
@@ -224,15 +212,6 @@ def ready_split(config: RunConfig, opened: ImageDataset, backbone: Backbone, *, 
     if was_verified(dataset):  # by scripts/prepare_data.py: no need to decode every image once more
         return dataset
     return require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir))
-
-
-def _images(config: RunConfig, opened: Sequence[ImageDataset], backbone: Backbone) -> Images:
-    """The splits of a run. Raises DatasetError as `ready_split`, or where they differ in their classes."""
-    train, test = (ready_split(config, s, backbone, training=s is opened[0]) for s in opened)
-    if train.classes != test.classes:
-        raise DatasetError(f"{config.dataset.root}: training and test split differ in their classes")
-    train, validation = hold_out(config, train)
-    return Images(train, test, None if validation is None else validation.with_transform(test.transform))
 
 
 def hold_out(config: RunConfig, train: ImageDataset) -> tuple[ImageDataset, ImageDataset | None]:

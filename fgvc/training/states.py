@@ -1,4 +1,4 @@
-"""What a run has done so far, and the states on the disk that it can be continued from."""
+"""What a run has done so far, what it writes down of it, and the states on the disk that it can be continued from."""
 
 import logging
 import math
@@ -16,25 +16,29 @@ from fgvc.data.checksums import checksum_problem, file_digests
 from fgvc.errors import RunError
 from fgvc.io import atomic_path, load_pytorch, read_json_object, write_json_atomic, write_text_atomic
 from fgvc.models.files import write_weights
-from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.spectra import SpectrumHistory
 from fgvc.runs.summary import Accuracy
-from fgvc.training.evaluation import Evaluation
-from fgvc.training.step import StepResult
+
+_log = logging.getLogger(__name__)
+
+KEPT = 2
+"""States that are kept: the newest, and the one before it in case the newest is damaged."""
 
 
 @dataclass
-class PartOfEpoch:
-    """What has been done of an epoch that is being trained.
+class EpochProgress:
+    """What has been done of the epoch that is being trained.
 
     Attributes:
-        steps: optimiser steps taken.
-        loss, correct, seen: summed over their images.
-        rate: learning rate of the last one.
-        skipped: steps left out by the guard.
-        scaled_down: steps left out by the loss scaler.
-        seconds: that they took.
+        steps: number of optimiser steps, those left out included.
+        loss: sum of the losses of the images.
+        correct: number of images whose class had the largest logit.
+        seen: number of images behind `loss` and `correct`.
+        rate: learning rate of the last step.
+        skipped: number of steps left out because a number was not finite.
+        scaled_down: number of steps left out by the loss scaler of fp16.
+        seconds: time that they took.
     """
 
     steps: int = 0
@@ -46,20 +50,11 @@ class PartOfEpoch:
     scaled_down: int = 0
     seconds: float = 0.0
 
-    def count(self, result: StepResult, size: int) -> None:
-        """Add a step of `size` images, or one that failed."""
-        self.steps += 1
-        self.scaled_down += result.scaled_down
-        if result.failure is None:
-            self.loss += result.loss * size
-            self.correct += result.correct
-            self.seen += size
-
-    def measures(self) -> dict[str, Any]:
-        """What metrics.csv says of it. Of mixed inputs the top-1 counts the class of the unmixed one."""
+    def row(self, epoch: int) -> dict[str, Any]:
+        """What metrics.csv says of the training. Of mixed inputs the top-1 counts the class of the unmixed one."""
         loss = self.loss / self.seen if self.seen else math.nan
         top1 = 100 * self.correct / self.seen if self.seen else math.nan
-        return {"lr": self.rate, "train_loss": loss, "train_top1": top1}
+        return {"epoch": epoch, "lr": self.rate, "train_loss": loss, "train_top1": top1}
 
 
 @dataclass
@@ -67,20 +62,20 @@ class Progress:
     """What a run has done so far; all of it is saved with the state.
 
     Attributes:
-        epoch: finished epochs.
-        step: optimiser steps, those left out included.
-        part: of the epoch after those; None between two epochs.
-        skipped: steps that the guard left out.
+        epoch: number of finished epochs.
+        step: number of optimiser steps, those left out included.
+        part: progress of the epoch after those; None between two epochs.
+        skipped: number of steps left out because a number was not finite.
         watch: state of the watch on the loss.
         best: accuracies on the test split at the selected epoch, with `epoch`, `selected_on` and `selected_by` (the
             top-1 that decided).
         history: rows of metrics.csv.
-        seconds: spent in all, over all sessions of the run: on "features", in "train", in "eval", and the "total".
+        seconds: time spent over all sessions of the run: on "features", in "train", in "eval", and the "total".
     """
 
     epoch: int = 0
     step: int = 0
-    part: PartOfEpoch | None = None
+    part: EpochProgress | None = None
     skipped: int = 0
     watch: dict[str, Any] | None = None
     best: dict[str, Any] | None = None
@@ -93,40 +88,37 @@ class Progress:
     def from_dict(cls, values: dict[str, Any]) -> "Progress":
         """From what `dataclasses.asdict` made of one."""
         part = values["part"]
-        return cls(**{**values, "part": None if part is None else PartOfEpoch(**part)})
+        return cls(**{**values, "part": None if part is None else EpochProgress(**part)})
 
     def select(self, epoch: int, decisive: Accuracy, test: Accuracy, selected_on: str, *, since: int = 0) -> bool:
         """Make `epoch` the best one if its top-1 is the highest; returns whether it is.
 
         Args:
-            epoch: counted from 1.
+            epoch: epoch, counted from 1.
             decisive: accuracies on the split that decides.
-            test: on the test split, to be reported.
+            test: accuracies on the test split, to be reported.
             selected_on: name of the split that decides.
-            since: an epoch before this one does not count any more.
+            since: first epoch that counts; the best of an earlier one is replaced.
         """
         if self.best is not None and self.best["epoch"] >= since and decisive.top1 <= self.best["selected_by"]:
             return False
-        books = {"epoch": epoch, "selected_on": selected_on, "selected_by": decisive.top1}
-        self.best = asdict(test) | books
+        self.best = {**asdict(test), "epoch": epoch, "selected_on": selected_on, "selected_by": decisive.top1}
         return True
 
 
-class Books:
-    """Keeps the books of a run in its folder.
+class RunLog:
+    """The progress of a run, and what is written down of it: metrics.csv, spectra by epoch, the best weights.
 
     Args:
-        config: the run.
-        folder: where they are written.
+        folder: folder of the run.
         writes: whether this process is the one that writes.
         started: `time.perf_counter` at the beginning of the run; its total counts from there.
     """
 
-    def __init__(self, config: RunConfig, folder: RunFolder, *, writes: bool, started: float) -> None:
+    def __init__(self, folder: RunFolder, *, writes: bool, started: float) -> None:
         self.progress = Progress()
         self.spectra = SpectrumHistory()
         self.best_weights: dict[str, Tensor] | None = None
-        self._config = config
         self._folder = folder
         self._writes = writes
         self._counted = started
@@ -140,27 +132,14 @@ class Books:
             self.progress.seconds[phase] += spent
         return spent
 
-    def row(self, epoch: int, part: PartOfEpoch, validation: Evaluation | None, test: Evaluation) -> dict[str, Any]:
-        """A row of metrics.csv."""
-        row = {"epoch": epoch, **part.measures()}
-        if self._config.trainer.precision == "fp16":
-            row["loss_scale_skips"] = part.scaled_down
-        if self._config.trainer.on_non_finite == "skip":
-            row["skipped_steps"] = part.skipped
-        for name, evaluation in (("val", validation), ("test", test)):
-            if evaluation is not None:
-                row |= {f"{name}_loss": evaluation.loss}
-                row |= {f"{name}_{key}": value for key, value in asdict(evaluation.accuracy).items()}
-        return row
-
     def finish_epoch(self, row: dict[str, Any]) -> None:
-        """Count an epoch, and write it down with the next `write`."""
+        """Count an epoch; its row of metrics.csv is written by the next `write`."""
         self.progress.epoch = row["epoch"]
         self.progress.part = None
         self.progress.history.append(row)
 
     def keep_best(self, weights: dict[str, Tensor]) -> None:
-        """Keep a copy of the weights of the epoch that was selected, with the state and in a file of their own."""
+        """Keep a copy of the weights of the selected epoch, with the state and in a file of its own."""
         if self._writes:
             self.best_weights = {name: tensor.cpu().clone() for name, tensor in weights.items()}
             write_weights(self._folder.weights_file("best"), self.best_weights)
@@ -169,34 +148,28 @@ class Books:
         """Write metrics.csv, and the spectra where there are new ones."""
         if self.progress.history:
             write_text_atomic(self._folder.metrics_file, to_csv(pd.DataFrame(self.progress.history), None))
-        # within an epoch there is nothing new to them but before the first has ended
+        # within an epoch there are new ones only before the first has ended
         if self.spectra.epochs and (self.progress.part is None or self.progress.epoch == 0):
             self.spectra.write(self._folder.spectrum_history_file)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a state holds of them; not copied."""
+        """The part of a state that is kept here; not copied."""
         return {"best": self.best_weights, "progress": asdict(self.progress)}
 
     def load_state_dict(self, state: dict[str, Any], source: RunFolder) -> None:
         """Go on from a state that was saved in `source`. Raises RunError where its spectra are damaged."""
         self.progress = Progress.from_dict(state["progress"])
-        self.spectra = (
-            SpectrumHistory.read(source.spectrum_history_file, self.progress.epoch)
-            if source.spectrum_history_file.is_file()
-            else SpectrumHistory()
-        )
+        if source.spectrum_history_file.is_file():
+            try:
+                self.spectra = SpectrumHistory.read(source.spectrum_history_file, self.progress.epoch)
+            except RunError as error:
+                raise RunError(f"{error}, or delete this file to go on without its epochs") from error
         self.best_weights = state["best"]
         if not self._writes:
             return
         self.write()  # the files may be of later epochs than the state, or gone
         if self.best_weights is not None:
             write_weights(self._folder.weights_file("best"), self.best_weights)
-
-
-_log = logging.getLogger(__name__)
-
-KEPT = 2
-"""States that are kept: the newest, and the one before it in case the newest is damaged."""
 
 
 class StateStore:

@@ -1,8 +1,8 @@
-"""One optimiser step over the images of all processes, in one batch or several."""
+"""One optimiser step over the images of all processes, in one micro-batch or several."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,48 +10,58 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from fgvc.runs.config import TrainerConfig
 from fgvc.spectral import EigendecompositionError
-from fgvc.training.learner import Learner, Objective
-from fgvc.training.processes import total
-from fgvc.training.untouched import copy_buffers, restore_buffers
+from fgvc.training.learner import Learner
+from fgvc.training.processes import sum_over_processes
 
 BeforeStep = Callable[[int, nn.Module, Tensor, Callable[[Tensor], Tensor]], None]
-"""Called with a step's number from 1, the module, its inputs as mixed, and logits -> their mean loss."""
+"""Called with a step's number from 1, the module, its inputs as mixed, and a function logits -> their mean loss."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """A part of a step that one process handles at once.
+
+    Attributes:
+        index: place in the step, from 0.
+        inputs: (B, ...) on the device, as mixed.
+        targets: (B,) classes, or (B, num_classes) shares where inputs are mixed.
+        random_state: state of torch's generator before it.
+    """
+
+    index: int
+    inputs: Tensor
+    targets: Tensor
+    random_state: Tensor
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a step was not taken.
+    """Why a step was not taken: a number in it is not finite.
 
     Attributes:
-        what: is not finite: "loss", "eigenvalues" or "gradient".
-        reason: e.g. "the loss is nan".
-        round_: of the step's batches, from 0, the one that failed; of a gradient the last.
-        inputs, wanted: of that batch in this process, as mixed; None where it failed in another process.
-        items: places in the batch that are known to be the cause.
-        generator: state of torch's generator before the batch.
+        what: numbers that are not finite: "loss", "eigenvalues" or "gradient".
+        reason: message, e.g. "the loss is nan".
+        batch: micro-batch that failed, for a gradient the last one; None where it failed in another process.
+        samples: places in the micro-batch that are known to be the cause.
     """
 
     what: str
     reason: str
-    round_: int = 0
-    inputs: Tensor | None = None
-    wanted: Tensor | None = None
-    items: tuple[int, ...] = ()
-    generator: Tensor | None = None
+    batch: MicroBatch | None
+    samples: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step came to, the same in all processes but for the details of a failure.
+    """What became of a step, the same in all processes but for the details of a failure.
 
     Attributes:
-        loss: mean over its images.
-        correct: images whose class had the largest logit; of mixed ones, the class of the unmixed one.
-        flags: how many processes raised each flag.
-        failure: None where the step was taken.
-        scaled_down: the loss scaler of fp16 left the step out, and lowered its scale.
+        loss: mean over its images; NaN where the step failed.
+        correct: number of images whose class had the largest logit; of mixed ones, the class of the unmixed one.
+        flags: number of processes that raised each flag.
+        failure: reason why the step was not taken; None where it was.
+        scaled_down: whether the loss scaler of fp16 left the step out, and lowered its scale.
     """
 
     loss: float
@@ -65,93 +75,117 @@ class Stepper:
     """Takes the optimiser steps of a run.
 
     Args:
-        config: of the loop.
-        learner: what takes them.
-        objective: the loss.
-        before_step: looks at the module before each step, on its first batch.
+        learner: module, loss and optimiser.
+        accumulation: micro-batches that each process makes of its images of a step.
+        clip_norm: largest norm of the gradient; None for no clipping.
+        before_step: looks at the module before each step, on its first micro-batch.
     """
 
     def __init__(
-        self, config: TrainerConfig, learner: Learner, objective: Objective, before_step: BeforeStep | None
+        self, learner: Learner, *, accumulation: int, clip_norm: float | None, before_step: BeforeStep | None = None
     ) -> None:
-        self._config = config
         self._learner = learner
-        self._module = learner.module
-        self._optimizer = learner.optimizer
-        self._accelerator = learner.accelerator
-        self._objective = objective
+        self._accumulation = accumulation
+        self._clip_norm = clip_norm
         self._before_step = before_step
 
-    def take(
-        self, batches: Iterable[tuple[Tensor, Tensor]], size: int, number: int, flags: Callable[[], list[bool]]
+    def optimizer_step(
+        self,
+        micro_batches: Iterable[tuple[Tensor, Tensor]],
+        size: int,
+        number: int,
+        flags: Callable[[], list[bool]],
     ) -> StepResult:
-        """One step, or none where a number in it is not finite; then weights and statistics are what they were.
+        """Take one step, or none where a number in it is not finite; then weights and buffers are what they were.
 
         Args:
-            batches: the parts of this process, (inputs, targets) on its device, as many as `accumulation`; may be
-                empty tensors.
-            size: images in the step, over all its parts.
-            number: of the step, from 1.
-            flags: asked once a batch; what they are in all processes is part of the result.
+            micro_batches: (inputs, targets) of this process on its device, as many as `accumulation`; may be empty
+                tensors.
+            size: number of images in the step, over all processes.
+            number: number of the step, from 1.
+            flags: asked once a micro-batch; their sums over all processes are part of the result.
         """
-        buffers = copy_buffers(self._module)
-        self._optimizer.zero_grad()
-        loss, correct, raised = 0.0, 0, [0.0]
-        last: Failure | None = None
-        for round_, (inputs, targets) in enumerate(batches):
-            generator = torch.get_rng_state()
-            inputs, wanted = self._objective.mix(inputs, targets)
-            if self._before_step is not None and round_ == 0:
-                self._before_step(number, self._module, inputs, partial(self._objective.loss, targets=wanted))
-            # the gradients of all processes are summed up with those of the last round
-            alone = self._accelerator.no_sync(self._module) if round_ < self._config.accumulation - 1 else nullcontext()
-            last = Failure("gradient", "", round_, inputs, wanted, (), generator)
-            with alone:
-                part, own, failure = self._forward(inputs, targets, wanted, last)
-                numbers = [float(part.detach()), own, failure is not None, *flags()]
-                part_loss, part_correct, failed, *raised = total(self._accelerator, [float(n) for n in numbers])
+        learner, accelerator, module = self._learner, self._learner.accelerator, self._learner.module
+        objective, optimizer = learner.objective, learner.optimizer
+        buffers = copy_buffers(module)
+        optimizer.zero_grad()
+        raised: tuple[int, ...] = ()
+        loss, correct = 0.0, 0
+        for index, (inputs, targets) in enumerate(micro_batches):
+            random_state = torch.get_rng_state()
+            inputs, mixed = objective.mix(inputs, targets)
+            if self._before_step is not None and index == 0:
+                self._before_step(number, module, inputs, partial(objective.mean, targets=mixed))
+            batch = MicroBatch(index, inputs, mixed, random_state)
+            # the gradients of all processes are summed up with those of the last micro-batch
+            last = index == self._accumulation - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(module):
+                micro_loss, right, failure = self._forward(batch, targets)
+                numbers = [float(micro_loss.detach()), right, failure is not None, *flags()]
+                total_loss, total_right, failed, *raised_here = sum_over_processes(
+                    accelerator, list(map(float, numbers))
+                )
+                raised = tuple(map(int, raised_here))
                 if failed:
-                    self._undo(buffers)
-                    elsewhere = Failure("loss", "a number in another process is not finite", round_)
-                    return StepResult(math.nan, 0, tuple(map(int, raised)), failure or elsewhere)
-                # the processes' gradients are averaged: their sum is meant
-                self._accelerator.backward(part * (self._accelerator.num_processes / size))
-            loss, correct = loss + part_loss, correct + int(part_correct)
-        assert last is not None
-        return self._update(StepResult(loss / size, correct, tuple(map(int, raised))), number, buffers, last)
+                    restore_buffers(module, buffers)
+                    optimizer.zero_grad()
+                    elsewhere = Failure("loss", "a number in another process is not finite", None)
+                    return StepResult(math.nan, 0, raised, failure or elsewhere)
+                # the processes' gradients are averaged, but their sum is needed
+                accelerator.backward(micro_loss * (accelerator.num_processes / size))
+            loss, correct = loss + total_loss, correct + int(total_right)
 
-    def _forward(
-        self, inputs: Tensor, targets: Tensor, wanted: Tensor, batch: Failure
-    ) -> tuple[Tensor, int, Failure | None]:
-        """Summed loss, right answers, and what is wrong."""
-        try:
-            logits = self._module(inputs)
-        except EigendecompositionError as error:
-            failure = replace(batch, what="eigenvalues", reason=str(error), items=tuple(error.items))
-            return inputs.new_zeros(()), 0, failure
-        loss = self._objective.total(logits, wanted)
-        if not torch.isfinite(loss):
-            failure = replace(batch, what="loss", reason=f"the loss is {float(loss.detach())}")
-            return inputs.new_zeros(()), 0, failure
-        return loss, int((logits.detach().argmax(dim=1) == targets).sum()), None
-
-    def _update(self, result: StepResult, number: int, buffers: dict[str, Tensor], last: Failure) -> StepResult:
-        """Clip the gradient, which is the same in all processes by now, and step."""
-        self._accelerator.unscale_gradients(self._optimizer)
-        norm = get_total_norm([p.grad for p in self._module.parameters() if p.grad is not None])
+        # from here on the gradient is the same in all processes
+        result = StepResult(loss / size, correct, raised)
+        accelerator.unscale_gradients(optimizer)
+        norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
         if torch.isfinite(norm):
-            if self._config.clip_norm is not None:
-                clip_grads_with_norm_(self._module.parameters(), self._config.clip_norm, norm)
-        elif self._config.precision != "fp16":  # whose loss scaler leaves out such a step by itself
-            self._undo(buffers, keep_gradient=True)
-            return replace(result, failure=replace(last, reason=f"the norm of the gradient is {float(norm)}"))
-        self._optimizer.step()
-        scaled_down = bool(getattr(self._optimizer, "step_was_skipped", False))
-        if not scaled_down:
-            self._learner.average_in(number)
-        return replace(result, scaled_down=scaled_down)
+            if self._clip_norm is not None:
+                clip_grads_with_norm_(module.parameters(), self._clip_norm, norm)
+        elif accelerator.mixed_precision != "fp16":  # whose loss scaler leaves out such a step by itself
+            restore_buffers(module, buffers)
+            return replace(result, failure=Failure("gradient", f"the norm of the gradient is {float(norm)}", batch))
+        optimizer.step()
+        if getattr(optimizer, "step_was_skipped", False):
+            return replace(result, scaled_down=True)
+        if learner.average is not None:
+            learner.average.update(learner.plain, step=number)
+        return result
 
-    def _undo(self, buffers: dict[str, Tensor], *, keep_gradient: bool = False) -> None:
-        restore_buffers(self._module, buffers)
-        if not keep_gradient:
-            self._optimizer.zero_grad()
+    def _forward(self, batch: MicroBatch, classes: Tensor) -> tuple[Tensor, int, Failure | None]:
+        """Summed loss and right answers of a micro-batch, or what is not finite in it."""
+        nothing = batch.inputs.new_zeros(())
+        try:
+            logits = self._learner.module(batch.inputs)
+        except EigendecompositionError as error:
+            return nothing, 0, Failure("eigenvalues", str(error), batch, tuple(error.items))
+        loss = self._learner.objective.total(logits, batch.targets)
+        if not torch.isfinite(loss):
+            return nothing, 0, Failure("loss", f"the loss is {float(loss.detach())}", batch)
+        return loss, int((logits.detach().argmax(dim=1) == classes).sum()), None
+
+
+def copy_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the buffers, such as the running statistics of batch normalisation, which a forward pass changes."""
+    return {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+
+
+@torch.no_grad()
+def restore_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
+    """Put back what `copy_buffers` took: the images of a failed step must not stay in the running statistics."""
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+@contextlib.contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """When the block ends, give a module back its buffers and modes, and torch its random numbers."""
+    buffers, modes = copy_buffers(module), [(part, part.training) for part in module.modules()]
+    devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            restore_buffers(module, buffers)
+            for part, training in modes:
+                part.training = training

@@ -17,7 +17,7 @@ from fgvc.models import FineGrainedModel
 from fgvc.spectral import Band, Keep, covariance_eigenvalues
 from fgvc.spectral.spectrum import band as to_band
 from fgvc.spectrum_measures import median_rank
-from fgvc.training.untouched import untouched
+from fgvc.training.step import untouched
 
 BandLike = Keep | str | None
 """N for the N largest, a pair (start, stop), a text of `parse_band`; None for all that the head sees."""
