@@ -1,12 +1,16 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from run_folders import accuracy, write_config, write_run, write_spectrum
 
 from fgvc.errors import RunError
 from fgvc.runs import Method, config_notes, find_runs, group_runs, read_run, split_finished
+from fgvc.runs.config import BackboneConfig, DatasetConfig, MethodConfig, RunConfig, flatten
+from fgvc.runs.folder import role
 
 
 def edit_summary(path: Path, **changes: object) -> None:
@@ -20,7 +24,7 @@ def test_runs_are_found_at_any_depth_once_and_in_order(tmp_path: Path) -> None:
     runs = find_runs([deep, tmp_path, tmp_path / "a" / ".." / "a"])
     assert [(run.label, run.seed) for run in runs] == [("SEB", 1), ("GAP", 0)]
     assert runs[0].final is not None and runs[0].final.top1 == 91.0
-    assert runs[0].best is not None and (runs[0].best.epoch, runs[0].selected_on) == (12, "test")
+    assert runs[0].best is not None and (runs[0].best_epoch, runs[0].selected_on) == (12, "test")
 
 
 def test_folder_without_a_run_says_what_was_looked_for(tmp_path: Path) -> None:
@@ -61,7 +65,7 @@ def test_truncated_summary_is_a_run_error(tmp_path: Path, text: str) -> None:
 
 def test_damaged_pieces_are_run_errors(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run"))
-    for read, name in ((run.metrics, "metrics.csv"), (run.predictions, "predictions.csv"), (run.config, "config.yaml")):
+    for read, name in ((run.metrics, "metrics.csv"), (run.predictions, "predictions.csv"), (run.settings, "config.yaml")):
         with pytest.raises(RunError, match=name):
             read()
     (run.path / "metrics.csv").write_text("epoch,lr\n1,0.1\n")
@@ -166,3 +170,32 @@ def test_averaged_runs_of_different_configuration_are_noted(tmp_path: Path) -> N
     (note,) = config_notes(find_runs([tmp_path]))
     assert "optimizer.lr differs" in note and "0.1, 0.2" in note and str(tmp_path / "seed2") in note
     assert config_notes(find_runs([tmp_path / "seed0", tmp_path / "seed1"])) == []
+
+
+def all_settings() -> dict[str, Any]:
+    """Every key of the configuration with its default."""
+    parts = {"dataset": DatasetConfig(name="d", root="r"), "backbone": BackboneConfig(name="b")}
+    config = OmegaConf.structured(RunConfig(name="n", method=MethodConfig(name="seb"), **parts))
+    container = OmegaConf.to_container(config)
+    assert isinstance(container, dict)
+    return flatten({str(key): value for key, value in container.items()})
+
+
+def test_a_table_notes_a_setting_exactly_where_it_changes_the_result(tmp_path: Path) -> None:
+    first, second = (write_run(tmp_path / f"seed{seed}", seed=seed) for seed in (0, 1))
+    noted = set()
+    for key in all_settings():
+        for path, value in ((first, 1), (second, 2)):
+            write_config(path, **OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={value}"])))
+        noted |= {key} if config_notes(find_runs([tmp_path])) else set()
+    assert {key for key in all_settings() if key not in noted} == {
+        *("name", "seed", "run_dir", "resume", "dataset.root", "method.eigh_device", "cache.dir", "cache.max_gb"),
+        *("trainer.workers", "trainer.tracker", "trainer.probe_images", "trainer.save_minutes", "trainer.save_steps"),
+        *("trainer.on_divergence", "trainer.divergence_factor", "trainer.divergence_window"),
+    }
+
+
+def test_what_a_continued_run_may_change_changes_no_result_but_for_steps_left_out() -> None:
+    free = {key for key in all_settings() if role(key).may_change}
+    assert {key for key in free if role(key).changes_result} == {"trainer.on_non_finite", "trainer.max_skips"}
+    assert "seed" not in free and "trainer.batch_size" not in free and "trainer.save_minutes" in free

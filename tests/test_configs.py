@@ -8,9 +8,7 @@ from hydra import compose, initialize_config_dir
 from fgvc.data import list_datasets
 from fgvc.errors import ConfigError
 from fgvc.pooling import list_poolings
-from fgvc.runs.config import RunConfig, register_schema, to_run_config
-from fgvc.training.check import check
-from fgvc.training.hybrid import switch_epoch
+from fgvc.runs.config import RunConfig, check_config, register_schema, to_run_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 OPTIONS = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS)
@@ -27,7 +25,7 @@ def composed(*overrides: str) -> RunConfig:
 def test_every_option_composes(path: Path) -> None:
     own = ["dataset.options.path=somewhere"] if path.stem == "hf" else []
     config = composed(f"{path.parent}={path.stem}", *own)
-    check(config)
+    check_config(config)
     assert (config.dataset.adapter or config.dataset.name) in list_datasets()
     assert config.method.name in list_poolings()
 
@@ -125,7 +123,7 @@ def test_gap_runs_under_the_recipe_of_every_method(name: str, recipe: list[str])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_changes_how_and_not_what_is_trained(recipe: str) -> None:
     plain, modern = composed("experiment=cars_resnet50"), composed("experiment=cars_resnet50", f"recipe={recipe}")
-    check(modern)
+    check_config(modern)
     assert modern.recipe == recipe and modern.schedule.name == "cosine" and modern.schedule.warmup_epochs > 0
     assert modern.trainer.mixup > 0 and modern.trainer.ema_decay and modern.trainer.label_smoothing > 0
     assert modern.dataset.transform.randaugment is not None
@@ -135,11 +133,11 @@ def test_a_recipe_changes_how_and_not_what_is_trained(recipe: str) -> None:
 
 def test_hybrid_switches_at_the_last_decay() -> None:
     config = composed("experiment=imagenet_resnet50_hybrid")
-    assert (config.hybrid.method, config.method.name, switch_epoch(config)) == ("isqrt_cov", "svd_pade", 45)
-    assert switch_epoch(composed("experiment=imagenet_resnet50")) == 0
+    assert (config.hybrid.method, config.method.name, config.switch_epoch) == ("isqrt_cov", "svd_pade", 45)
+    assert composed("experiment=imagenet_resnet50").switch_epoch == 0
     cub = composed("experiment=cub_resnet50", "hybrid.method=isqrt_cov", "method=svd_taylor")
-    check(cub)
-    assert switch_epoch(cub) == 100
+    check_config(cub)
+    assert cub.switch_epoch == 100
 
 
 @pytest.mark.parametrize(
@@ -159,4 +157,4 @@ def test_hybrid_switches_at_the_last_decay() -> None:
 )
 def test_contradictions_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check(composed("experiment=cub_resnet50", *overrides))
+        check_config(composed("experiment=cub_resnet50", *overrides))

@@ -35,10 +35,11 @@ from fgvc.data import TransformSpec, cached_features, create_dataset, was_verifi
 from fgvc.data.cards import load_card
 from fgvc.data.imagenet_devkit import sort_validation
 from fgvc.errors import UserError
+from fgvc.inference.restore import read_weights
 from fgvc.models.weights import load_backbone_weights
 from fgvc.runs.folder import RunFolder
+from fgvc.runs.spectra import SpectrumHistory
 from fgvc.runs.summary import read_predictions, read_run
-from fgvc.training.probe import SpectrumHistory
 
 SECONDS = 10  # for one file of a few kilobytes, with room for a busy machine
 CARDS = Path(__file__).resolve().parents[1] / "datasets"
@@ -237,7 +238,7 @@ TARGETS = {
     "pth": weights("w.pth", torch.save),
     "old pth": weights("w.pth", lambda state, path: torch.save(state, path, _use_new_zipfile_serialization=False)),
     "weights of a run": Target(
-        make_weights_of_run, "checkpoints/last.safetensors", lambda root: RunFolder(root).read_weights("last")
+        make_weights_of_run, "checkpoints/last.safetensors", lambda root: read_weights(RunFolder(root), "last")
     ),
     "classes of hf": exported("classes.json"),
     "record of hf": exported("hf.json"),

@@ -52,6 +52,7 @@ from fgvc.data.cards import load_card
 from fgvc.data.imagenet_devkit import sort_validation
 from fgvc.data.mat import read_mat
 from fgvc.errors import ConfigError, DatasetError, RunError, UserError, WeightsError
+from fgvc.inference.restore import read_weights
 from fgvc.models.weights import load_backbone_weights
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import find_runs, read_predictions, read_run
@@ -394,7 +395,7 @@ def read_history(path: Path) -> object:
 def read_weights_of_run(path: Path) -> object:
     (path.parent / "checkpoints").mkdir()
     shutil.copy(path, path.parent / "checkpoints" / "last.safetensors")
-    return RunFolder(path.parent).read_weights("last")
+    return read_weights(RunFolder(path.parent), "last")
 
 
 PICKLES = {

@@ -14,7 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fgvc.errors import ConfigError
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling, Pooling, create_pooling, list_poolings
-from fgvc.runs.config import BackboneConfig, DatasetConfig, HybridConfig, MethodConfig, RunConfig, TrainerConfig
+from fgvc.provenance import tf32_allowed
+from fgvc.runs.config import (
+    BackboneConfig,
+    DatasetConfig,
+    HybridConfig,
+    MethodConfig,
+    RunConfig,
+    TrainerConfig,
+    check_config,
+)
 from fgvc.runs.folder import RunFolder
 from fgvc.spectral import (
     EIGENVALUE_FLOOR,
@@ -26,11 +35,10 @@ from fgvc.spectral import (
     spectral_descriptor,
 )
 from fgvc.spectral.precision import SPECTRAL_DTYPES
-from fgvc.training.check import check
 from fgvc.training.hybrid import Stages
-from fgvc.training.machine import tf32_allowed
-from fgvc.training.run import default_run_dir
+from fgvc.training.run import default_run_dir, find_source
 from fgvc.training.setup import create_accelerator
+from fgvc.training.states import StateStore
 
 OPTIONS: dict[str, dict[str, Any]] = {"svd_topn": {"keep": 4}, "compact_bilinear": {"out_features": 32}}
 PRODUCTS = ("bmm", "mm", "baddbmm", "addmm", "linalg_eigh", "_linalg_eigh")
@@ -175,8 +183,7 @@ def allow_narrow() -> Iterator[None]:
 
 
 def test_tf32_is_stated_where_a_gpu_could_use_it() -> None:
-    assert tf32_allowed(torch.device("cpu")) is None
-    assert tf32_allowed(torch.device("cuda")) == {"matmul": False, "convolution": True}
+    assert tf32_allowed() == {"matmul": False, "convolution": True}
 
 
 def test_another_precision_is_refused() -> None:
@@ -185,7 +192,7 @@ def test_another_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="float64, float32"):
         newton_schulz_sqrt(torch.eye(3)[None], dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match=r"method\.spectral_dtype 'bf16'; choose one of float64, float32"):
-        check(a_config(spectral_dtype="bf16"))
+        check_config(a_config(spectral_dtype="bf16"))
     assert create_pooling("seb", channels=4, dtype=torch.float32).layer.dtype == torch.float32  # type: ignore[union-attr]
 
 
@@ -204,7 +211,7 @@ def test_float32_has_a_run_folder_of_its_own_and_is_not_continued_in_float64(tmp
     folder = RunFolder(tmp_path)
     folder.begin(a_config(), {"status": "stopped"})
     with pytest.raises(Exception, match="spectral_dtype was float64, now float32"):
-        folder.claimable(a_config(spectral_dtype="float32"))
+        find_source(a_config(spectral_dtype="float32"), folder, StateStore(folder.checkpoints))
 
 
 def test_both_stages_of_a_hybrid_run_have_the_precision() -> None:
@@ -212,7 +219,7 @@ def test_both_stages_of_a_hybrid_run_have_the_precision() -> None:
     config.hybrid = HybridConfig(method="isqrt_cov", switch_epoch=1)
     config.trainer = TrainerConfig(epochs=2)
     head = PoolingHead(4, method="mpn_cov", num_classes=2, reduction=8, spectral_dtype="float32")
-    stages = Stages(config, head)
+    stages = Stages(head, config.method, config.hybrid, config.switch_epoch)
     for epoch in (1, 2):
         stages.enter(head, epoch)
         with Products() as products:

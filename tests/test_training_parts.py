@@ -8,12 +8,24 @@ import torch
 from torch import nn
 
 from fgvc.errors import ConfigError, RunError
-from fgvc.runs.config import BackboneConfig, DatasetConfig, MethodConfig, OptimizerConfig, RunConfig, ScheduleConfig
+from fgvc.inference.restore import read_weights
+from fgvc.models.files import write_weights
+from fgvc.runs.config import (
+    BackboneConfig,
+    DatasetConfig,
+    MethodConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    check_config,
+)
 from fgvc.runs.folder import RunFolder
 from fgvc.training.batches import StepBatches
 from fgvc.training.evaluation import accuracy_metrics
-from fgvc.training.optim import check_schedule, create_optimizer, schedule_factor, set_learning_rate
+from fgvc.training.optim import create_optimizer, schedule_factor, set_learning_rate
+from fgvc.training.run import find_source
 from fgvc.training.seeds import derived_seed
+from fgvc.training.states import StateStore
 
 
 class Tiny(nn.Module):
@@ -70,13 +82,13 @@ def test_cosine_schedule_with_warmup() -> None:
 @pytest.mark.parametrize("bad", [ScheduleConfig(name="poly"), ScheduleConfig(milestones=[4, 2])])
 def test_schedule_refusals(bad: ScheduleConfig) -> None:
     with pytest.raises(ConfigError, match="schedule"):
-        check_schedule(bad)
+        check_config(a_config(schedule=bad))
 
 
 def test_shuffle_depends_on_seed_and_epoch_alone() -> None:
     def order(seed: int, epoch: int) -> list[int]:
         batches = StepBatches(20, 6, seed)
-        batches.epoch = epoch
+        batches.start_epoch(epoch)
         torch.rand(3)  # the global state must not matter
         return [index for batch in batches for index in batch]
 
@@ -106,13 +118,16 @@ def test_top5_is_not_taken_for_top1_after_a_batch_without_mistakes() -> None:
 
 def test_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    assert not folder.claimable(a_config())
+    states = StateStore(folder.checkpoints)
+    assert find_source(a_config(), folder, states) is None
     folder.begin(a_config(), {"status": "stopped"})
-    assert not folder.claimable(a_config(run_dir="elsewhere"))  # no state saved: nothing to continue
+    assert find_source(a_config(run_dir="elsewhere"), folder, states) is None  # no state saved: nothing to continue
     with pytest.raises(RunError, match="seed was 0, now 3"):
-        folder.claimable(a_config(seed=3))
+        find_source(a_config(seed=3), folder, states)
     with pytest.raises(RunError, match="resume=never"):
-        folder.claimable(a_config(resume="never"))
+        find_source(a_config(resume="never"), folder, states)
+    states.write({"a": 1})
+    assert find_source(a_config(), folder, states) == (folder, states)
 
 
 @pytest.mark.parametrize("content", ["a: [", "nonsense: 1", "- 1"])
@@ -123,12 +138,28 @@ def test_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
         folder.read_config()
 
 
+def test_unknown_settings_of_a_finished_run_are_left_out_with_a_note(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.begin(a_config(), {"status": "finished"})
+    with folder.config_file.open("a") as file:
+        file.write("colour: red\n")
+    folder.config_file.write_text(folder.config_file.read_text().replace("trainer:", "trainer:\n  magic: 3"))
+    with caplog.at_level("INFO"):
+        assert folder.read_config() == a_config()
+    assert "left out trainer.magic, colour" in caplog.text
+    folder.write_summary({"status": "stopped"})
+    with pytest.raises(RunError, match=r"no setting trainer\.magic, colour, and the run is not finished"):
+        folder.read_config()
+
+
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.write_weights("best", {"w": torch.ones(2)})
-    assert folder.read_weights("best")["w"].tolist() == [1, 1]
+    write_weights(folder.weights_file("best"), {"w": torch.ones(2)})
+    assert read_weights(folder, "best")["w"].tolist() == [1, 1]
     folder.weights_file("best").write_bytes(b"\x00" * 20)
     with pytest.raises(RunError, match=r"best\.safetensors"):
-        folder.read_weights("best")
+        read_weights(folder, "best")
     with pytest.raises(RunError, match=r"last\.safetensors is missing"):
-        folder.read_weights("last")
+        read_weights(folder, "last")

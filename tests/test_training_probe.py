@@ -12,14 +12,15 @@ from safetensors.torch import load_file, save_file
 from fgvc.analysis import condition_number, effective_rank, nonzero_condition_number
 from fgvc.errors import RunError
 from fgvc.models import create_model
+from fgvc.runs.spectra import Spectrum, SpectrumHistory
 from fgvc.training.loop import Trainer
-from fgvc.training.probe import ProbeSpectrum, SpectrumHistory, evenly_spaced
+from fgvc.training.probe import evenly_spaced, spectrum_measures
 
-SPECTRUM = ProbeSpectrum(
-    before=torch.tensor([[4.0, 1.0, 1e-17], [8.0, 2.0, 1.0], [0.0, 0.0, 0.0]], dtype=torch.float64),
+SPECTRUM = Spectrum(
+    before=np.array([[4.0, 1.0, 1e-17], [8.0, 2.0, 1.0], [0.0, 0.0, 0.0]]),
     after=None,
-    targets=torch.tensor([0, 1, 1]),
-    indices=[0, 2, 4],
+    targets=np.array([0, 1, 1]),
+    indices=np.array([0, 2, 4]),
 )
 
 
@@ -29,7 +30,7 @@ def test_images_are_spread_evenly() -> None:
 
 
 def test_measures_are_medians_over_images() -> None:
-    medians = SPECTRUM.medians()
+    medians = spectrum_measures(SPECTRUM)
     assert medians["nonzero_condition_number"] == 4.0  # of 4 and 8; the zero matrix has none
     assert medians["condition_number"] == pytest.approx(4e17)  # of 8, 4e17 and infinity: noise counts here
     # effective ranks: two of 0.8 and 0.2, three of 8, 2 and 1 in 11, 0 of the zero matrix
@@ -37,16 +38,16 @@ def test_measures_are_medians_over_images() -> None:
 
 
 def test_a_history_is_read_up_to_an_epoch(tmp_path: Path) -> None:
-    history = SpectrumHistory()
-    for epoch in range(3):
-        history.add(epoch, SPECTRUM)
-    history.write(tmp_path / "history.npz")
+    SpectrumHistory([0, 1, 2], [SPECTRUM] * 3).write(tmp_path / "history.npz")
     again = SpectrumHistory.read(tmp_path / "history.npz", 1)
-    assert again.epochs == [0, 1] and len(again.spectra) == 2
-    torch.testing.assert_close(again.spectra[1].before, SPECTRUM.before)
-    assert SpectrumHistory.read(tmp_path / "none.npz", 1).epochs == []
+    assert again.epochs == [0, 1] and again.before.shape == (2, 3, 3) and again.after is None
+    for kept in again.spectra:
+        for name in ("before", "targets", "indices"):
+            assert np.array_equal(getattr(kept, name), getattr(SPECTRUM, name)), name
+    with pytest.raises(RunError, match=r"none.npz: no such file"):
+        SpectrumHistory.read(tmp_path / "none.npz", 1)
     (tmp_path / "history.npz").write_bytes(b"PK")
-    with pytest.raises(RunError, match=r"history.npz is damaged"):
+    with pytest.raises(RunError, match=r"history.npz: cannot be read"):
         SpectrumHistory.read(tmp_path / "history.npz", 1)
 
 

@@ -22,12 +22,10 @@ from fgvc import provenance
 from fgvc.data import create_dataset, fingerprint, write_miniature
 from fgvc.errors import RunError
 from fgvc.pooling import create_pooling, list_poolings
-from fgvc.provenance import commit_label, source_state
+from fgvc.provenance import commit_label, machine_facts, peak_memory_mb, source_state
 from fgvc.runs.config import BackboneConfig, CacheConfig, DatasetConfig, MethodConfig, RunConfig, TrainerConfig
 from fgvc.runs.summary import read_run
-from fgvc.training import machine
-from fgvc.training.machine import machine_facts, peak_memory_mb
-from fgvc.training.record import config_hash
+from fgvc.training.run import config_hash
 from fgvc.training.seeds import set_deterministic
 
 
@@ -141,7 +139,7 @@ def test_tables_tell_a_run_with_changed_files(tmp_path: Path, recorded: dict[str
 def test_peak_memory_without_linux_or_unix(monkeypatch: pytest.MonkeyPatch) -> None:
     def fresh(platform: str) -> ModuleType:
         monkeypatch.setattr(sys, "platform", platform)
-        spec = importlib.util.spec_from_file_location("fresh_machine", machine.__file__)
+        spec = importlib.util.spec_from_file_location("fresh_provenance", provenance.__file__)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
