@@ -65,7 +65,8 @@ def test_truncated_summary_is_a_run_error(tmp_path: Path, text: str) -> None:
 
 def test_damaged_pieces_are_run_errors(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path / "run"))
-    for read, name in ((run.metrics, "metrics.csv"), (run.predictions, "predictions.csv"), (run.settings, "config.yaml")):
+    files = {"metrics.csv": run.metrics, "predictions.csv": run.predictions, "config.yaml": run.settings}
+    for name, read in files.items():
         with pytest.raises(RunError, match=name):
             read()
     (run.path / "metrics.csv").write_text("epoch,lr\n1,0.1\n")

@@ -9,6 +9,7 @@ from fgvc.data import list_datasets
 from fgvc.errors import ConfigError
 from fgvc.pooling import list_poolings
 from fgvc.runs.config import RunConfig, check_config, register_schema, to_run_config
+from fgvc.training import train_run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 OPTIONS = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS)
@@ -157,4 +158,4 @@ def test_hybrid_switches_at_the_last_decay() -> None:
 )
 def test_contradictions_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_config(composed("experiment=cub_resnet50", *overrides))
+        train_run(composed("experiment=cub_resnet50", *overrides))

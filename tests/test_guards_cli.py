@@ -1,7 +1,6 @@
 """What a run does about NaN, infinity, growing losses, lack of memory and workers that die."""
 
 import json
-import math
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ from forked_runs import train_in_processes, train_until
 from safetensors.torch import load_file
 
 from fgvc.models import PoolingHead
+from fgvc.spectral import EigendecompositionError
 from fgvc.training.loop import Trainer
 
 RUNS = ("straight", "run")
@@ -64,16 +64,30 @@ def test_a_nan_names_the_image_and_saves_the_step(poisoned: Path, train_here: Tr
     assert f"the step is saved in run/failed_steps/{saved.name}" in done.stderr
     summary = json.loads((poisoned / "run" / "summary.json").read_text())
     assert summary["status"] == "failed" and "inputs that are not finite" in summary["reason"]
-    assert math.isnan(float(repeat(poisoned, saved)))
+    if method == "gap":
+        assert repeat(poisoned, saved).isnan()
+    else:
+        with pytest.raises(EigendecompositionError):
+            repeat(poisoned, saved)
     (named,) = {line.split(".jpg")[0].split("/")[-1] for line in done.stderr.splitlines() if "inputs that" in line}
     assert f"{named}.jpg" == third_image(poisoned)
 
 
-def test_steps_are_left_out_within_a_limit(poisoned: Path, train_here: Train) -> None:
+def test_a_step_that_cannot_be_saved_is_no_further_failure(poisoned: Path, train_here: Train) -> None:
+    (poisoned / "run").mkdir()
+    (poisoned / "run" / "failed_steps").touch()  # in the way of the folder
+    done = train_here(poisoned, *FROZEN, "run_dir=run", "method=gap")
+    assert done.returncode == 1 and "could not be saved" in done.stderr, done.stderr
+    assert "inputs that are not finite: " in done.stderr and "the step is saved" not in done.stderr
+
+
+def test_steps_are_left_out_within_a_limit(poisoned: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgvc.training.guard.SAVED_STEPS", 1)
     skip = ["trainer.on_non_finite=skip", "trainer.ema_decay=0.5"]
     done = train_here(poisoned, *FROZEN, *skip, "run_dir=run")
     assert done.returncode == 0 and "left out step" in done.stderr, done.stderr
     assert pd.read_csv(poisoned / "run" / "metrics.csv")["skipped_steps"].tolist() == [1, 1]
+    assert len(list((poisoned / "run" / "failed_steps").iterdir())) == 1  # of two
     for which in ("best", "last"):
         weights = load_file(poisoned / "run" / "checkpoints" / f"{which}.safetensors")
         assert all(tensor.isfinite().all() for tensor in weights.values())  # statistics of the normalisation included

@@ -21,6 +21,8 @@ from fgvc.training.states import StateStore
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 
+# several processes on CPUs refuse to train batch normalisation
+WITHOUT_NORMALISATION = ["backbone.name=test_convnext", "method.reduction=null"]
 # 21 training images in steps of 8, 8 and 5, 9 test images: neither is a multiple of the number of processes
 UNEVEN = [
     "dataset.root=uneven",
@@ -29,9 +31,7 @@ UNEVEN = [
     "trainer.eval_batch_size=2",
     "dataset.transform.crop=random_resized",
     "method=isqrt_cov",
-    # no batch normalisation, which several processes on CPUs refuse to train
-    "backbone.name=test_convnext",
-    "method.reduction=null",
+    *WITHOUT_NORMALISATION,
     "trainer.ema_decay=0.9",
 ]
 COLUMNS = ["train_loss", "test_loss", "train_top1", "test_top1", "test_mean_class"]
@@ -114,7 +114,8 @@ def test_a_failing_process_stops_all_and_its_traceback_comes_first(tmp_path: Pat
     def fail() -> None:
         raise ValueError("a defect in one process")
 
-    statuses = train_in_processes(tmp_path, ["trainer.save_steps=1", "run_dir=run"], 2, at=("step", 2), happens=fail)
+    command = [*WITHOUT_NORMALISATION, "trainer.save_steps=1", "run_dir=run"]
+    statuses = train_in_processes(tmp_path, command, 2, at=("step", 2), happens=fail)
     said = (tmp_path / "log").read_text()
     assert statuses == [1, 70], said
     first = said.index("Traceback")
@@ -144,7 +145,8 @@ def test_a_signal_to_one_process_stops_all_and_they_continue_together(alone: Pat
 
 def test_processes_that_read_different_states_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a run that is still training and saves meanwhile."""
-    assert train_until(tmp_path, ["run_dir=source", "trainer.save_steps=1"], ("step", 3)) == -signal.SIGKILL
+    source = [*WITHOUT_NORMALISATION, "run_dir=source", "trainer.save_steps=1"]
+    assert train_until(tmp_path, source, ("step", 3)) == -signal.SIGKILL
     before = {path.name: path.read_bytes() for path in (tmp_path / "source").rglob("*") if path.is_file()}
     read = StateStore.read
 
@@ -154,16 +156,24 @@ def test_processes_that_read_different_states_refuse(tmp_path: Path, monkeypatch
         return state
 
     monkeypatch.setattr(StateStore, "read", another_in_each_process)
-    command = ["run_dir=copy", "trainer.save_steps=1", "resume=source"]
+    command = [*WITHOUT_NORMALISATION, "run_dir=copy", "trainer.save_steps=1", "resume=source"]
     assert train_in_processes(tmp_path, command, 2) == [2, 2], (tmp_path / "log").read_text()
     assert "source is still training: its states change" in (tmp_path / "log").read_text()
     assert not list((tmp_path / "copy").rglob("*.csv"))
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "source").rglob("*") if path.is_file()}
 
 
+def test_several_processes_on_cpus_refuse_to_train_batch_normalisation(tmp_path: Path) -> None:
+    assert train_in_processes(tmp_path, ["method=gap", "run_dir=run"], 2) == [2, 2]
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said and "2 processes on CPUs cannot train backbone." in said, said
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
 def test_accelerate_launch(tmp_path: Path) -> None:
     """As documented; the second stage of a hybrid run included."""
-    settings = ["method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1", "run_dir=run"]
+    hybrid = ["method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1"]
+    settings = [*WITHOUT_NORMALISATION, *hybrid, "run_dir=run"]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command = [*launch, str(ROOT / "scripts" / "train.py"), *SMALL, *settings]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -173,4 +183,4 @@ def test_accelerate_launch(tmp_path: Path) -> None:
     assert summary["status"] == "finished" and summary["final"]["epoch"] == 2
     assert len(pd.read_csv(tmp_path / "run" / "predictions.csv")) == 9
     history = np.load(tmp_path / "run" / "spectrum_history.npz")
-    assert history["epochs"].tolist() == [0, 1, 2] and history["before"].shape == (3, 9, 8)
+    assert history["epochs"].tolist() == [0, 1, 2] and history["before"].shape == (3, 9, 64)

@@ -201,7 +201,7 @@ def test_a_damaged_summary_is_written_anew_and_what_a_killed_run_left_deleted(
     assert train_here(tmp_path, "run_dir=run").returncode == 0
     weights = (tmp_path / "run" / "checkpoints" / "last.safetensors").read_bytes()
     (tmp_path / "run" / "summary.json").write_text('{"status": ')
-    leftover = tmp_path / "run" / "replay" / ".step-000001.0123abcd.tmp.pt"
+    leftover = tmp_path / "run" / "failed_steps" / ".step-000001.0123abcd.tmp.pt"
     leftover.parent.mkdir()
     leftover.touch()
     done = train_here(tmp_path, "run_dir=run")
