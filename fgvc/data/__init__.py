@@ -14,7 +14,6 @@ from fgvc.data.synthetic import write_synthetic
 from fgvc.data.transforms import Normalization, TransformSpec, create_transform, normalization_from_timm
 from fgvc.data.verify import verified_content, was_verified
 from fgvc.data.views import VIEWS, ViewTransform, resized_spec
-from fgvc.data.watched import WatchedSamples, loader_failure, naming_files
 
 __all__ = [
     "VIEWS",
@@ -29,7 +28,6 @@ __all__ = [
     "TransformSpec",
     "UnreadableImageError",
     "ViewTransform",
-    "WatchedSamples",
     "boxes_in_view",
     "cached_features",
     "check_images",
@@ -41,8 +39,6 @@ __all__ = [
     "fingerprint",
     "image_files",
     "list_datasets",
-    "loader_failure",
-    "naming_files",
     "normalization_from_timm",
     "prepare_dataset",
     "require_readable",

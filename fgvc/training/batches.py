@@ -3,16 +3,16 @@
 Neither the number of processes, nor of loader workers, nor where a run was interrupted has a say in them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fgvc.data import FeatureSet, ImageDataset, WatchedSamples, naming_files
+from fgvc.data import FeatureSet, ImageDataset
 from fgvc.runs.config import RunConfig
 from fgvc.training.evaluation import Loader
 from fgvc.training.processes import leave_signals_to_the_main_process
@@ -126,9 +126,6 @@ class SeededSamples(Dataset[tuple[Any, int]]):
             return self.images[index]
 
 
-Result = TypeVar("Result")
-
-
 @dataclass(frozen=True)
 class Loaders:
     """Batches of (inputs, targets); `validation` is None where the best epoch is selected on the test split.
@@ -175,21 +172,12 @@ def in_order(config: RunConfig, split: Any) -> Loader:
     return DataLoader(**_loading(config, split), batch_size=config.trainer.eval_batch_size)
 
 
-def naming_the_file(loader: Loader, body: Callable[[], Result]) -> Result:
-    """Call `body`, which reads the loader; of a worker that dies, DatasetError names the file."""
-    watched: Any = loader.dataset
-    if not isinstance(watched, WatchedSamples):
-        return body()
-    samples: Any = watched.dataset
-    return naming_files(body, watched, samples.paths)
-
-
 def _loading(config: RunConfig, samples: Any) -> dict[str, Any]:
     """What is loaded, and how; of the run's random numbers a loader takes none."""
     # cached features are read faster than a worker process could hand them over
     workers = 0 if config.backbone.frozen else config.trainer.workers
     return {
-        "dataset": WatchedSamples(samples, workers) if workers else samples,
+        "dataset": samples,
         "num_workers": workers,
         "worker_init_fn": leave_signals_to_the_main_process,
         "generator": torch.Generator(),

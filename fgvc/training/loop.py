@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,7 +17,7 @@ from fgvc.models.files import write_weights
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.spectral import EigendecompositionError
-from fgvc.training.batches import Loaders, naming_the_file
+from fgvc.training.batches import Loaders
 from fgvc.training.check import check_steps
 from fgvc.training.evaluation import Evaluation, Loader, evaluate, progress_bar
 from fgvc.training.guard import Guard
@@ -161,7 +160,7 @@ class Trainer:
             self._probe(0)
         self.books.count_time()
         self.progress.part = part
-        naming_the_file(self.loaders.train, partial(self._train_epoch, epoch, part))
+        self._train_epoch(epoch, part)
         part.seconds += self.books.count_time("train")
         self._stop_if_asked()
         held_out = self.loaders.validation
@@ -245,9 +244,8 @@ class Trainer:
 
     def _evaluate(self, loader: Loader, name: str) -> Evaluation:
         model, classes = self.learner.evaluated, self.objective.num_classes
-        run = partial(evaluate, model, loader, classes, self.accelerator, name, before_batch=self._stop_if_asked)
         try:
-            evaluation = naming_the_file(loader, run)
+            evaluation = evaluate(model, loader, classes, self.accelerator, name, before_batch=self._stop_if_asked)
         except EigendecompositionError as error:
             raise self.guard.stopped(f"on the {name} split: {error}", self.progress) from error
         if not math.isfinite(evaluation.loss):
