@@ -15,9 +15,9 @@ import fgvc.data.dataset
 from fgvc.data import (
     ImageDataset,
     Samples,
+    TransformSpec,
     check_images,
     create_dataset,
-    create_transform,
     fingerprint,
     list_datasets,
     require_readable,
@@ -102,7 +102,7 @@ def test_images_become_rgb(root: Path, mode: str) -> None:
 
 
 def test_dataset_survives_pickling_and_worker_processes(root: Path) -> None:
-    transform = create_transform(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False)
+    transform = TransformSpec(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False)
     dataset = create_dataset("folder", root=root, transform=transform)
     copy: ImageDataset = pickle.loads(pickle.dumps(dataset))
     assert (copy.paths, copy.targets, copy.classes) == (dataset.paths, dataset.targets, dataset.classes)

@@ -26,9 +26,9 @@ from fgvc.data import (
     FeatureSet,
     ImageDataset,
     Samples,
+    TransformSpec,
     cache_folder,
     cached_features,
-    create_transform,
     feature_cache,
     feature_set,
 )
@@ -71,7 +71,7 @@ def features_of(
     dataset: ImageDataset, extract: Callable[[Tensor], Tensor], name: str = "a", entries: float | None = None
 ) -> FeatureSet:
     """Maps of a backbone called `name`, in a cache limited to so many entries."""
-    spec = create_transform(training=False, size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+    spec = TransformSpec(training=False, size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
     limit = None if entries is None else entries * SIZE / 1e9
     folder = dataset.root / "cache"
     return cached_features(

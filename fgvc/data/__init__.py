@@ -11,7 +11,7 @@ from fgvc.data.miniature import write_miniature
 from fgvc.data.prepare import Prepared, prepare_dataset
 from fgvc.data.registry import create_dataset, effective_options, list_datasets
 from fgvc.data.synthetic import write_synthetic
-from fgvc.data.transforms import Normalization, TransformSpec, create_transform, normalization_from_timm
+from fgvc.data.transforms import Normalization, TransformSpec, normalization_from_timm
 from fgvc.data.verify import verified_content, was_verified
 from fgvc.data.views import VIEWS, ViewTransform, resized_spec
 
@@ -33,7 +33,6 @@ __all__ = [
     "check_images",
     "copy_rgb",
     "create_dataset",
-    "create_transform",
     "decode_rgb",
     "effective_options",
     "fingerprint",

@@ -51,7 +51,7 @@ def create_dataset(
         name: one of `list_datasets()`.
         root: the dataset's folder; "~" is expanded.
         split: "train" or "test", those of the dataset's standard protocol.
-        transform: applied to each RGB image, see `create_transform`.
+        transform: applied to each RGB image, see `TransformSpec`.
         crop: "bbox" cuts each image to its bounding box before the transform; None takes the whole picture.
         options: keyword options of the adapter, see its function `read_<name>`. cub, cars, dogs, nabirds: boxes (True
             reads the bounding boxes into `.boxes` without cropping). aircraft: boxes, level, remove_banner,

@@ -1,7 +1,7 @@
 """From an RGB image to a normalised tensor: the published recipes at any size, and variations of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
 import torch
@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from fgvc.data.image_file import Box
 from fgvc.errors import ConfigError
+from fgvc.runs.config import TransformConfig
 
 _RESIZES = ("short", "square")
 _CROPS = ("center", "random", "random_resized", "none")
@@ -28,7 +29,7 @@ class Normalization(TypedDict):
 
 
 def normalization_from_timm(config: Mapping[str, Any]) -> Normalization:
-    """Pick mean, std and interpolation out of `timm.data.resolve_model_data_config(model)`, for `create_transform`."""
+    """Pick mean, std and interpolation out of `timm.data.resolve_model_data_config(model)`, for `TransformSpec`."""
     return {
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
@@ -36,84 +37,76 @@ def normalization_from_timm(config: Mapping[str, Any]) -> Normalization:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TransformSpec:
-    """The recipe of a transform, and the transform itself: call it on a PIL image.
+@dataclass(kw_only=True, repr=False)
+class TransformSpec(TransformConfig):
+    """The recipe of a transform, and the transform itself: PIL image (RGB) -> (3, size, size) float32, normalised.
 
-    Fields are the arguments of `create_transform`. The `repr` holds them all and enters cache keys; `resize_size` is
-    filled in, so that equal recipes have equal keys.
+    It resizes, crops, mirrors and augments (the last two in training only), scales to [0, 1] and normalises. With the
+    defaults and size 448 it is the published CUB recipe: the short side scaled to `size`, a centre crop, and random
+    mirroring in training. [Li, Xie, Wang, Gao, CVPR 2018; Song, Sebe, Wang, ICCV 2021]
+
+    Attributes:
+        mean, std: Three numbers each, on the scale of [0, 1]; see `normalization_from_timm`.
+        interpolation: "bilinear", "bicubic", ... (antialiased).
+        training: Whether crops are random (where `crop` asks for it) and images are mirrored and augmented.
+        resize_size: As in `TransformConfig`, but `size` in place of None, so that equal recipes have equal cache keys.
+        resized: The first step in testing, PIL image -> PIL image.
+        normalized: The steps after every crop, PIL image -> normalised float32 tensor.
+
+    Raises:
+        ConfigError: an unknown name, or sizes that contradict each other.
     """
 
-    size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
     training: bool
-    resize: str = "short"
-    resize_size: int | None = None
-    crop: str = "center"
-    min_scale: float = 0.08
-    hflip: bool = True
-    randaugment: str | None = None
 
     def __post_init__(self) -> None:
-        # frozen, so fields are completed this way; the pipeline is built once
-        object.__setattr__(self, "resize_size", self.size if self.resize_size is None else self.resize_size)
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
-        self._check()
-        object.__setattr__(self, "_pipeline", v2.Compose(self._steps()))
+        side = self.size if self.resize_size is None else self.resize_size
+        self.resize_size, self.mean, self.std = side, tuple(self.mean), tuple(self.std)
+        self._check(side)
+        interpolation = InterpolationMode(self.interpolation)
+        self.resized = v2.Resize([side] if self.resize == "short" else [side, side], interpolation=interpolation)
+        to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
+        self.normalized = v2.Compose([*to_tensor, v2.Normalize(mean=list(self.mean), std=list(self.std))])
+        if self.training and self.crop == "random_resized":
+            scale = (self.min_scale, 1.0)
+            steps = [v2.RandomResizedCrop(self.size, scale=scale, interpolation=interpolation)]
+        elif self.crop == "none":
+            steps = [self.resized]
+        else:
+            random = self.training and self.crop == "random"
+            steps = [self.resized, v2.RandomCrop(self.size) if random else v2.CenterCrop(self.size)]
+        self._geometry = v2.Compose(steps)
+        if self.mirrors:
+            steps = [*steps, v2.RandomHorizontalFlip()]
+        if self.training and self.randaugment is not None:
+            steps = [*steps, _RandAugment(self.randaugment, self.mean, self.interpolation)]
+        self._pipeline = v2.Compose([*steps, self.normalized])
 
-    def _check(self) -> None:
+    def _check(self, side: int) -> None:
         for name, choices in (("resize", _RESIZES), ("crop", _CROPS), ("interpolation", _INTERPOLATIONS)):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
-        if not 1 <= self.size <= self._resized:
-            raise ConfigError(f"size={self.size} must be at least 1 and at most resize_size={self._resized}")
+        if not 1 <= self.size <= side:
+            raise ConfigError(f"size={self.size} must be at least 1 and at most resize_size={side}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(f"mean={self.mean} and std={self.std} must be three numbers each, std above 0")
         if not 0 < self.min_scale <= 1:
             raise ConfigError(f"min_scale={self.min_scale} must be above 0 and at most 1: it is a share of the area")
-        if self.crop == "none" and (self.resize == "short" or self._resized != self.size):
+        if self.crop == "none" and (self.resize == "short" or side != self.size):
             raise ConfigError("crop='none' needs resize='square' and resize_size=size, else images differ in size")
+
+    def __repr__(self) -> str:
+        # part of the keys of feature caches on users' disks, so the order of the fields stays that of earlier versions
+        size, *others = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
+        return f"TransformSpec({', '.join([size, *others[-4:], *others[:-4]])})"
 
     def __call__(self, image: Image.Image) -> Tensor:
         """PIL image (RGB) -> (3, size, size) float32, normalised."""
-        result: Tensor = self._pipeline(image)  # type: ignore[attr-defined]
+        result: Tensor = self._pipeline(image)
         return result
-
-    @property
-    def _resized(self) -> int:
-        return self.size if self.resize_size is None else self.resize_size
-
-    def _steps(self) -> list[v2.Transform]:
-        steps = self._geometry()
-        if self.mirrors:
-            steps.append(v2.RandomHorizontalFlip())
-        if self.training and self.randaugment is not None:
-            steps.append(_RandAugment(self.randaugment, self.mean, self.interpolation))
-        return [*steps, *self.tensor_steps()]
-
-    def _geometry(self) -> list[v2.Transform]:
-        """Resizing and cropping."""
-        if self.training and self.crop == "random_resized":
-            interpolation = InterpolationMode(self.interpolation)
-            return [v2.RandomResizedCrop(self.size, scale=(self.min_scale, 1.0), interpolation=interpolation)]
-        steps = [self.resize_step()]
-        if self.crop != "none":
-            random = self.training and self.crop == "random"
-            steps.append(v2.RandomCrop(self.size) if random else v2.CenterCrop(self.size))
-        return steps
-
-    def resize_step(self) -> v2.Transform:
-        """PIL image -> PIL image, before the crop in testing."""
-        side = [self._resized] if self.resize == "short" else [self._resized, self._resized]
-        return v2.Resize(side, interpolation=InterpolationMode(self.interpolation))
-
-    def tensor_steps(self) -> list[v2.Transform]:
-        """PIL image -> normalised float32 tensor, after every crop."""
-        normalize = v2.Normalize(mean=list(self.mean), std=list(self.std))
-        return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor(), normalize]
 
     def box(self, box: Box, size: tuple[int, int]) -> Box:
         """Where a box of an image lies in the result, clipped to it.
@@ -128,9 +121,7 @@ class TransformSpec:
         if self.training:
             raise ValueError("in training an image is cut and mirrored at random; use deterministic()")
         inside = torch.tensor([box], dtype=torch.float64).clamp(torch.zeros(4), torch.tensor(size * 2))
-        moved = v2.Compose(self._geometry())(
-            tv_tensors.BoundingBoxes(inside, format="XYXY", canvas_size=(size[1], size[0]))
-        )
+        moved = self._geometry(tv_tensors.BoundingBoxes(inside, format="XYXY", canvas_size=(size[1], size[0])))
         left, top, right, bottom = moved[0].clamp(0, self.size).tolist()
         return left, top, right, bottom
 
@@ -186,54 +177,3 @@ def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
     """timm's, which at its strongest asks for no bit at all: a black image to Pillow before 13, an error since."""
     result: Image.Image = posterize(image, max(bits, 1), **unused)
     return result
-
-
-def create_transform(
-    *,
-    size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    interpolation: str,
-    training: bool,
-    resize: str = "short",
-    resize_size: int | None = None,
-    crop: str = "center",
-    min_scale: float = 0.08,
-    hflip: bool = True,
-    randaugment: str | None = None,
-) -> TransformSpec:
-    """Resize, crop, mirror and augment (training only), scale to [0, 1] and normalise.
-
-    The defaults are the published CUB recipe (size 448): short side to `size`, center crop, random mirroring in
-    training.
-    [Li, Xie, Wang, Gao, CVPR 2018; Song, Sebe, Wang, ICCV 2021]
-
-    Args:
-        size: height and width of the result in pixels.
-        mean, std: three numbers each, on the scale of [0, 1]; see `normalization_from_timm`.
-        interpolation: "bilinear", "bicubic", ... (antialiased).
-        training: random crop (where asked for) and mirroring; False gives the deterministic recipe.
-        resize: "short" scales the short side to `resize_size`; "square" both sides, changing the proportions.
-        resize_size: pixels before the crop; None means `size`.
-        crop: "center"; "random" (center in testing); "random_resized" (in training a part of random area and
-            proportions, scaled to `size`; in testing as "center"); "none" only with "square".
-        min_scale: least share of an image's area that "random_resized" takes.
-        hflip: mirror half of the training images left to right.
-        randaugment: RandAugment in timm's notation, e.g. "rand-m9-mstd0.5-inc1"; training only.
-
-    Raises:
-        ConfigError: an unknown name, or sizes that contradict each other.
-    """
-    return TransformSpec(
-        size=size,
-        mean=mean,
-        std=std,
-        interpolation=interpolation,
-        training=training,
-        resize=resize,
-        resize_size=resize_size,
-        crop=crop,
-        min_scale=min_scale,
-        hflip=hflip,
-        randaugment=randaugment,
-    )

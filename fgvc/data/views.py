@@ -49,9 +49,7 @@ class ViewTransform:
         return self.spec.resize_size != self.spec.size
 
     def __call__(self, image: Image.Image) -> Tensor:
-        resized = self.spec.resize_step()(image)
-        finish = v2.Compose(self.spec.tensor_steps())
-        return torch.stack([finish(crop) for crop in self._crops(resized)])
+        return torch.stack([self.spec.normalized(crop) for crop in self._crops(self.spec.resized(image))])
 
     def _crops(self, image: Image.Image) -> list[Image.Image]:
         if self.views == "ten_crop":
