@@ -59,7 +59,7 @@ def test_folder_reads_sorted_classes_and_paths(root: Path) -> None:
     train, test = (create_dataset("folder", root=root, split=split) for split in ("train", "test"))
     assert train.classes == test.classes == ["auk", "wren"]
     assert train.targets == [0] * 6 + [1] * 3
-    assert [test.relative_path(i) for i in range(2)] == ["val/auk/0.jpg", "val/wren/0.jpg"]
+    assert test.relative_paths()[:2] == ["val/auk/0.jpg", "val/wren/0.jpg"]
 
 
 def test_folder_reads_any_depth_but_nothing_hidden_and_no_circle(root: Path) -> None:

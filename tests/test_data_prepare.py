@@ -18,7 +18,7 @@ from small_birds import CLASSES, TEST, TRAIN, Place, cub_files, image_bytes
 
 from fgvc.data import ImageDataset, prepare_dataset, verified_content, was_verified, write_miniature
 from fgvc.data.cards import list_cards
-from fgvc.data.imagenet_devkit import sort_validation
+from fgvc.data.imagenet import sort_validation
 from fgvc.data.registry import create_dataset
 from fgvc.errors import ConfigError, DatasetError
 

@@ -27,7 +27,6 @@ from fgvc.data import (
     ImageDataset,
     Samples,
     TransformSpec,
-    cache_folder,
     cached_features,
     feature_cache,
     feature_set,
@@ -222,13 +221,13 @@ def test_what_another_process_writes_counts_with_its_full_size(dataset: ImageDat
 
 def test_two_runs_do_not_take_the_same_room(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     barrier, done, results = context.Barrier(3), context.Barrier(3), context.Queue()
-    make_room = cache_folder._make_room
+    make_room = feature_cache._make_room
 
     def slowly(*arguments: Any) -> None:
         make_room(*arguments)
         time.sleep(0.2)
 
-    monkeypatch.setattr(cache_folder, "_make_room", slowly)
+    monkeypatch.setattr(feature_cache, "_make_room", slowly)
 
     def run(name: str) -> None:
         barrier.wait(30)

@@ -1,7 +1,6 @@
 """Datasets, transforms and cached feature maps."""
 
-from fgvc.data.boxes import boxes_in_view
-from fgvc.data.checks import BadImage, check_images, require_readable
+from fgvc.data.checks import BadImage, check_images, require_readable, verified_content, was_verified
 from fgvc.data.dataset import ImageDataset, Samples, fingerprint, split_validation
 from fgvc.data.feature_cache import cached_features
 from fgvc.data.feature_set import FeatureSet
@@ -11,9 +10,15 @@ from fgvc.data.miniature import write_miniature
 from fgvc.data.prepare import Prepared, prepare_dataset
 from fgvc.data.registry import create_dataset, effective_options, list_datasets
 from fgvc.data.synthetic import write_synthetic
-from fgvc.data.transforms import Normalization, TransformSpec, normalization_from_timm
-from fgvc.data.verify import verified_content, was_verified
-from fgvc.data.views import VIEWS, ViewTransform, resized_spec
+from fgvc.data.transforms import (
+    VIEWS,
+    Normalization,
+    TransformSpec,
+    ViewTransform,
+    boxes_in_view,
+    normalization_from_timm,
+    resized_spec,
+)
 
 __all__ = [
     "VIEWS",

@@ -52,7 +52,7 @@ class Card:
         title, citation, licence, homepage, description: for people.
         archives: what it is distributed in; none for a set that is made on the spot.
         manual: how a person gets the archives that have no URL.
-        sort_validation: the images of val/ come unsorted and go by class, see `fgvc.data.imagenet_devkit`.
+        sort_validation: the images of val/ come unsorted and go by class, see `fgvc.data.imagenet`.
         classes: number of classes.
         splits: number of images of "train" and "test".
         images_per_class: smallest and largest class of a split, where a source states them.

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from fgvc.data.dataset import Samples
 from fgvc.data.image_file import Box
 from fgvc.data.layout import find_folder, image_paths, unique_names
-from fgvc.data.mat import field, integers, read_mat, texts
-from fgvc.data.mat_file import Array
+from fgvc.data.mat import Array, field, integers, read_mat, texts
 from fgvc.errors import DatasetError
 
 _JOINT = ("car_ims", "cars_annos.mat")

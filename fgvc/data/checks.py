@@ -2,19 +2,23 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
+from fgvc.data.cards import SPLITS
 from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.image_file import UnreadableImageError
+from fgvc.data.registry import create_dataset
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import write_json_atomic
+from fgvc.io import read_json, write_json_atomic
 
 logger = logging.getLogger(__name__)
+
+FINGERPRINT = "fingerprint.json"
 
 _SHOWN = 10
 _WAITING = 16  # images a thread is ahead of the one whose result is taken
@@ -111,3 +115,55 @@ def bad_images_summary(root: Path, bad: list[BadImage], total: int) -> str:
     if len(bad) > _SHOWN:
         lines.append(f"  and {len(bad) - _SHOWN} more")
     return "\n".join(lines)
+
+
+def was_verified(dataset: ImageDataset) -> bool:
+    """Whether a verification decoded all these images and no file's size or time has changed since.
+
+    A dataset that is cropped, or otherwise read in parts, was not verified as such.
+    """
+    known = read_record(dataset.root)
+    states = {split.get("state") for split in known.get("splits", {}).values()}
+    return bool(states) and fingerprint(dataset) in states
+
+
+def verified_content(root: Path) -> str | None:
+    """SHA-256 over the content of every image in `root`, as a verification found it: the same on every machine.
+
+    None where there was no verification, or where an image's size or time has changed since.
+    """
+    known = read_record(root)
+    content = known.get("content")
+    return content if isinstance(content, str) and is_unchanged(known, root) else None
+
+
+def is_unchanged(known: Mapping[str, Any], root: Path) -> bool:
+    """Whether no image's size or time has changed since `known` was written."""
+    try:
+        splits = read_splits(str(known.get("name")), root)
+        states = {split: known["splits"].get(split, {}).get("state") for split in splits}
+        return all(states[split] == fingerprint(dataset) for split, dataset in splits.items())
+    except (ConfigError, DatasetError):
+        return False  # to be told by the verification
+
+
+def read_record(root: Path) -> dict[str, Any]:
+    """The fingerprint in `root`; empty where there is none, or none that can be read."""
+    try:
+        found = read_json(root / FINGERPRINT)
+    except (OSError, ValueError):
+        return {}
+    splits = found.get("splits") if isinstance(found, dict) else None
+    whole = isinstance(splits, dict) and all(
+        isinstance(split, dict) and isinstance(split.get("state"), str) for split in splits.values()
+    )
+    return found if whole else {}
+
+
+def read_splits(name: str, root: Path) -> dict[str, ImageDataset]:
+    """Both splits, as training will read them.
+
+    Raises:
+        DatasetError: as the adapter finds it.
+    """
+    return {split: create_dataset(name, root=root, split=split) for split in SPLITS}

@@ -53,7 +53,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
     `dataset[i]` is (image, target): an RGB `PIL.Image`, or what `transform` makes of it, and the class index.
 
     Args:
-        samples: files, targets, boxes.
+        samples: files, targets, boxes; `classes`, `paths`, `targets` and `boxes` are attributes of the dataset, too.
         root: folder that the files lie in.
         transform: applied to the RGB image; None for the image as it is.
         crop: "bbox" cuts each image to its bounding box first; None takes the whole picture.
@@ -69,29 +69,15 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         if crop is not None and samples.boxes is None:
             raise ConfigError("crop='bbox' needs bounding boxes, and these samples have none; leave crop out")
         self.samples = samples
+        self.classes, self.paths, self.targets, self.boxes = (
+            samples.classes,
+            samples.paths,
+            samples.targets,
+            samples.boxes,
+        )
         self.root = root
         self.transform = transform
         self.crop = crop
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names; a target is an index into it."""
-        return self.samples.classes
-
-    @property
-    def paths(self) -> list[Path]:
-        """Image files."""
-        return self.samples.paths
-
-    @property
-    def targets(self) -> list[int]:
-        """Class index of each file."""
-        return self.samples.targets
-
-    @property
-    def boxes(self) -> list[Box] | None:
-        """Bounding box of the object in each file, in pixels of the file; None where they were not read."""
-        return self.samples.boxes
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -115,13 +101,9 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         box = None if self.crop is None or self.boxes is None else self.boxes[index]
         return Region(box, self.samples.banner)
 
-    def relative_path(self, index: int) -> str:
-        """Path of an image below `root`, with forward slashes on every system."""
-        return self.paths[index].relative_to(self.root).as_posix()
-
     def relative_paths(self) -> list[str]:
-        """`relative_path` of every image."""
-        return [self.relative_path(index) for index in range(len(self))]
+        """Path of every image below `root`, with forward slashes on every system."""
+        return [path.relative_to(self.root).as_posix() for path in self.paths]
 
     def with_transform(self, transform: Transform | None) -> "ImageDataset":
         """The same images with another transform."""
@@ -150,7 +132,8 @@ def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
     if dataset.samples.upright:
         digest.update(b"upright\n")
-    for index, (path, target) in enumerate(zip(dataset.paths, dataset.targets, strict=True)):
+    images = zip(dataset.paths, dataset.relative_paths(), dataset.targets, strict=True)
+    for index, (path, relative_path, target) in enumerate(images):
         try:
             status = path.stat()
         except OSError as error:
@@ -158,7 +141,7 @@ def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:
         region = dataset.region(index)
         cut = () if region == Region() else region
         changed = (status.st_mtime_ns,) if times else ()
-        entry = (dataset.relative_path(index), target, status.st_size, *changed, *cut)
+        entry = (relative_path, target, status.st_size, *changed, *cut)
         digest.update(json.dumps(entry).encode() + b"\n")
     return digest.hexdigest()
 

@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from fgvc.data.checksums import byte_bar, checksum_problem
 from fgvc.errors import DatasetError
-from fgvc.io import locked, write_json_atomic
+from fgvc.io import byte_bar, checksum_problem, locked, write_json_atomic
 
 logger = logging.getLogger(__name__)
 

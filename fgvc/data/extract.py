@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from fgvc.data.checksums import byte_bar
 from fgvc.data.layout import leads_out
 from fgvc.errors import DatasetError
-from fgvc.io import MAX_GROWTH, growth_limit
+from fgvc.io import MAX_GROWTH, byte_bar, growth_limit
 
 _TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _DAMAGES = (

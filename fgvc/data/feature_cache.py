@@ -2,18 +2,20 @@
 
 import contextlib
 import errno
+import gc
 import hashlib
 import io
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,12 +24,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fgvc.data.cache_folder import card_of, mark_used, reserved
 from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.transforms import TransformSpec
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import atomic_path, locked, read_json, write_json_atomic
+from fgvc.io import atomic_path, is_in_place, lock_file, locked, read_json, write_json_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +107,10 @@ def cached_features(
 
 def _find(path: Path, dataset: ImageDataset) -> FeatureSet | None:
     """The set where the cache holds it whole; None where there is none or it is damaged (with a warning)."""
-    if not (path.is_file() and card_of(path).is_file()):
+    if not (path.is_file() and _card_of(path).is_file()):
         return None
     try:
-        card = read_json(card_of(path))
+        card = read_json(_card_of(path))
         seconds = float(card["seconds"])
         found = FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=True)
         if list(found.shape) != card["shape"] or path.stat().st_size != card["bytes"]:
@@ -119,7 +120,7 @@ def _find(path: Path, dataset: ImageDataset) -> FeatureSet | None:
     except Exception as error:  # NumPy's header and the card's fields raise many types; all can be mended
         logger.warning("%s: damaged feature cache (%s); computing it again", path, error)
         return None
-    mark_used(path)
+    _mark_used(path)
     return found
 
 
@@ -137,7 +138,7 @@ def _compute(
         shape = _write(path, batches, len(dataset), views, max_gb, in_use)
         seconds = time.perf_counter() - start
         card = {"parts": parts, "shape": shape, "seconds": seconds, "bytes": path.stat().st_size}
-        write_json_atomic(card_of(path), card)
+        write_json_atomic(_card_of(path), card)
         return FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=False)
 
 
@@ -186,9 +187,9 @@ def _write(
     try:
         # plain writes, not a memory map: on a full disk a sparse map would end the process with SIGBUS
         with atomic_path(path) as temporary:
-            file = in_use.enter_context(reserved(temporary, needed, max_gb))
+            file = in_use.enter_context(_reserved(temporary, needed, max_gb))
             if needed > shutil.disk_usage(path.parent).free:
-                raise _no_room(path.parent, needed)
+                raise _disk_full(path.parent, needed)
             file.write(header)
             _write_views(file, first, batches, count)
             file.flush()
@@ -197,7 +198,7 @@ def _write(
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
-        raise _no_room(path.parent, needed) from error
+        raise _disk_full(path.parent, needed) from error
     return shape
 
 
@@ -222,9 +223,124 @@ def _write_views(
         done += len(arrays[0])
 
 
-def _no_room(folder: Path, needed: int) -> DatasetError:
+def _disk_full(folder: Path, needed: int) -> DatasetError:
     free = shutil.disk_usage(folder).free
     return DatasetError(
         f"{folder}: the feature cache needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
         "set cache.dir to a folder on a larger disk, or train with backbone.frozen=false"
+    )
+
+
+class _Entry(NamedTuple):
+    """A file of feature maps.
+
+    Attributes:
+        path: of it; its card lies beside it.
+        size: in bytes; that of a file being written is its final one.
+        used: when it was last used, in seconds as of time.time().
+    """
+
+    path: Path
+    size: int
+    used: float
+
+
+def _card_of(path: Path) -> Path:
+    """The JSON file that makes a file of feature maps valid."""
+    return path.with_suffix(".json")
+
+
+def _mark_used(path: Path) -> None:
+    """Note that a file of feature maps is used now, as the time of its card; nothing where the folder is read-only."""
+    with contextlib.suppress(OSError):
+        os.utime(_card_of(path))
+
+
+@contextlib.contextmanager
+def _reserved(temporary: Path, size: int, max_gb: float | None) -> Iterator[IO[bytes]]:
+    """A new file that counts with its full `size` from the start, in use until it is closed.
+
+    Leftover files of killed runs are deleted; where `max_gb` would be exceeded, so are entries that nobody uses, the
+    least recently used first.
+
+    Raises:
+        ConfigError: what is in use leaves too little room below `max_gb`; nothing is evicted then.
+        OSError: the file cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        # one process at a time: else two would find the same room
+        with locked(temporary.parent / "cache.lock", on_wait=lambda: None):
+            _remove_leftovers(temporary.parent)
+            if max_gb is not None:
+                _make_room(temporary.parent, size, max_gb)
+            file = held.enter_context(temporary.open("xb"))
+            lock_file(file, shared=True)
+            file.truncate(size)
+        yield file
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that no living process writes."""
+    for path in folder.glob(".features-*.tmp.npy"):
+        with contextlib.ExitStack() as held:
+            if _unused(path, held):
+                logger.info("%s: left over by a run that was killed, deleted", path)
+                path.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, needed: int, max_gb: float) -> None:
+    """Evict until there is room for `needed` bytes. Raises ConfigError, evicting nothing, where that is impossible."""
+    entries = _entries(folder)
+    excess = sum(entry.size for entry in entries) + needed - int(max_gb * 1e9)
+    if excess <= 0:
+        return
+    gc.collect()  # what an earlier run of this process left behind in reference cycles is not in use
+    with contextlib.ExitStack() as held:
+        going: list[_Entry] = []
+        while entries and sum(entry.size for entry in going) < excess:
+            if _unused(entries[0].path, held):
+                going.append(entries[0])
+            entries.pop(0)
+        if sum(entry.size for entry in going) < excess:
+            raise _limit_exceeded(folder, needed, max_gb, [entry for entry in _entries(folder) if entry not in going])
+        for entry in going:
+            _evict(entry)
+
+
+def _entries(folder: Path) -> list[_Entry]:
+    """All files of feature maps, also those being written, the least recently used first."""
+    found = []
+    for path in [*folder.glob("features-*.npy"), *folder.glob(".features-*.tmp.npy")]:
+        with contextlib.suppress(FileNotFoundError):
+            card = _card_of(path)
+            used = (card if card.exists() else path).stat().st_mtime
+            found.append(_Entry(path, path.stat().st_size, used))
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def _unused(path: Path, held: contextlib.ExitStack) -> bool:
+    """Whether nobody uses a file; then it is locked until `held` is closed.
+
+    False also where that cannot be known: there are no locks, or no permission.
+    """
+    try:
+        file = held.enter_context(path.open("r+b"))
+    except OSError:
+        return False
+    return lock_file(file) is True and is_in_place(file, path)
+
+
+def _evict(entry: _Entry) -> None:
+    _card_of(entry.path).unlink(missing_ok=True)  # first: without it the rest counts for nothing
+    entry.path.unlink(missing_ok=True)
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+    logger.info("evicted from the feature cache: %s, %.3g GB, last used %s", entry.path, entry.size / 1e9, used)
+
+
+def _limit_exceeded(folder: Path, needed: int, max_gb: float, staying: list[_Entry]) -> ConfigError:
+    listed = ", ".join(f"{entry.path.name} ({entry.size / 1e9:.3g})" for entry in staying) or "nothing else"
+    return ConfigError(
+        f"{folder}: the new features need {needed / 1e9:.3g} GB of cache.max_gb={max_gb:g}, and these files are in use "
+        f"by running jobs, or cannot be locked (in GB): {listed}. Raise cache.max_gb, wait for the other jobs, set "
+        "cache.dir to another folder, or train with backbone.frozen=false"
     )

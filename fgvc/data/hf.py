@@ -12,8 +12,7 @@ from typing import Any
 from PIL import Image
 
 from fgvc.data.dataset import Samples
-from fgvc.data.generated import write_once
-from fgvc.data.layout import require_inside
+from fgvc.data.layout import require_inside, write_once
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.io import read_json, write_json_atomic
 

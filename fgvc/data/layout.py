@@ -1,15 +1,18 @@
-"""What the adapters share: finding a dataset's folder, reading its text files, and refusing what does not fit."""
+"""What the adapters share: finding or filling a dataset's folder, reading its text files, refusing what is wrong."""
 
 import contextlib
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fgvc.errors import DatasetError
+from fgvc.io import atomic_folder, read_json, write_json_atomic
 from fgvc.resources import resource_folder
 
 _SHOWN = 5  # names listed in a message before "and N more"
-_MAX_DIGITS = 18  # of a whole number; Python refuses to read thousands of them
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")  # Python refuses to read thousands of digits
 
 
 @contextlib.contextmanager
@@ -41,38 +44,30 @@ def find_folder(dataset: str, root: Path, *layouts: Sequence[str], nested: str |
         DatasetError: no layout is complete; says what is missing from the nearest one and what is there instead. Or the
             folder cannot be looked at.
     """
-    with reachable():
-        return _nearest_folder(dataset, root, layouts, nested)
-
-
-def _nearest_folder(dataset: str, root: Path, layouts: Sequence[Sequence[str]], nested: str | None) -> Path:
     places = [root] if nested is None else [root, root / nested]
     candidates = [(place, layout) for place in places for layout in layouts]
-    missing = [[name for name in layout if not (place / name).exists()] for place, layout in candidates]
-    # the nearest: most entries found, then fewest missing
-    counts = [(len(gone) - len(layout), len(gone)) for gone, (_, layout) in zip(missing, candidates, strict=True)]
-    nearest = counts.index(min(counts))
-    place = candidates[nearest][0]
-    if not missing[nearest]:
-        return place
-    wanted = "; or ".join(", ".join(layout) for layout in layouts)
+    with reachable():
+        missing = [[name for name in layout if not (place / name).exists()] for place, layout in candidates]
+        # the nearest: most entries found, then fewest missing
+        counts = [(len(gone) - len(layout), len(gone)) for gone, (_, layout) in zip(missing, candidates, strict=True)]
+        nearest = counts.index(min(counts))
+        place = candidates[nearest][0]
+        if not missing[nearest]:
+            return place
+        exists = root.exists()
+        present = listing(sorted(entry.name for entry in place.iterdir())) if place.is_dir() else "no folder but a file"
+    expected = "; or ".join(", ".join(layout) for layout in layouts)
     here = f"{place}" if nested is None else f"{root} or {root / nested}"
     fix = (
         f"Set root to the unpacked dataset, or get it: fgvc prepare_data {dataset}; "
         f"{resource_folder('datasets') / dataset}.yaml shows the layout and the source"
     )
-    if not root.exists():
-        raise DatasetError(f"{root}: no such folder; expected dataset {dataset!r} there ({wanted}). {fix}")
+    if not exists:
+        raise DatasetError(f"{root}: no such folder; expected dataset {dataset!r} there ({expected}). {fix}")
     raise DatasetError(
         f"{place}: {', '.join(missing[nearest])} missing, so this is not dataset {dataset!r}. "
-        f"Looked in {here} for {wanted}; found in {place}: {_entries(place)}. {fix}"
+        f"Looked in {here} for {expected}; found in {place}: {present or 'nothing'}. {fix}"
     )
-
-
-def _entries(folder: Path) -> str:
-    if not folder.is_dir():
-        return "no folder but a file"
-    return listing(sorted(entry.name for entry in folder.iterdir())) or "nothing"
 
 
 def read_text(path: Path) -> str:
@@ -114,7 +109,7 @@ def read_table(path: Path, *, numeric_ids: bool = False) -> dict[str, str]:
         if not line.strip():
             continue
         key, _, value = line.strip().partition(" ")
-        if not value.strip() or (numeric_ids and not is_whole_number(key)):
+        if not value.strip() or (numeric_ids and not _WHOLE_NUMBER.fullmatch(key)):
             raise DatasetError(f'{path}:{number}: expected "<id> <value>", found {line!r}; mend or remove the line')
         key = str(int(key)) if numeric_ids else key
         if key in table:
@@ -125,9 +120,18 @@ def read_table(path: Path, *, numeric_ids: bool = False) -> dict[str, str]:
     return table
 
 
-def is_whole_number(text: str) -> bool:
-    """Whether a text is a whole number in plain digits, and not too many of them."""
-    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+def read_integers(path: Path, *, numeric_ids: bool = False, allowed: tuple[int, ...] | None = None) -> dict[str, int]:
+    """Lines "id value" as in `read_table`, with whole numbers as values.
+
+    Raises:
+        DatasetError: as `read_table`; also where a value is not a whole number, or none of those `allowed`.
+    """
+    table = read_table(path, numeric_ids=numeric_ids)
+    for key, value in table.items():
+        if not _WHOLE_NUMBER.fullmatch(value) or (allowed is not None and int(value) not in allowed):
+            expected = " or ".join(map(str, allowed)) if allowed else "a whole number"
+            raise DatasetError(f"{path}: id {key} has the value {value!r}; expected {expected}")
+    return {key: int(value) for key, value in table.items()}
 
 
 def leads_out(name: str) -> bool:
@@ -174,3 +178,50 @@ def unique_names(names: Mapping[str, str]) -> dict[str, str]:
     """{id: name} with the id added, "crane (n02012849)", where several ids share a name."""
     counts = Counter(names.values())
     return {key: name if counts[name] == 1 else f"{name} ({key})" for key, name in names.items()}
+
+
+def write_once(root: Path, record: str, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    """Fill `root` by `write(folder)` unless it holds the same content already; returns `root`.
+
+    The folder appears whole or not at all, also with several processes at it.
+
+    Args:
+        root: folder to make; it must not exist, or be empty, or be made by the same recipe.
+        record: name of the JSON file in it that keeps the recipe.
+        recipe: what determines the content, in types that JSON keeps.
+        write: fills the folder that it is given.
+
+    Raises:
+        DatasetError: `root` holds something else.
+    """
+    if _holds(root, record, recipe):
+        return root
+    try:
+        with atomic_folder(root) as temporary:
+            write(temporary)
+            write_json_atomic(temporary / record, recipe)
+    except OSError:
+        if not _holds(root, record, recipe):  # else another process was faster: its folder has the same content
+            raise
+    return root
+
+
+def _holds(root: Path, record: str, recipe: Mapping[str, Any]) -> bool:
+    """Whether `root` was made by this recipe; DatasetError where it holds anything else."""
+    if not root.exists():
+        return False
+    if not root.is_dir():
+        raise DatasetError(f"{root}: is a file; set root to a folder")
+    if not any(root.iterdir()):
+        return False
+    try:
+        found = read_json(root / record)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{root}: not empty and without {record}; set root to a new folder") from error
+    except ValueError as error:
+        raise DatasetError(f"{root / record}: not valid JSON; delete {root}, it will be made again") from error
+    if found != recipe:
+        raise DatasetError(
+            f"{root / record}: made with {found}, asked for {dict(recipe)}; delete {root} or set another root"
+        )
+    return True

@@ -1,6 +1,6 @@
 """From an RGB image to a normalised tensor: the published recipes at any size, and variations of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
@@ -10,10 +10,15 @@ from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
 
-from fgvc.data.image_file import Box
-from fgvc.errors import ConfigError
+from fgvc.data.dataset import ImageDataset
+from fgvc.data.image_file import Box, UnreadableImageError
+from fgvc.errors import ConfigError, DatasetError
 from fgvc.runs.config import TransformConfig
+
+VIEWS = {"single": 1, "mirror": 2, "ten_crop": 10}
+"""Names of the ways to look at a test image, and the number of views V of each."""
 
 _RESIZES = ("short", "square")
 _CROPS = ("center", "random", "random_resized", "none")
@@ -50,6 +55,7 @@ class TransformSpec(TransformConfig):
         interpolation: "bilinear", "bicubic", ... (antialiased).
         training: Whether crops are random (where `crop` asks for it) and images are mirrored and augmented.
         resize_size: As in `TransformConfig`, but `size` in place of None, so that equal recipes have equal cache keys.
+        mirrors: Whether an image is mirrored at random.
         resized: The first step in testing, PIL image -> PIL image.
         normalized: The steps after every crop, PIL image -> normalised float32 tensor.
 
@@ -65,6 +71,7 @@ class TransformSpec(TransformConfig):
     def __post_init__(self) -> None:
         side = self.size if self.resize_size is None else self.resize_size
         self.resize_size, self.mean, self.std = side, tuple(self.mean), tuple(self.std)
+        self.mirrors = self.training and self.hflip
         self._check(side)
         interpolation = InterpolationMode(self.interpolation)
         self.resized = v2.Resize([side] if self.resize == "short" else [side, side], interpolation=interpolation)
@@ -131,11 +138,6 @@ class TransformSpec(TransformConfig):
         return (inputs * std + mean).clamp(0, 1).permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
 
     @property
-    def mirrors(self) -> bool:
-        """Whether an image is mirrored at random."""
-        return self.training and self.hflip
-
-    @property
     def repeats(self) -> bool:
         """Whether an image always gives the same tensor, but for its mirroring."""
         return not self.training or (self.crop in ("center", "none") and self.randaugment is None)
@@ -145,6 +147,96 @@ class TransformSpec(TransformConfig):
         crop = "none" if self.crop == "none" else "center"
         # min_scale has no effect any more: equal recipes have equal keys
         return replace(self, training=False, hflip=False, crop=crop, min_scale=0.08, randaugment=None)
+
+
+@dataclass(frozen=True)
+class ViewTransform:
+    """PIL image (RGB) -> (V, 3, size, size) float32, normalised.
+
+    "single" is the centre crop of the resized image. "mirror" adds the centre crop of the mirrored image: the two views
+    whose scores the released code of Li et al., CVPR 2018, and Song et al., ICCV 2021, averages. "ten_crop" is the four
+    corners, the centre, and the same five of the mirrored image.
+
+    Args:
+        spec: the recipe; its own crop and mirroring are not used.
+        views: one of `VIEWS`.
+
+    Raises:
+        ConfigError: unknown views, or ten crops that would all be the same.
+    """
+
+    spec: TransformSpec
+    views: str = "single"
+
+    def __post_init__(self) -> None:
+        if self.views not in VIEWS:
+            raise ConfigError(f"views={self.views!r} is unknown; choose one of {', '.join(VIEWS)}")
+        if self.views == "ten_crop" and not self.has_room and self.spec.resize == "square":
+            raise ConfigError(
+                f"views=ten_crop needs dataset.transform.resize_size above dataset.transform.size={self.spec.size}, "
+                f"found {self.spec.resize_size}: all crops would be the same; give --resize-size N"
+            )
+
+    @property
+    def has_room(self) -> bool:
+        """Whether crops of every image can differ. Else those of a resize="short" differ along the longer side only."""
+        return self.spec.resize_size != self.spec.size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.stack([self.spec.normalized(crop) for crop in self._crops(self.spec.resized(image))])
+
+    def _crops(self, image: Image.Image) -> list[Image.Image]:
+        if self.views == "ten_crop":
+            return list(v2.TenCrop(self.spec.size)(image))
+        images = [image] if self.views == "single" else [image, functional.horizontal_flip(image)]
+        return [functional.center_crop(view, [self.spec.size]) for view in images]
+
+
+def resized_spec(spec: TransformSpec, resize_size: int | None) -> TransformSpec:
+    """The recipe in testing, resizing to `resize_size` pixels before the crop; None leaves it.
+
+    Raises:
+        ConfigError: `resize_size` below the size of the crop.
+    """
+    fixed = spec.deterministic()
+    if resize_size in (None, fixed.resize_size):
+        return fixed
+    return replace(fixed, crop="center", resize_size=resize_size)
+
+
+def boxes_in_view(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
+    """Bounding boxes after the dataset's own crop and transform.
+
+    Args:
+        dataset: with boxes, and a `TransformSpec` that gives the same result each time.
+        indices: of its images.
+
+    Returns:
+        (len(indices), 4) float64: left, top, right, bottom in pixels of the transformed image, clipped to it. Of a box
+        that the transform cuts off nothing is left: its area is 0.
+
+    Raises:
+        DatasetError: the dataset has no boxes, or an image cannot be read.
+        ValueError: another transform.
+    """
+    spec = dataset.transform
+    if not isinstance(spec, TransformSpec):
+        raise ValueError(f"expected images with a TransformSpec, got {type(spec).__name__}")
+    if dataset.boxes is None:
+        raise DatasetError(
+            f"{dataset.root}: no bounding boxes were read; only cub, cars, aircraft, dogs and nabirds have them, read "
+            "with dataset.options.boxes=true"
+        )
+    found = []
+    for index in indices:
+        try:
+            size = dataset.decode(index).size
+        except UnreadableImageError as error:
+            raise DatasetError(f"{dataset.paths[index]}: {error}; replace it") from error
+        x, y = dataset.region(index).corner
+        left, top, right, bottom = dataset.boxes[index]
+        found.append(spec.box((left - x, top - y, right - x, bottom - y), size))
+    return torch.tensor(found, dtype=torch.float64).reshape(-1, 4)
 
 
 class _RandAugment(v2.Transform):  # type: ignore[misc]  # torchvision is untyped
