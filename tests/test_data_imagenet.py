@@ -38,7 +38,10 @@ def test_refusals(root: Path) -> None:
     with pytest.raises(DatasetError, match=rf"{NAMES}: no name for n01440765"):
         create_dataset("imagenet", root=root)
     (root / "val" / "ILSVRC2012_val_00000001.JPEG").touch()
-    with pytest.raises(DatasetError, match=r"ILSVRC2012_val_00000001.JPEG, not sorted into classes. Move .*imagenet"):
+    with pytest.raises(
+        DatasetError,
+        match=r"ILSVRC2012_val_00000001.JPEG and other images are not sorted into classes. Move .*imagenet",
+    ):
         create_dataset("imagenet", root=root)
     (root / "val").rename(root / "valid")
     with pytest.raises(DatasetError, match=r"val missing.*found in .*: .*train, valid.*datasets/imagenet\.yaml"):

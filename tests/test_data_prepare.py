@@ -350,7 +350,7 @@ def test_what_a_killed_call_left_is_named(place: Place, caplog: pytest.LogCaptur
     left = place.root.parent / ".cub.0123abcd.tmp"
     left.mkdir(parents=True)
     place.prepare()
-    assert f"{left}: left by a call that was killed" in caplog.text
+    assert f"{left}: unpacked by a killed process" in caplog.text
     assert left.is_dir()
 
 

@@ -23,7 +23,7 @@ def read_cub(root: Path, split: str, *, boxes: bool = False) -> Samples:
     Args:
         root: the folder CUB_200_2011 or its parent. A subset of the classes or images is fine.
         split: "train" or "test", by train_test_split.txt.
-        boxes: read bounding_boxes.txt, too.
+        boxes: also read bounding_boxes.txt.
 
     Raises:
         DatasetError: a file is missing, malformed or contradicts another one; an image is missing; empty split.
@@ -41,7 +41,7 @@ def read_nabirds(root: Path, split: str, *, boxes: bool = False) -> Samples:
     Args:
         root: the folder nabirds or its parent.
         split: "train" or "test", by train_test_split.txt.
-        boxes: read bounding_boxes.txt, too.
+        boxes: also read bounding_boxes.txt.
 
     Raises:
         DatasetError: a file is missing, malformed or contradicts another one; an image is missing; empty split.
@@ -54,9 +54,9 @@ def _read(folder: Path, split: str, boxes: bool, *, numeric_ids: bool, unused_cl
     """Read one split.
 
     Args:
-        folder: where the text files are.
+        folder: the folder with the text files.
         split: "train" or "test".
-        boxes: read bounding_boxes.txt, too.
+        boxes: also read bounding_boxes.txt.
         numeric_ids: whether image ids are numbers.
         unused_classes: whether classes without an image count.
     """
@@ -89,11 +89,9 @@ def _read(folder: Path, split: str, boxes: bool, *, numeric_ids: bool, unused_cl
 
 
 def _read_boxes(path: Path, numeric_ids: bool) -> dict[str, Box]:
-    """Lines "id x y width height" in pixels, x and y being the left and upper edge."""
+    """Lines "id x y width height" in pixels; x and y are the left and the upper edge."""
     if not path.is_file():
-        raise DatasetError(
-            f"{path}: missing, and the bounding boxes are in it; unpack the archive again or do not crop"
-        )
+        raise DatasetError(f"{path}: missing; it holds the bounding boxes. Unpack the archive again, or do not crop")
     boxes: dict[str, Box] = {}
     for key, value in read_table(path, numeric_ids=numeric_ids).items():
         try:

@@ -1,4 +1,4 @@
-"""Finding images that cannot be decoded before a run meets them."""
+"""Which images can be decoded: checked before a run, or known from an earlier verification of the folder."""
 
 import logging
 from collections import deque
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 FINGERPRINT = "fingerprint.json"
 
 _SHOWN = 10
-_WAITING = 16  # images a thread is ahead of the one whose result is taken
+_WAITING = 16  # images for each thread that may be decoded before their results are taken
 
 _Result = TypeVar("_Result")
 
@@ -44,8 +44,8 @@ def map_images(
 ) -> Iterator[_Result]:
     """Results of `function` (dataset, index) on each image, in order, from `workers` threads, with a progress bar.
 
-    Threads do as well as processes here: decoding and hashing release the interpreter's lock. Only a few results wait
-    at a time, so that the memory does not grow with the dataset.
+    Threads are as fast as processes here, because decoding and hashing release the interpreter's lock. Only a few
+    results wait at a time, so the memory does not grow with the dataset.
     """
     waiting: deque[Future[_Result]] = deque()
     # disable=None: no bar where stderr is not a terminal
@@ -77,7 +77,7 @@ def require_readable(
     """Return the dataset if all its images can be decoded.
 
     Args:
-        dataset: to be checked.
+        dataset: the images to check.
         on_bad_image: "refuse" raises where an image is bad; "skip" leaves bad images out, with a logged warning.
         stamp_dir: folder for a stamp file that remembers a passed check until a file of the dataset changes; None
             checks every time.
@@ -109,7 +109,7 @@ def require_readable(
 
 
 def bad_images_summary(root: Path, bad: list[BadImage], total: int) -> str:
-    """How many of the `total` images in `root` are bad, and the first of them with the reasons."""
+    """A text: how many of the `total` images in `root` are bad, and the first of them with the reasons."""
     lines = [f"{root}: {len(bad)} of {total} images cannot be decoded"]
     lines += [f"  {path}: {reason}" for path, reason in bad[:_SHOWN]]
     if len(bad) > _SHOWN:
@@ -120,7 +120,7 @@ def bad_images_summary(root: Path, bad: list[BadImage], total: int) -> str:
 def was_verified(dataset: ImageDataset) -> bool:
     """Whether a verification decoded all these images and no file's size or time has changed since.
 
-    A dataset that is cropped, or otherwise read in parts, was not verified as such.
+    False for a part of a verified dataset and for its cropped images: they were not verified as such.
     """
     known = read_record(dataset.root)
     states = {split.get("state") for split in known.get("splits", {}).values()}
@@ -128,9 +128,9 @@ def was_verified(dataset: ImageDataset) -> bool:
 
 
 def verified_content(root: Path) -> str | None:
-    """SHA-256 over the content of every image in `root`, as a verification found it: the same on every machine.
+    """SHA-256 over the content of all images in `root`, from the last verification: the same on every machine.
 
-    None where there was no verification, or where an image's size or time has changed since.
+    None where there was no verification, or where the size or time of an image has changed since.
     """
     known = read_record(root)
     content = known.get("content")
@@ -144,11 +144,11 @@ def is_unchanged(known: Mapping[str, Any], root: Path) -> bool:
         states = {split: known["splits"].get(split, {}).get("state") for split in splits}
         return all(states[split] == fingerprint(dataset) for split, dataset in splits.items())
     except (ConfigError, DatasetError):
-        return False  # to be told by the verification
+        return False  # a verification will give the reason
 
 
 def read_record(root: Path) -> dict[str, Any]:
-    """The fingerprint in `root`; empty where there is none, or none that can be read."""
+    """The record of a verification in `root`; empty where there is none or it cannot be read."""
     try:
         found = read_json(root / FINGERPRINT)
     except (OSError, ValueError):
@@ -164,6 +164,6 @@ def read_splits(name: str, root: Path) -> dict[str, ImageDataset]:
     """Both splits, as training will read them.
 
     Raises:
-        DatasetError: as the adapter finds it.
+        DatasetError: as the adapter raises it.
     """
     return {split: create_dataset(name, root=root, split=split) for split in SPLITS}

@@ -19,15 +19,15 @@ Transform = Callable[[Image.Image], Any]
 
 @dataclass(frozen=True)
 class Samples:
-    """What an adapter finds.
+    """The images that an adapter finds.
 
     Attributes:
-        classes: class names; a target is an index into it.
-        paths: image files.
-        targets: class index of each file.
-        boxes: bounding box of the object in each file; None where there are none, or they were not asked for.
-        banner: rows at the bottom of every file that are no picture.
-        upright: turn every picture as its EXIF orientation says; boxes and banner count after that.
+        classes: Class names; a target is an index into this list.
+        paths: Image files.
+        targets: Class index of each file.
+        boxes: Bounding box of the object in each file, in pixels of the file; None where they were not read.
+        banner: Number of rows at the bottom of every file that are not part of the picture.
+        upright: Whether pictures are turned by their EXIF orientation; boxes and banner refer to the turned picture.
     """
 
     classes: list[str]
@@ -53,9 +53,9 @@ class ImageDataset(Dataset[tuple[Any, int]]):
     `dataset[i]` is (image, target): an RGB `PIL.Image`, or what `transform` makes of it, and the class index.
 
     Args:
-        samples: files, targets, boxes; `classes`, `paths`, `targets` and `boxes` are attributes of the dataset, too.
-        root: folder that the files lie in.
-        transform: applied to the RGB image; None for the image as it is.
+        samples: the images; `classes`, `paths`, `targets` and `boxes` are also attributes of the dataset.
+        root: the folder of the files.
+        transform: a function of the RGB image; None leaves the image unchanged.
         crop: "bbox" cuts each image to its bounding box first; None takes the whole picture.
 
     Raises:
@@ -69,12 +69,8 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         if crop is not None and samples.boxes is None:
             raise ConfigError("crop='bbox' needs bounding boxes, and these samples have none; leave crop out")
         self.samples = samples
-        self.classes, self.paths, self.targets, self.boxes = (
-            samples.classes,
-            samples.paths,
-            samples.targets,
-            samples.boxes,
-        )
+        self.classes, self.paths = samples.classes, samples.paths
+        self.targets, self.boxes = samples.targets, samples.boxes
         self.root = root
         self.transform = transform
         self.crop = crop
@@ -123,8 +119,8 @@ def require_known_crop(crop: str | None) -> None:
 def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:
     """SHA-256 over classes, relative paths, targets, regions, file sizes and times of change; reads no file's content.
 
-    Without `times` a copy of the same files, on another machine say, has the same fingerprint; a change of a file's
-    content that keeps its size then goes unnoticed.
+    Without `times`, a copy of the files on another machine has the same fingerprint, but a changed file of the same
+    size is not noticed.
 
     Raises:
         DatasetError: an image file is missing.
@@ -147,7 +143,7 @@ def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:
 
 
 def split_validation(dataset: ImageDataset, fraction: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
-    """Hold out a part of every class: (train, validation), both in the dataset's order, the same for the same seed.
+    """Hold out a part of every class: (train, validation), both in the dataset's order; the seed fixes the choice.
 
     A class gives round(fraction * count) images, at least one and never all; a class of one image stays in training.
 

@@ -50,32 +50,32 @@ def cached_features(
     dtype: str = "float32",
     max_gb: float | None = None,
 ) -> FeatureSet:
-    """Feature maps of all images, from the cache where it holds them; then `extract` is not called.
+    """Feature maps of all images, read from the cache, or computed by `extract` and written to it.
 
-    A transform that mirrors gives two views of each image, as it is and mirrored; any other gives one. The mirrored
-    view is the transformed tensor flipped left to right, which equals transforming the flipped image but for rounding
-    in the resampling and in a center crop of odd margin.
+    A transform that mirrors gives two views of each image, plain and mirrored; any other gives one. The mirrored view
+    is the transformed tensor flipped left to right. This equals the transform of the flipped image except for rounding
+    in the resampling and in a center crop with an odd margin.
 
-    Any number of processes may share a folder: of those that need the same maps one computes them, and the others wait
-    for it; if it is killed, another takes over.
+    Any number of processes may share a folder. If several need the same maps, one computes them and the others wait; if
+    that one is killed, another takes over.
 
     Args:
         dataset: the images; its own transform is not used.
-        transform: one that repeats itself but for mirroring; random crops and RandAugment cannot be cached.
-        extract: (B, 3, H, W) float32 on `device`, channels last -> (B, C, h, w), in inference mode. Puts its model in
-            eval mode itself.
-        key_parts: what determines `extract`, e.g. {"backbone": name, "weights": digest}. With the transform, the
-            dataset's fingerprint, views and dtype it makes the key.
+        transform: a recipe without randomness except mirroring; random crops and RandAugment cannot be cached.
+        extract: (B, 3, H, W) float32 on `device`, channels last -> (B, C, h, w), called in inference mode.
+            It must put its model in eval mode itself.
+        key_parts: everything that determines `extract`, e.g. {"backbone": name, "weights": digest}. The key consists of
+            these, the transform, the dataset's fingerprint, views and dtype.
         cache_dir: folder of the cache files.
-        batch_size: images in a call of `extract`.
+        batch_size: images in one call of `extract`.
         workers: processes that load images.
-        device: for `extract`.
-        dtype: on the disk, "float32" or "float16".
-        max_gb: size of all cached maps (in 1e9 bytes) that a new file may not lead beyond: files of maps that no living
-            process uses are evicted for it, the least recently used first. None means no limit.
+        device: device of the input of `extract`.
+        dtype: type on the disk, "float32" or "float16".
+        max_gb: upper limit for the size of all cached maps, in 1e9 bytes. To make room for a new file, files that no
+            living process uses are evicted, the least recently used first. None means no limit.
 
     Raises:
-        ConfigError: unknown dtype, a transform that draws anything but mirroring, or no room below `max_gb`.
+        ConfigError: unknown dtype, a transform with other randomness than mirroring, or no room below `max_gb`.
         DatasetError: an unreadable image, a feature that is not finite, or not enough room on the disk.
     """
     if dtype not in _DTYPES:
@@ -97,7 +97,7 @@ def cached_features(
     cache_dir.mkdir(parents=True, exist_ok=True)
     say = partial(logger.info, "waiting for %s, computed by another run", path)
     with locked(path.with_suffix(".lock"), on_wait=say):
-        found = _find(path, dataset)  # that other run may have finished it
+        found = _find(path, dataset)  # another run may have written it meanwhile
         if found is not None:
             return found
         loader = DataLoader(dataset.with_transform(fixed), batch_size=batch_size, num_workers=workers)
@@ -106,7 +106,7 @@ def cached_features(
 
 
 def _find(path: Path, dataset: ImageDataset) -> FeatureSet | None:
-    """The set where the cache holds it whole; None where there is none or it is damaged (with a warning)."""
+    """The set, if the cache holds it; None where it is missing, or damaged (with a warning)."""
     if not (path.is_file() and _card_of(path).is_file()):
         return None
     try:
@@ -117,7 +117,7 @@ def _find(path: Path, dataset: ImageDataset) -> FeatureSet | None:
             raise ValueError(f"{path.stat().st_size} bytes of shape {list(found.shape)}, recorded {card['shape']}")
     except FileNotFoundError:
         return None  # evicted meanwhile
-    except Exception as error:  # NumPy's header and the card's fields raise many types; all can be mended
+    except Exception as error:  # NumPy's header and the card's fields raise many types
         logger.warning("%s: damaged feature cache (%s); computing it again", path, error)
         return None
     _mark_used(path)
@@ -134,7 +134,7 @@ def _compute(
 ) -> FeatureSet:
     """Write the cache file, then the card that makes it valid."""
     start = time.perf_counter()
-    with contextlib.ExitStack() as in_use:  # from its first byte on, so that no other process takes it for unused
+    with contextlib.ExitStack() as in_use:  # from its first byte on, so that no other process evicts it
         shape = _write(path, batches, len(dataset), views, max_gb, in_use)
         seconds = time.perf_counter() - start
         card = {"parts": parts, "shape": shape, "seconds": seconds, "bytes": path.stat().st_size}
@@ -150,7 +150,7 @@ def _extract_views(
     device: torch.device,
     dtype: np.dtype[np.floating],
 ) -> Iterator[list[NDArray[np.floating]]]:
-    """For each batch of images, in order: one array (B, C, h, w) a view."""
+    """For each batch of images, in order: a list with one array (B, C, h, w) for each view."""
     for images, _ in tqdm(loader, desc="features", unit="batch", disable=None):
         # channels last: 2.6 times faster inference on a CPU
         batch = images.to(device).contiguous(memory_format=torch.channels_last)
@@ -185,7 +185,7 @@ def _write(
     header = _header(shape, first[0].dtype)
     needed = len(header) + math.prod(shape) * first[0].itemsize
     try:
-        # plain writes, not a memory map: on a full disk a sparse map would end the process with SIGBUS
+        # plain writes: on a full disk a sparse memory map would end the process with SIGBUS
         with atomic_path(path) as temporary:
             file = in_use.enter_context(_reserved(temporary, needed, max_gb))
             if needed > shutil.disk_usage(path.parent).free:
@@ -194,7 +194,7 @@ def _write(
             _write_views(file, first, batches, count)
             file.flush()
             if sys.platform == "win32":
-                file.close()  # which renames no open file, and has no locks to hold
+                file.close()  # Windows renames no open file, and there are no locks to hold
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
@@ -235,9 +235,9 @@ class _Entry(NamedTuple):
     """A file of feature maps.
 
     Attributes:
-        path: of it; its card lies beside it.
-        size: in bytes; that of a file being written is its final one.
-        used: when it was last used, in seconds as of time.time().
+        path: Path of the .npy file; its card has the same name with the ending .json.
+        size: Number of bytes; for a file that is being written, of the finished file.
+        used: Time of the last use, in seconds as by time.time().
     """
 
     path: Path
@@ -251,24 +251,24 @@ def _card_of(path: Path) -> Path:
 
 
 def _mark_used(path: Path) -> None:
-    """Note that a file of feature maps is used now, as the time of its card; nothing where the folder is read-only."""
+    """Set the time of a file's card to now; does nothing where the folder is read-only."""
     with contextlib.suppress(OSError):
         os.utime(_card_of(path))
 
 
 @contextlib.contextmanager
 def _reserved(temporary: Path, size: int, max_gb: float | None) -> Iterator[IO[bytes]]:
-    """A new file that counts with its full `size` from the start, in use until it is closed.
+    """A new file that takes its full `size` from the start, and is in use until it is closed.
 
-    Leftover files of killed runs are deleted; where `max_gb` would be exceeded, so are entries that nobody uses, the
-    least recently used first.
+    Deletes leftover files of killed runs. Where `max_gb` would be exceeded, it also deletes entries that nobody uses,
+    the least recently used first.
 
     Raises:
-        ConfigError: what is in use leaves too little room below `max_gb`; nothing is evicted then.
+        ConfigError: the files in use leave too little room below `max_gb`; then nothing is evicted.
         OSError: the file cannot be written.
     """
     with contextlib.ExitStack() as held:
-        # one process at a time: else two would find the same room
+        # one process at a time: two would find the same room
         with locked(temporary.parent / "cache.lock", on_wait=lambda: None):
             _remove_leftovers(temporary.parent)
             if max_gb is not None:
@@ -284,17 +284,17 @@ def _remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".features-*.tmp.npy"):
         with contextlib.ExitStack() as held:
             if _unused(path, held):
-                logger.info("%s: left over by a run that was killed, deleted", path)
+                logger.info("%s: left over by a killed run, deleted", path)
                 path.unlink(missing_ok=True)
 
 
 def _make_room(folder: Path, needed: int, max_gb: float) -> None:
-    """Evict until there is room for `needed` bytes. Raises ConfigError, evicting nothing, where that is impossible."""
+    """Evict until there is room for `needed` bytes. If that is impossible, evict nothing and raise ConfigError."""
     entries = _entries(folder)
     excess = sum(entry.size for entry in entries) + needed - int(max_gb * 1e9)
     if excess <= 0:
         return
-    gc.collect()  # what an earlier run of this process left behind in reference cycles is not in use
+    gc.collect()  # maps of an earlier run of this process may be kept by reference cycles only
     with contextlib.ExitStack() as held:
         going: list[_Entry] = []
         while entries and sum(entry.size for entry in going) < excess:
@@ -308,7 +308,7 @@ def _make_room(folder: Path, needed: int, max_gb: float) -> None:
 
 
 def _entries(folder: Path) -> list[_Entry]:
-    """All files of feature maps, also those being written, the least recently used first."""
+    """All files of feature maps, including those being written, the least recently used first."""
     found = []
     for path in [*folder.glob("features-*.npy"), *folder.glob(".features-*.tmp.npy")]:
         with contextlib.suppress(FileNotFoundError):
@@ -319,9 +319,9 @@ def _entries(folder: Path) -> list[_Entry]:
 
 
 def _unused(path: Path, held: contextlib.ExitStack) -> bool:
-    """Whether nobody uses a file; then it is locked until `held` is closed.
+    """Whether nobody uses a file; if so, it is locked until `held` is closed.
 
-    False also where that cannot be known: there are no locks, or no permission.
+    False where this cannot be known, because there are no locks or no permission.
     """
     try:
         file = held.enter_context(path.open("r+b"))
@@ -331,7 +331,7 @@ def _unused(path: Path, held: contextlib.ExitStack) -> bool:
 
 
 def _evict(entry: _Entry) -> None:
-    _card_of(entry.path).unlink(missing_ok=True)  # first: without it the rest counts for nothing
+    _card_of(entry.path).unlink(missing_ok=True)  # first: a file without its card is ignored
     entry.path.unlink(missing_ok=True)
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
     logger.info("evicted from the feature cache: %s, %.3g GB, last used %s", entry.path, entry.size / 1e9, used)

@@ -20,10 +20,10 @@ _KIT, _META, _LABELS = "ILSVRC2012_devkit_t12", "meta.mat", "ILSVRC2012_validati
 
 
 def read_imagenet(root: Path, split: str) -> Samples:
-    """Read one split; classes are in the order of their WordNet ids, the one that pretrained weights have, too.
+    """Read one split; classes are in the order of their WordNet ids, as in pretrained weights.
 
-    A class is named by the first word of LOC_synset_mapping.txt where that file lies in `root` ("tench"; with the id
-    added where two share it, "crane (n02012849)"), else by its id.
+    The name of a class is the first word in LOC_synset_mapping.txt, if that file is in `root` ("tench"; with the id
+    added where two classes share it, "crane (n02012849)"); otherwise it is the id.
 
     Args:
         root: folder with train/<WordNet id>/*.JPEG and val/<WordNet id>/*.JPEG. A subset of the classes is fine.
@@ -51,7 +51,7 @@ def _refuse_flat(folder: Path) -> None:
         flat = next((entry.name for entry in entries if entry.name.startswith(_FLAT)), None)
     if flat is not None:
         raise DatasetError(
-            f"{folder}: images as the archive has them, such as {flat}, not sorted into classes. Move each into the "
+            f"{folder}: {flat} and other images are not sorted into classes. Move each into the "
             f"folder of its class, {folder}/<WordNet id>/; the ids are in LOC_val_solution.csv of the Kaggle copy or "
             "in the development kit, see datasets/imagenet.yaml"
         )
@@ -89,7 +89,7 @@ def _wordnet_ids(path: Path) -> dict[str, str]:
     numbers = integers(path, field(path, synsets, "ILSVRC2012_ID"))
     children = integers(path, field(path, synsets, "num_children"))
     names = texts(path, field(path, synsets, "WNID"))
-    strange = [name for name in names if not re.fullmatch(r"n[0-9]{1,18}", name)]  # they become names of folders
+    strange = [name for name in names if not re.fullmatch(r"n[0-9]{1,18}", name)]  # they become folder names
     if strange:
         raise DatasetError(f"{path}: {strange[0]!r} is no WordNet id, n and digits; unpack the kit again")
     return {str(number): name for number, name, count in zip(numbers, names, children, strict=True) if count == 0}

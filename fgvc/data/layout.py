@@ -11,18 +11,18 @@ from fgvc.errors import DatasetError
 from fgvc.io import atomic_folder, read_json, write_json_atomic
 from fgvc.resources import resource_folder
 
-_SHOWN = 5  # names listed in a message before "and N more"
+_SHOWN = 5  # names in a message before "and N more"
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")  # Python refuses to read thousands of digits
 
 
 @contextlib.contextmanager
 def reachable() -> Iterator[None]:
-    """Errors of the file system, while a dataset is looked for, as DatasetError."""
+    """Turn errors of the file system, while a dataset is searched, into DatasetError."""
     try:
         yield
     except OSError as error:
-        reason = f"cannot be looked at ({error.strerror})"
-        raise DatasetError(f"{error.filename}: {reason}; mend its name or its permissions") from error
+        reason = f"cannot be read ({error.strerror})"
+        raise DatasetError(f"{error.filename}: {reason}; correct its name or its permissions") from error
 
 
 def listing(items: Iterable[str]) -> str:
@@ -36,13 +36,13 @@ def find_folder(dataset: str, root: Path, *layouts: Sequence[str], nested: str |
 
     Args:
         dataset: name of the card that the message points to.
-        root: as set by the user.
+        root: the folder that the user gives.
         layouts: alternatives, each a list of files and folders.
         nested: name of the folder that the archive unpacks to.
 
     Raises:
-        DatasetError: no layout is complete; says what is missing from the nearest one and what is there instead. Or the
-            folder cannot be looked at.
+        DatasetError: no layout is complete, and the message names what is missing in the nearest one and what is there
+            instead; or the folder cannot be read.
     """
     places = [root] if nested is None else [root, root / nested]
     candidates = [(place, layout) for place in places for layout in layouts]
@@ -87,9 +87,9 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file, without those that are blank. Raises DatasetError as `read_text`.
+    """The lines of a file except blank ones. Raises DatasetError as `read_text`.
 
-    Only a line feed ends one: to `str.splitlines` a name may hold seven other characters that do.
+    Only a line feed ends a line: `str.splitlines` also splits at seven other characters, which a name may hold.
     """
     return [line for line in read_text(path).split("\n") if line.strip()]
 
@@ -99,10 +99,10 @@ def read_table(path: Path, *, numeric_ids: bool = False) -> dict[str, str]:
 
     Args:
         path: text file.
-        numeric_ids: demand whole numbers and drop their leading zeros.
+        numeric_ids: whether ids must be whole numbers; their leading zeros are dropped.
 
     Raises:
-        DatasetError: missing, empty, not UTF-8, a line without id and value, or an id that comes twice.
+        DatasetError: missing, empty, not UTF-8, a line without id and value, or a repeated id.
     """
     table: dict[str, str] = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -110,7 +110,7 @@ def read_table(path: Path, *, numeric_ids: bool = False) -> dict[str, str]:
             continue
         key, _, value = line.strip().partition(" ")
         if not value.strip() or (numeric_ids and not _WHOLE_NUMBER.fullmatch(key)):
-            raise DatasetError(f'{path}:{number}: expected "<id> <value>", found {line!r}; mend or remove the line')
+            raise DatasetError(f'{path}:{number}: expected "<id> <value>", found {line!r}; correct or remove the line')
         key = str(int(key)) if numeric_ids else key
         if key in table:
             raise DatasetError(f"{path}:{number}: id {key} appears a second time ({line!r}); keep one of the lines")
@@ -135,16 +135,16 @@ def read_integers(path: Path, *, numeric_ids: bool = False, allowed: tuple[int, 
 
 
 def leads_out(name: str) -> bool:
-    """Whether a name from outside may lead out of the folder it is meant for, on this system or another.
+    """Whether a name from outside may lead out of its folder, on this system or another.
 
-    A colon is refused anywhere: on Windows a part "C:" starts over at a drive, wherever it stands.
+    A colon counts anywhere: on Windows a part "C:" starts at a drive, wherever it is in the path.
     """
     slashes = name.replace("\\", "/")
     return slashes.startswith("/") or ".." in slashes.split("/") or ":" in name or "\0" in name
 
 
 def require_inside(folder: Path, name: str, source: Path) -> Path:
-    """`folder` / `name`, where a file of the dataset, `source`, gives the name.
+    """`folder` / `name`, for a name that `source`, a file of the dataset, gives.
 
     Raises:
         DatasetError: the path is absolute, climbs up or names a drive.
@@ -160,8 +160,7 @@ def image_paths(folder: Path, names: Sequence[str], source: Path) -> list[Path]:
     """The image files below `folder` that `source` names.
 
     Raises:
-        DatasetError: a path that leaves the folder or cannot be looked at, or missing files, counted and the first few
-            named.
+        DatasetError: a path leaves the folder or cannot be read, or files are missing: their number and the first few.
     """
     paths = [require_inside(folder, name, source) for name in names]
     with reachable():
@@ -183,13 +182,13 @@ def unique_names(names: Mapping[str, str]) -> dict[str, str]:
 def write_once(root: Path, record: str, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
     """Fill `root` by `write(folder)` unless it holds the same content already; returns `root`.
 
-    The folder appears whole or not at all, also with several processes at it.
+    The folder appears whole or not at all, even if several processes write it.
 
     Args:
         root: folder to make; it must not exist, or be empty, or be made by the same recipe.
-        record: name of the JSON file in it that keeps the recipe.
-        recipe: what determines the content, in types that JSON keeps.
-        write: fills the folder that it is given.
+        record: name of the JSON file in `root` for the recipe.
+        recipe: everything that determines the content, in types that JSON keeps.
+        write: a function that fills the given folder.
 
     Raises:
         DatasetError: `root` holds something else.
@@ -201,7 +200,7 @@ def write_once(root: Path, record: str, recipe: Mapping[str, Any], write: Callab
             write(temporary)
             write_json_atomic(temporary / record, recipe)
     except OSError:
-        if not _holds(root, record, recipe):  # else another process was faster: its folder has the same content
+        if not _holds(root, record, recipe):  # another process was faster: its folder has the same content
             raise
     return root
 

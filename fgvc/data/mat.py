@@ -1,7 +1,7 @@
-"""Reading MATLAB files of level 5, of no more than datasets need: numbers, text, cell arrays and struct arrays.
+"""Reading MATLAB files of level 5, as far as datasets need it: numbers, text, cell arrays and struct arrays.
 
-scipy's reader is faster, but ends the process on some damaged files, and on deeply nested ones; a file from the network
-must do neither. Format: "MAT-File Format", The MathWorks. An element is a tag (type, size) and its data, padded to 8
+scipy's reader is faster, but some damaged or deeply nested files end the process. A file from the network must not do
+that. Format: "MAT-File Format", The MathWorks. An element is a tag (type, size) and its data, padded to 8
 bytes; a matrix is an element that holds elements: flags, dimensions, name, then what depends on its class.
 """
 
@@ -90,7 +90,7 @@ def integers(path: Path, array: Array) -> list[int]:
 def _only(path: Path, cell: Any, kind: type[Value]) -> Value:
     value = np.asarray(cell)
     found = value.item() if value.size == 1 else None
-    if isinstance(found, float) and found.is_integer():  # MATLAB's numbers are doubles unless told otherwise
+    if isinstance(found, float) and found.is_integer():  # MATLAB's numbers are doubles by default
         found = int(found)
     if not isinstance(found, kind):
         expected = "a line of text" if kind is str else "a whole number"
@@ -103,9 +103,9 @@ class _Elements:
     """The elements in a stretch of bytes, taken one after the other.
 
     Attributes:
-        content: the bytes.
-        order: of the bytes of a number, "<" or ">".
-        place: where the next element begins.
+        content: The bytes.
+        order: Byte order of numbers, "<" or ">".
+        place: Index of the first byte of the next element.
     """
 
     content: memoryview
@@ -145,18 +145,18 @@ class _Elements:
 
 
 def variables(content: bytes, limit: int) -> Iterator[tuple[str, Callable[[], Array]]]:
-    """The variables of a file, each with what reads its value.
+    """The variables of a file, each with a function that reads its value.
 
     A value is (n,), in MATLAB's order (column by column): numbers, lines of text, cells as objects, or a struct array
     whose fields are objects.
 
     Args:
-        content: of the file.
-        limit: bytes that all of it may take once it is unpacked.
+        content: content of the file.
+        limit: largest number of bytes of the unpacked content.
 
     Raises:
-        NotImplementedError: of version 7.3, which is another format.
-        ValueError: no MATLAB file of level 5, damaged, or more than `limit`; also from reading a value.
+        NotImplementedError: the file is of version 7.3, which is another format.
+        ValueError: not a MATLAB file of level 5, damaged, or more than `limit`; also raised while a value is read.
     """
     if len(content) < _HEADER or content[126:128] not in (b"IM", b"MI"):
         raise ValueError("no MATLAB file of version 5 to 7.2")
@@ -187,7 +187,7 @@ def _unpacked(data: memoryview, limit: int) -> memoryview:
 
 
 class _Matrix:
-    """One matrix: its flags, size and name are read at once, its value when it is asked for."""
+    """One matrix: flags, size and name are read immediately, the value on request."""
 
     def __init__(self, elements: _Elements, depth: int) -> None:
         if depth > _MAX_DEPTH:
@@ -218,7 +218,7 @@ class _Matrix:
         raise ValueError(f"a matrix of class {self._kind}{', complex' if self._complex else ''}")
 
     def _matrices(self, each: int) -> list[Array]:
-        """`each` matrices for each place of this one."""
+        """`each` matrices for each element of this one."""
         if 8 * self._count * each > self._elements.left:  # a tag takes 8 bytes
             raise ValueError(f"ends within a matrix of shape {self._shape}")
         found = []
@@ -259,6 +259,6 @@ class _Matrix:
 
 def _objects(values: list[Array]) -> Array:
     found = np.empty(len(values), dtype=object)
-    for place, value in enumerate(values):  # at once, NumPy would look for a matrix in equal arrays
+    for place, value in enumerate(values):  # one by one: NumPy would turn arrays of equal shape into one matrix
         found[place] = value
     return found

@@ -24,14 +24,14 @@ _VARIANTS = ("707-320", "F/A-18", "Cessna 560")
 _FAMILIES = ("Boeing 707", "F/A-18")
 _MANUFACTURERS = ("McDonnell Douglas", "de Havilland/Boeing")
 _BREEDS = ("Chihuahua", "black-and-tan_coonhound", "Saint_Bernard")
-_SYNSETS = ("tench, Tinca tinca", "crane", "crane")  # two of the thousand are indeed named alike
+_SYNSETS = ("tench, Tinca tinca", "crane", "crane")  # two of the thousand classes have this name
 _OWN = ("plain", "two words", "semi-detached")
 _BANNER = 20
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What determines the content; kept in miniature.json beside the images."""
+    """Everything that determines the content; stored in miniature.json."""
 
     name: str
     classes: int
@@ -61,10 +61,10 @@ def write_miniature(
     size: tuple[int, int] = (96, 80),
     seed: int = 0,
 ) -> Path:
-    """Write a miniature to `root`, ready for `create_dataset`, and return `root`; the seed fixes all of it.
+    """Write a miniature to `root`, ready for `create_dataset`, and return `root`; the seed fixes everything.
 
-    Every image is dark noise with a filled box in a colour of its class; the annotations give the box. Class names have
-    the blanks, dashes and slashes of the official ones. Images of aircraft have a white banner, 20 rows high.
+    Every image is dark noise with a filled box in the colour of its class; the annotations give the box. Class names
+    have blanks, dashes and slashes like the official ones. Images of aircraft have a white banner, 20 rows high.
 
     Args:
         name: dataset, e.g. "cub"; "cars_devkit" is the second layout of "cars".
@@ -73,7 +73,7 @@ def write_miniature(
         train_per_class, test_per_class: images of each class in each split; aircraft divides the first into train and
             val.
         size: width and height in pixels, with the banner.
-        seed: of all random numbers.
+        seed: seed of all random numbers.
 
     Raises:
         ConfigError: unknown name, or an argument out of range.
@@ -86,7 +86,7 @@ def write_miniature(
 
 @dataclass(frozen=True)
 class Picture:
-    """An image to be: its split, class, number among all, and box (left, top, right, bottom)."""
+    """An image to draw: its split, class, number among all images, and box (left, top, right, bottom)."""
 
     split: str
     target: int
@@ -99,10 +99,10 @@ class Plan:
     """What to draw.
 
     Attributes:
-        classes: number of classes.
-        per_class: images of each class in "train" and "test".
-        size: width and height in pixels.
-        seed: of all random numbers.
+        classes: Number of classes.
+        per_class: Number of images of each class in "train" and "test".
+        size: Width and height in pixels.
+        seed: Seed of all random numbers.
     """
 
     classes: int
@@ -111,7 +111,7 @@ class Plan:
     seed: int
 
     def names(self, bases: Sequence[str]) -> list[str]:
-        """One name a class; numbers tell them apart beyond the given ones."""
+        """One name for each class; beyond the given names a number is added."""
         return [
             bases[index] if index < len(bases) else f"{bases[index % len(bases)]} {index // len(bases) + 1}"
             for index in range(self.classes)
@@ -140,7 +140,7 @@ class Plan:
         if banner:
             pixels[-banner:] = 255
         path.parent.mkdir(parents=True, exist_ok=True)
-        # a good quality: the colours at the edges of the box are to stay what they are
+        # a high quality keeps the colours at the edges of the box
         Image.fromarray(pixels).save(path, format="JPEG", quality=95, subsampling=0)
 
 
@@ -153,7 +153,7 @@ def write_cub(root: Path, plan: Plan) -> None:
 
 
 def write_nabirds(root: Path, plan: Plan) -> None:
-    """NABirds: ids are text, and classes.txt lists inner nodes of the hierarchy, too."""
+    """NABirds: ids are text, and classes.txt also lists inner nodes of the hierarchy."""
     names = plan.names(_VARIANT_BIRDS)
     ids = {p.serial: f"{p.serial:08x}-21dc-4d0c-bfe1-4cae3c85c829" for p in plan.pictures()}
     files = {ids[p.serial]: f"{295 + p.target:04d}/{ids[p.serial].replace('-', '')}.jpg" for p in plan.pictures()}

@@ -18,8 +18,8 @@ from fgvc.io import atomic_folder, checksum_problem, file_digests
 
 logger = logging.getLogger(__name__)
 
-# photographs hardly shrink in an archive, but small files take whole blocks on the disk
-_UNPACKED = 1.2  # disk space of the content, as a multiple of the archive's size
+# photographs hardly shrink in an archive, and small files take whole blocks on the disk
+_UNPACKED = 1.2  # disk space of the unpacked files, as a multiple of the archive's size
 
 _WITHOUT_CARD = {
     "folder": "put your images into ROOT/train/CLASS/ and ROOT/test/CLASS/, then: "
@@ -33,11 +33,11 @@ class Prepared:
     """A verified copy of a dataset.
 
     Attributes:
-        name: of the dataset.
-        root: its folder.
-        fingerprint: content of fingerprint.json; None where the copy was current and was not read again.
-        train: overrides of `scripts/train.py` for a first run.
-        archives: what was downloaded, and is no longer needed.
+        name: Name of the dataset.
+        root: Folder of the dataset.
+        fingerprint: Content of fingerprint.json; None where the copy was current and was not read again.
+        train: Overrides of `fgvc train` for a first run.
+        archives: Downloaded files, which are no longer needed.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Prepared:
 
     @property
     def report(self) -> str:
-        """What was found and what to do next, for the terminal."""
+        """The result and the next step, for the terminal."""
         if self.fingerprint is None:
             first = f"{self.root}: {self.name} was verified before and has not changed ({FINGERPRINT})"
         else:
@@ -70,23 +70,24 @@ def prepare_dataset(
     verify_only: bool = False,
     workers: int = 4,
 ) -> Prepared:
-    """Bring a dataset to `root` where it is not there yet, verify it, and keep its fingerprint.
+    """Download and unpack a dataset to `root` if it is not there yet, verify it, and write its fingerprint.
 
-    A copy that is there already (unpacked by hand, for example) is only verified; one that was verified and has not
-    changed is not even read. Downloads land in the folder `archives` beside `root`.
+    A copy that is there already (unpacked by hand, for example) is only verified; if it was verified and has not
+    changed, it is not read again. Downloads go to the folder `archives` next to `root`.
 
     Args:
-        name: of a card and of an adapter.
+        name: name of a card and of an adapter.
         cards: folder with the cards.
-        root: the dataset's folder, absent or empty where the dataset is to be unpacked.
-        archives: local files to take in place of downloads, known by name or by checksum.
-        verify_only: neither download nor write anything, but verify all of it again.
+        root: the dataset's folder; it must be absent or empty if the dataset has to be unpacked.
+        archives: local files in place of downloads; their names or checksums tell which archives they are.
+        verify_only: verify everything again, without a download and without writing a file.
         workers: decoding threads.
 
     Raises:
         ConfigError: there is no such card, or the card is wrong.
-        DatasetError: an archive cannot be had (the message says how to get it by hand), differs from its checksum or is
-            malicious; `root` holds something else; counts differ, images cannot be decoded, files have changed.
+        DatasetError: an archive cannot be downloaded (the message says how to get it by hand), differs from its
+            checksum or is malicious; `root` holds something else; counts differ, images cannot be decoded, files have
+            changed.
         OSError: the disk is full, or a folder cannot be written.
     """
     if name in _WITHOUT_CARD:
@@ -109,7 +110,7 @@ def prepare_dataset(
 
 
 def _fill(name: str, root: Path, card: Card, given: Sequence[Path]) -> tuple[Checksums | None, tuple[Path, ...]]:
-    """Unpack the dataset into `root` unless it is there; return the archives' checksums, and the downloaded files."""
+    """Unpack the dataset into `root` unless it is there; return the archives' checksums and the downloaded files."""
     try:
         read_splits(name, root)
     except DatasetError as error:
@@ -135,10 +136,10 @@ def _warn_unused(root: Path, given: Sequence[Path]) -> None:
 
 
 def _match_archives(card: Card, files: Sequence[Path]) -> dict[str, Path]:
-    """Local files by the name of the card's archive that each of them is, with their checksums verified.
+    """The given files by the names of their archives in the card, after a check of their checksums.
 
     Raises:
-        DatasetError: a file is missing, is none of the card's archives, or differs from its checksum.
+        DatasetError: a file is missing, is not an archive of the card, or differs from its checksum.
     """
     found: dict[str, Path] = {}
     for file in files:
@@ -165,7 +166,7 @@ def _identify(card: Card, file: Path) -> Archive:
 
 
 def _check(archive: Archive, file: Path) -> None:
-    """Raises DatasetError where `file` is not the archive, by its size (which is quick) or its checksums."""
+    """Raise DatasetError if the size of `file`, or else its checksum, is not that of the archive."""
     size = file.stat().st_size
     if archive.size not in (None, size):
         problem: str | None = f"has {size} bytes, expected {archive.size}"
@@ -178,7 +179,7 @@ def _check(archive: Archive, file: Path) -> None:
 
 
 def _storage_folder(name: str, root: Path) -> Path:
-    """Where the downloads of a dataset lie: beside its folder `root`, which they must not fill."""
+    """The folder for downloads of a dataset: next to `root`, which must stay empty for the dataset."""
     return root.resolve().parent / "archives" / name
 
 
@@ -208,7 +209,7 @@ def _obtain(name: str, card: Card, given: Mapping[str, Path], root: Path) -> dic
 
 
 def _choose_edition(name: str, card: Card, files: Mapping[str, Path], root: Path) -> list[Archive]:
-    """The archives of the first edition that can be had completely."""
+    """The archives of the first edition that is complete or can be downloaded."""
     for members in _editions(card).values():
         if all(archive.name in files or archive.url is not None for archive in members):
             return members
@@ -217,7 +218,7 @@ def _choose_edition(name: str, card: Card, files: Mapping[str, Path], root: Path
 
 
 def _by_hand(name: str, card: Card, root: Path) -> str:
-    """How a person gets the archives, and what to run then."""
+    """Instructions for a person: where the archives are, and the command to run then."""
     option = "" if root == Path("datasets") / name else f" --root {root}"
     lines = [card.manual.strip() if card.manual else "By hand: download the files with another program."]
     editions = _editions(card)
@@ -239,12 +240,12 @@ def _editions(card: Card) -> dict[str, list[Archive]]:
 
 
 def _unpack(root: Path, card: Card, files: Mapping[str, Path]) -> None:
-    """Unpack archives, by their names in the card, into `root`, which appears whole or not at all."""
-    target = root.resolve()  # what a link points to is to be replaced, not the link
+    """Unpack archives, given by their names in the card, into `root`, which appears whole or not at all."""
+    target = root.resolve()  # replaces the folder that a link points to, not the link
     if os.path.ismount(target):
         raise DatasetError(f"{root}: is a mount point, which cannot be replaced; give a folder in it as --root")
     for left in target.parent.glob(f".{target.name}.*.tmp"):
-        logger.warning("%s: left by a call that was killed, or another call is at work; delete it if not", left)
+        logger.warning("%s: unpacked by a killed process or by one that still runs; delete it if none runs", left)
     with atomic_folder(target) as stage:
         require_space(stage.parent, _UNPACKED * sum(file.stat().st_size for file in files.values()), "unpacking")
         for archive in card.archives:

@@ -50,7 +50,7 @@ def create_dataset(
         name: one of `list_datasets()`.
         root: the dataset's folder; "~" is expanded.
         split: "train" or "test", those of the dataset's standard protocol.
-        transform: applied to each RGB image, see `TransformSpec`.
+        transform: a function of the RGB image, such as a `TransformSpec`.
         crop: "bbox" cuts each image to its bounding box before the transform; None takes the whole picture.
         options: keyword options of the adapter, see its function `read_<name>`. cub, cars, dogs, nabirds: boxes (True
             reads the bounding boxes into `.boxes` without cropping). aircraft: boxes, level, remove_banner,
@@ -76,7 +76,7 @@ def create_dataset(
 
 
 def effective_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a dataset, of which `options` are given to `create_dataset`: the others have their defaults.
+    """All options of a dataset: the given `options`, and the defaults of the others.
 
     Raises:
         ConfigError: unknown name.

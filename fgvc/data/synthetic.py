@@ -1,4 +1,4 @@
-"""A dataset made on the spot, in the CUB layout: classes share every mean and differ in how local features co-vary.
+"""A generated dataset in the CUB layout: classes share every mean and differ in how local features co-vary.
 
 An image is a jittered grid of 5 x 5 elements, each with one of 5 colours and one of 5 equally large shapes. In every
 image each colour and each shape appears exactly five times, so no average of colour or of shape carries the class. The
@@ -26,16 +26,16 @@ SHAPES = ("disc", "square", "triangle", "cross", "ring")
 MAX_CLASSES = len(COLOURS) * (len(COLOURS) - 1)
 
 _GRID = 5  # elements a side; 25 elements give each of the 5 colours and 5 shapes the same count
-_HUES = (0.0, 0.15, 0.36, 0.58, 0.79)  # of COLOURS, in turns; about equally far apart to the eye
+_HUES = (0.0, 0.15, 0.36, 0.58, 0.79)  # of COLOURS, in turns; the eye sees about equal distances
 _SUPERSAMPLING = 4
-_UNIT_AREA = 1.4  # of every shape, in squared radii: equal areas, or the mean colour would tell the matching
+_UNIT_AREA = 1.4  # of every shape, in squared radii: with unequal areas the mean colour would tell the matching
 
 Points = NDArray[np.float64]  # (vertices, 2), x and y in radii
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What determines every byte of the set; kept in synthetic.json beside the images."""
+    """Everything that determines the bytes of the set; stored in synthetic.json."""
 
     classes: int
     train_per_class: int
@@ -73,8 +73,8 @@ def write_synthetic(
 ) -> Path:
     """Write the set to `root` in the CUB layout and return `root`; the same arguments give the same bytes.
 
-    The folder appears whole or not at all, also with several processes at it. A folder that holds the same set already
-    is left as it is.
+    The folder appears whole or not at all, even if several processes write it. A folder that holds the same set already
+    is not changed.
 
     Args:
         root: folder to make; it must not exist, or be empty, or hold this set.
@@ -83,7 +83,7 @@ def write_synthetic(
         size: height and width in pixels.
         agreement: probability that an element follows its class's matching of colours and shapes. At 0 the classes are
             the same.
-        seed: of all random numbers.
+        seed: seed of all random numbers.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -129,7 +129,7 @@ def _write(root: Path, recipe: _Recipe) -> None:
         (root / "images" / folder).mkdir(parents=True)
         for split_index, (split, count) in enumerate(counts.items()):
             for number in range(count):
-                # one stream an image: an image does not depend on how many others there are
+                # one generator for each image: an image does not depend on the number of others
                 rng = np.random.default_rng([recipe.seed, class_index, split_index, number])
                 layout = draw_layout(rng, class_index, recipe.agreement)
                 name = f"{folder}/{split}_{number:04d}.jpg"
@@ -154,8 +154,7 @@ class Layout:
 def class_matching(class_index: int) -> tuple[int, ...]:
     """Colour index for each shape index: x -> a x + b modulo 5.
 
-    The 20 affine permutations are the classical set in which any two agree on at most one shape, so that all classes
-    are about equally far apart.
+    Any two of these 20 affine permutations agree on at most one shape, so all classes are about equally far apart.
     """
     count = len(COLOURS)
     slope, offset = 1 + class_index // count, class_index % count
@@ -171,7 +170,7 @@ def class_name(class_index: int) -> str:
 def draw_layout(rng: np.random.Generator, class_index: int, agreement: float) -> Layout:
     """A random arrangement: each element follows the class's matching with probability `agreement`.
 
-    The colours of the others are shuffled among themselves, which keeps the count of every colour.
+    The colours of the others are shuffled, which keeps the count of every colour.
     """
     shapes = rng.permutation(np.repeat(np.arange(len(SHAPES)), _GRID * _GRID // len(SHAPES)))
     colours = np.asarray(class_matching(class_index))[shapes]
@@ -181,7 +180,7 @@ def draw_layout(rng: np.random.Generator, class_index: int, agreement: float) ->
 
 
 def draw_image(rng: np.random.Generator, layout: Layout, size: int) -> Image.Image:
-    """Draw the elements (size x size, RGB) with nuisance: texture, tint, brightness, position, scale and rotation."""
+    """Draw the elements (size x size, RGB) with random texture, tint, brightness, position, scale and rotation."""
     image = _background(rng, size)
     hue_shift, brightness = rng.uniform(-0.025, 0.025), rng.uniform(0.75, 1.0)
     cell = size / _GRID

@@ -1,4 +1,4 @@
-"""From an RGB image to a normalised tensor: the published recipes at any size, and variations of them."""
+"""From an RGB image to a normalised tensor: the published recipes, variations, and several views of an image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,7 +18,7 @@ from fgvc.errors import ConfigError, DatasetError
 from fgvc.runs.config import TransformConfig
 
 VIEWS = {"single": 1, "mirror": 2, "ten_crop": 10}
-"""Names of the ways to look at a test image, and the number of views V of each."""
+"""Names of the ways to look at a test image, with their numbers of views V."""
 
 _RESIZES = ("short", "square")
 _CROPS = ("center", "random", "random_resized", "none")
@@ -26,7 +26,7 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"
 
 
 class Normalization(TypedDict):
-    """What a pretrained backbone expects of its input."""
+    """The input that a pretrained backbone expects."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -34,7 +34,7 @@ class Normalization(TypedDict):
 
 
 def normalization_from_timm(config: Mapping[str, Any]) -> Normalization:
-    """Pick mean, std and interpolation out of `timm.data.resolve_model_data_config(model)`, for `TransformSpec`."""
+    """Mean, std and interpolation of `timm.data.resolve_model_data_config(model)`, for `TransformSpec`."""
     return {
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
@@ -116,14 +116,14 @@ class TransformSpec(TransformConfig):
         return result
 
     def box(self, box: Box, size: tuple[int, int]) -> Box:
-        """Where a box of an image lies in the result, clipped to it.
+        """The place of a box in the result, clipped to it.
 
         Args:
-            box: in pixels of the image.
-            size: its width and height.
+            box: a box in pixels of the image.
+            size: width and height of the image.
 
         Raises:
-            ValueError: the result is not the same each time, as in training.
+            ValueError: the recipe is one of training, where the result is random.
         """
         if self.training:
             raise ValueError("in training an image is cut and mirrored at random; use deterministic()")
@@ -133,19 +133,19 @@ class TransformSpec(TransformConfig):
         return left, top, right, bottom
 
     def picture(self, inputs: Tensor) -> Tensor:
-        """What the network sees, to be looked at: normalised (3, H, W) -> (H, W, 3), numbers from 0 to 1."""
+        """The network's input as a picture: normalised (3, H, W) -> (H, W, 3), numbers from 0 to 1."""
         mean, std = (torch.tensor(channels, device=inputs.device)[:, None, None] for channels in (self.mean, self.std))
         return (inputs * std + mean).clamp(0, 1).permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
 
     @property
     def repeats(self) -> bool:
-        """Whether an image always gives the same tensor, but for its mirroring."""
+        """Whether an image always gives the same tensor, except for its mirroring."""
         return not self.training or (self.crop in ("center", "none") and self.randaugment is None)
 
     def deterministic(self) -> "TransformSpec":
         """The recipe in testing: center crop, no mirroring, no augmentation."""
         crop = "none" if self.crop == "none" else "center"
-        # min_scale has no effect any more: equal recipes have equal keys
+        # min_scale has no effect then: equal recipes must have equal cache keys
         return replace(self, training=False, hflip=False, crop=crop, min_scale=0.08, randaugment=None)
 
 
@@ -154,11 +154,11 @@ class ViewTransform:
     """PIL image (RGB) -> (V, 3, size, size) float32, normalised.
 
     "single" is the centre crop of the resized image. "mirror" adds the centre crop of the mirrored image: the two views
-    whose scores the released code of Li et al., CVPR 2018, and Song et al., ICCV 2021, averages. "ten_crop" is the four
-    corners, the centre, and the same five of the mirrored image.
+    whose scores are averaged in the released code of Li et al., CVPR 2018, and Song et al., ICCV 2021. "ten_crop" is
+    the four corners, the centre, and the same five of the mirrored image.
 
     Args:
-        spec: the recipe; its own crop and mirroring are not used.
+        spec: the recipe; its crop and mirroring are not used.
         views: one of `VIEWS`.
 
     Raises:
@@ -179,7 +179,7 @@ class ViewTransform:
 
     @property
     def has_room(self) -> bool:
-        """Whether crops of every image can differ. Else those of a resize="short" differ along the longer side only."""
+        """Whether crops of every image can differ; else, with resize="short", only those along the longer side can."""
         return self.spec.resize_size != self.spec.size
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -193,10 +193,10 @@ class ViewTransform:
 
 
 def resized_spec(spec: TransformSpec, resize_size: int | None) -> TransformSpec:
-    """The recipe in testing, resizing to `resize_size` pixels before the crop; None leaves it.
+    """The recipe in testing, with another `resize_size` in pixels; None keeps it.
 
     Raises:
-        ConfigError: `resize_size` below the size of the crop.
+        ConfigError: `resize_size` is below the size of the crop.
     """
     fixed = spec.deterministic()
     if resize_size in (None, fixed.resize_size):
@@ -208,16 +208,16 @@ def boxes_in_view(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
     """Bounding boxes after the dataset's own crop and transform.
 
     Args:
-        dataset: with boxes, and a `TransformSpec` that gives the same result each time.
-        indices: of its images.
+        dataset: a dataset with boxes, and with a `TransformSpec` of testing as its transform.
+        indices: indices of the images.
 
     Returns:
-        (len(indices), 4) float64: left, top, right, bottom in pixels of the transformed image, clipped to it. Of a box
-        that the transform cuts off nothing is left: its area is 0.
+        (len(indices), 4) float64: left, top, right, bottom in pixels of the transformed image, clipped to it. A box
+        that the transform cuts off has area 0.
 
     Raises:
         DatasetError: the dataset has no boxes, or an image cannot be read.
-        ValueError: another transform.
+        ValueError: the transform is another one.
     """
     spec = dataset.transform
     if not isinstance(spec, TransformSpec):
@@ -240,14 +240,14 @@ def boxes_in_view(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
 
 
 class _RandAugment(v2.Transform):  # type: ignore[misc]  # torchvision is untyped
-    """timm's RandAugment [Cubuk, Zoph, Shlens, Le, 2020] on a PIL image, by timm's own notation.
+    """timm's RandAugment [Cubuk, Zoph, Shlens, Le, 2020] on a PIL image, in timm's notation.
 
-    Draws from Python's and NumPy's generators, which a DataLoader seeds in its workers as it does torch's.
+    It draws from the generators of Python and NumPy, which a DataLoader seeds in its workers like torch's.
     """
 
     def __init__(self, notation: str, mean: tuple[float, ...], interpolation: str) -> None:
         super().__init__()
-        fill = tuple(min(255, round(255 * channel)) for channel in mean)  # what an image moved aside leaves open
+        fill = tuple(min(255, round(255 * channel)) for channel in mean)  # colour of what a shifted image uncovers
         kinds = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
         hparams = {"img_mean": fill, "interpolation": kinds.get(interpolation, Image.Resampling.BILINEAR)}
         try:
@@ -266,6 +266,6 @@ class _RandAugment(v2.Transform):  # type: ignore[misc]  # torchvision is untype
 
 
 def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
-    """timm's, which at its strongest asks for no bit at all: a black image to Pillow before 13, an error since."""
+    """timm's function, which asks for 0 bits at its strongest: a black image before Pillow 13, an error since."""
     result: Image.Image = posterize(image, max(bits, 1), **unused)
     return result

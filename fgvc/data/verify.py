@@ -1,4 +1,4 @@
-"""Whether a copy of a dataset is whole: its counts, every image decoded, and a fingerprint to find changes by."""
+"""Whether a copy of a dataset is whole: its counts, every image decoded, and a fingerprint that reveals changes."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ Checksums = Mapping[str, Mapping[str, str]]  # by archive, then by algorithm
 
 
 def is_current(name: str, root: Path, card: Card) -> bool:
-    """Whether the copy in `root` was verified against this card, and no image's size or time has changed since."""
+    """Whether the copy in `root` was verified by this card, and no image's size or time has changed since."""
     known = read_record(root)
     if known.get("name") != name or known.get("classes") != card.classes:
         return False
@@ -50,12 +50,12 @@ def verify(
     """Check counts, decode every image and compare with the fingerprint of an earlier call; return the fingerprint.
 
     Args:
-        name: of the dataset.
-        root: its folder.
-        card: what it should hold.
+        name: name of the dataset.
+        root: folder of the dataset.
+        card: the card with the expected counts.
         workers: decoding threads.
-        write: keep the fingerprint in `root`; without it nothing there is touched.
-        archives: checksums of what it was unpacked from; None takes those of the earlier fingerprint, if any.
+        write: whether to write the fingerprint to `root`; False changes nothing there.
+        archives: checksums of the archives; None takes those of the earlier fingerprint, if any.
 
     Raises:
         DatasetError: counts differ, images cannot be decoded, or files changed since the fingerprint was written.
@@ -91,7 +91,7 @@ def verify(
 
 
 def count_problems(card: Card, splits: Mapping[str, ImageDataset]) -> list[str]:
-    """How the counts differ from the card's, one line each."""
+    """The differences between the counts and those of the card, one line each."""
     found = []
     for split, dataset in splits.items():
         if len(dataset) != card.splits[split]:
@@ -135,11 +135,11 @@ def _examine(dataset: ImageDataset, index: int) -> str | BadImage:
         dataset.decode(index)
     except UnreadableImageError as error:
         return BadImage(path, str(error))
-    return file_digests(path, ["sha256"])["sha256"]  # the second reading comes from the system's cache
+    return file_digests(path, ["sha256"])["sha256"]  # the system's cache makes the second reading fast
 
 
 def _split_state(dataset: ImageDataset) -> dict[str, Any]:
-    """Number of images, SHA-256 over classes and targets, and over what shows a change without reading any file."""
+    """Number of images, SHA-256 over classes and targets, and the fingerprint over sizes and times of the files."""
     labels = hashlib.sha256(json.dumps(dataset.classes).encode())
     for name, target in zip(dataset.relative_paths(), dataset.targets, strict=True):
         labels.update(f"{target} {name}\n".encode())
@@ -158,13 +158,13 @@ def _refuse_changes(root: Path, known: Mapping[str, Any], found: Mapping[str, An
         raise DatasetError(
             f"{root}: changed since {FINGERPRINT} was written ({known.get('date')}):\n  "
             + "\n  ".join(changes[:_SHOWN] + more)
-            + f"\n{_AGAIN}; to take the files as they are, delete {root / FINGERPRINT}"
+            + f"\n{_AGAIN}; to accept the changed files, delete {root / FINGERPRINT}"
         )
 
 
 def _changed_files(old: Path, new: Path) -> list[str]:
     if not old.is_file():
-        return [f"files (which cannot be told: {old} is missing)"]
+        return [f"files (unknown which: {old} is missing)"]
     before, after = _read_listing(old), _read_listing(new)
     changed = [f"{path}: other content" for path in after if before.get(path, after[path]) != after[path]]
     gone = [f"{path}: no longer listed" for path in before if path not in after]
@@ -172,13 +172,13 @@ def _changed_files(old: Path, new: Path) -> list[str]:
 
 
 def _line(digest: str, name: str) -> str:
-    """A line of the listing; sha256sum escapes what would break it, and says so by a backslash in front."""
+    """A line of the listing; like sha256sum it escapes line breaks, and marks that by a backslash in front."""
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{digest}  {name}\n" if escaped == name else f"\\{digest}  {escaped}\n"
 
 
 def _read_listing(path: Path) -> dict[str, str]:
-    """SHA-256 by path, as it is escaped. All in memory, which only the message about changed files needs.
+    """SHA-256 by escaped path. All in memory, but needed only for the message about changed files.
 
     Raises:
         DatasetError: not UTF-8.
