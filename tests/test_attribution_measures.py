@@ -24,7 +24,8 @@ from fgvc.analysis.attribution.measures import (
     rank_correlation,
     share_inside,
 )
-from fgvc.data import ImageDataset, Region, TransformSpec, boxes_in_view, create_dataset, write_miniature
+from fgvc.data import ImageDataset, TransformSpec, boxes_in_view, create_dataset, write_miniature
+from fgvc.data.image_file import Region
 from fgvc.errors import DatasetError
 from fgvc.models import PoolingHead
 

@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader
 from fgvc.data import (
     ImageDataset,
     TransformSpec,
-    check_images,
     create_dataset,
     fingerprint,
     list_datasets,
     split_validation,
     write_miniature,
 )
+from fgvc.data.checks import check_images
 from fgvc.errors import ConfigError, DatasetError
 
 BOXED = ["cub", "cars", "cars_devkit", "aircraft", "dogs", "nabirds"]

@@ -16,13 +16,13 @@ from fgvc.data import (
     ImageDataset,
     Samples,
     TransformSpec,
-    check_images,
     create_dataset,
     fingerprint,
     list_datasets,
     require_readable,
     split_validation,
 )
+from fgvc.data.checks import check_images
 from fgvc.errors import ConfigError, DatasetError
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fgvc.data import ImageDataset, check_images, create_dataset
+from fgvc.data import ImageDataset, create_dataset
+from fgvc.data.checks import check_images
 from fgvc.errors import ConfigError, DatasetError
 
 datasets = pytest.importorskip("datasets")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from fgvc.data import create_dataset, list_datasets, write_synthetic
+from fgvc.data import create_dataset, list_datasets
 from fgvc.data.synthetic import (
     COLOURS,
     MAX_CLASSES,
@@ -22,6 +22,7 @@ from fgvc.data.synthetic import (
     class_name,
     draw_image,
     draw_layout,
+    write_synthetic,
 )
 from fgvc.errors import ConfigError, DatasetError
 

@@ -42,13 +42,13 @@ from fgvc.data import (
     Samples,
     TransformSpec,
     cached_features,
-    check_images,
     create_dataset,
     fingerprint,
     prepare_dataset,
     write_miniature,
 )
 from fgvc.data.cards import load_card
+from fgvc.data.checks import check_images
 from fgvc.data.imagenet import sort_validation
 from fgvc.data.mat import read_mat
 from fgvc.errors import ConfigError, DatasetError, RunError, UserError, WeightsError

@@ -1,18 +1,16 @@
 """Datasets, transforms and cached feature maps."""
 
-from fgvc.data.checks import BadImage, check_images, require_readable, verified_content, was_verified
+from fgvc.data.checks import require_readable, verified_content, was_verified
 from fgvc.data.dataset import ImageDataset, Samples, fingerprint, split_validation
 from fgvc.data.feature_cache import cached_features
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.folder import image_files
-from fgvc.data.image_file import Box, Region, UnreadableImageError, copy_rgb, decode_rgb
+from fgvc.data.image_file import UnreadableImageError, copy_rgb, decode_rgb
 from fgvc.data.miniature import write_miniature
-from fgvc.data.prepare import Prepared, prepare_dataset
+from fgvc.data.prepare import prepare_dataset
 from fgvc.data.registry import create_dataset, effective_options, list_datasets
-from fgvc.data.synthetic import write_synthetic
 from fgvc.data.transforms import (
     VIEWS,
-    Normalization,
     TransformSpec,
     ViewTransform,
     boxes_in_view,
@@ -22,20 +20,14 @@ from fgvc.data.transforms import (
 
 __all__ = [
     "VIEWS",
-    "BadImage",
-    "Box",
     "FeatureSet",
     "ImageDataset",
-    "Normalization",
-    "Prepared",
-    "Region",
     "Samples",
     "TransformSpec",
     "UnreadableImageError",
     "ViewTransform",
     "boxes_in_view",
     "cached_features",
-    "check_images",
     "copy_rgb",
     "create_dataset",
     "decode_rgb",
@@ -51,5 +43,4 @@ __all__ = [
     "verified_content",
     "was_verified",
     "write_miniature",
-    "write_synthetic",
 ]
