@@ -1,4 +1,4 @@
-"""Errors that a user can mend: each message names the file or key, the value found and the fix."""
+"""Errors that a user can fix: each message names the file or key, the value found and the fix."""
 
 import signal
 
@@ -10,6 +10,13 @@ class UserError(Exception):
     """
 
     exit_status: int = 2
+
+    def __init__(self, message: str = "") -> None:
+        # torch raises the error of a loader's worker process again with "Caught ..." and a traceback as its message
+        own = f"\n{type(self).__module__}.{type(self).__qualname__}: "
+        if message.startswith("Caught "):
+            message = message.rpartition(own)[2].strip()
+        super().__init__(message)
 
 
 class ConfigError(UserError, ValueError):

@@ -12,7 +12,8 @@ from archives import tar_bytes
 from file_server import FileServer
 from PIL import Image
 
-from fgvc.data import Prepared, prepare_dataset
+from fgvc.data import prepare_dataset
+from fgvc.data.prepare import Prepared
 
 CLASSES, TRAIN, TEST = 3, 3, 2  # images of each class
 

@@ -75,7 +75,7 @@ def test_files_of_the_users_own_and_of_the_test_split(home: Path, here: Here) ->
     done = here("attribute.py", "seb", "--images", "mine", "--classes", test.classes[1], "--output", "out", cwd=home)
     assert done.returncode == 0, done.stderr
     items = json.loads((home / "out" / "attribution.json").read_text(encoding="utf-8"))["items"]
-    assert [item["image"] for item in items] == [str(Path("mine", "a.png")), test.relative_path(2)]
+    assert [item["image"] for item in items] == [str(Path("mine", "a.png")), test.relative_paths()[2]]
     assert [item["class"] for item in items] == [None, test.classes[test.targets[2]]]
     assert {item["explained"] for item in items} == {test.classes[1]}
     assert not (home / "seb" / "attribution" / "maps" / "000_gradcam_all.png").exists()

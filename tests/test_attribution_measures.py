@@ -24,7 +24,8 @@ from fgvc.analysis.attribution.measures import (
     rank_correlation,
     share_inside,
 )
-from fgvc.data import ImageDataset, Region, boxes_in_view, create_dataset, create_transform, write_miniature
+from fgvc.data import ImageDataset, TransformSpec, boxes_in_view, create_dataset, write_miniature
+from fgvc.data.image_file import Region
 from fgvc.errors import DatasetError
 from fgvc.models import PoolingHead
 
@@ -198,7 +199,7 @@ def test_boxes_go_through_crop_and_resize_with_their_image(
 ) -> None:
     """Every image is dark noise with a bright box: where the box is after the transform, it is bright."""
     root = write_miniature("cub", tmp_path / "cub", size=(120, 90))
-    spec = create_transform(size=60, training=False, **MEAN, **recipe)
+    spec = TransformSpec(size=60, training=False, **MEAN, **recipe)
     data = create_dataset("cub", root=root, split="test", transform=spec, crop=crop, boxes=True)
     boxes = boxes_in_view(data, range(len(data)))
     assert (boxes >= 0).all() and (boxes <= 60).all()
@@ -213,14 +214,14 @@ def test_boxes_go_through_crop_and_resize_with_their_image(
 
 
 def test_a_box_by_hand(tmp_path: Path) -> None:
-    spec = create_transform(size=40, training=False, resize_size=50, **MEAN)
+    spec = TransformSpec(size=40, training=False, resize_size=50, **MEAN)
     # 200 x 100 becomes 100 x 50, of which the middle 40 x 40 stay: 30 and 5 go on the left and at the top
     assert spec.box((100, 20, 140, 60), (200, 100)) == (20, 5, 40, 25)
     assert spec.box((-50, -10, 100, 900), (200, 100)) == (0, 0, 20, 40)
     left, top, right, bottom = spec.box((0, 0, 30, 40), (200, 100))
     assert left == right and bottom > top  # cut off: no area
     with pytest.raises(ValueError, match="in training"):
-        create_transform(size=40, training=True, **MEAN).box((0, 0, 1, 1), (50, 50))
+        TransformSpec(size=40, training=True, **MEAN).box((0, 0, 1, 1), (50, 50))
     root = write_miniature("cub", tmp_path / "cub")
     without = create_dataset("cub", root=root, split="test", transform=spec)
     with pytest.raises(DatasetError, match=r"no bounding boxes.*boxes=true"):

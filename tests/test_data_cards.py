@@ -56,8 +56,8 @@ MISTAKES = {
     "name with a folder": ("name: CUB", "name: ../CUB", r"archives\[0\]\.name: must be a plain file name"),
     "leads out": ("    md5:", "    into: ../..\n    md5:", r"archives\[0\]\.into: must be a folder below the root"),
     "twice": ("classes: 200", "classes: 200\nclasses: 201", "duplicate key classes"),
-    "not a mapping": ("title:", "- title:", "mend the card"),
-    "not YAML": ("classes: 200", "classes: [200", "mend the card"),
+    "not a mapping": ("title:", "- title:", "correct the card"),
+    "not YAML": ("classes: 200", "classes: [200", "correct the card"),
 }
 
 

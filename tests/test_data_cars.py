@@ -31,7 +31,7 @@ def test_classes_targets_and_order(root: Path) -> None:
     train, test = (create_dataset("cars", root=root, split=split) for split in ("train", "test"))
     assert train.classes == test.classes == NAMES
     assert (train.targets, test.targets) == ([0, 0, 1, 1, 2, 2], [0, 1, 2])
-    assert [test.relative_path(i) for i in range(3)] == [f"car_ims/{number:06d}.jpg" for number in (3, 6, 9)]
+    assert test.relative_paths()[:3] == [f"car_ims/{number:06d}.jpg" for number in (3, 6, 9)]
 
 
 def test_both_layouts_are_the_same_dataset(root: Path, devkit: Path) -> None:

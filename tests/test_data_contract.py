@@ -9,14 +9,14 @@ from torch.utils.data import DataLoader
 
 from fgvc.data import (
     ImageDataset,
-    check_images,
+    TransformSpec,
     create_dataset,
-    create_transform,
     fingerprint,
     list_datasets,
     split_validation,
     write_miniature,
 )
+from fgvc.data.checks import check_images
 from fgvc.errors import ConfigError, DatasetError
 
 BOXED = ["cub", "cars", "cars_devkit", "aircraft", "dogs", "nabirds"]
@@ -54,7 +54,7 @@ def test_splits_are_whole_disjoint_and_in_a_fixed_order(roots: dict[str, Path], 
 
 @pytest.mark.parametrize("name", MINIATURES)
 def test_pickles_workers_and_validation(roots: dict[str, Path], name: str) -> None:
-    transform = create_transform(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False)
+    transform = TransformSpec(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False)
     dataset = read(roots, name, transform=transform)
     copy: ImageDataset = pickle.loads(pickle.dumps(dataset))
     images, targets = next(iter(DataLoader(copy, batch_size=12, num_workers=1)))

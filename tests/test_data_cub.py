@@ -37,7 +37,7 @@ def root(tmp_path: Path) -> Path:
 def test_splits_targets_and_order(root: Path) -> None:
     train, test = (create_dataset("cub", root=root, split=split) for split in ("train", "test"))
     assert train.classes == test.classes == ["001.Gull", "002.Black Tern"]
-    assert [train.relative_path(i) for i in range(2)] == ["images/001.Gull/a.png", "images/002.Black Tern/d.png"]
+    assert train.relative_paths()[:2] == ["images/001.Gull/a.png", "images/002.Black Tern/d.png"]
     assert train.targets == test.targets == [0, 1]
     image, target = train[1]
     assert (image.mode, image.size, image.getpixel((0, 0)), target) == ("RGB", (8, 6), (180, 0, 0), 1)

@@ -15,14 +15,14 @@ import fgvc.data.dataset
 from fgvc.data import (
     ImageDataset,
     Samples,
-    check_images,
+    TransformSpec,
     create_dataset,
-    create_transform,
     fingerprint,
     list_datasets,
     require_readable,
     split_validation,
 )
+from fgvc.data.checks import check_images
 from fgvc.errors import ConfigError, DatasetError
 
 
@@ -59,7 +59,7 @@ def test_folder_reads_sorted_classes_and_paths(root: Path) -> None:
     train, test = (create_dataset("folder", root=root, split=split) for split in ("train", "test"))
     assert train.classes == test.classes == ["auk", "wren"]
     assert train.targets == [0] * 6 + [1] * 3
-    assert [test.relative_path(i) for i in range(2)] == ["val/auk/0.jpg", "val/wren/0.jpg"]
+    assert test.relative_paths()[:2] == ["val/auk/0.jpg", "val/wren/0.jpg"]
 
 
 def test_folder_reads_any_depth_but_nothing_hidden_and_no_circle(root: Path) -> None:
@@ -102,7 +102,7 @@ def test_images_become_rgb(root: Path, mode: str) -> None:
 
 
 def test_dataset_survives_pickling_and_worker_processes(root: Path) -> None:
-    transform = create_transform(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False)
+    transform = TransformSpec(size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False)
     dataset = create_dataset("folder", root=root, transform=transform)
     copy: ImageDataset = pickle.loads(pickle.dumps(dataset))
     assert (copy.paths, copy.targets, copy.classes) == (dataset.paths, dataset.targets, dataset.classes)

@@ -23,7 +23,7 @@ def test_classes_targets_and_order(root: Path) -> None:
     train, test = (create_dataset("dogs", root=root, split=split) for split in ("train", "test"))
     assert train.classes == test.classes == ["Chihuahua", "black-and-tan coonhound", "Saint Bernard"]
     assert (train.targets, test.targets) == ([0, 0, 1, 1, 2, 2], [0, 1, 2])
-    assert train.relative_path(0) == f"Images/{FIRST}.jpg"
+    assert train.relative_paths()[0] == f"Images/{FIRST}.jpg"
 
 
 def test_lists_may_lie_in_a_folder_of_their_own(root: Path) -> None:

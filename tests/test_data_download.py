@@ -141,7 +141,7 @@ def test_two_calls_at_once_do_not_write_to_the_same_file(
 
     def meanwhile(request: Any) -> None:
         if not refusals:
-            with pytest.raises(DatasetError, match=r"a\.tar\.part: another call is at work on it") as caught:
+            with pytest.raises(DatasetError, match=r"a\.tar\.part: another process is downloading it") as caught:
                 fetch(server, tmp_path)
             refusals.append(caught)
         answer(request)
@@ -166,7 +166,7 @@ def test_a_killed_process_holds_no_lock(server: FileServer, tmp_path: Path) -> N
     command = [sys.executable, "-c", HOLD, str(tmp_path / "a.tar.part.lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "True\n"
-        with pytest.raises(DatasetError, match="another call is at work"):
+        with pytest.raises(DatasetError, match="another process is downloading it"):
             fetch(server, tmp_path)
         process.kill()
     assert (tmp_path / "a.tar.part.lock").exists()

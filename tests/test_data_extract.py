@@ -148,7 +148,7 @@ def test_a_name_that_occurs_twice_in_a_zip(tmp_path: Path) -> None:
 
 
 def test_a_file_below_a_file(tmp_path: Path) -> None:
-    refused(write_tar(tmp_path / "x.tar", {"a": b"1", "a/b": b"2"}), tmp_path / "out", "a file lies already")
+    refused(write_tar(tmp_path / "x.tar", {"a": b"1", "a/b": b"2"}), tmp_path / "out", "a file of that name exists")
 
 
 @pytest.mark.parametrize("kind", ["tgz", "zip"])

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fgvc.data import FeatureSet, ImageDataset, Samples, TransformSpec, cached_features, create_transform
+from fgvc.data import FeatureSet, ImageDataset, Samples, TransformSpec, cached_features
 from fgvc.errors import ConfigError, DatasetError
 
 COUNT = 7
@@ -47,7 +47,7 @@ def dataset(tmp_path: Path) -> ImageDataset:
 
 def transform(training: bool = True, **options: Any) -> TransformSpec:
     recipe = {"size": 16, "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", **options}
-    return create_transform(training=training, **recipe)
+    return TransformSpec(training=training, **recipe)
 
 
 def features_of(

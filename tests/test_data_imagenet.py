@@ -20,7 +20,7 @@ def test_classes_are_named_by_their_first_word_and_told_apart_by_their_id(root: 
     train, test = (create_dataset("imagenet", root=root, split=split) for split in ("train", "test"))
     assert train.classes == test.classes == ["tench", "crane (n01440765)", "crane (n01440766)"]
     assert (train.targets, test.targets) == ([0, 0, 1, 1, 2, 2], [0, 1, 2])
-    assert test.relative_path(0) == "val/n01440764/n01440764_3.JPEG"
+    assert test.relative_paths()[0] == "val/n01440764/n01440764_3.JPEG"
 
 
 def test_without_the_list_the_ids_are_the_names(root: Path) -> None:
@@ -38,7 +38,10 @@ def test_refusals(root: Path) -> None:
     with pytest.raises(DatasetError, match=rf"{NAMES}: no name for n01440765"):
         create_dataset("imagenet", root=root)
     (root / "val" / "ILSVRC2012_val_00000001.JPEG").touch()
-    with pytest.raises(DatasetError, match=r"ILSVRC2012_val_00000001.JPEG, not sorted into classes. Move .*imagenet"):
+    with pytest.raises(
+        DatasetError,
+        match=r"ILSVRC2012_val_00000001.JPEG and other images are not sorted into classes. Move .*imagenet",
+    ):
         create_dataset("imagenet", root=root)
     (root / "val").rename(root / "valid")
     with pytest.raises(DatasetError, match=r"val missing.*found in .*: .*train, valid.*datasets/imagenet\.yaml"):

@@ -23,7 +23,7 @@ def test_only_classes_with_images_count(root: Path) -> None:
     names = ["Northern Harrier (Adult male)", "Dark-eyed Junco (Slate-colored)", "Blue Grosbeak (Female/juvenile)"]
     assert train.classes == test.classes == names
     assert (train.targets, test.targets) == ([0, 0, 1, 1, 2, 2], [0, 1, 2])
-    assert train.relative_path(0) == f"images/{FILE}"
+    assert train.relative_paths()[0] == f"images/{FILE}"
     assert create_dataset("nabirds", root=root.parent).paths == train.paths
 
 

@@ -18,7 +18,7 @@ from small_birds import CLASSES, TEST, TRAIN, Place, cub_files, image_bytes
 
 from fgvc.data import ImageDataset, prepare_dataset, verified_content, was_verified, write_miniature
 from fgvc.data.cards import list_cards
-from fgvc.data.imagenet_devkit import sort_validation
+from fgvc.data.imagenet import sort_validation
 from fgvc.data.registry import create_dataset
 from fgvc.errors import ConfigError, DatasetError
 
@@ -350,7 +350,7 @@ def test_what_a_killed_call_left_is_named(place: Place, caplog: pytest.LogCaptur
     left = place.root.parent / ".cub.0123abcd.tmp"
     left.mkdir(parents=True)
     place.prepare()
-    assert f"{left}: left by a call that was killed" in caplog.text
+    assert f"{left}: unpacked by a killed process" in caplog.text
     assert left.is_dir()
 
 

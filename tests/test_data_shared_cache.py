@@ -26,9 +26,8 @@ from fgvc.data import (
     FeatureSet,
     ImageDataset,
     Samples,
-    cache_folder,
+    TransformSpec,
     cached_features,
-    create_transform,
     feature_cache,
     feature_set,
 )
@@ -71,7 +70,7 @@ def features_of(
     dataset: ImageDataset, extract: Callable[[Tensor], Tensor], name: str = "a", entries: float | None = None
 ) -> FeatureSet:
     """Maps of a backbone called `name`, in a cache limited to so many entries."""
-    spec = create_transform(training=False, size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
+    spec = TransformSpec(training=False, size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
     limit = None if entries is None else entries * SIZE / 1e9
     folder = dataset.root / "cache"
     return cached_features(
@@ -222,13 +221,13 @@ def test_what_another_process_writes_counts_with_its_full_size(dataset: ImageDat
 
 def test_two_runs_do_not_take_the_same_room(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     barrier, done, results = context.Barrier(3), context.Barrier(3), context.Queue()
-    make_room = cache_folder._make_room
+    make_room = feature_cache._make_room
 
     def slowly(*arguments: Any) -> None:
         make_room(*arguments)
         time.sleep(0.2)
 
-    monkeypatch.setattr(cache_folder, "_make_room", slowly)
+    monkeypatch.setattr(feature_cache, "_make_room", slowly)
 
     def run(name: str) -> None:
         barrier.wait(30)

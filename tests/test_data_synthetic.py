@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from fgvc.data import create_dataset, list_datasets, write_synthetic
-from fgvc.data.synthetic_images import (
+from fgvc.data import create_dataset, list_datasets
+from fgvc.data.synthetic import (
     COLOURS,
     MAX_CLASSES,
     SHAPES,
@@ -22,6 +22,7 @@ from fgvc.data.synthetic_images import (
     class_name,
     draw_image,
     draw_layout,
+    write_synthetic,
 )
 from fgvc.errors import ConfigError, DatasetError
 
@@ -89,7 +90,7 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fgvc.data.generated.write_json_atomic", stop)
+    monkeypatch.setattr("fgvc.data.layout.write_json_atomic", stop)
     with pytest.raises(KeyboardInterrupt):
         write_synthetic(tmp_path / "set", **SMALL)
     assert not list(tmp_path.iterdir())

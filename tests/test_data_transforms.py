@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import set_seed
 from PIL import Image
 
-from fgvc.data import TransformSpec, create_transform, normalization_from_timm
+from fgvc.data import TransformSpec, normalization_from_timm
 from fgvc.errors import ConfigError
 
 BASE: dict[str, Any] = {"size": 16, "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.25, 0.2), "interpolation": "bilinear"}
@@ -23,7 +23,7 @@ def gradient_image(width: int, height: int) -> Image.Image:
 
 
 def test_normalisation_is_per_channel() -> None:
-    result = create_transform(**BASE, training=False)(Image.new("RGB", (20, 30), (255, 0, 51)))
+    result = TransformSpec(**BASE, training=False)(Image.new("RGB", (20, 30), (255, 0, 51)))
     assert (result.shape, result.dtype) == ((3, 16, 16), torch.float32)
     assert result.mean((1, 2)).tolist() == pytest.approx([1.0, -1.6, -0.5], abs=1e-5)
     assert result.std((1, 2)).max() == pytest.approx(0, abs=1e-6)
@@ -31,38 +31,38 @@ def test_normalisation_is_per_channel() -> None:
 
 def test_short_side_and_center_crop_keep_proportions() -> None:
     """A 64 x 32 image scaled to 32 x 16 loses a quarter of its width on either side and nothing of its height."""
-    result = create_transform(**BASE, training=False)(gradient_image(64, 32))
+    result = TransformSpec(**BASE, training=False)(gradient_image(64, 32))
     red, green = (result[channel] * BASE["std"][channel] + BASE["mean"][channel] for channel in (0, 1))
     assert (red[:, 0].mean().item(), red[:, -1].mean().item()) == pytest.approx((0.25, 0.75), abs=0.03)
     assert (green[0].mean().item(), green[-1].mean().item()) == pytest.approx((0, 1), abs=0.06)
 
 
 def test_square_resize_keeps_the_whole_image() -> None:
-    result = create_transform(**BASE, training=False, resize="square", crop="none")(gradient_image(64, 32))
+    result = TransformSpec(**BASE, training=False, resize="square", crop="none")(gradient_image(64, 32))
     red = result[0] * BASE["std"][0] + BASE["mean"][0]
     assert (red[:, 0].mean().item(), red[:, -1].mean().item()) == pytest.approx((0, 1), abs=0.06)
 
 
 def test_training_only_mirrors_and_testing_is_fixed() -> None:
     image = gradient_image(32, 32)
-    test = create_transform(**BASE, training=False)
-    train = create_transform(**BASE, training=True)
+    test = TransformSpec(**BASE, training=False)
+    train = TransformSpec(**BASE, training=True)
     torch.manual_seed(0)
     views = torch.stack([train(image) for _ in range(40)])
     mirrored = [torch.equal(view, test(image).flip(-1)) for view in views]
     plain = [torch.equal(view, test(image)) for view in views]
     assert all(a != b for a, b in zip(mirrored, plain, strict=True))
     assert 8 <= sum(mirrored) <= 32
-    still = create_transform(**BASE, training=True, hflip=False)
+    still = TransformSpec(**BASE, training=True, hflip=False)
     assert all(torch.equal(still(image), test(image)) for _ in range(10))
 
 
 def test_random_crop_moves_in_training_only() -> None:
     image = gradient_image(64, 64)
-    spec = create_transform(**BASE, training=True, resize_size=32, crop="random", hflip=False)
+    spec = TransformSpec(**BASE, training=True, resize_size=32, crop="random", hflip=False)
     torch.manual_seed(0)
     assert len({spec(image).sum().item() for _ in range(8)}) > 4
-    center = create_transform(**BASE, training=False, resize_size=32)
+    center = TransformSpec(**BASE, training=False, resize_size=32)
     assert torch.equal(spec.deterministic()(image), center(image))
     assert torch.equal(replace(spec, training=False)(image), center(image))
 
@@ -70,29 +70,29 @@ def test_random_crop_moves_in_training_only() -> None:
 def test_random_resized_crop_takes_a_part_in_training_and_the_centre_in_testing() -> None:
     image = gradient_image(64, 48)
     recipe: dict[str, Any] = {**BASE, "resize_size": 20, "crop": "random_resized", "hflip": False}
-    train = create_transform(**recipe, min_scale=0.2, training=True)
+    train = TransformSpec(**recipe, min_scale=0.2, training=True)
     torch.manual_seed(0)
     views = torch.stack([train(image) for _ in range(60)])
     red = views[:, 0] * BASE["std"][0] + BASE["mean"][0]
     widths = red[:, :, -1].mean(1) - red[:, :, 0].mean(1)  # the share of the image's width that a view spans
     assert widths.min() < 0.5 < 0.8 < widths.max()
-    whole = create_transform(**recipe, min_scale=1.0, training=True)
+    whole = TransformSpec(**recipe, min_scale=1.0, training=True)
     assert min((whole(image)[1][-1] - whole(image)[1][0]).mean().item() for _ in range(5)) > 3.5
-    center = create_transform(**BASE, resize_size=20, training=False)
+    center = TransformSpec(**BASE, resize_size=20, training=False)
     assert torch.equal(train.deterministic()(image), center(image))
-    assert train.deterministic() == create_transform(**{**recipe, "crop": "center"}, training=False)
+    assert train.deterministic() == TransformSpec(**{**recipe, "crop": "center"}, training=False)
     assert not train.repeats and center.repeats
 
 
 def test_randaugment_changes_images_in_training_only_and_by_the_seed() -> None:
     image = gradient_image(32, 32)
-    train = create_transform(**BASE, training=True, hflip=False, randaugment="rand-m9-mstd0.5-inc1")
+    train = TransformSpec(**BASE, training=True, hflip=False, randaugment="rand-m9-mstd0.5-inc1")
 
     def views(spec: TransformSpec) -> torch.Tensor:
         set_seed(3)
         return torch.stack([spec(image) for _ in range(20)])
 
-    plain = create_transform(**BASE, training=False)(image)
+    plain = TransformSpec(**BASE, training=False)(image)
     assert sum(torch.equal(view, plain) for view in views(train)) < 15
     assert torch.equal(views(train), views(pickle.loads(pickle.dumps(train))))
     assert torch.equal(train.deterministic()(image), plain)
@@ -101,13 +101,30 @@ def test_randaugment_changes_images_in_training_only_and_by_the_seed() -> None:
 
 @pytest.mark.parametrize("notation", ["rand-m10-inc1", "rand-m0", "rand-m10"])
 def test_randaugment_at_its_ends_neither_fails_nor_blackens(notation: str) -> None:
-    train = create_transform(**BASE, training=True, hflip=False, randaugment=f"{notation}-p1.0-n1")
+    train = TransformSpec(**BASE, training=True, hflip=False, randaugment=f"{notation}-p1.0-n1")
     set_seed(0)
     assert all(train(gradient_image(32, 32)).std() > 0 for _ in range(150))
 
 
+def test_repr_is_that_of_earlier_versions() -> None:
+    """It is part of the keys of feature caches: another text would compute all of them again."""
+    imagenet: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
+    changes: dict[str, Any] = {"resize": "square", "resize_size": 512, "crop": "random_resized", "min_scale": 0.3}
+    spec = TransformSpec(size=448, training=True, **imagenet, **changes, randaugment="rand-m9-mstd0.5-inc1")
+    assert repr(spec) == (
+        "TransformSpec(size=448, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation='bicubic', "
+        "training=True, resize='square', resize_size=512, crop='random_resized', min_scale=0.3, hflip=True, "
+        "randaugment='rand-m9-mstd0.5-inc1')"
+    )
+    assert repr(TransformSpec(size=448, training=True, **imagenet).deterministic()) == (
+        "TransformSpec(size=448, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation='bicubic', "
+        "training=False, resize='short', resize_size=448, crop='center', min_scale=0.08, hflip=False, "
+        "randaugment=None)"
+    )
+
+
 def test_repr_identifies_the_recipe() -> None:
-    spec = create_transform(**BASE, training=True)
+    spec = TransformSpec(**BASE, training=True)
     assert repr(spec) == repr(TransformSpec(**{**BASE, "mean": [0.5, 0.4, 0.3]}, training=True, resize_size=16))
     others: list[dict[str, Any]] = [
         {"size": 8},
@@ -145,10 +162,10 @@ def test_repr_identifies_the_recipe() -> None:
 )
 def test_contradictions_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        create_transform(**{**BASE, "training": False, **change})
+        TransformSpec(**{**BASE, "training": False, **change})
 
 
 def test_normalization_from_timm() -> None:
     config = {"input_size": (3, 224, 224), "mean": [0.1, 0.2, 0.3], "std": (1, 2, 3), "interpolation": "bicubic"}
-    spec = create_transform(size=8, training=False, **normalization_from_timm(config))
+    spec = TransformSpec(size=8, training=False, **normalization_from_timm(config))
     assert (spec.mean, spec.std, spec.interpolation) == ((0.1, 0.2, 0.3), (1, 2, 3), "bicubic")

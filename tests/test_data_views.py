@@ -10,13 +10,13 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import TenCrop
 
-from fgvc.data import VIEWS, TransformSpec, ViewTransform, create_transform, resized_spec
+from fgvc.data import VIEWS, TransformSpec, ViewTransform, resized_spec
 from fgvc.errors import ConfigError
 
 
 def recipe(training: bool = False, **changes: Any) -> TransformSpec:
     base = {"size": 16, "resize_size": 20, "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.25, 0.2)}
-    return create_transform(**{**base, "interpolation": "bilinear", "training": training, **changes})
+    return TransformSpec(**{**base, "interpolation": "bilinear", "training": training, **changes})
 
 
 def noise(width: int, height: int) -> Image.Image:

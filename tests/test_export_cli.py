@@ -17,7 +17,7 @@ from command_line import Done, refused
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fgvc.data import create_dataset, create_transform, write_miniature
+from fgvc.data import TransformSpec, create_dataset, write_miniature
 from fgvc.inference.export_formats import WRITERS, crop_pct
 from fgvc.inference.restore import load_model
 from fgvc.models import create_model, load_checkpoint
@@ -91,7 +91,7 @@ def exported(done: Done) -> None:
 @pytest.mark.parametrize("run", ["seb", "frozen"])
 def test_the_model_of_a_run_repeats_its_predictions(runs: Path, run: str) -> None:
     model = load_model(runs / run)
-    transform = create_transform(
+    transform = TransformSpec(
         size=64, resize_size=72, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False
     )
     recorded = pd.read_csv(runs / run / "predictions.csv")

@@ -33,7 +33,7 @@ from torch import nn
 from fgvc.analysis.confusion import confusion_matrix
 from fgvc.data import TransformSpec, cached_features, create_dataset, was_verified, write_miniature
 from fgvc.data.cards import load_card
-from fgvc.data.imagenet_devkit import sort_validation
+from fgvc.data.imagenet import sort_validation
 from fgvc.errors import UserError
 from fgvc.inference.restore import read_weights
 from fgvc.models.weights import load_backbone_weights

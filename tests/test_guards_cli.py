@@ -1,9 +1,10 @@
-"""What a run does about NaN, infinity, growing losses, lack of memory and workers that die."""
+"""What a run does about NaN, infinity, growing losses, lack of memory and files that a worker cannot read."""
 
 import json
 import os
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from command_line import ROOT, Train, refused
 from forked_runs import train_in_processes, train_until
+from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import get_worker_info
 
+import fgvc.data.dataset
+from fgvc.data.image_file import UnreadableImageError
 from fgvc.models import PoolingHead
 from fgvc.spectral import EigendecompositionError
 from fgvc.training.loop import Trainer
@@ -147,6 +152,26 @@ def test_out_of_memory_says_what_to_set(tmp_path: Path, train_here: Train, monke
     assert "trainer.accumulation=2" in done.stderr and "trainer.batch_size=4" in done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed" and "trainer.accumulation=2" in summary["reason"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_file_that_a_worker_cannot_read_is_one_message(
+    tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path, *arguments: object, **options: object) -> Image.Image:
+        if get_worker_info() is not None and path.name == f"{split}_0002.jpg":
+            raise UnreadableImageError("broken data stream")
+        return decode(path, *arguments, **options)
+
+    decode: Callable[..., Image.Image] = fgvc.data.dataset.decode_rgb
+    monkeypatch.setattr(fgvc.data.dataset, "decode_rgb", failing)
+    status = train_until(tmp_path, ["run_dir=run", "trainer.workers=1"])
+    said = (tmp_path / "log").read_text()
+    assert status == 2 and "Traceback" not in said and "worker process" not in said, said
+    message = said.split("error: ")[1]
+    assert f"{split}_0002.jpg: broken data stream. Replace it" in message, said
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
 
 def test_steps_that_the_loss_scaler_leaves_out_are_counted(

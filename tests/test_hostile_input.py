@@ -42,14 +42,14 @@ from fgvc.data import (
     Samples,
     TransformSpec,
     cached_features,
-    check_images,
     create_dataset,
     fingerprint,
     prepare_dataset,
     write_miniature,
 )
 from fgvc.data.cards import load_card
-from fgvc.data.imagenet_devkit import sort_validation
+from fgvc.data.checks import check_images
+from fgvc.data.imagenet import sort_validation
 from fgvc.data.mat import read_mat
 from fgvc.errors import ConfigError, DatasetError, RunError, UserError, WeightsError
 from fgvc.inference.restore import read_weights
@@ -299,7 +299,7 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
 )
 def test_names_of_files_are_taken_letter_for_letter(tmp_path: Path, name: str) -> None:
     dataset = create_dataset("folder", root=folder_of(tmp_path / "with a blank", name))
-    assert (dataset.relative_path(0), dataset[0][0].size) == (f"train/auk/{name}", (4, 4))
+    assert (dataset.relative_paths()[0], dataset[0][0].size) == (f"train/auk/{name}", (4, 4))
 
 
 def test_line_separators_of_unicode_are_part_of_a_name(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from command_line import Train, refused
 from run_folders import write_run
 from safetensors.torch import load_file, save_file
 
-from fgvc.data import write_synthetic
+from fgvc.data.synthetic import write_synthetic
 from fgvc.errors import RunError
 from fgvc.inference import rerun
 from fgvc.reporting.comparison import comparison_markdown

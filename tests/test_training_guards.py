@@ -4,20 +4,53 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from fgvc.errors import ConfigError
+from fgvc.errors import ConfigError, DatasetError
 from fgvc.models import PoolingHead
 from fgvc.spectral import EigendecompositionError
 from fgvc.training.guard import Cause, LossWatch, find_cause, non_finite_entries, non_finite_samples
 from fgvc.training.run import memory_advice
 from fgvc.training.step import copy_buffers, restore_buffers
+
+
+class Samples(Dataset[int]):
+    """Six samples; reading one of them does `harm`."""
+
+    def __init__(self, bad: int, harm: Callable[[], object]) -> None:
+        self.bad, self.harm = bad, harm
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> int:
+        if index == self.bad:
+            self.harm()
+        return index
+
+
+def refuse() -> None:
+    try:
+        raise OSError("cut short")
+    except OSError as error:
+        raise DatasetError("birds/4.jpg: cut short.\nReplace it") from error
+
+
+def test_a_refusal_in_a_worker_comes_through_with_its_own_message() -> None:
+    loader = DataLoader(Samples(bad=4, harm=refuse), batch_size=1, num_workers=1)
+    with pytest.raises(DatasetError) as caught:
+        list(loader)
+    assert str(caught.value) == "birds/4.jpg: cut short.\nReplace it"
+    with pytest.raises(ConfigError, match=r"^Caught in the act$"):
+        raise ConfigError("Caught in the act")
+
 
 LEFT_OPEN = """
 from torch.utils.data import DataLoader

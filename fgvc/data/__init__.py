@@ -1,48 +1,40 @@
 """Datasets, transforms and cached feature maps."""
 
-from fgvc.data.boxes import boxes_in_view
-from fgvc.data.checks import BadImage, check_images, require_readable
+from fgvc.data.checks import require_readable, verified_content, was_verified
 from fgvc.data.dataset import ImageDataset, Samples, fingerprint, split_validation
 from fgvc.data.feature_cache import cached_features
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.folder import image_files
-from fgvc.data.image_file import Box, Region, UnreadableImageError, copy_rgb, decode_rgb
+from fgvc.data.image_file import UnreadableImageError, copy_rgb, decode_rgb
 from fgvc.data.miniature import write_miniature
-from fgvc.data.prepare import Prepared, prepare_dataset
+from fgvc.data.prepare import prepare_dataset
 from fgvc.data.registry import create_dataset, effective_options, list_datasets
-from fgvc.data.synthetic import write_synthetic
-from fgvc.data.transforms import Normalization, TransformSpec, create_transform, normalization_from_timm
-from fgvc.data.verify import verified_content, was_verified
-from fgvc.data.views import VIEWS, ViewTransform, resized_spec
-from fgvc.data.watched import WatchedSamples, loader_failure, naming_files
+from fgvc.data.transforms import (
+    VIEWS,
+    TransformSpec,
+    ViewTransform,
+    boxes_in_view,
+    normalization_from_timm,
+    resized_spec,
+)
 
 __all__ = [
     "VIEWS",
-    "BadImage",
-    "Box",
     "FeatureSet",
     "ImageDataset",
-    "Normalization",
-    "Prepared",
-    "Region",
     "Samples",
     "TransformSpec",
     "UnreadableImageError",
     "ViewTransform",
-    "WatchedSamples",
     "boxes_in_view",
     "cached_features",
-    "check_images",
     "copy_rgb",
     "create_dataset",
-    "create_transform",
     "decode_rgb",
     "effective_options",
     "fingerprint",
     "image_files",
     "list_datasets",
-    "loader_failure",
-    "naming_files",
     "normalization_from_timm",
     "prepare_dataset",
     "require_readable",
@@ -51,5 +43,4 @@ __all__ = [
     "verified_content",
     "was_verified",
     "write_miniature",
-    "write_synthetic",
 ]

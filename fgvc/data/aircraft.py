@@ -24,14 +24,14 @@ def read_aircraft(
     train_split: str = "trainval",
     test_split: str = "test",
 ) -> Samples:
-    """Read one split, in the order of its list; classes are in the order of the list of classes.
+    """Read one split, in the order of its list; classes are in the order of the class list.
 
     Args:
         root: the folder fgvc-aircraft-2013b or its parent.
-        split: "train" or "test": which of the next two official splits.
-        boxes: read images_box.txt, too.
+        split: "train" or "test"; the last two options say which official split that is.
+        boxes: also read images_box.txt.
         level: "variant" (100 classes), "family" (70) or "manufacturer" (30).
-        remove_banner: leave out the 20 rows at the bottom that name the photographer, as the authors ask for.
+        remove_banner: cut off the 20 rows at the bottom that name the photographer, as the authors ask.
         train_split: official split to train on: "train", "val" or both, "trainval".
         test_split: official split to test on.
 

@@ -1,95 +1,97 @@
-"""The text files that CUB-200-2011 and NABirds share: one line "id value" an image, a class or a box."""
+"""CUB-200-2011 and NABirds in their official layouts: text files with one line "id value" an image, a class or a box.
+
+CUB: [Wah, Branson, Welinder, Perona, Belongie, Caltech CNS-TR-2011-001]. NABirds: [Van Horn, Branson, Farrell, Haber,
+Barry, Ipeirotis, Perona, Belongie, CVPR 2015].
+"""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from fgvc.data.dataset import Samples
 from fgvc.data.image_file import Box
-from fgvc.data.layout import find_folder, image_paths, is_whole_number, listing, read_table, unique_names
+from fgvc.data.layout import find_folder, image_paths, listing, read_integers, read_table, unique_names
 from fgvc.errors import DatasetError
 
 _IMAGES, _LABELS, _SPLIT, _CLASSES = "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"
 _BOXES = "bounding_boxes.txt"
 
 
-@dataclass(frozen=True)
-class BirdFormat:
-    """Where the two datasets differ.
+def read_cub(root: Path, split: str, *, boxes: bool = False) -> Samples:
+    """Read one split of CUB, in the order of images.txt; classes are in the order of their ids.
 
-    Attributes:
-        dataset: name of the card.
-        folder: that the archive unpacks to.
+    Args:
+        root: the folder CUB_200_2011 or its parent. A subset of the classes or images is fine.
+        split: "train" or "test", by train_test_split.txt.
+        boxes: also read bounding_boxes.txt.
+
+    Raises:
+        DatasetError: a file is missing, malformed or contradicts another one; an image is missing; empty split.
+    """
+    folder = find_folder("cub", root, (_IMAGES, _LABELS, _SPLIT, _CLASSES), nested="CUB_200_2011")
+    return _read(folder, split, boxes, numeric_ids=True, unused_classes=True)
+
+
+def read_nabirds(root: Path, split: str, *, boxes: bool = False) -> Samples:
+    """Read one split of NABirds, in the order of images.txt.
+
+    classes.txt lists the whole hierarchy; the classes are those that hold an image in either split, in the order of
+    their ids. Where two of them share a name, the id is added to both.
+
+    Args:
+        root: the folder nabirds or its parent.
+        split: "train" or "test", by train_test_split.txt.
+        boxes: also read bounding_boxes.txt.
+
+    Raises:
+        DatasetError: a file is missing, malformed or contradicts another one; an image is missing; empty split.
+    """
+    folder = find_folder("nabirds", root, (_IMAGES, _LABELS, _SPLIT, _CLASSES), nested="nabirds")
+    return _read(folder, split, boxes, numeric_ids=False, unused_classes=False)
+
+
+def _read(folder: Path, split: str, boxes: bool, *, numeric_ids: bool, unused_classes: bool) -> Samples:
+    """Read one split.
+
+    Args:
+        folder: the folder with the text files.
+        split: "train" or "test".
+        boxes: also read bounding_boxes.txt.
         numeric_ids: whether image ids are numbers.
         unused_classes: whether classes without an image count.
     """
+    names = read_table(folder / _IMAGES, numeric_ids=numeric_ids)
+    labels = read_integers(folder / _LABELS, numeric_ids=numeric_ids)
+    in_train = read_integers(folder / _SPLIT, numeric_ids=numeric_ids, allowed=(0, 1))
+    class_names = read_table(folder / _CLASSES, numeric_ids=True)
+    found = _read_boxes(folder / _BOXES, numeric_ids) if boxes else None
+    tables: dict[str, Mapping[str, object]] = {_IMAGES: names, _LABELS: labels, _SPLIT: in_train}
+    _check_same_ids(folder, tables if found is None else tables | {_BOXES: found})
 
-    dataset: str
-    folder: str
-    numeric_ids: bool
-    unused_classes: bool
-
-
-def read_birds(form: BirdFormat, root: Path, split: str, boxes: bool) -> Samples:
-    """Read one split, in the order of images.txt; classes are in the order of their ids.
-
-    Raises:
-        DatasetError: a file is missing, malformed or disagrees with another one; an image is missing; empty split.
-    """
-    folder = find_folder(form.dataset, root, (_IMAGES, _LABELS, _SPLIT, _CLASSES), nested=form.folder)
-    names = read_table(folder / _IMAGES, numeric_ids=form.numeric_ids)
-    labels = _read_integers(folder / _LABELS, form.numeric_ids)
-    in_train = _read_integers(folder / _SPLIT, form.numeric_ids, allowed=(0, 1))
-    classes = _read_classes(folder, labels, form.unused_classes)
-    _check_same_ids(folder, {_IMAGES: names, _LABELS: labels, _SPLIT: in_train})
-    chosen = [i for i in names if (in_train[i] == 1) == (split == "train")]
-    if not chosen:
-        raise DatasetError(f"{folder / _SPLIT}: no image belongs to split {split!r} (1 means train, 0 means test)")
-    paths = image_paths(folder / "images", [names[i] for i in chosen], folder / _IMAGES)
-    index = {class_id: position for position, class_id in enumerate(classes)}
-    found = _read_boxes(folder / _BOXES, form.numeric_ids) if boxes else None
-    if found is not None:
-        _check_same_ids(folder, {_IMAGES: names, _BOXES: found})
-    return Samples(
-        classes=list(classes.values()),
-        paths=paths,
-        targets=[index[labels[i]] for i in chosen],
-        boxes=None if found is None else [found[i] for i in chosen],
-    )
-
-
-def _read_integers(path: Path, numeric_ids: bool, allowed: tuple[int, ...] | None = None) -> dict[str, int]:
-    """A table with whole numbers as values."""
-    table = read_table(path, numeric_ids=numeric_ids)
-    for key, value in table.items():
-        if not is_whole_number(value) or (allowed is not None and int(value) not in allowed):
-            expected = " or ".join(map(str, allowed)) if allowed else "a whole number"
-            raise DatasetError(f"{path}: id {key} has the value {value!r}; expected {expected}")
-    return {key: int(value) for key, value in table.items()}
-
-
-def _read_classes(folder: Path, labels: Mapping[str, int], unused: bool) -> dict[int, str]:
-    """Unique class names by id, in the order of the ids."""
-    names = read_table(folder / _CLASSES, numeric_ids=True)
     used = set(labels.values())
-    unnamed = sorted(used - {int(key) for key in names})
+    unnamed = sorted(used - {int(key) for key in class_names})
     if unnamed:
         raise DatasetError(
             f"{folder / _CLASSES}: no name for class ids {listing(map(str, unnamed))}, "
             f"which {_LABELS} uses; add the lines"
         )
-    chosen = sorted(int(key) for key in names if unused or int(key) in used)
-    unique = unique_names({str(key): names[str(key)] for key in chosen})
-    return {key: unique[str(key)] for key in chosen}
+    class_ids = sorted(int(key) for key in class_names if unused_classes or int(key) in used)
+    chosen = [i for i in names if (in_train[i] == 1) == (split == "train")]
+    if not chosen:
+        raise DatasetError(f"{folder / _SPLIT}: no image belongs to split {split!r} (1 means train, 0 means test)")
+    index = {class_id: position for position, class_id in enumerate(class_ids)}
+    return Samples(
+        classes=list(unique_names({str(class_id): class_names[str(class_id)] for class_id in class_ids}).values()),
+        paths=image_paths(folder / "images", [names[i] for i in chosen], folder / _IMAGES),
+        targets=[index[labels[i]] for i in chosen],
+        boxes=None if found is None else [found[i] for i in chosen],
+    )
 
 
 def _read_boxes(path: Path, numeric_ids: bool) -> dict[str, Box]:
-    """Lines "id x y width height" in pixels, x and y being the left and upper edge."""
+    """Lines "id x y width height" in pixels; x and y are the left and the upper edge."""
     if not path.is_file():
-        raise DatasetError(
-            f"{path}: missing, and the bounding boxes are in it; unpack the archive again or do not crop"
-        )
+        raise DatasetError(f"{path}: missing; it holds the bounding boxes. Unpack the archive again, or do not crop")
     boxes: dict[str, Box] = {}
     for key, value in read_table(path, numeric_ids=numeric_ids).items():
         try:

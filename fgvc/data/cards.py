@@ -1,4 +1,4 @@
-"""Dataset cards: what a dataset is, where it comes from, and what a whole copy of it holds. One YAML file each."""
+"""Dataset cards: what a dataset is, where it comes from, and what a whole copy holds. One YAML file for each."""
 
 import re
 import urllib.parse
@@ -20,13 +20,13 @@ class Archive:
     """One file that the dataset is distributed in.
 
     Attributes:
-        name: file name; archives are known by their endings (see `fgvc.data.extract`), other files are copied.
-        url: http(s) address; None where only a person can get it.
-        md5, sha256: checksums in hexadecimal; None where no source states one.
-        size: in bytes; None where unknown.
-        into: folder below the dataset's root to extract into.
-        nested: the members are archives themselves; each is unpacked into a folder of its name.
-        edition: archives of one edition belong together; each edition alone is the whole dataset.
+        name: File name. An archive is known by its ending (see `fgvc.data.extract`); other files are copied.
+        url: Address, http or https; None where only a person can get the file.
+        md5, sha256: Checksums in hexadecimal; None where no source states one.
+        size: Number of bytes; None where unknown.
+        into: Folder below the dataset's root to extract into.
+        nested: Whether the members are archives themselves, each to be unpacked into a folder of its name.
+        edition: Name of the set of archives that this one belongs to; each edition alone is the whole dataset.
     """
 
     name: str = MISSING
@@ -40,7 +40,7 @@ class Archive:
 
     @property
     def checksums(self) -> dict[str, str]:
-        """The checksums that are known, by algorithm."""
+        """The known checksums by algorithm."""
         return {name: value for name in _DIGITS if (value := getattr(self, name)) is not None}
 
 
@@ -49,15 +49,15 @@ class Card:
     """A dataset as its card describes it.
 
     Attributes:
-        title, citation, licence, homepage, description: for people.
-        archives: what it is distributed in; none for a set that is made on the spot.
-        manual: how a person gets the archives that have no URL.
-        sort_validation: the images of val/ come unsorted and go by class, see `fgvc.data.imagenet_devkit`.
-        classes: number of classes.
-        splits: number of images of "train" and "test".
-        images_per_class: smallest and largest class of a split, where a source states them.
-        train: overrides of `scripts/train.py` for a first run.
-        layout: files after the extraction.
+        title, citation, licence, homepage, description: Texts for people.
+        archives: Files that it is distributed in; none for a generated dataset.
+        manual: Instructions for a person to get the archives without an address.
+        sort_validation: Whether the images of val/ come unsorted, see `fgvc.data.imagenet.sort_validation`.
+        classes: Number of classes.
+        splits: Number of images of "train" and "test".
+        images_per_class: Number of images in the smallest and the largest class of a split, where a source states them.
+        train: Overrides of `fgvc train` for a first run.
+        layout: Description of the files after the extraction.
     """
 
     title: str = MISSING
@@ -105,21 +105,21 @@ def load_card(folder: Path, name: str) -> Card:
         raise
     except Exception as error:  # omegaconf and yaml raise many types
         key = getattr(error, "full_key", None)
-        # OmegaConf tells more than one wants to know in the lines below the first; YAML says where in its last ones
+        # OmegaConf's first line is enough; YAML names the place in its last lines
         reason = str(error).splitlines()[0] if key else " ".join(str(error).split())
-        raise ConfigError(f"{path}: {f'{key}: ' if key else ''}{reason}; mend the card") from error
+        raise ConfigError(f"{path}: {f'{key}: ' if key else ''}{reason}; correct the card") from error
     assert isinstance(result, Card)
     for problem in _problems(result):
-        raise ConfigError(f"{path}: {problem}; mend the card")
+        raise ConfigError(f"{path}: {problem}; correct the card")
     return result
 
 
 def _problems(card: Card) -> list[str]:
-    """What is wrong with the values of a card, each with its key."""
+    """The wrong values of a card, each with its key."""
     found = [problem for index, archive in enumerate(card.archives) for problem in _archive_problems(index, archive)]
     if set(card.splits) != set(SPLITS):
         found.append(f"splits: must be {' and '.join(SPLITS)}, found {', '.join(card.splits) or 'none'}")
-    # omegaconf lets a list or a mapping pass where a number is due in a mapping
+    # OmegaConf accepts a list or a mapping in place of a number, if that number is in a mapping
     counts = _counts(card).items()
     found += [f"{key}: must be above 0, found {count}" for key, count in counts if type(count) is not int or count < 1]
     for split, limits in card.images_per_class.items():
@@ -155,5 +155,5 @@ def _archive_problems(index: int, archive: Archive) -> list[str]:
 def _is_address(url: str) -> bool:
     try:
         return re.match("https?://", url) is not None and bool(urllib.parse.urlsplit(url).hostname)
-    except ValueError:  # brackets, as of an IPv6 address, that are not closed
+    except ValueError:  # an open bracket, as in an IPv6 address
         return False

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from fgvc.data.dataset import Samples
 from fgvc.data.image_file import Box
 from fgvc.data.layout import find_folder, image_paths, unique_names
-from fgvc.data.mat import field, integers, read_mat, texts
-from fgvc.data.mat_file import Array
+from fgvc.data.mat import Array, field, integers, read_mat, texts
 from fgvc.errors import DatasetError
 
 _JOINT = ("car_ims", "cars_annos.mat")
@@ -18,7 +17,7 @@ _CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
 
 class _Source(NamedTuple):
-    """Where one split comes from: an annotation file, its structs, class names, and what the paths are relative to."""
+    """The source of one split: annotation file, its structs, class names, and the folder that paths are relative to."""
 
     path: Path
     annotations: Array
@@ -31,12 +30,12 @@ def read_cars(root: Path, split: str, *, boxes: bool = False) -> Samples:
     """Read one split, in the order of its annotation file; classes are in the order of their ids.
 
     Both layouts give the same classes, targets and boxes: car_ims/ with cars_annos.mat, or cars_train/ and cars_test/
-    with devkit/ and cars_test_annos_withlabels.mat, in devkit/ or beside it.
+    with devkit/ and cars_test_annos_withlabels.mat, which may lie in devkit/ or next to it.
 
     Args:
         root: folder with one of the layouts, or its parent where the folder is named stanford_cars.
         split: "train" or "test".
-        boxes: the bounding boxes, too.
+        boxes: also read the bounding boxes.
 
     Raises:
         DatasetError: neither layout is there, a file is missing or damaged, a class id has no name, an image is

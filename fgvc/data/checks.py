@@ -1,23 +1,27 @@
-"""Finding images that cannot be decoded before a run meets them."""
+"""Which images can be decoded: checked before a run, or known from an earlier verification of the folder."""
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
+from fgvc.data.cards import SPLITS
 from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.image_file import UnreadableImageError
+from fgvc.data.registry import create_dataset
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import write_json_atomic
+from fgvc.io import read_json, write_json_atomic
 
 logger = logging.getLogger(__name__)
 
+FINGERPRINT = "fingerprint.json"
+
 _SHOWN = 10
-_WAITING = 16  # images a thread is ahead of the one whose result is taken
+_WAITING = 16  # images for each thread that may be decoded before their results are taken
 
 _Result = TypeVar("_Result")
 
@@ -40,8 +44,8 @@ def map_images(
 ) -> Iterator[_Result]:
     """Results of `function` (dataset, index) on each image, in order, from `workers` threads, with a progress bar.
 
-    Threads do as well as processes here: decoding and hashing release the interpreter's lock. Only a few results wait
-    at a time, so that the memory does not grow with the dataset.
+    Threads are as fast as processes here, because decoding and hashing release the interpreter's lock. Only a few
+    results wait at a time, so the memory does not grow with the dataset.
     """
     waiting: deque[Future[_Result]] = deque()
     # disable=None: no bar where stderr is not a terminal
@@ -73,7 +77,7 @@ def require_readable(
     """Return the dataset if all its images can be decoded.
 
     Args:
-        dataset: to be checked.
+        dataset: the images to check.
         on_bad_image: "refuse" raises where an image is bad; "skip" leaves bad images out, with a logged warning.
         stamp_dir: folder for a stamp file that remembers a passed check until a file of the dataset changes; None
             checks every time.
@@ -105,9 +109,61 @@ def require_readable(
 
 
 def bad_images_summary(root: Path, bad: list[BadImage], total: int) -> str:
-    """How many of the `total` images in `root` are bad, and the first of them with the reasons."""
+    """A text: how many of the `total` images in `root` are bad, and the first of them with the reasons."""
     lines = [f"{root}: {len(bad)} of {total} images cannot be decoded"]
     lines += [f"  {path}: {reason}" for path, reason in bad[:_SHOWN]]
     if len(bad) > _SHOWN:
         lines.append(f"  and {len(bad) - _SHOWN} more")
     return "\n".join(lines)
+
+
+def was_verified(dataset: ImageDataset) -> bool:
+    """Whether a verification decoded all these images and no file's size or time has changed since.
+
+    False for a part of a verified dataset and for its cropped images: they were not verified as such.
+    """
+    known = read_record(dataset.root)
+    states = {split.get("state") for split in known.get("splits", {}).values()}
+    return bool(states) and fingerprint(dataset) in states
+
+
+def verified_content(root: Path) -> str | None:
+    """SHA-256 over the content of all images in `root`, from the last verification: the same on every machine.
+
+    None where there was no verification, or where the size or time of an image has changed since.
+    """
+    known = read_record(root)
+    content = known.get("content")
+    return content if isinstance(content, str) and is_unchanged(known, root) else None
+
+
+def is_unchanged(known: Mapping[str, Any], root: Path) -> bool:
+    """Whether no image's size or time has changed since `known` was written."""
+    try:
+        splits = read_splits(str(known.get("name")), root)
+        states = {split: known["splits"].get(split, {}).get("state") for split in splits}
+        return all(states[split] == fingerprint(dataset) for split, dataset in splits.items())
+    except (ConfigError, DatasetError):
+        return False  # a verification will give the reason
+
+
+def read_record(root: Path) -> dict[str, Any]:
+    """The record of a verification in `root`; empty where there is none or it cannot be read."""
+    try:
+        found = read_json(root / FINGERPRINT)
+    except (OSError, ValueError):
+        return {}
+    splits = found.get("splits") if isinstance(found, dict) else None
+    whole = isinstance(splits, dict) and all(
+        isinstance(split, dict) and isinstance(split.get("state"), str) for split in splits.values()
+    )
+    return found if whole else {}
+
+
+def read_splits(name: str, root: Path) -> dict[str, ImageDataset]:
+    """Both splits, as training will read them.
+
+    Raises:
+        DatasetError: as the adapter raises it.
+    """
+    return {split: create_dataset(name, root=root, split=split) for split in SPLITS}

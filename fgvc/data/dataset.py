@@ -19,15 +19,15 @@ Transform = Callable[[Image.Image], Any]
 
 @dataclass(frozen=True)
 class Samples:
-    """What an adapter finds.
+    """The images that an adapter finds.
 
     Attributes:
-        classes: class names; a target is an index into it.
-        paths: image files.
-        targets: class index of each file.
-        boxes: bounding box of the object in each file; None where there are none, or they were not asked for.
-        banner: rows at the bottom of every file that are no picture.
-        upright: turn every picture as its EXIF orientation says; boxes and banner count after that.
+        classes: Class names; a target is an index into this list.
+        paths: Image files.
+        targets: Class index of each file.
+        boxes: Bounding box of the object in each file, in pixels of the file; None where they were not read.
+        banner: Number of rows at the bottom of every file that are not part of the picture.
+        upright: Whether pictures are turned by their EXIF orientation; boxes and banner refer to the turned picture.
     """
 
     classes: list[str]
@@ -53,9 +53,9 @@ class ImageDataset(Dataset[tuple[Any, int]]):
     `dataset[i]` is (image, target): an RGB `PIL.Image`, or what `transform` makes of it, and the class index.
 
     Args:
-        samples: files, targets, boxes.
-        root: folder that the files lie in.
-        transform: applied to the RGB image; None for the image as it is.
+        samples: the images; `classes`, `paths`, `targets` and `boxes` are also attributes of the dataset.
+        root: the folder of the files.
+        transform: a function of the RGB image; None leaves the image unchanged.
         crop: "bbox" cuts each image to its bounding box first; None takes the whole picture.
 
     Raises:
@@ -69,29 +69,11 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         if crop is not None and samples.boxes is None:
             raise ConfigError("crop='bbox' needs bounding boxes, and these samples have none; leave crop out")
         self.samples = samples
+        self.classes, self.paths = samples.classes, samples.paths
+        self.targets, self.boxes = samples.targets, samples.boxes
         self.root = root
         self.transform = transform
         self.crop = crop
-
-    @property
-    def classes(self) -> list[str]:
-        """Class names; a target is an index into it."""
-        return self.samples.classes
-
-    @property
-    def paths(self) -> list[Path]:
-        """Image files."""
-        return self.samples.paths
-
-    @property
-    def targets(self) -> list[int]:
-        """Class index of each file."""
-        return self.samples.targets
-
-    @property
-    def boxes(self) -> list[Box] | None:
-        """Bounding box of the object in each file, in pixels of the file; None where they were not read."""
-        return self.samples.boxes
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -115,13 +97,9 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         box = None if self.crop is None or self.boxes is None else self.boxes[index]
         return Region(box, self.samples.banner)
 
-    def relative_path(self, index: int) -> str:
-        """Path of an image below `root`, with forward slashes on every system."""
-        return self.paths[index].relative_to(self.root).as_posix()
-
     def relative_paths(self) -> list[str]:
-        """`relative_path` of every image."""
-        return [self.relative_path(index) for index in range(len(self))]
+        """Path of every image below `root`, with forward slashes on every system."""
+        return [path.relative_to(self.root).as_posix() for path in self.paths]
 
     def with_transform(self, transform: Transform | None) -> "ImageDataset":
         """The same images with another transform."""
@@ -141,8 +119,8 @@ def require_known_crop(crop: str | None) -> None:
 def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:
     """SHA-256 over classes, relative paths, targets, regions, file sizes and times of change; reads no file's content.
 
-    Without `times` a copy of the same files, on another machine say, has the same fingerprint; a change of a file's
-    content that keeps its size then goes unnoticed.
+    Without `times`, a copy of the files on another machine has the same fingerprint, but a changed file of the same
+    size is not noticed.
 
     Raises:
         DatasetError: an image file is missing.
@@ -150,7 +128,8 @@ def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
     if dataset.samples.upright:
         digest.update(b"upright\n")
-    for index, (path, target) in enumerate(zip(dataset.paths, dataset.targets, strict=True)):
+    images = zip(dataset.paths, dataset.relative_paths(), dataset.targets, strict=True)
+    for index, (path, relative_path, target) in enumerate(images):
         try:
             status = path.stat()
         except OSError as error:
@@ -158,13 +137,13 @@ def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:
         region = dataset.region(index)
         cut = () if region == Region() else region
         changed = (status.st_mtime_ns,) if times else ()
-        entry = (dataset.relative_path(index), target, status.st_size, *changed, *cut)
+        entry = (relative_path, target, status.st_size, *changed, *cut)
         digest.update(json.dumps(entry).encode() + b"\n")
     return digest.hexdigest()
 
 
 def split_validation(dataset: ImageDataset, fraction: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
-    """Hold out a part of every class: (train, validation), both in the dataset's order, the same for the same seed.
+    """Hold out a part of every class: (train, validation), both in the dataset's order; the seed fixes the choice.
 
     A class gives round(fraction * count) images, at least one and never all; a class of one image stays in training.
 

@@ -22,9 +22,9 @@ def read_dogs(root: Path, split: str, *, boxes: bool = False) -> Samples:
     Args:
         root: folder with Images/, train_list.mat and test_list.mat, the lists also in lists/.
         split: "train" or "test".
-        boxes: read Annotation/, too, one file an image. Where an image has several dogs, the box is the smallest one
-            around all of them. Coordinates are taken as the edges of the box; the authors do not say whether they
-            count from 0 or 1.
+        boxes: also read Annotation/, one file for each image. Where an image has several dogs, the box is the
+            smallest one around all of them. Coordinates are taken as the edges of the box; the authors do not say
+            whether they count from 0 or 1.
 
     Raises:
         DatasetError: a file or an image is missing or damaged, or the lists contradict each other.
@@ -79,7 +79,7 @@ def _readable(breed: str) -> str:
 def _read_box(folder: Path, name: str, source: Path) -> Box:
     path = require_inside(folder, PurePosixPath(name).with_suffix("").as_posix(), source)
     text = read_text(path)
-    # entities can only be declared in a document type declaration; the official files have none
+    # only a document type declaration can declare entities; the official files have none
     if "<!DOCTYPE" in text:
         raise DatasetError(f"{path}: holds a document type declaration, which is refused; unpack the archive again")
     try:

@@ -1,4 +1,4 @@
-"""Downloading large files: continued where it was cut off, checked, and never taken for whole before it is."""
+"""Downloading large files: a broken transfer is continued, and a file appears only once it is whole and checked."""
 
 import contextlib
 import http.client
@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from fgvc.data.checksums import byte_bar, checksum_problem
 from fgvc.errors import DatasetError
-from fgvc.io import locked, write_json_atomic
+from fgvc.io import byte_bar, checksum_problem, locked, write_json_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +26,13 @@ _WEB_PAGE = (b"<!doctype html", b"<html")
 
 @dataclass(frozen=True)
 class _Remote:
-    """What a partial file is a part of. Kept beside it, so that no other file's bytes are appended.
+    """The remote file of a partial download; stored next to it, so that no other file's bytes are appended.
 
     Attributes:
-        url: the address.
-        validator: the server's mark of the file's version (a strong ETag, else Last-Modified); None without either,
-            and then a partial file cannot be continued.
-        size: of the whole file in bytes; None where the server does not say.
+        url: Address.
+        validator: The server's mark of the version (a strong ETag, else Last-Modified); without either it is None, and
+            a partial file cannot be continued.
+        size: Number of bytes of the whole file; None where the server does not say.
     """
 
     url: str
@@ -42,11 +41,11 @@ class _Remote:
 
 
 class DownloadError(DatasetError):
-    """The server does not give the file, or gives another one."""
+    """The server does not send the file, or sends another one."""
 
 
 class _TransferError(Exception):
-    """The transfer failed in a way that may pass; the message says how."""
+    """The transfer failed, but another try may succeed; the message is the reason."""
 
 
 def download(
@@ -61,14 +60,14 @@ def download(
 ) -> None:
     """Download `url` to `target`, which appears only when it is whole and its checksums agree.
 
-    What has arrived lies in `target`.part; a later call continues it where the server offers ranges and still has the
-    same version of the file, and starts over otherwise.
+    A partial download is kept in `target`.part. A later call continues it where the server offers ranges and still has
+    the same version of the file; otherwise it starts again.
 
     Args:
         url: http(s) address.
         target: file to make; its folder is created.
         checksums: expected hexadecimal digests by algorithm ("md5", "sha256"); may be empty.
-        space: free disk space to insist on before the transfer, as a multiple of the file's size.
+        space: free disk space required before the transfer, as a multiple of the file's size.
         attempts: tries in a row without a byte of progress before giving up.
         pause: seconds before the second try; doubled with each further one.
         timeout: seconds without a byte before a try has failed.
@@ -76,14 +75,14 @@ def download(
     Raises:
         DownloadError: the server refuses, sends a web page or cannot be reached, or the checksum differs (what has
             arrived is deleted).
-        DatasetError: there is too little space, or another call is at work on the same file.
+        DatasetError: there is too little space, or another process downloads the same file.
         OSError: the file cannot be written; where the disk is full, what has arrived stays.
     """
     part = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(part.with_name(f"{part.name}.lock")) as free:
         if not free:
-            raise DatasetError(f"{part}: another call is at work on it; wait for that one, or end it, and start again")
+            raise DatasetError(f"{part}: another process is downloading it; wait for it, or end it, and start again")
         _complete(url, part, space, attempts, pause, timeout)
         problem = checksum_problem(part, checksums)
         if problem is not None:
@@ -97,7 +96,7 @@ def download(
 
 
 def require_space(folder: Path, needed: float, purpose: str) -> None:
-    """Refuse where the disk of `folder` has fewer than `needed` bytes free.
+    """Check that the disk of `folder` has at least `needed` bytes free.
 
     Raises:
         DatasetError: too little space.
@@ -111,7 +110,7 @@ def require_space(folder: Path, needed: float, purpose: str) -> None:
 
 
 def _complete(url: str, part: Path, space: float, attempts: int, pause: float, timeout: float) -> None:
-    """Try until `part` is of full size; arguments as of `download`.
+    """Try until `part` is complete; arguments as in `download`.
 
     Raises:
         DownloadError: the server refuses, or there was no progress.
@@ -130,7 +129,7 @@ def _complete(url: str, part: Path, space: float, attempts: int, pause: float, t
 
 
 def _transfer_error(url: str, part: Path, space: float, timeout: float) -> str | None:
-    """One try: why it failed in a way that may pass; None where `part` is now of full size."""
+    """One try: the reason why it failed, where another try may succeed; None where `part` is now complete."""
     try:
         _transfer(url, part, space, timeout)
     except _TransferError as error:
@@ -139,11 +138,11 @@ def _transfer_error(url: str, part: Path, space: float, timeout: float) -> str |
 
 
 def _transfer(url: str, part: Path, space: float, timeout: float) -> None:
-    """Bring `part` to the full size, from where it ends if that is possible.
+    """Complete `part`, from its end if that is possible.
 
     Raises:
-        _TransferError: it may work at another try.
-        DatasetError: it will not.
+        _TransferError: another try may succeed.
+        DatasetError: another try cannot succeed.
     """
     known, have = _read_remote(part), _size(part)
     resumable = have > 0 and known is not None and known.url == url and known.validator is not None
@@ -172,7 +171,7 @@ def _open(url: str, headers: dict[str, str], timeout: float, part: Path) -> http
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing at that offset: the file on the server is shorter than what is here
+        if error.code == 416:  # nothing at that offset: the file on the server is shorter than the partial file
             _discard(part)
         if error.code == 416 or error.code in _TRANSIENT_STATUS:
             raise _TransferError(f"HTTP status {error.code} ({error.reason})") from error
@@ -189,14 +188,14 @@ def _continues(response: http.client.HTTPResponse, known: _Remote | None, have: 
         return False
     place, _, size = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
     same_size = known.size is None or size in ("*", str(known.size))
-    # some servers heed Range and not If-Range
+    # some servers respect Range but not If-Range
     same_version = _describe(known.url, response).validator in (None, known.validator)
     return place.startswith(f"{have}-") and same_size and same_version
 
 
 def _describe(url: str, response: http.client.HTTPResponse) -> _Remote:
     etag, length = response.headers.get("ETag"), response.headers.get("Content-Length")
-    strong = etag if etag and not etag.startswith("W/") else None  # a weak one promises no equal bytes
+    strong = etag if etag and not etag.startswith("W/") else None  # a weak one does not promise equal bytes
     size = int(length) if length is not None and length.isdigit() else None
     return _Remote(url, strong or response.headers.get("Last-Modified"), size)
 
@@ -208,10 +207,10 @@ def _refuse_web_page(url: str, response: http.client.HTTPResponse) -> None:
 
 
 def _append(response: http.client.HTTPResponse, part: Path, have: int, size: int | None) -> None:
-    """Write what the response brings behind the `have` bytes that are there.
+    """Append the content of the response to the first `have` bytes.
 
     Raises:
-        _TransferError: the connection broke, or brought another number of bytes than announced.
+        _TransferError: the connection broke, or the number of bytes is not the announced one.
     """
     with byte_bar(part.name.removesuffix(".part"), size, initial=have) as bar, _writing(part) as file:
         while True:
@@ -231,7 +230,7 @@ def _append(response: http.client.HTTPResponse, part: Path, have: int, size: int
 
 @contextlib.contextmanager
 def _writing(part: Path) -> Iterator[BinaryIO]:
-    """`part`, opened to be appended to; an error of the disk names the file."""
+    """`part`, open for appending; an error of the disk names the file."""
     try:
         with part.open("ab") as file:
             yield file
@@ -249,7 +248,7 @@ def _read_remote(part: Path) -> _Remote | None:
     try:
         return _Remote(**json.loads(_sidecar(part).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        return None  # lost or damaged: the partial file is of unknown origin
+        return None  # lost or damaged: the origin of the partial file is unknown
 
 
 def _size(path: Path) -> int:

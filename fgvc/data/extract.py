@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from fgvc.data.checksums import byte_bar
 from fgvc.data.layout import leads_out
 from fgvc.errors import DatasetError
-from fgvc.io import MAX_GROWTH, growth_limit
+from fgvc.io import MAX_GROWTH, byte_bar, growth_limit
 
 _TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _DAMAGES = (
@@ -38,7 +37,7 @@ _EXTRA_HEADERS = (
     tarfile.GNUTYPE_LONGLINK,
 )
 _MAX_HEADER = 1 << 20  # bytes; they hold names and dates
-_MEMBER_COST = 512  # bytes that a member counts beside its content, so that empty ones have a limit too
+_MEMBER_COST = 512  # bytes that a member counts in addition to its content, so that empty ones have a limit
 _CHUNK = 1 << 20
 
 
@@ -61,17 +60,17 @@ def extract(archive: Path, target: Path, *, name: str | None = None, nested: boo
     """Unpack `archive` below the folder `target`, which should be new.
 
     Members must be plain files and folders with relative names that stay below `target`: links, devices, sparse files,
-    "..", absolute names, drive letters, names that occur twice, headers and archives that grow without measure are
-    refused. Permissions and owners of the members are not taken over.
+    "..", absolute names, drive letters, names that occur twice, and headers or archives that grow too much are
+    refused. Permissions and owners of the members are ignored.
 
     Args:
-        archive: a tar (plain, gz, bz2, xz) or a zip; a file that is neither by its name is copied.
-        target: folder; created where missing. After an error it holds what came before the bad member.
-        name: by which to judge what it is, where the file is called otherwise.
-        nested: every member is a tar, and is unpacked into a folder of its name without the ending.
+        archive: a tar (plain, gz, bz2, xz) or a zip; any other file, judged by its name, is copied.
+        target: folder; created where missing. After an error it holds the members before the bad one.
+        name: the name that tells the kind of archive, where the file has another one.
+        nested: whether every member is a tar, to be unpacked into a folder of its name without the ending.
 
     Raises:
-        DatasetError: a member is refused, or the archive is damaged or none.
+        DatasetError: a member is refused, or the file is damaged or not an archive.
         OSError: a file cannot be written (disk full, no permission).
     """
     target.mkdir(parents=True, exist_ok=True)
@@ -98,7 +97,7 @@ def _extract_tar(file: IO[bytes], target: Path, budget: _Budget, mode: str, nest
                 member = tar.next()
             if member is None:
                 return
-            tar.members.clear()  # else tarfile keeps every member: a million of them take a gigabyte
+            tar.members.clear()  # tarfile would keep every member: a million of them take a gigabyte
             place = _place(budget, target, member.name)
             budget.spend(_MEMBER_COST)
             if member.isdir():
@@ -119,7 +118,7 @@ def _extract_tar(file: IO[bytes], target: Path, budget: _Budget, mode: str, nest
 
 
 def _member_type(budget: _Budget) -> type[tarfile.TarInfo]:
-    """Members of a tar that refuse, while their headers are read, what would be kept in memory without measure."""
+    """A type of tar members that refuses, while headers are read, anything that could fill the memory."""
 
     class Member(tarfile.TarInfo):
         @classmethod
@@ -134,7 +133,7 @@ def _member_type(budget: _Budget) -> type[tarfile.TarInfo]:
         def _refuse_sparse(self, *_: object) -> None:
             raise _refusal(budget, self.name, "is a sparse file; only plain files and folders are unpacked")
 
-        # tarfile's own readers of the maps of such files, which may be longer than the memory
+        # tarfile's readers of the maps of such files, which could fill the memory
         _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
 
     return Member
@@ -148,7 +147,7 @@ def _extract_zip(archive: Path, target: Path, budget: _Budget) -> None:
             place = _place(budget, target, member.orig_filename)
             budget.spend(_MEMBER_COST)
             kind = stat.S_IFMT(member.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):  # 0: written on a system without such modes
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):  # 0: written on a system without file modes
                 raise _refusal(
                     budget, member.filename, "is a link or a device; only plain files and folders are unpacked"
                 )
@@ -165,25 +164,25 @@ def _extract_zip(archive: Path, target: Path, budget: _Budget) -> None:
 
 
 def _place(budget: _Budget, target: Path, name: str) -> Path:
-    """Where a member goes.
+    """The path of a member below `target`.
 
     Raises:
-        DatasetError: its name leads elsewhere, on this system or another.
+        DatasetError: its name leads out of `target`, on this system or another.
     """
-    if leads_out(name) or "\\" in name:  # a backslash parts folders on some systems and not on others
+    if leads_out(name) or "\\" in name:  # a backslash separates folders on some systems only
         raise _refusal(budget, name, "has a name that leads out of the target folder")
     return target.joinpath(*(part for part in name.split("/") if part not in ("", ".")))
 
 
 def _stem(budget: _Budget, name: str) -> str:
-    """The name of a tar in a tar without its ending, for a folder.
+    """The folder for a tar inside a tar: its name without the ending.
 
     Raises:
-        DatasetError: nothing that could name a folder is left.
+        DatasetError: what remains is not a folder name.
     """
     stem = re.sub(r"\.[^./]*$", "", name)
     if stem.rpartition("/")[2] in ("", ".", ".."):
-        raise _refusal(budget, name, "names no folder once its ending is taken off")
+        raise _refusal(budget, name, "names no folder without its ending")
     return stem
 
 
@@ -191,20 +190,20 @@ def _make_folder(budget: _Budget, place: Path, name: str) -> None:
     try:
         place.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise _refusal(budget, name, "is a folder where a file lies already") from error
+        raise _refusal(budget, name, "is a folder, but a file of that name exists already") from error
 
 
 def _write(budget: _Budget, content: IO[bytes], place: Path, name: str) -> None:
-    """Write one file, which must be new; with bytes counted as they come, not as they are announced."""
+    """Write one file, which must be new; counts the bytes that come, not those that are announced."""
     _make_folder(budget, place.parent, name)
     try:
-        # "x" also finds names that differ in case alone where the file system does not tell them apart
+        # "x" also finds names that differ only in case, where the file system ignores case
         file = place.open("xb")
     except (FileExistsError, IsADirectoryError) as error:
         raise _refusal(budget, name, "appears a second time") from error
     with file:
         while True:
-            with _damage(budget.archive):  # also where the content ends too early
+            with _damage(budget.archive):  # the content may end too early
                 chunk = content.read(_CHUNK)
             if not chunk:
                 return
@@ -214,7 +213,7 @@ def _write(budget: _Budget, content: IO[bytes], place: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def _damage(archive: Path) -> Iterator[None]:
-    """Errors in reading an archive as what they mean."""
+    """Turn errors in reading an archive into a DatasetError."""
     try:
         yield
     except _DAMAGES as error:

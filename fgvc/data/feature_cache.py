@@ -2,18 +2,20 @@
 
 import contextlib
 import errno
+import gc
 import hashlib
 import io
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -22,12 +24,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fgvc.data.cache_folder import card_of, mark_used, reserved
 from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.transforms import TransformSpec
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import atomic_path, locked, read_json, write_json_atomic
+from fgvc.io import atomic_path, is_in_place, lock_file, locked, read_json, write_json_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -49,32 +50,32 @@ def cached_features(
     dtype: str = "float32",
     max_gb: float | None = None,
 ) -> FeatureSet:
-    """Feature maps of all images, from the cache where it holds them; then `extract` is not called.
+    """Feature maps of all images, read from the cache, or computed by `extract` and written to it.
 
-    A transform that mirrors gives two views of each image, as it is and mirrored; any other gives one. The mirrored
-    view is the transformed tensor flipped left to right, which equals transforming the flipped image but for rounding
-    in the resampling and in a center crop of odd margin.
+    A transform that mirrors gives two views of each image, plain and mirrored; any other gives one. The mirrored view
+    is the transformed tensor flipped left to right. This equals the transform of the flipped image except for rounding
+    in the resampling and in a center crop with an odd margin.
 
-    Any number of processes may share a folder: of those that need the same maps one computes them, and the others wait
-    for it; if it is killed, another takes over.
+    Any number of processes may share a folder. If several need the same maps, one computes them and the others wait; if
+    that one is killed, another takes over.
 
     Args:
         dataset: the images; its own transform is not used.
-        transform: one that repeats itself but for mirroring; random crops and RandAugment cannot be cached.
-        extract: (B, 3, H, W) float32 on `device`, channels last -> (B, C, h, w), in inference mode. Puts its model in
-            eval mode itself.
-        key_parts: what determines `extract`, e.g. {"backbone": name, "weights": digest}. With the transform, the
-            dataset's fingerprint, views and dtype it makes the key.
+        transform: a recipe without randomness except mirroring; random crops and RandAugment cannot be cached.
+        extract: (B, 3, H, W) float32 on `device`, channels last -> (B, C, h, w), called in inference mode.
+            It must put its model in eval mode itself.
+        key_parts: everything that determines `extract`, e.g. {"backbone": name, "weights": digest}. The key consists of
+            these, the transform, the dataset's fingerprint, views and dtype.
         cache_dir: folder of the cache files.
-        batch_size: images in a call of `extract`.
+        batch_size: images in one call of `extract`.
         workers: processes that load images.
-        device: for `extract`.
-        dtype: on the disk, "float32" or "float16".
-        max_gb: size of all cached maps (in 1e9 bytes) that a new file may not lead beyond: files of maps that no living
-            process uses are evicted for it, the least recently used first. None means no limit.
+        device: device of the input of `extract`.
+        dtype: type on the disk, "float32" or "float16".
+        max_gb: upper limit for the size of all cached maps, in 1e9 bytes. To make room for a new file, files that no
+            living process uses are evicted, the least recently used first. None means no limit.
 
     Raises:
-        ConfigError: unknown dtype, a transform that draws anything but mirroring, or no room below `max_gb`.
+        ConfigError: unknown dtype, a transform with other randomness than mirroring, or no room below `max_gb`.
         DatasetError: an unreadable image, a feature that is not finite, or not enough room on the disk.
     """
     if dtype not in _DTYPES:
@@ -96,7 +97,7 @@ def cached_features(
     cache_dir.mkdir(parents=True, exist_ok=True)
     say = partial(logger.info, "waiting for %s, computed by another run", path)
     with locked(path.with_suffix(".lock"), on_wait=say):
-        found = _find(path, dataset)  # that other run may have finished it
+        found = _find(path, dataset)  # another run may have written it meanwhile
         if found is not None:
             return found
         loader = DataLoader(dataset.with_transform(fixed), batch_size=batch_size, num_workers=workers)
@@ -105,21 +106,21 @@ def cached_features(
 
 
 def _find(path: Path, dataset: ImageDataset) -> FeatureSet | None:
-    """The set where the cache holds it whole; None where there is none or it is damaged (with a warning)."""
-    if not (path.is_file() and card_of(path).is_file()):
+    """The set, if the cache holds it; None where it is missing, or damaged (with a warning)."""
+    if not (path.is_file() and _card_of(path).is_file()):
         return None
     try:
-        card = read_json(card_of(path))
+        card = read_json(_card_of(path))
         seconds = float(card["seconds"])
         found = FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=True)
         if list(found.shape) != card["shape"] or path.stat().st_size != card["bytes"]:
             raise ValueError(f"{path.stat().st_size} bytes of shape {list(found.shape)}, recorded {card['shape']}")
     except FileNotFoundError:
         return None  # evicted meanwhile
-    except Exception as error:  # NumPy's header and the card's fields raise many types; all can be mended
+    except Exception as error:  # NumPy's header and the card's fields raise many types
         logger.warning("%s: damaged feature cache (%s); computing it again", path, error)
         return None
-    mark_used(path)
+    _mark_used(path)
     return found
 
 
@@ -133,11 +134,11 @@ def _compute(
 ) -> FeatureSet:
     """Write the cache file, then the card that makes it valid."""
     start = time.perf_counter()
-    with contextlib.ExitStack() as in_use:  # from its first byte on, so that no other process takes it for unused
+    with contextlib.ExitStack() as in_use:  # from its first byte on, so that no other process evicts it
         shape = _write(path, batches, len(dataset), views, max_gb, in_use)
         seconds = time.perf_counter() - start
         card = {"parts": parts, "shape": shape, "seconds": seconds, "bytes": path.stat().st_size}
-        write_json_atomic(card_of(path), card)
+        write_json_atomic(_card_of(path), card)
         return FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=False)
 
 
@@ -149,7 +150,7 @@ def _extract_views(
     device: torch.device,
     dtype: np.dtype[np.floating],
 ) -> Iterator[list[NDArray[np.floating]]]:
-    """For each batch of images, in order: one array (B, C, h, w) a view."""
+    """For each batch of images, in order: a list with one array (B, C, h, w) for each view."""
     for images, _ in tqdm(loader, desc="features", unit="batch", disable=None):
         # channels last: 2.6 times faster inference on a CPU
         batch = images.to(device).contiguous(memory_format=torch.channels_last)
@@ -184,20 +185,20 @@ def _write(
     header = _header(shape, first[0].dtype)
     needed = len(header) + math.prod(shape) * first[0].itemsize
     try:
-        # plain writes, not a memory map: on a full disk a sparse map would end the process with SIGBUS
+        # plain writes: on a full disk a sparse memory map would end the process with SIGBUS
         with atomic_path(path) as temporary:
-            file = in_use.enter_context(reserved(temporary, needed, max_gb))
+            file = in_use.enter_context(_reserved(temporary, needed, max_gb))
             if needed > shutil.disk_usage(path.parent).free:
-                raise _no_room(path.parent, needed)
+                raise _disk_full(path.parent, needed)
             file.write(header)
             _write_views(file, first, batches, count)
             file.flush()
             if sys.platform == "win32":
-                file.close()  # which renames no open file, and has no locks to hold
+                file.close()  # Windows renames no open file, and there are no locks to hold
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
-        raise _no_room(path.parent, needed) from error
+        raise _disk_full(path.parent, needed) from error
     return shape
 
 
@@ -222,9 +223,124 @@ def _write_views(
         done += len(arrays[0])
 
 
-def _no_room(folder: Path, needed: int) -> DatasetError:
+def _disk_full(folder: Path, needed: int) -> DatasetError:
     free = shutil.disk_usage(folder).free
     return DatasetError(
         f"{folder}: the feature cache needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; "
         "set cache.dir to a folder on a larger disk, or train with backbone.frozen=false"
+    )
+
+
+class _Entry(NamedTuple):
+    """A file of feature maps.
+
+    Attributes:
+        path: Path of the .npy file; its card has the same name with the ending .json.
+        size: Number of bytes; for a file that is being written, of the finished file.
+        used: Time of the last use, in seconds as by time.time().
+    """
+
+    path: Path
+    size: int
+    used: float
+
+
+def _card_of(path: Path) -> Path:
+    """The JSON file that makes a file of feature maps valid."""
+    return path.with_suffix(".json")
+
+
+def _mark_used(path: Path) -> None:
+    """Set the time of a file's card to now; does nothing where the folder is read-only."""
+    with contextlib.suppress(OSError):
+        os.utime(_card_of(path))
+
+
+@contextlib.contextmanager
+def _reserved(temporary: Path, size: int, max_gb: float | None) -> Iterator[IO[bytes]]:
+    """A new file that takes its full `size` from the start, and is in use until it is closed.
+
+    Deletes leftover files of killed runs. Where `max_gb` would be exceeded, it also deletes entries that nobody uses,
+    the least recently used first.
+
+    Raises:
+        ConfigError: the files in use leave too little room below `max_gb`; then nothing is evicted.
+        OSError: the file cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        # one process at a time: two would find the same room
+        with locked(temporary.parent / "cache.lock", on_wait=lambda: None):
+            _remove_leftovers(temporary.parent)
+            if max_gb is not None:
+                _make_room(temporary.parent, size, max_gb)
+            file = held.enter_context(temporary.open("xb"))
+            lock_file(file, shared=True)
+            file.truncate(size)
+        yield file
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that no living process writes."""
+    for path in folder.glob(".features-*.tmp.npy"):
+        with contextlib.ExitStack() as held:
+            if _unused(path, held):
+                logger.info("%s: left over by a killed run, deleted", path)
+                path.unlink(missing_ok=True)
+
+
+def _make_room(folder: Path, needed: int, max_gb: float) -> None:
+    """Evict until there is room for `needed` bytes. If that is impossible, evict nothing and raise ConfigError."""
+    entries = _entries(folder)
+    excess = sum(entry.size for entry in entries) + needed - int(max_gb * 1e9)
+    if excess <= 0:
+        return
+    gc.collect()  # maps of an earlier run of this process may be kept by reference cycles only
+    with contextlib.ExitStack() as held:
+        going: list[_Entry] = []
+        while entries and sum(entry.size for entry in going) < excess:
+            if _unused(entries[0].path, held):
+                going.append(entries[0])
+            entries.pop(0)
+        if sum(entry.size for entry in going) < excess:
+            raise _limit_exceeded(folder, needed, max_gb, [entry for entry in _entries(folder) if entry not in going])
+        for entry in going:
+            _evict(entry)
+
+
+def _entries(folder: Path) -> list[_Entry]:
+    """All files of feature maps, including those being written, the least recently used first."""
+    found = []
+    for path in [*folder.glob("features-*.npy"), *folder.glob(".features-*.tmp.npy")]:
+        with contextlib.suppress(FileNotFoundError):
+            card = _card_of(path)
+            used = (card if card.exists() else path).stat().st_mtime
+            found.append(_Entry(path, path.stat().st_size, used))
+    return sorted(found, key=lambda entry: entry.used)
+
+
+def _unused(path: Path, held: contextlib.ExitStack) -> bool:
+    """Whether nobody uses a file; if so, it is locked until `held` is closed.
+
+    False where this cannot be known, because there are no locks or no permission.
+    """
+    try:
+        file = held.enter_context(path.open("r+b"))
+    except OSError:
+        return False
+    return lock_file(file) is True and is_in_place(file, path)
+
+
+def _evict(entry: _Entry) -> None:
+    _card_of(entry.path).unlink(missing_ok=True)  # first: a file without its card is ignored
+    entry.path.unlink(missing_ok=True)
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+    logger.info("evicted from the feature cache: %s, %.3g GB, last used %s", entry.path, entry.size / 1e9, used)
+
+
+def _limit_exceeded(folder: Path, needed: int, max_gb: float, staying: list[_Entry]) -> ConfigError:
+    listed = ", ".join(f"{entry.path.name} ({entry.size / 1e9:.3g})" for entry in staying) or "nothing else"
+    return ConfigError(
+        f"{folder}: the new features need {needed / 1e9:.3g} GB of cache.max_gb={max_gb:g}, and these files are in use "
+        f"by running jobs, or cannot be locked (in GB): {listed}. Raise cache.max_gb, wait for the other jobs, set "
+        "cache.dir to another folder, or train with backbone.frozen=false"
     )

@@ -16,11 +16,11 @@ from fgvc.io import is_in_place, lock_file
 
 
 def open_maps(path: Path) -> NDArray[np.floating]:
-    """Map a .npy file of feature maps into memory and hold a shared lock on it: it is in use while the array lives.
+    """Map a .npy file of feature maps into memory, with a shared lock: the file is in use while the array lives.
 
     Raises:
-        FileNotFoundError: there is none, or it was evicted as it was opened.
-        ValueError: it is no such file, or of another size than its header says.
+        FileNotFoundError: it is missing, or was evicted at this moment.
+        ValueError: it is not such a file, or its size is not the one in its header.
     """
     with path.open("rb") as file:
         lock_file(file, shared=True, wait=True)  # an eviction locks it for a moment only
@@ -42,16 +42,16 @@ def open_maps(path: Path) -> NDArray[np.floating]:
 class FeatureSet(Dataset[tuple[Tensor, int]]):
     """Feature maps of labelled images, in the order of the image dataset.
 
-    `features[i]` is (feature map (C, h, w) float32, class index). With two views, `start_epoch` draws the one that each
-    image shows from then on; before, it is the first, the image as it is. It takes no more memory than the batches
-    read, and can be sent to worker processes. As long as it lives, the cache does not evict its file.
+    `features[i]` is (feature map (C, h, w) float32, class index). With two views, `start_epoch` draws
+    one for each image; before the first call it is the plain image. The set takes no more memory than the batches that
+    are read, and can be sent to worker processes. As long as it lives, the cache does not evict its file.
 
     Attributes:
         path: .npy file of shape (views, N, C, h, w).
-        targets: class index of each image.
-        classes: class names.
-        seconds: that computing the maps took, whenever that was.
-        from_cache: whether it was before this call.
+        targets: Class index of each image.
+        classes: Class names.
+        seconds: Time that the computation of the maps took, in this call or in an earlier one.
+        from_cache: Whether the maps were computed by an earlier call.
     """
 
     def __init__(self, path: Path, targets: list[int], classes: list[str], *, seconds: float, from_cache: bool) -> None:
@@ -77,7 +77,7 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
         return self._maps.shape
 
     def start_epoch(self, seed: int) -> None:
-        """Draw a view for each image; the same for the same seed."""
+        """Draw a view for each image; the seed fixes the choice."""
         generator = torch.Generator().manual_seed(seed)
         self._views = torch.randint(self.shape[0], (len(self),), generator=generator).numpy()
 
@@ -93,6 +93,6 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
         return list(zip(maps, targets.tolist(), strict=True))
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Feature maps (B, C, h, w) float32, of the view that each image shows, and targets (B,) int64."""
+        """Feature maps (B, C, h, w) float32, in the current view of each image, and targets (B,) int64."""
         chosen = np.asarray(indices, dtype=np.int64)
         return torch.from_numpy(self._maps[self._views[chosen], chosen]).float(), self._target_tensor[chosen]

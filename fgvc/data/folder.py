@@ -16,8 +16,8 @@ from fgvc.errors import DatasetError
 def read_folder(root: Path, split: str) -> Samples:
     """Read one split; classes are the sorted names of the class folders, images are sorted by path.
 
-    The images are turned as their EXIF orientation says: cameras and phones store what the sensor saw, and everyone who
-    sorted them saw them upright.
+    The images are turned by their EXIF orientation: cameras and phones store what the sensor saw, but people who sort
+    images see them upright.
 
     Args:
         root: folder with train/ and test/ (or val/).
@@ -64,7 +64,7 @@ def read_class_folders(folders: Mapping[str, Path], split: str) -> Samples:
 def image_files(folder: Path) -> list[Path]:
     """Image files at any depth, known by extension and sorted; hidden files and folders are left out.
 
-    The folder's own listing tells files from folders: there is no look at each of a million files.
+    The listing of a folder tells files from folders, so a million files need no further call each.
 
     Raises:
         DatasetError: a folder cannot be read, or a name is not Unicode.
@@ -72,7 +72,7 @@ def image_files(folder: Path) -> list[Path]:
     extensions = Image.registered_extensions()
     with reachable():
         found = [path for path in _files(str(folder)) if f".{path.rpartition('.')[2].lower()}" in extensions]
-    # as sorting the paths would, part by part, but faster
+    # the same order as of sorted paths, part by part, but faster
     return [Path(path) for path in sorted(found, key=lambda path: path.replace(os.sep, "\0"))]
 
 
@@ -82,7 +82,7 @@ def _files(folder: str) -> Iterator[str]:
             if entry.name.startswith("."):
                 continue
             require_unicode(folder, entry.name)
-            if entry.is_dir(follow_symlinks=False):  # a link to a folder could lead in a circle
+            if entry.is_dir(follow_symlinks=False):  # a link to a folder could lead back to where it is
                 yield from _files(entry.path)
             elif _is_file(entry):
                 yield entry.path
@@ -91,12 +91,12 @@ def _files(folder: str) -> Iterator[str]:
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError as error:  # a link: one in a circle leads nowhere; any other the check of the images will name
+    except OSError as error:  # a link to itself is left out; the check of the images will name any other
         return error.errno != errno.ELOOP
 
 
 def require_unicode(folder: str | Path, name: str) -> None:
-    """Raise DatasetError for a name in another encoding: no text file of a run could hold it."""
+    """Raise DatasetError for a name in another encoding: the text files of a run could not hold it."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -106,7 +106,7 @@ def require_unicode(folder: str | Path, name: str) -> None:
 def _test_folder(root: Path) -> Path:
     found = [root / name for name in ("test", "val") if (root / name).is_dir()]
     if len(found) == 2:
-        raise DatasetError(f"{root}: holds both test/ and val/; leave only the one to be tested on")
+        raise DatasetError(f"{root}: holds both test/ and val/; keep only the one to test on")
     return found[0] if found else root / "test"
 
 

@@ -12,8 +12,7 @@ from typing import Any
 from PIL import Image
 
 from fgvc.data.dataset import Samples
-from fgvc.data.generated import write_once
-from fgvc.data.layout import require_inside
+from fgvc.data.layout import require_inside, write_once
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.io import read_json, write_json_atomic
 
@@ -23,7 +22,7 @@ _LABEL_TYPES = re.compile(r"u?int\d+|(large_)?string")
 
 @dataclass(frozen=True)
 class _Source:
-    """What the folder was made from; kept in hf.json."""
+    """The source of the folder; stored in hf.json."""
 
     path: str
     config_name: str | None
@@ -59,8 +58,8 @@ def read_hf(
     """Write the dataset to `root` where it is missing, then read one split of it from there.
 
     The images keep their encoded bytes: <root>/<split>/<number>_<class>/<row>.<extension>; classes.json has the real
-    class names. Code that comes with a dataset is never run: since its version 4 the library cannot. A changed source
-    is not noticed; delete `root` then.
+    class names. Code that comes with a dataset is never run: since version 4 the library cannot. If the source
+    changes, delete `root`: this is not noticed.
 
     Args:
         root: folder to make; it must not exist, or be empty, or be made from the same source by the same options.
@@ -69,7 +68,7 @@ def read_hf(
         config_name: configuration of the dataset, where it has several.
         revision: branch, tag or commit on the hub.
         image_column: None finds the one column of images.
-        label_column: None finds the one column of class labels; a column of strings or whole numbers has to be named,
+        label_column: None finds the one column of class labels. A column of strings or whole numbers has to be named;
             its classes are the sorted values.
         train_split: name of the split to train on.
         test_split: name of the split to test on; None takes "test", or else "validation".
@@ -88,7 +87,7 @@ def _read(root: Path, split: str) -> Samples:
         classes = read_json(root / _CLASSES)
         folders = {entry["folder"]: entry["name"] for entry in classes}
         places = [require_inside(root / split, folder, root / _CLASSES) for folder in folders]
-        # every file, whatever its extension: what is no image is to be found by the check, not left out
+        # every file, whatever its extension: the check of the images has to find what is not an image
         found = [sorted(place.iterdir()) for place in places]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{root}: damaged ({error}); delete it, it will be made again") from error
@@ -128,7 +127,7 @@ def _export(root: Path, source: _Source) -> None:
 def _library() -> Any:
     with contextlib.suppress(ImportError):
         library = importlib.import_module("datasets")
-        if hasattr(library, "load_dataset"):  # a folder "datasets" beside the caller is importable, too
+        if hasattr(library, "load_dataset"):  # a folder "datasets" in the working folder can be imported as well
             return library
     raise ConfigError("dataset 'hf' needs the library datasets: pip install 'fgvc[hf]'")
 
@@ -142,7 +141,7 @@ def _load(library: Any, source: _Source) -> Mapping[str, Any]:
             found = library.load_from_disk(path)
         else:
             found = library.load_dataset(path, source.config_name, revision=source.revision)
-    except Exception as error:  # the library raises many types, also for a network that is down
+    except Exception as error:  # the library raises many types, for example without a network
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DatasetError(
             f"hf: {source.path}: cannot be loaded ({reason}); set path to a name on the hub or to a folder that "
@@ -199,7 +198,7 @@ def _content(where: str, image: Mapping[str, Any] | None) -> bytes | None:
 
 
 def _safe(name: str) -> str:
-    """What a folder may be called on any system; its number tells it from others."""
+    """A folder name that any system allows; the number in front of it makes it unique."""
     return re.sub(r"[^A-Za-z0-9-]+", "_", name)[:40].strip("_")
 
 
@@ -207,6 +206,6 @@ def _extension(content: bytes) -> str:
     try:
         with Image.open(io.BytesIO(content)) as image:
             kind = str(image.format).lower()
-    except Exception:  # as in decoding, Pillow raises many types; the check of the images reports the file
+    except Exception:  # Pillow raises many types; the check of the images reports the file
         return ".bin"
     return ".jpg" if kind == "jpeg" else f".{kind}"

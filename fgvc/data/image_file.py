@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-_PROGRAMS = ("EPS", "WMF")  # what Pillow hands to another program (Ghostscript) or to the system to be drawn
-_WIDE_GREY = ("PNG", "PPM")  # formats whose grey values in Pillow's mode I are of 16 bits
+_PROGRAMS = ("EPS", "WMF")  # formats that Pillow passes to another program (Ghostscript) or to the system
+_WIDE_GREY = ("PNG", "PPM")  # formats whose grey values have 16 bits in Pillow's mode I
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels from the file's top left corner; right and bottom are the first outside."""
@@ -21,9 +21,11 @@ class UnreadableImageError(Exception):
 
 
 class Region(NamedTuple):
-    """The part of a file that is the image: what lies within `box` (None: everywhere) and above the banner.
+    """The part of a file that is the image: inside `box` (None: everywhere) and above the banner.
 
-    `banner` counts the rows at the bottom of the file that are no picture.
+    Attributes:
+        box: Bounding box in pixels of the file.
+        banner: Number of rows at the bottom of the file that are not part of the picture.
     """
 
     box: Box | None = None
@@ -58,17 +60,17 @@ class Region(NamedTuple):
 def decode_rgb(path: Path, region: Region | None = None, *, upright: bool = False) -> Image.Image:
     """Decode a whole image file to RGB and cut out the region.
 
-    The format is known by the content, not by the name. Of several frames or pages the first counts. Transparent parts
-    become white, as on a page: what colour lies beneath them is chance. Of 16 bits a channel the upper eight are kept.
+    The content tells the format, not the name. The first of several frames or pages counts. Transparent parts become
+    white, as on a page, because the colour stored there is arbitrary. Channels of 16 bits keep their upper eight.
 
     Args:
         path: the file.
         region: None for the whole picture.
-        upright: turn the picture as its EXIF orientation says.
+        upright: turn the picture by its EXIF orientation.
 
     Raises:
         UnreadableImageError: missing, empty, truncated, not an image, more pixels than Pillow's limit against
-            decompression bombs, pixels of unknown range, or nothing left of the region.
+            decompression bombs, pixels of unknown range, or an empty region.
     """
     try:
         with Image.open(path, formats=_formats()) as image:
@@ -88,18 +90,18 @@ def decode_rgb(path: Path, region: Region | None = None, *, upright: bool = Fals
 
 
 def copy_rgb(image: Image.Image) -> Image.Image:
-    """An upright RGB copy of an image that is open already, the same as `decode_rgb` makes of its file.
+    """An upright RGB copy of an open image, equal to the one that `decode_rgb` makes from its file.
 
     Raises:
         UnreadableImageError: pixels of unknown range, or the file behind the image is damaged.
     """
     try:
         own = image.copy()
-        own.format = image.format  # a copy has none, and of mode I it tells what white is
+        own.format = image.format  # a copy has none, and in mode I the format decides which value is white
         return _to_rgb(own, upright=True)
     except UnreadableImageError:
         raise
-    except Exception as error:  # as in `decode_rgb`, where Pillow has not read the file to its end yet
+    except Exception as error:  # as in `decode_rgb`: Pillow may not have read the whole file yet
         raise UnreadableImageError(str(error) or type(error).__name__) from error
 
 
@@ -112,13 +114,13 @@ def _formats() -> tuple[str, ...]:
 def _to_rgb(image: Image.Image, *, upright: bool) -> Image.Image:
     image.load()
     if upright:
-        with contextlib.suppress(Exception):  # damaged metadata are no reason to lose the picture
+        with contextlib.suppress(Exception):  # damaged metadata do not spoil the picture
             ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _WIDE_GREY):
-        # as Pillow itself does with 16-bit colour; its conversion of 16-bit grey would show all above 255 as white
+        # as Pillow converts 16-bit colour; its conversion of 16-bit grey would make all values above 255 white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise UnreadableImageError("pixels are 32-bit numbers, whose black and white are unknown; save it with 8 bits")
+        raise UnreadableImageError("pixels are 32-bit numbers with unknown black and white; save it with 8 bits")
     if not image.has_transparency_data:
         return image.convert("RGB")
     paper = Image.new("RGBA", image.size, "white")
@@ -127,7 +129,7 @@ def _to_rgb(image: Image.Image, *, upright: bool) -> Image.Image:
 
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        if path.stat().st_size == 0:  # it has been read
+        if path.stat().st_size == 0:  # the file exists: it has been read
             return "empty file (0 bytes)"
         return "not an image in a format that Pillow knows"
     return str(error) or type(error).__name__

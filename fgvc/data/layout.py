@@ -1,25 +1,28 @@
-"""What the adapters share: finding a dataset's folder, reading its text files, and refusing what does not fit."""
+"""What the adapters share: finding or filling a dataset's folder, reading its text files, refusing what is wrong."""
 
 import contextlib
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fgvc.errors import DatasetError
+from fgvc.io import atomic_folder, read_json, write_json_atomic
 from fgvc.resources import resource_folder
 
-_SHOWN = 5  # names listed in a message before "and N more"
-_MAX_DIGITS = 18  # of a whole number; Python refuses to read thousands of them
+_SHOWN = 5  # names in a message before "and N more"
+_WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")  # Python refuses to read thousands of digits
 
 
 @contextlib.contextmanager
 def reachable() -> Iterator[None]:
-    """Errors of the file system, while a dataset is looked for, as DatasetError."""
+    """Turn errors of the file system, while a dataset is searched, into DatasetError."""
     try:
         yield
     except OSError as error:
-        reason = f"cannot be looked at ({error.strerror})"
-        raise DatasetError(f"{error.filename}: {reason}; mend its name or its permissions") from error
+        reason = f"cannot be read ({error.strerror})"
+        raise DatasetError(f"{error.filename}: {reason}; correct its name or its permissions") from error
 
 
 def listing(items: Iterable[str]) -> str:
@@ -33,46 +36,38 @@ def find_folder(dataset: str, root: Path, *layouts: Sequence[str], nested: str |
 
     Args:
         dataset: name of the card that the message points to.
-        root: as set by the user.
+        root: the folder that the user gives.
         layouts: alternatives, each a list of files and folders.
         nested: name of the folder that the archive unpacks to.
 
     Raises:
-        DatasetError: no layout is complete; says what is missing from the nearest one and what is there instead. Or the
-            folder cannot be looked at.
+        DatasetError: no layout is complete, and the message names what is missing in the nearest one and what is there
+            instead; or the folder cannot be read.
     """
-    with reachable():
-        return _nearest_folder(dataset, root, layouts, nested)
-
-
-def _nearest_folder(dataset: str, root: Path, layouts: Sequence[Sequence[str]], nested: str | None) -> Path:
     places = [root] if nested is None else [root, root / nested]
     candidates = [(place, layout) for place in places for layout in layouts]
-    missing = [[name for name in layout if not (place / name).exists()] for place, layout in candidates]
-    # the nearest: most entries found, then fewest missing
-    counts = [(len(gone) - len(layout), len(gone)) for gone, (_, layout) in zip(missing, candidates, strict=True)]
-    nearest = counts.index(min(counts))
-    place = candidates[nearest][0]
-    if not missing[nearest]:
-        return place
-    wanted = "; or ".join(", ".join(layout) for layout in layouts)
+    with reachable():
+        missing = [[name for name in layout if not (place / name).exists()] for place, layout in candidates]
+        # the nearest: most entries found, then fewest missing
+        counts = [(len(gone) - len(layout), len(gone)) for gone, (_, layout) in zip(missing, candidates, strict=True)]
+        nearest = counts.index(min(counts))
+        place = candidates[nearest][0]
+        if not missing[nearest]:
+            return place
+        exists = root.exists()
+        present = listing(sorted(entry.name for entry in place.iterdir())) if place.is_dir() else "no folder but a file"
+    expected = "; or ".join(", ".join(layout) for layout in layouts)
     here = f"{place}" if nested is None else f"{root} or {root / nested}"
     fix = (
         f"Set root to the unpacked dataset, or get it: fgvc prepare_data {dataset}; "
         f"{resource_folder('datasets') / dataset}.yaml shows the layout and the source"
     )
-    if not root.exists():
-        raise DatasetError(f"{root}: no such folder; expected dataset {dataset!r} there ({wanted}). {fix}")
+    if not exists:
+        raise DatasetError(f"{root}: no such folder; expected dataset {dataset!r} there ({expected}). {fix}")
     raise DatasetError(
         f"{place}: {', '.join(missing[nearest])} missing, so this is not dataset {dataset!r}. "
-        f"Looked in {here} for {wanted}; found in {place}: {_entries(place)}. {fix}"
+        f"Looked in {here} for {expected}; found in {place}: {present or 'nothing'}. {fix}"
     )
-
-
-def _entries(folder: Path) -> str:
-    if not folder.is_dir():
-        return "no folder but a file"
-    return listing(sorted(entry.name for entry in folder.iterdir())) or "nothing"
 
 
 def read_text(path: Path) -> str:
@@ -92,9 +87,9 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file, without those that are blank. Raises DatasetError as `read_text`.
+    """The lines of a file except blank ones. Raises DatasetError as `read_text`.
 
-    Only a line feed ends one: to `str.splitlines` a name may hold seven other characters that do.
+    Only a line feed ends a line: `str.splitlines` also splits at seven other characters, which a name may hold.
     """
     return [line for line in read_text(path).split("\n") if line.strip()]
 
@@ -104,18 +99,18 @@ def read_table(path: Path, *, numeric_ids: bool = False) -> dict[str, str]:
 
     Args:
         path: text file.
-        numeric_ids: demand whole numbers and drop their leading zeros.
+        numeric_ids: whether ids must be whole numbers; their leading zeros are dropped.
 
     Raises:
-        DatasetError: missing, empty, not UTF-8, a line without id and value, or an id that comes twice.
+        DatasetError: missing, empty, not UTF-8, a line without id and value, or a repeated id.
     """
     table: dict[str, str] = {}
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         key, _, value = line.strip().partition(" ")
-        if not value.strip() or (numeric_ids and not is_whole_number(key)):
-            raise DatasetError(f'{path}:{number}: expected "<id> <value>", found {line!r}; mend or remove the line')
+        if not value.strip() or (numeric_ids and not _WHOLE_NUMBER.fullmatch(key)):
+            raise DatasetError(f'{path}:{number}: expected "<id> <value>", found {line!r}; correct or remove the line')
         key = str(int(key)) if numeric_ids else key
         if key in table:
             raise DatasetError(f"{path}:{number}: id {key} appears a second time ({line!r}); keep one of the lines")
@@ -125,22 +120,31 @@ def read_table(path: Path, *, numeric_ids: bool = False) -> dict[str, str]:
     return table
 
 
-def is_whole_number(text: str) -> bool:
-    """Whether a text is a whole number in plain digits, and not too many of them."""
-    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS
+def read_integers(path: Path, *, numeric_ids: bool = False, allowed: tuple[int, ...] | None = None) -> dict[str, int]:
+    """Lines "id value" as in `read_table`, with whole numbers as values.
+
+    Raises:
+        DatasetError: as `read_table`; also where a value is not a whole number, or none of those `allowed`.
+    """
+    table = read_table(path, numeric_ids=numeric_ids)
+    for key, value in table.items():
+        if not _WHOLE_NUMBER.fullmatch(value) or (allowed is not None and int(value) not in allowed):
+            expected = " or ".join(map(str, allowed)) if allowed else "a whole number"
+            raise DatasetError(f"{path}: id {key} has the value {value!r}; expected {expected}")
+    return {key: int(value) for key, value in table.items()}
 
 
 def leads_out(name: str) -> bool:
-    """Whether a name from outside may lead out of the folder it is meant for, on this system or another.
+    """Whether a name from outside may lead out of its folder, on this system or another.
 
-    A colon is refused anywhere: on Windows a part "C:" starts over at a drive, wherever it stands.
+    A colon counts anywhere: on Windows a part "C:" starts at a drive, wherever it is in the path.
     """
     slashes = name.replace("\\", "/")
     return slashes.startswith("/") or ".." in slashes.split("/") or ":" in name or "\0" in name
 
 
 def require_inside(folder: Path, name: str, source: Path) -> Path:
-    """`folder` / `name`, where a file of the dataset, `source`, gives the name.
+    """`folder` / `name`, for a name that `source`, a file of the dataset, gives.
 
     Raises:
         DatasetError: the path is absolute, climbs up or names a drive.
@@ -156,8 +160,7 @@ def image_paths(folder: Path, names: Sequence[str], source: Path) -> list[Path]:
     """The image files below `folder` that `source` names.
 
     Raises:
-        DatasetError: a path that leaves the folder or cannot be looked at, or missing files, counted and the first few
-            named.
+        DatasetError: a path leaves the folder or cannot be read, or files are missing: their number and the first few.
     """
     paths = [require_inside(folder, name, source) for name in names]
     with reachable():
@@ -174,3 +177,50 @@ def unique_names(names: Mapping[str, str]) -> dict[str, str]:
     """{id: name} with the id added, "crane (n02012849)", where several ids share a name."""
     counts = Counter(names.values())
     return {key: name if counts[name] == 1 else f"{name} ({key})" for key, name in names.items()}
+
+
+def write_once(root: Path, record: str, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+    """Fill `root` by `write(folder)` unless it holds the same content already; returns `root`.
+
+    The folder appears whole or not at all, even if several processes write it.
+
+    Args:
+        root: folder to make; it must not exist, or be empty, or be made by the same recipe.
+        record: name of the JSON file in `root` for the recipe.
+        recipe: everything that determines the content, in types that JSON keeps.
+        write: a function that fills the given folder.
+
+    Raises:
+        DatasetError: `root` holds something else.
+    """
+    if _holds(root, record, recipe):
+        return root
+    try:
+        with atomic_folder(root) as temporary:
+            write(temporary)
+            write_json_atomic(temporary / record, recipe)
+    except OSError:
+        if not _holds(root, record, recipe):  # another process was faster: its folder has the same content
+            raise
+    return root
+
+
+def _holds(root: Path, record: str, recipe: Mapping[str, Any]) -> bool:
+    """Whether `root` was made by this recipe; DatasetError where it holds anything else."""
+    if not root.exists():
+        return False
+    if not root.is_dir():
+        raise DatasetError(f"{root}: is a file; set root to a folder")
+    if not any(root.iterdir()):
+        return False
+    try:
+        found = read_json(root / record)
+    except FileNotFoundError as error:
+        raise DatasetError(f"{root}: not empty and without {record}; set root to a new folder") from error
+    except ValueError as error:
+        raise DatasetError(f"{root / record}: not valid JSON; delete {root}, it will be made again") from error
+    if found != recipe:
+        raise DatasetError(
+            f"{root / record}: made with {found}, asked for {dict(recipe)}; delete {root} or set another root"
+        )
+    return True

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.data.aircraft import read_aircraft
+from fgvc.data.birds import read_cub, read_nabirds
 from fgvc.data.cars import read_cars
-from fgvc.data.cub import read_cub
 from fgvc.data.dataset import ImageDataset, Samples, Transform, require_known_crop
 from fgvc.data.dogs import read_dogs
 from fgvc.data.folder import read_folder
 from fgvc.data.hf import read_hf
 from fgvc.data.imagenet import read_imagenet
-from fgvc.data.nabirds import read_nabirds
 from fgvc.data.synthetic import read_synthetic
 from fgvc.errors import ConfigError
 
@@ -51,7 +50,7 @@ def create_dataset(
         name: one of `list_datasets()`.
         root: the dataset's folder; "~" is expanded.
         split: "train" or "test", those of the dataset's standard protocol.
-        transform: applied to each RGB image, see `create_transform`.
+        transform: a function of the RGB image, such as a `TransformSpec`.
         crop: "bbox" cuts each image to its bounding box before the transform; None takes the whole picture.
         options: keyword options of the adapter, see its function `read_<name>`. cub, cars, dogs, nabirds: boxes (True
             reads the bounding boxes into `.boxes` without cropping). aircraft: boxes, level, remove_banner,
@@ -62,52 +61,44 @@ def create_dataset(
         ConfigError: unknown name, split or option, or a crop of a dataset that has no boxes.
         DatasetError: the folder or one of its files is missing, damaged or inconsistent.
     """
-    _require_known(name)
+    known = _options(name)
     if split not in _SPLITS:
         raise ConfigError(f"unknown split {split!r} of dataset {name!r}; choose one of {', '.join(_SPLITS)}")
+    _check_options(name, known, options)
     require_known_crop(crop)
     if crop is not None:
-        if not _has_boxes(name):
-            boxed = ", ".join(filter(_has_boxes, _ADAPTERS))
+        if "boxes" not in known:
+            boxed = ", ".join(other for other in _ADAPTERS if "boxes" in _options(other))
             raise ConfigError(f"crop={crop!r}: dataset {name!r} has no bounding boxes (those that have: {boxed})")
         options = {**options, "boxes": True}
-    _check_options(name, options)
     folder = Path(root).expanduser()
     return ImageDataset(_ADAPTERS[name](folder, split, **options), folder, transform, crop)
 
 
 def effective_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of a dataset, of which `options` are given to `create_dataset`: the others have their defaults.
+    """All options of a dataset: the given `options`, and the defaults of the others.
 
     Raises:
         ConfigError: unknown name.
     """
-    _require_known(name)
     defaults = {option: parameter.default for option, parameter in _options(name).items()}
-    if _has_boxes(name):
+    if "boxes" in defaults:
         defaults["crop"] = None
     return {option: value for option, value in defaults.items() if value is not inspect.Parameter.empty} | dict(options)
 
 
-def _require_known(name: str) -> None:
+def _options(name: str) -> Mapping[str, inspect.Parameter]:
+    """The keyword options of an adapter. Raises ConfigError for an unknown name."""
     if name not in _ADAPTERS:
         raise ConfigError(f"unknown dataset {name!r}; choose one of {', '.join(_ADAPTERS)}")
-
-
-def _options(name: str) -> Mapping[str, inspect.Parameter]:
     parameters = inspect.signature(_ADAPTERS[name]).parameters
     return {option: parameters[option] for option in parameters if option not in ("root", "split")}
 
 
-def _has_boxes(name: str) -> bool:
-    return "boxes" in _options(name)
-
-
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    known = _options(name)
+def _check_options(name: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         if option not in known:
-            listing = ", ".join([*known, *(["crop"] if _has_boxes(name) else [])]) or "none"
+            listing = ", ".join([*known, *(["crop"] if "boxes" in known else [])]) or "none"
             raise ConfigError(f"dataset {name!r} has no option {option!r}; its options: {listing}")
         # a word such as "no" would count as true
         if isinstance(known[option].default, bool) and not isinstance(value, bool):

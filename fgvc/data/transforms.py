@@ -1,7 +1,7 @@
-"""From an RGB image to a normalised tensor: the published recipes at any size, and variations of them."""
+"""From an RGB image to a normalised tensor: the published recipes, variations, and several views of an image."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict
 
 import torch
@@ -10,9 +10,15 @@ from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
 
-from fgvc.data.image_file import Box
-from fgvc.errors import ConfigError
+from fgvc.data.dataset import ImageDataset
+from fgvc.data.image_file import Box, UnreadableImageError
+from fgvc.errors import ConfigError, DatasetError
+from fgvc.runs.config import TransformConfig
+
+VIEWS = {"single": 1, "mirror": 2, "ten_crop": 10}
+"""Names of the ways to look at a test image, with their numbers of views V."""
 
 _RESIZES = ("short", "square")
 _CROPS = ("center", "random", "random_resized", "none")
@@ -20,7 +26,7 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"
 
 
 class Normalization(TypedDict):
-    """What a pretrained backbone expects of its input."""
+    """The input that a pretrained backbone expects."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -28,7 +34,7 @@ class Normalization(TypedDict):
 
 
 def normalization_from_timm(config: Mapping[str, Any]) -> Normalization:
-    """Pick mean, std and interpolation out of `timm.data.resolve_model_data_config(model)`, for `create_transform`."""
+    """Mean, std and interpolation of `timm.data.resolve_model_data_config(model)`, for `TransformSpec`."""
     return {
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
@@ -36,135 +42,212 @@ def normalization_from_timm(config: Mapping[str, Any]) -> Normalization:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TransformSpec:
-    """The recipe of a transform, and the transform itself: call it on a PIL image.
+@dataclass(kw_only=True, repr=False)
+class TransformSpec(TransformConfig):
+    """The recipe of a transform, and the transform itself: PIL image (RGB) -> (3, size, size) float32, normalised.
 
-    Fields are the arguments of `create_transform`. The `repr` holds them all and enters cache keys; `resize_size` is
-    filled in, so that equal recipes have equal keys.
+    It resizes, crops, mirrors and augments (the last two in training only), scales to [0, 1] and normalises. With the
+    defaults and size 448 it is the published CUB recipe: the short side scaled to `size`, a centre crop, and random
+    mirroring in training. [Li, Xie, Wang, Gao, CVPR 2018; Song, Sebe, Wang, ICCV 2021]
+
+    Attributes:
+        mean, std: Three numbers each, on the scale of [0, 1]; see `normalization_from_timm`.
+        interpolation: "bilinear", "bicubic", ... (antialiased).
+        training: Whether crops are random (where `crop` asks for it) and images are mirrored and augmented.
+        resize_size: As in `TransformConfig`, but `size` in place of None, so that equal recipes have equal cache keys.
+        mirrors: Whether an image is mirrored at random.
+        resized: The first step in testing, PIL image -> PIL image.
+        normalized: The steps after every crop, PIL image -> normalised float32 tensor.
+
+    Raises:
+        ConfigError: an unknown name, or sizes that contradict each other.
     """
 
-    size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str
     training: bool
-    resize: str = "short"
-    resize_size: int | None = None
-    crop: str = "center"
-    min_scale: float = 0.08
-    hflip: bool = True
-    randaugment: str | None = None
 
     def __post_init__(self) -> None:
-        # frozen, so fields are completed this way; the pipeline is built once
-        object.__setattr__(self, "resize_size", self.size if self.resize_size is None else self.resize_size)
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
-        self._check()
-        object.__setattr__(self, "_pipeline", v2.Compose(self._steps()))
+        side = self.size if self.resize_size is None else self.resize_size
+        self.resize_size, self.mean, self.std = side, tuple(self.mean), tuple(self.std)
+        self.mirrors = self.training and self.hflip
+        self._check(side)
+        interpolation = InterpolationMode(self.interpolation)
+        self.resized = v2.Resize([side] if self.resize == "short" else [side, side], interpolation=interpolation)
+        to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
+        self.normalized = v2.Compose([*to_tensor, v2.Normalize(mean=list(self.mean), std=list(self.std))])
+        if self.training and self.crop == "random_resized":
+            scale = (self.min_scale, 1.0)
+            steps = [v2.RandomResizedCrop(self.size, scale=scale, interpolation=interpolation)]
+        elif self.crop == "none":
+            steps = [self.resized]
+        else:
+            random = self.training and self.crop == "random"
+            steps = [self.resized, v2.RandomCrop(self.size) if random else v2.CenterCrop(self.size)]
+        self._geometry = v2.Compose(steps)
+        if self.mirrors:
+            steps = [*steps, v2.RandomHorizontalFlip()]
+        if self.training and self.randaugment is not None:
+            steps = [*steps, _RandAugment(self.randaugment, self.mean, self.interpolation)]
+        self._pipeline = v2.Compose([*steps, self.normalized])
 
-    def _check(self) -> None:
+    def _check(self, side: int) -> None:
         for name, choices in (("resize", _RESIZES), ("crop", _CROPS), ("interpolation", _INTERPOLATIONS)):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
-        if not 1 <= self.size <= self._resized:
-            raise ConfigError(f"size={self.size} must be at least 1 and at most resize_size={self._resized}")
+        if not 1 <= self.size <= side:
+            raise ConfigError(f"size={self.size} must be at least 1 and at most resize_size={side}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(f"mean={self.mean} and std={self.std} must be three numbers each, std above 0")
         if not 0 < self.min_scale <= 1:
             raise ConfigError(f"min_scale={self.min_scale} must be above 0 and at most 1: it is a share of the area")
-        if self.crop == "none" and (self.resize == "short" or self._resized != self.size):
+        if self.crop == "none" and (self.resize == "short" or side != self.size):
             raise ConfigError("crop='none' needs resize='square' and resize_size=size, else images differ in size")
+
+    def __repr__(self) -> str:
+        # part of the keys of feature caches on users' disks, so the order of the fields stays that of earlier versions
+        size, *others = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
+        return f"TransformSpec({', '.join([size, *others[-4:], *others[:-4]])})"
 
     def __call__(self, image: Image.Image) -> Tensor:
         """PIL image (RGB) -> (3, size, size) float32, normalised."""
-        result: Tensor = self._pipeline(image)  # type: ignore[attr-defined]
+        result: Tensor = self._pipeline(image)
         return result
 
-    @property
-    def _resized(self) -> int:
-        return self.size if self.resize_size is None else self.resize_size
-
-    def _steps(self) -> list[v2.Transform]:
-        steps = self._geometry()
-        if self.mirrors:
-            steps.append(v2.RandomHorizontalFlip())
-        if self.training and self.randaugment is not None:
-            steps.append(_RandAugment(self.randaugment, self.mean, self.interpolation))
-        return [*steps, *self.tensor_steps()]
-
-    def _geometry(self) -> list[v2.Transform]:
-        """Resizing and cropping."""
-        if self.training and self.crop == "random_resized":
-            interpolation = InterpolationMode(self.interpolation)
-            return [v2.RandomResizedCrop(self.size, scale=(self.min_scale, 1.0), interpolation=interpolation)]
-        steps = [self.resize_step()]
-        if self.crop != "none":
-            random = self.training and self.crop == "random"
-            steps.append(v2.RandomCrop(self.size) if random else v2.CenterCrop(self.size))
-        return steps
-
-    def resize_step(self) -> v2.Transform:
-        """PIL image -> PIL image, before the crop in testing."""
-        side = [self._resized] if self.resize == "short" else [self._resized, self._resized]
-        return v2.Resize(side, interpolation=InterpolationMode(self.interpolation))
-
-    def tensor_steps(self) -> list[v2.Transform]:
-        """PIL image -> normalised float32 tensor, after every crop."""
-        normalize = v2.Normalize(mean=list(self.mean), std=list(self.std))
-        return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor(), normalize]
-
     def box(self, box: Box, size: tuple[int, int]) -> Box:
-        """Where a box of an image lies in the result, clipped to it.
+        """The place of a box in the result, clipped to it.
 
         Args:
-            box: in pixels of the image.
-            size: its width and height.
+            box: a box in pixels of the image.
+            size: width and height of the image.
 
         Raises:
-            ValueError: the result is not the same each time, as in training.
+            ValueError: the recipe is one of training, where the result is random.
         """
         if self.training:
             raise ValueError("in training an image is cut and mirrored at random; use deterministic()")
         inside = torch.tensor([box], dtype=torch.float64).clamp(torch.zeros(4), torch.tensor(size * 2))
-        moved = v2.Compose(self._geometry())(
-            tv_tensors.BoundingBoxes(inside, format="XYXY", canvas_size=(size[1], size[0]))
-        )
+        moved = self._geometry(tv_tensors.BoundingBoxes(inside, format="XYXY", canvas_size=(size[1], size[0])))
         left, top, right, bottom = moved[0].clamp(0, self.size).tolist()
         return left, top, right, bottom
 
     def picture(self, inputs: Tensor) -> Tensor:
-        """What the network sees, to be looked at: normalised (3, H, W) -> (H, W, 3), numbers from 0 to 1."""
+        """The network's input as a picture: normalised (3, H, W) -> (H, W, 3), numbers from 0 to 1."""
         mean, std = (torch.tensor(channels, device=inputs.device)[:, None, None] for channels in (self.mean, self.std))
         return (inputs * std + mean).clamp(0, 1).permute(1, 2, 0)  # (3, H, W) -> (H, W, 3)
 
     @property
-    def mirrors(self) -> bool:
-        """Whether an image is mirrored at random."""
-        return self.training and self.hflip
-
-    @property
     def repeats(self) -> bool:
-        """Whether an image always gives the same tensor, but for its mirroring."""
+        """Whether an image always gives the same tensor, except for its mirroring."""
         return not self.training or (self.crop in ("center", "none") and self.randaugment is None)
 
     def deterministic(self) -> "TransformSpec":
         """The recipe in testing: center crop, no mirroring, no augmentation."""
         crop = "none" if self.crop == "none" else "center"
-        # min_scale has no effect any more: equal recipes have equal keys
+        # min_scale has no effect then: equal recipes must have equal cache keys
         return replace(self, training=False, hflip=False, crop=crop, min_scale=0.08, randaugment=None)
 
 
-class _RandAugment(v2.Transform):  # type: ignore[misc]  # torchvision is untyped
-    """timm's RandAugment [Cubuk, Zoph, Shlens, Le, 2020] on a PIL image, by timm's own notation.
+@dataclass(frozen=True)
+class ViewTransform:
+    """PIL image (RGB) -> (V, 3, size, size) float32, normalised.
 
-    Draws from Python's and NumPy's generators, which a DataLoader seeds in its workers as it does torch's.
+    "single" is the centre crop of the resized image. "mirror" adds the centre crop of the mirrored image: the two views
+    whose scores are averaged in the released code of Li et al., CVPR 2018, and Song et al., ICCV 2021. "ten_crop" is
+    the four corners, the centre, and the same five of the mirrored image.
+
+    Args:
+        spec: the recipe; its crop and mirroring are not used.
+        views: one of `VIEWS`.
+
+    Raises:
+        ConfigError: unknown views, or ten crops that would all be the same.
+    """
+
+    spec: TransformSpec
+    views: str = "single"
+
+    def __post_init__(self) -> None:
+        if self.views not in VIEWS:
+            raise ConfigError(f"views={self.views!r} is unknown; choose one of {', '.join(VIEWS)}")
+        if self.views == "ten_crop" and not self.has_room and self.spec.resize == "square":
+            raise ConfigError(
+                f"views=ten_crop needs dataset.transform.resize_size above dataset.transform.size={self.spec.size}, "
+                f"found {self.spec.resize_size}: all crops would be the same; give --resize-size N"
+            )
+
+    @property
+    def has_room(self) -> bool:
+        """Whether crops of every image can differ; else, with resize="short", only those along the longer side can."""
+        return self.spec.resize_size != self.spec.size
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.stack([self.spec.normalized(crop) for crop in self._crops(self.spec.resized(image))])
+
+    def _crops(self, image: Image.Image) -> list[Image.Image]:
+        if self.views == "ten_crop":
+            return list(v2.TenCrop(self.spec.size)(image))
+        images = [image] if self.views == "single" else [image, functional.horizontal_flip(image)]
+        return [functional.center_crop(view, [self.spec.size]) for view in images]
+
+
+def resized_spec(spec: TransformSpec, resize_size: int | None) -> TransformSpec:
+    """The recipe in testing, with another `resize_size` in pixels; None keeps it.
+
+    Raises:
+        ConfigError: `resize_size` is below the size of the crop.
+    """
+    fixed = spec.deterministic()
+    if resize_size in (None, fixed.resize_size):
+        return fixed
+    return replace(fixed, crop="center", resize_size=resize_size)
+
+
+def boxes_in_view(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
+    """Bounding boxes after the dataset's own crop and transform.
+
+    Args:
+        dataset: a dataset with boxes, and with a `TransformSpec` of testing as its transform.
+        indices: indices of the images.
+
+    Returns:
+        (len(indices), 4) float64: left, top, right, bottom in pixels of the transformed image, clipped to it. A box
+        that the transform cuts off has area 0.
+
+    Raises:
+        DatasetError: the dataset has no boxes, or an image cannot be read.
+        ValueError: the transform is another one.
+    """
+    spec = dataset.transform
+    if not isinstance(spec, TransformSpec):
+        raise ValueError(f"expected images with a TransformSpec, got {type(spec).__name__}")
+    if dataset.boxes is None:
+        raise DatasetError(
+            f"{dataset.root}: no bounding boxes were read; only cub, cars, aircraft, dogs and nabirds have them, read "
+            "with dataset.options.boxes=true"
+        )
+    found = []
+    for index in indices:
+        try:
+            size = dataset.decode(index).size
+        except UnreadableImageError as error:
+            raise DatasetError(f"{dataset.paths[index]}: {error}; replace it") from error
+        x, y = dataset.region(index).corner
+        left, top, right, bottom = dataset.boxes[index]
+        found.append(spec.box((left - x, top - y, right - x, bottom - y), size))
+    return torch.tensor(found, dtype=torch.float64).reshape(-1, 4)
+
+
+class _RandAugment(v2.Transform):  # type: ignore[misc]  # torchvision is untyped
+    """timm's RandAugment [Cubuk, Zoph, Shlens, Le, 2020] on a PIL image, in timm's notation.
+
+    It draws from the generators of Python and NumPy, which a DataLoader seeds in its workers like torch's.
     """
 
     def __init__(self, notation: str, mean: tuple[float, ...], interpolation: str) -> None:
         super().__init__()
-        fill = tuple(min(255, round(255 * channel)) for channel in mean)  # what an image moved aside leaves open
+        fill = tuple(min(255, round(255 * channel)) for channel in mean)  # colour of what a shifted image uncovers
         kinds = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
         hparams = {"img_mean": fill, "interpolation": kinds.get(interpolation, Image.Resampling.BILINEAR)}
         try:
@@ -183,57 +266,6 @@ class _RandAugment(v2.Transform):  # type: ignore[misc]  # torchvision is untype
 
 
 def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:
-    """timm's, which at its strongest asks for no bit at all: a black image to Pillow before 13, an error since."""
+    """timm's function, which asks for 0 bits at its strongest: a black image before Pillow 13, an error since."""
     result: Image.Image = posterize(image, max(bits, 1), **unused)
     return result
-
-
-def create_transform(
-    *,
-    size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    interpolation: str,
-    training: bool,
-    resize: str = "short",
-    resize_size: int | None = None,
-    crop: str = "center",
-    min_scale: float = 0.08,
-    hflip: bool = True,
-    randaugment: str | None = None,
-) -> TransformSpec:
-    """Resize, crop, mirror and augment (training only), scale to [0, 1] and normalise.
-
-    The defaults are the published CUB recipe (size 448): short side to `size`, center crop, random mirroring in
-    training.
-    [Li, Xie, Wang, Gao, CVPR 2018; Song, Sebe, Wang, ICCV 2021]
-
-    Args:
-        size: height and width of the result in pixels.
-        mean, std: three numbers each, on the scale of [0, 1]; see `normalization_from_timm`.
-        interpolation: "bilinear", "bicubic", ... (antialiased).
-        training: random crop (where asked for) and mirroring; False gives the deterministic recipe.
-        resize: "short" scales the short side to `resize_size`; "square" both sides, changing the proportions.
-        resize_size: pixels before the crop; None means `size`.
-        crop: "center"; "random" (center in testing); "random_resized" (in training a part of random area and
-            proportions, scaled to `size`; in testing as "center"); "none" only with "square".
-        min_scale: least share of an image's area that "random_resized" takes.
-        hflip: mirror half of the training images left to right.
-        randaugment: RandAugment in timm's notation, e.g. "rand-m9-mstd0.5-inc1"; training only.
-
-    Raises:
-        ConfigError: an unknown name, or sizes that contradict each other.
-    """
-    return TransformSpec(
-        size=size,
-        mean=mean,
-        std=std,
-        interpolation=interpolation,
-        training=training,
-        resize=resize,
-        resize_size=resize_size,
-        crop=crop,
-        min_scale=min_scale,
-        hflip=hflip,
-        randaugment=randaugment,
-    )

@@ -1,4 +1,4 @@
-"""Whether a copy of a dataset is whole: its counts, every image decoded, and a fingerprint to find changes by."""
+"""Whether a copy of a dataset is whole: its counts, every image decoded, and a fingerprint that reveals changes."""
 
 import hashlib
 import json
@@ -11,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from fgvc import __version__
-from fgvc.data.cards import SPLITS, Card
-from fgvc.data.checks import BadImage, bad_images_summary, map_images
-from fgvc.data.checksums import file_digests
+from fgvc.data.cards import Card
+from fgvc.data.checks import (
+    FINGERPRINT,
+    BadImage,
+    bad_images_summary,
+    is_unchanged,
+    map_images,
+    read_record,
+    read_splits,
+)
 from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.image_file import UnreadableImageError
 from fgvc.data.layout import read_lines
-from fgvc.data.registry import create_dataset
-from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import atomic_path, read_json, write_json_atomic
+from fgvc.errors import DatasetError
+from fgvc.io import atomic_path, file_digests, write_json_atomic
 
-FINGERPRINT = "fingerprint.json"
 FILES = "fingerprint.sha256"  # in the format of sha256sum: `sha256sum -c fingerprint.sha256` checks it too
 _SHOWN = 5
 _AGAIN = "To unpack it again, delete the folder (or give another --root) and start again"
@@ -29,53 +34,14 @@ _AGAIN = "To unpack it again, delete the folder (or give another --root) and sta
 Checksums = Mapping[str, Mapping[str, str]]  # by archive, then by algorithm
 
 
-def read_splits(name: str, root: Path) -> dict[str, ImageDataset]:
-    """Both splits, as training will read them.
-
-    Raises:
-        DatasetError: as the adapter finds it.
-    """
-    return {split: create_dataset(name, root=root, split=split) for split in SPLITS}
-
-
 def is_current(name: str, root: Path, card: Card) -> bool:
-    """Whether the copy in `root` was verified against this card, and no image's size or time has changed since."""
-    known = _load(root)
+    """Whether the copy in `root` was verified by this card, and no image's size or time has changed since."""
+    known = read_record(root)
     if known.get("name") != name or known.get("classes") != card.classes:
         return False
     if any(known["splits"].get(split, {}).get("images") != count for split, count in card.splits.items()):
         return False
-    return _is_unchanged(known, root)
-
-
-def verified_content(root: Path) -> str | None:
-    """SHA-256 over the content of every image in `root`, as a verification found it: the same on every machine.
-
-    None where there was no verification, or where an image's size or time has changed since.
-    """
-    known = _load(root)
-    content = known.get("content")
-    return content if isinstance(content, str) and _is_unchanged(known, root) else None
-
-
-def _is_unchanged(known: Mapping[str, Any], root: Path) -> bool:
-    """Whether no image's size or time has changed since `known` was written."""
-    try:
-        splits = read_splits(str(known.get("name")), root)
-        states = {split: known["splits"].get(split, {}).get("state") for split in splits}
-        return all(states[split] == fingerprint(dataset) for split, dataset in splits.items())
-    except (ConfigError, DatasetError):
-        return False  # to be told by the verification
-
-
-def was_verified(dataset: ImageDataset) -> bool:
-    """Whether a verification decoded all these images and no file's size or time has changed since.
-
-    A dataset that is cropped, or otherwise read in parts, was not verified as such.
-    """
-    known = _load(dataset.root)
-    states = {split.get("state") for split in known.get("splits", {}).values()}
-    return bool(states) and fingerprint(dataset) in states
+    return is_unchanged(known, root)
 
 
 def verify(
@@ -84,12 +50,12 @@ def verify(
     """Check counts, decode every image and compare with the fingerprint of an earlier call; return the fingerprint.
 
     Args:
-        name: of the dataset.
-        root: its folder.
-        card: what it should hold.
+        name: name of the dataset.
+        root: folder of the dataset.
+        card: the card with the expected counts.
         workers: decoding threads.
-        write: keep the fingerprint in `root`; without it nothing there is touched.
-        archives: checksums of what it was unpacked from; None takes those of the earlier fingerprint, if any.
+        write: whether to write the fingerprint to `root`; False changes nothing there.
+        archives: checksums of the archives; None takes those of the earlier fingerprint, if any.
 
     Raises:
         DatasetError: counts differ, images cannot be decoded, or files changed since the fingerprint was written.
@@ -101,7 +67,7 @@ def verify(
             f"{root}: not the whole of {card.title}:\n  " + "\n  ".join(problems) + f"\n{_AGAIN}. A part of the "
             "classes is fine to train on, though it cannot be verified"
         )
-    known = _load(root)
+    known = read_record(root)
     with tempfile.TemporaryDirectory() as folder:
         listing = Path(folder) / FILES
         _write_listing(root, splits, listing, workers)
@@ -125,7 +91,7 @@ def verify(
 
 
 def count_problems(card: Card, splits: Mapping[str, ImageDataset]) -> list[str]:
-    """How the counts differ from the card's, one line each."""
+    """The differences between the counts and those of the card, one line each."""
     found = []
     for split, dataset in splits.items():
         if len(dataset) != card.splits[split]:
@@ -151,11 +117,12 @@ def _write_listing(root: Path, splits: Mapping[str, ImageDataset], listing: Path
     bad: list[BadImage] = []
     with listing.open("w", encoding="utf-8") as file:
         for dataset in splits.values():
-            for index, result in enumerate(map_images(_examine, dataset, workers)):
+            results = map_images(_examine, dataset, workers)
+            for name, result in zip(dataset.relative_paths(), results, strict=True):
                 if isinstance(result, BadImage):
                     bad.append(result)
                 else:
-                    file.write(_line(result, dataset.relative_path(index)))
+                    file.write(_line(result, name))
     if bad:
         summary = bad_images_summary(root, bad, sum(map(len, splits.values())))
         raise DatasetError(f"{summary}\n{_AGAIN}")
@@ -168,14 +135,14 @@ def _examine(dataset: ImageDataset, index: int) -> str | BadImage:
         dataset.decode(index)
     except UnreadableImageError as error:
         return BadImage(path, str(error))
-    return file_digests(path, ["sha256"])["sha256"]  # the second reading comes from the system's cache
+    return file_digests(path, ["sha256"])["sha256"]  # the system's cache makes the second reading fast
 
 
 def _split_state(dataset: ImageDataset) -> dict[str, Any]:
-    """Number of images, SHA-256 over classes and targets, and over what shows a change without reading any file."""
+    """Number of images, SHA-256 over classes and targets, and the fingerprint over sizes and times of the files."""
     labels = hashlib.sha256(json.dumps(dataset.classes).encode())
-    for index, target in enumerate(dataset.targets):
-        labels.update(f"{target} {dataset.relative_path(index)}\n".encode())
+    for name, target in zip(dataset.relative_paths(), dataset.targets, strict=True):
+        labels.update(f"{target} {name}\n".encode())
     return {"images": len(dataset), "labels": labels.hexdigest(), "state": fingerprint(dataset)}
 
 
@@ -191,13 +158,13 @@ def _refuse_changes(root: Path, known: Mapping[str, Any], found: Mapping[str, An
         raise DatasetError(
             f"{root}: changed since {FINGERPRINT} was written ({known.get('date')}):\n  "
             + "\n  ".join(changes[:_SHOWN] + more)
-            + f"\n{_AGAIN}; to take the files as they are, delete {root / FINGERPRINT}"
+            + f"\n{_AGAIN}; to accept the changed files, delete {root / FINGERPRINT}"
         )
 
 
 def _changed_files(old: Path, new: Path) -> list[str]:
     if not old.is_file():
-        return [f"files (which cannot be told: {old} is missing)"]
+        return [f"files (unknown which: {old} is missing)"]
     before, after = _read_listing(old), _read_listing(new)
     changed = [f"{path}: other content" for path in after if before.get(path, after[path]) != after[path]]
     gone = [f"{path}: no longer listed" for path in before if path not in after]
@@ -205,13 +172,13 @@ def _changed_files(old: Path, new: Path) -> list[str]:
 
 
 def _line(digest: str, name: str) -> str:
-    """A line of the listing; sha256sum escapes what would break it, and says so by a backslash in front."""
+    """A line of the listing; like sha256sum it escapes line breaks, and marks that by a backslash in front."""
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{digest}  {name}\n" if escaped == name else f"\\{digest}  {escaped}\n"
 
 
 def _read_listing(path: Path) -> dict[str, str]:
-    """SHA-256 by path, as it is escaped. All in memory, which only the message about changed files needs.
+    """SHA-256 by escaped path. All in memory, but needed only for the message about changed files.
 
     Raises:
         DatasetError: not UTF-8.
@@ -221,16 +188,3 @@ def _read_listing(path: Path) -> dict[str, str]:
         digest, _, name = line.partition("  ")
         found[name] = digest
     return found
-
-
-def _load(root: Path) -> dict[str, Any]:
-    """The fingerprint in `root`; empty where there is none, or none that can be read."""
-    try:
-        found = read_json(root / FINGERPRINT)
-    except (OSError, ValueError):
-        return {}
-    splits = found.get("splits") if isinstance(found, dict) else None
-    whole = isinstance(splits, dict) and all(
-        isinstance(split, dict) and isinstance(split.get("state"), str) for split in splits.values()
-    )
-    return found if whole else {}

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fgvc.data.checksums import file_digests
 from fgvc.errors import RunError
 from fgvc.inference.restore import restore_run
 from fgvc.inference.temperature import (
@@ -21,7 +20,7 @@ from fgvc.inference.temperature import (
     probabilities,
     reliability_curve,
 )
-from fgvc.io import locked, read_json_object, write_json_atomic
+from fgvc.io import file_digests, locked, read_json_object, write_json_atomic
 from fgvc.provenance import source_state, versions
 from fgvc.runs.folder import RunFolder
 from fgvc.training.batches import create_loader

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fgvc.analysis import load_curves
-from fgvc.data.synthetic_images import class_name, draw_image, draw_layout
+from fgvc.data.synthetic import class_name, draw_image, draw_layout
 from fgvc.reporting.spectra_plot import plot_eigenvalues
 from fgvc.reporting.style import PAGE_WIDTH, figure_style, method_order, method_style, new_figure
 from fgvc.reporting.tables import load_accuracy

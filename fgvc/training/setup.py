@@ -18,7 +18,6 @@ from fgvc.data import (
     TransformSpec,
     cached_features,
     create_dataset,
-    create_transform,
     normalization_from_timm,
     require_readable,
     split_validation,
@@ -196,8 +195,8 @@ def open_split(config: RunConfig, which: str) -> ImageDataset:
 
 
 def build_transform(config: RunConfig, backbone: Backbone, *, training: bool) -> TransformSpec:
-    """The run's transform, normalised as the backbone needs it. Raises ConfigError as `create_transform`."""
-    return create_transform(
+    """The run's transform, normalised as the backbone needs it. Raises ConfigError as `TransformSpec`."""
+    return TransformSpec(
         **asdict(config.dataset.transform), **normalization_from_timm(backbone.data_config), training=training
     )
 

@@ -12,9 +12,16 @@ import torch
 from torch import Tensor
 
 from fgvc.csv_files import to_csv
-from fgvc.data.checksums import checksum_problem, file_digests
 from fgvc.errors import RunError
-from fgvc.io import atomic_path, load_pytorch, read_json_object, write_json_atomic, write_text_atomic
+from fgvc.io import (
+    atomic_path,
+    checksum_problem,
+    file_digests,
+    load_pytorch,
+    read_json_object,
+    write_json_atomic,
+    write_text_atomic,
+)
 from fgvc.models.files import write_weights
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.spectra import SpectrumHistory

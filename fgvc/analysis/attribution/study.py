@@ -139,7 +139,8 @@ def _boxes(restored: Restored, indices: Sequence[int]) -> Tensor:
     opened = open_split(config, "test")
     place = {path: index for index, path in enumerate(opened.relative_paths())}
     ready: ImageDataset = opened.with_transform(restored.images.transform)
-    return boxes_in_view(ready, [place[restored.images.relative_path(index)] for index in indices])
+    paths = restored.images.relative_paths()
+    return boxes_in_view(ready, [place[paths[index]] for index in indices])
 
 
 def _heads_table(opened: Sequence[_Opened], measured: Sequence[Measured]) -> list[dict[str, object]]:

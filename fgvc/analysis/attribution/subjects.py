@@ -63,7 +63,7 @@ def choose_subjects(images: ImageDataset, which: str, prepare: Callable[[Path], 
 
 def _test_image(images: ImageDataset, index: int) -> tuple[str, int | None, Tensor]:
     """Name, target and input."""
-    return images.relative_path(index), images.targets[index], images[index][0]
+    return images.relative_paths()[index], images.targets[index], images[index][0]
 
 
 def spread(targets: Sequence[int], count: int, seed: int) -> list[int]:
