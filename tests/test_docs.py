@@ -11,7 +11,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from fgvc import spectral
-from fgvc.pooling import list_poolings, pooling_label
+from fgvc.pooling import list_poolings, pooling_label, pooling_source
 from fgvc.runs.config import register_schema, to_run_config
 from fgvc.spectral import GRADIENTS
 
@@ -86,7 +86,7 @@ def test_python_examples_run(page: Path) -> None:
 def test_the_tables_of_the_spectral_page_are_complete() -> None:
     text = (ROOT / "docs" / "spectral.md").read_text(encoding="utf-8")
     for name in list_poolings():
-        assert f"| `{name}` | {pooling_label(name)} | " in text, name
+        assert f"| `{name}` | {pooling_label(name)} | {pooling_source(name)} | " in text, name
     for name in GRADIENTS:
         assert f'`"{name}"`' in text, name
     for name in spectral.__all__:

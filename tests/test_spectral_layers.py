@@ -10,6 +10,7 @@ import torch
 from mpmath import mpf
 from spectral_contract import Reference, SpectralContract, Values, random, relative, rotated
 
+import fgvc.pooling  # noqa: F401  # adds the gradient rules of its methods to GRADIENTS
 from fgvc.spectral import (
     GRADIENTS,
     LOG,
