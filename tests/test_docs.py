@@ -82,6 +82,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert pages - set(re.findall(r"- (?:[\w ]+: )?([\w/]+\.md)$", config, re.MULTILINE)) == set()
 
 
+@pytest.mark.usefixtures("scratch_registry")
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")], ids=str)
 def test_python_examples_run(page: Path) -> None:
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)):

@@ -1,7 +1,5 @@
 """Poolings by name: widths, precision, labels, refusals, and agreement with the published layers."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -22,9 +20,8 @@ from fgvc.pooling import (
     published_gradient,
     register_pooling,
     register_spectral_pooling,
-    registry,
 )
-from fgvc.spectral import GRADIENTS, SQRT, EigenvalueMap, GradientRule, Power, covariance, trunc, upper_triangle
+from fgvc.spectral import SQRT, EigenvalueMap, GradientRule, Power, covariance, trunc, upper_triangle
 
 PUBLISHED = {
     "SEB": "seb",
@@ -181,22 +178,12 @@ def test_spectrum_before_and_after_the_square_root() -> None:
     assert pooling_spectrum(create_pooling("gap", channels=5), x)[1] is None
 
 
-@pytest.fixture
-def scratch_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(registry, "_METHODS", registry._Methods(registry._METHODS))
-    rules = dict(GRADIENTS)
-    yield
-    GRADIENTS.clear()
-    GRADIENTS.update(rules)
-
-
 def test_the_order_of_the_tables() -> None:
     first = ["gap", "bilinear", "compact_bilinear", "isqrt_cov", "mpn_cov", "svd_pade", "svd_taylor", "svd_pi"]
     assert list_poolings()[:14] == [*first, "svd_newton", "svd_trunc", "svd_topn", "seb", "seb_spectral", "log_cov"]
 
 
-@pytest.mark.usefixtures("scratch_table")
+@pytest.mark.usefixtures("scratch_registry")
 def test_a_class_with_a_choice_of_gradient_registers_itself() -> None:
     @register_pooling("toy", "Toy", source="ours", gradients=("lyapunov", "autograd"))
     class Toy(Pooling):
@@ -221,7 +208,7 @@ def test_a_class_with_a_choice_of_gradient_registers_itself() -> None:
         register_pooling("toy", "Toy", source="ours")(Toy)
 
 
-@pytest.mark.usefixtures("scratch_table")
+@pytest.mark.usefixtures("scratch_registry")
 def test_a_map_of_the_eigenvalues_with_a_rule_of_its_own_registers_itself() -> None:
     def capped(cap: float = 10.0) -> GradientRule:
         return trunc(cap)
