@@ -107,7 +107,7 @@ def test_eigenvalues_carry_no_gradient_of_their_own() -> None:
 
 
 class Faulty:
-    """torch.linalg.eigh that fails on matrices of which `fails` is true."""
+    """torch.linalg.eigh that fails on matrices for which `fails` is true."""
 
     def __init__(self, fails: Callable[[Tensor], bool], returns_nan: bool = False) -> None:
         self.fails, self.returns_nan = fails, returns_nan
