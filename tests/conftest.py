@@ -3,11 +3,14 @@
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from command_line import ROOT, SMALL, Done, Train
+
+from fgvc.pooling import registry
+from fgvc.spectral import GRADIENTS
 
 SHARED = Path(os.environ.get("FGVC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -28,6 +31,16 @@ def cub80_root() -> Path:
     if not path.is_dir():
         pytest.skip(f"the 80-class subset of CUB-200-2011 is not here: {path}")
     return path
+
+
+@pytest.fixture
+def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Methods and gradient rules that a test registers are gone after it."""
+    monkeypatch.setattr(registry, "_METHODS", registry._Methods(registry._METHODS))
+    rules = dict(GRADIENTS)
+    yield
+    GRADIENTS.clear()
+    GRADIENTS.update(rules)
 
 
 @pytest.fixture

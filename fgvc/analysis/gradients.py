@@ -37,8 +37,8 @@ from fgvc.errors import DatasetError
 from fgvc.spectral import EIGENVALUE_FLOOR, EigendecompositionError, covariance, spectral_descriptor
 from fgvc.spectral.descriptor import symmetric_gradient
 from fgvc.spectral.eigen import symmetric_eigh
+from fgvc.spectral.maps import Eigenvalues as Spectrum
 from fgvc.spectral.spectral_map import SpectralLayer
-from fgvc.spectral.spectrum import Spectrum
 
 ROUNDING = 1e-9  # a relative error below this is rounding; where it sits has no meaning
 

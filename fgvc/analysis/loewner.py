@@ -20,8 +20,8 @@ from fgvc.spectral import EIGENVALUE_FLOOR, GRADIENTS, EigendecompositionError, 
 from fgvc.spectral.covariance import centred
 from fgvc.spectral.descriptor import null_as_zero, symmetric_gradient
 from fgvc.spectral.eigen import symmetric_eigh
+from fgvc.spectral.maps import Eigenvalues as Spectrum
 from fgvc.spectral.spectral_map import SpectralLayer
-from fgvc.spectral.spectrum import Spectrum
 from fgvc.spectrum_measures import nonzero_condition_number, numerical_rank
 
 RELEASED_PI = "svd_pi-released"

@@ -1,10 +1,10 @@
-"""Models: a timm backbone, a channel reduction, a pooling, a linear classifier."""
+"""Models: a timm backbone, a channel reduction, a pooling, a classifier."""
 
-from fgvc.models.backbone import Backbone, create_backbone
+from fgvc.models.backbone import Backbone, create_backbone, weights_digest
 from fgvc.models.checkpoints import CheckpointReport, load_checkpoint
 from fgvc.models.fold import fold_batch_norm
 from fgvc.models.model import FineGrainedModel, PoolingHead, create_model
-from fgvc.models.weights import WeightsReport, load_backbone_weights, weights_digest
+from fgvc.models.weights import WeightsReport, load_backbone_weights
 
 __all__ = [
     "Backbone",

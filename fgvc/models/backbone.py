@@ -9,6 +9,7 @@ Shapes: B images, H x W pixels, C channels, h x w the map's grid.
 """
 
 import difflib
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,11 @@ class Backbone(nn.Module):
     map, or one that cannot take the image size, is refused here and not in the first training step.
 
     Attributes:
-        name: the architecture's name, for messages and tables.
-        out_channels: C.
-        data_config: `input_size` (3, H, W), `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`: how the images
-            were prepared when the published weights of this architecture were trained; `input_size` is that of
-            `image_size` where given.
+        name: Name of the architecture, for messages and tables.
+        out_channels: Number of channels of the map, C.
+        data_config: Preparation of the images when the published weights of this architecture were trained:
+            `input_size` (3, H, W), `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`. If `image_size` is given,
+            `input_size` is that.
 
     Args:
         model: a timm model.
@@ -63,7 +64,16 @@ class Backbone(nn.Module):
         self.model = model
         resolve: Any = resolve_model_data_config
         self.data_config: dict[str, Any] = resolve(model, args={"img_size": image_size})
-        _check_patches(self.model, name, self.data_config["input_size"][-1])
+        side, native = self.data_config["input_size"][-1], self.model.pretrained_cfg["input_size"][-1]
+        embedding = getattr(model, "patch_embed", None)
+        # timm drops a border behind the last whole patch without a word; a few published models do at their native size
+        if isinstance(embedding, PatchEmbed) and side != native and side % embedding.patch_size[0]:
+            patch = embedding.patch_size[0]
+            near = [size for size in (side // patch * patch, (side // patch + 1) * patch) if size]
+            raise ConfigError(
+                f"image_size={side} is no multiple of the patches of {name} ({patch} pixels); "
+                f"choose for example {' or '.join(map(str, near))}"
+            )
         self.model.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
         self.out_channels = self._probe_channels()
 
@@ -141,11 +151,37 @@ def create_backbone(
     return backbone
 
 
+def weights_digest(backbone: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and bytes of a module's state, as 64 hexadecimal digits.
+
+    Settings that change the features but not the state (image size, last stride) are not part of it.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in backbone.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None) -> nn.Module:
     """timm's model under this name, whole, with its own errors turned into the user's."""
     hosted = any(mark in name for mark in ":/")  # hf_hub:owner/name, local-dir:path: timm reads the architecture there
-    if not hosted:
-        _check_name(name)
+    architecture, _, tag = name.partition(".")
+    if not hosted and not timm.is_model(architecture):
+        known = timm.list_models()
+        close = difflib.get_close_matches(architecture, known, n=5, cutoff=0.5)
+        hint = f"closest: {', '.join(close)}; " if close else ""
+        raise ConfigError(
+            f"backbone.name={name} is none of the {len(known)} models of timm {timm.__version__}; "
+            f"{hint}timm.list_models() names all"
+        )
+    if not hosted and tag:
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+        if tag not in tags:
+            raise ConfigError(
+                f"backbone.name={name}: timm has no weights {tag!r} of {architecture}; "
+                f"choose {architecture} or one of its tags: {', '.join(tags) or 'none'}"
+            )
     try:
         # passes the image size on to those models alone that are built for one size
         arguments = resolve_model_input_args(name, {"img_size": image_size})
@@ -161,39 +197,6 @@ def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None) -
             "Without a network, load them from a file: backbone.pretrained=false backbone.weights=/path/to/file"
         ) from error
     return model
-
-
-def _check_name(name: str) -> None:
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        known = timm.list_models()
-        close = difflib.get_close_matches(architecture, known, n=5, cutoff=0.5)
-        hint = f"closest: {', '.join(close)}; " if close else ""
-        raise ConfigError(
-            f"backbone.name={name} is none of the {len(known)} models of timm {timm.__version__}; "
-            f"{hint}timm.list_models() names all"
-        )
-    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in tags:
-        raise ConfigError(
-            f"backbone.name={name}: timm has no weights {tag!r} of {architecture}; "
-            f"choose {architecture} or one of its tags: {', '.join(tags) or 'none'}"
-        )
-
-
-def _check_patches(model: Any, name: str, side: int) -> None:
-    """Refuse a size that leaves a border behind the last whole patch: timm would drop it without a word."""
-    embedding = getattr(model, "patch_embed", None)
-    native = model.pretrained_cfg["input_size"][-1]  # a few published models drop a border at their native size
-    if not isinstance(embedding, PatchEmbed) or side == native:
-        return
-    patch = embedding.patch_size[0]
-    if side % patch:
-        near = [size for size in (side // patch * patch, (side // patch + 1) * patch) if size]
-        raise ConfigError(
-            f"image_size={side} is no multiple of the patches of {name} ({patch} pixels); "
-            f"choose for example {' or '.join(map(str, near))}"
-        )
 
 
 def _remove_last_stride(model: Any, name: str) -> None:

@@ -21,12 +21,12 @@ class CheckpointReport:
     """What `load_checkpoint` did.
 
     Attributes:
-        source: the file's path.
-        format: title of the format the file was read as.
-        loaded: number of tensors loaded.
-        left_out: names of the file's tensors that were left out on purpose.
-        kept: names of the model's tensors that stay as they were.
-        folded: whether a classifier of the whole matrix was folded into one of the upper triangle.
+        source: Path of the file.
+        format: Title of the format the file was read as.
+        loaded: Number of tensors loaded.
+        left_out: Names of the file's tensors that were left out on purpose.
+        kept: Names of the model's tensors that stay as they were.
+        folded: Whether a classifier of the whole matrix was folded into one of the upper triangle.
     """
 
     source: str

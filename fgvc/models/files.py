@@ -65,7 +65,7 @@ def _find_in_package(package: str, setting: str) -> Path:
 def read_tensors(path: Path) -> State:
     """The tensors of a file by name, in its order, without containers and without the prefixes of wrappers.
 
-    Containers are entries such as `state_dict` beside others (`epoch`, `optimizer`, ...); the wrappers' prefix
+    Containers are entries such as `state_dict` next to others (`epoch`, `optimizer`, ...); the wrappers' prefix
     (`module.` of DataParallel, `_orig_mod.` of torch.compile) is taken off wherever it stands.
 
     Raises:

@@ -26,11 +26,11 @@ class CheckpointFormat:
     """How one code names the tensors of a model.
 
     Attributes:
-        title: for reports and messages.
-        mark: regular expression of a whole name by which the format is known.
-        rules: (regular expression of a whole name, our name), the first that matches counts.
-        last_stride: of the last stage of the ResNet in that code; None: not settled by the names.
-        unpooled: the backbone ends before its last max-pooling in that code.
+        title: Name in reports and messages.
+        mark: Regular expression of a whole name by which the format is known.
+        rules: Pairs (regular expression of a whole name, our name); the first that matches counts.
+        last_stride: Stride of the last stage of the ResNet in that code; None: not settled by the names.
+        unpooled: Whether the backbone ends before its last max-pooling in that code.
     """
 
     title: str
@@ -108,7 +108,7 @@ def list_formats() -> list[str]:
 def translate(names: Iterable[str], form: CheckpointFormat) -> dict[str, str | None]:
     """Our name of each of these, None where no rule matches or the place is taken.
 
-    The layers of a classifier of several are numbered anew: other codes have dropout between them, or have not.
+    The layers of a classifier with several are renumbered: some codes have dropout between them, others do not.
     """
     translated: dict[str, str | None] = {}
     for name in names:

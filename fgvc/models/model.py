@@ -19,16 +19,16 @@ class PoolingHead(nn.Module):
     in the papers; GAP, the first-order baseline, is not.
 
     Args:
-        in_channels: channels of the feature map.
-        method: one of `fgvc.pooling.list_poolings()`.
-        num_classes: width of the logits.
-        reduction: channels after the 1x1 convolution, None leaves it out.
-        hidden: widths of fully connected layers with ReLU in front of the classifier's last one; none, the papers'
-            choice for ResNets, makes the classifier linear. Their AlexNet has two of 4096.
-        gradient: rule of the spectral layer, None means as published.
-        eigh_device: where eigendecompositions run, see `fgvc.pooling.create_pooling`.
-        spectral_dtype: precision of the covariance and all that is made of it, "float64" or "float32".
-        options: of the pooling.
+        in_channels: Channels of the feature map.
+        method: One of `fgvc.pooling.list_poolings()`.
+        num_classes: Width of the logits.
+        reduction: Channels after the 1x1 convolution; None leaves it out.
+        hidden: Widths of fully connected layers with ReLU in front of the classifier's last one. Without any the
+            classifier is linear, as in the papers' ResNets; their AlexNet has two of 4096.
+        gradient: Gradient of the pooling; None means as published.
+        eigh_device: Device of the eigendecompositions, see `fgvc.pooling.create_pooling`.
+        spectral_dtype: Precision of the covariance and all that is made of it, "float64" or "float32".
+        options: Options of the pooling.
 
     Raises:
         ConfigError: unknown method, gradient or option; a width below 1.
@@ -70,20 +70,17 @@ class PoolingHead(nn.Module):
             **(options or {}),
         )
         self._hidden = tuple(hidden)
-        self.classifier: nn.Module = self._new_classifier(num_classes)
-        self.reset()
-
-    def _new_classifier(self, num_classes: int) -> nn.Module:
-        widths = (self.pooling.out_features, *self._hidden, num_classes)
-        layers: list[nn.Module] = []
-        for width, next_width in itertools.pairwise(widths):
-            layers += [nn.Linear(width, next_width), nn.ReLU()]
-        return nn.Sequential(*layers[:-1]) if self._hidden else layers[0]
+        self.classifier: nn.Module
+        self.reset(num_classes)
 
     def reset(self, num_classes: int | None = None) -> None:
-        """Initialise the parameters anew, for another number of classes if one is given."""
+        """Initialise all parameters; with `num_classes`, build the classifier for that number of classes first."""
         if num_classes is not None:
-            self.classifier = self._new_classifier(num_classes)
+            widths = (self.pooling.out_features, *self._hidden, num_classes)
+            layers: list[nn.Module] = []
+            for width, next_width in itertools.pairwise(widths):
+                layers += [nn.Linear(width, next_width), nn.ReLU()]
+            self.classifier = nn.Sequential(*layers[:-1]) if self._hidden else layers[0]
         for module in (*self.classifier.modules(), *self.reduction.modules()):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -91,17 +88,13 @@ class PoolingHead(nn.Module):
                 module.reset_parameters()
 
     def pooling_input(self, features: Tensor) -> Tensor:
-        """What the pooling reads: (B, in_channels, H, W) -> (B, pooling.channels, H, W)."""
+        """Input of the pooling: (B, in_channels, H, W) -> (B, pooling.channels, H, W)."""
         reduced: Tensor = self.reduction(features)
         return reduced
 
-    def descriptor(self, features: Tensor) -> Tensor:
-        """What the classifier reads: (B, in_channels, H, W) -> (B, pooling.out_features)."""
-        pooled: Tensor = self.pooling(self.pooling_input(features))
-        return pooled
-
     def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.descriptor(features))
+        descriptor = self.pooling(self.pooling_input(features))  # (B, pooling.out_features)
+        logits: Tensor = self.classifier(descriptor)
         return logits
 
 
@@ -114,7 +107,7 @@ class FineGrainedModel(nn.Module):
         self.head = head
 
     def pooling_input(self, images: Tensor) -> Tensor:
-        """What the pooling reads: (B, 3, H, W) -> (B, pooling.channels, h, w)."""
+        """Input of the pooling: (B, 3, H, W) -> (B, pooling.channels, h, w)."""
         return self.head.pooling_input(self.backbone(images))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -141,23 +134,15 @@ def create_model(
     """Build a model from any timm backbone and any pooling method.
 
     Args:
-        name: timm name of the backbone.
-        method: one of `fgvc.pooling.list_poolings()`.
-        num_classes: width of the logits.
-        reduction: channels in front of a second-order pooling, None for the backbone's own.
-        hidden: widths of fully connected layers in front of the classifier's last one.
-        gradient: rule of the spectral layer, None means as published.
-        eigh_device: where eigendecompositions run, see `fgvc.pooling.create_pooling`.
-        spectral_dtype: precision of the covariance and all that is made of it, "float64" or "float32".
-        pretrained: load timm's weights from its hub.
-        weights: load these into the backbone instead (.safetensors, .pth, package:NAME).
-        last_stride: 1 removes the stride of a ResNet's last stage.
-        image_size: pixels, for backbones that are built for one size (ViT, Swin); None means their own.
-        options: of the pooling, e.g. `iterations=5` for isqrt_cov.
+        name: Name of the backbone in timm.
+        method, num_classes, hidden, gradient, eigh_device, spectral_dtype: As in `PoolingHead`.
+        reduction: Channels in front of a second-order pooling; None for the backbone's own.
+        pretrained, weights, last_stride, image_size: As in `create_backbone`.
+        options: Options of the pooling, e.g. `iterations=5` for isqrt_cov.
 
     Raises:
         ConfigError: unknown backbone, method or option, or a setting the backbone cannot take.
-        WeightsError: weights that cannot be had, read or matched.
+        WeightsError: weights that cannot be downloaded, found, read or matched.
     """
     backbone = create_backbone(
         name, pretrained=pretrained, weights=weights, last_stride=last_stride, image_size=image_size

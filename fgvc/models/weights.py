@@ -1,12 +1,10 @@
 """Weights of a backbone from a file: matched and loaded."""
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import nn
 
 from fgvc.errors import WeightsError
@@ -20,10 +18,10 @@ class WeightsReport:
     """What `load_backbone_weights` did.
 
     Attributes:
-        source: the file's path.
-        how: matched by the tensors' names or by their order.
-        loaded: number of tensors loaded.
-        ignored: names of the file's other tensors, those of its head.
+        source: Path of the file.
+        how: Whether the tensors were matched by their names or by their order.
+        loaded: Number of tensors loaded.
+        ignored: Names of the file's other tensors, those of its head.
     """
 
     source: str
@@ -72,18 +70,6 @@ def load_backbone_weights(model: nn.Module, source: str | Path, *, layout: Layou
     return WeightsReport(str(path), how, len(chosen), tuple(ignored))
 
 
-def weights_digest(backbone: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of a module's state, as 64 hexadecimal digits.
-
-    Settings that change the features but not the state (image size, last stride) are not part of it.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in backbone.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def _bare(name: str) -> str:
     while prefix := next((prefix for prefix in _PREFIXES if name.startswith(prefix)), ""):
         name = name.removeprefix(prefix)
@@ -91,13 +77,13 @@ def _bare(name: str) -> str:
 
 
 def convert_as_timm(tensors: State, model: nn.Module) -> State:
-    """Apply the conversion that timm applies to published weights; by its convention it lies beside the class."""
+    """Apply timm's own conversion of published weights; by its convention it is in the module of the model's class."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors
     try:
         converted: State = convert(dict(tensors), model)
-    except Exception:  # it presumes its architecture; what is wrong with another one's file, the names will tell
+    except Exception:  # it expects its own architecture; for another file, the check of the names says what is wrong
         return tensors
     return converted
 

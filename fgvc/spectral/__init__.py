@@ -3,7 +3,7 @@
 Shapes in this package: B images, C = d channels, M = H * W locations; covariances and their maps are (B, d, d).
 """
 
-from fgvc.spectral.covariance import covariance
+from fgvc.spectral.covariance import covariance, symmetric_from_triangle, upper_triangle
 from fgvc.spectral.descriptor import covariance_eigenvalues, spectral_descriptor
 from fgvc.spectral.eigen import EigendecompositionError, EigendecompositionWarning
 from fgvc.spectral.maps import (
@@ -11,7 +11,9 @@ from fgvc.spectral.maps import (
     SCALED_SQRT,
     SQRT,
     AmplifiedSquareRoot,
+    Band,
     EigenvalueMap,
+    Keep,
     Logarithm,
     Power,
     Rescaled,
@@ -21,8 +23,6 @@ from fgvc.spectral.operators import matrix_log, matrix_power, matrix_sqrt, scali
 from fgvc.spectral.precision import EIGENVALUE_FLOOR
 from fgvc.spectral.rules import GRADIENTS, GradientRule, newton, power_iteration, taylor, trunc
 from fgvc.spectral.spectral_map import spectral_map
-from fgvc.spectral.spectrum import Band, Keep
-from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle
 
 __all__ = [
     "EIGENVALUE_FLOOR",

@@ -1,9 +1,21 @@
-"""Sample covariance of local features."""
+"""Sample covariance of local features, the upper triangle that a classifier reads, and batches in parts.
+
+Shapes: B images, C = d channels, M = H * W locations.
+"""
+
+import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from fgvc.spectral.precision import full_precision
+
+_CACHE_NUMBERS = 1 << 17
+"""Numbers (1 MB of float64) that one temporary of a part of a batch may hold."""
+
+Positions = tuple[Tensor, Tensor]
+_positions_by_size: dict[tuple[int, torch.device], Positions] = {}
 
 
 def covariance(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -49,3 +61,58 @@ def centred(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Xc = X (I - 11^T / M): (B, C, H, W) or (B, C, M) -> (B, C, M) in `dtype`, the mean over locations taken off."""
     features = x.flatten(2).to(dtype)
     return features - features.mean(dim=-1, keepdim=True)
+
+
+def batch_parts(shape: torch.Size, device: torch.device) -> Iterator[slice]:
+    """Slices that cover a batch of features (B, d, ...) or of matrices (B, d, d).
+
+    On a CPU neither the features of a part nor its d x d matrices leave the cache, and only one part's temporaries
+    exist at a time. On other devices one slice covers all. So it does in `torch.export`, whose graph must hold for a
+    batch of any size.
+    """
+    if torch.compiler.is_exporting():
+        return iter((slice(None),))
+    items, d, locations = shape[0], shape[1], math.prod(shape[2:])
+    size = items if device.type != "cpu" else _CACHE_NUMBERS // max(d * max(d, locations), 1)
+    size = max(size, 1)
+    return (slice(start, start + size) for start in range(0, items, size))
+
+
+def upper_triangle(matrix: Tensor) -> Tensor:
+    """Upper triangle with the diagonal, row by row, as a vector: the published descriptor of a symmetric matrix.
+
+    The off-diagonal entries are not scaled by sqrt(2), as in the released code.
+
+    Args:
+        matrix: (B, d, d).
+
+    Returns:
+        (B, d (d + 1) / 2), same dtype.
+    """
+    return matrix.flatten(-2).index_select(-1, _positions(matrix.shape[-1], matrix.device)[0])
+
+
+def symmetric_from_triangle(vector: Tensor, d: int) -> Tensor:
+    """The symmetric matrix with this upper triangle: (B, d (d + 1) / 2) -> (B, d, d), same dtype."""
+    return vector.index_select(-1, _positions(d, vector.device)[1]).view(*vector.shape[:-1], d, d)
+
+
+def _positions(d: int, device: torch.device) -> Positions:
+    """Index tensors of the upper triangle, row by row, of a (d, d) matrix.
+
+    Returns:
+        where each of its entries stands in the flattened matrix, (d (d + 1) / 2,), and where each entry of the
+        flattened symmetric matrix stands in the triangle, (d * d,).
+    """
+    if (d, device) in _positions_by_size:
+        return _positions_by_size[d, device]
+    with torch.inference_mode(False):  # an inference tensor could not be saved for a later backward pass
+        rows, columns = torch.triu_indices(d, d, device=device)
+        index = torch.arange(d, device=device)
+        low, high = torch.minimum(index[:, None], index), torch.maximum(index[:, None], index)
+        # row `low` of the triangle begins after low rows of lengths d, d - 1, ...
+        from_triangle = low * d - low * (low - 1) // 2 + high - low
+        positions = rows * d + columns, from_triangle.flatten()
+    if type(rows) is Tensor:  # not one of those that stand for it while a model is traced
+        _positions_by_size[d, device] = positions
+    return positions

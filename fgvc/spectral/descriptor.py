@@ -11,22 +11,19 @@ and only one part's exist at a time.
 """
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
-from fgvc.spectral.covariance import centred, check_features
+from fgvc.spectral.covariance import batch_parts, centred, check_features, symmetric_from_triangle, upper_triangle
 from fgvc.spectral.eigen import symmetric_eigh
-from fgvc.spectral.maps import EigenvalueMap
-from fgvc.spectral.parts import batch_parts
-from fgvc.spectral.precision import full_precision, null_tolerance, result_dtype, spectral_dtype
+from fgvc.spectral.maps import EigenvalueMap, Eigenvalues, Keep
+from fgvc.spectral.precision import full_precision, result_dtype, spectral_dtype
 from fgvc.spectral.rules import GradientRule
 from fgvc.spectral.spectral_map import SpectralLayer, map_backward, map_forward, spectral_layer
-from fgvc.spectral.spectrum import Keep, Spectrum
-from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle
 
 
 def is_thin(x: Tensor) -> bool:
@@ -34,27 +31,16 @@ def is_thin(x: Tensor) -> bool:
     return math.prod(x.shape[2:]) < x.shape[1]
 
 
-def image_parts(shape: torch.Size, device: torch.device) -> Iterator[slice]:
-    """Parts of a batch of features (B, d, ...) in which neither they nor their d x d matrices leave a CPU's cache."""
-    d, locations = shape[1], math.prod(shape[2:])
-    return batch_parts(shape[0], d * max(d, locations), device)
-
-
 def batch_gram(x: Tensor, dtype: torch.dtype, *, thin: bool) -> Tensor:
     """Of features (B, d, ...), in `dtype`: Xc^T Xc / M (B, M, M) if `thin`, else Xc Xc^T / M (B, d, d)."""
     d, locations = x.shape[1], math.prod(x.shape[2:])
     size = locations if thin else d
     result = torch.empty(x.shape[0], size, size, dtype=dtype, device=x.device)
-    for part in image_parts(x.shape, x.device):
+    for part in batch_parts(x.shape, x.device):
         features = centred(x[part], dtype)
         left, right = (features.mT, features) if thin else (features, features.mT)
         torch.bmm(left, right, out=result[part])
     return result.div_(locations)
-
-
-def empty_descriptor(x: Tensor) -> Tensor:
-    """Room for the upper triangles of d x d matrices, (B, d (d + 1) / 2), for features (B, d, ...)."""
-    return torch.empty(x.shape[0], x.shape[1] * (x.shape[1] + 1) // 2, dtype=result_dtype(x), device=x.device)
 
 
 def symmetric_gradient(triangle_gradient: Tensor, d: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -75,32 +61,33 @@ def features_gradient(matrix_gradient: Tensor, x: Tensor) -> Tensor:
     return torch.bmm(matrix_gradient, features.mul_(2 / features.shape[-1]))
 
 
-def thin_vectors(x: Tensor, eigenvalues: Tensor, gram_vectors: Tensor) -> Tensor:
-    """U = Xc V / sqrt(M l) (B, d, r), zero where l = 0, for l (B, r) and V (B, M, r)."""
-    features = centred(x, eigenvalues.dtype)
-    lengths = torch.where(eigenvalues > 0, (features.shape[-1] * eigenvalues).rsqrt(), 0)
-    return torch.bmm(features, gram_vectors).mul_(lengths[:, None, :])
-
-
 def null_as_zero(eigenvalues: Tensor, d: int) -> Tensor:
-    """Ascending eigenvalues (B, n) of a d x d covariance, those up to `null_tolerance` of the largest set to 0."""
-    threshold = null_tolerance(d, eigenvalues.dtype) * eigenvalues[:, -1:]
+    """Ascending eigenvalues (B, n) of a d x d covariance, those up to d eps of the largest set to 0.
+
+    d eps, the tolerance of `numpy.linalg.matrix_rank`, bounds the worst case; the noise that is there is about eps, of
+    float32 features at most 3.4 eps (d = 64 and 256). float64 has digits to give away. float32 has not: features of
+    real images have non-zero eigenvalues of 11 eps, whose directions would get no gradient. There it is sqrt(d) eps.
+    """
+    part = (d if eigenvalues.dtype == torch.float64 else math.sqrt(d)) * torch.finfo(eigenvalues.dtype).eps
+    threshold = part * eigenvalues[:, -1:]
     return torch.where(eigenvalues > threshold.clamp(min=0), eigenvalues, 0)
 
 
-def _with_nulls(eigenvalues: Tensor, d: int) -> Tensor:
-    """All d eigenvalues of the covariance, ascending, from the r that may be non-zero."""
-    return torch.nn.functional.pad(eigenvalues, (d - eigenvalues.shape[1], 0))
+def thin_forward(x: Tensor, eigenvalues: Tensor, gram_vectors: Tensor, layer: SpectralLayer) -> tuple[Tensor, Tensor]:
+    """F(S) (B, d, d) and U (B, d, r) from features (B, d, ...) and l (B, r), V (B, M, r) of their Gram matrix.
 
-
-def thin_forward(eigenvalues: Tensor, vectors: Tensor, layer: SpectralLayer) -> Tensor:
-    """F(S) (B, d, d) from l (B, r) and U (B, d, r)."""
-    d, rank = vectors.shape[1:]
-    value = layer.f.value(Spectrum(_with_nulls(eigenvalues, d), layer.keep, nulls_known=True).clipped)
+    U = Xc V / sqrt(M l), zero where l = 0.
+    """
+    d, rank = x.shape[1], eigenvalues.shape[1]
+    features = centred(x, eigenvalues.dtype)
+    lengths = torch.where(eigenvalues > 0, (features.shape[-1] * eigenvalues).rsqrt(), 0)
+    vectors = torch.bmm(features, gram_vectors).mul_(lengths[:, None, :])
+    all_eigenvalues = pad(eigenvalues, (d - rank, 0))  # (B, d): the null ones come first
+    value = layer.f.value(Eigenvalues(all_eigenvalues, layer.keep, nulls_known=True).clipped)
     null_value = value[:, :1]
     result = torch.bmm(vectors * (value[:, d - rank :] - null_value)[:, None, :], vectors.mT)
     result.diagonal(dim1=-2, dim2=-1).add_(null_value)
-    return result
+    return result, vectors
 
 
 def thin_backward(
@@ -117,8 +104,9 @@ def thin_backward(
     projected = torch.bmm(vectors.mT, grad_vectors)  # P, (B, r, r)
     diagonal = projected.diagonal(dim1=-2, dim2=-1)
     null = d - rank - 1  # index of the null eigenvalue that stands for all
-    loewner = layer.rule(layer.f, Spectrum(_with_nulls(eigenvalues, d), layer.keep, first=null, nulls_known=True))
-    all_diagonal = _with_nulls(diagonal, d)
+    all_eigenvalues = pad(eigenvalues, (d - rank, 0))
+    loewner = layer.rule(layer.f, Eigenvalues(all_eigenvalues, layer.keep, first=null, nulls_known=True))
+    all_diagonal = pad(diagonal, (d - rank, 0))
     all_diagonal[:, null] = grad.diagonal(dim1=-2, dim2=-1).sum(-1) - diagonal.sum(-1)
     to_null = loewner.off_diagonal[:, 0, 1:]  # c
     own = loewner.pullback(all_diagonal)[:, null + 1 :] - diagonal * to_null
@@ -139,8 +127,8 @@ def covariance_eigenvalues(x: Tensor, dtype: str | torch.dtype = torch.float64) 
         dtype: working precision, float64 or float32.
 
     Returns:
-        (B, d) in `dtype`, descending. With fewer locations than channels those up to `null_tolerance` of the largest
-        are 0, as in `spectral_descriptor`; else they are what LAPACK returns, rounding noise of either sign.
+        (B, d) in `dtype`, descending. With fewer locations than channels those that
+        count as null there are 0, see `null_as_zero`; else they are what LAPACK returns, rounding noise of either sign.
 
     Raises:
         ValueError, TypeError: as `covariance`.
@@ -151,7 +139,9 @@ def covariance_eigenvalues(x: Tensor, dtype: str | torch.dtype = torch.float64) 
     working = spectral_dtype(dtype)
     with full_precision(x, working):
         eigenvalues = symmetric_eigh(batch_gram(x, working, thin=thin))[0]
-    return (_with_nulls(null_as_zero(eigenvalues, d), d) if thin else eigenvalues).flip(-1)
+    if thin:
+        eigenvalues = pad(null_as_zero(eigenvalues, d), (d - eigenvalues.shape[1], 0))
+    return eigenvalues.flip(-1)
 
 
 class _SpectralDescriptor(torch.autograd.Function):
@@ -159,15 +149,14 @@ class _SpectralDescriptor(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: SpectralLayer) -> Tensor:
         d, thin = x.shape[1], is_thin(x)
         eigenvalues, eigenvectors = symmetric_eigh(batch_gram(x, layer.dtype, thin=thin), layer.eigh_device)
-        result = empty_descriptor(x)
+        result = torch.empty(x.shape[0], d * (d + 1) // 2, dtype=result_dtype(x), device=x.device)
         if thin:
             # the first one of the Gram matrix is left out: centring made it zero
             eigenvalues, eigenvectors = null_as_zero(eigenvalues, d)[:, 1:], eigenvectors[:, :, 1:]
             vectors = eigenvectors.new_empty(x.shape[0], d, eigenvectors.shape[-1])
-        for part in image_parts(x.shape, x.device):
+        for part in batch_parts(x.shape, x.device):
             if thin:
-                vectors[part] = thin_vectors(x[part], eigenvalues[part], eigenvectors[part])
-                matrix = thin_forward(eigenvalues[part], vectors[part], layer)
+                matrix, vectors[part] = thin_forward(x[part], eigenvalues[part], eigenvectors[part], layer)
             else:
                 matrix = map_forward(eigenvalues[part], eigenvectors[part], layer)
             result[part] = upper_triangle(matrix.to(result.dtype))
@@ -183,7 +172,7 @@ class _SpectralDescriptor(torch.autograd.Function):
         shape, dtype = ctx.like
         result = torch.empty(shape, dtype=dtype, device=grad.device)
         with full_precision(grad, ctx.layer.dtype):
-            for part in image_parts(shape, grad.device):
+            for part in batch_parts(shape, grad.device):
                 symmetric = symmetric_gradient(grad[part], shape[1], ctx.layer.dtype)
                 values, vectors, third = eigenvalues[part], eigenvectors[part], vectors_or_x[part]
                 if ctx.thin:
@@ -206,9 +195,9 @@ def spectral_descriptor(
     """Upper triangle of F(S), S the covariance of the local features, as one fused layer.
 
     The same as `upper_triangle(spectral_map(covariance(x), ...))` and its gradient, in less time and memory. With fewer
-    locations than channels it works on the M x M Gram matrix, and eigenvalues up to `null_tolerance` of the largest, d
-    eps in float64, count as null. Computes in `dtype` with autocast off. Differentiable once; a second derivative
-    raises RuntimeError.
+    locations than channels it works on the M x M Gram matrix, and eigenvalues up to d eps of the largest, in float32
+    sqrt(d) eps, count as null. Computes in `dtype` with autocast off. Differentiable once; a second derivative raises
+    RuntimeError.
 
     Args:
         x: local features, (B, d, H, W) or (B, d, M), any floating dtype.

@@ -1,8 +1,9 @@
 """Maps of eigenvalues f: R^d -> R^d that turn S = U diag(lam) U^T into F(S) = U diag(f(lam)) U^T.
 
-A map knows three things about itself, all of them exact: its values, the transpose of its Jacobian, and its divided
-differences in a form without cancellation. How a gradient is assembled from them is a rule (fgvc.spectral.rules).
-Eigenvalues arrive clamped to `Spectrum.floor` from below, so every map may divide by them.
+`Eigenvalues` holds what the eigendecomposition found and what of it a map sees. A map knows three things about itself,
+all of them exact: its values, the transpose of its Jacobian, and its divided differences in a form without
+cancellation. How a gradient is assembled from them is a rule (fgvc.spectral.rules). Eigenvalues arrive clamped to
+`Eigenvalues.floor` from below, so every map may divide by them.
 
 Shapes: lam, v (B, d), ascending; `first` is the index of the first eigenvalue of which divided differences are wanted,
 n = d - first. A map that looks at the whole spectrum still sees all of `lam`.
@@ -10,12 +11,105 @@ n = d - first. A map that looks at the whole spectrum still sees all of `lam`.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from fgvc.spectral.precision import check_whole_number
+from fgvc.spectral.precision import EIGENVALUE_FLOOR, check_whole_number, eigenvalue_floor
+
+
+class Band(NamedTuple):
+    """A range of the eigenvalues, as a slice of them in descending order: (0, 14) the 14 largest, (14, None) the rest.
+
+    Attributes:
+        start: Number of the largest eigenvalues that are left out.
+        stop: Index after the last one in descending order, None for the end.
+    """
+
+    start: int
+    stop: int | None
+
+    def limits(self, d: int) -> tuple[int, int]:
+        """(start, end) of the band among d eigenvalues in ascending order; start = end where it is empty."""
+        end = max(d - self.start, 0)
+        return (0 if self.stop is None else min(max(d - self.stop, 0), end)), end
+
+
+Keep = int | tuple[int, int | None]
+"""Which eigenvalues a map sees: the N largest, or a `Band` of them."""
+
+
+def band(keep: Keep | None) -> Band | None:
+    """The band that `keep` means.
+
+    Raises:
+        ValueError: N below 1, or a pair that is no band: two whole numbers 0 <= start < stop, or None for stop.
+    """
+    if keep is None:
+        return None
+    if not isinstance(keep, tuple):
+        check_whole_number("keep", keep, least=1)
+        return Band(0, keep)
+    if len(keep) != 2:
+        raise ValueError(f"keep must be a number or a pair (start, stop), got {keep!r}")
+    start, stop = keep
+    check_whole_number("the start of keep", start, least=0)
+    if stop is not None:
+        check_whole_number("the stop of keep", stop, least=start + 1)
+    return Band(start, stop)
+
+
+@dataclass(frozen=True)
+class Eigenvalues:
+    """Eigenvalues of a batch, with what the layer does to them before the map.
+
+    Attributes:
+        found: Eigenvalues from the eigendecomposition, (B, d), ascending.
+        keep: Band that the map sees; the others are set to `EIGENVALUE_FLOOR`. None keeps all.
+        first: Index of the first eigenvalue of the Loewner matrix; those before it are null and need no row.
+        nulls_known: Whether null eigenvalues are exactly 0 in `found`, without rounding noise.
+    """
+
+    found: Tensor
+    keep: Band | None = None
+    first: int = 0
+    nulls_known: bool = False
+
+    @property
+    def floor(self) -> float:
+        """Smallest value after clamping: above the rounding noise of their precision, if there is any."""
+        return EIGENVALUE_FLOOR if self.nulls_known else eigenvalue_floor(self.found.dtype)
+
+    @property
+    def clamped(self) -> Tensor:
+        """(B, d), no smaller than the floor."""
+        return self.found.clamp(min=self.floor)
+
+    @property
+    def clipped(self) -> Tensor:
+        """(B, d), as the map sees them: clamped, and set to the floor outside of `keep`; ascending within it."""
+        lam = self.clamped
+        if self.keep is not None:
+            start, end = self.keep.limits(lam.shape[-1])
+            lam[:, :start] = EIGENVALUE_FLOOR
+            lam[:, end:] = EIGENVALUE_FLOOR
+        return lam
+
+    @property
+    def kept(self) -> Tensor:
+        """(B, d) bool: not set to the floor."""
+        kept = self.found > self.floor
+        if self.keep is not None:
+            start, end = self.keep.limits(kept.shape[-1])
+            kept[:, :start] = False
+            kept[:, end:] = False
+        return kept
+
+    @property
+    def drops_largest(self) -> bool:
+        """Whether eigenvalues above the band are set to the floor, so that `clipped` does not ascend."""
+        return self.keep is not None and self.keep.start > 0
 
 
 class EigenvalueMap(Protocol):

@@ -21,18 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fgvc.spectral.covariance import centred, check_features, covariance
-from fgvc.spectral.descriptor import (
-    batch_gram,
-    empty_descriptor,
-    features_gradient,
-    image_parts,
-    is_thin,
-    symmetric_gradient,
-)
-from fgvc.spectral.parts import batch_parts
+from fgvc.spectral.covariance import batch_parts, centred, check_features, covariance, upper_triangle
+from fgvc.spectral.descriptor import batch_gram, features_gradient, is_thin, symmetric_gradient
 from fgvc.spectral.precision import check_square, check_whole_number, full_precision, result_dtype, spectral_dtype
-from fgvc.spectral.triangle import upper_triangle
 
 Iterate = Literal["y", "z"]
 
@@ -102,7 +93,7 @@ def _safe(trace: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sqrt_forward(matrix: Tensor, iterations: int) -> tuple[Tensor, list[Tensor]]:
-    """F = sqrt(tau) Y_N of symmetric S (B, d, d), and what `sqrt_backward` needs beside S and F, each (B, d, d)."""
+    """F = sqrt(tau) Y_N of symmetric S (B, d, d), and what else `sqrt_backward` needs than S and F, each (B, d, d)."""
     trace, positive = _safe(_trace(matrix))
     y, residuals = iterate_forward(matrix / trace, iterations, "y")
     return y.mul_(torch.where(positive, trace.sqrt(), 0)), residuals
@@ -122,7 +113,7 @@ def sqrt_backward(grad: Tensor, matrix: Tensor, result: Tensor, residuals: list[
 def thin_forward(x: Tensor, gram: Tensor, iterations: int) -> tuple[Tensor, list[Tensor]]:
     """F = sqrt(tau) Y_N of the covariance (B, d, d) from features (B, d, ...) and their Gram matrix (B, M, M).
 
-    Also what `thin_backward` needs beside the two, each (B, M, M): Z scaled so that F = Xc Z Xc^T, and the residuals.
+    Also what else `thin_backward` needs, each (B, M, M): Z scaled so that F = Xc Z Xc^T, and the residuals.
     """
     trace, positive = _safe(_trace(gram))
     z, residuals = iterate_forward(gram / trace, iterations, "z")
@@ -160,7 +151,7 @@ class _NewtonSchulz(torch.autograd.Function):
     def forward(ctx: Any, matrix: Tensor, iterations: int) -> Tensor:
         symmetric = torch.lerp(matrix, matrix.mT, 0.5)
         result, room = torch.empty_like(symmetric), _room(symmetric, iterations - 1)
-        for part in batch_parts(len(matrix), matrix.shape[-1] ** 2, matrix.device):
+        for part in batch_parts(matrix.shape, matrix.device):
             result[part], residuals = sqrt_forward(symmetric[part], iterations)
             _keep(room, part, residuals)
         ctx.save_for_backward(symmetric, result, room)
@@ -172,7 +163,7 @@ class _NewtonSchulz(torch.autograd.Function):
         matrix, result, room = ctx.saved_tensors
         gradient = torch.empty_like(matrix)
         with full_precision(grad, matrix.dtype):
-            for part in batch_parts(len(matrix), matrix.shape[-1] ** 2, matrix.device):
+            for part in batch_parts(matrix.shape, matrix.device):
                 symmetric = torch.lerp(grad[part], grad[part].mT, 0.5)
                 gradient[part] = sqrt_backward(symmetric, matrix[part], result[part], [e[part] for e in room])
         return gradient, None
@@ -183,8 +174,9 @@ class _NewtonSchulzDescriptor(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:
         ctx.thin = is_thin(x)
         gram = batch_gram(x, dtype, thin=ctx.thin)
-        result, room = empty_descriptor(x), _room(gram, iterations)
-        for part in image_parts(x.shape, x.device):
+        d, room = x.shape[1], _room(gram, iterations)
+        result = torch.empty(x.shape[0], d * (d + 1) // 2, dtype=result_dtype(x), device=x.device)
+        for part in batch_parts(x.shape, x.device):
             if ctx.thin:
                 matrix, kept = thin_forward(x[part], gram[part], iterations)
             else:
@@ -201,7 +193,7 @@ class _NewtonSchulzDescriptor(torch.autograd.Function):
         x, gram, room = ctx.saved_tensors
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
         with full_precision(x, gram.dtype):
-            for part in image_parts(x.shape, x.device):
+            for part in batch_parts(x.shape, x.device):
                 symmetric = symmetric_gradient(grad[part], x.shape[1], gram.dtype)
                 first, *residuals = (matrix[part] for matrix in room)
                 if ctx.thin:

@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from fgvc.spectral.maps import LOG, SCALED_SQRT, SQRT, AmplifiedSquareRoot, Power
+from fgvc.spectral.maps import LOG, SCALED_SQRT, SQRT, AmplifiedSquareRoot, Keep, Power
 from fgvc.spectral.rules import GradientRule
 from fgvc.spectral.spectral_map import spectral_map
-from fgvc.spectral.spectrum import Keep
 
 
 def matrix_sqrt(

@@ -1,7 +1,6 @@
 """What the spectral layers share: the precision they compute in, and checks of their arguments."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,16 +34,6 @@ def eigenvalue_floor(dtype: torch.dtype) -> float:
     gradients let the slope of the map at the floor through to them, 3e7 for the square root at 2.2e-16.
     """
     return torch.finfo(dtype).eps
-
-
-def null_tolerance(d: int, dtype: torch.dtype) -> float:
-    """Eigenvalues of a d x d covariance up to this part of the largest count as null: d eps, in float32 sqrt(d) eps.
-
-    d eps, the tolerance of `numpy.linalg.matrix_rank`, bounds the worst case; the noise that is there is about eps, of
-    float32 features at most 3.4 eps (d = 64 and 256). float64 has digits to give away. float32 has not: features of
-    real images have non-zero eigenvalues of 11 eps, whose directions would get no gradient.
-    """
-    return (d if dtype == torch.float64 else math.sqrt(d)) * torch.finfo(dtype).eps
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:

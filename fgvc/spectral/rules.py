@@ -18,15 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fgvc.spectral.maps import SQRT, EigenvalueMap, NewtonSchulzRoot, high_and_low
+from fgvc.spectral.covariance import symmetric_from_triangle, upper_triangle
+from fgvc.spectral.maps import SQRT, EigenvalueMap, Eigenvalues, NewtonSchulzRoot, high_and_low
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
 from fgvc.spectral.precision import check_whole_number
-from fgvc.spectral.spectrum import Spectrum
-from fgvc.spectral.triangle import symmetric_from_triangle, upper_triangle
 
 
 class Loewner(NamedTuple):
-    """The derivative of a spectral map in the eigenbasis, n = d - spectrum.first.
+    """The derivative of a spectral map in the eigenbasis, n = d - eigenvalues.first.
 
     Attributes:
         off_diagonal: L, (B, n, n); its diagonal is not used. The caller may overwrite it.
@@ -37,24 +36,24 @@ class Loewner(NamedTuple):
     pullback: Callable[[Tensor], Tensor]
 
 
-GradientRule = Callable[[EigenvalueMap, Spectrum], Loewner]
+GradientRule = Callable[[EigenvalueMap, Eigenvalues], Loewner]
 """(map, eigenvalues) -> the derivative in the eigenbasis. Raises ValueError where it does not apply to the map."""
 
 
-def exact(f: EigenvalueMap, spectrum: Spectrum) -> Loewner:
+def exact(f: EigenvalueMap, eigenvalues: Eigenvalues) -> Loewner:
     """The derivative of the layer as it is computed: finite at repeated eigenvalues, zero for one set to the floor.
 
     For f = sqrt this is the Lyapunov gradient of Lin and Maji (BMVC 2017), L_ij = 1 / (sqrt lam_i + sqrt lam_j); with
     `keep`, sqrt(lam_i) / (lam_i - lam_j) between a kept and a dropped eigenvalue and 0 between dropped ones. Where the
     last kept and the first dropped eigenvalue are equal the layer has no derivative: 0 stands there.
     """
-    lam, kept, found = spectrum.clipped, spectrum.kept, spectrum.found[:, spectrum.first :]
-    divided = f.divided_differences(lam, spectrum.first)
-    window, lam_window = kept[:, spectrum.first :], lam[:, spectrum.first :]
+    lam, kept, found = eigenvalues.clipped, eigenvalues.kept, eigenvalues.found[:, eigenvalues.first :]
+    divided = f.divided_differences(lam, eigenvalues.first)
+    window, lam_window = kept[:, eigenvalues.first :], lam[:, eigenvalues.first :]
     # chain rule through the clipping: its divided difference is 1 between kept eigenvalues, 0 between clipped ones.
     # Where the clipped ones come first, only the first rows and columns need it.
     clipped = int((~window).sum(dim=-1).max()) if window.numel() else 0
-    if spectrum.drops_largest:
+    if eigenvalues.drops_largest:
         clipped = window.shape[-1]
     if clipped:
         rise = lam_window[:, :clipped, None] - lam_window[:, None, :]
@@ -71,14 +70,6 @@ ReciprocalGap = Callable[[Tensor, Tensor], Tensor]
 -> approximation of 1 / (high - low), (B, n, n). For a tie it must be finite; f(high) - f(low) = 0 multiplies it."""
 
 
-def _row_is_higher(points: Tensor, unordered: bool) -> Tensor:
-    """1 where the row's of two points (B, n) is the higher, -1 where the column's is; (n, n) where they ascend."""
-    if unordered:
-        return torch.sign(points[:, :, None] - points[:, None, :])
-    ones = points.new_ones(points.shape[-1], points.shape[-1])
-    return ones.tril_().mul_(2).sub_(1)
-
-
 @dataclass(frozen=True)
 class PublishedChain:
     """The published chain: K~ off the diagonal, the slope of f at eigenvalues below the floor let through as it is.
@@ -90,21 +81,22 @@ class PublishedChain:
     reciprocal_gap: ReciprocalGap
     leak: bool = False
 
-    def __call__(self, f: EigenvalueMap, spectrum: Spectrum) -> Loewner:
-        if self.leak and spectrum.keep is None:
+    def __call__(self, f: EigenvalueMap, eigenvalues: Eigenvalues) -> Loewner:
+        if self.leak and eigenvalues.keep is None:
             raise ValueError("gradient 'topn_published' belongs to a truncation: give keep=N")
-        lam = spectrum.clipped
-        points = (lam if self.leak else spectrum.clamped)[:, spectrum.first :]
-        value = f.value(lam)[:, spectrum.first :]
+        lam = eigenvalues.clipped
+        points = (lam if self.leak else eigenvalues.clamped)[:, eigenvalues.first :]
+        value = f.value(lam)[:, eigenvalues.first :]
         high, low = high_and_low(points)
-        # f(high) - f(low)
-        rise = (value[:, :, None] - value[:, None, :]).mul_(
-            _row_is_higher(points, self.leak and spectrum.drops_largest)
-        )
+        if self.leak and eigenvalues.drops_largest:
+            sign = torch.sign(points[:, :, None] - points[:, None, :])
+        else:  # the points ascend: below the diagonal the row's is the higher
+            sign = points.new_ones(points.shape[-1], points.shape[-1]).tril_().mul_(2).sub_(1)
+        rise = (value[:, :, None] - value[:, None, :]).mul_(sign)  # f(high) - f(low)
         off_diagonal = self.reciprocal_gap(high, low).mul_(rise)
-        if self.leak or spectrum.keep is None:
+        if self.leak or eigenvalues.keep is None:
             return Loewner(off_diagonal, lambda v: f.pullback(lam, v))
-        return Loewner(off_diagonal, lambda v: f.pullback(lam, v) * spectrum.kept)
+        return Loewner(off_diagonal, lambda v: f.pullback(lam, v) * eigenvalues.kept)
 
 
 def _plain(high: Tensor, low: Tensor) -> Tensor:
@@ -189,11 +181,11 @@ class IterationGradient:
 
     iteration: NewtonSchulzRoot
 
-    def __call__(self, f: EigenvalueMap, spectrum: Spectrum) -> Loewner:
-        if f != SQRT or spectrum.keep is not None:
+    def __call__(self, f: EigenvalueMap, eigenvalues: Eigenvalues) -> Loewner:
+        if f != SQRT or eigenvalues.keep is not None:
             raise ValueError("gradient 'newton' is that of the square root of all eigenvalues, of no other map")
-        lam = spectrum.clamped
-        off_diagonal = self.iteration.divided_differences(lam, spectrum.first)
+        lam = eigenvalues.clamped
+        off_diagonal = self.iteration.divided_differences(lam, eigenvalues.first)
         return Loewner(off_diagonal, lambda v: self.iteration.pullback(lam, v))
 
 
@@ -219,16 +211,3 @@ GRADIENTS: dict[str, GradientRule] = {
     "topn_published": PublishedChain(_plain, leak=True),
 }
 """Gradient rules by the name that `matrix_sqrt` and the poolings take."""
-
-
-def gradient_rule(gradient: str | GradientRule) -> GradientRule:
-    """The rule of this name; a rule is handed back as it is.
-
-    Raises:
-        ValueError: no such rule; the message lists the names.
-    """
-    if callable(gradient):
-        return gradient
-    if gradient not in GRADIENTS:
-        raise ValueError(f"unknown gradient {gradient!r}; choose one of {', '.join(GRADIENTS)}")
-    return GRADIENTS[gradient]

@@ -6,23 +6,22 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fgvc.spectral.covariance import batch_parts
 from fgvc.spectral.eigen import symmetric_eigh
-from fgvc.spectral.maps import EigenvalueMap
-from fgvc.spectral.parts import batch_parts
+from fgvc.spectral.maps import Band, EigenvalueMap, Eigenvalues, Keep, band
 from fgvc.spectral.precision import check_square, full_precision, result_dtype, spectral_dtype
-from fgvc.spectral.rules import GradientRule, gradient_rule
-from fgvc.spectral.spectrum import Band, Keep, Spectrum, band
+from fgvc.spectral.rules import GRADIENTS, GradientRule
 
 
 class SpectralLayer(NamedTuple):
     """What a spectral layer is: a map of the eigenvalues, its gradient rule, and the options of both.
 
     Attributes:
-        f: map of the eigenvalues.
-        rule: assembles the derivative.
-        keep: eigenvalues that the map sees, None for all; the others are set to the floor.
-        eigh_device: where the eigendecomposition runs, see `fgvc.spectral.eigen.symmetric_eigh`.
-        dtype: working precision, forward and backward.
+        f: Map of the eigenvalues.
+        rule: Rule that assembles the derivative.
+        keep: Band of eigenvalues that the map sees, None for all; the others are set to the floor.
+        eigh_device: Device of the eigendecomposition, see `fgvc.spectral.eigen.symmetric_eigh`.
+        dtype: Working precision, forward and backward.
     """
 
     f: EigenvalueMap
@@ -45,21 +44,23 @@ def spectral_layer(
         ValueError: unknown gradient, one that does not apply to this map, `keep` below 1 or no band, or a `dtype` that
             is not in `SPECTRAL_DTYPES`.
     """
-    rule, kept = gradient_rule(gradient), band(keep)
-    rule(f, Spectrum(torch.ones(1, 2), kept))  # refuses here what it would refuse in the backward
+    if not callable(gradient) and gradient not in GRADIENTS:
+        raise ValueError(f"unknown gradient {gradient!r}; choose one of {', '.join(GRADIENTS)}")
+    rule, kept = gradient if callable(gradient) else GRADIENTS[gradient], band(keep)
+    rule(f, Eigenvalues(torch.ones(1, 2), kept))  # refuses here what it would refuse in the backward pass
     return SpectralLayer(f, rule, kept, eigh_device, spectral_dtype(dtype))
 
 
 def map_forward(eigenvalues: Tensor, eigenvectors: Tensor, layer: SpectralLayer) -> Tensor:
-    """F(S) = U diag(f(l)) U^T (B, d, d) from the eigenvalues as found (B, d) and U (B, d, d)."""
-    value = layer.f.value(Spectrum(eigenvalues, layer.keep).clipped)
+    """F(S) = U diag(f(l)) U^T (B, d, d) from the eigenvalues that were found (B, d) and U (B, d, d)."""
+    value = layer.f.value(Eigenvalues(eigenvalues, layer.keep).clipped)
     return torch.bmm(eigenvectors * value[:, None, :], eigenvectors.mT)
 
 
 def map_backward(grad: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, layer: SpectralLayer) -> Tensor:
     """dLoss/dS (B, d, d), symmetric, for a symmetric G = dLoss/dF (B, d, d): U inner U^T, see fgvc.spectral.rules."""
     projected = torch.bmm(eigenvectors.mT, torch.bmm(grad, eigenvectors))  # P
-    loewner = layer.rule(layer.f, Spectrum(eigenvalues, layer.keep))
+    loewner = layer.rule(layer.f, Eigenvalues(eigenvalues, layer.keep))
     diagonal = loewner.pullback(projected.diagonal(dim1=-2, dim2=-1))
     inner = loewner.off_diagonal.mul_(projected)
     inner.diagonal(dim1=-2, dim2=-1).copy_(diagonal)
@@ -73,7 +74,7 @@ class _SpectralMap(torch.autograd.Function):
         ctx.save_for_backward(eigenvalues, eigenvectors)
         ctx.layer = layer
         result = torch.empty_like(matrix, memory_format=torch.contiguous_format)
-        for part in batch_parts(matrix.shape[0], matrix.shape[-1] ** 2, matrix.device):
+        for part in batch_parts(matrix.shape, matrix.device):
             result[part] = map_forward(eigenvalues[part], eigenvectors[part], layer)
         return result
 
@@ -83,7 +84,7 @@ class _SpectralMap(torch.autograd.Function):
         eigenvalues, eigenvectors = ctx.saved_tensors
         result = torch.empty_like(grad, memory_format=torch.contiguous_format)
         with full_precision(grad, ctx.layer.dtype):
-            for part in batch_parts(len(grad), grad.shape[-1] ** 2, grad.device):
+            for part in batch_parts(grad.shape, grad.device):
                 symmetric = torch.lerp(grad[part], grad[part].mT, 0.5)
                 result[part] = map_backward(symmetric, eigenvalues[part], eigenvectors[part], ctx.layer)
         return result, None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fgvc.errors import ConfigError, UserError
+from fgvc.pooling import list_poolings
 from fgvc.runs.config import RunConfig, register_schema, to_run_config
 
 _log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Se
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     register_schema()
+    register_methods()
     own = ("--debug", *flags)  # for --debug see fgvc.cli
     sys.argv = [argument for argument in sys.argv if argument not in own]
     # else Hydra prints an error itself and exits with 1: a message and exit status of our own need the exception
@@ -53,6 +56,12 @@ def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Se
         hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
+
+
+def register_methods() -> None:
+    """Make each pooling a choice of Hydra's `method=`, as a file configs/method/NAME.yaml would be."""
+    for name in list_poolings():
+        ConfigStore.instance().store(group="method", name=name, node={"name": name})
 
 
 def _explain(error: Exception) -> str:

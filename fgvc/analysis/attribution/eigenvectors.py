@@ -23,7 +23,7 @@ from fgvc.spectral import Band
 from fgvc.spectral.covariance import centred, covariance
 from fgvc.spectral.descriptor import symmetric_gradient
 from fgvc.spectral.eigen import symmetric_eigh
-from fgvc.spectral.spectrum import Spectrum
+from fgvc.spectral.maps import Eigenvalues as Spectrum
 from fgvc.spectrum_measures import numerical_rank
 
 

@@ -15,7 +15,7 @@ from fgvc.analysis.bands import ALL, parse_band, restrict_spectrum
 from fgvc.errors import ConfigError, RunError
 from fgvc.models import FineGrainedModel
 from fgvc.spectral import Band, Keep, covariance_eigenvalues
-from fgvc.spectral.spectrum import band as to_band
+from fgvc.spectral.maps import band as to_band
 from fgvc.spectrum_measures import median_rank
 from fgvc.training.step import untouched
 

@@ -1,8 +1,8 @@
-"""Bilinear poolings: second moments of the local features without centring and without an eigendecomposition.
+"""Poolings of averages over the locations: of the features (GAP), of their products (B-CNN), sketched (CBP).
 
 Shapes: B images, C channels, M = H * W locations; X is the C x M matrix of an image's local features.
-Both end in the signed square root sign(y) sqrt(|y| + 1e-8) and l2 normalisation. They compute in float32 with autocast
-off (float64 for float64 input): nothing here is as ill-conditioned as the spectrum of a covariance.
+B-CNN and CBP end in the signed square root sign(y) sqrt(|y| + 1e-8) and l2 normalisation. All compute in float32
+(float64 for float64 input), products with autocast off: nothing here is as ill-conditioned as a covariance's spectrum.
 """
 
 import torch
@@ -10,11 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fgvc.errors import ConfigError
-from fgvc.pooling.layers import Pooling
+from fgvc.pooling.registry import Pooling, register_pooling
 from fgvc.spectral.covariance import check_features
 from fgvc.spectral.precision import result_dtype, without_autocast
 
 
+@register_pooling("gap", "GAP", source="Lin, Chen, Yan, ICLR 2014", second_order=False)
+class GlobalAveragePooling(Pooling):
+    """Mean over the locations: (B, C, H, W) -> (B, C), float32 (float64 for float64 input)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = self.out_features = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(result_dtype(x)).mean(dim=(2, 3))
+
+
+@register_pooling("bilinear", "B-CNN", source="Lin, RoyChowdhury, Maji, ICCV 2015")
 class BilinearPooling(Pooling):
     """B-CNN: the matrix X X^T / M, signed square root, l2 norm 1: (B, C, H, W) -> (B, C^2), row by row.
 
@@ -41,6 +54,7 @@ class BilinearPooling(Pooling):
             return _normalised(moments.flatten(1))
 
 
+@register_pooling("compact_bilinear", "CBP", source="Gao, Beijbom, Zhang, Darrell, CVPR 2016")
 class CompactBilinearPooling(Pooling):
     """CBP by tensor sketch: X X^T projected to D random bins, signed square root, l2 norm 1: (B, C, H, W) -> (B, D).
 
@@ -51,7 +65,7 @@ class CompactBilinearPooling(Pooling):
     Args:
         channels: C, at least 1.
         out_features: D, at least 1.
-        seed: of the hashes and signs, 0 <= seed < 2^64; torch's global generator is neither read nor advanced.
+        seed: Seed of the hashes and signs, 0 <= seed < 2^64; torch's global generator is neither read nor advanced.
 
     Raises:
         ConfigError: an argument is no whole number or out of range.
