@@ -36,7 +36,7 @@ def test_every_option_composes(path: Path) -> None:
 @pytest.mark.parametrize("method", list_poolings())
 def test_every_pooling_is_a_choice_of_method(method: str) -> None:
     config = composed(f"method={method}", *(["+method.options.keep=4"] if method == "svd_topn" else []))
-    check(config)
+    check_config(config)
     assert config.method.name == method
 
 

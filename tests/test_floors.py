@@ -1,4 +1,4 @@
-"""The plan of the house: a floor imports only from those below it, nothing imports in a circle, runs/ needs no torch."""
+"""The plan of the house: imports lead to lower floors only, none leads in a circle, and runs/ needs no torch."""
 
 import ast
 import subprocess
