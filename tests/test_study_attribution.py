@@ -77,7 +77,7 @@ def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Callable[..
     refused(here(*study_here, "top1", "--method", "magic", cwd=tmp_path), "unknown attribution magic")
     refused(here(*study_here, "top99", cwd=tmp_path), "band 'top99' asks for 99 of")
     (root / "bounding_boxes.txt").unlink()
-    with pytest.raises(DatasetError, match="the bounding boxes are in it"):
+    with pytest.raises(DatasetError, match="it holds the bounding boxes"):
         study_attribution(find_finished([tmp_path / "runs"])[0], images=4, bands=["top1"], boxes=True)
     other = here("train.py", *BIRDS, "method=mpn_cov", "seed=1", "run_dir=runs/other", cwd=tmp_path)
     assert other.returncode == 0, other.stderr

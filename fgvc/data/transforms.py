@@ -50,6 +50,8 @@ class TransformSpec(TransformConfig):
     defaults and size 448 it is the published CUB recipe: the short side scaled to `size`, a centre crop, and random
     mirroring in training. [Li, Xie, Wang, Gao, CVPR 2018; Song, Sebe, Wang, ICCV 2021]
 
+    The steps are built once: do not set a field later, but make another recipe with `dataclasses.replace`.
+
     Attributes:
         mean, std: Three numbers each, on the scale of [0, 1]; see `normalization_from_timm`.
         interpolation: "bilinear", "bicubic", ... (antialiased).
