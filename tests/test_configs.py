@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from fgvc.data import list_datasets
 from fgvc.errors import ConfigError
 from fgvc.pooling import list_poolings
-from fgvc.runs.config import RunConfig, check_config, register_schema, to_run_config
+from fgvc.runs.config import RunConfig, check_config, to_run_config
 from fgvc.training import train_run
-from fgvc.training.launch import register_methods
+from fgvc.training.launch import register_choices
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 OPTIONS = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS)
@@ -18,8 +18,7 @@ FILLED = ["dataset.root=somewhere", "backbone.name=resnet18"]
 
 
 def composed(*overrides: str) -> RunConfig:
-    register_schema()
-    register_methods()
+    register_choices()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return to_run_config(compose("train", overrides=[*overrides, *FILLED]))
 

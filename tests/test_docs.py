@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 
 from fgvc import spectral
 from fgvc.pooling import list_poolings, pooling_label, pooling_source
-from fgvc.runs.config import register_schema, to_run_config
+from fgvc.runs.config import to_run_config
 from fgvc.spectral import GRADIENTS
-from fgvc.training.launch import register_methods
+from fgvc.training.launch import register_choices
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -64,8 +64,7 @@ assert len(COMMANDS) > 40
 
 @pytest.fixture(scope="module")
 def configs() -> Iterator[None]:
-    register_schema()
-    register_methods()
+    register_choices()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         yield
 

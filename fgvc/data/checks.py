@@ -51,9 +51,9 @@ def map_images(
     # disable=None: no bar where stderr is not a terminal
     with (
         ThreadPoolExecutor(max_workers=max(workers, 1)) as pool,
-        tqdm(total=len(dataset), desc="checking images", unit="image", disable=None) as bar,
+        tqdm(total=len(dataset.paths), desc="checking images", unit="image", disable=None) as bar,
     ):
-        for index in range(len(dataset)):
+        for index in range(len(dataset.paths)):
             waiting.append(pool.submit(function, dataset, index))
             if len(waiting) > _WAITING * max(workers, 1):
                 yield waiting.popleft().result()
@@ -74,7 +74,7 @@ def _failure(dataset: ImageDataset, index: int) -> str | None:
 def require_readable(
     dataset: ImageDataset, on_bad_image: str = "refuse", stamp_dir: Path | None = None, workers: int = 4
 ) -> ImageDataset:
-    """Return the dataset if all its images can be decoded.
+    """Return the dataset if all its images can be decoded; a verified folder is not decoded again.
 
     Args:
         dataset: the images to check.
@@ -89,15 +89,17 @@ def require_readable(
     """
     if on_bad_image not in ("refuse", "skip"):
         raise ConfigError(f"on_bad_image={on_bad_image!r} is unknown; choose one of refuse, skip")
+    if (dataset.root / FINGERPRINT).is_file() and was_verified(dataset):
+        return dataset
     stamp = None if stamp_dir is None else stamp_dir / f"readable-{fingerprint(dataset)[:32]}.json"
     if stamp is not None and stamp.is_file():
         return dataset
     bad = check_images(dataset, workers)
     if not bad:
         if stamp is not None:
-            write_json_atomic(stamp, {"root": str(dataset.root), "images": len(dataset)})
+            write_json_atomic(stamp, {"root": str(dataset.root), "images": len(dataset.paths)})
         return dataset
-    summary = bad_images_summary(dataset.root, bad, len(dataset))
+    summary = bad_images_summary(dataset.root, bad, len(dataset.paths))
     if on_bad_image == "refuse":
         raise DatasetError(f"{summary}\nReplace these files, or go on without them: trainer.on_bad_image=skip")
     bad_paths = {image.path for image in bad}
@@ -132,6 +134,8 @@ def verified_content(root: Path) -> str | None:
 
     None where there was no verification, or where the size or time of an image has changed since.
     """
+    if not (root / FINGERPRINT).is_file():
+        return None
     known = read_record(root)
     content = known.get("content")
     return content if isinstance(content, str) and is_unchanged(known, root) else None

@@ -65,7 +65,8 @@ class ImageDataset(Dataset[tuple[Any, int]]):
     def __init__(
         self, samples: Samples, root: Path, transform: Transform | None = None, crop: str | None = None
     ) -> None:
-        require_known_crop(crop)
+        if crop not in (None, "bbox"):
+            raise ConfigError(f"crop={crop!r} is unknown; choose bbox, or leave it out for the whole picture")
         if crop is not None and samples.boxes is None:
             raise ConfigError("crop='bbox' needs bounding boxes, and these samples have none; leave crop out")
         self.samples = samples
@@ -108,12 +109,6 @@ class ImageDataset(Dataset[tuple[Any, int]]):
     def subset(self, indices: Sequence[int]) -> "ImageDataset":
         """The images at `indices`, in that order, with all classes kept."""
         return ImageDataset(self.samples.take(indices), self.root, self.transform, self.crop)
-
-
-def require_known_crop(crop: str | None) -> None:
-    """Raises ConfigError where `crop` is neither "bbox" nor None."""
-    if crop not in (None, "bbox"):
-        raise ConfigError(f"crop={crop!r} is unknown; choose bbox, or leave it out for the whole picture")
 
 
 def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from fgvc.data.aircraft import read_aircraft
 from fgvc.data.birds import read_cub, read_nabirds
 from fgvc.data.cars import read_cars
-from fgvc.data.dataset import ImageDataset, Samples, Transform, require_known_crop
+from fgvc.data.dataset import ImageDataset, Samples, Transform
 from fgvc.data.dogs import read_dogs
 from fgvc.data.folder import read_folder
 from fgvc.data.hf import read_hf
@@ -65,7 +65,6 @@ def create_dataset(
     if split not in _SPLITS:
         raise ConfigError(f"unknown split {split!r} of dataset {name!r}; choose one of {', '.join(_SPLITS)}")
     _check_options(name, known, options)
-    require_known_crop(crop)
     if crop is not None:
         if "boxes" not in known:
             boxed = ", ".join(other for other in _ADAPTERS if "boxes" in _options(other))

@@ -115,7 +115,7 @@ class SpectralPooling(CovariancePooling):
 
 @torch.no_grad()
 def pooling_spectrum(pool: Pooling, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Eigenvalues of the covariance that a pooling sees, and of the matrix it hands on.
+    """Eigenvalues of the covariance of a pooling's input, and of the normalised matrix.
 
     Args:
         pool: any pooling.

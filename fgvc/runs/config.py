@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from fgvc.errors import ConfigError
@@ -267,11 +266,6 @@ class RunConfig:
         return int(self.schedule.milestones[-1])
 
 
-def register_schema() -> None:
-    """Make `RunConfig` known to Hydra as `schema`, so that unknown keys and wrong types are refused."""
-    ConfigStore.instance().store(name="schema", node=RunConfig)
-
-
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping as one level, its keys joined by dots."""
     flat: dict[str, Any] = {}
@@ -309,6 +303,7 @@ def check_config(config: RunConfig) -> None:
         "trainer.save_minutes": (trainer.save_minutes, 0),
         "trainer.save_steps": (trainer.save_steps, 1),
         "trainer.max_skips": (trainer.max_skips, 0),
+        "trainer.divergence_window": (trainer.divergence_window, 1),
         "trainer.max_steps": (trainer.max_steps, 1),
         "trainer.workers": (trainer.workers, 0),
         "trainer.probe_images": (trainer.probe_images, 0),
@@ -322,6 +317,8 @@ def check_config(config: RunConfig) -> None:
     for key, (number, least) in at_least.items():
         if number is not None and not number >= least:
             raise ConfigError(f"{key} must be at least {least}, got {number}")
+    if not trainer.divergence_factor > 1:
+        raise ConfigError(f"trainer.divergence_factor must be above 1, got {trainer.divergence_factor}")
     if trainer.clip_norm is not None and not trainer.clip_norm > 0:
         raise ConfigError(f"trainer.clip_norm must be positive, or null for no clipping, got {trainer.clip_norm}")
     if config.cache.max_gb is not None and not config.cache.max_gb > 0:

@@ -101,8 +101,8 @@ def _positions(d: int, device: torch.device) -> Positions:
     """Index tensors of the upper triangle, row by row, of a (d, d) matrix.
 
     Returns:
-        where each of its entries stands in the flattened matrix, (d (d + 1) / 2,), and where each entry of the
-        flattened symmetric matrix stands in the triangle, (d * d,).
+        Place of each entry of the triangle in the flattened matrix, (d (d + 1) / 2,), and place of each entry of the
+        flattened symmetric matrix in the triangle, (d * d,).
     """
     if (d, device) in _positions_by_size:
         return _positions_by_size[d, device]
@@ -113,6 +113,6 @@ def _positions(d: int, device: torch.device) -> Positions:
         # row `low` of the triangle begins after low rows of lengths d, d - 1, ...
         from_triangle = low * d - low * (low - 1) // 2 + high - low
         positions = rows * d + columns, from_triangle.flatten()
-    if type(rows) is Tensor:  # not one of those that stand for it while a model is traced
+    if type(rows) is Tensor:  # not a stand-in for a tensor while a model is traced
         _positions_by_size[d, device] = positions
     return positions

@@ -6,8 +6,8 @@ Two paths with one result. With M >= d locations the covariance itself is decomp
 rank r <= M - 1 and the M x M Gram matrix Xc^T Xc / M = V diag(l) V^T gives it in O(M^3) instead of O(d^3): U = Xc V
 / sqrt(M l), F(S) = f_0 I + U (f(l) - f_0) U^T with f_0 the value of a null eigenvalue.
 
-Everything but the eigendecomposition goes part by part of the batch: on a CPU its temporaries then stay in the cache,
-and only one part's exist at a time.
+Everything except the eigendecomposition is computed for one part of the batch after the other: on a CPU the temporaries
+then stay in the cache.
 """
 
 import math
@@ -32,7 +32,7 @@ def is_thin(x: Tensor) -> bool:
 
 
 def batch_gram(x: Tensor, dtype: torch.dtype, *, thin: bool) -> Tensor:
-    """Of features (B, d, ...), in `dtype`: Xc^T Xc / M (B, M, M) if `thin`, else Xc Xc^T / M (B, d, d)."""
+    """Xc^T Xc / M (B, M, M) if `thin`, else Xc Xc^T / M (B, d, d), in `dtype`, from features (B, d, ...)."""
     d, locations = x.shape[1], math.prod(x.shape[2:])
     size = locations if thin else d
     result = torch.empty(x.shape[0], size, size, dtype=dtype, device=x.device)
@@ -127,8 +127,8 @@ def covariance_eigenvalues(x: Tensor, dtype: str | torch.dtype = torch.float64) 
         dtype: working precision, float64 or float32.
 
     Returns:
-        (B, d) in `dtype`, descending. With fewer locations than channels those that
-        count as null there are 0, see `null_as_zero`; else they are what LAPACK returns, rounding noise of either sign.
+        (B, d) in `dtype`, descending. With fewer locations than channels, null ones are 0, see
+            `null_as_zero`; otherwise they are what LAPACK returns, rounding noise of either sign.
 
     Raises:
         ValueError, TypeError: as `covariance`.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 JITTERS: tuple[float, ...] = (1e-14, 1e-12, 1e-10, 1e-8)
-"""What is added to the diagonal of a matrix that did not converge, in turn, in units of its largest absolute entry."""
+"""Amounts added in turn to the diagonal of a matrix that did not converge, in units of its largest absolute entry."""
 
 DEVICES: tuple[str, ...] = ("auto", "cpu", "same")
 """Choices of where `symmetric_eigh` computes."""
@@ -43,7 +43,7 @@ class EigendecompositionError(ArithmeticError):
     """A matrix could not be decomposed; the message names the batch items and what is wrong with them.
 
     Attributes:
-        items: all of these batch items, of which the message may name only the first.
+        items: All of these batch items; the message may name only the first ones.
     """
 
     def __init__(self, message: str = "", items: Sequence[int] = ()) -> None:
@@ -145,7 +145,7 @@ def batched_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _non_finite_items(*tensors: Tensor) -> list[int]:
-    """Items of which some entry of some tensor (B, ...) is NaN or infinite."""
+    """Items with an entry that is NaN or infinite in one of the tensors (B, ...)."""
     # a finite sum has finite terms and costs a tenth of isfinite; the reverse fails where a sum overflows
     sums = torch.stack([t.sum(dim=tuple(range(1, t.dim()))) for t in tensors])  # (number of tensors, B)
     clean: list[bool] = sums.isfinite().all(dim=0).tolist()
@@ -223,7 +223,7 @@ def _with_jitter(item: Tensor, device: torch.device, jitter: float) -> tuple[Ten
 
 
 def _diagnosis(i: int, item: Tensor) -> str:
-    """Trace, rank and condition number of (d, d), as far as eigenvalues alone can be had."""
+    """Trace, rank and condition number of (d, d); "unknown" where the eigenvalues cannot be computed either."""
     rank = condition = "unknown"
     matrix = item.cpu().double()
     try:

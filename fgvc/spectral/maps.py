@@ -5,8 +5,8 @@ all of them exact: its values, the transpose of its Jacobian, and its divided di
 cancellation. How a gradient is assembled from them is a rule (fgvc.spectral.rules). Eigenvalues arrive clamped to
 `Eigenvalues.floor` from below, so every map may divide by them.
 
-Shapes: lam, v (B, d), ascending; `first` is the index of the first eigenvalue of which divided differences are wanted,
-n = d - first. A map that looks at the whole spectrum still sees all of `lam`.
+Shapes: lam, v (B, d), ascending; divided differences are those of the n = d - `first` eigenvalues from index `first`
+on. A map that depends on the whole spectrum still sees all of `lam`.
 """
 
 import math

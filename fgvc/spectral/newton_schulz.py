@@ -93,7 +93,7 @@ def _safe(trace: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sqrt_forward(matrix: Tensor, iterations: int) -> tuple[Tensor, list[Tensor]]:
-    """F = sqrt(tau) Y_N of symmetric S (B, d, d), and what else `sqrt_backward` needs than S and F, each (B, d, d)."""
+    """F = sqrt(tau) Y_N of symmetric S (B, d, d), and the residuals that `sqrt_backward` needs, each (B, d, d)."""
     trace, positive = _safe(_trace(matrix))
     y, residuals = iterate_forward(matrix / trace, iterations, "y")
     return y.mul_(torch.where(positive, trace.sqrt(), 0)), residuals
@@ -104,7 +104,7 @@ def sqrt_backward(grad: Tensor, matrix: Tensor, result: Tensor, residuals: list[
     trace, positive = _safe(_trace(matrix))
     root = trace.sqrt()
     a = matrix / trace
-    to_a = iterate_tangent(a, residuals, grad, "y")  # but for the factor sqrt(tau)
+    to_a = iterate_tangent(a, residuals, grad, "y")  # without the factor sqrt(tau)
     through_trace = _dot(grad, result) / (2 * trace) - _dot(to_a, a) / root
     to_a.div_(root).diagonal(dim1=-2, dim2=-1).add_(through_trace[:, :, 0])
     return to_a.mul_(positive)
@@ -113,7 +113,7 @@ def sqrt_backward(grad: Tensor, matrix: Tensor, result: Tensor, residuals: list[
 def thin_forward(x: Tensor, gram: Tensor, iterations: int) -> tuple[Tensor, list[Tensor]]:
     """F = sqrt(tau) Y_N of the covariance (B, d, d) from features (B, d, ...) and their Gram matrix (B, M, M).
 
-    Also what else `thin_backward` needs, each (B, M, M): Z scaled so that F = Xc Z Xc^T, and the residuals.
+    The second result is what `thin_backward` needs, each (B, M, M): Z scaled so that F = Xc Z Xc^T, and the residuals.
     """
     trace, positive = _safe(_trace(gram))
     z, residuals = iterate_forward(gram / trace, iterations, "z")

@@ -12,7 +12,7 @@ SPECTRAL_DTYPES: dict[str, torch.dtype] = {"float64": torch.float64, "float32": 
 
 
 def spectral_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """The working precision of this name; one of them is handed back as it is.
+    """The working precision of this name; a dtype that is one of them is returned unchanged.
 
     Raises:
         ValueError: no such precision; the message lists the names.
@@ -45,8 +45,8 @@ def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
 def full_precision(x: Tensor, dtype: torch.dtype) -> Iterator[None]:
     """Context in which products in `dtype` on the device of `x` are computed in that precision.
 
-    Autocast is off, and products of float32 matrices are neither of TF32 nor of bfloat16 whatever the program has
-    allowed them to be. Backward passes enter it by themselves: one that is started under autocast stays under it.
+    Autocast is off, and products of float32 matrices use neither TF32 nor bfloat16, whatever the program allows.
+    A backward pass has to enter it itself: one that is started under autocast stays under autocast.
     """
     with without_autocast(x), _full_float32() if dtype == torch.float32 else contextlib.nullcontext():
         yield
@@ -54,7 +54,7 @@ def full_precision(x: Tensor, dtype: torch.dtype) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_float32() -> Iterator[None]:
-    """float32 products in full on CPU and CUDA. The settings are the process's; on CUDA this has not been run."""
+    """Full float32 products on CPU and CUDA. The settings hold for the whole process; not run on CUDA."""
     if torch.compiler.is_exporting():  # a graph holds no settings of a process
         yield
         return
@@ -66,7 +66,7 @@ def _full_float32() -> Iterator[None]:
 
 
 def _forbid_narrow_products() -> Callable[[], None]:
-    """Forbid products of float32 matrices in a narrower format; returns what brings the settings back."""
+    """Forbid products of float32 matrices in a narrower format; returns a function that restores the settings."""
     if not hasattr(torch.backends.mkldnn, "matmul"):  # torch before 2.9
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
@@ -83,7 +83,7 @@ def _forbid_narrow_products() -> Callable[[], None]:
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
-    """Precision a layer hands on: float64 for float64 input, float32 for everything narrower."""
+    """Dtype of a layer's result: float64 for float64 input, float32 for everything narrower."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

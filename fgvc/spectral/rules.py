@@ -6,7 +6,7 @@ For S = U diag(lam) U^T, F(S) = U diag(f(lam)) U^T and G = dLoss/dF the gradient
 
 A rule says what L is off the diagonal and which pullback stands on it. The published methods replace
 1 / (lam_i - lam_j) by an approximation K~ and so have L_ij = K~_ij (f_i - f_j): such a method is one function
-(high, low) -> K~ in this file.
+(high, low) -> K~.
 """
 
 import math

@@ -112,7 +112,7 @@ def create_loaders(
 ) -> Loaders:
     """Loaders of the splits, images or feature maps, for this process of the accelerator."""
     batches = StepBatches(
-        len(train),
+        len(paths),
         batch_size,
         seed,
         accumulation=accumulation,

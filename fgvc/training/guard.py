@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fgvc.errors import ConfigError, DivergenceError
+from fgvc.errors import DivergenceError
 from fgvc.io import atomic_path
 from fgvc.runs.config import TrainerConfig
 from fgvc.runs.folder import RunFolder
@@ -28,9 +28,7 @@ from fgvc.training.step import Failure, MicroBatch, StepResult, untouched
 
 _log = logging.getLogger(__name__)
 
-SAVED_STEPS = 3
-"""Failed steps that a process saves at most: later ones are a consequence more often than a cause."""
-
+SAVED_STEPS = 3  # per process at most: later ones are a consequence more often than a cause
 _LISTED = 5  # names in a line of a message
 
 
@@ -45,16 +43,9 @@ class LossWatch:
     The defaults were measured on heads on frozen features of 80 classes. Heads that learn in the end, with AdamW or SGD
     at up to 1000 times the recipe's learning rate, reach up to 3.8 times the lowest value; heads that do not, with SGD
     at 10000 times it, reach 1e10 times within 70 steps.
-
-    Raises:
-        ConfigError: `factor` is not above 1, or `window` below 1.
     """
 
     def __init__(self, *, num_classes: int, factor: float = 5.0, window: int = 50) -> None:
-        if not factor > 1:
-            raise ConfigError(f"trainer.divergence_factor must be above 1, got {factor}")
-        if window < 1:
-            raise ConfigError(f"trainer.divergence_window must be at least 1, got {window}")
         self.factor, self.window = factor, window
         # collapsed networks hover about log(num_classes), or below it where the classes are of unequal size
         self._guessing = 0.9 * math.log(num_classes)
@@ -240,8 +231,8 @@ def find_cause(
         return found
     with untouched(module):
         module.eval()
-        singles = [(inputs[i : i + 1], targets[i : i + 1]) for i in range(len(inputs))]
-        alone = [i for i, (x, y) in enumerate(singles) if _repeat(module, x, y, loss_of) is not None]
+        singles = zip(torch.split(inputs, 1), torch.split(targets, 1), strict=True)
+        alone = [i for i, single in enumerate(singles) if _repeat(module, *single, loss_of) is not None]
     return Cause(found.layer, alone or found.samples)
 
 

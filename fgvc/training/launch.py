@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fgvc.errors import ConfigError, UserError
 from fgvc.pooling import list_poolings
-from fgvc.runs.config import RunConfig, register_schema, to_run_config
+from fgvc.runs.config import RunConfig, to_run_config
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +37,7 @@ def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Se
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
-    register_schema()
-    register_methods()
+    register_choices()
     own = ("--debug", *flags)  # for --debug see fgvc.cli
     sys.argv = [argument for argument in sys.argv if argument not in own]
     # else Hydra prints an error itself and exits with 1: a message and exit status of our own need the exception
@@ -58,10 +57,12 @@ def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Se
         raise ConfigError(_explain(error)) from error
 
 
-def register_methods() -> None:
-    """Make each pooling a choice of Hydra's `method=`, as a file configs/method/NAME.yaml would be."""
+def register_choices() -> None:
+    """Tell Hydra what is not in configs/: the schema, which refuses unknown keys, and each pooling as `method=NAME`."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=RunConfig)
     for name in list_poolings():
-        ConfigStore.instance().store(group="method", name=name, node={"name": name})
+        store.store(group="method", name=name, node={"name": name})
 
 
 def _explain(error: Exception) -> str:

@@ -80,9 +80,10 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
         _log.info("%s is finished already; give another run_dir= to train again", folder.path)
         return folder.path
     with Interruption() as interruption, _readable_errors(config):
-        accelerator = create_accelerator(config, folder.path)
-        main, started = accelerator.is_main_process, time.perf_counter()
+        started = time.perf_counter()
         reset_peak_memory()
+        accelerator = create_accelerator(config, folder.path)
+        main = accelerator.is_main_process
         seed_epoch(config.seed, 0)
         with accelerator.main_process_first():  # the others find its feature maps in the cache
             prepared = prepare(config, accelerator)
@@ -93,14 +94,14 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
                 trainer.restore(*source)
             if main and (source is None or source[0] is not folder):
                 states.clear()
-            trainer.progress.seconds["features"] += prepared.feature_seconds
+            trainer.log.progress.seconds["features"] += prepared.feature_seconds
             with _summary(config, prepared, trainer) as summary:
                 interruption.patient = True
                 evaluation = trainer.fit()
                 if main:
                     _write_results(folder, prepared, evaluation, accelerator.device)
-                final = {**vars(evaluation.accuracy), "epoch": trainer.progress.epoch}
-                summary |= {"status": "finished", "reason": None, "final": final, "epochs": trainer.progress.epoch}
+                final = {**vars(evaluation.accuracy), "epoch": trainer.log.progress.epoch}
+                summary |= {"status": "finished", "reason": None, "final": final, "epochs": trainer.log.progress.epoch}
             if main:
                 states.keep_newest()
         if interruption.requested is not None:  # so that a sweep ends, too
@@ -180,13 +181,13 @@ def create_trainer(
     module = prepared.trained
     if accelerator.num_processes > 1:
         module = synchronise_batch_norm(module, accelerator)
+    optimizer = create_optimizer(module, config.optimizer)
     objective = Objective(
         len(prepared.train.classes),
         label_smoothing=settings.label_smoothing,
         mixup=settings.mixup,
         cutmix=settings.cutmix,
     )
-    optimizer = create_optimizer(module, config.optimizer)
     learner = Learner(module, optimizer, objective, accelerator, ema_decay=settings.ema_decay)
     stages = None
     if config.hybrid.method is not None:
@@ -218,7 +219,7 @@ def _summary(config: RunConfig, prepared: Prepared, trainer: Trainer) -> Iterato
     tf32 = tf32_allowed() if accelerator.device.type == "cuda" else None
     summary |= {"tf32": tf32, "status": "stopped", "reason": "killed", "final": None}
     if accelerator.is_main_process:
-        folder.begin(config, summary | _course(trainer.progress))
+        folder.begin(config, summary | _course(trainer.log.progress))
     if config.trainer.tracker:
         accelerator.init_trackers(config.name)
     try:
@@ -236,7 +237,7 @@ def _summary(config: RunConfig, prepared: Prepared, trainer: Trainer) -> Iterato
     finally:
         trainer.log.count_time()
         if accelerator.is_main_process:
-            folder.write_summary(summary | _course(trainer.progress))
+            folder.write_summary(summary | _course(trainer.log.progress))
         accelerator.end_training()
 
 
@@ -279,8 +280,8 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "epochs": config.trainer.epochs,
         "num_classes": len(prepared.train.classes),
         "classes": prepared.train.classes,
-        "train_images": len(prepared.train),
-        "test_images": len(prepared.test),
+        "train_images": len(prepared.train.paths),
+        "test_images": len(prepared.test.paths),
         "out_features": prepared.head.pooling.out_features,
         "weights_digest": prepared.weights_digest,
         # lists are of paths, classes, regions and file sizes, so alike on another machine with the same files

@@ -21,7 +21,6 @@ from fgvc.data import (
     normalization_from_timm,
     require_readable,
     split_validation,
-    was_verified,
 )
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.models import (
@@ -208,8 +207,6 @@ def ready_split(config: RunConfig, opened: ImageDataset, backbone: Backbone, *, 
         DatasetError: an image cannot be read.
     """
     dataset = opened.with_transform(build_transform(config, backbone, training=training))
-    if was_verified(dataset):  # by scripts/prepare_data.py: no need to decode every image once more
-        return dataset
     return require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir))
 
 
