@@ -144,7 +144,7 @@ def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Callable[
     file.write_text(json.dumps(summary | {"epochs": 2, "best": summary["best"] | {"epoch": 1}}))
     last, best = (restore_run(path, CPU, checkpoint=which).head.pooling for which in ("last", "best"))
     assert type(best) is type(create_pooling("isqrt_cov", channels=8)) and type(last) is not type(best)
-    file.write_text(json.dumps(summary | {"best": None}))
+    file.write_text(json.dumps(summary | {"best": summary["best"] | {"epoch": None}}))
     with pytest.raises(RunError, match="of which epoch the best weights are"):
         restore_run(path, CPU, checkpoint="best")
 

@@ -85,7 +85,7 @@ def test_runs_that_did_not_finish_are_listed_with_the_reason(tmp_path: Path) -> 
     (tmp_path / "c" / "summary.json").write_text("{")
     page, _, notes = made(tmp_path)
     assert page.texts["runs"].count("SIGTERM in epoch 3") == 1 and "not measured" in page.texts["runs"]
-    assert any("c/summary.json: cannot be read" in note for note in notes)
+    assert any("c/summary.json is missing or damaged" in note for note in notes)
     assert "90.00" in page.texts["accuracy"] and "not measured" not in page.texts["accuracy"]
 
 

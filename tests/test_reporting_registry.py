@@ -260,7 +260,7 @@ def test_what_cannot_be_read_is_noted_and_the_rest_tabulated(tmp_path: Path, her
     done = here("make_tables.py", "r", "empty", "nowhere", cwd=tmp_path)
     assert done.returncode == 0 and "91.00" in done.stdout
     notes = [line for line in done.stderr.splitlines() if line.startswith("note: left out ")]
-    assert [note.split(":")[1].split()[-1] for note in notes] == ["empty", "nowhere", "r/gap/seed0/summary.json"]
+    assert [note.split()[3].rstrip(":") for note in notes] == ["empty", "nowhere", "r/gap/seed0/summary.json"]
     assert here("make_tables.py", "r", "empty", "--strict", cwd=tmp_path).returncode == 1
     refused(here("make_tables.py", "empty", "nowhere", cwd=tmp_path), "empty: no run in it", "nowhere: no such folder")
 

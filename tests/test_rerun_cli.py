@@ -214,12 +214,12 @@ def test_distances_by_hand() -> None:
     with pytest.raises(RunError, match="x is float64"):
         array_distance("x", a, b.astype(np.float32))
 
-    one = {"w": torch.tensor([3.0, 4.0]), "steps": torch.tensor(7)}
-    other = {"w": torch.tensor([3.0, 4.5]), "steps": torch.tensor(9)}
+    one = {"w": np.array([3.0, 4.0], np.float32), "steps": np.array(7)}
+    other = {"w": np.array([3.0, 4.5], np.float32), "steps": np.array(9)}
     assert weights_distance("last", one, other) == ("last", 2, 2, 0.5, pytest.approx(0.1), "w")
     assert weights_distance("last", one, one | {"steps": other["steps"]}) == ("last", 2, 1, 2.0, 0.0, "steps")
     with pytest.raises(RunError, match=r"other tensors \(1, the first w"):
-        weights_distance("last", one, {**other, "w": torch.tensor([3.0])})
+        weights_distance("last", one, {**other, "w": np.array([3.0], np.float32)})
 
     def column(*cells: str) -> pd.Series:
         return pd.Series(cells, index=[str(i + 1) for i in range(len(cells))], name="loss", dtype=str)
