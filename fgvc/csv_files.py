@@ -21,7 +21,7 @@ _FORMULA = re.compile(r"(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n])")
 
 
 def to_csv(table: pd.DataFrame, float_format: str | None = "%.6g", *, index: bool = False) -> str:
-    """A frame as CSV, with text disarmed; `fgvc.analysis.read_csv` reads the text as it was."""
+    """A frame as CSV, with text disarmed; `fgvc.csv_files.read_csv` reads the text as it was."""
     safe = table.rename(columns=_disarmed)
     if index:
         safe = safe.rename(index=_disarmed)
