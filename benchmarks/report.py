@@ -1,10 +1,10 @@
 """A benchmark's result as Markdown: what it was measured on, then one table a shape."""
 
+import numpy as np
 from machine import machine_line
 
-from fgvc.analysis.benchmark_record import Record, ShapeRecord
-from fgvc.reporting.render import block_markdown
-from fgvc.reporting.speed import memory_unit, speed_block
+from fgvc.presentation.render import block_markdown, markdown_table
+from fgvc.reporting.speed import CaseRecord, Record, ShapeRecord, memory_unit, speed_block
 
 BUSY_FROM = 0.5
 """Load average above which other work is taken to run."""
@@ -50,3 +50,31 @@ def shape_table(record: ShapeRecord) -> str:
 def markdown(record: Record) -> str:
     """The head and all tables."""
     return "\n\n".join([head(record), *map(shape_table, record.shapes)])
+
+
+def times_markdown(record: Record) -> str:
+    """Forward and backward of each pooling in float64, and the time of float32 as a part of it.
+
+    Args:
+        record: of `benchmarks/spectral.py` with NAME and NAME@float32 of each pooling.
+    """
+    rows: dict[str, list[str]] = {}
+    for shape in record.shapes:
+        cases = {case.name: case for case in shape.cases}
+        for name, narrow in cases.items():
+            wide = cases.get(name.removesuffix("@float32"))
+            if wide is None or wide is narrow:
+                continue
+            ratio = np.percentile(_total(narrow) / _total(wide), [50, 25, 75])
+            cells = [f"{np.median(_total(wide)):.3g}", "{:.2f} [{:.2f}, {:.2f}]".format(*ratio)]
+            rows.setdefault(wide.label, []).extend(cells)
+    header = ["Method"]
+    for shape in record.shapes:
+        size = "x".join(map(str, shape.shape))
+        header += [f"{size}: float64, ms", "float32 / float64"]
+    return markdown_table(header, [[label, *cells] for label, cells in rows.items()])
+
+
+def _total(case: CaseRecord) -> np.ndarray:
+    total: np.ndarray = np.array(case.forward_ms) + np.array(case.backward_ms)
+    return total

@@ -18,10 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import psutil
-from machine import benchmark_facts, machine_line
-from watch import folder_mb, tree_usage
-
-from fgvc.analysis.soak import (
+from growth import (
     SAMPLE_COLUMNS,
     Growth,
     SoakRecord,
@@ -31,11 +28,14 @@ from fgvc.analysis.soak import (
     memory_column,
     save_soak_record,
 )
+from machine import benchmark_facts, machine_line
+from soak_plot import soak_figure
+from watch import folder_mb, tree_usage
+
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.errors import ConfigError
+from fgvc.presentation.style import save_figure
 from fgvc.provenance import commit_label, source_state
-from fgvc.reporting import save_figure
-from fgvc.reporting.soak_plot import soak_figure
 
 TRAIN = Path(__file__).resolve().parents[1] / "scripts" / "train.py"
 # small, so that an epoch takes seconds; no probe, as the spectra of all epochs, which a run keeps, grow by design

@@ -27,19 +27,8 @@ from IPython.display import Markdown
 from PIL import Image
 
 import fgvc
-from fgvc.analysis import (
-    confusion_matrix,
-    confusion_order,
-    curve_table,
-    effective_rank,
-    numerical_rank,
-    pool_spectra,
-    top_confusions,
-)
-from fgvc.analysis.attribution import explain
-from fgvc.analysis.bands import evaluate_bands
-from fgvc.reporting import figure_style, markdown_table, plot_confusion, plot_eigenvalues
-from fgvc.reporting.attribution_plot import overlay
+from fgvc.presentation.render import markdown_table
+from fgvc.presentation.style import figure_style
 from fgvc.runs import RunConfig, read_run
 from fgvc.runs.config import (
     BackboneConfig,
@@ -50,7 +39,15 @@ from fgvc.runs.config import (
     TrainerConfig,
     TransformConfig,
 )
+from fgvc.runs.spectra import effective_rank, numerical_rank
 from fgvc.runs.statistics import mcnemar
+from fgvc.studies.attribution import explain
+from fgvc.studies.attribution.maps_plot import overlay
+from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, top_confusions
+from fgvc.studies.confusion.show import plot_confusion
+from fgvc.studies.spectra.measure import curve_table, pool_spectra
+from fgvc.studies.spectra.show import plot_eigenvalues
+from fgvc.studies.truncation.bands import evaluate_bands
 from fgvc.training import train_run
 
 logging.disable(logging.WARNING)

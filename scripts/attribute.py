@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from fgvc.analysis.attribution import METHODS
-from fgvc.analysis.attribution.of_run import attribute_run
 from fgvc.cli import exit_on_user_error
-from fgvc.reporting.attribution_report import attribution_markdown, write_attribution
+from fgvc.studies.attribution import METHODS
+from fgvc.studies.attribution.of_run import attribute_run
+from fgvc.studies.attribution.report import attribution_markdown, write_attribution
 
 
 def _names(text: str) -> list[str]:

@@ -8,13 +8,13 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from fgvc.analysis.gradients import audit_gradients, summarise_gradients
-from fgvc.analysis.loewner import loewner_picture
-from fgvc.analysis.pooling_inputs import load_features
 from fgvc.cli import exit_on_user_error
 from fgvc.csv_files import to_csv
+from fgvc.inference.pooling_inputs import load_features
 from fgvc.io import write_text_atomic
-from fgvc.reporting import gradients_markdown, write_loewner_figure
+from fgvc.studies.gradients.loewner import loewner_picture
+from fgvc.studies.gradients.measure import audit_gradients, summarise_gradients
+from fgvc.studies.gradients.show import gradients_markdown, write_loewner_figure
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from fgvc.cli import exit_on_user_error
 from fgvc.data import VIEWS
 from fgvc.inference import evaluate_run
-from fgvc.reporting import write_class_report
+from fgvc.studies.confusion.show import write_class_report
 
 
 def main() -> None:

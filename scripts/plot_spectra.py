@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.reporting.spectra_views import FILES, VIEWS, Options
 from fgvc.runs import find_finished
+from fgvc.studies.spectra.views import FILES, VIEWS, Options
 
 
 def main() -> None:

@@ -8,11 +8,10 @@ import argparse
 import json
 from pathlib import Path
 
-from fgvc.analysis.attribution import METHODS
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.inference.predict import find_images, open_calibrated
-from fgvc.reporting.prediction_files import name_files, predictions_document, predictions_text, write_predictions
-from fgvc.reporting.prediction_plot import METHOD
+from fgvc.reporting.predictions import METHOD, name_files, predictions_document, predictions_text, write_predictions
+from fgvc.studies.attribution import METHODS
 
 
 def main() -> None:

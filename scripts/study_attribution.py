@@ -9,14 +9,14 @@ import logging
 import sys
 from pathlib import Path
 
-from fgvc.analysis.attribution import METHODS
-from fgvc.analysis.attribution.study import study_attribution
-from fgvc.analysis.attribution.study_tables import save_attribution_study
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.io import write_text_atomic
-from fgvc.reporting.attribution_study import attribution_figure, attribution_markdown
-from fgvc.reporting.style import save_figure
+from fgvc.presentation.style import save_figure
 from fgvc.runs import find_finished
+from fgvc.studies.attribution import METHODS
+from fgvc.studies.attribution.show import attribution_figure, attribution_markdown
+from fgvc.studies.attribution.study import study_attribution
+from fgvc.studies.attribution.study_tables import save_attribution_study
 
 
 def _names(text: str) -> list[str]:

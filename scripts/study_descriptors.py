@@ -7,12 +7,12 @@ fgvc study_descriptors results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --ou
 import argparse
 from pathlib import Path
 
-from fgvc.analysis.descriptor_study import save_descriptor_study, study_descriptors
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.io import write_text_atomic
-from fgvc.reporting.descriptor_plot import correlations_markdown, embedding_figure, neighbours_markdown, pairs_markdown
-from fgvc.reporting.style import save_figure
+from fgvc.presentation.style import save_figure
 from fgvc.runs import find_finished
+from fgvc.studies.descriptors.measure import save_descriptor_study, study_descriptors
+from fgvc.studies.descriptors.show import correlations_markdown, embedding_figure, neighbours_markdown, pairs_markdown
 
 
 def main() -> None:

@@ -7,18 +7,18 @@ fgvc study_precision RUN OTHER_RUN --trained results/cub80_precision --output re
 import argparse
 from pathlib import Path
 
-from fgvc.analysis.precision_errors import STUDIED
-from fgvc.analysis.precision_study import precision_pairs, save_precision, study_precision
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.csv_files import to_csv
 from fgvc.io import write_text_atomic
-from fgvc.reporting.precision_plot import (
+from fgvc.runs import find_finished
+from fgvc.studies.precision.errors import STUDIED
+from fgvc.studies.precision.measure import precision_pairs, save_precision, study_precision
+from fgvc.studies.precision.show import (
     eigenvalues_markdown,
     errors_markdown,
     pairs_markdown,
     write_precision_figure,
 )
-from fgvc.runs import find_finished
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fgvc.analysis.smoothness_study import smoothness_of_runs, smoothness_study
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.reporting import smoothness_markdown, write_smoothness
+from fgvc.studies.smoothness.show import smoothness_markdown, write_smoothness
+from fgvc.studies.smoothness.study import smoothness_of_runs, smoothness_study
 
 
 def _list(kind: type) -> Callable[[str], list[Any]]:

@@ -7,11 +7,11 @@ fgvc study_truncation results/cub80_amplification --no-cut --reference "MPN-COV 
 import argparse
 from pathlib import Path
 
-from fgvc.analysis.truncation import read_study, save_study
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.io import write_text_atomic
-from fgvc.reporting.bands_plot import study_markdown, write_study_figures
 from fgvc.runs import find_finished
+from fgvc.studies.truncation.measure import read_study, save_study
+from fgvc.studies.truncation.show import study_markdown, write_study_figures
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from command_line import ROOT
 
-from fgvc.analysis.approximation import approximation_errors, gradient_bounds
 from fgvc.errors import RunError
 from fgvc.spectral.rules import GRADIENTS, PublishedChain
+from fgvc.studies.gradients.arithmetic import approximation_errors, gradient_bounds
 
 ERRORS = ROOT / "results" / "paper" / "approximation_error_iccv21.csv"
 BOUNDS = ROOT / "results" / "paper" / "gradient_bounds_iccv21.csv"

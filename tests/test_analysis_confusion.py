@@ -8,10 +8,10 @@ import pytest
 from run_folders import write_run
 from sklearn import metrics
 
-from fgvc.analysis import confusion_matrix, confusion_order, per_class, top_confusions
 from fgvc.errors import RunError
 from fgvc.runs import read_predictions, read_run
 from fgvc.runs.statistics import mcnemar
+from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, per_class, top_confusions
 
 CLASSES = ["auk", "bunting", "crow", "dove", "egret"]
 

@@ -16,13 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fgvc.analysis.gradients import BANDS, audit_gradients, summarise_gradients
-from fgvc.analysis.loewner import AUDITED, load_picture, loewner_picture, released_power_iteration
-from fgvc.analysis.pooling_inputs import load_features, loss_gradient
 from fgvc.errors import ConfigError, DatasetError
+from fgvc.inference.pooling_inputs import load_features, loss_gradient
 from fgvc.models import PoolingHead
-from fgvc.reporting import gradients_markdown, loewner_figure
-from fgvc.reporting.loewner_plot import relative_error
+from fgvc.studies.gradients.loewner import AUDITED, load_picture, loewner_picture, released_power_iteration
+from fgvc.studies.gradients.measure import BANDS, audit_gradients, summarise_gradients
+from fgvc.studies.gradients.show import gradients_markdown, loewner_figure, relative_error
 
 EPS = 2.0**-52
 
@@ -172,7 +171,7 @@ def test_released_power_iteration_does_not_vanish_with_the_projector_of_each_eig
     lam, u = torch.tensor([[2.0, 3.0, 4.0]]).double(), torch.eye(3, dtype=torch.float64).flip(0)[None]
     assert released_power_iteration(x, grad).norm() < 1e-14
     u[..., 0] = 0  # the eigenvector of 2 is lost: I - U U^T keeps its direction
-    monkeypatch.setattr("fgvc.analysis.loewner.symmetric_eigh", lambda _: (lam, u))
+    monkeypatch.setattr("fgvc.studies.gradients.loewner.symmetric_eigh", lambda _: (lam, u))
     ratio = 2 / 5  # 2 / ||diag(4, 3, 0)||_F, summed over 21 powers
     series = (1 - ratio**21) / (1 - ratio) / 5
     expected = torch.zeros(3, 3, dtype=torch.float64)
@@ -298,7 +297,7 @@ def test_gradient_of_the_loss_is_that_of_each_image() -> None:
 
 
 def test_tables_do_without_torch() -> None:
-    probe = "import sys, fgvc.analysis, fgvc.reporting; sys.exit('torch' in sys.modules)"
+    probe = "import sys, fgvc.reporting; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT).returncode == 0
 
 

@@ -17,16 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fgvc.analysis import load_smoothness, summarise_smoothness
-from fgvc.analysis.smoothness import smoothness_along_gradient
-from fgvc.analysis.smoothness_curve import smoothness_curve
-from fgvc.analysis.smoothness_study import smoothness_of_run, smoothness_study
-from fgvc.analysis.smoothness_table import SMOOTHNESS_COLUMNS, beta_ratios
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.restore import restore_run
 from fgvc.models import PoolingHead
-from fgvc.reporting import METHOD_STYLES, smoothness_figure, smoothness_markdown, write_smoothness
-from fgvc.reporting.smoothness_plot import beta_markdown
+from fgvc.presentation.style import METHOD_STYLES
 from fgvc.runs import RunConfig
 from fgvc.runs.config import (
     BackboneConfig,
@@ -37,6 +31,11 @@ from fgvc.runs.config import (
     TrainerConfig,
     TransformConfig,
 )
+from fgvc.studies.smoothness.curve import smoothness_curve
+from fgvc.studies.smoothness.measure import smoothness_along_gradient
+from fgvc.studies.smoothness.show import beta_markdown, smoothness_figure, smoothness_markdown, write_smoothness
+from fgvc.studies.smoothness.study import smoothness_of_run, smoothness_study
+from fgvc.studies.smoothness.table import SMOOTHNESS_COLUMNS, beta_ratios, load_smoothness, summarise_smoothness
 from fgvc.training import train_run
 
 SIZES = (0.1, 0.5, 2.0)

@@ -4,19 +4,17 @@ import numpy as np
 import pytest
 from run_folders import write_run, write_spectrum
 
-from fgvc.analysis import (
-    MethodSpectrum,
+from fgvc.errors import RunError
+from fgvc.runs import find_runs
+from fgvc.runs.spectra import (
     condition_number,
     effective_rank,
     eigenvalue_curve,
     nonzero_condition_number,
     numerical_rank,
     participation_ratio,
-    pool_spectra,
-    summarise,
 )
-from fgvc.errors import RunError
-from fgvc.runs import find_runs
+from fgvc.studies.spectra.measure import MethodSpectrum, pool_spectra, summarise
 
 EQUAL = np.full((1, 4), 2.0)
 SINGLE = np.array([[5.0, 0.0, 0.0, 0.0]])

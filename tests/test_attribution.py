@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from captum.attr import GuidedBackprop
 from torch import Tensor, nn
 
-from fgvc.analysis.attribution import (
+from fgvc.errors import ConfigError, RunError
+from fgvc.models import FineGrainedModel, PoolingHead
+from fgvc.spectral import SQRT, Band, spectral_descriptor
+from fgvc.studies.attribution import (
     METHODS,
     band_energy,
     eigenvector_maps,
@@ -19,11 +22,8 @@ from fgvc.analysis.attribution import (
     parse_band,
     restrict_spectrum,
 )
-from fgvc.analysis.attribution.masks import blend, reference_images, smooth_masks
-from fgvc.analysis.bands import ALL, band_predictions
-from fgvc.errors import ConfigError, RunError
-from fgvc.models import FineGrainedModel, PoolingHead
-from fgvc.spectral import SQRT, Band, spectral_descriptor
+from fgvc.studies.attribution.masks import blend, reference_images, smooth_masks
+from fgvc.studies.truncation.bands import ALL, band_predictions
 
 QUICK: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"steps": 2},

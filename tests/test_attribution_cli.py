@@ -10,11 +10,11 @@ import torch
 from command_line import Done, Train, refused
 from PIL import Image
 
-from fgvc.analysis.attribution import METHODS, explain
-from fgvc.analysis.attribution.subjects import spread
 from fgvc.errors import ConfigError
 from fgvc.inference.restore import restore_run
-from fgvc.reporting.attribution_plot import band_columns, colour_limit, difference, grid_figure, overlay
+from fgvc.studies.attribution import METHODS, explain
+from fgvc.studies.attribution.maps_plot import band_columns, colour_limit, difference, grid_figure, overlay
+from fgvc.studies.attribution.subjects import spread
 
 Here = Callable[..., Done]
 

@@ -9,7 +9,11 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from fgvc.analysis.attribution.curves import (
+from fgvc.data import ImageDataset, TransformSpec, boxes_in_view, create_dataset, write_miniature
+from fgvc.data.image_file import Region
+from fgvc.errors import DatasetError
+from fgvc.models import PoolingHead
+from fgvc.studies.attribution.curves import (
     KINDS,
     Curves,
     cell_means,
@@ -17,17 +21,13 @@ from fgvc.analysis.attribution.curves import (
     deletion_insertion,
     step_counts,
 )
-from fgvc.analysis.attribution.measures import (
+from fgvc.studies.attribution.measures import (
     centre_maps,
     half_mass_area,
     random_maps,
     rank_correlation,
     share_inside,
 )
-from fgvc.data import ImageDataset, TransformSpec, boxes_in_view, create_dataset, write_miniature
-from fgvc.data.image_file import Region
-from fgvc.errors import DatasetError
-from fgvc.models import PoolingHead
 
 MEAN = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear"}
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from fgvc.analysis import benchmark_record as records
 from fgvc.cli import exit_on_user_error
 from fgvc.pooling import create_pooling, list_poolings, pooling_label
+from fgvc.reporting import speed as records
 from fgvc.spectral.eigen import batched_eigh
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"

@@ -8,10 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from command_line import ROOT
-from matplotlib.figure import Figure
-
-from fgvc.errors import ConfigError, RunError, UserError
-from fgvc.reporting.documents import (
+from documents import (
     Kept,
     draw_figure,
     figure_is_current,
@@ -20,7 +17,10 @@ from fgvc.reporting.documents import (
     table_names,
     write_pages,
 )
-from fgvc.reporting.style import new_figure
+from matplotlib.figure import Figure
+
+from fgvc.errors import ConfigError, RunError, UserError
+from fgvc.presentation.style import new_figure
 
 DOCS = runpy.run_path(str(ROOT / "tools" / "make_docs.py"))
 

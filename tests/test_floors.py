@@ -11,16 +11,17 @@ from command_line import ROOT
 PACKAGE = ROOT / "fgvc"
 # the ground first; a module that is no folder stands by itself
 FLOORS = (
-    ("errors", "spectrum_measures", "__init__"),
+    ("errors", "__init__"),
     ("io", "resources", "provenance", "csv_files", "cli"),
     ("spectral",),
     ("pooling",),
     ("runs",),
+    ("presentation",),
     ("data",),
     ("models",),
     ("training",),
     ("inference",),
-    ("analysis",),
+    ("studies",),
     ("reporting",),
 )
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -30,7 +30,6 @@ from scipy.io import loadmat, savemat
 from scipy.sparse import csc_matrix
 from torch import nn
 
-from fgvc.analysis.confusion import confusion_matrix
 from fgvc.data import TransformSpec, cached_features, create_dataset, was_verified, write_miniature
 from fgvc.data.cards import load_card
 from fgvc.data.imagenet import sort_validation
@@ -40,6 +39,7 @@ from fgvc.models.weights import load_backbone_weights
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.spectra import SpectrumHistory
 from fgvc.runs.summary import read_predictions, read_run
+from fgvc.studies.confusion.measure import confusion_matrix
 
 SECONDS = 10  # for one file of a few kilobytes, with room for a busy machine
 CARDS = Path(__file__).resolve().parents[1] / "datasets"

@@ -19,7 +19,7 @@ from run_folders import (
     write_spectrum,
 )
 
-from fgvc.reporting import METHOD_STYLES
+from fgvc.presentation.style import METHOD_STYLES
 from fgvc.reporting.report import collect, make_report
 from fgvc.reporting.report.chart_data import MAX_POINTS, chart_data, thinned
 from fgvc.reporting.report.content import Curve, Curves

@@ -3,9 +3,9 @@
 import pandas as pd
 from command_line import ROOT
 
-from fgvc.analysis.approximation import approximation_errors, gradient_bounds
-from fgvc.reporting.arithmetic_tables import approximation_error_block, gradient_bounds_block
-from fgvc.reporting.blocks import Block
+from fgvc.presentation.render import Block
+from fgvc.studies.gradients.arithmetic import approximation_errors, gradient_bounds
+from fgvc.studies.gradients.show_arithmetic import approximation_error_block, gradient_bounds_block
 
 PAPER = ROOT / "results" / "paper"
 

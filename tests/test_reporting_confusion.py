@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from fgvc.analysis import confusion_matrix, top_confusions
 from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
-from fgvc.reporting import confusion_figure, confusions_markdown, plot_confusion, write_class_report
-from fgvc.reporting.style import figure_style, new_figure
+from fgvc.presentation.style import figure_style, new_figure
+from fgvc.studies.confusion.measure import confusion_matrix, top_confusions
+from fgvc.studies.confusion.show import confusion_figure, confusions_markdown, plot_confusion, write_class_report
 
 
 def names(count: int) -> list[str]:

@@ -16,8 +16,7 @@ from safetensors.numpy import save_file
 from scipy import stats
 
 from fgvc.errors import RunError
-from fgvc.reporting import to_html, to_latex, to_markdown
-from fgvc.reporting.blocks import Block, places
+from fgvc.presentation.render import Block, places, to_html, to_latex, to_markdown
 from fgvc.reporting.registry import TABLES, Inputs, make_tables
 from fgvc.runs.statistics import combine_p_values, holm, mcnemar, paired_bootstrap
 

@@ -10,11 +10,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from run_folders import write_run, write_spectrum
 
-from fgvc.analysis import MethodSpectrum, curve_table, pool_spectra
-from fgvc.reporting import METHOD_STYLES, method_order, method_style, save_figure, spectra_figure, spectra_markdown
-from fgvc.reporting.spectra_plot import plot_eigenvalues
-from fgvc.reporting.style import figure_style, new_figure
+from fgvc.presentation.style import METHOD_STYLES, figure_style, method_order, method_style, new_figure, save_figure
 from fgvc.runs import find_runs
+from fgvc.studies.spectra.measure import MethodSpectrum, curve_table, pool_spectra
+from fgvc.studies.spectra.show import plot_eigenvalues, spectra_figure, spectra_markdown
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from run_folders import accuracy, write_config, write_run
 
+from fgvc.csv_files import to_csv
 from fgvc.errors import RunError
-from fgvc.reporting import accuracy_table, load_published, to_csv, to_latex, to_markdown
-from fgvc.reporting.blocks import table_blocks
+from fgvc.presentation.render import to_latex, to_markdown
+from fgvc.reporting.accuracy import accuracy_table, table_blocks
+from fgvc.reporting.published import load_published
 from fgvc.runs import find_runs
 
 REPOSITORY = Path(__file__).resolve().parents[1]

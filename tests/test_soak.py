@@ -10,8 +10,8 @@ from types import ModuleType
 import numpy as np
 import pandas as pd
 import pytest
+from growth import SAMPLE_COLUMNS, SoakRecord, growth, load_samples, save_soak_record
 
-from fgvc.analysis.soak import SAMPLE_COLUMNS, SoakRecord, growth, load_samples, save_soak_record
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import RunError
 

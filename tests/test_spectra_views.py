@@ -10,14 +10,15 @@ from command_line import Done, Train, refused
 from matplotlib.figure import Figure
 from run_folders import write_run
 
-from fgvc.analysis import load_curves, pool_spectra, smallest_share
-from fgvc.analysis.class_spectra import as_shares, load_classes, look_again
-from fgvc.analysis.history import load_curves_by_epoch, load_history
 from fgvc.errors import RunError
-from fgvc.reporting import spectra_figure
-from fgvc.reporting.history_plot import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
-from fgvc.reporting.spectra_views import VIEWS, Options
 from fgvc.runs import find_runs
+from fgvc.runs.spectra import smallest_share
+from fgvc.studies.spectra.classes import as_shares, load_classes, look_again
+from fgvc.studies.spectra.history import load_curves_by_epoch, load_history
+from fgvc.studies.spectra.measure import load_curves, pool_spectra
+from fgvc.studies.spectra.show import spectra_figure
+from fgvc.studies.spectra.show_tables import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
+from fgvc.studies.spectra.views import VIEWS, Options
 
 
 def write_arrays(path: Path, top: float, *, targets: bool = True, epochs: tuple[int, ...] = (0, 1, 2)) -> Path:

@@ -10,28 +10,28 @@ import pytest
 import torch
 from command_line import Done, refused
 
-from fgvc.analysis.attribution import explain
-from fgvc.analysis.attribution.curves import KINDS, Curves, deletion_insertion
-from fgvc.analysis.attribution.measured import CENTRE, RANDOM, Head, MapOf, Measured
-from fgvc.analysis.attribution.measures import centre_maps, share_inside
-from fgvc.analysis.attribution.study import study_attribution
-from fgvc.analysis.attribution.study_rows import tables
-from fgvc.analysis.attribution.study_tables import (
+from fgvc.data import boxes_in_view, create_dataset, write_miniature
+from fgvc.errors import ConfigError, DatasetError, RunError
+from fgvc.inference.restore import restore_run
+from fgvc.models import create_model
+from fgvc.runs import find_finished
+from fgvc.runs.summary import read_run
+from fgvc.spectral import Band
+from fgvc.studies.attribution import explain
+from fgvc.studies.attribution import show as shown
+from fgvc.studies.attribution.curves import KINDS, Curves, deletion_insertion
+from fgvc.studies.attribution.measured import CENTRE, RANDOM, Head, MapOf, Measured
+from fgvc.studies.attribution.measures import centre_maps, share_inside
+from fgvc.studies.attribution.study import study_attribution
+from fgvc.studies.attribution.study_rows import tables
+from fgvc.studies.attribution.study_tables import (
     COLUMNS,
     AttributionStudy,
     load_attribution_study,
     mean_map,
     save_attribution_study,
 )
-from fgvc.analysis.bands import evaluate_bands
-from fgvc.data import boxes_in_view, create_dataset, write_miniature
-from fgvc.errors import ConfigError, DatasetError, RunError
-from fgvc.inference.restore import restore_run
-from fgvc.models import create_model
-from fgvc.reporting import attribution_study as shown
-from fgvc.runs import find_finished
-from fgvc.runs.summary import read_run
-from fgvc.spectral import Band
+from fgvc.studies.truncation.bands import evaluate_bands
 
 BIRDS = [
     "dataset=cub",

@@ -11,8 +11,10 @@ from command_line import Done, Train, refused
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from fgvc.analysis.descriptor_study import load_descriptor_study
-from fgvc.analysis.descriptors import (
+from fgvc.errors import RunError
+from fgvc.inference.restore import restore_run
+from fgvc.spectral import symmetric_from_triangle
+from fgvc.studies.descriptors.descriptors import (
     Descriptors,
     class_pairs,
     embed,
@@ -21,10 +23,8 @@ from fgvc.analysis.descriptors import (
     read_descriptors,
     similarity_and_confusion,
 )
-from fgvc.errors import RunError
-from fgvc.inference.restore import restore_run
-from fgvc.reporting.descriptor_plot import confusable_classes, embedding_figure
-from fgvc.spectral import symmetric_from_triangle
+from fgvc.studies.descriptors.measure import load_descriptor_study
+from fgvc.studies.descriptors.show import confusable_classes, embedding_figure
 
 
 def three_classes(per_class: int = 20) -> Descriptors:

@@ -12,13 +12,13 @@ from command_line import Done, Train, refused
 from run_folders import write_config, write_run
 from torch import Tensor
 
-from fgvc.analysis import precision_errors as errors
-from fgvc.analysis.benchmark_record import SCHEMA, CaseRecord, Record, ShapeRecord
-from fgvc.analysis.precision_study import PrecisionStudy, load_precision, precision_pairs, save_precision
 from fgvc.errors import ConfigError, RunError
-from fgvc.reporting.precision_plot import errors_figure, errors_markdown, pairs_markdown, times_markdown
+from fgvc.reporting.speed import SCHEMA, CaseRecord, Record, ShapeRecord
 from fgvc.runs.summary import read_run
 from fgvc.spectral import EigendecompositionError
+from fgvc.studies.precision import errors as errors
+from fgvc.studies.precision.measure import PrecisionStudy, load_precision, precision_pairs, save_precision
+from fgvc.studies.precision.show import errors_figure, errors_markdown, pairs_markdown, times_markdown
 
 
 def features(d: int = 6, images: int = 3) -> tuple[Tensor, Tensor]:

@@ -11,14 +11,14 @@ from command_line import Done, Train, refused
 from run_folders import write_config, write_run
 from scipy import stats
 
-from fgvc.analysis.bands import ALL, band_predictions, evaluate_bands, restrict_spectrum, standard_bands
-from fgvc.analysis.grid import effects, read_grid
-from fgvc.analysis.truncation import Study, band_table, load_study
 from fgvc.errors import RunError
 from fgvc.models import PoolingHead
-from fgvc.reporting.bands_plot import bands_figure, effects_figure, effects_markdown
 from fgvc.runs import find_runs
 from fgvc.spectral import SCALED_SQRT, SQRT, Band, spectral_descriptor
+from fgvc.studies.truncation.bands import ALL, band_predictions, evaluate_bands, restrict_spectrum, standard_bands
+from fgvc.studies.truncation.grid import effects, read_grid
+from fgvc.studies.truncation.measure import Study, band_table, load_study
+from fgvc.studies.truncation.show import bands_figure, effects_figure, effects_markdown
 
 
 def a_head(method: str, **options: object) -> PoolingHead:

@@ -9,10 +9,9 @@ import torch
 from command_line import Train, refused
 from safetensors.torch import load_file, save_file
 
-from fgvc.analysis import condition_number, effective_rank, nonzero_condition_number
 from fgvc.errors import RunError
 from fgvc.models import create_model
-from fgvc.runs.spectra import Spectrum, SpectrumHistory
+from fgvc.runs.spectra import Spectrum, SpectrumHistory, condition_number, effective_rank, nonzero_condition_number
 from fgvc.training.loop import Trainer
 from fgvc.training.probe import evenly_spaced, spectrum_measures
 

@@ -4,7 +4,7 @@ python tools/make_docs.py            # rewrites what is stale
 python tools/make_docs.py --check    # changes nothing, names what is stale, exits with 1 if anything is
 
 A new table is a line in TABLES and a pair of comments in a page, a new figure a line in FIGURES; see
-fgvc.reporting.documents. How the kept files were made is in results/cub80/README.md.
+documents. How the kept files were made is in results/cub80/README.md.
 """
 
 import argparse
@@ -13,37 +13,38 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+from documents import Kept, draw_figure, figure_is_current, stale_pages, write_pages
+from growth import load_samples
 from matplotlib.figure import Figure
+from overview import overview_figure
+from soak_plot import soak_figure
 
-from fgvc.analysis import load_curves, load_smoothness
-from fgvc.analysis.attribution.study_tables import COLUMNS, load_attribution_study, read_study_table
-from fgvc.analysis.benchmark_record import load_record
-from fgvc.analysis.class_spectra import load_classes
-from fgvc.analysis.grid import effects
-from fgvc.analysis.history import load_curves_by_epoch, load_history
-from fgvc.analysis.loewner import load_picture
-from fgvc.analysis.precision_errors import SUMMARY_COLUMNS
-from fgvc.analysis.soak import load_samples
-from fgvc.analysis.truncation import band_table, chance, load_study
 from fgvc.cli import exit_on_user_error
 from fgvc.csv_files import read_csv
-from fgvc.reporting import attribution_study as attributions
-from fgvc.reporting import bands_plot as bands
-from fgvc.reporting import descriptor_plot as descriptors
-from fgvc.reporting import gradients_markdown, loewner_figure, markdown_table, smoothness_figure, spectra_figure
-from fgvc.reporting import history_plot as spectra
-from fgvc.reporting import precision_plot as precision
-from fgvc.reporting.arithmetic_tables import approximation_error_block, gradient_bounds_block
-from fgvc.reporting.blocks import Block, table_blocks
+from fgvc.presentation.render import Block, block_markdown, markdown_table
+from fgvc.reporting.accuracy import load_accuracy, table_blocks
 from fgvc.reporting.calibration_report import calibrations_markdown, reliability_figure
-from fgvc.reporting.documents import Kept, draw_figure, figure_is_current, stale_pages, write_pages
-from fgvc.reporting.overview_plot import overview_figure
-from fgvc.reporting.render import block_markdown
 from fgvc.reporting.run_tables import cost_block, differences_block
-from fgvc.reporting.smoothness_plot import beta_markdown
-from fgvc.reporting.soak_plot import soak_figure
-from fgvc.reporting.spectra_views import classes_block, conditions_block
-from fgvc.reporting.tables import load_accuracy
+from fgvc.reporting.speed import load_record
+from fgvc.studies.attribution import show as attributions
+from fgvc.studies.attribution.study_tables import COLUMNS, load_attribution_study, read_study_table
+from fgvc.studies.descriptors import show as descriptors
+from fgvc.studies.gradients.loewner import load_picture
+from fgvc.studies.gradients.show import gradients_markdown, loewner_figure
+from fgvc.studies.gradients.show_arithmetic import approximation_error_block, gradient_bounds_block
+from fgvc.studies.precision import show as precision
+from fgvc.studies.precision.errors import SUMMARY_COLUMNS
+from fgvc.studies.smoothness.show import beta_markdown, smoothness_figure
+from fgvc.studies.smoothness.table import load_smoothness
+from fgvc.studies.spectra import show_tables as spectra
+from fgvc.studies.spectra.classes import load_classes
+from fgvc.studies.spectra.history import load_curves_by_epoch, load_history
+from fgvc.studies.spectra.measure import load_curves
+from fgvc.studies.spectra.show import spectra_figure
+from fgvc.studies.spectra.views import classes_block, conditions_block
+from fgvc.studies.truncation import show as bands
+from fgvc.studies.truncation.grid import effects
+from fgvc.studies.truncation.measure import band_table, chance, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

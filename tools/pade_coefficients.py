@@ -1,4 +1,4 @@
-"""Print the coefficients of fgvc/spectral/pade_coefficients.py: the diagonal [50/50] Padé approximant of 1 / (1 - r) at 20 digits.
+"""Print fgvc/spectral/pade_coefficients.py: the diagonal [50/50] Padé approximant of 1 / (1 - r) at 20 digits.
 
     pip install mpmath==1.3.0
     python tools/pade_coefficients.py > fgvc/spectral/pade_coefficients.py

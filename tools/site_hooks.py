@@ -39,7 +39,7 @@ PACKAGES = (
     "fgvc.training",
     "fgvc.inference",
     "fgvc.analysis",
-    "fgvc.analysis.attribution",
+    "fgvc.studies.attribution",
     "fgvc.reporting",
     "fgvc.reporting.report",
 )

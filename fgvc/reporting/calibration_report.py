@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from fgvc.csv_files import to_csv
 from fgvc.inference.calibrate import Calibration
 from fgvc.io import write_text_atomic
-from fgvc.reporting.render import markdown_table, mean_and_spread
-from fgvc.reporting.style import COLUMN_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
+from fgvc.presentation.render import markdown_table, mean_and_spread
+from fgvc.presentation.style import COLUMN_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
 from fgvc.runs.folder import RunFolder
 
 MEASURES = ("calibration_error", "loss", "brier")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from fgvc.reporting.render import markdown_table
+from fgvc.presentation.render import markdown_table
 from fgvc.runs.compare import Change, Distance, RunComparison
 
 _DIGEST = re.compile(r"\b([0-9a-f]{12})[0-9a-f]{8,}\b")

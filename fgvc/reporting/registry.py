@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from fgvc.analysis.benchmark_record import is_record, load_record
 from fgvc.csv_files import read_csv
 from fgvc.errors import RunError, UserError
-from fgvc.reporting.blocks import table_blocks
+from fgvc.presentation.table import Table
+from fgvc.reporting.accuracy import accuracy_table, table_blocks
 from fgvc.reporting.published import load_published
 from fgvc.reporting.run_tables import condition_numbers, cost, differences, hybrid
-from fgvc.reporting.speed import SPEED_NOTE, speed_block, speed_frame
-from fgvc.reporting.table import Table
-from fgvc.reporting.tables import accuracy_table
+from fgvc.reporting.speed import SPEED_NOTE, is_record, load_record, speed_block, speed_frame
 from fgvc.runs import Run, config_notes, find_finished, group_runs
 
 
@@ -104,16 +102,18 @@ def _speed(inputs: Inputs) -> Table:
 
 
 def _approximation_error(inputs: Inputs) -> Table:
-    from fgvc.analysis.approximation import approximation_errors  # it imports torch, which other tables do without
-    from fgvc.reporting.arithmetic_tables import approximation_error_block
+    from fgvc.studies.gradients.arithmetic import (
+        approximation_errors,  # it imports torch, which other tables do without
+    )
+    from fgvc.studies.gradients.show_arithmetic import approximation_error_block
 
     frame = approximation_errors(inputs.paper / "approximation_error_iccv21.csv")
     return Table("Approximation error", [approximation_error_block(frame)], {"approximation_error": frame})
 
 
 def _gradient_bounds(inputs: Inputs) -> Table:
-    from fgvc.analysis.approximation import gradient_bounds
-    from fgvc.reporting.arithmetic_tables import gradient_bounds_block
+    from fgvc.studies.gradients.arithmetic import gradient_bounds
+    from fgvc.studies.gradients.show_arithmetic import gradient_bounds_block
 
     frame = gradient_bounds(inputs.paper / "gradient_bounds_iccv21.csv")
     return Table("Gradient bounds", [gradient_bounds_block(frame)], {"gradient_bounds": frame})

@@ -1,20 +1,20 @@
 """Tables of finished runs: hybrid against standalone, what a head costs, differences, condition numbers by epoch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError, safe_open
 
-from fgvc.analysis.cost import COLUMNS as COST_COLUMNS
-from fgvc.analysis.cost import run_cost
-from fgvc.analysis.history import condition_history
 from fgvc.errors import RunError
-from fgvc.reporting.blocks import Block
-from fgvc.reporting.style import method_order
+from fgvc.presentation.render import Block
+from fgvc.presentation.style import method_order
 from fgvc.runs import Run, Setting, group_runs
 from fgvc.runs.settings import Group, sources
 from fgvc.runs.statistics import compare, differences_to_best
+from fgvc.studies.spectra.history import condition_history
 
 _INTERVAL_NOTE = (
     "Difference: final top-1 in points, the seeds that both have paired. Interval: 95 % each, bootstrap over the test "
@@ -28,6 +28,7 @@ _BEST_NOTE = (
 _HYBRID = " (hybrid)"
 _PROTOCOLS = ("standalone", "hybrid")
 NOT_MEASURED = "not measured"
+COST_COLUMNS = ("head_parameters", "descriptor", "train_ms", "eval_ms", "peak_memory_mb")
 
 
 def differences(groups: Mapping[Setting, Group]) -> tuple[list[Block], pd.DataFrame, list[str]]:
@@ -231,3 +232,37 @@ def _power(value: float | None) -> str:
 def _concat(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     table: pd.DataFrame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     return table
+
+
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def run_cost(run: Run) -> dict[str, float]:
+    """`COST_COLUMNS`: parameters of the head, descriptor size, milliseconds an image in training and in evaluation, MiB.
+    """`COST_COLUMNS`: parameters of the head, descriptor size, milliseconds an image to train and to evaluate, MiB.
+    NaN for what the run did not keep. An evaluation reads the test split, and one of held-out images is not counted.
+    """
+    seconds, epochs = run.seconds or {}, run.epochs
+    return {
+        "head_parameters": _head_parameters(run),
+        "descriptor": math.nan if run.out_features is None else run.out_features,
+        "train_ms": _milliseconds(seconds.get("train"), epochs, run.train_images),
+        "eval_ms": _milliseconds(seconds.get("eval"), epochs, run.test_images),
+        "peak_memory_mb": math.nan if run.peak_memory_mb is None else run.peak_memory_mb,
+    }
+
+
+def _milliseconds(seconds: float | None, epochs: int, images: int | None) -> float:
+    return 1000 * seconds / (epochs * images) if seconds is not None and epochs and images else math.nan
+
+
+def _head_parameters(run: Run) -> float:
+    """From the header of the saved weights; NaN without them. Of a frozen backbone the head alone is saved."""
+    path = run.path / "checkpoints" / "last.safetensors"
+    try:
+        with safe_open(path, framework="np") as file:
+            names = [name for name in file.keys() if run.frozen or name.startswith("head.")]  # noqa: SIM118
+            shapes = [file.get_slice(name).get_shape() for name in names if not name.endswith(_BUFFERS)]
+    except (OSError, SafetensorError):
+        return math.nan
+    return float(sum(math.prod(shape) for shape in shapes))

@@ -1,12 +1,106 @@
-"""The result of the spectral benchmark as tables, one a shape of features."""
+"""The result of the spectral benchmark: its record as it is saved, and its tables, one a shape of features."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fgvc.analysis.benchmark_record import CaseRecord, Record, ShapeRecord
-from fgvc.reporting.blocks import Block
+from fgvc.errors import ConfigError
+from fgvc.io import read_json, write_json_atomic
+from fgvc.presentation.render import Block
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """One candidate at one shape.
+
+    Attributes:
+        name, label: as in `cases.Case`.
+        forward_ms, backward_ms: one entry a round, rounds in the same order for all candidates of a shape; no backward
+            entries for a candidate that has no backward pass.
+        peak_bytes: most that a forward and backward pass held at once, beyond its input and incoming gradient.
+        gradient_norm: of the features' gradient; None where it is not finite, 0 without a backward pass.
+    """
+
+    name: str
+    label: str
+    forward_ms: list[float]
+    backward_ms: list[float]
+    peak_bytes: int
+    gradient_norm: float | None
+
+
+@dataclass(frozen=True)
+class ShapeRecord:
+    """All candidates at one shape (B, C, H, W); the first is the reference of the ratios."""
+
+    shape: list[int]
+    cases: list[CaseRecord]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A whole run; `machine` and `arguments` are what `spectral.py` knew at its start."""
+
+    schema: int
+    started: str
+    commit: str | None
+    machine: dict[str, Any]
+    arguments: dict[str, Any]
+    features: str
+    shapes: list[ShapeRecord]
+
+
+def save_record(path: Path, record: Record) -> None:
+    write_json_atomic(path, asdict(record))
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file is a result of the benchmark, of any version."""
+    try:
+        saved = read_json(path)
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and {"schema", "shapes"} <= saved.keys()
+
+
+def load_record(path: Path) -> Record:
+    """Read what `save_record` wrote.
+
+    Raises:
+        ConfigError: no such file, no JSON, another schema, or fields missing or unknown.
+    """
+    try:
+        saved = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON ({error})") from error
+    schema = saved.get("schema") if isinstance(saved, dict) else None
+    if schema != SCHEMA:
+        raise ConfigError(f"{path}: schema {schema!r}, this script reads {SCHEMA}; measure again or use its own commit")
+    try:
+        shapes = [
+            ShapeRecord(shape["shape"], [CaseRecord(**case) for case in shape["cases"]]) for shape in saved["shapes"]
+        ]
+        record = Record(**{**saved, "shapes": shapes})
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a result of this benchmark ({error})") from error
+    _check_counts(path, record)
+    return record
+
+
+def _check_counts(path: Path, record: Record) -> None:
+    """Raise ConfigError where a candidate has another number of times than there were rounds."""
+    rounds = record.arguments.get("repetitions")
+    for shape in record.shapes:
+        for case in shape.cases:
+            if len(case.forward_ms) != rounds or len(case.backward_ms) not in (0, rounds):
+                raise ConfigError(f"{path}: {case.name} at {shape.shape} does not have {rounds} times")
+
 
 _HEADER = ["Method", "Forward ms", "Backward ms", "Total ms", "Ratio to eigh", "Peak memory"]
 

@@ -1,6 +1,9 @@
-"""Eigenvalues that a run keeps of some of its test images: after training, and by epoch.
+"""Eigenvalues that a run keeps of some of its test images, after training and by epoch, and measures of them.
 
-Shapes: n images, d channels, E epochs.
+Shapes: n images, d channels, E epochs. The measures take `eigenvalues` (n, d) float64 of positive semi-definite
+matrices, each row descending, and return (n,) unless they say otherwise. Rank-deficient matrices are the rule here
+(rank <= H*W - 1), and LAPACK returns rounding noise of either sign for their zero eigenvalues, about 1e-17 of the
+largest. Every measure says how it treats that noise.
 """
 
 from collections.abc import Mapping
@@ -126,3 +129,121 @@ def _images(arrays: Mapping[str, np.ndarray], path: Path, n: int) -> tuple[np.nd
 
 def _damaged(path: Path, what: str) -> RunError:
     return RunError(f"{path}: {what}; restore the file or repeat the run")
+
+
+@dataclass(frozen=True)
+class EigenvalueCurve:
+    """Sorted eigenvalues over many images: median and quartiles of each position, (d,) each."""
+
+    median: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+def eigenvalue_curve(eigenvalues: np.ndarray) -> EigenvalueCurve:
+    """Median and quartiles over images of the i-th largest eigenvalue.
+
+    Quantiles rather than a geometric mean and its spread: they commute with the logarithm, so they are right on a log
+    axis, and one exact zero does not pull the whole position to zero. They are order statistics (no interpolation):
+    each drawn value is the eigenvalue of some image.
+    """
+    lower, median, upper = np.quantile(eigenvalues, [0.25, 0.5, 0.75], axis=0, method="inverted_cdf")
+    return EigenvalueCurve(median, lower, upper)
+
+
+def numerical_rank(eigenvalues: np.ndarray) -> np.ndarray:
+    """Number of numerically non-zero eigenvalues: those above d * eps * largest, eps = 2.2e-16.
+
+    The threshold of `numpy.linalg.matrix_rank`; below it an eigenvalue cannot be told from the solver's rounding.
+    """
+    threshold = eigenvalues.shape[1] * np.finfo(np.float64).eps * eigenvalues[:, :1]
+    rank: np.ndarray = (eigenvalues > np.maximum(threshold, 0)).sum(axis=1)
+    return rank
+
+
+def median_rank(eigenvalues: np.ndarray) -> int:
+    """Median over images of the numerical rank (the lower one of two, so that it is that of an image)."""
+    return int(np.quantile(numerical_rank(eigenvalues), 0.5, method="inverted_cdf"))
+
+
+def condition_number(eigenvalues: np.ndarray) -> np.ndarray:
+    """Largest over smallest eigenvalue, as tracked in [Song, Sebe, Wang, ICCV 2021]; infinite where the latter is <= 0.
+
+    For a rank-deficient matrix the smallest is rounding noise, and so is this number: it says "singular", no more.
+    """
+    return _ratio(eigenvalues[:, 0], eigenvalues[:, -1])
+
+
+def nonzero_condition_number(eigenvalues: np.ndarray) -> np.ndarray:
+    """Largest over smallest numerically non-zero eigenvalue (`numerical_rank`); NaN for a zero matrix."""
+    rank = numerical_rank(eigenvalues)
+    smallest = np.take_along_axis(eigenvalues, np.maximum(rank - 1, 0)[:, None], axis=1)[:, 0]
+    return np.where(rank > 0, _ratio(eigenvalues[:, 0], smallest), np.nan)
+
+
+def effective_rank(eigenvalues: np.ndarray) -> np.ndarray:
+    """exp(-sum_i p_i log p_i), p = eigenvalues / trace: between 1 and d, 0 for a zero matrix.
+
+    Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007; the singular values
+    of a positive semi-definite matrix are its eigenvalues. Negative ones (rounding) count as zero, and 0 log 0 = 0.
+    """
+    p = _shares(eigenvalues)
+    entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(axis=1)
+    return np.where(p.any(axis=1), np.exp(entropy), 0)
+
+
+def participation_ratio(eigenvalues: np.ndarray) -> np.ndarray:
+    """(sum_i l_i)^2 / sum_i l_i^2: d for equal eigenvalues, 1 for a single one, 0 for a zero matrix.
+
+    Weighs the large eigenvalues more than `effective_rank` does. Negative ones (rounding) count as zero.
+    """
+    p = _shares(eigenvalues)
+    return np.where(p.any(axis=1), 1 / np.maximum((p**2).sum(axis=1), np.finfo(np.float64).tiny), 0)
+
+
+def smallest_share(eigenvalues: np.ndarray, k: int, rank: np.ndarray | None = None) -> np.ndarray:
+    """Share of the trace in the k smallest non-zero eigenvalues; NaN for a zero matrix.
+
+    All of it where there are no more than k; null eigenvalues and negative ones (rounding) hold none.
+
+    Args:
+        eigenvalues: (n, d).
+        k: how many.
+        rank: (n,) number of non-zero eigenvalues; None means `numerical_rank`. A normalised matrix has that of its
+            covariance, whose null eigenvalues the map puts at a floor.
+    """
+    rank = numerical_rank(eigenvalues) if rank is None else rank
+    place = np.arange(eigenvalues.shape[1])
+    among = (place < rank[:, None]) & (place >= rank[:, None] - k)
+    return np.where(rank > 0, (_shares(eigenvalues) * among).sum(axis=1), np.nan)
+
+
+def smallest_gap(eigenvalues: np.ndarray) -> np.ndarray:
+    """Smallest difference of two neighbouring non-zero eigenvalues (`numerical_rank`), in units of the largest.
+
+    The gradient of eigenvectors divides by such differences. NaN where fewer than two are non-zero.
+    """
+    rank = numerical_rank(eigenvalues)
+    among = np.arange(1, eigenvalues.shape[1]) < rank[:, None]
+    gaps = np.where(among, eigenvalues[:, :-1] - eigenvalues[:, 1:], np.inf).min(axis=1, initial=np.inf)
+    largest = np.where(rank > 1, eigenvalues[:, 0], 1)
+    return np.where(rank > 1, gaps / largest, np.nan)
+
+
+def median_over_images(values: np.ndarray) -> float:
+    """Median of (n,), those of a zero matrix (NaN) left out; the lower one of two, so that it is of an image."""
+    known = values[~np.isnan(values)]
+    return float(np.quantile(known, 0.5, method="inverted_cdf")) if len(known) else np.nan
+
+
+def _ratio(largest: np.ndarray, smallest: np.ndarray) -> np.ndarray:
+    positive = smallest > 0
+    return np.where(positive, largest / np.where(positive, smallest, 1), np.inf)
+
+
+def _shares(eigenvalues: np.ndarray) -> np.ndarray:
+    """Eigenvalues as shares of their sum, (n, d); all zero for a zero matrix."""
+    positive = np.maximum(eigenvalues, 0)
+    total = positive.sum(axis=1, keepdims=True)
+    shares: np.ndarray = np.divide(positive, total, out=np.zeros_like(positive), where=total > 0)
+    return shares

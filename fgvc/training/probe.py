@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.pooling import pooling_spectrum
-from fgvc.runs.spectra import Spectrum
-from fgvc.spectrum_measures import (
+from fgvc.runs.spectra import (
+    Spectrum,
     condition_number,
     effective_rank,
     median_over_images,

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
-from fgvc.reporting.curves_plot import errors_figure
-from fgvc.reporting.loewner_plot import ERROR_FLOOR, gradients_block
+from fgvc.reporting.curves import errors_figure
 from fgvc.reporting.report.collect import Collected, run_name
 from fgvc.reporting.report.content import GalleryPart, Intervals, Made, Part, PlotPart, TablePart
 from fgvc.reporting.report.pictures import read_picture
 from fgvc.runs import Run
+from fgvc.studies.gradients.show import ERROR_FLOOR, gradients_block
 
 _COLUMNS = ("label", "relative_error", "relative_error_lower", "relative_error_upper")
 _PICTURE_WIDTH = 1600

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from fgvc.analysis import confusion_matrix, confusion_order, top_confusions
 from fgvc.errors import RunError
-from fgvc.reporting.blocks import Block
-from fgvc.reporting.confusion_plot import confusion_figure
+from fgvc.presentation.render import Block
+from fgvc.presentation.style import method_order
 from fgvc.reporting.report.chart_data import one_line
 from fgvc.reporting.report.collect import Collected
 from fgvc.reporting.report.content import GroupPart, Made, Matrix, Part, PlotPart, Runs, TablePart
-from fgvc.reporting.style import method_order
 from fgvc.runs import Run
+from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, top_confusions
+from fgvc.studies.confusion.show import confusion_figure
 
 MATRICES, MATRIX_CLASSES = 12, 250
 """So many confusion matrices are drawn, of at most so many classes; the tables are of all."""

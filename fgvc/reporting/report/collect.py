@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from fgvc.errors import RunError
+from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import Inputs
 from fgvc.reporting.report.content import Runs
-from fgvc.reporting.style import method_order
 from fgvc.runs import Run, Setting, group_runs
 from fgvc.runs.settings import Group
 from fgvc.runs.summary import readable_runs

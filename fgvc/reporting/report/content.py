@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from fgvc.reporting.blocks import Block
+from fgvc.presentation.render import Block
 
 Runs = tuple[int, ...]
 """Places in `Collected.runs` of the runs behind something: it is shown while one of them passes the page's filter.

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.markers import MarkerStyle
 
-from fgvc.reporting.style import MethodStyle
+from fgvc.presentation.style import MethodStyle
 
 LIGHT, DARK = "#ffffff", "#16191d"
 """Backgrounds of plots; style.css has the same."""

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from fgvc.reporting.render import html_block
+from fgvc.presentation.render import html_block
+from fgvc.presentation.style import method_style
 from fgvc.reporting.report.content import (
     Chart,
     Curves,
@@ -21,7 +22,6 @@ from fgvc.reporting.report.content import (
 )
 from fgvc.reporting.report.looks import swatch
 from fgvc.reporting.report.pictures import figure_picture
-from fgvc.reporting.style import method_style
 
 
 @dataclass

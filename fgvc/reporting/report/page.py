@@ -15,6 +15,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs, get_plotlyjs_version
 
+from fgvc.presentation.style import method_style
 from fgvc.provenance import commit_label, source_state, versions
 from fgvc.reporting.report.chart_data import chart_data
 from fgvc.reporting.report.collect import Collected
@@ -22,7 +23,6 @@ from fgvc.reporting.report.content import Section, TablePart
 from fgvc.reporting.report.looks import plot_style, swatch
 from fgvc.reporting.report.markup import Markup
 from fgvc.reporting.report.sections import make_sections
-from fgvc.reporting.style import method_style
 from fgvc.runs import Run
 
 _ESCAPES = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}

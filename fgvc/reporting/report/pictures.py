@@ -10,8 +10,8 @@ from PIL import Image
 
 from fgvc.data.image_file import UnreadableImageError, decode_rgb
 from fgvc.errors import RunError
+from fgvc.presentation.style import figure_style
 from fgvc.reporting.report.content import Picture
-from fgvc.reporting.style import figure_style
 
 _QUALITY = 80  # of WebP
 _DPI = 150

@@ -5,17 +5,16 @@ from dataclasses import replace
 
 import pandas as pd
 
-from fgvc.analysis.training_curves import training_curves
 from fgvc.errors import RunError
-from fgvc.reporting.blocks import Block
-from fgvc.reporting.curves_plot import MEASURE_NAMES, training_figure
-from fgvc.reporting.history_plot import MEASURES
+from fgvc.presentation.render import Block
+from fgvc.presentation.style import method_order
+from fgvc.reporting.curves import MEASURE_NAMES, training_curves, training_figure
 from fgvc.reporting.report.collect import Collected, run_name
 from fgvc.reporting.report.content import Curve, Curves, GroupPart, Made, Part, PlotPart, TablePart
-from fgvc.reporting.spectra_views import VIEWS, Options, View
-from fgvc.reporting.style import method_order
 from fgvc.runs import Run, Setting
 from fgvc.runs.settings import Group
+from fgvc.studies.spectra.show_tables import MEASURES
+from fgvc.studies.spectra.views import VIEWS, Options, View
 
 
 def training(collected: Collected) -> Made:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fgvc.errors import RunError
 from fgvc.io import read_json_object
-from fgvc.reporting.blocks import Block
+from fgvc.presentation.render import Block
 from fgvc.reporting.report.collect import Collected
 from fgvc.reporting.report.content import DetailsPart, Made, Part, Runs, TablePart, TextPart
 from fgvc.reporting.run_tables import NOT_MEASURED

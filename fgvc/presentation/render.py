@@ -1,0 +1,247 @@
+"""Tables as Markdown, LaTeX (booktabs), HTML and CSV."""
+
+import html
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+PLACES_NOTE = (
+    "The three highest measured means of a column: bold, italic, and underlined or marked (3rd); equal ones alike."
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One table as it is read, all of it text: the first column names, the others mostly numbers.
+
+    Attributes:
+        title: heading or caption.
+        header, rows: cells.
+        notes: stand under the table.
+        quantity: what the numbers are, for a caption.
+        places: (row, column) -> 1, 2 or 3, cells marked as the best, second and third of their column.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+    quantity: str = ""
+    places: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+
+def places(values: Sequence[float], column: int) -> dict[tuple[int, int], int]:
+    """Marks of the three highest of a column's values; none where fewer than two are numbers.
+
+    Values that read the same, with two decimals, share a place: saved accuracies are rounded, so that means over the
+    same number of right images differ in digits that say nothing.
+    """
+    values = [round(value, 2) for value in values]
+    known = sorted({value for value in values if not math.isnan(value)}, reverse=True)
+    if sum(not math.isnan(value) for value in values) < 2:
+        return {}
+    rank = {value: 1 + sum(other > value for other in values) for value in known}
+    return {(row, column): rank[value] for row, value in enumerate(values) if rank.get(value, 4) <= 3}
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "[": "{[}",  # at the start of a row it would be read as the optional argument of \\
+    "]": "{]}",
+    "|": r"\textbar{}",  # in text, the old font encoding has other letters in the place of these three
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "ε": r"$\varepsilon$",
+    "λ": r"$\lambda$",
+    "∞": r"$\infty$",
+    "√": r"$\surd$",
+    "\n": " ",
+}
+_PLACES = {
+    "markdown": ("**{}**", "*{}*", "{} (3rd)"),
+    "latex": (r"\textbf{{{}}}", r"\textit{{{}}}", r"\underline{{{}}}"),
+    "html": ("<strong>{}</strong>", "<em>{}</em>", "<u>{}</u>"),
+}
+"""How the best three cells of a column are marked."""
+
+NO_NUMBER = ("not measured", "not published", "not stated", "did not converge", "–", "")
+"""Cells that say why there is no number."""
+_NUMBER = re.compile(r"[\[(]?[+\-]?([\d,]+(\.\d+)?(e[+\-]?\d+)?|inf)(?![\w.])")
+_LONG = 48
+"""Letters beyond which a cell of HTML may be broken into lines."""
+
+_STYLE = """\
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+section { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; border-block: 2px solid; margin: 1rem 0; }
+caption { text-align: left; font-weight: 600; padding: 0.5rem 0; }
+th, td { padding: 0.25rem 0.75rem; text-align: right; }
+th:first-child { text-align: left; }
+thead th { border-bottom: 1px solid; vertical-align: bottom; }
+.words { text-align: left; }
+.none { font-style: italic; }
+li { max-width: 60rem; }"""
+
+
+def to_markdown(title: str, blocks: Iterable[Block]) -> str:
+    """A heading, and under it each block as a Markdown table with its notes."""
+    parts = [f"# {_flat(title)}"]
+    for block in blocks:
+        table = markdown_table(block.header, _marked(block, "markdown", block.rows))
+        notes = "\n".join(f"- {_flat(note)}" for note in block.notes)
+        parts += [f"## {_flat(block.title)}", table, *([notes] if notes else [])]
+    return "\n\n".join(parts) + "\n"
+
+
+def block_markdown(block: Block) -> str:
+    """One block's table alone, for a page that has its own words."""
+    return markdown_table(block.header, _marked(block, "markdown", block.rows))
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns, the first to the left, the others to the right."""
+    cells = [[_flat(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+
+    def line(row: Sequence[str]) -> str:
+        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        return f"| {' | '.join([row[0].ljust(widths[0]), *rest])} |"
+
+    return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
+
+
+def mean_and_spread(values: "pd.Series[float]", places: int = 2) -> str:
+    """Mean ± sample standard deviation, which one value alone has not."""
+    spread = f" ± {values.std(ddof=1):.{places}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{places}f}{spread}"
+
+
+def to_latex(blocks: Iterable[Block]) -> str:
+    """Each block as a LaTeX table for \\input; needs the package booktabs."""
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(_latex_block(block) for block in blocks)
+
+
+def to_html(title: str, blocks: Iterable[Block]) -> str:
+    """A page of its own: no script, nothing from the network, light or dark as the reader's system."""
+    body = "\n".join(map(html_block, blocks))
+    name = html.escape(title)
+    return f"""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{name}</title>
+<style>
+{_STYLE}
+</style>
+</head>
+<body>
+<h1>{name}</h1>
+{body}
+</body>
+</html>
+"""
+
+
+def _marked(block: Block, kind: str, rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The rows, in which each cell is already in its final form, with the best three of a column marked."""
+    marks = _PLACES[kind]
+    return [
+        [marks[place - 1].format(cell) if (place := block.places.get((i, j))) else cell for j, cell in enumerate(row)]
+        for i, row in enumerate(rows)
+    ]
+
+
+def _latex_block(block: Block) -> str:
+    escaped = [list(map(_escape, row)) for row in block.rows]
+    rows = "\n".join(" & ".join(row) + r" \\" for row in _marked(block, "latex", escaped))
+    notes = "\n\n".join(map(_escape, block.notes))
+    environment = "table*" if len(block.header) > 5 else "table"  # the starred one spans both columns
+    caption = ". ".join(_escape(part) for part in (block.title, block.quantity) if part)
+    return f"""\
+\\begin{{{environment}}}[t]
+\\centering
+\\small
+\\caption{{{caption}.}}
+\\begin{{tabular}}{{l{"r" * (len(block.header) - 1)}}}
+\\toprule
+{" & ".join(map(_escape, block.header))} \\\\
+\\midrule
+{rows}
+\\bottomrule
+\\end{{tabular}}
+
+\\footnotesize
+{notes}
+\\end{{{environment}}}
+"""
+
+
+def html_block(block: Block, row_attributes: Callable[[Sequence[str]], str] = lambda _: "") -> str:
+    """One block as a table in a section that can be scrolled, and its notes.
+
+    Args:
+        block: its cells are escaped here.
+        row_attributes: HTML attributes, escaped, of the row with these cells; "" or beginning with a space.
+    """
+    kinds = _kinds(block)
+    header = "".join(
+        f'<th scope="col"{_class(kind)}>{html.escape(cell)}</th>'
+        for cell, kind in zip(block.header, kinds, strict=True)
+    )
+    escaped = [list(map(html.escape, row)) for row in block.rows]
+    rows = "\n".join(
+        f'<tr{row_attributes(row)}><th scope="row"{_class("long" if len(row[0]) > _LONG else "")}>{first}</th>'
+        f"{''.join(map(_html_cell, rest, kinds[1:]))}</tr>"
+        for row, (first, *rest) in zip(block.rows, _marked(block, "html", escaped), strict=True)
+    )
+    caption = ". ".join(html.escape(part) for part in (block.title, block.quantity) if part)
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in block.notes)
+    return f"""\
+<section tabindex="0" aria-label="{html.escape(block.title)}">
+<table>
+<caption><span>{caption}</span></caption>
+<thead><tr>{header}</tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table>
+</section>
+{f"<ul>{notes}</ul>" if notes else ""}"""
+
+
+def _kinds(block: Block) -> list[str]:
+    """Of each column "words" where none of its cells begins as a number does, "" otherwise."""
+    columns = zip(*block.rows, strict=True) if block.rows else ([] for _ in block.header)
+    return ["" if any(map(_NUMBER.match, cells)) else "words" for cells in columns]
+
+
+def _html_cell(cell: str, kind: str) -> str:
+    names = (kind, "none" if cell in NO_NUMBER else "", "long" if len(cell) > _LONG else "")
+    return f"<td{_class(*names)}>{cell}</td>"
+
+
+def _class(*names: str) -> str:
+    used = " ".join(filter(None, names))
+    return f' class="{used}"' if used else ""
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,68 @@
+"""A finished table: blocks to read, tidy frames to compute with, and where each of its numbers comes from."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fgvc.csv_files import to_csv
+from fgvc.presentation.render import Block, to_html, to_latex, to_markdown
+
+FORMATS = ("md", "tex", "html", "csv")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table by name.
+
+    Attributes:
+        title: of the whole.
+        blocks: as they are read.
+        frames: tidy, one row a cell or a row of cells, by the name of their CSV file; those made from runs have the
+            columns seeds, runs (paths, "; " between them) and commits.
+        notes: what was left out, or should be known.
+    """
+
+    title: str
+    blocks: list[Block]
+    frames: Mapping[str, pd.DataFrame]
+    notes: list[str] = field(default_factory=list)
+
+    def texts(self, name: str) -> dict[str, str]:
+        """Content by file name: NAME.md, NAME.tex, NAME.html, and a CSV for each frame."""
+        texts = {
+            f"{name}.md": to_markdown(self.title, self.blocks),
+            f"{name}.tex": to_latex(self.blocks),
+            f"{name}.html": to_html(self.title, self.blocks),
+        }
+        return texts | {f"{frame}.csv": to_csv(table) for frame, table in self.frames.items()}
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """Every row of the frames with the runs behind it: path, sha256 of config.yaml (None without one)."""
+        cells = []
+        for name, frame in self.frames.items():
+            for row in frame.to_dict("records"):
+                runs = row.pop("runs", None)
+                values = {str(key): _plain(value) for key, value in row.items() if not _missing(value)}
+                paths = [] if _missing(runs) else str(runs).split("; ")
+                cells.append({"table": name, **values, "runs": [_run(Path(path)) for path in paths]})
+        return cells
+
+
+def _run(path: Path) -> dict[str, str | None]:
+    config = path / "config.yaml"
+    digest = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else None
+    return {"path": str(path), "config_sha256": digest}
+
+
+def _missing(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+
+
+def _plain(value: Any) -> Any:
+    number = value.item() if hasattr(value, "item") else value
+    return str(number) if isinstance(number, float) and math.isinf(number) else number  # JSON knows no infinity

@@ -1,0 +1,247 @@
+"""The accuracy table: measured numbers over seeds and published ones, as one tidy frame and as blocks to read."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fgvc.csv_files import read_csv
+from fgvc.errors import RunError
+from fgvc.presentation.render import PLACES_NOTE, Block, places
+from fgvc.presentation.style import METHOD_STYLES, method_order
+from fgvc.reporting.published import CLASSES as PUBLISHED_CLASSES
+from fgvc.reporting.published import COLUMNS as PUBLISHED_COLUMNS
+from fgvc.runs import Accuracy, Method, Run, Setting, group_runs
+from fgvc.runs.settings import sources
+
+SETTING_COLUMNS = tuple(field.name for field in fields(Setting))
+_METRICS = ("top1", "top5", "mean_class")
+_NUMBERS = tuple(f"{metric}_{statistic}" for metric in _METRICS for statistic in ("mean", "std"))
+TABLE_COLUMNS = (
+    "block",  # number of the setting, from 1
+    *SETTING_COLUMNS,
+    "label",
+    "method",
+    "gradient",
+    "origin",  # measured, published
+    "epoch",  # final, best, unstated (published only)
+    "state",  # ok, not measured, not published, did not converge (published only)
+    "n",
+    *_NUMBERS,
+    "published_backbone",
+    "source",
+    "seeds",
+    "runs",
+    "commits",
+)
+
+
+def accuracy_table(runs: Iterable[Run], published: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Tabulate finished runs: mean and sample standard deviation (n - 1) over the seeds of each method and setting.
+
+    A block is one setting, its methods in the order of `METHOD_STYLES`. For each of them it has the rows measured
+    final, measured best, published final, published best and any number published without saying which epoch; `state`
+    tells numbers from "not measured" and "not published". `best` is the epoch selected on the split `selected_on` for
+    measured numbers and on the test set for published ones. Published numbers match by dataset, number of classes and
+    label alone: their backbone and protocol are their own.
+
+    Args:
+        runs: finished runs (`fgvc.runs.split_finished`).
+        published: of `load_published`, None for no published numbers.
+
+    Returns:
+        A frame with `TABLE_COLUMNS`, accuracies in per cent. The standard deviation of a single run is NaN.
+
+    Raises:
+        RunError: two runs of one setting and method have the same seed, or a published value is not a number.
+    """
+    published = pd.DataFrame(columns=PUBLISHED_COLUMNS) if published is None else published
+    groups = group_runs(runs)
+    measured = {method.label for group in groups.values() for method in group}
+    published = published[published["label"].isin(measured | set(METHOD_STYLES))]
+    rows: list[dict[str, Any]] = []
+    settings = sorted(groups, key=lambda setting: tuple(map(str, asdict(setting).values())))
+    for number, setting in enumerate(settings, start=1):
+        head = {"block": number, **asdict(setting)}
+        of_dataset = published[published["dataset"] == setting.dataset]
+        if setting.num_classes not in (None, PUBLISHED_CLASSES.get(setting.dataset)):
+            of_dataset = of_dataset[:0]  # a part of the benchmark is another, easier task
+        methods = {method.label: method for method in groups[setting]}
+        for label in sorted({*methods, *of_dataset["label"]}, key=method_order):
+            method = methods.get(label, Method("", None, label))
+            cells = _measured(groups[setting].get(method, [])) + _published(of_dataset[of_dataset["label"] == label])
+            rows += [{**head, "label": label, "method": method.name, "gradient": method.gradient, **c} for c in cells]
+    return _typed(pd.DataFrame(rows, columns=TABLE_COLUMNS))
+
+
+def load_accuracy(path: Path) -> pd.DataFrame:
+    """An `accuracy_table` from the CSV that `to_csv` made of it (accuracies to four decimals).
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    try:
+        return _typed(read_csv(path, TABLE_COLUMNS)[list(TABLE_COLUMNS)])
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path}: not an accuracy table ({error}); make it again: fgvc make_tables") from error
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    counts = ["reduction", "num_classes", "train_images", "test_images", "n"]
+    typed: pd.DataFrame = table.astype({**dict.fromkeys(counts, "Int64"), **dict.fromkeys(_NUMBERS, "float64")})
+    return typed
+
+
+def _measured(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The cells measured final and measured best of one method."""
+    cells = []
+    for epoch in ("final", "best"):
+        cell: dict[str, Any] = {"origin": "measured", "epoch": epoch, "n": len(runs)}
+        if runs:
+            accuracies = [run.final if epoch == "final" else run.best for run in runs]
+            cell |= {"state": "ok", **_statistics([accuracy for accuracy in accuracies if accuracy is not None])}
+            cell |= sources(runs)
+        else:
+            cell["state"] = "not measured"
+        cells.append(cell)
+    return cells
+
+
+def _statistics(accuracies: Sequence[Accuracy]) -> dict[str, float]:
+    numbers = {}
+    for metric in _METRICS:
+        values = [getattr(accuracy, metric) for accuracy in accuracies]
+        if None in values:
+            continue
+        numbers[f"{metric}_mean"] = float(np.mean(values))
+        numbers[f"{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return numbers
+
+
+def _published(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The cells published final, published best and every published unstated one of one method on one dataset."""
+    cells: list[dict[str, Any]] = []
+    for row in rows.to_dict("records"):
+        cell = {"origin": "published", "epoch": row["epoch"], "source": row["source"]}
+        cell["published_backbone"] = row["backbone"]
+        if row["value"] == "did not converge":
+            cell["state"] = row["value"]
+        else:
+            cell |= {"state": "ok", "top1_mean": _number(row["value"], f"{row['label']} on {row['dataset']}")}
+        cells.append(cell)
+    absent = [epoch for epoch in ("final", "best") if epoch not in set(rows["epoch"])]
+    cells += [{"origin": "published", "epoch": epoch, "state": "not published"} for epoch in absent]
+    return sorted(cells, key=lambda cell: ("final", "best", "unstated").index(cell["epoch"]))
+
+
+def _number(text: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 100:  # so is NaN
+        raise RunError(f"published number of {where} is {text!r}, not an accuracy in per cent; mend it in its csv file")
+    return value
+
+
+_PUBLISHED_HEADERS = {
+    "final": "Published final",
+    "best": "Published best (on test)",
+    "unstated": "Published, epoch unstated",
+}
+
+
+def table_blocks(table: pd.DataFrame) -> list[Block]:
+    """A block for each setting of an `accuracy_table`, after an overview of the measured where there are several."""
+    settings = [_setting_block(part) for _, part in table.groupby("block")]
+    return settings if len(settings) == 1 else [_overview(table), *settings]
+
+
+def _overview(table: pd.DataFrame) -> Block:
+    parts = [part for _, part in table.groupby("block")]
+    settings = [_setting(part) for part in parts]
+    header = ["Method"]
+    for number, setting in enumerate(settings, start=1):
+        header += [f"{number}: {setting.dataset}, final", f"{number}: best (selected on {setting.selected_on})"]
+    measured = table.loc[(table["origin"] == "measured") & (table["state"] == "ok"), "label"]
+    rows = [
+        [label, *(_measured_text(part[part["label"] == label], epoch) for part in parts for epoch in ("final", "best"))]
+        for label in sorted(set(measured), key=method_order)
+    ]
+    notes = [f"{number}: {setting.title}" for number, setting in enumerate(settings, start=1)]
+    return Block("Overview, measured", header, rows, notes, quantity="Top-1 accuracy in %")
+
+
+def _setting_block(part: pd.DataFrame) -> Block:
+    setting = _setting(part)
+    published = part.loc[(part["origin"] == "published") & (part["state"] != "not published"), "epoch"]
+    epochs = [epoch for epoch in _PUBLISHED_HEADERS if epoch != "unstated" or epoch in set(published)]
+    if published.empty:
+        epochs = []
+    cited: dict[str, int] = {}
+    rows = []
+    for label in dict.fromkeys(part["label"]):
+        cells = part[part["label"] == label]
+        n = str(cells["n"].max())
+        measured = [_measured_text(cells, epoch) for epoch in ("final", "best")]
+        rows.append([label, n, *measured, *(_published_text(cells, epoch, cited) for epoch in epochs)])
+    marks: dict[tuple[int, int], int] = {}
+    for column, epoch in ((2, "final"), (3, "best")):
+        measured = part[(part["origin"] == "measured") & (part["epoch"] == epoch)].set_index("label")["top1_mean"]
+        marks |= places([float(measured.get(row[0], math.nan)) for row in rows], column)
+    header = ["Method", "n", "Final", f"Best (selected on {setting.selected_on})"]
+    notes = [
+        f"Mean ± sample standard deviation of the test top-1 in % over n seeds; {_counts(setting)}. "
+        f"Final: after the last epoch. Best: at the epoch with the highest top-1 on the {setting.selected_on} split.",
+        *(f"[{number}] published: {source}" for source, number in cited.items()),
+    ]
+    if marks:
+        notes.append(PLACES_NOTE)
+    if published.empty:
+        classes = "" if setting.num_classes is None else f" with {setting.num_classes} classes"
+        notes.append(f"Not published: no number for the dataset {setting.dataset}{classes}.")
+    return Block(
+        title=f"{part['block'].iloc[0]}. {setting.title}",
+        header=[*header, *(_PUBLISHED_HEADERS[epoch] for epoch in epochs)],
+        rows=rows,
+        notes=notes,
+        quantity="Top-1 accuracy in %",
+        places=marks,
+    )
+
+
+def _setting(part: pd.DataFrame) -> Setting:
+    first = part.iloc[0]
+    values: dict[str, Any] = {name: None if pd.isna(first[name]) else first[name] for name in SETTING_COLUMNS}
+    return Setting(**values)
+
+
+def _measured_text(cells: pd.DataFrame, epoch: str) -> str:
+    cells = cells[(cells["origin"] == "measured") & (cells["epoch"] == epoch) & (cells["state"] == "ok")]
+    if cells.empty:
+        return "not measured"
+    cell = cells.iloc[0]
+    spread = "" if pd.isna(cell["top1_std"]) else f" ± {cell['top1_std']:.2f}"
+    return f"{cell['top1_mean']:.2f}{spread}"
+
+
+def _published_text(cells: pd.DataFrame, epoch: str, numbers: dict[str, int]) -> str:
+    """The published cells of one method, each with the number of its source, which is entered in `numbers`."""
+    texts = []
+    cells = cells[(cells["origin"] == "published") & (cells["epoch"] == epoch) & (cells["state"] != "not published")]
+    for cell in cells.to_dict("records"):
+        backbone = f" ({cell['published_backbone']})" if cell["published_backbone"] else ""
+        number = numbers.setdefault(f"{cell['source']}{backbone}", len(numbers) + 1)
+        value = f"{cell['top1_mean']:.2f}" if cell["state"] == "ok" else cell["state"]
+        texts.append(f"{value} [{number}]")
+    return "; ".join(texts) or "not published"
+
+
+def _counts(setting: Setting) -> str:
+    counts = (setting.num_classes, setting.train_images, setting.test_images)
+    classes, train, test = ("?" if count is None else count for count in counts)
+    return f"{classes} classes, {train} training and {test} test images"

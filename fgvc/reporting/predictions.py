@@ -1,0 +1,200 @@
+"""What a model says of image files: as text, as CSV, as one JSON document, and as a picture of each image."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fgvc.csv_files import to_csv
+from fgvc.errors import ImageError
+from fgvc.inference.predict import FilePrediction, Prediction, Predictor, predict_files
+from fgvc.io import atomic_path, write_text_atomic
+from fgvc.presentation.style import COLUMN_WIDTH, figure_style, new_figure, short_name
+from fgvc.studies.attribution import METHODS, explain
+from fgvc.studies.attribution.maps_plot import overlay
+
+SCHEMA = 1
+"""Of `predictions_document`; it changes when a field is renamed, removed or changes its meaning."""
+
+METHOD = "hirescam"
+"""Default attribution: defined for every head, where Grad-CAM has no weights to speak of on a covariance."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A file with its prediction and its overlay, if one was written."""
+
+    found: FilePrediction
+    overlay: Path | None
+
+    @property
+    def text(self) -> str:
+        """The file and the probable names, a line each; or why it cannot be read."""
+        if self.found.prediction is None:
+            return str(self.found.error)
+        pairs = zip(self.found.prediction.probabilities, self.found.prediction.names, strict=True)
+        return "\n".join([str(self.found.path), *(f"{100 * share:8.2f} %  {name}" for share, name in pairs)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """A member of `images` in the JSON document."""
+        prediction = self.found.prediction
+        pairs = () if prediction is None else zip(prediction.names, prediction.probabilities, strict=True)
+        return {
+            "path": str(self.found.path),
+            "predictions": [{"class": name, "probability": share} for name, share in pairs],
+            "overlay": None if self.overlay is None else str(self.overlay),
+            "error": self.found.error,
+        }
+
+
+def name_files(
+    predictor: Predictor, paths: Sequence[Path], *, top: int = 5, overlays: Path | None = None, method: str = METHOD
+) -> list[Named]:
+    """Predict image files and, with a folder for `overlays`, draw each.
+
+    Raises:
+        ImageError: none of the files can be read.
+        ConfigError, RunError: as `predict_files` and `write_overlay`.
+    """
+    names = _overlay_names(paths)
+    named = []
+    for found, name in zip(predict_files(predictor, paths, top), names, strict=True):
+        overlay = None if overlays is None or found.prediction is None else overlays / name
+        if overlay is not None:
+            write_overlay(predictor, found, overlay, method)
+        named.append(Named(replace(found, inputs=None), overlay))  # inputs of thousands would fill the memory
+    if all(one.found.prediction is None for one in named):
+        others = f" Nor can {len(named) - 1} others." if len(named) > 1 else ""
+        raise ImageError(f"{named[0].found.error}.{others} Give an image that can be opened")
+    return named
+
+
+def write_predictions(file: Path, named: Iterable[Named]) -> None:
+    """Write `predictions_table` as CSV."""
+    write_text_atomic(file, to_csv(predictions_table(named), "%.6f"))
+
+
+def predictions_table(named: Iterable[Named]) -> pd.DataFrame:
+    """One row a file: path, name_1, probability_1, name_2, ..., error; path and error only where it is unreadable."""
+    members = [one.as_dict() for one in named]
+    count = max(len(member["predictions"]) for member in members)
+    rows = []
+    for member in members:
+        row = {"path": member["path"]}
+        for rank in range(count):
+            pair = member["predictions"][rank] if member["predictions"] else {}
+            row |= {f"name_{rank + 1}": pair.get("class"), f"probability_{rank + 1}": pair.get("probability")}
+        rows.append(row | {"error": member["error"]})
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
+
+
+def predictions_text(predictor: Predictor, named: Iterable[Named], table: Path | None) -> str:
+    """What `scripts/predict.py` prints: each file with its names, whether they are calibrated, and what was written."""
+    named = list(named)
+    written = [*filter(None, [table, *(one.overlay for one in named)])]
+    lines = [*(one.text for one in named), predictor.status]
+    return "\n".join([*lines, f"written: {', '.join(map(str, written))}"] if written else lines)
+
+
+def predictions_document(predictor: Predictor, run: Path, checkpoint: str, named: Iterable[Named]) -> dict[str, Any]:
+    """What `scripts/predict.py --json` prints; its fields are in docs/prediction.md."""
+    calibration = predictor.calibration
+    return {
+        "schema": SCHEMA,
+        "run": str(run),
+        "checkpoint": checkpoint,
+        "calibrated": predictor.calibrated,
+        "temperature": predictor.temperature,
+        "calibrated_on": calibration.split if calibration is not None and predictor.calibrated else None,
+        "images": [one.as_dict() for one in named],
+    }
+
+
+def _overlay_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file's overlay; files of the same name are told apart by a number."""
+    used: set[str] = set()
+    names = []
+    for path in paths:
+        name, number = f"{path.stem}.png", 1
+        while name.lower() in used:  # many file systems know no case
+            number += 1
+            name = f"{path.stem}-{number}.png"
+        used.add(name.lower())
+        names.append(name)
+    return names
+
+
+_BAR = "#0072B2"
+_GREY = "#555555"
+
+
+def write_overlay(predictor: Predictor, found: FilePrediction, file: Path, method: str = METHOD) -> None:
+    """Write the picture of one prediction as PNG.
+
+    Args:
+        predictor: that made it.
+        found: a file that could be read.
+        file: ends in .png.
+        method: of `fgvc.studies.attribution.METHODS`; the predicted class is explained.
+
+    Raises:
+        ConfigError, RunError: as `explain`.
+    """
+    assert found.inputs is not None and found.prediction is not None
+    explained = explain(predictor.model, found.inputs[None], method=method)
+    image = predictor.transform.picture(found.inputs).cpu().numpy()
+    heat = explained.maps[0].cpu().numpy()
+    figure = prediction_figure(image, heat, found.prediction, method)
+    with figure_style(), atomic_path(file) as temporary:
+        figure.savefig(temporary)
+
+
+def prediction_figure(image: np.ndarray, heat: np.ndarray, prediction: Prediction, method: str = METHOD) -> Figure:
+    """The image, the image under the map of its first name, and bars of the probabilities.
+
+    Args:
+        image: (H, W, 3), numbers from 0 to 1.
+        heat: (H, W), of `method`.
+        prediction: of it.
+        method: of `fgvc.studies.attribution.METHODS`.
+    """
+    count = len(prediction.names)
+    with figure_style():
+        figure = new_figure(COLUMN_WIDTH, 1.75 + 0.32 + 0.2 * count)
+        grid = figure.add_gridspec(2, 2, height_ratios=[1.75, 0.32 + 0.2 * count])
+        _show(figure.add_subplot(grid[0, 0]), image, "as the model saw it")
+        signed = METHODS[method].signed
+        axes = figure.add_subplot(grid[0, 1])
+        _show(axes, overlay(image, heat, signed=signed), f"{METHODS[method].label} of the first name")
+        colours = "red speaks for it, blue against" if signed else "bright speaks for it"
+        axes.text(0.5, -0.03, colours, va="top", ha="center", fontsize=6, color=_GREY, transform=axes.transAxes)
+        _draw_bars(figure.add_subplot(grid[1, :]), prediction)
+    return figure
+
+
+def _show(axes: Axes, pixels: np.ndarray, title: str) -> None:
+    axes.imshow(pixels, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=7, color=_GREY, pad=3)
+
+
+def _draw_bars(axes: Axes, prediction: Prediction) -> None:
+    """Probabilities in per cent, the largest on top, names inside the axes, where long ones have room."""
+    places = range(len(prediction.names))
+    shares = [100 * share for share in prediction.probabilities]
+    axes.barh(places, shares, height=0.85, color=_BAR, alpha=0.35)
+    for place, name, share in zip(places, prediction.names, shares, strict=True):
+        axes.text(1, place, short_name(name, 42), va="center", fontsize=7, parse_math=False)
+        percent = f"{share:.1f} %" if share >= 0.05 else "< 0.1 %"
+        axes.text(101, place, percent, va="center", fontsize=7, clip_on=False)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(len(places) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel(f"probability, {'calibrated' if prediction.calibrated else 'not calibrated'} / %")

@@ -1,0 +1,1 @@
+"""One folder a question: what is measured, and how it is shown."""

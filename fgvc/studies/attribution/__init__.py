@@ -1,0 +1,22 @@
+"""Where large and small eigenvalues look: attribution of a class's score to the pixels of an image.
+
+docs/attribution.md holds the definitions and sources.
+"""
+
+from fgvc.studies.attribution.eigenvectors import EigenvectorMaps, band_energy, eigenvector_maps
+from fgvc.studies.attribution.explanation import Attribution, explain, explain_bands
+from fgvc.studies.attribution.methods import METHODS, Method
+from fgvc.studies.truncation.bands import parse_band, restrict_spectrum
+
+__all__ = [
+    "METHODS",
+    "Attribution",
+    "EigenvectorMaps",
+    "Method",
+    "band_energy",
+    "eigenvector_maps",
+    "explain",
+    "explain_bands",
+    "parse_band",
+    "restrict_spectrum",
+]

@@ -1,0 +1,1 @@
+"""Which classes a head takes for which."""

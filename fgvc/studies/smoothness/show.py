@@ -1,0 +1,201 @@
+"""Figure and table of the smoothness of methods while they train, or at the weights of finished runs."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fgvc.csv_files import to_csv
+from fgvc.io import write_text_atomic
+from fgvc.presentation.render import markdown_table
+from fgvc.presentation.style import PAGE_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
+from fgvc.studies.smoothness.table import (
+    SUMMARISED,
+    beta_ratios,
+    require_one_setting,
+    summarise_smoothness,
+    with_ranges,
+)
+
+_PANELS = {
+    "loss_range": "Range of the loss",
+    "gradient_change_max": "Change of the gradient",
+    "beta": "Effective β-smoothness",
+}
+_WEIGHTS = {"all": "all trained weights", "features": "the weights in front of the classifier"}
+_MEASURES = (
+    "Range of the loss: largest less smallest L(x − s g); change of the gradient: largest ‖∇L(x − s g) − g‖; "
+    "β: largest ‖∇L(x − s g) − g‖ / (s ‖g‖); over step sizes s, for the gradient g of a batch's loss L by {weights}. "
+    "Lower is smoother."
+)
+
+
+def plot_smoothness(axes: Axes, table: pd.DataFrame, measure: str) -> None:
+    """Draw a measure by training step on a log scale: median over seeds as a line, all seeds within the band.
+
+    A cross at the upper edge: training diverged in that step. A triangle there: no finite loss at a step size. At the
+    saved weights of runs the steps are batches, which have no order: points without lines.
+
+    Args:
+        axes: where.
+        table: with `SMOOTHNESS_COLUMNS`, of one setting.
+        measure: one of `fgvc.studies.smoothness.table.SUMMARISED`.
+    """
+    training = bool((table["point"] == "training").all())
+    measured = with_ranges(table)
+    labels = sorted(table["label"].unique(), key=method_order)
+    for position, label in enumerate(labels):
+        style = method_style(label)
+        values = measured[measured["label"] == label].groupby("step")[measure]
+        curve = values.agg(["min", "median", "max"]).replace(np.inf, np.nan)
+        step = max(len(curve) // 3, 1)
+        if training:
+            axes.fill_between(curve.index, curve["min"], curve["max"], color=style.color, alpha=0.15, linewidth=0)
+        axes.plot(
+            curve.index,
+            curve["median"],
+            color=style.color,
+            linestyle=style.dash if training else "",
+            linewidth=1,
+            zorder=2 if style.solid else 3,
+            label=label,
+            marker=style.marker,
+            markersize=3.5,
+            markerfacecolor="white",
+            markeredgewidth=0.8,
+            # staggered, so that curves that lie on each other still show all their markers
+            markevery=(position * step // len(labels), step) if training else None,
+        )
+        _mark_ends(axes, table[table["label"] == label], style.color)
+    axes.set_yscale("log")
+    axes.grid(True, axis="y")
+    axes.set_xlabel("training step" if training else "batch")
+
+
+def _mark_ends(axes: Axes, rows: pd.DataFrame, color: str) -> None:
+    """Mark at the upper edge where a training ended early and where there was no number to draw."""
+    for steps, marker in ((rows["step"][rows["diverged"]], "x"), (rows["step"][np.isinf(rows["beta"])], "^")):
+        for step in steps:
+            (mark,) = axes.plot(
+                step, 1, marker, color=color, markersize=4, transform=axes.get_xaxis_transform(), clip_on=False
+            )
+            mark.set_in_layout(False)
+
+
+def smoothness_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
+    """Range of the loss, change of the gradient and effective beta-smoothness side by side, one curve a method.
+
+    Args:
+        table: with `SMOOTHNESS_COLUMNS`.
+        title: None means the setting.
+
+    Raises:
+        RunError: different settings are mixed.
+    """
+    require_one_setting(table)
+    with figure_style():
+        figure = new_figure(PAGE_WIDTH, 2.9)
+        panels = figure.subplots(1, len(_PANELS))
+        for axes, (measure, name) in zip(panels, _PANELS.items(), strict=True):
+            plot_smoothness(axes, table, measure)
+            axes.set_title(name)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, handlelength=3)
+        figure.suptitle(textwrap.fill(title or table["setting"].iloc[0], 100), fontsize=8)
+        figure.supxlabel(_caption(table), fontsize=6.5, color="#555555")
+    return figure
+
+
+def _caption(table: pd.DataFrame) -> str:
+    """What is drawn, in up to three lines."""
+    training = (table["point"] == "training").all()
+    if training:
+        lines = "Line: median over seeds; band: all seeds."
+    else:
+        lines = f"Points: batches at the {table['point'].iloc[0]} weights, median over runs."
+    marks = [" ×: diverged." * bool(table["diverged"].any()), " ▲: not finite." * bool(np.isinf(table["beta"]).any())]
+    return textwrap.fill(
+        _MEASURES.format(weights=_WEIGHTS[table["weights"].iloc[0]]) + " " + lines + "".join(marks), 150
+    )
+
+
+def smoothness_markdown(table: pd.DataFrame) -> str:
+    """The numbers beside the figure as a Markdown table with notes.
+
+    Args:
+        table: with `SMOOTHNESS_COLUMNS`, of one setting.
+
+    Raises:
+        RunError: as `summarise_smoothness`.
+    """
+    summary = summarise_smoothness(table)
+    header = ["Method", "seeds", "points", "‖g‖", "range of the loss", "change of g", "relative to ‖g‖", "β"]
+    order = sorted(range(len(summary)), key=lambda i: method_order(summary["label"].iloc[i]))
+    rows = [_cells(row) for _, row in summary.iloc[order].iterrows()]
+    sizes = f"{table['step_size_min'].min():.2g} to {table['step_size_max'].max():.2g}"
+    where = (
+        "measured steps" if (table["point"] == "training").all() else f"batches at the {table['point'].iloc[0]} weights"
+    )
+    notes = (
+        f"{table['setting'].iloc[0]}. Medians [quartiles] over {where} of all seeds {{range of the seeds' medians}}. "
+        + _MEASURES.format(weights=_WEIGHTS[table["weights"].iloc[0]])
+        + f" Step sizes as taken: {sizes}."
+    )
+    return f"{markdown_table(header, rows)}\n\n{textwrap.fill(notes, 120)}"
+
+
+def beta_markdown(table: pd.DataFrame, reference: str) -> str:
+    """Gradient norm and beta of each method, and its beta over that of a reference step by step: medians [quartiles].
+
+    Args:
+        table: with `SMOOTHNESS_COLUMNS`, of one setting.
+        reference: a label.
+
+    Raises:
+        RunError: as `summarise_smoothness` and `beta_ratios`.
+    """
+    summary = summarise_smoothness(table).set_index("label")
+    ratios = beta_ratios(table, reference).set_index("label")
+    rows = []
+    for label in sorted(summary.index, key=method_order):
+        row, ratio = summary.loc[label], ratios.loc[label]
+        beta = f"{row['beta']:.3g} [{row['beta_lower']:.3g}, {row['beta_upper']:.3g}]"
+        relative = f"{ratio['ratio']:.3g} [{ratio['lower']:.3g}, {ratio['upper']:.3g}]"
+        rows.append([str(label), str(row["points"]), f"{row['gradient_norm']:.3g}", f"{row['loss_range']:.3g}"])
+        rows[-1] += [f"{row['relative_change']:.3g}", beta, relative]
+    header = ["Method", "points", "‖g‖", "range of the loss", "‖Δg‖ / ‖g‖", "β", f"β over that of {reference}"]
+    return markdown_table(header, rows)
+
+
+def _cells(row: "pd.Series[Any]") -> list[str]:
+    seeds = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row["diverged"] else "")
+    return [
+        row["label"],
+        seeds,
+        str(row["points"]),
+        f"{row['gradient_norm']:.3g}",
+        *(_spread(row, n) for n in SUMMARISED),
+    ]
+
+
+def _spread(row: "pd.Series[Any]", name: str) -> str:
+    """Median [quartiles] {range of the seeds' medians}."""
+    quartiles = f"[{row[f'{name}_lower']:.3g}, {row[f'{name}_upper']:.3g}]"
+    seeds = f" {{{row[f'{name}_seed_min']:.3g} – {row[f'{name}_seed_max']:.3g}}}" if row["seeds"] > 1 else ""
+    return f"{row[name]:.3g} {quartiles}{seeds}"
+
+
+def write_smoothness(table: pd.DataFrame, folder: Path, title: str | None = None) -> list[Path]:
+    """Write `smoothness.csv`, `.md`, `.png` and `.pdf` to a folder; returns their paths.
+
+    Raises:
+        RunError: as `summarise_smoothness`; nothing is written then.
+    """
+    figure, text = smoothness_figure(table, title), smoothness_markdown(table)
+    files = [folder / "smoothness.csv", folder / "smoothness.md"]
+    write_text_atomic(files[0], to_csv(table))
+    write_text_atomic(files[1], text + "\n")
+    return files + save_figure(figure, folder / "smoothness")

@@ -1,0 +1,205 @@
+"""The views of spectra by name: each is one function from runs to figures, a table to read and tables to keep."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fgvc.csv_files import to_csv
+from fgvc.errors import RunError
+from fgvc.io import write_text_atomic
+from fgvc.presentation.render import Block, block_markdown
+from fgvc.presentation.style import method_order, save_figure
+from fgvc.runs import Run, group_runs
+from fgvc.runs.settings import Group, Method, one_setting
+from fgvc.runs.spectra import Spectrum
+from fgvc.studies.spectra.classes import as_shares, layer_spectra, look_again, spectra_by_class
+from fgvc.studies.spectra.history import condition_history, curves_by_epoch
+from fgvc.studies.spectra.measure import MethodSpectrum, curve_table, pool_spectra
+from fgvc.studies.spectra.show import spectra_block, spectra_figure
+from fgvc.studies.spectra.show_tables import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How runs are looked at.
+
+    Attributes:
+        images: test images that are looked at again; None takes what the runs saved, where that will do.
+        smallest: how many eigenvalues count as the small ones.
+        root, cache: folders of the dataset and of cached features, where they have moved since training.
+    """
+
+    images: int | None = None
+    smallest: int = 8
+    root: str | None = None
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """What a view shows: one figure, its numbers as they are read, and the tidy table that the figure is drawn from."""
+
+    figure: Figure
+    block: Block
+    table: pd.DataFrame
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def markdown(self) -> str:
+        """The numbers, and under them what they are."""
+        return "\n\n".join([block_markdown(self.block), *self.block.notes])
+
+    def write(self, name: str, folder: Path) -> list[Path]:
+        """Write NAME.png, NAME.pdf and NAME.csv; returns their paths."""
+        written = save_figure(self.figure, folder / name)
+        written.append(folder / f"{name}.csv")
+        write_text_atomic(written[-1], to_csv(self.table, "%.5g"))
+        return written
+
+
+def _of_each_method(group: Group, look: Callable[[Method, Sequence[Run]], T]) -> tuple[list[T], list[str]]:
+    """What `look` makes of each method, and notes on those whose files do not allow it.
+
+    Raises:
+        RunError: none is left.
+    """
+    found, notes = [], []
+    for method, runs in group.items():
+        try:
+            found.append(look(method, runs))
+        except RunError as error:
+            notes.append(f"left out {method.label}: {error}")
+    if not found:
+        raise RunError("\n  ".join(["no method here has what this view shows:", *notes]))
+    return found, notes
+
+
+def _pooled(method: Method, runs: Sequence[Run]) -> MethodSpectrum:
+    return replace(pool_spectra(runs)[0], label=method.label)
+
+
+def _methods(runs: Sequence[Run], options: Options) -> View:
+    setting, group = one_setting(runs)
+    spectra, notes = _of_each_method(group, _pooled)
+    spectra.sort(key=lambda spectrum: method_order(spectrum.label))
+    curves = curve_table(spectra)
+    block = replace(spectra_block(spectra, options.smallest), notes=["Medians over the test images of all seeds."])
+    return View(spectra_figure(curves, setting.title), block, curves, notes)
+
+
+def conditions_block(history: pd.DataFrame) -> Block:
+    """The measures of `condition_history` before, half-way through and after the training."""
+    rows = []
+    for label in dict.fromkeys(history["label"]):
+        part = history[history["label"] == label]
+        for row in part.iloc[sorted({0, len(part) // 2, len(part) - 1})].to_dict("records"):
+            numbers = [f"{row['condition_number']:.2e}", f"{row['nonzero_condition_number']:.2e}"]
+            numbers += [f"{row['effective_rank']:.2f}", f"{row['participation_ratio']:.2f}"]
+            rows.append([label, str(row["epoch"]), str(row["n"]), *numbers])
+    header = [
+        "Method",
+        "epoch",
+        "seeds",
+        "condition number",
+        "of the non-zero",
+        "effective rank",
+        "participation ratio",
+    ]
+    return Block("Conditioning", header, rows)
+
+
+def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
+    setting, group = one_setting(runs)
+    history, notes = condition_history(group)
+    if history.empty:
+        raise RunError("\n  ".join(["no run here has spectra by epoch:", *notes]))
+    return View(history_figure(history, setting.title), conditions_block(history), history.drop(columns="runs"), notes)
+
+
+def _epochs(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
+    setting, group = one_setting(runs)
+    tables, notes = _of_each_method(group, lambda method, of: curves_by_epoch(of).assign(label=method.label))
+    table = some_epochs(pd.concat(tables, ignore_index=True))
+    rows = []
+    for (label, stage), part in table.groupby(["label", "stage"], sort=False):
+        for epoch in (part["epoch"].min(), part["epoch"].max()):
+            values = part[part["epoch"] == epoch].set_index("index")["median"]
+            rows.append([str(label), str(stage), str(epoch), f"{values[1]:.3g}", f"{values[part['rank'].iloc[0]]:.3g}"])
+    header = ["Method", "stage", "epoch", "largest", "smallest non-zero"]
+    return View(epochs_figure(table, setting.title), Block("Spectra by epoch", header, rows), table, notes)
+
+
+def classes_block(table: pd.DataFrame) -> Block:
+    """The three classes of lowest and of highest effective rank of each method."""
+    rows = []
+    for label, part in table.groupby("label", sort=False):
+        ordered = part.sort_values("effective_rank")
+        for row in (*ordered.head(3).to_dict("records"), *ordered.tail(3).to_dict("records")):
+            quartiles = (
+                f"{row['effective_rank']:.2f} [{row['effective_rank_lower']:.2f}, {row['effective_rank_upper']:.2f}]"
+            )
+            condition = f"{row['nonzero_condition_number']:.2e}"
+            rows.append([str(label), row["class"], str(row["images"]), quartiles, condition])
+    header = ["Method", "class", "images", "effective rank [quartiles]", "condition number of the non-zero"]
+    return Block("Spectra by class", header, rows)
+
+
+def _classes(runs: Sequence[Run], options: Options) -> View:
+    setting, group = one_setting(runs)
+
+    def spectrum(run: Run) -> Spectrum:
+        if options.images is None:
+            return run.spectrum()
+        return look_again(run, options.images, root=options.root, cache=options.cache)
+
+    tables, notes = _of_each_method(
+        group, lambda method, of: spectra_by_class(method.label, of, [spectrum(run) for run in of])
+    )
+    table = pd.concat(tables, ignore_index=True)
+    return View(classes_figure(table, setting.title), classes_block(table), table, notes)
+
+
+def _backbones(runs: Sequence[Run], options: Options) -> View:
+    spectra, notes = [], []
+    groups = group_runs(runs)
+    alone = all(len(group) == 1 for group in groups.values())
+    for setting, group in groups.items():
+        found, left_out = _of_each_method(group, _pooled)
+        notes += left_out
+        for spectrum in found:
+            label = setting.backbone if alone else f"{setting.backbone}, {spectrum.label}"
+            spectra.append(replace(spectrum, label=f"{label} ({setting.image_size} px)"))
+    labels = [spectrum.label for spectrum in spectra]
+    if len(set(labels)) < len(labels):
+        raise RunError(f"several settings of one backbone, method and size: {', '.join(labels)}; give fewer folders")
+    return _shares(spectra, "Covariance, by backbone", options, notes)
+
+
+def _layers(runs: Sequence[Run], options: Options) -> View:
+    if len(runs) != 1:
+        raise RunError(f"this view shows the layers of one run, {len(runs)} were given; give the folder of one run")
+    spectra = layer_spectra(runs[0], options.images or 256, root=options.root, cache=options.cache)
+    return _shares(spectra, f"Layers of {runs[0].label} on {runs[0].dataset}, seed {runs[0].seed}", options)
+
+
+def _shares(spectra: Sequence[MethodSpectrum], title: str, options: Options, notes: Sequence[str] = ()) -> View:
+    curves = curve_table([as_shares(spectrum) for spectrum in spectra])
+    return View(shares_figure(curves, title), spectra_block(spectra, options.smallest), curves, list(notes))
+
+
+VIEWS: dict[str, Callable[[Sequence[Run], Options], View]] = {
+    "methods": _methods,
+    "epochs": _epochs,
+    "conditions": _conditions,
+    "classes": _classes,
+    "backbones": _backbones,
+    "layers": _layers,
+}
+FILES = {"methods": "spectra"}
+"""Views whose files do not have their name."""
