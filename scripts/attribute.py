@@ -11,7 +11,7 @@ import psutil
 
 from fgvc.cli import exit_on_user_error
 from fgvc.studies.attribution import METHODS
-from fgvc.studies.attribution.of_run import attribute_run
+from fgvc.studies.attribution.explain import attribute_run
 from fgvc.studies.attribution.report import attribution_markdown, write_attribution
 
 

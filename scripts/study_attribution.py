@@ -15,8 +15,7 @@ from fgvc.presentation.style import save_figure
 from fgvc.runs import find_finished
 from fgvc.studies.attribution import METHODS
 from fgvc.studies.attribution.show import attribution_figure, attribution_markdown
-from fgvc.studies.attribution.study import study_attribution
-from fgvc.studies.attribution.study_tables import save_attribution_study
+from fgvc.studies.attribution.study import save_attribution_study, study_attribution
 
 
 def _names(text: str) -> list[str]:

@@ -11,8 +11,7 @@ from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.csv_files import to_csv
 from fgvc.io import write_text_atomic
 from fgvc.runs import find_finished
-from fgvc.studies.precision.errors import STUDIED
-from fgvc.studies.precision.measure import precision_pairs, save_precision, study_precision
+from fgvc.studies.precision.measure import STUDIED, precision_pairs, save_precision, study_precision
 from fgvc.studies.precision.show import (
     eigenvalues_markdown,
     errors_markdown,

@@ -31,11 +31,16 @@ from fgvc.runs.config import (
     TrainerConfig,
     TransformConfig,
 )
-from fgvc.studies.smoothness.curve import smoothness_curve
-from fgvc.studies.smoothness.measure import smoothness_along_gradient
+from fgvc.studies.smoothness.measure import (
+    SMOOTHNESS_COLUMNS,
+    beta_ratios,
+    load_smoothness,
+    smoothness_along_gradient,
+    smoothness_curve,
+    summarise_smoothness,
+)
 from fgvc.studies.smoothness.show import beta_markdown, smoothness_figure, smoothness_markdown, write_smoothness
 from fgvc.studies.smoothness.study import smoothness_of_run, smoothness_study
-from fgvc.studies.smoothness.table import SMOOTHNESS_COLUMNS, beta_ratios, load_smoothness, summarise_smoothness
 from fgvc.training import train_run
 
 SIZES = (0.1, 0.5, 2.0)

@@ -22,7 +22,7 @@ from fgvc.studies.attribution import (
     parse_band,
     restrict_spectrum,
 )
-from fgvc.studies.attribution.masks import blend, reference_images, smooth_masks
+from fgvc.studies.attribution.perturbation import blend, reference_images, smooth_masks
 from fgvc.studies.truncation.bands import ALL, band_predictions
 
 QUICK: dict[str, dict[str, Any]] = {

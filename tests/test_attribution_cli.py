@@ -13,8 +13,8 @@ from PIL import Image
 from fgvc.errors import ConfigError
 from fgvc.inference.restore import restore_run
 from fgvc.studies.attribution import METHODS, explain
-from fgvc.studies.attribution.maps_plot import band_columns, colour_limit, difference, grid_figure, overlay
-from fgvc.studies.attribution.subjects import spread
+from fgvc.studies.attribution.explain import spread
+from fgvc.studies.attribution.show import band_columns, colour_limit, difference, grid_figure, overlay
 
 Here = Callable[..., Done]
 

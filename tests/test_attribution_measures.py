@@ -13,20 +13,18 @@ from fgvc.data import ImageDataset, TransformSpec, boxes_in_view, create_dataset
 from fgvc.data.image_file import Region
 from fgvc.errors import DatasetError
 from fgvc.models import PoolingHead
-from fgvc.studies.attribution.curves import (
+from fgvc.studies.attribution.measure import (
     KINDS,
     Curves,
     cell_means,
     cell_ranks,
-    deletion_insertion,
-    step_counts,
-)
-from fgvc.studies.attribution.measures import (
     centre_maps,
+    deletion_insertion,
     half_mass_area,
     random_maps,
     rank_correlation,
     share_inside,
+    step_counts,
 )
 
 MEAN = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear"}

@@ -4,8 +4,12 @@ import pandas as pd
 from command_line import ROOT
 
 from fgvc.presentation.render import Block
-from fgvc.studies.gradients.arithmetic import approximation_errors, gradient_bounds
-from fgvc.studies.gradients.show_arithmetic import approximation_error_block, gradient_bounds_block
+from fgvc.studies.gradients.arithmetic import (
+    approximation_error_block,
+    approximation_errors,
+    gradient_bounds,
+    gradient_bounds_block,
+)
 
 PAPER = ROOT / "results" / "paper"
 

@@ -13,11 +13,23 @@ from run_folders import write_run
 from fgvc.errors import RunError
 from fgvc.runs import find_runs
 from fgvc.runs.spectra import smallest_share
-from fgvc.studies.spectra.classes import as_shares, load_classes, look_again
-from fgvc.studies.spectra.history import load_curves_by_epoch, load_history
-from fgvc.studies.spectra.measure import load_curves, pool_spectra
-from fgvc.studies.spectra.show import spectra_figure
-from fgvc.studies.spectra.show_tables import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
+from fgvc.studies.spectra.measure import (
+    as_shares,
+    load_classes,
+    load_curves,
+    load_curves_by_epoch,
+    load_history,
+    look_again,
+    pool_spectra,
+)
+from fgvc.studies.spectra.show import (
+    classes_figure,
+    epochs_figure,
+    history_figure,
+    shares_figure,
+    some_epochs,
+    spectra_figure,
+)
 from fgvc.studies.spectra.views import VIEWS, Options
 
 

@@ -19,17 +19,26 @@ from fgvc.runs.summary import read_run
 from fgvc.spectral import Band
 from fgvc.studies.attribution import explain
 from fgvc.studies.attribution import show as shown
-from fgvc.studies.attribution.curves import KINDS, Curves, deletion_insertion
-from fgvc.studies.attribution.measured import CENTRE, RANDOM, Head, MapOf, Measured
-from fgvc.studies.attribution.measures import centre_maps, share_inside
-from fgvc.studies.attribution.study import study_attribution
-from fgvc.studies.attribution.study_rows import tables
-from fgvc.studies.attribution.study_tables import (
+from fgvc.studies.attribution.measure import (
+    CENTRE,
+    KINDS,
+    RANDOM,
+    Curves,
+    Head,
+    MapOf,
+    Measured,
+    centre_maps,
+    deletion_insertion,
+    share_inside,
+)
+from fgvc.studies.attribution.study import (
     COLUMNS,
     AttributionStudy,
     load_attribution_study,
     mean_map,
     save_attribution_study,
+    study_attribution,
+    tables,
 )
 from fgvc.studies.truncation.bands import evaluate_bands
 

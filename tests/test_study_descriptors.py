@@ -14,16 +14,16 @@ from sklearn.neighbors import KNeighborsClassifier
 from fgvc.errors import RunError
 from fgvc.inference.restore import restore_run
 from fgvc.spectral import symmetric_from_triangle
-from fgvc.studies.descriptors.descriptors import (
+from fgvc.studies.descriptors.measure import (
     Descriptors,
     class_pairs,
     embed,
+    load_descriptor_study,
     neighbour_table,
     queries,
     read_descriptors,
     similarity_and_confusion,
 )
-from fgvc.studies.descriptors.measure import load_descriptor_study
 from fgvc.studies.descriptors.show import confusable_classes, embedding_figure
 
 

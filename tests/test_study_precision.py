@@ -16,7 +16,7 @@ from fgvc.errors import ConfigError, RunError
 from fgvc.reporting.speed import SCHEMA, CaseRecord, Record, ShapeRecord
 from fgvc.runs.summary import read_run
 from fgvc.spectral import EigendecompositionError
-from fgvc.studies.precision import errors as errors
+from fgvc.studies.precision import measure as errors
 from fgvc.studies.precision.measure import PrecisionStudy, load_precision, precision_pairs, save_precision
 from fgvc.studies.precision.show import errors_figure, errors_markdown, pairs_markdown, times_markdown
 

@@ -16,8 +16,7 @@ from fgvc.models import PoolingHead
 from fgvc.runs import find_runs
 from fgvc.spectral import SCALED_SQRT, SQRT, Band, spectral_descriptor
 from fgvc.studies.truncation.bands import ALL, band_predictions, evaluate_bands, restrict_spectrum, standard_bands
-from fgvc.studies.truncation.grid import effects, read_grid
-from fgvc.studies.truncation.measure import Study, band_table, load_study
+from fgvc.studies.truncation.measure import Study, band_table, effects, load_study, read_grid
 from fgvc.studies.truncation.show import bands_figure, effects_figure, effects_markdown
 
 

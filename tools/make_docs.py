@@ -27,24 +27,21 @@ from fgvc.reporting.calibration_report import calibrations_markdown, reliability
 from fgvc.reporting.run_tables import cost_block, differences_block
 from fgvc.reporting.speed import load_record
 from fgvc.studies.attribution import show as attributions
-from fgvc.studies.attribution.study_tables import COLUMNS, load_attribution_study, read_study_table
+from fgvc.studies.attribution.study import COLUMNS, load_attribution_study, read_study_table
 from fgvc.studies.descriptors import show as descriptors
+from fgvc.studies.gradients.arithmetic import approximation_error_block, gradient_bounds_block
 from fgvc.studies.gradients.loewner import load_picture
 from fgvc.studies.gradients.show import gradients_markdown, loewner_figure
-from fgvc.studies.gradients.show_arithmetic import approximation_error_block, gradient_bounds_block
 from fgvc.studies.precision import show as precision
-from fgvc.studies.precision.errors import SUMMARY_COLUMNS
+from fgvc.studies.precision.measure import SUMMARY_COLUMNS
+from fgvc.studies.smoothness.measure import load_smoothness
 from fgvc.studies.smoothness.show import beta_markdown, smoothness_figure
-from fgvc.studies.smoothness.table import load_smoothness
-from fgvc.studies.spectra import show_tables as spectra
-from fgvc.studies.spectra.classes import load_classes
-from fgvc.studies.spectra.history import load_curves_by_epoch, load_history
-from fgvc.studies.spectra.measure import load_curves
+from fgvc.studies.spectra import show as spectra
+from fgvc.studies.spectra.measure import load_classes, load_curves, load_curves_by_epoch, load_history
 from fgvc.studies.spectra.show import spectra_figure
 from fgvc.studies.spectra.views import classes_block, conditions_block
 from fgvc.studies.truncation import show as bands
-from fgvc.studies.truncation.grid import effects
-from fgvc.studies.truncation.measure import band_table, chance, load_study
+from fgvc.studies.truncation.measure import band_table, chance, effects, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

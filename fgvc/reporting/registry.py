@@ -103,17 +103,16 @@ def _speed(inputs: Inputs) -> Table:
 
 def _approximation_error(inputs: Inputs) -> Table:
     from fgvc.studies.gradients.arithmetic import (
+        approximation_error_block,
         approximation_errors,  # it imports torch, which other tables do without
     )
-    from fgvc.studies.gradients.show_arithmetic import approximation_error_block
 
     frame = approximation_errors(inputs.paper / "approximation_error_iccv21.csv")
     return Table("Approximation error", [approximation_error_block(frame)], {"approximation_error": frame})
 
 
 def _gradient_bounds(inputs: Inputs) -> Table:
-    from fgvc.studies.gradients.arithmetic import gradient_bounds
-    from fgvc.studies.gradients.show_arithmetic import gradient_bounds_block
+    from fgvc.studies.gradients.arithmetic import gradient_bounds, gradient_bounds_block
 
     frame = gradient_bounds(inputs.paper / "gradient_bounds_iccv21.csv")
     return Table("Gradient bounds", [gradient_bounds_block(frame)], {"gradient_bounds": frame})

@@ -14,7 +14,7 @@ from fgvc.presentation.style import method_order
 from fgvc.runs import Run, Setting, group_runs
 from fgvc.runs.settings import Group, sources
 from fgvc.runs.statistics import compare, differences_to_best
-from fgvc.studies.spectra.history import condition_history
+from fgvc.studies.spectra.measure import condition_history
 
 _INTERVAL_NOTE = (
     "Difference: final top-1 in points, the seeds that both have paired. Interval: 95 % each, bootstrap over the test "
@@ -238,8 +238,8 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def run_cost(run: Run) -> dict[str, float]:
-    """`COST_COLUMNS`: parameters of the head, descriptor size, milliseconds an image in training and in evaluation, MiB.
     """`COST_COLUMNS`: parameters of the head, descriptor size, milliseconds an image to train and to evaluate, MiB.
+
     NaN for what the run did not keep. An evaluation reads the test split, and one of held-out images is not counted.
     """
     seconds, epochs = run.seconds or {}, run.epochs

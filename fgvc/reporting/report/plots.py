@@ -13,7 +13,7 @@ from fgvc.reporting.report.collect import Collected, run_name
 from fgvc.reporting.report.content import Curve, Curves, GroupPart, Made, Part, PlotPart, TablePart
 from fgvc.runs import Run, Setting
 from fgvc.runs.settings import Group
-from fgvc.studies.spectra.show_tables import MEASURES
+from fgvc.studies.spectra.show import MEASURES
 from fgvc.studies.spectra.views import VIEWS, Options, View
 
 

@@ -4,7 +4,7 @@ docs/attribution.md holds the definitions and sources.
 """
 
 from fgvc.studies.attribution.eigenvectors import EigenvectorMaps, band_energy, eigenvector_maps
-from fgvc.studies.attribution.explanation import Attribution, explain, explain_bands
+from fgvc.studies.attribution.explain import Attribution, explain, explain_bands
 from fgvc.studies.attribution.methods import METHODS, Method
 from fgvc.studies.truncation.bands import parse_band, restrict_spectrum
 

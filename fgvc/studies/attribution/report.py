@@ -14,8 +14,8 @@ from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import figure_style
 from fgvc.provenance import source_state, versions
 from fgvc.studies.attribution import METHODS
-from fgvc.studies.attribution.maps_plot import band_columns, eigenvector_columns, grid_figure, overlay
-from fgvc.studies.attribution.of_run import RunAttribution
+from fgvc.studies.attribution.explain import RunAttribution
+from fgvc.studies.attribution.show import band_columns, eigenvector_columns, grid_figure, overlay
 
 SCHEMA = 1
 _RESOLUTION = 200  # dots an inch of a grid, whose pictures have a few hundred pixels each

@@ -1,1 +1,1 @@
-"""studies/descriptors"""
+"""What the descriptors of a trained head say of the classes."""

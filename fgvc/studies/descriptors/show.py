@@ -32,7 +32,7 @@ def plot_embedding(axes: Axes, embedding: pd.DataFrame, classes: Sequence[str]) 
 
     Args:
         axes: to draw on.
-        embedding: of `fgvc.studies.descriptors.descriptors.embed`.
+        embedding: of `fgvc.studies.descriptors.measure.embed`.
         classes: at most eight.
     """
     others = embedding[~embedding["class"].isin(classes)]

@@ -1,1 +1,1 @@
-"""studies/gradients"""
+"""How far published gradients are from the exact one."""

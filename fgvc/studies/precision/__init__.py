@@ -1,1 +1,1 @@
-"""studies/precision"""
+"""What float32 spectra cost against float64."""

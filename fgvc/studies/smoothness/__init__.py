@@ -1,1 +1,1 @@
-"""studies/smoothness"""
+"""How smooth the loss is along its gradient."""

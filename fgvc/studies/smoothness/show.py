@@ -13,7 +13,7 @@ from fgvc.csv_files import to_csv
 from fgvc.io import write_text_atomic
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import PAGE_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
-from fgvc.studies.smoothness.table import (
+from fgvc.studies.smoothness.measure import (
     SUMMARISED,
     beta_ratios,
     require_one_setting,
@@ -43,7 +43,7 @@ def plot_smoothness(axes: Axes, table: pd.DataFrame, measure: str) -> None:
     Args:
         axes: where.
         table: with `SMOOTHNESS_COLUMNS`, of one setting.
-        measure: one of `fgvc.studies.smoothness.table.SUMMARISED`.
+        measure: one of `fgvc.studies.smoothness.measure.SUMMARISED`.
     """
     training = bool((table["point"] == "training").all())
     measured = with_ranges(table)

@@ -20,9 +20,15 @@ from fgvc.runs.config import HybridConfig, MethodConfig
 from fgvc.runs.settings import one_setting
 from fgvc.runs.summary import Run, find_finished, read_run
 from fgvc.spectral import EigendecompositionError
-from fgvc.studies.smoothness.curve import STEP_FACTORS, Measure, run_measure, smoothness_curve, smoothness_frame
-from fgvc.studies.smoothness.measure import Weights
-from fgvc.studies.smoothness.table import divergence_notes
+from fgvc.studies.smoothness.measure import (
+    STEP_FACTORS,
+    Measure,
+    Weights,
+    divergence_notes,
+    run_measure,
+    smoothness_curve,
+    smoothness_frame,
+)
 from fgvc.training.batches import StepBatches
 from fgvc.training.learner import Objective
 from fgvc.training.seeds import SeededSamples, derived_seed, seed_epoch

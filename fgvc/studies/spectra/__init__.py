@@ -1,1 +1,1 @@
-"""studies/spectra"""
+"""Eigenvalues of the covariance: of methods, classes and layers, and over training."""

@@ -1,19 +1,26 @@
-"""Spectra of the methods of one setting, the seeds of a method pooled."""
+"""Spectra of finished runs: by method, by class, by layer, and over training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from torch.utils.data import DataLoader, Subset
 
 from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
-from fgvc.runs.settings import Method, one_setting
+from fgvc.inference.restore import restore_run
+from fgvc.pooling import pooling_spectrum
+from fgvc.runs.settings import Group, Method, one_setting, sources
 from fgvc.runs.spectra import (
+    Spectrum,
+    SpectrumHistory,
     condition_number,
     effective_rank,
     eigenvalue_curve,
+    median_over_images,
     median_rank,
     nonzero_condition_number,
     numerical_rank,
@@ -21,6 +28,9 @@ from fgvc.runs.spectra import (
     smallest_share,
 )
 from fgvc.runs.summary import Run
+from fgvc.spectral import covariance_eigenvalues
+from fgvc.spectral.descriptor import null_as_zero
+from fgvc.training.probe import SpectrumProbe, evenly_spaced
 
 
 @dataclass(frozen=True)
@@ -148,3 +158,181 @@ def _pool(method: Method, runs: Sequence[Run]) -> MethodSpectrum:
         before=np.concatenate([spectrum.before for spectrum in spectra]),
         after=np.concatenate(afters) if afters else None,
     )
+
+
+CLASS_COLUMNS = (
+    *("label", "class", "images", "effective_rank", "effective_rank_lower", "effective_rank_upper"),
+    "nonzero_condition_number",
+)
+
+
+def look_again(run: Run, images: int, *, root: str | None = None, cache: str | None = None) -> Spectrum:
+    """Spectra of up to `images` test images of a finished run, evenly spaced, under its last weights.
+
+    Raises:
+        RunError, DatasetError, WeightsError: as `restore_run`.
+    """
+    restored = restore_run(run.path, root=root, cache=cache)
+    return SpectrumProbe(restored.inputs(), images).measure(restored.trained, restored.device)
+
+
+def spectra_by_class(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum]) -> pd.DataFrame:
+    """Measures of the covariance by class, the images of all runs of one method pooled.
+
+    Args:
+        label: of the method.
+        runs: the class names are theirs.
+        spectra: one a run.
+
+    Returns:
+        One row a class that has images: `CLASS_COLUMNS`, medians over its images, and quartiles of the effective rank.
+
+    Raises:
+        RunError: the images' classes or the classes' names are not known (runs of earlier versions), or do not fit.
+    """
+    names = runs[0].classes
+    if names is None or any(spectrum.targets is None for spectrum in spectra):
+        raise RunError(f"{runs[0].path}: its spectrum.npz names no classes; give --images N to look at images again")
+    before = np.concatenate([spectrum.before for spectrum in spectra])
+    targets = np.concatenate([spectrum.targets for spectrum in spectra if spectrum.targets is not None])
+    unknown = targets[(targets < 0) | (targets >= len(names))]
+    if len(unknown):
+        raise RunError(f"{runs[0].path}: an image of class {unknown[0]} in spectrum.npz, of {len(names)} class(es)")
+    ranks, conditions = effective_rank(before), nonzero_condition_number(before)
+    rows = []
+    for index in sorted(set(targets.tolist())):
+        own = targets == index
+        lower, median, upper = np.quantile(ranks[own], [0.25, 0.5, 0.75], method="inverted_cdf")
+        condition = np.quantile(conditions[own], 0.5, method="inverted_cdf")
+        rows.append((label, names[index], int(own.sum()), median, lower, upper, condition))
+    table: pd.DataFrame = pd.DataFrame(rows, columns=CLASS_COLUMNS)
+    return table
+
+
+def load_classes(path: Path) -> pd.DataFrame:
+    """`spectra_by_class` of one method or several, saved as CSV. Raises RunError where it is missing or damaged."""
+    return read_csv(path, CLASS_COLUMNS, names=("label", "class"))
+
+
+def layer_spectra(run: Run, images: int, *, root: str | None = None, cache: str | None = None) -> list[MethodSpectrum]:
+    """Spectra of what enters the head, of what its pooling reads, and of the normalised matrix, as shares of the trace.
+
+    Returns:
+        One spectrum a layer, labelled, in `before`; the last is missing for a head that normalises no covariance.
+
+    Raises:
+        RunError, DatasetError, WeightsError: as `restore_run`.
+    """
+    restored = restore_run(run.path, root=root, cache=cache)
+    restored.trained.eval()
+    samples = restored.inputs()
+    chosen = Subset(samples, evenly_spaced(len(samples), images))
+    found: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        for inputs, _ in DataLoader(chosen, batch_size=32):
+            moved = inputs.to(restored.device)
+            maps = moved if restored.config.backbone.frozen else restored.backbone(moved)
+            before, after = pooling_spectrum(restored.head.pooling, restored.head.pooling_input(maps))
+            if after is not None:  # null eigenvalues, which the map puts at its floor, are none of its making
+                after = torch.where(null_as_zero(before.flip(-1), before.shape[1]).flip(-1) > 0, after, 0)
+            layers = {
+                f"{run.backbone}'s output, {maps.shape[1]} channels": covariance_eigenvalues(maps),
+                f"reduced, {before.shape[1]} channels": before,
+                f"normalised by {run.label}": after,
+            }
+            for name, values in layers.items():
+                if values is not None:
+                    found.setdefault(name, []).append(values.cpu().numpy())
+    return [as_shares(MethodSpectrum(name, (run.seed,), np.concatenate(parts), None)) for name, parts in found.items()]
+
+
+def as_shares(spectrum: MethodSpectrum) -> MethodSpectrum:
+    """The covariance's eigenvalues divided by their sum, image by image, for spectra of other scales."""
+    trace = np.maximum(spectrum.before.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return replace(spectrum, before=spectrum.before / trace, after=None)
+
+
+_FUNCTIONS = (condition_number, nonzero_condition_number, effective_rank, participation_ratio)
+MEASURES = tuple(measure.__name__ for measure in _FUNCTIONS)
+COLUMNS = ("label", "epoch", "n", *MEASURES, *(f"{m}_{end}" for m in MEASURES for end in ("lowest", "highest")))
+EPOCH_COLUMNS = ("stage", "epoch", "index", "lower", "median", "upper", "rank")
+
+
+def condition_history(group: Group) -> tuple[pd.DataFrame, list[str]]:
+    """Measures of the covariance by epoch, and notes on runs that did not keep their spectra.
+
+    Returns:
+        One row a method and epoch, in that order: label, epoch, n (seeds), and of each of `MEASURES` the median over
+        the seeds of the median over images, with the lowest and highest seed; and seeds, runs, commits.
+    """
+    rows, notes = [], []
+    for method, runs in group.items():
+        kept = []
+        for run in runs:
+            try:
+                kept.append((run, _measures(run.history())))
+            except RunError as error:
+                notes.append(f"no history of {run.label}, seed {run.seed}: {error}")
+        if kept:
+            rows += _rows(method.label, [run for run, _ in kept], pd.concat([table for _, table in kept]))
+    table: pd.DataFrame = pd.DataFrame(rows, columns=(*COLUMNS, "seeds", "runs", "commits"))
+    return table, notes
+
+
+def _measures(history: SpectrumHistory) -> pd.DataFrame:
+    """Medians over images, one row an epoch."""
+    measured = {m.__name__: [median_over_images(m(before)) for before in history.before] for m in _FUNCTIONS}
+    table: pd.DataFrame = pd.DataFrame({"epoch": history.epochs, **measured})
+    return table
+
+
+def _rows(label: str, runs: Sequence[Run], table: pd.DataFrame) -> list[dict[str, object]]:
+    rows = []
+    for epoch, part in table.groupby("epoch"):
+        row: dict[str, object] = {"label": label, "epoch": epoch, "n": len(part)}
+        for measure in MEASURES:
+            row |= {measure: part[measure].median(), f"{measure}_lowest": part[measure].min()}
+            row[f"{measure}_highest"] = part[measure].max()
+        rows.append(row | sources(runs))
+    return rows
+
+
+def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
+    """Eigenvalues by epoch, over the images and seeds of one method.
+
+    Returns:
+        One row a stage ("before", "after" normalisation), epoch and index (1: largest): lower, median and upper; and
+        the rank of the covariance, median over all images and epochs.
+
+    Raises:
+        RunError: a run did not keep its spectra, the runs differ in their epochs or widths, or all is zero.
+    """
+    histories = [run.history() for run in runs]
+    first = histories[0]
+    if any(h.before.shape[2] != first.before.shape[2] or h.epochs != first.epochs for h in histories):
+        raise RunError("the runs differ in the epochs or the number of eigenvalues they kept; give runs of one length")
+    every_covariance = np.concatenate([history.before.reshape(-1, history.before.shape[2]) for history in histories])
+    rank = int(median_over_images(numerical_rank(every_covariance)))
+    if rank == 0:
+        raise RunError(f"{runs[0].path}: the covariances of most images are zero: the features are constant")
+    rows = []
+    for stage in ("before", "after"):
+        values = [getattr(history, stage) for history in histories]
+        if any(value is None for value in values):
+            continue
+        for place, epoch in enumerate(first.epochs):
+            curve = eigenvalue_curve(np.concatenate([value[place] for value in values]))
+            for index, (lower, median, upper) in enumerate(zip(curve.lower, curve.median, curve.upper, strict=True)):
+                rows.append((stage, epoch, index + 1, lower, median, upper, rank))
+    table: pd.DataFrame = pd.DataFrame(rows, columns=EPOCH_COLUMNS)
+    return table
+
+
+def load_history(path: Path) -> pd.DataFrame:
+    """A `condition_history` that was saved as CSV. Raises RunError where it is missing or damaged."""
+    return read_csv(path, COLUMNS)
+
+
+def load_curves_by_epoch(path: Path) -> pd.DataFrame:
+    """`curves_by_epoch` of labelled methods, saved as CSV. Raises RunError where it is missing or damaged."""
+    return read_csv(path, ("label", *EPOCH_COLUMNS))

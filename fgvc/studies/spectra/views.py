@@ -16,11 +16,26 @@ from fgvc.presentation.style import method_order, save_figure
 from fgvc.runs import Run, group_runs
 from fgvc.runs.settings import Group, Method, one_setting
 from fgvc.runs.spectra import Spectrum
-from fgvc.studies.spectra.classes import as_shares, layer_spectra, look_again, spectra_by_class
-from fgvc.studies.spectra.history import condition_history, curves_by_epoch
-from fgvc.studies.spectra.measure import MethodSpectrum, curve_table, pool_spectra
-from fgvc.studies.spectra.show import spectra_block, spectra_figure
-from fgvc.studies.spectra.show_tables import classes_figure, epochs_figure, history_figure, shares_figure, some_epochs
+from fgvc.studies.spectra.measure import (
+    MethodSpectrum,
+    as_shares,
+    condition_history,
+    curve_table,
+    curves_by_epoch,
+    layer_spectra,
+    look_again,
+    pool_spectra,
+    spectra_by_class,
+)
+from fgvc.studies.spectra.show import (
+    classes_figure,
+    epochs_figure,
+    history_figure,
+    shares_figure,
+    some_epochs,
+    spectra_block,
+    spectra_figure,
+)
 
 T = TypeVar("T")
 

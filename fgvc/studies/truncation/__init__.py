@@ -1,1 +1,1 @@
-"""studies/truncation"""
+"""How much the small eigenvalues matter."""

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import COLUMN_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
-from fgvc.studies.truncation.grid import effects
-from fgvc.studies.truncation.measure import Study, band_table, chance, is_cut
+from fgvc.studies.truncation.measure import Study, band_table, chance, effects, is_cut
 
 Kind = Literal["largest", "smallest", "window"]
 _LABELS: dict[Kind, str] = {
@@ -101,7 +100,7 @@ def plot_effects(axes: Axes, compared: pd.DataFrame, grid: pd.DataFrame, referen
 
     Args:
         axes: to draw on.
-        compared: of `fgvc.studies.truncation.grid.effects`.
+        compared: of `fgvc.studies.truncation.measure.effects`.
         grid: the runs behind it.
         reference: the label they are compared with.
     """

@@ -1,28 +1,184 @@
-"""Attributions of a finished run: its saved weights, its own images and transform, bands by the rank it found."""
+"""Which pixels the scores of a finished run rest on, for all eigenvalues or a band of them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fgvc.data import TransformSpec
+from fgvc.data import ImageDataset, TransformSpec
 from fgvc.errors import ConfigError
-from fgvc.inference.predict import Predictor
+from fgvc.inference.predict import Predictor, find_images
 from fgvc.inference.restore import restore_run
 from fgvc.models import FineGrainedModel
 from fgvc.runs.spectra import median_rank
 from fgvc.runs.summary import read_run
 from fgvc.spectral import Band
 from fgvc.studies.attribution.eigenvectors import EigenvectorMaps, eigenvector_maps
-from fgvc.studies.attribution.explanation import explain_bands
-from fgvc.studies.attribution.methods import require_methods
-from fgvc.studies.attribution.subjects import Subjects, choose_subjects
+from fgvc.studies.attribution.methods import METHODS, require_methods
+from fgvc.studies.attribution.question import BandLike, as_found, pose, require_finite
 from fgvc.studies.truncation.bands import parse_band
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Maps of B images, without gradients.
+
+    Attributes:
+        maps: (B, H, W) float32, at the images' size.
+        classes: (B,) whose logit is explained.
+        scores: (B,) that logit, of the head that sees `band` only.
+        predicted: (B,) classes that the whole head predicts.
+        band: eigenvalues that the head saw; None for all.
+        method: name in `METHODS`.
+    """
+
+    maps: Tensor
+    classes: Tensor
+    scores: Tensor
+    predicted: Tensor
+    band: Band | None
+    method: str
+
+
+def explain(
+    model: FineGrainedModel,
+    images: Tensor,
+    *,
+    method: str = "gradcam",
+    band: BandLike = None,
+    classes: Tensor | Sequence[int] | int | None = None,
+    **options: Any,
+) -> Attribution:
+    """Explain the logit of a class, of the model whose head sees a band of the eigenvalues only.
+
+    The gradient through the spectral layer is the exact one whatever rule the head was trained with: an explanation
+    wants the derivative of the score, not the one that trained well. The model is left as it was found.
+
+    Args:
+        model: on any device, in any mode; it is evaluated in evaluation mode.
+        images: (B, 3, H, W), normalised as the model's were, of any size that its backbone takes.
+        method: name in `METHODS`.
+        band: eigenvalues that the head sees: N for the N largest, a pair (start, stop), or a text of `parse_band`, for
+            which the rank is the median over these images; None for all. Other eigenvalues are set to the floor.
+        classes: whose logit; one for all images or one for each. None: of each image the one that the whole head
+            predicts, so that bands explain the same class.
+        options: of the method, see `METHODS[method].options`.
+
+    Raises:
+        ConfigError: an unknown method, option, band or class, or images that are none.
+        RunError: a head without a spectrum asked for a part of it, logits or gradients that are not finite, or a model
+            that the method cannot explain.
+    """
+    return explain_bands(model, images, [band], method=method, classes=classes, **options)[0]
+
+
+def explain_bands(
+    model: FineGrainedModel,
+    images: Tensor,
+    bands: Sequence[BandLike],
+    *,
+    method: str = "gradcam",
+    classes: Tensor | Sequence[int] | int | None = None,
+    **options: Any,
+) -> list[Attribution]:
+    """As `explain`, for several bands, which share what they can: most methods run the backbone once for all."""
+    require_methods([method])
+    known = METHODS[method].options
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(f"unknown option {', '.join(unknown)} of {method}; it takes {', '.join(known) or 'none'}")
+    with as_found(model):
+        question, predicted = pose(model, images, bands, classes)
+        maps = METHODS[method].maps(question, **options).detach().float()
+        with torch.no_grad():
+            scores = [question.scores(question.features, band) for band in question.bands]
+    for found, score in zip(maps, scores, strict=True):
+        require_finite(found, f"maps of {method}")
+        require_finite(score, "scores")
+    return [
+        Attribution(found, question.classes, score, predicted, band, method)
+        for found, score, band in zip(maps, scores, question.bands, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """N images as the model reads them.
+
+    Attributes:
+        names: path of each below the root of the dataset; of a file from elsewhere as it was given.
+        targets: class index of each; None where it is no image of the test split.
+        inputs: (N, 3, H, W), normalised.
+        pictures: (N, H, W, 3) float32 from 0 to 1, the same to be looked at.
+    """
+
+    names: list[str]
+    targets: list[int | None]
+    inputs: Tensor
+    pictures: np.ndarray
+
+
+def choose_subjects(images: ImageDataset, which: str, prepare: Callable[[Path], Tensor], seed: int = 0) -> Subjects:
+    """The images to explain, through the transform of the run's tests.
+
+    Args:
+        images: the test split.
+        which: a number N for N test images, see `spread`; else a file, or a folder whose image files are taken. A file
+            of the test split is known by its path.
+        prepare: what the model reads of another file, (3, H, W).
+        seed: of the choice.
+
+    Raises:
+        ConfigError: N is 0 or more than there are, or `seed` is negative.
+        ImageError: no such file or folder, or one that cannot be read.
+        DatasetError: a test image cannot be read.
+    """
+    if which.isdecimal():
+        found = [_test_image(images, index) for index in spread(images.targets, int(which), seed)]
+    else:
+        place = {path.resolve(): index for index, path in enumerate(images.paths)}
+        found = [
+            (str(path), None, prepare(path)) if index is None else _test_image(images, index)
+            for path in find_images(Path(which))
+            for index in [place.get(path.resolve())]
+        ]
+    names, targets, inputs = (list(part) for part in zip(*found, strict=True))
+    transform = images.transform
+    assert isinstance(transform, TransformSpec)
+    pictures = torch.stack([transform.picture(item) for item in inputs]).numpy()
+    return Subjects(names, targets, torch.stack(inputs), pictures)
+
+
+def _test_image(images: ImageDataset, index: int) -> tuple[str, int | None, Tensor]:
+    """Name, target and input."""
+    return images.relative_paths()[index], images.targets[index], images[index][0]
+
+
+def spread(targets: Sequence[int], count: int, seed: int) -> list[int]:
+    """Indices of `count` images, ascending: of classes evenly spaced in their order, drawn within each.
+
+    No class has two more than another one, but where its images do not suffice.
+
+    Raises:
+        ConfigError: `count` is 0 or more than there are, or `seed` is negative.
+    """
+    if not 1 <= count <= len(targets):
+        raise ConfigError(f"images={count}: the test split has {len(targets)}; give a number from 1 to that")
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, got {seed}")
+    rng = np.random.default_rng(seed)
+    order = [rng.permutation(np.flatnonzero(np.asarray(targets) == target)).tolist() for target in sorted(set(targets))]
+    chosen: list[int] = []
+    while len(chosen) < count:
+        order = [rest for rest in order if rest]
+        places = np.linspace(0, len(order) - 1, min(count - len(chosen), len(order))).round().astype(int)
+        chosen += [order[place].pop() for place in places]
+    return sorted(chosen)
 
 
 @dataclass(frozen=True)
