@@ -1,51 +1,20 @@
-"""Tables as CSV that no spreadsheet takes for a program, and back without a loss.
-
-A spreadsheet runs a cell that begins with "=", "+", "-" or "@" as a formula, which may start programs and send what
-stands in other cells. Names of classes, files and runs come from data sets, so such text gets an apostrophe in front,
-as OWASP advises ("CSV Injection"); columns of numbers have none. So does a name that begins with apostrophes and goes
-on like that, and the reader takes one away from both: nothing is lost.
-"""
+"""Tables as CSV, and back without a loss."""
 
 import csv
-import re
 from collections import Counter
-from collections.abc import Hashable
 from pathlib import Path
 
 import pandas as pd
 
 from fgvc.errors import RunError
 
-# also in the full width of East Asian scripts; what may stand before it, a spreadsheet drops or splits at
-_FORMULA = re.compile(r"(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n])")
-
 
 def to_csv(table: pd.DataFrame, float_format: str | None = "%.6g", *, index: bool = False) -> str:
-    """A frame as CSV, with text disarmed; `fgvc.csv_files.read_csv` reads the text as it was."""
-    safe = table.rename(columns=_disarmed)
-    if index:
-        safe = safe.rename(index=_disarmed)
-    for place, kind in enumerate(safe.dtypes):
-        if not pd.api.types.is_numeric_dtype(kind):
-            safe.isetitem(place, safe.iloc[:, place].map(_disarmed))
-    text: str = safe.to_csv(index=index, float_format=float_format)
+    """A frame as CSV."""
+    text: str = table.to_csv(index=index, float_format=float_format)
     if "\r" in text:  # which is quoted as a line feed is since Python 3.13 only, and would end the row
-        text = safe.to_csv(index=index, float_format=float_format, quoting=csv.QUOTE_NONNUMERIC)
+        text = table.to_csv(index=index, float_format=float_format, quoting=csv.QUOTE_NONNUMERIC)
     return text
-
-
-def armed(cell: str) -> str:
-    """The text that `to_csv` wrote as `cell`."""
-    bare = cell.lstrip("'")
-    return cell[1:] if bare != cell and _is_formula(bare) else cell
-
-
-def _disarmed(value: Hashable) -> Hashable:
-    return f"'{value}" if isinstance(value, str) and _is_formula(value.lstrip("'")) else value
-
-
-def _is_formula(text: str) -> bool:
-    return _FORMULA.match(text) is not None
 
 
 def read_csv(
@@ -58,8 +27,8 @@ def read_csv(
 ) -> pd.DataFrame:
     """Read a CSV file that must have `columns` (and may have more), with numbers parsed unless `as_text`.
 
-    Those of `numbers` must hold nothing else. Those of `names`, where they are there, are text whatever they hold: a
-    class may be called 007 or NA. Text is what it was before `fgvc.csv_files.to_csv` disarmed it.
+    The columns `numbers` must hold nothing else. The columns `names`, if present, are text whatever they hold: a
+    class may be called 007 or NA.
 
     Pandas alone would take one cell too many in a row for an index and move every number to its neighbour's column.
 
@@ -69,7 +38,7 @@ def read_csv(
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = ([armed(cell) for cell in row] for row in csv.reader(file, strict=True))
+            header, *rows = csv.reader(file, strict=True)
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file; restore it") from error
     except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or empty
@@ -92,7 +61,7 @@ def read_csv(
 
 
 def _typed(path: Path, text: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
-    """The table as pandas would type it, but for the columns of `names`.
+    """The table with the types that pandas finds, and text in the columns of `names`.
 
     Raises:
         RunError: pandas reads the file otherwise than the strict reader.
@@ -102,12 +71,8 @@ def _typed(path: Path, text: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFra
     except Exception as error:  # its parsers raise many types
         raise RunError(f"{path}: cannot be read as CSV ({error}); restore the file") from error
     if table.shape != text.shape:
-        raise RunError(f"{path}: {len(text)} rows, of which pandas reads {len(table)}; restore the file")
+        raise RunError(f"{path}: pandas reads {len(table)} of {len(text)} rows; restore the file")
     table.columns = text.columns
-    for name in table.columns:
-        if name in names:
-            table[name] = text[name]
-        elif not pd.api.types.is_numeric_dtype(table[name]):
-            # beside text it may hold True, or whole numbers beyond 64 bits
-            table[name] = [armed(cell) if isinstance(cell, str) else cell for cell in table[name]]
+    for name in set(names) & set(table.columns):
+        table[name] = text[name]
     return table

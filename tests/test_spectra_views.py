@@ -13,13 +13,13 @@ from run_folders import write_run
 from fgvc.errors import RunError
 from fgvc.runs import find_runs
 from fgvc.runs.spectra import smallest_share
+from fgvc.studies.spectra.layers import look_again
 from fgvc.studies.spectra.measure import (
     as_shares,
     load_classes,
     load_curves,
     load_curves_by_epoch,
     load_history,
-    look_again,
     pool_spectra,
 )
 from fgvc.studies.spectra.show import (

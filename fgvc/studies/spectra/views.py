@@ -16,14 +16,13 @@ from fgvc.presentation.style import method_order, save_figure
 from fgvc.runs import Run, group_runs
 from fgvc.runs.settings import Group, Method, one_setting
 from fgvc.runs.spectra import Spectrum
+from fgvc.studies.spectra.layers import layer_spectra, look_again
 from fgvc.studies.spectra.measure import (
     MethodSpectrum,
     as_shares,
     condition_history,
     curve_table,
     curves_by_epoch,
-    layer_spectra,
-    look_again,
     pool_spectra,
     spectra_by_class,
 )
