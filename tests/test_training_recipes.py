@@ -191,7 +191,7 @@ def test_initial_weights_of_another_number_of_classes_leave_the_classifier_new(
     weights = "initial_weights=three/checkpoints/last.safetensors"
     more = ["dataset.root=more", "dataset.options.classes=4", "run_dir=four", "trainer.epochs=1", weights]
     done = train_here(tmp_path, *more)
-    assert done.returncode == 0 and "classifier left out" in done.stderr, done.stderr
+    assert done.returncode == 0 and "classifier ignored" in done.stderr, done.stderr
     refused(train_here(tmp_path, "run_dir=other", "method.reduction=6", weights), "another shape")
     assert not (tmp_path / "other").exists()
 
