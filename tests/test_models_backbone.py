@@ -159,7 +159,7 @@ def test_impossible_setting_names_value_and_fix(settings: dict[str, Any], words:
 
 
 def test_model_without_intermediate_features_is_refused() -> None:
-    with pytest.raises(ConfigError, match="plain: timm offers no feature map"):
+    with pytest.raises(ConfigError, match="plain: timm gives no feature map"):
         Backbone(nn.Conv2d(3, 8, 3), name="plain")
 
 
