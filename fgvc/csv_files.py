@@ -1,9 +1,9 @@
-"""Tables as CSV that no spreadsheet takes for a program, and back without a loss.
+"""Tables as CSV that a spreadsheet does not run as formulas, read back without loss.
 
-A spreadsheet runs a cell that begins with "=", "+", "-" or "@" as a formula, which may start programs and send what
-stands in other cells. Names of classes, files and runs come from data sets, so such text gets an apostrophe in front,
-as OWASP advises ("CSV Injection"); columns of numbers have none. So does a name that begins with apostrophes and goes
-on like that, and the reader takes one away from both: nothing is lost.
+A spreadsheet runs a cell that begins with "=", "+", "-" or "@" as a formula, which may start programs and send the
+content of other cells. Names of classes, files and runs come from data sets. Such text therefore gets an apostrophe in
+front, as OWASP advises ("CSV Injection"); columns of numbers do not. Text that has apostrophes before such a character
+gets one more. The reader removes one apostrophe from both, so nothing is lost.
 """
 
 import csv
@@ -16,12 +16,12 @@ import pandas as pd
 
 from fgvc.errors import RunError
 
-# also in the full width of East Asian scripts; what may stand before it, a spreadsheet drops or splits at
+# also the full-width characters of East Asian scripts; a spreadsheet drops or splits at the white space before them
 _FORMULA = re.compile(r"(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n])")
 
 
 def to_csv(table: pd.DataFrame, float_format: str | None = "%.6g", *, index: bool = False) -> str:
-    """A frame as CSV, with text disarmed; `fgvc.analysis.read_csv` reads the text as it was."""
+    """Return a frame as CSV with disarmed text; `fgvc.csv_files.read_csv` restores the text."""
     safe = table.rename(columns=_disarmed)
     if index:
         safe = safe.rename(index=_disarmed)
@@ -29,13 +29,13 @@ def to_csv(table: pd.DataFrame, float_format: str | None = "%.6g", *, index: boo
         if not pd.api.types.is_numeric_dtype(kind):
             safe.isetitem(place, safe.iloc[:, place].map(_disarmed))
     text: str = safe.to_csv(index=index, float_format=float_format)
-    if "\r" in text:  # which is quoted as a line feed is since Python 3.13 only, and would end the row
+    if "\r" in text:  # before Python 3.13 it is not quoted and would end the row
         text = safe.to_csv(index=index, float_format=float_format, quoting=csv.QUOTE_NONNUMERIC)
     return text
 
 
 def armed(cell: str) -> str:
-    """The text that `to_csv` wrote as `cell`."""
+    """Return the text that `to_csv` wrote as `cell`."""
     bare = cell.lstrip("'")
     return cell[1:] if bare != cell and _is_formula(bare) else cell
 
@@ -56,16 +56,16 @@ def read_csv(
     numbers: tuple[str, ...] = (),
     names: tuple[str, ...] = (),
 ) -> pd.DataFrame:
-    """Read a CSV file that must have `columns` (and may have more), with numbers parsed unless `as_text`.
+    """Read a CSV file that must have `columns` (and may have more); parse numbers unless `as_text`.
 
-    Those of `numbers` must hold nothing else. Those of `names`, where they are there, are text whatever they hold: a
-    class may be called 007 or NA. Text is what it was before `fgvc.csv_files.to_csv` disarmed it.
+    Columns in `numbers` must hold only numbers. Columns in `names`, if present, stay text, since a class may be called
+    007 or NA. Text is as before `to_csv` disarmed it.
 
-    Pandas alone would take one cell too many in a row for an index and move every number to its neighbour's column.
+    Pandas alone would take an extra cell in a row for an index and move every number to the next column.
 
     Raises:
-        RunError: the file is missing, not CSV, lacks a column or has one twice, or a row is longer or shorter than the
-            header, or one of `numbers` holds text or nothing.
+        RunError: the file is missing, not CSV, lacks a column or has one twice, a row is longer or shorter than the
+            header, or a column in `numbers` holds text or an empty cell.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -92,22 +92,22 @@ def read_csv(
 
 
 def _typed(path: Path, text: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
-    """The table as pandas would type it, but for the columns of `names`.
+    """Return the table with pandas' types, except for the columns in `names`.
 
     Raises:
-        RunError: pandas reads the file otherwise than the strict reader.
+        RunError: pandas and the strict reader read the file differently.
     """
     try:
         table: pd.DataFrame = pd.read_csv(path, index_col=False)
-    except Exception as error:  # its parsers raise many types
+    except Exception as error:  # pandas' parsers raise many types
         raise RunError(f"{path}: cannot be read as CSV ({error}); restore the file") from error
     if table.shape != text.shape:
-        raise RunError(f"{path}: {len(text)} rows, of which pandas reads {len(table)}; restore the file")
+        raise RunError(f"{path}: {len(text)} rows, but pandas reads {len(table)}; restore the file")
     table.columns = text.columns
     for name in table.columns:
         if name in names:
             table[name] = text[name]
         elif not pd.api.types.is_numeric_dtype(table[name]):
-            # beside text it may hold True, or whole numbers beyond 64 bits
+            # besides text it may hold True, or integers beyond 64 bits
             table[name] = [armed(cell) if isinstance(cell, str) else cell for cell in table[name]]
     return table
