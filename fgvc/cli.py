@@ -1,4 +1,4 @@
-"""The command `fgvc`: every script is a subcommand, and how a script ends."""
+"""The command `fgvc`, where every script is a subcommand, and the exit status of scripts."""
 
 import argparse
 import ast
@@ -16,40 +16,40 @@ from fgvc import __version__
 from fgvc.errors import ConfigError, UserError
 from fgvc.resources import resource_folder
 
-_GONE = {
+_REMOVED = {
     "replay": "a failed step is loaded in ten lines: docs/running.md, 'A number that is not finite'",
 }
 
 
 def main() -> None:
-    """`fgvc COMMAND ...` does what scripts/COMMAND.py does, and ends as it does."""
+    """Run `fgvc COMMAND ...`: the same as scripts/COMMAND.py, with the same exit status."""
     with _exit_status():
         commands, given = find_commands(), sys.argv[1:] or ["--help"]
         if given[0].startswith("-"):
-            _parser(commands).parse_args(given)  # ends the process, as all that may stand before a command does
+            _parser(commands).parse_args(given)  # ends the process: every option before a command does
         name = given[0].replace("-", "_")
-        if name in _GONE:
-            raise ConfigError(f"the command {name} is gone: {_GONE[name]}")
+        if name in _REMOVED:
+            raise ConfigError(f"the command {name} was removed: {_REMOVED[name]}")
         if name not in commands:
             close = difflib.get_close_matches(name, commands)
             fix = f"nearest: {', '.join(close)}" if close else f"choose one of {', '.join(commands)}"
             raise ConfigError(f"unknown command {given[0]!r}; {fix}")
-        sys.argv[:2] = [f"fgvc {name}"]  # what argparse and Hydra call the program
+        sys.argv[:2] = [f"fgvc {name}"]  # the program's name for argparse and Hydra
         spec = importlib.util.spec_from_file_location(f"fgvc.scripts.{name}", commands[name])
-        assert spec is not None and spec.loader is not None  # as it is for any file named *.py
+        assert spec is not None and spec.loader is not None  # true for any file named *.py
         script: Any = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = script  # so that what it defines is found
+        sys.modules[spec.name] = script  # so that its definitions can be found by module name
         spec.loader.exec_module(script)
         script.main()
 
 
 def exit_on_user_error(script_main: Callable[[], None]) -> None:
-    """Call the main function of a script and turn the expected ways to fail into an exit status.
+    """Call the main function of a script and turn expected failures into an exit status.
 
-    2 (or the status of the error): a user's mistake (`UserError`, or a path that cannot be used), its message on
-    stderr; with `--debug` among the arguments, FGVC_DEBUG=1 or HYDRA_FULL_ERROR=1 the traceback comes through instead.
-    1: the disk is full. 130, 143: interrupted by SIGINT (from the keyboard), SIGTERM. 141: the reader of stdout went
-    away (`| head`). Every other exception passes through: it is a defect and needs its traceback.
+    2 (or the status of the error): a user's mistake (`UserError`, or a path that cannot be used), with its message on
+    stderr. With the argument `--debug`, FGVC_DEBUG=1 or HYDRA_FULL_ERROR=1 the traceback is shown instead. 1: the disk
+    is full. 130, 143: interrupted by SIGINT (keyboard), SIGTERM. 141: the reader of stdout is gone (`| head`). Every
+    other exception passes through, since it is a defect and needs its traceback.
     """
     with _exit_status():
         script_main()
@@ -57,12 +57,12 @@ def exit_on_user_error(script_main: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def _exit_status() -> Iterator[None]:
-    """As `exit_on_user_error`, for a block."""
-    # read before the block, which may set these variables for its own ends, as the Hydra launcher does
+    """Do the same as `exit_on_user_error` for a block."""
+    # read before the block, since the Hydra launcher sets these variables for itself
     debug = "--debug" in sys.argv or "1" in (os.environ.get("FGVC_DEBUG"), os.environ.get("HYDRA_FULL_ERROR"))
     try:
         yield
-        sys.stdout.flush()  # here, not at interpreter exit, where a closed pipe could no longer be caught
+        sys.stdout.flush()  # here, since a closed pipe cannot be caught at interpreter exit
     except UserError as error:
         if debug:
             raise
@@ -73,8 +73,8 @@ def _exit_status() -> Iterator[None]:
         sys.exit(getattr(error, "exit_status", 130))
     except BrokenPipeError:
         if not _stdout_is_closed():
-            raise  # another pipe broke, for example that of a data loader
-        sys.exit(141)  # 128 + SIGPIPE, as the shell's own tools
+            raise  # another pipe broke, e.g. that of a data loader
+        sys.exit(141)  # 128 + SIGPIPE, as for shell tools
     except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         if debug:
             raise
@@ -84,13 +84,14 @@ def _exit_status() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or debug:
             raise
         print(
-            f"error: no space left on the disk ({error.filename or error}); free some and start again", file=sys.stderr
+            f"error: no space left on the disk ({error.filename or error}); free some space and start again",
+            file=sys.stderr,
         )
         sys.exit(1)
 
 
 def end_with_notes(notes: Sequence[str], *, strict: bool) -> None:
-    """Say on stderr what a script left out or doubts; with `strict` any of it makes the exit status 1."""
+    """Print a script's notes on stderr; with `strict`, exit with 1 if there are any."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if notes and strict:
@@ -101,14 +102,14 @@ def _stdout_is_closed() -> bool:
     try:
         print(flush=True)
     except BrokenPipeError:
-        # what is still buffered goes nowhere, so that the interpreter's last flush does not complain
+        # discard what is still buffered, otherwise the interpreter's last flush raises
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
 
 
 def find_commands() -> dict[str, Path]:
-    """The scripts by the names of their commands."""
+    """Return the scripts by command name."""
     return {path.stem: path for path in sorted(resource_folder("scripts").glob("*.py"))}
 
 
@@ -117,7 +118,7 @@ def _parser(commands: dict[str, Path]) -> argparse.ArgumentParser:
         prog="fgvc",
         usage="fgvc [-h] [--version] COMMAND [ARGUMENT ...]",
         description="Fine-grained visual recognition with second-order statistics.",
-        epilog="fgvc COMMAND --help shows the arguments of one.",
+        epilog="fgvc COMMAND --help shows the arguments of a command.",
     )
     parser.add_argument("--version", action="version", version=f"fgvc {__version__}")
     listed = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -127,5 +128,5 @@ def _parser(commands: dict[str, Path]) -> argparse.ArgumentParser:
 
 
 def _first_line(script: Path) -> str:
-    """What a script says it does, read from its text: an import would take seconds."""
+    """Return the first docstring line of a script, read as text, since an import would take seconds."""
     return (ast.get_docstring(ast.parse(script.read_bytes())) or "").partition("\n")[0]

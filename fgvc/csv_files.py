@@ -25,12 +25,12 @@ def read_csv(
     numbers: tuple[str, ...] = (),
     names: tuple[str, ...] = (),
 ) -> pd.DataFrame:
-    """Read a CSV file that must have `columns` (and may have more), with numbers parsed unless `as_text`.
+    """Read a CSV file that must have `columns` (and may have more), and parse numbers unless `as_text`.
 
     The columns `numbers` must hold nothing else. The columns `names`, if present, are text whatever they hold: a
     class may be called 007 or NA.
 
-    Pandas alone would take one cell too many in a row for an index and move every number to its neighbour's column.
+    Pandas alone would take an extra cell in a row for an index and move every number to the next column.
 
     Raises:
         RunError: the file is missing, not CSV, lacks a column or has one twice, or a row is longer or shorter than the
@@ -64,7 +64,7 @@ def _typed(path: Path, text: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFra
     """The table with the types that pandas finds, and text in the columns of `names`.
 
     Raises:
-        RunError: pandas reads the file otherwise than the strict reader.
+        RunError: pandas and the strict reader read the file differently.
     """
     try:
         table: pd.DataFrame = pd.read_csv(path, index_col=False)

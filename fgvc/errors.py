@@ -4,7 +4,7 @@ import signal
 
 
 class UserError(Exception):
-    """Base of every error caused by input (a path, a setting, a damaged file) rather than by a defect of fgvc.
+    """Base of every error caused by input (a path, a setting, a damaged file) and not by a defect of fgvc.
 
     The command line prints its message without a traceback and exits with `exit_status`.
     """
@@ -12,7 +12,7 @@ class UserError(Exception):
     exit_status: int = 2
 
     def __init__(self, message: str = "") -> None:
-        # torch raises the error of a loader's worker process again with "Caught ..." and a traceback as its message
+        # torch raises a loader worker's error again; the message is then "Caught ..." with a traceback
         own = f"\n{type(self).__module__}.{type(self).__qualname__}: "
         if message.startswith("Caught "):
             message = message.rpartition(own)[2].strip()
@@ -28,7 +28,7 @@ class DatasetError(UserError):
 
 
 class ImageError(UserError):
-    """An image to be named or explained is missing or cannot be decoded."""
+    """An image to classify or explain is missing or cannot be decoded."""
 
 
 class WeightsError(UserError):
@@ -40,29 +40,29 @@ class RunError(UserError):
 
 
 class DivergenceError(UserError):
-    """Training produced NaN or infinity; the message says where and which checkpoint is good."""
+    """Training produced NaN or infinity, or its loss diverged; the message names the place and the best weights."""
 
     exit_status = 1
 
 
 class OutOfMemoryError(UserError):
-    """The memory of the machine or of its GPU does not suffice; the message says which setting needs less of it."""
+    """The memory of the machine or its GPU is too small; the message names a setting that needs less."""
 
     exit_status = 1
 
 
 class ProcessLostError(UserError):
-    """Another process of a run over several has ended; what happened is in the message of that one."""
+    """Another process of the run has ended; its message names the reason."""
 
     exit_status = 1
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked to stop. Not a `UserError`: the remaining runs of a sweep stop as well.
+    """A signal asked to stop. It is not a `UserError`, so the remaining runs of a sweep stop as well.
 
     Attributes:
-        signal_name: "SIGTERM" or "SIGINT".
-        exit_status: 128 + the signal's number, as shells have it: 143 or 130.
+        signal_name: Name of the signal: "SIGTERM" or "SIGINT".
+        exit_status: Exit status 128 + the signal's number, as in shells: 143 or 130.
     """
 
     def __init__(self, signal_name: str, message: str) -> None:

@@ -1,8 +1,8 @@
-"""Files: written whole or not at all, locked between processes, read without trust, and known by their checksums.
+"""Files: atomic writing, locks between processes, safe reading of untrusted files, and checksums.
 
-A file that comes from a stranger executes nothing here, and takes memory and time in proportion to its size. A reader
-raises OSError where a file cannot be opened, and ValueError with the reason where its content is wrong; the caller adds
-the file's name and the fix.
+No code in an untrusted file is executed, and reading takes memory and time in proportion to its size. A reader raises
+OSError if a file cannot be opened, and ValueError with the reason if its content is wrong. The caller adds the file's
+name and the fix.
 """
 
 import contextlib
@@ -33,15 +33,15 @@ if sys.platform != "win32":
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` on success, delete it on any failure.
 
-    The folder is created where missing. The content is flushed to the disk before the rename, so that after a crash
-    `path` holds either the old content or the new one.
+    A missing folder is created. The content is flushed to the disk before the rename, so that after a crash `path`
+    holds either the old or the new content.
 
     Raises:
-        OSError: as the writing code or the rename raises it; where the disk is full also in place of what a library
-            made of that, with `path`. Nothing is left behind.
+        OSError: as in the writing code or the rename. For a full disk it names `path` and replaces the library's error.
+            No temporary file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the suffix stays last: some writers choose their format by it or append a missing one
+    # the suffix stays last, since some writers choose their format by it or append a missing one
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         yield temporary
@@ -51,20 +51,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # Windows opens no folders, some file systems flush none
             descriptor = os.open(path.parent, os.O_RDONLY)
             try:
-                os.fsync(descriptor)  # brings the name to the disk
+                os.fsync(descriptor)  # writes the name to the disk
             finally:
                 os.close(descriptor)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            os.truncate(temporary, 0)  # a writer in the traceback still has it open, which would keep its room
+            os.truncate(temporary, 0)  # frees its space, since a writer in the traceback still has it open
         temporary.unlink(missing_ok=True)
-        if _says_disk_full(error):
+        if _is_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
 
 
-def _says_disk_full(error: BaseException) -> bool:
-    """Whether a full disk is behind an exception; libraries hide it: torch in the context, safetensors in the text."""
+def _is_disk_full(error: BaseException) -> bool:
+    """Return whether a full disk caused an exception; torch hides it in the context, safetensors in the text."""
     chain: BaseException | None = error
     while chain is not None:
         if getattr(chain, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(chain):
@@ -75,14 +75,14 @@ def _says_disk_full(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield a new temporary folder beside `path`; rename it to `path` on success, delete it on any failure.
+    """Yield a new temporary folder next to `path`; rename it to `path` on success, delete it on any failure.
 
-    The folder above is created where missing. `path` must be absent or an empty folder, unless `replace` allows another
-    one, which is deleted only when the new one has taken its place.
+    A missing parent folder is created. `path` must be absent or an empty folder, unless `replace` allows any folder. An
+    old folder is deleted only after the new one has replaced it.
 
     Raises:
-        FileExistsError: `path` is in the way, or cannot be replaced; it is what it was.
-        OSError: as the writing code raises it.
+        FileExistsError: `path` exists or cannot be replaced; it is unchanged.
+        OSError: as in the writing code.
     """
     temporary, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}") for kind in ("tmp", "old"))
     temporary.mkdir(parents=True)
@@ -107,18 +107,18 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def lock_file(file: IO[bytes], *, shared: bool = False, wait: bool = False) -> bool | None:
-    """Lock an open file against other openings of it, in this process and others, and tell whether that was possible.
+    """Lock an open file against other openings of it, in this and other processes; return whether that was possible.
 
-    The lock lasts until the file is closed, and with it every duplicate of its descriptor: that of a memory map made
-    from it, those of forked processes. However a process ends, its locks end with it.
+    The lock lasts until the file and every duplicate of its descriptor are closed: a memory map of the file and forked
+    processes hold duplicates. A process loses its locks when it ends, for any reason.
 
     Args:
-        file: open; for a lock that is not shared also for writing, which network file systems ask for.
-        shared: other shared locks may be held at the same time.
-        wait: until other locks allow it.
+        file: open file; open for writing unless `shared`, as network file systems require.
+        shared: whether other shared locks may be held at the same time.
+        wait: whether to wait until other locks allow it.
 
     Returns:
-        None where the system or the file system has no locks: nobody can know who else uses the file.
+        Whether the file is locked; None if the system or the file system has no locks.
     """
     if sys.platform == "win32":
         return None
@@ -133,7 +133,7 @@ def lock_file(file: IO[bytes], *, shared: bool = False, wait: bool = False) -> b
 
 
 def is_in_place(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file is still what `path` names: it may have been deleted or replaced since it was opened."""
+    """Return whether `path` still names this open file; it may have been deleted or replaced meanwhile."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -142,12 +142,13 @@ def is_in_place(file: IO[bytes], path: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterator[bool]:
-    """Hold the lock file `path` while the block runs.
+    """Hold the lock file `path` during the block.
 
-    Where another call holds it, yields False; or, with `on_wait`, calls that and waits, so that it always yields True.
+    If another call holds it, yields False. With `on_wait`, it calls that function and waits instead, so it always
+    yields True.
 
-    The lock ends with the process, however that ends, even where a process that it has forked lives on; the empty file
-    of a killed one is in nobody's way. Where the system or the file system has no such locks, it is always had.
+    The lock ends with the process, for any reason, even if a forked process lives on. The empty file of a killed
+    process does no harm. If the system or the file system has no such locks, this always yields True.
     """
     with contextlib.ExitStack() as held:
         while True:
@@ -156,7 +157,7 @@ def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterat
             if free is False and on_wait is not None:
                 on_wait()
                 free = lock_file(file, wait=True)
-            # a call that ended meanwhile has deleted the file that was opened here: it locks nothing any more
+            # a call that ended meanwhile deleted the opened file, so its lock has no effect: open the file again
             if not free or is_in_place(file, path):
                 break
             held.pop_all().close()
@@ -170,11 +171,11 @@ def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterat
 
 
 _own_locks: set[IO[bytes]] = set()
-"""What `locked` holds in this process."""
+"""Lock files that `locked` holds in this process."""
 
 
 def _leave_locks_to_the_parent() -> None:
-    """A loader's worker that outlives a killed run would hold its locks for a while."""
+    """Close the locks in a forked process: a loader's worker may outlive a killed run and would keep them."""
     for file in _own_locks:
         file.close()
     _own_locks.clear()
@@ -185,30 +186,30 @@ if hasattr(os, "register_at_fork"):
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, whole or not at all."""
+    """Write `text` as UTF-8 to `path`, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path`, whole or not at all. NaN and infinity are refused (ValueError)."""
+    """Write `value` as indented JSON to `path`, completely or not at all. Raises ValueError for NaN and infinity."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-_MAX_YAML = 1 << 18  # bytes; cards and configurations are a hundredth of it
+_MAX_YAML = 1 << 18  # bytes; cards and configurations have about a hundredth of it
 _MAX_YAML_DEPTH = 32
-_MAX_NUMBER = 1000  # characters; Python refuses decimal ones of more than 4300, and no other base
-# what an archive of ours holds is stored as it is, or hardly shrinks
+_MAX_NUMBER = 1000  # characters; Python limits only decimal numbers, to 4300
+# fgvc's own archives are not compressed, or hardly shrink
 MAX_GROWTH, ALLOWANCE = 20, 1 << 26
 """A file that unpacks to more than MAX_GROWTH times its size and ALLOWANCE bytes is a decompression bomb."""
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.
+    """Return the value in a JSON file.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: not UTF-8, not JSON, or nested deeper than Python reads.
+        ValueError: not UTF-8, not JSON, or nested too deeply for Python.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -217,10 +218,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
-        OSError, ValueError: as `read_json`; also ValueError where the file holds something else.
+        OSError, ValueError: as in `read_json`; also ValueError if the file holds something else.
     """
     value = read_json(path)
     if not isinstance(value, dict):
@@ -229,15 +230,15 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def read_plain_yaml(path: Path) -> str:
-    """The text of a YAML file, if what it stands for is no larger than itself; for any YAML library to load.
+    """Return the text of a YAML file after checking that any YAML library can load it safely.
 
-    Aliases and interpolations let a few lines stand for more than the memory holds, tags call constructors. Neither
-    cards nor the configuration of a run need them.
+    Aliases and interpolations can expand a few lines to more than the memory holds. Tags call constructors. Cards and
+    configurations of runs do not need them.
 
     Raises:
         OSError: the file cannot be opened.
         ValueError: not UTF-8 or not YAML; too long, too deeply nested, or with an alias, a tag, an interpolation or a
-            number without measure.
+            number that is too long.
     """
     with path.open("rb") as file:
         content = file.read(_MAX_YAML + 1)
@@ -246,7 +247,7 @@ def read_plain_yaml(path: Path) -> str:
     text = content.decode("utf-8")
     depth = 0
     try:
-        # events come while the text is read, so that the reading ends at the first that is refused
+        # events come while the text is parsed, so parsing stops at the first refused event
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             problem = f"nested deeper than {_MAX_YAML_DEPTH}" if depth > _MAX_YAML_DEPTH else _problem(event)
@@ -260,7 +261,7 @@ def read_plain_yaml(path: Path) -> str:
 
 def _problem(event: yaml.Event) -> str | None:
     if isinstance(event, yaml.AliasEvent):
-        return f"the alias *{event.anchor}, which is refused; write out what it stands for"
+        return f"the alias *{event.anchor}, which is refused; write out its content"
     tag = getattr(event, "tag", None)
     if tag is not None:
         return f"the tag {tag!r}, which is refused; leave it out"
@@ -273,25 +274,25 @@ def _problem(event: yaml.Event) -> str | None:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write an .npz archive, whole or not at all."""
+    """Write an .npz archive, completely or not at all."""
     with atomic_path(path) as temporary:
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+        np.savez(temporary, **arrays)  # type: ignore[arg-type]  # numpy's stub mistakes the names for options
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of an .npz archive by name.
+    """Return the arrays of an .npz archive by name.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no such archive, is cut off or otherwise damaged, grows without measure, or holds objects.
+        ValueError: it is not such an archive, cut off, damaged, a decompression bomb, or holds objects.
     """
     with path.open("rb") as file:
-        if not zipfile.is_zipfile(file):  # NumPy would take it for a pickle, and advise to load it as one
-            raise ValueError("no .npz archive, or cut off")
+        if not zipfile.is_zipfile(file):  # NumPy would assume a pickle and advise to load it as one
+            raise ValueError("not an .npz archive, or cut off")
         file.seek(0)
         try:
             refuse_growth(path)
-            _refuse_empty_promises(path)
+            _refuse_short_arrays(path)
             with np.load(file, allow_pickle=False) as archive:
                 return {name: np.asarray(archive[name]) for name in archive.files}
         except OSError:
@@ -300,8 +301,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _refuse_empty_promises(path: Path) -> None:
-    """Raise ValueError for an array whose header announces more than follows: NumPy allocates all of it first."""
+def _refuse_short_arrays(path: Path) -> None:
+    """Raise ValueError for an array shorter than its header says, since NumPy first allocates the announced size."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             with archive.open(member) as file:
@@ -310,38 +311,38 @@ def _refuse_empty_promises(path: Path) -> None:
                     raise ValueError(f"{member.filename}: version {version} of the format")
                 read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(file)
-                # objects are a pickle, whose size the header does not tell; they are refused unread
+                # objects are a pickle of unknown size; np.load refuses them without reading
                 if not dtype.hasobject and math.prod(shape) * dtype.itemsize > member.file_size:
                     raise ValueError(f"{member.filename}: cut off, announces {dtype} of shape {shape}")
 
 
 def refuse_growth(path: Path) -> None:
-    """Refuse a zip that is a decompression bomb, before anything in it is unpacked.
+    """Refuse a zip that is a decompression bomb, before unpacking anything.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is one, or no readable zip.
+        ValueError: it is a decompression bomb, or not a readable zip.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
     except OSError:
         raise
-    except Exception as error:  # on a damaged list of members zipfile raises many types
+    except Exception as error:  # zipfile raises many types for a damaged list of members
         raise ValueError(str(error) or type(error).__name__) from error
     if size > growth_limit(path):
         raise ValueError(f"unpacks to {size} bytes, more than {MAX_GROWTH} times its size")
 
 
 def load_pytorch(path: Path) -> Any:
-    """What is in a file that torch.save wrote, on the CPU; code in it is refused, not executed.
+    """Load a file written by torch.save, on the CPU; code in it is refused, not executed.
 
     Raises:
         OSError: the file cannot be opened.
-        pickle.UnpicklingError: it holds more than tensors and plain values, or asks for a bytearray, which torch allows
-            and a few bytes make of any size.
+        pickle.UnpicklingError: it holds more than tensors and plain values, or asks for a bytearray. Torch allows that,
+            but a few bytes can request one of any size.
         ValueError: it is a decompression bomb.
-        Exception: of other types, where it is damaged.
+        Exception: other types, if the file is damaged.
     """
     if zipfile.is_zipfile(path):
         refuse_growth(path)
@@ -351,13 +352,13 @@ def load_pytorch(path: Path) -> Any:
         programs = [path.read_bytes()]
     if any(b"\nbytearray\n" in program for program in programs):
         raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
-    import torch  # here, as tables are read and made without it
+    import torch  # here, since tables do not need it
 
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def growth_limit(path: Path) -> int:
-    """Bytes that the content of a file may take once it is unpacked."""
+    """Return the largest allowed size of a file's unpacked content, in bytes."""
     return MAX_GROWTH * path.stat().st_size + ALLOWANCE
 
 
@@ -366,14 +367,14 @@ _SHOW_ABOVE = 1 << 28  # bytes; smaller files take less than a second
 
 
 def checksum_problem(path: Path, checksums: Mapping[str, str]) -> str | None:
-    """How the file's checksums differ from the expected ones ("md5 is ..., expected ..."); None where they agree."""
+    """Return how the file's checksums differ ("md5 is ..., expected ..."); None if they are as expected."""
     found = file_digests(path, checksums)
     pairs = [(name, found[name], expected) for name, expected in checksums.items() if found[name] != expected]
     return "; ".join(f"{name} is {actual}, expected {expected}" for name, actual, expected in pairs) or None
 
 
 def file_digests(path: Path, algorithms: Collection[str]) -> dict[str, str]:
-    """Hexadecimal digests of a file's content by algorithm, read once; nothing is read where none is asked for."""
+    """Return hexadecimal digests of a file's content by algorithm; the file is read once, or not without algorithms."""
     digests = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
     if not digests:
         return {}
@@ -387,6 +388,6 @@ def file_digests(path: Path, algorithms: Collection[str]) -> dict[str, str]:
 
 
 def byte_bar(name: str, total: int | None, initial: int = 0, hide: bool = False) -> "tqdm[Any]":
-    """A progress bar that counts bytes, shown on a terminal only."""
-    # disable=None: no bar where stderr is not a terminal
+    """Return a progress bar that counts bytes, shown only on a terminal."""
+    # disable=None: no bar if stderr is not a terminal
     return tqdm(total=total, initial=initial, desc=name, unit="B", unit_scale=True, disable=hide or None)

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, commit, machine, and the memory it took."""
+"""Origin of a result: versions, commit, machine, and peak memory."""
 
 import os
 import platform
@@ -16,48 +16,48 @@ from fgvc import __version__
 if sys.platform != "win32":
     import resource
 
-# torch is imported where it is needed: tables are made without it
+# torch is imported inside functions, since tables do not need it
 
 _PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
 _DIRTY = "-dirty"
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide what a run computes."""
+    """Return the versions of Python and of the packages that determine a run's result."""
     return {"python": platform.python_version(), "fgvc": __version__, **{name: version(name) for name in _PACKAGES}}
 
 
 def source_state() -> dict[str, Any]:
-    """`commit` of the checkout that fgvc is imported from, and `dirty`: whether tracked files differ from it.
+    """Return `commit` of the checkout that fgvc is imported from, and `dirty`: whether tracked files differ from it.
 
     Both are None outside a checkout.
     """
-    nowhere = {"commit": None, "dirty": None}
+    unknown = {"commit": None, "dirty": None}
     root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # installed: git would find whatever repository lies around it
-        return nowhere
+    if not (root / ".git").exists():  # installed: git would find any repository around it
+        return unknown
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
-        return nowhere
+        return unknown
     described = done.stdout.strip()
     return {"commit": described.removesuffix(_DIRTY), "dirty": described.endswith(_DIRTY)}
 
 
 def commit_label(record: Mapping[str, Any]) -> str | None:
-    """The commit of a record that has the keys of `source_state`, with "-dirty" where files differed from it.
+    """Return the commit of a record with the keys of `source_state`, with "-dirty" if files differed from it.
 
-    Records of earlier versions say so in the commit itself.
+    In records of earlier versions, the commit itself ends with "-dirty".
     """
     commit = record.get("commit")
     return f"{commit}{_DIRTY}" if isinstance(commit, str) and record.get("dirty") is True else commit
 
 
 def machine_facts() -> dict[str, Any]:
-    """The hardware that times, and the rounding of sums, depend on; no names of hosts or users.
+    """Return the hardware that affects times and the rounding of sums; no names of hosts or users.
 
-    `cpu_capability` is the widest instruction set that torch's own CPU kernels use, `processes` the number of processes
+    `cpu_capability` is the widest instruction set of torch's own CPU kernels. `processes` is the number of processes
     that share the work.
     """
     import torch
@@ -67,7 +67,7 @@ def machine_facts() -> dict[str, Any]:
     except OSError:
         facts = []  # not Linux
     names = [line.partition(":")[2].strip() for line in facts if line.startswith("model name")]
-    affinity = getattr(os, "sched_getaffinity", None)  # not everywhere
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on some systems
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     return {
         "system": platform.platform(),
@@ -84,22 +84,22 @@ def machine_facts() -> dict[str, Any]:
 
 
 def tf32_allowed() -> dict[str, bool]:
-    """Whether torch may round the factors of float32 products to TF32 on a GPU that has it.
+    """Return whether torch may round the factors of float32 products to TF32 on a GPU that has it.
 
-    These are torch's own settings, which fgvc does not change: by default yes for convolutions, no for matrix products.
-    The spectral layers forbid it for themselves, see `fgvc.spectral.precision.full_precision`. Not run on a GPU.
+    These are torch's settings; fgvc does not change them. The default is yes for convolutions and no for matrix
+    products. The spectral layers never use TF32, see `fgvc.spectral.precision.full_precision`. Not run on a GPU.
     """
     import torch
 
     backends: dict[str, Any] = {"matmul": torch.backends.cuda.matmul, "convolution": torch.backends.cudnn}
-    if hasattr(torch.backends.cudnn, "conv"):  # torch from 2.9 on; there the older names may raise
+    if hasattr(torch.backends.cudnn, "conv"):  # torch >= 2.9, where the older names may raise
         backends["convolution"] = torch.backends.cudnn.conv
         return {name: backend.fp32_precision == "tf32" for name, backend in backends.items()}
     return {name: bool(backend.allow_tf32) for name, backend in backends.items()}
 
 
 def reset_peak_memory() -> None:
-    """Start to count the peak again, so that a run in a sweep does not report the peak of the run before it."""
+    """Reset the peak, so that a run in a sweep does not report the peak of an earlier run."""
     import torch
 
     if torch.cuda.is_available():
@@ -107,13 +107,13 @@ def reset_peak_memory() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
-        return  # not Linux, or not permitted: the peak then counts from the start of the process
+        return  # not Linux, or not permitted: the peak counts from the start of the process
 
 
 def peak_memory_mb() -> float:
-    """Peak memory in MiB since `reset_peak_memory`: of the GPU where there is one, else of this process alone.
+    """Return the peak memory in MiB since `reset_peak_memory`: of the GPU if there is one, otherwise of this process.
 
-    Other processes of the same run, and those that load images, are not counted.
+    Other processes of the same run, and image-loading processes, are not counted.
     """
     import torch
 
@@ -122,7 +122,7 @@ def peak_memory_mb() -> float:
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-    except (OSError, IndexError):  # not Linux: bytes since the start of the process
+    except (OSError, IndexError):  # not Linux: the peak since the start of the process
         if sys.platform == "win32":
             return int(psutil.Process().memory_info().peak_wset) / 2**20
         unit = 1 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes on macOS

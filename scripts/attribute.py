@@ -1,4 +1,4 @@
-"""Which pixels a run's answers rest on, for all of the spectrum and for parts of it: overlays, grids, maps.
+"""Show which pixels a run's answers depend on, for the whole spectrum and parts of it: overlays, grids, maps.
 
 fgvc attribute results/demo/tf_efficientnet_lite0/seb/seed0 --images 6 --bands all,top4,bottom16
 fgvc attribute RUN --images bird.jpg --method hirescam,extremal --bands top16,bottom16 --eigenvectors 6
@@ -23,16 +23,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--images", default="6", metavar="N|PATH", help="N test images, a file, or a folder (6)")
-    parser.add_argument("--bands", type=_names, default=["all"], help="all, top16, bottom16, 8:24 ..., commas between")
+    parser.add_argument("--bands", type=_names, default=["all"], help="all, top16, bottom16, 8:24 ..., comma-separated")
     parser.add_argument("--method", type=_names, default=["gradcam"], help=f"{', '.join(METHODS)} (gradcam)")
-    parser.add_argument("--classes", type=_names, help="explain this class, or one for each image; true: the true ones")
+    parser.add_argument("--classes", type=_names, help="class to explain, or one per image; true: the true classes")
     parser.add_argument(
-        "--eigenvectors", type=int, default=0, metavar="N", help="picture N of each end of the spectrum"
+        "--eigenvectors", type=int, default=0, metavar="N", help="draw N eigenvectors from each end of the spectrum"
     )
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of N test images (0)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images that are explained at once (8)")
-    parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of N test images (0)")
+    parser.add_argument("--batch-size", type=int, default=8, help="number of images explained at once (8)")
+    parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
     parser.add_argument("--output", type=Path, help="folder of the files (default: attribution in the run folder)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
@@ -53,7 +53,7 @@ def main() -> None:
     written = write_attribution(found, output)
     print(attribution_markdown(found), end="\n\n")
     for method, seconds in found.seconds.items():
-        print(f"{method}: {seconds:.2f} s an image, {len(found.bands)} bands (load {psutil.getloadavg()[0]:.1f})")
+        print(f"{method}: {seconds:.2f} s per image, {len(found.bands)} bands (load {psutil.getloadavg()[0]:.1f})")
     print(f"written: {len(written)} files in {output}, see attribution.json")
 
 

@@ -22,11 +22,11 @@ def main() -> None:
     parser.add_argument(
         "source", type=Path, metavar="RUN_OR_FEATURES", help="a finished run, or a .npy file of (N, C, H, W)"
     )
-    parser.add_argument("--images", type=int, default=64, help="evenly spaced images (default: %(default)s)")
-    parser.add_argument("--keep", type=int, help="eigenvalues that SVD-TopN keeps (default: all but 50)")
-    parser.add_argument("--seed", type=int, default=0, help="of the loss where a file is given (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=64, help="number of evenly spaced images (default: %(default)s)")
+    parser.add_argument("--keep", type=int, help="number of eigenvalues that SVD-TopN keeps (default: all but 50)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the loss for a file (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="folder of the files (default: RUN/figures, or figures here)")
-    parser.add_argument("--root", help="folder of the run's dataset, where it has moved since training")
+    parser.add_argument("--root", help="folder of the run's dataset, if it has moved since training")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Calibrate the probabilities of runs on images they were not trained on; each keeps its calibration.json.
+"""Calibrate the probabilities of runs on images they were not trained on; write calibration.json to each run.
 
 fgvc calibrate results/cub80_frozen/tf_efficientnet_lite0/seb/seed0
 fgvc calibrate results/cub80_frozen/tf_efficientnet_lite0/*/seed* --output results/calibration
@@ -16,8 +16,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
-    parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
-    parser.add_argument("--cache", help="folder of cached feature maps, where it has moved since training")
+    parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached feature maps, if it has moved since training")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write tables and reliability diagrams of all")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()

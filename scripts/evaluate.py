@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
     parser.add_argument("--views", choices=VIEWS, default="single", help="average the logits over views of an image")
     parser.add_argument("--resize-size", type=int, metavar="N", help="pixels before the crop, instead of the run's")
-    parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
+    parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
     parser.add_argument("--output", type=Path, help="folder of the files (default: the run folder)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Export the trained model of a run, with a model card; its dataset is not needed.
+"""Export the trained model of a run, with a model card; the run's dataset is not needed.
 
 fgvc export results/cub80_frozen/tf_efficientnet_lite0/isqrt_cov/seed0 --to onnx --checkpoint best
 """
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, help="folder to write (default: exports/TO-CHECKPOINT in the run folder)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the export of another run there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an export of another run")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
     folder = export_run(

@@ -1,4 +1,4 @@
-"""Tables of finished runs, of the benchmark and of arithmetic, beside published numbers: md, tex, html and csv.
+"""Make tables of finished runs, the benchmark and arithmetic, next to published numbers: md, tex, html and csv.
 
 fgvc make_tables results/cub80_frozen
 fgvc make_tables results/cub80_frozen --table cost --table condition_number
@@ -17,7 +17,7 @@ from fgvc.resources import resource_folder
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "results", type=Path, nargs="*", help="run folders, folders with runs or with benchmark results, or such .json"
+        "results", type=Path, nargs="*", help="run folders, folders with runs or benchmark results, or .json results"
     )
     parser.add_argument("--table", action="append", choices=[*TABLES, "all"], help="repeatable (default: accuracy)")
     parser.add_argument("--output", type=Path, help="folder of the files (default: tables in the first RESULTS)")
@@ -28,9 +28,9 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_intermixed_args()
 
-    asked = arguments.table or ["accuracy"]
+    requested = arguments.table or ["accuracy"]
     tables, notes = make_tables(
-        list(TABLES) if "all" in asked else list(dict.fromkeys(asked)),
+        list(TABLES) if "all" in requested else list(dict.fromkeys(requested)),
         Inputs(tuple(arguments.results), arguments.paper),
     )
     folders = [path for path in arguments.results if path.is_dir()]

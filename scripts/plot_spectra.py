@@ -1,4 +1,4 @@
-"""Eigenvalues of covariances of finished runs: figure as PNG and PDF, its data as CSV, and a table.
+"""Plot covariance eigenvalues of finished runs: a figure as PNG and PDF, its data as CSV, and a table.
 
 fgvc plot_spectra results/cub80_frozen
 fgvc plot_spectra results/cub80_frozen --view conditions --view epochs --output figures
@@ -17,10 +17,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run folders of one setting, or folders with them")
     parser.add_argument("--view", action="append", choices=list(VIEWS), help="repeatable (default: methods)")
-    parser.add_argument("--images", type=int, metavar="N", help="look at N test images again (views classes, layers)")
-    parser.add_argument("--smallest", type=int, default=8, metavar="K", help="how many eigenvalues count as small (8)")
-    parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
-    parser.add_argument("--cache", help="folder of cached features, where it has moved since training")
+    parser.add_argument("--images", type=int, metavar="N", help="compute N test images again (views classes, layers)")
+    parser.add_argument("--smallest", type=int, default=8, metavar="K", help="number of small eigenvalues (8)")
+    parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached features, if it has moved since training")
     parser.add_argument("--output", type=Path, help="folder of the files (default: figures in the first RUNS)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a run is left out")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -1,4 +1,4 @@
-"""Name what is on images, by the model of a run: probable classes, calibrated probabilities, an overlay of each.
+"""Classify images with the model of a run: probable classes, calibrated probabilities, an overlay per image.
 
 fgvc predict results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 bird.jpg
 fgvc predict results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 photographs/ --json > names.json
@@ -19,15 +19,15 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="names for each image (default: 5)")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="number of names per image (default: 5)")
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="default with a folder: predicted/predictions.csv in RUN"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.add_argument("--overlay", type=Path, metavar="FOLDER", help="default without a folder: predicted in RUN")
-    parser.add_argument("--no-overlay", action="store_true", help="draw none")
-    parser.add_argument("--method", choices=METHODS, default=METHOD, help=f"of the overlays (default: {METHOD})")
-    parser.add_argument("--no-calibration", action="store_true", help="leave a run that is not calibrated as it is")
+    parser.add_argument("--no-overlay", action="store_true", help="draw no overlays")
+    parser.add_argument("--method", choices=METHODS, default=METHOD, help=f"overlay method (default: {METHOD})")
+    parser.add_argument("--no-calibration", action="store_true", help="do not calibrate a run that is not calibrated")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if there is a note")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Get a dataset: download, check, unpack, verify; or say how to get it by hand where its terms forbid the download.
+"""Get a dataset: download, check, unpack, verify; or say how to get it by hand if its terms forbid a download.
 
 fgvc prepare_data cub
 fgvc prepare_data nabirds --from-archive nabirds.tar.gz
@@ -16,15 +16,15 @@ from fgvc.resources import resource_folder
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of a card in datasets/: cub, cars, aircraft, dogs, nabirds, imagenet, synthetic")
+    parser.add_argument("name", help="card in datasets/: cub, cars, aircraft, dogs, nabirds, imagenet, synthetic")
     parser.add_argument("--root", type=Path, help="the dataset's folder (default: datasets/NAME)")
     parser.add_argument(
-        "--from-archive", type=Path, nargs="+", default=[], metavar="FILE", help="local files in place of downloads"
+        "--from-archive", type=Path, nargs="+", default=[], metavar="FILE", help="local files instead of downloads"
     )
     parser.add_argument(
         "--verify-only", action="store_true", help="download and write nothing, verify everything again"
     )
-    parser.add_argument("--workers", type=int, default=4, help="threads that decode images (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=4, help="threads for decoding images (default: %(default)s)")
     cards = resource_folder("datasets")
     parser.add_argument("--cards", type=Path, default=cards, help="folder with the cards (default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -1,4 +1,4 @@
-"""One page of HTML on some runs, that needs no other file and no network: tables, plots, pictures, configurations.
+"""Write one HTML page about runs that needs no other file and no network: tables, plots, pictures, configurations.
 
 fgvc report results/cub80_frozen
 fgvc report results/cub80_frozen results/demo --output report.html

@@ -1,4 +1,4 @@
-"""Do large and small eigenvalues look at different places, and whose map says more of what a head rests on?
+"""Measure whether large and small eigenvalues look at different places, and which map explains the head better.
 
 fgvc study_attribution results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0 --bands top8,8:
 fgvc study_attribution RUN OTHER_RUN --method gradcam,decomposition --images 80 --output figures
@@ -26,15 +26,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     option = parser.add_argument
     option("results", type=Path, nargs="+", help="runs of one setting on one backbone, or folders with them")
-    option("--images", type=int, default=200, help="test images, evenly spaced (default: %(default)s)")
+    option("--images", type=int, default=200, help="number of test images, evenly spaced (default: %(default)s)")
     option("--bands", type=_names, default="top8,8:", help="top8, bottom8, 8:24, 8:, ... (default: %(default)s)")
-    option("--method", type=_names, default="gradcam,decomposition", help=f"of {', '.join(METHODS)} (%(default)s)")
-    option("--steps", type=int, default=16, help="of the curves (default: %(default)s)")
-    option("--cell", type=int, default=16, help="pixels a side that are replaced together (default: %(default)s)")
-    option("--boxes", action="store_true", help="also the share of each map inside the object's bounding box")
-    option("--seed", type=int, default=0, help="of random maps, ties and resampling (default: %(default)s)")
-    option("--root", help="folder of the dataset, where it has moved since training")
-    option("--cache", help="folder of cached features, where it has moved since training")
+    option("--method", type=_names, default="gradcam,decomposition", help=f"any of {', '.join(METHODS)} (%(default)s)")
+    option("--steps", type=int, default=16, help="number of steps of the curves (default: %(default)s)")
+    option("--cell", type=int, default=16, help="side in pixels of replaced cells (default: %(default)s)")
+    option("--boxes", action="store_true", help="also measure each map's share inside the object's bounding box")
+    option("--seed", type=int, default=0, help="seed of random maps, ties and resampling (default: %(default)s)")
+    option("--root", help="folder of the dataset, if it has moved since training")
+    option("--cache", help="folder of cached features, if it has moved since training")
     option("--output", type=Path, help="folder of the files (default: attribution_study in the first RESULTS)")
     option("--strict", action="store_true", help="exit with 1 if a run is left out")
     option("--debug", action="store_true", help="show the traceback of an error")

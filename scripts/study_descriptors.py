@@ -1,4 +1,4 @@
-"""Which classes are alike in a run's descriptors: pairs and their confusion, nearest neighbours, a t-SNE map.
+"""Find similar classes in a run's descriptors: pairs and their confusion, nearest neighbours, a t-SNE map.
 
 fgvc study_descriptors results/cub80_frozen
 fgvc study_descriptors results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 --output figures
@@ -18,10 +18,10 @@ from fgvc.studies.descriptors.show import correlations_markdown, embedding_figur
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="runs of one setting, or folders with them")
-    parser.add_argument("--map", dest="label", help="label of the method that is drawn (default: the most accurate)")
-    parser.add_argument("--seed", type=int, default=0, help="of map and intervals (default: %(default)s)")
-    parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
-    parser.add_argument("--cache", help="folder of cached features, where it has moved since training")
+    parser.add_argument("--map", dest="label", help="label of the method to draw (default: the most accurate)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of map and intervals (default: %(default)s)")
+    parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached features, if it has moved since training")
     parser.add_argument("--output", type=Path, help="folder of the files (default: descriptors in the first RESULTS)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a run is left out")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -39,7 +39,7 @@ def main() -> None:
     drawn = study.embedding["label"].iloc[0]
     print(f"{neighbours_markdown(study.neighbours)}\n\nLeave-one-out top-1 in % by nearest neighbours.\n")
     print(f"{pairs_markdown(study.pairs[study.pairs['label'] == drawn])}\n\nClosest pairs of classes of {drawn}.\n")
-    print(f"{correlations_markdown(study.correlations)}\n\nOf closeness and confusion, over all pairs of classes.\n")
+    print(f"{correlations_markdown(study.correlations)}\n\nCloseness against confusion, over all pairs of classes.\n")
     print(f"written: {', '.join(map(str, written))}")
     end_with_notes(notes + more, strict=arguments.strict)
 

@@ -1,4 +1,4 @@
-"""What float32 spectra and features in half precision cost against float64: errors, and accuracy of trained runs.
+"""Measure the cost of float32 spectra and features in half precision against float64: errors, accuracy of runs.
 
 fgvc study_precision results/cub80_frozen/tf_efficientnet_lite0/mpn_cov/seed0
 fgvc study_precision RUN OTHER_RUN --trained results/cub80_precision --output results/cub80/precision
@@ -22,12 +22,12 @@ from fgvc.studies.precision.show import (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="finished runs of covariance heads, each of another width")
+    parser.add_argument("runs", type=Path, nargs="+", help="finished runs of covariance heads with different widths")
     parser.add_argument("--trained", type=Path, nargs="+", help="runs in float64 and in float32, or folders with them")
-    parser.add_argument("--images", type=int, default=64, help="test images of each run (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=64, help="number of test images per run (default: %(default)s)")
     parser.add_argument("--methods", nargs="+", default=STUDIED, metavar="METHOD[-GRADIENT]", help="(%(default)s)")
-    parser.add_argument("--keep", type=int, help="eigenvalues that SVD-TopN keeps (default: all but 50)")
-    parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
+    parser.add_argument("--keep", type=int, help="number of eigenvalues that SVD-TopN keeps (default: all but 50)")
+    parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
     parser.add_argument("--output", type=Path, default=Path("figures"), help="folder of the files (%(default)s)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a run is left out")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -37,7 +37,7 @@ def main() -> None:
     texts = save_precision(study, given.output)
     for channels, part in study.errors.groupby("channels", sort=False):
         print(f"{errors_markdown(part, 'arithmetic')}\n\nRelative errors, d = {channels}: median / 95 % / max.\n")
-    print(f"{eigenvalues_markdown(study.eigenvalues)}\n\nEigenvalues in float32: median / max error (how many).\n")
+    print(f"{eigenvalues_markdown(study.eigenvalues)}\n\nEigenvalues in float32: median / max error (number).\n")
     notes: list[str] = []
     if given.trained:
         runs, notes = find_finished(given.trained)

@@ -1,4 +1,4 @@
-"""How much do the small eigenvalues matter? Tables and figures of runs that differ in what their heads do to them.
+"""Measure how much small eigenvalues matter: tables and figures of runs with heads that treat them differently.
 
 fgvc study_truncation results/cub80_truncation
 fgvc study_truncation results/cub80_amplification --no-cut --reference "MPN-COV (exact)"
@@ -18,13 +18,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="runs of one setting, or folders with them")
     parser.add_argument(
-        "--reference", default="MPN-COV (exact)", help="what the others are compared with (%(default)s)"
+        "--reference", default="MPN-COV (exact)", help="label of the method to compare with (%(default)s)"
     )
     parser.add_argument(
-        "--no-cut", action="store_true", help="do not evaluate the runs that see all eigenvalues on parts"
+        "--no-cut", action="store_true", help="do not evaluate runs with all eigenvalues on parts of them"
     )
-    parser.add_argument("--root", help="folder of the dataset, where it has moved since training")
-    parser.add_argument("--cache", help="folder of cached features, where it has moved since training")
+    parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached features, if it has moved since training")
     parser.add_argument("--output", type=Path, help="folder of the files (default: study in the first RESULTS)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a run is left out")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -2,7 +2,7 @@
 
 fgvc train experiment=cub80_frozen dataset.root=PATH method=seb seed=0
 fgvc train -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
-fgvc train experiment=cars_resnet50 method=svd_pade --dry-run    # two steps on random images, nothing kept
+fgvc train experiment=cars_resnet50 method=svd_pade --dry-run    # two steps on random images, nothing saved
 """
 
 import sys

@@ -38,7 +38,7 @@ def test_files_of_a_run(home: Path, here: Here) -> None:
         cwd=home,
     )
     assert done.returncode == 0, done.stderr
-    assert "hirescam: " in done.stdout and " s an image, 2 bands" in done.stdout
+    assert "hirescam: " in done.stdout and " s per image, 2 bands" in done.stdout
     folder = home / "seb" / "attribution"
     record = json.loads((folder / "attribution.json").read_text(encoding="utf-8"))
     assert record["schema"] == 1 and record["run"] == "seb" and record["bands"] == {"top1": [0, 1], "1:3": [1, 3]}

@@ -120,7 +120,7 @@ def test_an_installed_package_reads_its_own_folders(tmp_path: Path, monkeypatch:
     (package / "datasets" / "mine.yaml").touch()
     monkeypatch.setattr("fgvc.resources._PACKAGE", package)
     assert list_cards(resource_folder("datasets")) == ["mine"]
-    with pytest.raises(UserError, match=r"configs: no such folder, nor .*configs; install fgvc again"):
+    with pytest.raises(UserError, match=r"configs and .*configs: no such folder; install fgvc again"):
         resource_folder("configs")
 
 

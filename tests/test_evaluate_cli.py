@@ -145,7 +145,7 @@ def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Callable[
     last, best = (restore_run(path, CPU, checkpoint=which).head.pooling for which in ("last", "best"))
     assert type(best) is type(create_pooling("isqrt_cov", channels=8)) and type(last) is not type(best)
     file.write_text(json.dumps(summary | {"best": summary["best"] | {"epoch": None}}))
-    with pytest.raises(RunError, match="of which epoch the best weights are"):
+    with pytest.raises(RunError, match="does not name the epoch of the best weights"):
         restore_run(path, CPU, checkpoint="best")
 
 

@@ -224,7 +224,7 @@ def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: E
         ]
         same = maps.shape == model.backbone(IMAGES).shape and torch.allclose(maps, model.backbone(IMAGES), atol=1e-5)
     assert ("keeps the stride of its last stage" in card) == (not same) == (run == "wide")
-    assert ("The backbone alone" in card) == (run != "gap")
+    assert ("Only the backbone" in card) == (run != "gap")
 
 
 def test_timm_resizes_to_the_size_of_the_run() -> None:

@@ -51,7 +51,7 @@ def test_map_and_published_preparation(name: str) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ConfigError, match=r"gives no feature map of images of 16 x 16 pixels .* native size is 224"):
+    with pytest.raises(ConfigError, match=r"gives no feature map for images of 16 x 16 pixels .* native size is 224"):
         create_backbone("alexnet", image_size=16)
     with pytest.raises(ConfigError, match="one of its tags: tv_in1k"):
         create_backbone("alexnet.in21k")

@@ -159,7 +159,7 @@ def test_impossible_setting_names_value_and_fix(settings: dict[str, Any], words:
 
 
 def test_model_without_intermediate_features_is_refused() -> None:
-    with pytest.raises(ConfigError, match="plain: timm offers no feature map"):
+    with pytest.raises(ConfigError, match="plain: timm gives no feature map"):
         Backbone(nn.Conv2d(3, 8, 3), name="plain")
 
 
@@ -172,7 +172,7 @@ def test_model_whose_features_are_no_map_is_refused() -> None:
         def forward_intermediates(self, images: torch.Tensor, **_: Any) -> list[torch.Tensor]:
             return [images.flatten(2)]
 
-    with pytest.raises(ConfigError, match=r"tokens: .*no map .*\(1, 3, 1024\)"):
+    with pytest.raises(ConfigError, match=r"tokens: .*\(1, 3, 1024\), not a map"):
         Backbone(Tokens(), name="tokens")
 
 

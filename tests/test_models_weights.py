@@ -195,7 +195,7 @@ def test_damaged_and_foreign_files_are_refused(resnet18: State, tmp_path: Path) 
         "cut.safetensors": "cannot be read",
         "cut.pth": "cannot be read",
         "empty.pth": "cannot be read",
-        "page.pth": "is refused: it is damaged or no PyTorch file",
+        "page.pth": "is refused: it is damaged or not a PyTorch file",
         "list.pth": "holds no named tensors",
         "absent.pth": "does not exist",
         "": "is a folder",

@@ -217,7 +217,7 @@ def test_states_of_another_number_of_processes_and_of_earlier_versions(tmp_path:
     state = store.read()
     store.write(state | {"generators": state["generators"] * 2}, epoch=0, step=1)
     done = train_here(tmp_path, "run_dir=run", "trainer.save_steps=1")
-    assert done.returncode == 0 and "2 processes, there are 1 now" in done.stderr
+    assert done.returncode == 0 and "2 processes and there are now 1" in done.stderr
     old = tmp_path / "old"
     shutil.copytree(tmp_path / "run", old)
     for file in (old / "checkpoints").glob("state-*"):

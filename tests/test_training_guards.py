@@ -107,7 +107,7 @@ def test_a_loss_that_grows_and_stays_is_a_divergence() -> None:
     alarms = watched_losses([*falling, *[60.0] * 150])
     # the median needs half a window of them, and has to stay a whole one
     assert [step for step, _ in alarms] == [99 + 25 + 49, 99 + 25 + 99]
-    assert "above 5 times the lowest so far, " in alarms[0][1] and "it is 60 now" in alarms[0][1]
+    assert "above 5 times its lowest value, " in alarms[0][1] and "it is 60 now" in alarms[0][1]
     assert watched_losses([*falling, *[4.37] * 100])  # collapsed to guessing
     assert watched_losses([4.4 * 1.2**step for step in range(100)])  # from the first step on
 
@@ -229,7 +229,7 @@ def test_a_gradient_that_is_not_finite_is_named_by_layer_sample_and_weights() ->
     inputs[2] = 0
     body = nn.Sequential(nn.Conv2d(6, 4, 1, bias=False), nn.Sequential(Root()))
     model = nn.Sequential(body, nn.Flatten(), nn.Dropout(0.1), nn.Linear(100, 3))
-    assert look(model, inputs, targets) == Cause("the gradient that leaves 0.1.0", [2])
+    assert look(model, inputs, targets) == Cause("the input gradient of 0.1.0", [2])
     model.zero_grad()
     nn.functional.cross_entropy(model(inputs), targets).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -148,7 +148,7 @@ def test_unknown_settings_of_a_finished_run_are_left_out_with_a_note(
     folder.config_file.write_text(folder.config_file.read_text().replace("trainer:", "trainer:\n  magic: 3"))
     with caplog.at_level("INFO"):
         assert folder.read_config() == a_config()
-    assert "left out trainer.magic, colour" in caplog.text
+    assert "ignored trainer.magic, colour" in caplog.text
     folder.write_summary({"status": "stopped"})
     with pytest.raises(RunError, match=r"no setting trainer\.magic, colour, and the run is not finished"):
         folder.read_config()

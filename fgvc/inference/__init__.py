@@ -1,4 +1,4 @@
-"""What is done with one trained run: evaluate, predict, calibrate, export, repeat."""
+"""Work with one trained run: evaluate, predict, calibrate, export, repeat."""
 
 from fgvc.inference.evaluate import RunEvaluation, evaluate_run
 from fgvc.inference.rerun import rerun

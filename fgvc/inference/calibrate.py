@@ -1,4 +1,4 @@
-"""The temperature of a run's probabilities, fitted on images it was not trained on and kept in RUN/calibration.json."""
+"""Calibration of a run: fits a temperature on images it was not trained on and saves it in RUN/calibration.json."""
 
 import logging
 from dataclasses import dataclass
@@ -38,10 +38,10 @@ class Calibration:
 
     Attributes:
         checkpoint: "last" or "best".
-        temperature: the logits are divided by it; None where the images do not determine one, as when all are right.
-        split: the images it was fitted on: "validation", or "test" of a run that held out none.
-        images: their number.
-        record: all that calibration.json holds of it, see docs/prediction.md.
+        temperature: Divisor of the logits. None if the images determine none, e.g. when every prediction is right.
+        split: Images the temperature was fitted on: "validation", or "test" if the run held out no validation images.
+        images: Number of images in that split.
+        record: Entry of this checkpoint in calibration.json, see docs/prediction.md.
     """
 
     checkpoint: str
@@ -52,7 +52,7 @@ class Calibration:
 
     @property
     def text(self) -> str:
-        """What was fitted, and what became of the error, in a line."""
+        """One line: the fitted temperature, and the calibration error and loss before and after."""
         on = f"{self.images:,} {self.split} images"
         if self.temperature is None:
             return f"{self.checkpoint} weights: {on} determine no temperature; probabilities stay uncalibrated"
@@ -67,9 +67,9 @@ class Calibration:
 def calibrate_run(
     path: str | Path, *, checkpoint: str = "last", root: str | None = None, cache: str | None = None
 ) -> Calibration:
-    """Fit the temperature of a run's saved weights and keep it in its calibration.json, in place of an older one.
+    """Fit the temperature of a run's saved weights and save it in calibration.json, replacing an older one.
 
-    See `fit_calibration`, also for arguments and errors.
+    See `fit_calibration` for arguments and errors.
     """
     calibration = fit_calibration(Path(path), checkpoint=checkpoint, root=root, cache=cache)
     keep_calibration(Path(path), calibration)
@@ -79,20 +79,20 @@ def calibrate_run(
 def fit_calibration(
     path: Path, *, checkpoint: str = "last", root: str | None = None, cache: str | None = None
 ) -> Calibration:
-    """The temperature of a run's saved weights, and what it does to the error; writes nothing.
+    """Fit the temperature of a run's saved weights and measure its effect on the error; write nothing.
 
-    It is fitted on the validation images, or, of a run that held out none, on the test split: never on images that were
-    trained on. The error afterwards is cross-fitted, so no image is measured with a temperature that it took part in.
+    The fit uses the validation images, or the test split if the run held out none. It never uses training images. The
+    error afterwards is cross-fitted: each image is measured with a temperature fitted without it.
 
     Args:
         path: the run folder.
         checkpoint: "last" or "best".
-        root: folder of the dataset, where it is not the one the run was trained with.
-        cache: folder of cached feature maps, where it is not that one.
+        root: folder of the dataset; None means the one in the run's configuration.
+        cache: folder of cached feature maps; None means the one in the run's configuration.
 
     Raises:
-        RunError: not a run; its weights are missing, damaged, of another architecture, or give no finite logits; or
-            there is one image only.
+        RunError: not a run; its weights are missing, damaged, of another architecture, or give logits that are not
+            finite; or there are fewer than two images.
         DatasetError, WeightsError: as in training.
     """
     config = RunFolder(path).read_config()
@@ -124,15 +124,15 @@ def fit_calibration(
 
 
 def keep_calibration(path: Path, calibration: Calibration) -> None:
-    """Write a calibration to a run's calibration.json, beside that of the other checkpoint."""
+    """Write a calibration to a run's calibration.json; the entry of the other checkpoint stays."""
     file = _file(path)
-    with locked(path / ".calibration.lock", on_wait=lambda: None):  # one of "last" and "best" must not lose the other
+    with locked(path / ".calibration.lock", on_wait=lambda: None):  # a parallel write must not drop the other entry
         records = {**_read(file), calibration.checkpoint: calibration.record}
         write_json_atomic(file, {"schema": _SCHEMA, "checkpoints": records})
 
 
 def read_calibration(path: Path, checkpoint: str = "last") -> Calibration | None:
-    """The calibration of a run's saved weights; None where there is none, or one of other weights.
+    """Return the calibration of a run's saved weights; None if there is none or it belongs to other weights.
 
     Raises:
         RunError: the weights are missing.
@@ -146,7 +146,7 @@ def read_calibration(path: Path, checkpoint: str = "last") -> Calibration | None
 def _held_out_logits(
     path: Path, checkpoint: str, root: str | None, cache: str | None, split: str
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, num_classes) and targets (N,) of a split, in float32 as a prediction has them."""
+    """Return logits (N, num_classes) and targets (N,) of a split, in float32 as in a prediction."""
     config = RunFolder(path).read_config()
     config.trainer.precision = "no"
     accelerator = create_accelerator(config, path, training=False)
@@ -180,7 +180,7 @@ def _weights_digest(path: Path, checkpoint: str) -> str:
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
-    """The records of a calibration.json by checkpoint; nothing of a missing or unusable one, which is warned of."""
+    """Return the entries of a calibration.json by checkpoint; empty if it is missing or, with a warning, unusable."""
     if not file.is_file():
         return {}
     try:
@@ -191,13 +191,13 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
         for checkpoint, record in records.items():
             _check(checkpoint, record)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        _log.warning("%s is of no use (%s); calibrate the run again", file, error)
+        _log.warning("%s cannot be used (%s); calibrate the run again", file, error)
         return {}
     return records
 
 
 def _check(checkpoint: str, record: dict[str, Any]) -> None:
-    """Raise where a record is of no checkpoint or lacks what is read of it."""
+    """Raise ValueError or KeyError if an entry has an unknown checkpoint, or a needed field is missing or wrong."""
     temperature = record["temperature"]
     number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
     if temperature is not None and not (number and is_determined(temperature)):

@@ -1,4 +1,4 @@
-"""Evaluation of a finished run, looking at each test image once or in several views."""
+"""Evaluation of a finished run, with one or several views of each test image."""
 
 import logging
 import math
@@ -33,13 +33,13 @@ class RunEvaluation:
     """A run's result on its test split.
 
     Attributes:
-        name: what its files are told apart by, e.g. "last", "best-mirror", "last-ten_crop-resize256".
-        title: run and accuracy in a line, checkpoint and views in another.
-        accuracy: in per cent.
-        predictions: one row an image, see `Evaluation.predictions`.
-        classes: names of the class indices.
-        record: what evaluation-NAME.json holds.
-        folder: where the files are.
+        name: Name in the file names, e.g. "last", "best-mirror", "last-ten_crop-resize256".
+        title: Two lines: run and accuracy, then checkpoint and views.
+        accuracy: Accuracy in per cent.
+        predictions: Table with one row per image, see `Evaluation.predictions`.
+        classes: Class names by class index.
+        record: Content of evaluation-NAME.json.
+        folder: Folder of the files.
     """
 
     name: str
@@ -52,7 +52,7 @@ class RunEvaluation:
 
     @property
     def files(self) -> list[Path]:
-        """Those that `evaluate_run` wrote."""
+        """The files that `evaluate_run` wrote."""
         return [self.folder / f"evaluation-{self.name}.json", self.folder / f"predictions-{self.name}.csv"]
 
 
@@ -65,22 +65,23 @@ def evaluate_run(
     root: str | None = None,
     output: Path | None = None,
 ) -> RunEvaluation:
-    """Evaluate saved weights of a run on its test split; writes evaluation-NAME.json and predictions-NAME.csv.
+    """Evaluate saved weights of a run on its test split; write evaluation-NAME.json and predictions-NAME.csv.
 
-    Only the test split is read. A single view of a run with a frozen backbone comes from the cached feature maps, as in
-    training; any other goes through backbone and head, and nothing is cached.
+    Only the test split is read. If the backbone is frozen, a single view uses the cached feature maps, as in training.
+    All other views go through backbone and head, and nothing is cached.
 
     Args:
         path: the run folder.
         checkpoint: "last" or "best".
-        views: "single"; "mirror" or "ten_crop", whose logits are averaged, see `ViewTransform`.
+        views: "single", "mirror" or "ten_crop"; logits of several views are averaged, see `ViewTransform`.
         resize_size: pixels before the crop; None means as in the run.
-        root: folder of the dataset, where it is not the one the run was trained with.
+        root: folder of the dataset; None means the one in the run's configuration.
         output: folder of the files; None means the run folder.
 
     Raises:
         ConfigError: unknown views, or sizes that leave no room for them.
-        RunError: not a run; its weights are missing, damaged, of another architecture, or give no finite loss.
+        RunError: not a run; its weights are missing, damaged, of another architecture, or give a loss that is not
+            finite.
         DatasetError, WeightsError: as in training.
     """
     accelerator = create_accelerator(RunFolder(path).read_config(), path, training=False)
@@ -117,13 +118,13 @@ def evaluate_run(
 
 
 def _module_and_loader(restored: Restored, transform: ViewTransform, own: TransformSpec) -> tuple[nn.Module, Loader]:
-    """What to evaluate, and its batches: on cached feature maps where they hold these views, else on images."""
+    """Return the module and its batches: cached feature maps if they hold this view, otherwise images."""
     config = restored.config
     if config.backbone.frozen and transform == ViewTransform(own.deterministic()):
         return restored.trained, create_loader(
             restored.inputs(), config.trainer.workers, batch_size=config.trainer.eval_batch_size
         )
-    # as many views in a batch as there would be images
+    # each image takes the memory of several views
     batch_size = max(inference_batch_size(config, restored.device) // VIEWS[transform.views], 1)
     images: Any = restored.images.with_transform(transform)
     loader: Loader = DataLoader(images, batch_size=batch_size, num_workers=config.trainer.workers)

@@ -1,4 +1,4 @@
-"""A trained model for others: as safetensors, ONNX, a timm folder or a PyTorch program, each with a model card."""
+"""Export of a trained model as safetensors, ONNX, a timm folder or a PyTorch program, each with a model card."""
 
 import hashlib
 from pathlib import Path
@@ -29,31 +29,31 @@ def export_run(
     overwrite: bool = False,
     cards: Path | None = None,
 ) -> Path:
-    """Export the model of a run into a folder, whole or not at all; the run's dataset is not needed.
+    """Export the model of a run into a folder, completely or not at all; the run's dataset is not needed.
 
     The folder holds the model, export.json (classes, preprocessing, method, accuracies, versions) and README.md, a
-    model card with a snippet that loads it. What was written is compared with the run's model before the folder gets
-    its name: weights tensor by tensor, programs by their logits on random images (ONNX where onnxruntime is installed).
+    model card with a snippet that loads it. The folder gets its name only after the export matches the run's model:
+    weights tensor by tensor, programs by their logits on random images (ONNX only if onnxruntime is installed).
 
     Args:
         path: the run folder.
         to: "safetensors": the whole model for `fgvc.models.load_checkpoint`, facts in its header; "onnx": for
-            onnxruntime, any batch size; "timm": the backbone in timm's folder layout, with the classifier where timm's
+            onnxruntime, any batch size; "timm": the backbone in timm's folder layout, with the classifier if timm's
             model then gives the same logits; "pt2": a program of `torch.export`, any batch size.
         checkpoint: "last" or "best".
-        output: the folder to write; None: exports/TO-CHECKPOINT in the run folder. An export of the same run there is
-            replaced.
-        overwrite: replace an export of another run too.
+        output: the folder to write; None means exports/TO-CHECKPOINT in the run folder. An export of the same run in
+            this folder is replaced.
+        overwrite: whether to replace an export of another run too.
         cards: folder of the dataset cards, for the licence of the images.
 
     Returns:
         The folder.
 
     Raises:
-        RunError: not a run, its weights are missing or damaged, `output` holds something else, or what was
-            written differs from the run's model.
-        ConfigError: unknown format, one that the method cannot be exported to, or a package is missing.
-        WeightsError: the weights of a frozen backbone are missing or others.
+        RunError: not a run, its weights are missing or damaged, `output` holds something else, or the export differs
+            from the run's model.
+        ConfigError: the format is unknown or impossible for this method, or a package is missing.
+        WeightsError: the weights of a frozen backbone are missing or differ.
     """
     if to not in WRITERS:
         raise ConfigError(f"unknown format {to!r}; choose one of {', '.join(WRITERS)}")
@@ -71,7 +71,7 @@ def export_run(
 
 
 def _require_free(output: Path, run: str, overwrite: bool) -> None:
-    """Raise RunError unless nothing is at `output`, or an export that may be replaced."""
+    """Raise RunError unless `output` is free, or is an export that may be replaced."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     try:
@@ -83,7 +83,7 @@ def _require_free(output: Path, run: str, overwrite: bool) -> None:
 
 
 def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Facts:
-    """What a user of the model must know, as JSON."""
+    """Return the facts that a user of the model needs, as JSON."""
     config, summary = folder.read_config(), folder.read_summary()
     method = restored_method(config, read_run(folder.path), checkpoint)
     adapter, transform = config.dataset.adapter or config.dataset.name, config.dataset.transform
@@ -123,7 +123,7 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
 
 
 def _hybrid(config: RunConfig) -> Facts | None:
-    """The two stages of a hybrid run, of which `method` in the facts is one."""
+    """Return the two stages of a hybrid run; `method` in the facts is one of them."""
     if config.hybrid.method is None:
         return None
     return {"first": config.hybrid.method, "switch_epoch": config.switch_epoch, "then": config.method.name}
@@ -138,11 +138,11 @@ def _started_from(config: RunConfig) -> str:
 
 
 def model_card(facts: Facts, cards: Path | None) -> str:
-    """Markdown from what is known of a model.
+    """Return the model card, in Markdown.
 
     Args:
-        facts: as `fgvc.inference.export.export_run` writes them to export.json.
-        cards: folder of the dataset cards; None, or one without a card of this dataset, leaves its licence open.
+        facts: content of export.json, as `export_run` writes it.
+        cards: folder of the dataset cards; with None, or without a card of this dataset, the card names no licence.
     """
     sections = {
         f"{facts['label']} on {facts['backbone']}, {facts['dataset']}": _summary(facts, cards),
@@ -193,7 +193,7 @@ def _versions(versions: dict[str, str] | None) -> str:
 
 
 def _accuracy(facts: Facts) -> str:
-    text = "Per cent, of the test images; the exported weights are the {} ones.\n\n".format(facts["checkpoint"])
+    text = "In per cent, on the test images. The exported weights are the {} ones.\n\n".format(facts["checkpoint"])
     text += "| weights | epoch | top-1 | top-5 | mean over classes |\n| :-- | --: | --: | --: | --: |\n"
     for which in ("final", "best"):
         found = facts[which]
@@ -277,23 +277,21 @@ _SNIPPETS = {"safetensors": _fgvc_snippet, "onnx": _onnx_snippet, "pt2": _pt2_sn
 def _limitations(facts: Facts) -> list[str]:
     size = facts["preprocessing"]["size"]
     lines = [
-        f"Any image is answered with one of these {len(facts['classes'])} classes, whatever it shows.",
-        "The accuracies are of one run and one seed on the test images of this dataset; others differ.",
-        "The licence of the images and of the weights the training started from may limit the use.",
+        f"The model answers with one of these {len(facts['classes'])} classes, whatever the image shows.",
+        "The accuracies are from one run, one seed and the test images of this dataset; other runs and images differ.",
+        "The licences of the images and of the weights that training started from may limit the use.",
     ]
     if facts["best"] and facts["best"].get("selected_on", "test") == "test" and facts["checkpoint"] == "best":
         lines.append("The weights were selected on the test images, so their accuracy is optimistic.")
     if facts["format"] in ("onnx", "pt2"):
-        lines.append(f"For batches of any size, of images of {size} x {size} pixels only; not for training.")
+        lines.append(f"Batches of any size, but only images of {size} x {size} pixels; not for training.")
     if facts["format"] == "pt2":
-        lines.append(
-            "An eigendecomposition that fails is not tried again, and features that are not finite not refused."
-        )
+        lines.append("A failed eigendecomposition is not retried. Features that are not finite raise no error.")
     if facts["format"] == "onnx" and not facts["compared"]:
-        lines.append("onnxruntime was not installed at the export: the logits have not been compared with the model's.")
+        lines.append("onnxruntime was not installed at the export: the logits were not compared with the run's model.")
     if facts["format"] == "timm":
         if not facts["classifier"]:
-            lines.append("The backbone alone: timm's model has no place for the pooling and its classifier.")
+            lines.append("Only the backbone: timm's model has no place for the pooling and its classifier.")
         if not facts["same_map"]:
-            lines.append("timm's model keeps the stride of its last stage: its feature map is not that of the run.")
+            lines.append("timm's model keeps the stride of its last stage: its feature map differs from the run's.")
     return lines

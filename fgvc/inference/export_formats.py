@@ -1,8 +1,8 @@
-"""Writers of the formats a trained model is exported to.
+"""Writers of the export formats of a trained model.
 
-Each compares what it wrote with the model it was given: files of weights are read again and must hold the same tensors,
-programs and timm's models must compute the same. Of ONNX this needs onnxruntime; timm's model of a backbone whose last
-stride was removed has another feature map, and only its weights are compared.
+Each writer compares its output with the given model. Weights files are read again and must hold the same tensors;
+programs and timm's models must compute the same outputs. For ONNX this needs onnxruntime. If the run removed the last
+stride of the backbone, timm's model has another feature map, and only its weights are compared.
 """
 
 import importlib.util
@@ -22,19 +22,19 @@ from fgvc.errors import ConfigError, RunError
 from fgvc.models import Backbone, FineGrainedModel
 from fgvc.pooling import SpectralPooling
 
-_TOLERANCE = 1e-4  # relative, of logits on random images: the exporters reorder float32 operations
+_TOLERANCE = 1e-4  # relative difference of logits on random images: the exporters reorder float32 operations
 
 Facts = dict[str, Any]
 
 
 def _images(facts: Facts, batch: int) -> Tensor:
-    """Random images (batch, 3, size, size) for tracing and comparing."""
+    """Return random images (batch, 3, size, size) for tracing and comparing."""
     size = facts["preprocessing"]["size"]
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
 
 
 def _difference(function: Callable[[Tensor], Tensor], model: nn.Module, facts: Facts) -> float:
-    """Largest difference of the outputs on three images, relative to the largest output; infinite for other shapes."""
+    """Return the largest output difference on three images, relative to the largest output; inf if shapes differ."""
     images = _images(facts, 3)
     with torch.no_grad():
         expected, found = model(images), function(images)
@@ -47,13 +47,13 @@ def _require_same(function: Callable[[Tensor], Tensor], model: nn.Module, facts:
     difference = _difference(function, model, facts)
     if not difference <= _TOLERANCE:
         raise RunError(
-            f"exported to {facts['format']}, the model gives other outputs than the run (relative difference "
-            f"{difference:.1e}, at most {_TOLERANCE:g} is rounding); nothing was written, please report this"
+            f"the model exported to {facts['format']} differs from the run's model (relative difference of outputs "
+            f"{difference:.1e}; rounding explains at most {_TOLERANCE:g}); nothing was written, please report this"
         )
 
 
 def _require_saved(state: Mapping[str, Tensor], file: Path) -> None:
-    """Raise RunError unless a .safetensors file holds exactly these tensors."""
+    """Raise RunError unless the .safetensors file holds exactly these tensors."""
     saved = load_file(file)
     wrong = [name for name in state.keys() | saved.keys() if not _equal(state.get(name), saved.get(name))]
     if wrong:
@@ -80,7 +80,7 @@ def _write_onnx(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
     if isinstance(model.head.pooling, SpectralPooling):
         raise ConfigError(
             f"method.name={facts['method']} has no ONNX export: ONNX has no operator for an eigendecomposition. "
-            "Export to pt2 or safetensors, or train isqrt_cov, whose iteration is made of matrix products"
+            "Export to pt2 or safetensors, or train isqrt_cov, which uses matrix products only"
         )
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
@@ -112,7 +112,7 @@ def _onnx_session(file: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _write_pt2(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
-    model.requires_grad_(False)  # a forward pass alone: the gradients of the spectral layers are not exported
+    model.requires_grad_(False)  # forward pass only: the gradients of the spectral layers are not exported
     with torch.no_grad():
         program = torch.export.export(
             model, (_images(facts, 2),), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
@@ -135,13 +135,13 @@ def _write_timm(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
         "crop_mode": "center" if recipe["resize"] == "short" else "squash",
         **{key: recipe[key] for key in ("mean", "std", "interpolation")},
     }
-    # tag and licence are those of the weights that timm publishes
+    # timm's tag and licence describe the weights that timm publishes, not these
     described: dict[str, Any] = {"pretrained_cfg": {"tag": None, "license": None}}
     if classifier:
         described["label_names"] = facts["classes"]
     save_for_hf(network, str(folder), model_config=described, safe_serialization=True, data_config=data_config)
     _require_saved(network.state_dict(), folder / "model.safetensors")
-    same_map = facts["last_stride"] != 1  # timm's model has that stride
+    same_map = facts["last_stride"] != 1  # timm's model keeps its last stride
     if same_map:
         timms_backbone = Backbone(network, name=facts["backbone"], image_size=recipe["size"]).eval()
         _require_same(timms_backbone, model.backbone, facts)
@@ -149,13 +149,13 @@ def _write_timm(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
 
 
 def crop_pct(size: int, resize_size: int) -> float:
-    """size / resize_size, rounded so that timm, which computes floor(size / crop_pct), resizes to `resize_size`."""
+    """Return size / resize_size, rounded such that timm's floor(size / crop_pct) is `resize_size`."""
     share = size / resize_size
     return share if math.floor(size / share) == resize_size else math.nextafter(share, 0)
 
 
 def _timm_classifier(model: FineGrainedModel, facts: Facts) -> nn.Module | None:
-    """timm's model with backbone and classifier of a gap run; None where it would not give the same logits."""
+    """Return timm's model with backbone and classifier of a gap run; None if its logits differ from the run's."""
     network = _timm_model(facts, len(facts["classes"]))
     name = getattr(network, "pretrained_cfg", {})["classifier"]
     state = dict(model.backbone.model.state_dict())
@@ -168,13 +168,13 @@ def _timm_classifier(model: FineGrainedModel, facts: Facts) -> nn.Module | None:
 
 
 def _timm_backbone(model: FineGrainedModel, facts: Facts) -> nn.Module:
-    """timm's model without classifier, with the weights of the backbone."""
+    """Return timm's model without classifier, with the weights of the backbone."""
     network, state = _timm_model(facts, 0), model.backbone.model.state_dict()
-    behind = [name for name in network.state_dict() if name not in state]
-    if behind:
+    extra = [name for name in network.state_dict() if name not in state]
+    if extra:
         raise ConfigError(
-            f"backbone.name={facts['backbone']} has no export to timm: timm's model has layers behind the feature map "
-            f"that the run has not ({', '.join(behind[:3])}{', ...' if len(behind) > 3 else ''}); choose safetensors"
+            f"backbone.name={facts['backbone']} has no export to timm: timm's model has layers after the feature map "
+            f"that the run lacks ({', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''}); choose safetensors"
         )
     network.load_state_dict(state)
     return network
@@ -193,4 +193,4 @@ WRITERS: dict[str, Callable[[FineGrainedModel, Facts, Path], Facts]] = {
     "timm": _write_timm,
     "pt2": _write_pt2,
 }
-"""By format: write a model and what `Facts` say of it into a folder, and say how that went."""
+"""Writer by format: writes a model and its facts into a folder and returns facts about the comparison."""

@@ -1,4 +1,4 @@
-"""Names and probabilities for new images by the model of a run; its dataset is not needed.
+"""Class names and probabilities for new images from the model of a run; the run's dataset is not needed.
 
 import fgvc
 predictor = fgvc.load_run("results/cub80_frozen/tf_efficientnet_lite0/seb/seed0")
@@ -27,18 +27,18 @@ from fgvc.runs.folder import RunFolder
 from fgvc.training.setup import build_transform, fold_backbone
 
 ImageSource = Image.Image | str | Path
-"""An image: open in Pillow, of any mode, or the path of its file."""
+"""An image: a Pillow image of any mode, or the path of a file."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """The most probable classes of one image.
 
     Attributes:
-        names: classes, the most probable first.
-        probabilities: of each of `names`; those of all classes add up to one.
-        calibrated: whether they were calibrated on images that the model was not trained on.
-        logits: (num_classes,) float32 on the CPU, before the temperature, in the order of the run's classes.
+        names: Names of the classes, most probable first.
+        probabilities: Probabilities of `names`; those of all classes sum to one.
+        calibrated: Whether the probabilities were calibrated on images that the model was not trained on.
+        logits: Logits (num_classes,) float32 on the CPU, before the temperature, in the order of the run's classes.
     """
 
     names: tuple[str, ...]
@@ -56,10 +56,10 @@ class Predictor:
     """A trained model with its classes, its transform and its temperature; made by `load_run`.
 
     Args:
-        model: (B, 3, size, size) -> logits (B, K), in evaluation mode.
-        transform: from an RGB image to what `model` reads.
+        model: model in evaluation mode, (B, 3, size, size) -> logits (B, K).
+        transform: transform from an RGB image to the model's input.
         classes: K names.
-        calibration: of the model; None leaves the probabilities as they are.
+        calibration: calibration of the model; None leaves the probabilities as they are.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class Predictor:
 
     @property
     def temperature(self) -> float:
-        """Divides the logits; 1 where nothing is calibrated."""
+        """The divisor of the logits; 1 without calibration."""
         fitted = None if self.calibration is None else self.calibration.temperature
         return 1.0 if fitted is None else fitted
 
     @property
     def status(self) -> str:
-        """Whether the probabilities are calibrated, and on what, in a line."""
+        """One line: whether the probabilities are calibrated, and on which images."""
         if self.calibration is None or self.calibration.temperature is None:
             return "probabilities are not calibrated"
         on = f"{self.calibration.images:,} {self.calibration.split} images"
@@ -99,24 +99,24 @@ class Predictor:
 
     @property
     def batch_size(self) -> int:
-        """Images that go through the network at a time."""
-        return 4 if self.device.type == "cpu" else 64  # on a CPU more of them leave the processor's cache: slower
+        """Number of images per forward pass."""
+        return 4 if self.device.type == "cpu" else 64  # larger batches do not fit the CPU's cache and are slower
 
     @overload
-    def predict(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; it is taken for a path
+    def predict(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; here it is a path
         self, images: ImageSource, top: int = ...
     ) -> Prediction: ...
     @overload
     def predict(self, images: Sequence[ImageSource], top: int = ...) -> list[Prediction]: ...
     def predict(self, images: ImageSource | Sequence[ImageSource], top: int = 5) -> Prediction | list[Prediction]:
-        """The `top` most probable classes of an image, or of each of several.
+        """Return the `top` most probable classes of one image, or of each of several.
 
-        An image is read as in training, of any mode, and turned as its EXIF orientation says. Others in the call change
-        a probability by rounding only, by less than 1e-4.
+        Images of any mode are read as in training and turned by their EXIF orientation. Other images in the same call
+        change a probability by rounding only, by less than 1e-4.
 
         Args:
             images: one image or several, see `ImageSource`.
-            top: number of names, at most that of the classes.
+            top: number of names; all classes if there are fewer.
 
         Raises:
             ImageError: an image is missing or cannot be decoded.
@@ -130,10 +130,10 @@ class Predictor:
         return [prediction for batch in batches for prediction in self._predict(batch, top)]
 
     def prepare(self, image: ImageSource) -> Tensor:
-        """What the model reads of an image: (3, size, size) float32, normalised.
+        """Return the model's input for an image: (3, size, size) float32, normalised.
 
         Raises:
-            ImageError: it is missing or cannot be decoded.
+            ImageError: the image is missing or cannot be decoded.
         """
         try:
             rgb = copy_rgb(image) if isinstance(image, Image.Image) else decode_rgb(Path(image), upright=True)
@@ -144,10 +144,10 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, batch: Tensor) -> Tensor:
-        """Logits (B, K) float32 on the CPU of a batch of `prepare`d images (B, 3, size, size).
+        """Return logits (B, K) float32 on the CPU for a batch of `prepare`d images (B, 3, size, size).
 
         Raises:
-            RunError: they are not finite.
+            RunError: the logits are not finite.
         """
         inputs = batch.to(self.device, memory_format=torch.channels_last)
         logits: Tensor = self.model(inputs).float().cpu()
@@ -156,10 +156,10 @@ class Predictor:
         return logits
 
     def decide(self, logits: Tensor, top: int = 5) -> list[Prediction]:
-        """The `top` most probable classes for each row of `logits` (B, K). Raises ConfigError where it is below 1."""
+        """Return the `top` most probable classes for each row of `logits` (B, K). Raises ConfigError if top < 1."""
         if top < 1:
             raise ConfigError(f"top={top} must be at least 1")
-        # ordered by the logits: far from the first class probabilities may round to zero alike
+        # sorted by logits, since several small probabilities may round to zero
         order = logits.sort(dim=1, descending=True, stable=True).indices[:, :top]
         shares = probabilities(logits, self.temperature).gather(1, order)
         return [
@@ -172,19 +172,19 @@ class Predictor:
 
 
 def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.device | None = None) -> Predictor:
-    """The model of a run, ready to name what is on an image.
+    """Load the model of a run, ready to classify images.
 
-    Probabilities are calibrated where `scripts/calibrate.py`, or `fgvc.calibrate_run`, has fitted a temperature for
-    these weights; see `Predictor.calibrated`.
+    Probabilities are calibrated if `scripts/calibrate.py` or `fgvc.calibrate_run` has fitted a temperature for these
+    weights; see `Predictor.calibrated`.
 
     Args:
         path: the run folder; its dataset is not read.
         checkpoint: "last" or "best".
-        device: where the model goes; None: to a GPU where there is one.
+        device: device of the model; None means the GPU if there is one.
 
     Raises:
-        RunError: not a run, its weights are missing, damaged or of another architecture, or the weights of the frozen
-            backbone are not those its head was trained on.
+        RunError: not a run, its weights are missing, damaged or of another architecture, or the frozen backbone has
+            other weights than in training.
         ConfigError, WeightsError: as in training.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -192,7 +192,7 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.dev
     config = folder.read_config()
     model = load_model(folder.path, checkpoint).to(device).to(memory_format=torch.channels_last)
     transform = build_transform(config, model.backbone, training=False).deterministic()
-    if config.backbone.frozen:  # folded, as the feature maps were computed that its head was trained on
+    if config.backbone.frozen:  # the head was trained on feature maps of the folded backbone
         model = FineGrainedModel(fold_backbone(config, model.backbone, device), model.head).eval()
     return Predictor(model, transform, read_classes(folder), read_calibration(folder.path, checkpoint))
 
@@ -202,13 +202,13 @@ _READERS = 4  # threads: decoding releases the interpreter's lock
 
 @dataclass(frozen=True)
 class FilePrediction:
-    """What a model says of one file.
+    """The prediction for one file, or the reason why there is none.
 
     Attributes:
-        path: of the file.
-        inputs: (3, size, size) as the model read it; None where the file cannot be read.
-        prediction: None where the file cannot be read.
-        error: why it cannot be; else None.
+        path: Path of the file.
+        inputs: Model input (3, size, size); None if the file cannot be read.
+        prediction: Prediction; None if the file cannot be read.
+        error: Reason why the file cannot be read; otherwise None.
     """
 
     path: Path
@@ -218,15 +218,15 @@ class FilePrediction:
 
 
 def open_calibrated(path: Path, checkpoint: str = "last", *, calibrate: bool = True) -> tuple[Predictor, list[str]]:
-    """The model of a run, calibrated first where it is not yet and its images are on this machine.
+    """Load the model of a run; calibrate it first if it is not yet and its images are on this machine.
 
     Args:
         path: the run folder.
         checkpoint: "last" or "best".
-        calibrate: False leaves a run that is not calibrated as it is.
+        calibrate: whether to calibrate a run that is not calibrated.
 
     Returns:
-        The model, and what a user has to know: whether its probabilities are uncalibrated and why.
+        The model, and notes for the user, e.g. why its probabilities are not calibrated.
 
     Raises:
         RunError, ConfigError, WeightsError: as `load_run`.
@@ -236,25 +236,25 @@ def open_calibrated(path: Path, checkpoint: str = "last", *, calibrate: bool = T
         try:
             predictor.calibration = fit_calibration(path, checkpoint=checkpoint)
             keep_calibration(path, predictor.calibration)
-        except UserError as error:  # mostly its images are elsewhere
+        except UserError as error:  # usually the images are on another machine
             reason = str(error).splitlines()[0]
         except OSError as error:
-            notes.append(f"the calibration holds for this call only: {path} cannot be written to ({error.strerror})")
+            notes.append(f"the calibration is not saved: {path} cannot be written to ({error.strerror})")
     if predictor.calibration is None:
         command = f"fgvc calibrate {path} --checkpoint {checkpoint} --root PATH"
-        notes.append(f"probabilities are not calibrated ({reason}); where the run's images are: {command}")
+        notes.append(f"probabilities are not calibrated ({reason}); on the machine with the run's images: {command}")
     elif not predictor.calibrated:
         notes.append(predictor.calibration.text)
     if RunFolder(path).read_config().dataset.options.get("crop") == "bbox":
-        notes.append("the run was trained on images cut to the object's box; cut yours likewise")
+        notes.append("the run was trained on images cut to the object's box; cut your images the same way")
     return predictor, notes
 
 
 def find_images(source: Path) -> list[Path]:
-    """The file that `source` is, or the image files in that folder at any depth, sorted.
+    """Return `source` if it is a file, or the image files in that folder at any depth, sorted.
 
     Raises:
-        ImageError: nothing is there, or no image file in the folder.
+        ImageError: `source` does not exist, or the folder has no image file.
         DatasetError: a folder cannot be read, or a name is not Unicode.
     """
     if source.is_dir():
@@ -271,9 +271,9 @@ def find_images(source: Path) -> list[Path]:
 
 
 def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> Iterator[FilePrediction]:
-    """Predictions of files in their order; one that cannot be read is told with the reason.
+    """Yield predictions of files in their order; a file that cannot be read yields the reason.
 
-    Only one batch is in memory at a time. There is a progress bar where stderr is a terminal.
+    Only one batch is in memory at a time. A progress bar is shown if stderr is a terminal.
 
     Raises:
         ConfigError, RunError: as `Predictor.predict`.
@@ -293,7 +293,7 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> 
 
 
 def _read(predictor: Predictor, path: Path) -> Tensor | str:
-    """What the model reads of a file, or why it cannot be read."""
+    """Return the model's input for a file, or the reason why it cannot be read."""
     try:
         return predictor.prepare(path)
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""A finished run carried out again from its folder."""
+"""Repetition of a finished run from its folder."""
 
 import copy
 from pathlib import Path
@@ -13,33 +13,34 @@ from fgvc.training.setup import open_split
 
 
 def rerun(path: Path, *, run_dir: Path | None = None, root: str | None = None, cache: str | None = None) -> Path:
-    """Carry out a run again, by its config.yaml and its seed; its own folder is only read.
+    """Repeat a run with its config.yaml and seed; its own folder is only read.
 
-    A repetition that was interrupted continues where it was.
+    An interrupted repetition resumes.
 
     Args:
         path: folder of the finished run.
-        run_dir: folder of the repetition; None means `path` with "-rerun" behind its name.
-        root: folder of the dataset, where it has moved.
-        cache: folder of cached feature maps, where it is another; an empty one has them computed anew.
+        run_dir: folder of the repetition; None means `path` with "-rerun" added to its name.
+        root: folder of the dataset; None means the one in the run's configuration.
+        cache: folder of cached feature maps; None means the one in the run's configuration. In an empty folder they are
+            computed again.
 
     Returns:
         The folder of the repetition.
 
     Raises:
-        RunError: not a finished run, made by a version whose configuration this one does not read, the dataset is
-            another one, or `run_dir` holds a finished run.
+        RunError: not a finished run, a configuration from another version that cannot be read, another dataset, or
+            `run_dir` holds a finished run.
         As `train_run`.
     """
     folder = RunFolder(path)
     config = _read_config(folder)
     if not folder.is_finished():
         raise RunError(
-            f"{path}: status {folder.read_summary().get('status')}, so that it has no result to compare with; "
+            f"{path}: status {folder.read_summary().get('status')}, so there is no result to compare with; "
             f"finish it: fgvc train ... run_dir={path}"
         )
-    beside = path if path.name not in ("", "..") else path.resolve()
-    target = beside.with_name(f"{beside.name}-rerun") if run_dir is None else run_dir
+    named = path if path.name not in ("", "..") else path.resolve()
+    target = named.with_name(f"{named.name}-rerun") if run_dir is None else run_dir
     _require_free(target, path)
     again = copy.deepcopy(config)
     again.run_dir, again.resume = str(target), "auto"
@@ -60,15 +61,15 @@ def _read_config(folder: RunFolder) -> RunConfig:
         source = commit_label(summary)
         raise RunError(
             f"{error}\nThe run was made by fgvc {version}" + (f", commit {source}" if source else "") + "; repeat it "
-            "with that version, or compare its folder with that of another run: --compare OTHER"
+            "with that version, or compare its folder with another run: --compare OTHER"
         ) from error
 
 
 def _require_free(target: Path, path: Path) -> None:
-    """Raise RunError where a repetition in `target` would change the run in `path`, or is there already."""
+    """Raise RunError if a repetition in `target` would change the run in `path`, or `target` holds a finished run."""
     ours, theirs = target.resolve(), path.resolve()
     if ours == theirs or theirs in ours.parents:
-        raise RunError(f"{target} is in the folder of the run itself, which is left as it is; give another --run-dir")
+        raise RunError(f"{target} is in the folder of the run itself, which is never changed; give another --run-dir")
     if RunFolder(target).is_finished():
         raise RunError(
             f"{target} holds a finished run; compare with it by --compare {target}, delete it, or give another "

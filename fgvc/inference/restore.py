@@ -1,4 +1,4 @@
-"""A finished run opened again: its model with the saved weights, and its images."""
+"""Loads a finished run: its model with the saved weights, and its images."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,13 +32,13 @@ class Restored:
     """A run ready to be evaluated.
 
     Attributes:
-        config: configuration of the run; `dataset.root` is where the images are now.
-        trained: module whose weights the run saved: the whole model, or the head where the backbone is frozen.
-        backbone: backbone of the model.
-        head: head of the model.
-        images: split that was asked for.
+        config: Configuration of the run; `dataset.root` is the current folder of the images.
+        trained: Module with saved weights: the whole model, or only the head if the backbone is frozen.
+        backbone: Backbone of the model.
+        head: Head of the model.
+        images: Requested split.
         weights_digest: sha256 of the backbone's weights.
-        device: where backbone and head are.
+        device: Device of backbone and head.
     """
 
     config: RunConfig
@@ -58,13 +58,13 @@ class Restored:
 
     @torch.no_grad()
     def pooling_input(self, inputs: Tensor) -> Tensor:
-        """What the pooling reads, (B, channels, H, W), of a batch of `inputs()`."""
+        """Return the pooling's input (B, channels, H, W) for a batch of `inputs()`."""
         return self.trained.pooling_input(inputs.to(self.device))
 
     def inputs(self) -> ImageDataset | FeatureSet:
-        """What `trained` reads of the split: images, or feature maps where the backbone is frozen.
+        """Return the inputs of `trained` for the split: images, or feature maps if the backbone is frozen.
 
-        Feature maps that are not in the cache are computed now.
+        Feature maps that are not in the cache are computed.
         """
         if not self.config.backbone.frozen:
             return self.images
@@ -81,20 +81,20 @@ def restore_run(
     cache: str | None = None,
     split: str = "test",
 ) -> Restored:
-    """Images and model of a run, with its "last" or "best" weights.
+    """Load images and model of a run, with its "last" or "best" weights.
 
     Args:
         path: run folder.
-        device: where the model goes; None: a GPU where there is one.
+        device: device of the model; None means the GPU if there is one.
         checkpoint: "last" or "best".
-        root: folder of the dataset, where it has moved since the training.
-        cache: folder of cached feature maps, where it is another one now.
+        root: folder of the dataset; None means the one in the run's configuration.
+        cache: folder of cached feature maps; None means the one in the run's configuration.
         split: "test"; "train", with the transform of training and without images held out for validation; or
-            "validation", the images that were held out.
+            "validation", the held-out images.
 
     Raises:
-        RunError: the folder is no run, its weights are missing, damaged or of another architecture, the data or the
-            frozen backbone are not those it was trained with, or it held out no images for validation.
+        RunError: the folder is not a run, its weights are missing, damaged or of another architecture, the data or the
+            frozen backbone differ from those of training, or the run held out no images for validation.
         DatasetError, WeightsError: as in training.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -115,15 +115,15 @@ def restore_run(
 
 
 def load_model(path: Path, checkpoint: str = "last") -> FineGrainedModel:
-    """The whole model of a run, in evaluation mode on the CPU; its dataset is not needed.
+    """Load the whole model of a run, in evaluation mode on the CPU; the run's dataset is not needed.
 
     Args:
         path: run folder.
         checkpoint: "last" or "best".
 
     Raises:
-        RunError: the folder is no run, its weights are missing, damaged or of another architecture, or the frozen
-            backbone is not the one that its head was trained on.
+        RunError: the folder is not a run, its weights are missing, damaged or of another architecture, or the frozen
+            backbone has other weights than in training.
         ConfigError, WeightsError: as in training.
     """
     folder = RunFolder(path)
@@ -132,18 +132,18 @@ def load_model(path: Path, checkpoint: str = "last") -> FineGrainedModel:
 
 
 def restore_backbone(config: RunConfig) -> Backbone:
-    """The backbone of a run: a frozen one with the weights it had, another one to be filled by `restore_model`.
+    """Build the backbone of a run. A frozen one has its weights; `restore_model` fills a trained one.
 
-    `config` is changed: where the run saved the whole model, the weights that training started from are taken out.
+    `config` is changed: if the run saved the whole model, the initial weights are removed.
     """
     if not config.backbone.frozen:
         config.backbone.pretrained, config.backbone.weights, config.initial_weights = False, None, None
-    seed_epoch(config.seed, 0)  # a backbone without weights is drawn as in training
+    seed_epoch(config.seed, 0)  # a random backbone is initialised as in training
     return build_backbone(config)
 
 
 def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, checkpoint: str) -> FineGrainedModel:
-    """The model of a run on `backbone`, see `restore_backbone`, with its "last" or "best" weights.
+    """Build the model of a run on `backbone` (see `restore_backbone`) with its "last" or "best" weights.
 
     Raises:
         RunError, WeightsError: as `load_model`.
@@ -154,8 +154,8 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
     if config.backbone.frozen and (digest := weights_digest(backbone)) != run.weights_digest:
         raise RunError(
             f"backbone.weights={config.backbone.weights} are not the weights the run's head was trained on "
-            f"(sha256 {digest[:12]}, then {str(run.weights_digest)[:12]}, see weights_digest in summary.json); "
-            "bring the same file back"
+            f"(sha256 {digest[:12]}; in training {str(run.weights_digest)[:12]}, see weights_digest in summary.json); "
+            "restore the same file"
         )
     try:
         (model.head if config.backbone.frozen else model).load_state_dict(weights)
@@ -165,23 +165,23 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
 
 
 def restored_method(config: RunConfig, run: Run, checkpoint: str) -> MethodConfig:
-    """The method that the "last" or "best" weights were trained with; in a hybrid run their epoch decides.
+    """Return the method of the "last" or "best" weights; in a hybrid run it depends on their epoch.
 
     Raises:
-        RunError: the summary of a hybrid run does not say of which epoch the weights are.
+        RunError: the summary of a hybrid run does not name the epoch of the weights.
     """
     if config.hybrid.method is None:
         return config.method
     epoch = run.epochs if checkpoint == "last" else run.best_epoch
     if epoch is None:
-        raise RunError(f"the summary does not say of which epoch the {checkpoint} weights are; train the run again")
+        raise RunError(f"the summary does not name the epoch of the {checkpoint} weights; train the run again")
     if epoch > config.switch_epoch:
         return config.method
     return replace(config.method, name=config.hybrid.method, gradient=None, options=config.hybrid.options)
 
 
 def read_weights(folder: RunFolder, which: str) -> dict[str, Tensor]:
-    """The "best" or "last" weights of a run by name. Raises RunError where the file is missing or damaged."""
+    """Return the "best" or "last" weights of a run by name. Raises RunError if the file is missing or damaged."""
     file = folder.weights_file(which)
     if not file.is_file():
         when = "when the run ends" if which == "last" else "after its first epoch"
@@ -193,7 +193,7 @@ def read_weights(folder: RunFolder, which: str) -> dict[str, Tensor]:
 
 
 def read_classes(folder: RunFolder) -> list[str]:
-    """Names of the classes that a run was trained with. Raises RunError where its summary has none."""
+    """Return the class names that a run was trained with. Raises RunError if its summary has none."""
     classes = read_run(folder.path).classes
     if not classes:
         raise RunError(f"{folder.summary_file} names no classes; train the run again with this version")
@@ -201,7 +201,7 @@ def read_classes(folder: RunFolder) -> list[str]:
 
 
 def require_classes(config: RunConfig, classes: list[str], trained: list[str]) -> None:
-    """Raise RunError where the dataset is not the one that the run was trained with."""
+    """Raise RunError if the dataset is not the one that the run was trained with."""
     if classes != trained:
         raise RunError(
             f"{config.dataset.root} has {len(classes)} classes, the first {classes[0]!r}; the run was trained with "

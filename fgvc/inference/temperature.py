@@ -1,6 +1,6 @@
-"""How well probabilities agree with what happens, and temperature scaling, the one number that mends them.
+"""Calibration measures of probabilities, and temperature scaling, which improves them with one number T.
 
-Probabilities are softmax(logits / T). T > 0 leaves the order of the classes, and with it every accuracy, as it is.
+Probabilities are softmax(logits / T). T > 0 does not change the order of the classes, so no accuracy changes.
 [Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017]
 
 Shapes: N images, K classes.
@@ -15,20 +15,20 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 BINS = 15
-"""Of equal width, as in Guo et al."""
+"""Number of bins of equal width, as in Guo et al."""
 FOLDS = 5
 TEMPERATURES = (0.05, 20.0)
-"""What is looked for; an optimum outside means that the images do not determine one."""
+"""Search range of T; if the optimum is outside, the images determine no temperature."""
 
 
 @dataclass(frozen=True)
 class ProbabilityMeasures:
-    """How probabilities agree with what happened.
+    """How well probabilities agree with the true classes.
 
     Attributes:
-        calibration_error: expected calibration error of the predicted class in per cent, over `BINS` bins.
-        loss: mean cross-entropy, the negative log-likelihood of the true class, in nats.
-        brier: mean over images of the squared distance between probabilities and truth, 0 to 2.
+        calibration_error: Expected calibration error of the predicted class in per cent, over `BINS` bins.
+        loss: Mean cross-entropy (negative log-likelihood of the true class), in nats.
+        brier: Mean over images of the squared distance between probabilities and truth, 0 to 2.
     """
 
     calibration_error: float
@@ -40,14 +40,14 @@ class ProbabilityMeasures:
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The temperature of least cross-entropy, in float64.
+    """Return the temperature with the least cross-entropy, computed in float64.
 
-    In 1/T the cross-entropy is convex, so the zero of its derivative is the minimum. Where it still falls at an end of
-    `TEMPERATURES`, that end is returned, see `is_determined`: where every image is right there is no minimum, since
-    each lower temperature is better; and of logits that say nothing each higher one is.
+    The cross-entropy is convex in 1/T, so the zero of its derivative is the minimum. If it still falls at an end of
+    `TEMPERATURES`, that end is returned, see `is_determined`. There is no minimum if every image is right (each lower
+    temperature is better) or if the logits carry no information (each higher one is better).
 
     Args:
-        logits: (N, K), of images that the model was not trained on.
+        logits: (N, K) for images that the model was not trained on.
         targets: (N,) class indices.
 
     Raises:
@@ -59,7 +59,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     true = z.gather(1, targets[:, None])[:, 0]  # (N, K) -> (N,)
 
     def slope(log_temperature: float) -> float:
-        """Derivative of the cross-entropy by 1/T: the mean over images of E[z] - z_true, falling in T."""
+        """Return the derivative of the cross-entropy by 1/T: the mean over images of E[z] - z_true; it falls with T."""
         expected = ((z / np.exp(log_temperature)).softmax(dim=1) * z).sum(dim=1)
         return float((expected - true).mean())
 
@@ -72,18 +72,18 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 
 def is_determined(temperature: float) -> bool:
-    """Whether the images had a best temperature within `TEMPERATURES`."""
+    """Return whether the best temperature lies within `TEMPERATURES`."""
     return TEMPERATURES[0] < temperature < TEMPERATURES[1]
 
 
 def cross_fitted(logits: Tensor, targets: Tensor, folds: int = FOLDS, seed: int = 0) -> Tensor:
-    """A temperature for each image that was fitted without it: (N, K), (N,) -> (N,) float64.
+    """Return for each image a temperature that was fitted without it: (N, K), (N,) -> (N,) float64.
 
-    The images are parted at random into `folds` parts (into N if there are fewer), and each part gets the temperature
-    of the others. What is measured with them is what new images of the same kind can expect.
+    The images are split at random into `folds` parts (N parts if N is smaller). Each part gets the temperature fitted
+    on the other parts. Measures at these temperatures estimate those on new images of the same kind.
 
     Raises:
-        ValueError: fewer than two images, or as `fit_temperature`.
+        ValueError: fewer than two images, or as in `fit_temperature`.
     """
     if len(targets) < 2:
         raise ValueError("cross-fitting needs two images")
@@ -97,15 +97,15 @@ def cross_fitted(logits: Tensor, targets: Tensor, folds: int = FOLDS, seed: int 
 
 
 def probabilities(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
-    """softmax(logits / T) in float64: (N, K) -> (N, K); `temperature` is one number, or one of each image (N,)."""
+    """Return softmax(logits / T) in float64: (N, K) -> (N, K); `temperature` is one number or one per image (N,)."""
     t = torch.as_tensor(temperature, dtype=torch.float64, device=logits.device)
     return (logits.double() / t[..., None]).softmax(dim=-1)
 
 
 def measure_probabilities(probability: Tensor, targets: Tensor) -> ProbabilityMeasures:
-    """Calibration error, cross-entropy and Brier score of probabilities (N, K) against class indices (N,)."""
+    """Return calibration error, cross-entropy and Brier score of probabilities (N, K) for class indices (N,)."""
     true = probability.gather(1, targets[:, None])[:, 0]  # (N, K) -> (N,)
-    # (p - e_true)^2 summed over classes, without the one-hot matrix
+    # sum over classes of (p - e_true)^2, without the one-hot matrix
     brier = (probability.square().sum(dim=1) - 2 * true + 1).mean()
     confidence, predicted = probability.max(dim=1)
     error = calibration_error(reliability_curve(confidence, predicted == targets))
@@ -114,14 +114,14 @@ def measure_probabilities(probability: Tensor, targets: Tensor) -> ProbabilityMe
 
 
 def reliability_curve(confidence: Tensor, right: Tensor, bins: int = BINS) -> pd.DataFrame:
-    """Accuracy against confidence: one row a bin that holds images.
+    """Return accuracy against confidence, one row per bin that holds images.
 
-    Bins are of equal width and hold their upper end, as in Guo et al.
+    Bins have equal width and include their upper end, as in Guo et al.
 
     Args:
         confidence: (N,) probability of the predicted class.
         right: (N,) whether the prediction is right.
-        bins: their number.
+        bins: number of bins.
 
     Returns:
         Columns lower, upper (the bin's ends), images, confidence (mean), accuracy (share); all from 0 to 1.
@@ -145,6 +145,6 @@ def reliability_curve(confidence: Tensor, right: Tensor, bins: int = BINS) -> pd
 
 
 def calibration_error(curve: pd.DataFrame) -> float:
-    """Expected calibration error in per cent of a `reliability_curve`: mean |accuracy - confidence|, by images."""
+    """Return the expected calibration error in per cent: mean |accuracy - confidence|, weighted by images."""
     distance = (curve["accuracy"] - curve["confidence"]).abs()
     return 100 * float((distance * curve["images"]).sum() / curve["images"].sum())

@@ -1,4 +1,4 @@
-"""Models: a timm backbone, a channel reduction, a pooling, a classifier."""
+"""Models: a timm backbone, a channel reduction, a pooling and a classifier."""
 
 from fgvc.models.backbone import Backbone, create_backbone, weights_digest
 from fgvc.models.checkpoints import CheckpointReport, load_checkpoint

@@ -1,8 +1,8 @@
-"""AlexNet, which the papers train from scratch on ImageNet: timm has none, so it is added to timm's registry.
+"""AlexNet, which the papers train from scratch on ImageNet; timm lacks it, so it is added to timm's registry.
 
-`alexnet` is torchvision's (Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014), whose
-published weights it takes; `alexnet_bn` has batch normalisation after each convolution, as the released code of Song,
-Sebe, Wang (ICCV 2021) has. Both end before the last max-pooling, as there: 256 channels, 13 x 13 at 224 pixels.
+`alexnet` is torchvision's (Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014) and
+takes its published weights. `alexnet_bn` has batch normalisation after each convolution, as in the released code of
+Song, Sebe, Wang (ICCV 2021). As there, both end before the last max-pooling: 256 channels, 13 x 13 at 224 pixels.
 
 Shapes: B images, H x W pixels, h x w the map's grid.
 """
@@ -26,12 +26,12 @@ _LAYERS = (
 
 
 class AlexNet(nn.Module):
-    """The convolutions of AlexNet, with timm's interface of feature extraction: (B, 3, H, W) -> (B, 256, h, w).
+    """The convolutions of AlexNet with timm's interface for feature extraction: (B, 3, H, W) -> (B, 256, h, w).
 
     Args:
-        batch_norm: normalise the output of each convolution.
-        in_chans: channels of the images.
-        num_classes: ignored, as there is no classifier.
+        batch_norm: whether to add batch normalisation after each convolution.
+        in_chans: number of channels of the images.
+        num_classes: ignored, since there is no classifier.
     """
 
     def __init__(self, *, batch_norm: bool = False, in_chans: int = 3, num_classes: int = 0) -> None:
@@ -52,16 +52,16 @@ class AlexNet(nn.Module):
         return maps
 
     def forward_intermediates(self, x: Tensor, **_: Any) -> list[Tensor]:
-        """The one map, whichever are asked for."""
+        """Return the only feature map, for any requested layers."""
         return [self(x)]
 
     def prune_intermediate_layers(self, *_: Any, **__: Any) -> list[int]:
-        """Nothing lies behind the map."""
+        """Do nothing, since no layer follows the map."""
         return [0]
 
 
 def checkpoint_filter_fn(state: State, model: nn.Module) -> State:
-    """torchvision's state dict without its classifier."""
+    """Return torchvision's state dict without its classifier."""
     del model
     return {name: tensor for name, tensor in state.items() if name.startswith("features.")}
 
@@ -87,13 +87,13 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def alexnet(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """torchvision's AlexNet up to its last convolution."""
+    """Build torchvision's AlexNet up to its last convolution."""
     return _build("alexnet", pretrained, **kwargs)
 
 
 @register_model
 def alexnet_bn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """The same with batch normalisation; no weights are published by themselves."""
+    """Build `alexnet` with batch normalisation; there are no separately published weights."""
     return _build("alexnet_bn", pretrained, batch_norm=True, **kwargs)
 
 

@@ -1,8 +1,8 @@
 """Any timm model as an extractor of feature maps: images (B, 3, H, W) -> map (B, C, h, w) of the last stage.
 
-timm's own `forward_intermediates` gives the map: of a CNN the output of its last stage, before a head convolution;
-of a transformer its patch tokens, without class, distillation and register tokens, laid out as a grid; after the
-final norm where the architecture normalises before it pools. Everything behind the map is removed, so that every
+The map comes from timm's `forward_intermediates`. For a CNN it is the output of the last stage, before a head
+convolution. For a transformer it is the grid of patch tokens, without class, distillation and register tokens. If the
+architecture normalises before it pools, the final norm is included. All layers after the map are removed, so every
 remaining parameter gets a gradient.
 
 Shapes: B images, H x W pixels, C channels, h x w the map's grid.
@@ -22,7 +22,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models import resolve_model_input_args
 from torch import nn
 
-import fgvc.models.alexnet  # noqa: F401  # adds to timm's registry
+import fgvc.models.alexnet  # noqa: F401  # registers AlexNet in timm
 from fgvc.errors import ConfigError, WeightsError
 from fgvc.models.weights import load_backbone_weights
 
@@ -30,25 +30,24 @@ _log = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module):
-    """The feature map of a timm model.
+    """A timm model that returns its last feature map.
 
-    Takes `model` over: its head is removed in place. One black image is sent through it, so that a model without a
-    map, or one that cannot take the image size, is refused here and not in the first training step.
+    The head of `model` is removed in place. One black image is sent through it, so that a model without a map, or one
+    that cannot take the image size, is refused here and not in the first training step.
 
     Attributes:
         name: Name of the architecture, for messages and tables.
         out_channels: Number of channels of the map, C.
-        data_config: Preparation of the images when the published weights of this architecture were trained:
-            `input_size` (3, H, W), `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`. If `image_size` is given,
-            `input_size` is that.
+        data_config: Preprocessing with which the architecture's published weights were trained: `input_size`
+            (3, H, W), `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`; `image_size` replaces `input_size`.
 
     Args:
         model: a timm model.
-        name: as above.
-        image_size: side of the square images in pixels; None: the architecture's native size.
+        name: name of the architecture.
+        image_size: side of the square images in pixels; None means the architecture's native size.
 
     Raises:
-        ConfigError: `model` has no feature map of four dimensions, or none for images of this size.
+        ConfigError: `model` has no feature map with four dimensions, or none for images of this size.
     """
 
     model: Any  # timm is untyped, and nn.Module types every attribute as Tensor | Module
@@ -58,7 +57,7 @@ class Backbone(nn.Module):
         for method in ("forward_intermediates", "prune_intermediate_layers"):
             if not hasattr(model, method):
                 raise ConfigError(
-                    f"backbone.name={name}: timm offers no feature map of it (no {method}); choose another"
+                    f"backbone.name={name}: timm gives no feature map of this model (no {method}); choose another"
                 )
         self.name = name
         self.model = model
@@ -66,26 +65,26 @@ class Backbone(nn.Module):
         self.data_config: dict[str, Any] = resolve(model, args={"img_size": image_size})
         side, native = self.data_config["input_size"][-1], self.model.pretrained_cfg["input_size"][-1]
         embedding = getattr(model, "patch_embed", None)
-        # timm drops a border behind the last whole patch without a word; a few published models do at their native size
+        # timm silently drops the border after the last whole patch; a few published models do so at their native size
         if isinstance(embedding, PatchEmbed) and side != native and side % embedding.patch_size[0]:
             patch = embedding.patch_size[0]
             near = [size for size in (side // patch * patch, (side // patch + 1) * patch) if size]
             raise ConfigError(
-                f"image_size={side} is no multiple of the patches of {name} ({patch} pixels); "
+                f"image_size={side} is not a multiple of the patch size of {name} ({patch} pixels); "
                 f"choose for example {' or '.join(map(str, near))}"
             )
         self.model.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
         self.out_channels = self._probe_channels()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """The map of the last stage: (B, 3, H, W) -> (B, C, h, w)."""
+        """Return the map of the last stage: (B, 3, H, W) -> (B, C, h, w)."""
         maps: list[torch.Tensor] = self.model.forward_intermediates(
             images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
         )
         return maps[-1]
 
     def _probe_channels(self) -> int:
-        # A real image and not one on the meta device: some models cache tensors of their first forward pass.
+        # a real image, not one on the meta device, since some models cache tensors of their first forward pass
         size = self.data_config["input_size"]
         training = self.training
         self.eval()
@@ -96,7 +95,7 @@ class Backbone(nn.Module):
             native = self.model.pretrained_cfg["input_size"][-1]
             fix = "choose another backbone" if native == size[-1] else f"its native size is {native} (image_size=null)"
             raise ConfigError(
-                f"backbone.name={self.name} gives no feature map of images of {size[1]} x {size[2]} pixels "
+                f"backbone.name={self.name} gives no feature map for images of {size[1]} x {size[2]} pixels "
                 f"({_first_line(error)}); {fix}"
             ) from error
         finally:
@@ -104,7 +103,7 @@ class Backbone(nn.Module):
         if not isinstance(features, torch.Tensor) or features.ndim != 4:
             found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
             raise ConfigError(
-                f"backbone.name={self.name}: its features are no map (B, C, h, w) but {found}; choose another backbone"
+                f"backbone.name={self.name}: its features are {found}, not a map (B, C, h, w); choose another backbone"
             )
         return features.shape[1]
 
@@ -122,15 +121,15 @@ def create_backbone(
     Args:
         name: any name timm knows: `resnet50`, `resnet50.a1_in1k`, `hf_hub:timm/resnet50.a1_in1k`; also `alexnet` and
             `alexnet_bn`.
-        pretrained: load the published weights from timm's hub (needs a network or a filled cache).
-        weights: load this file instead: a path, or `package:NAME` (see `fgvc.models.files`).
-        last_stride: 1 removes the stride of a ResNet's last stage, which doubles the map's sides and leaves the
-            weights' names and shapes unchanged; None leaves the architecture as it is.
-        image_size: side of the square images in pixels; None: the architecture's native size. A CNN takes images of
-            other sizes as well; a transformer of fixed size is built for this one.
+        pretrained: whether to load the published weights from timm's hub (needs a network or a filled cache).
+        weights: file to load instead: a path, or `package:NAME` (see `fgvc.models.files`).
+        last_stride: stride of a ResNet's last stage: 1 removes it, which doubles the map's sides and keeps the names
+            and shapes of the weights; None keeps it.
+        image_size: side of the square images in pixels; None means the architecture's native size. A CNN also takes
+            images of other sizes; a transformer with a fixed size is built for this one.
 
     Raises:
-        ConfigError: unknown name; a setting that is impossible or contradicts another one.
+        ConfigError: unknown name, or a setting that is impossible or contradicts another one.
         WeightsError: weights that cannot be downloaded, found, read or matched.
     """
     if pretrained and weights is not None:
@@ -152,9 +151,9 @@ def create_backbone(
 
 
 def weights_digest(backbone: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and bytes of a module's state, as 64 hexadecimal digits.
+    """Return the SHA-256 of names, types, shapes and bytes of a module's state, as 64 hexadecimal digits.
 
-    Settings that change the features but not the state (image size, last stride) are not part of it.
+    Settings that change the features but not the state (image size, last stride) are not included.
     """
     digest = hashlib.sha256()
     for name, tensor in backbone.state_dict().items():
@@ -164,32 +163,32 @@ def weights_digest(backbone: nn.Module) -> str:
 
 
 def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None) -> nn.Module:
-    """timm's model under this name, whole, with its own errors turned into the user's."""
-    hosted = any(mark in name for mark in ":/")  # hf_hub:owner/name, local-dir:path: timm reads the architecture there
+    """Create timm's whole model with this name; raise its errors as user errors."""
+    hosted = any(mark in name for mark in ":/")  # hf_hub:owner/name, local-dir:path: timm finds the architecture there
     architecture, _, tag = name.partition(".")
     if not hosted and not timm.is_model(architecture):
         known = timm.list_models()
         close = difflib.get_close_matches(architecture, known, n=5, cutoff=0.5)
         hint = f"closest: {', '.join(close)}; " if close else ""
         raise ConfigError(
-            f"backbone.name={name} is none of the {len(known)} models of timm {timm.__version__}; "
-            f"{hint}timm.list_models() names all"
+            f"backbone.name={name} is not one of the {len(known)} models of timm {timm.__version__}; "
+            f"{hint}timm.list_models() lists all"
         )
     if not hosted and tag:
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
         if tag not in tags:
             raise ConfigError(
-                f"backbone.name={name}: timm has no weights {tag!r} of {architecture}; "
+                f"backbone.name={name}: timm has no weights {tag!r} for {architecture}; "
                 f"choose {architecture} or one of its tags: {', '.join(tags) or 'none'}"
             )
     try:
-        # passes the image size on to those models alone that are built for one size
+        # passes the image size only to models that are built for one size
         arguments = resolve_model_input_args(name, {"img_size": image_size})
         model: nn.Module = timm.create_model(pretrained=pretrained, **arguments)
     except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
-        size = "" if image_size is None else f" for image_size={image_size} (null takes its native size)"
+        size = "" if image_size is None else f" for image_size={image_size} (null means its native size)"
         raise ConfigError(f"backbone.name={name} cannot be built{size}: {_first_line(error)}") from error
-    except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+    except Exception as error:  # the hub's client raises many types, also from its HTTP library and the system
         if not (pretrained or hosted):
             raise
         raise WeightsError(
@@ -202,22 +201,22 @@ def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None) -
 def _remove_last_stride(model: Any, name: str) -> None:
     """Set the stride of `layer4` to 1, on its main path and its shortcut, without dilation.
 
-    At even positions each of these layers gives what it gave with stride 2.
+    At even positions, each of these layers gives the same output as with stride 2.
     """
     stage = getattr(model, "layer4", None)
     if not isinstance(stage, nn.Sequential):
-        raise ConfigError(f"backbone.last_stride=1 needs a ResNet (a stage `layer4`), {name} has none; set it to null")
+        raise ConfigError(f"backbone.last_stride=1 needs a ResNet (a stage `layer4`), unlike {name}; set it to null")
     for parent in list(stage[0].modules()):
         for key, layer in list(parent.named_children()):
-            stride = getattr(layer, "stride", None)  # convolutions, and the pooling some variants downsample with
+            stride = getattr(layer, "stride", None)  # convolutions, and the downsampling pooling of some variants
             if isinstance(layer, nn.AvgPool2d) and stride == layer.kernel_size == 2:
                 setattr(parent, key, _UnstridedAvgPool())
             elif stride in (2, (2, 2)):
-                setattr(layer, "stride", 1 if stride == 2 else (1, 1))  # noqa: B010, mypy knows no common type
+                setattr(layer, "stride", 1 if stride == 2 else (1, 1))  # noqa: B010, mypy finds no common type
 
 
 class _UnstridedAvgPool(nn.Module):
-    """The 2 x 2 average of a ResNet-D's shortcut at every position; at the far border, of the pixels inside."""
+    """The 2 x 2 average of a ResNet-D's shortcut at every position; at the far border, only over pixels inside."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) -> (B, C, h, w)"""

@@ -1,4 +1,4 @@
-"""Whole published models into ours: names are translated by a table of rules, and every tensor is accounted for."""
+"""Loads whole published models into ours: a table of rules translates names, and every tensor is accounted for."""
 
 import math
 from collections.abc import Mapping
@@ -18,14 +18,14 @@ from fgvc.spectral import upper_triangle
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What `load_checkpoint` did.
+    """Result of `load_checkpoint`.
 
     Attributes:
         source: Path of the file.
-        format: Title of the format the file was read as.
-        loaded: Number of tensors loaded.
-        left_out: Names of the file's tensors that were left out on purpose.
-        kept: Names of the model's tensors that stay as they were.
+        format: Title of the file's format.
+        loaded: Number of loaded tensors.
+        left_out: Names of the file's tensors that were ignored on purpose.
+        kept: Names of the model's tensors that did not change.
         folded: Whether a classifier of the whole matrix was folded into one of the upper triangle.
     """
 
@@ -45,30 +45,30 @@ def load_checkpoint(
     reduction: bool = True,
     classifier: bool | None = True,
 ) -> CheckpointReport:
-    """Load a whole published model, or parts of it, into `model`: all that is asked for or nothing.
+    """Load a whole published model, or parts of it, into `model`: all requested parts or nothing.
 
-    The format is recognised by the names, see `fgvc.models.formats`. Each tensor of the file needs a place in the
-    model, each tensor of the model one in the file, except counters of batch normalisation, which old files lack.
+    The names determine the format, see `fgvc.models.formats`. Each tensor of the file needs a place in the model and
+    vice versa, except counters of batch normalisation, which old files lack.
 
     Args:
-        model: of the published model's architecture, method, reduction and last stride.
+        model: model with the published architecture, method, reduction and last stride.
         source: a path or `package:NAME`; a state dict, bare or in a training checkpoint, with or without the
             prefixes of wrappers.
-        backbone: False: the model's stays as it is, and the file's is left out.
-        reduction: the same for the channel reduction.
-        classifier: the same for the classifier; None: it is loaded where it has the model's number of classes.
+        backbone: whether to load the backbone; otherwise the model's does not change and the file's is ignored.
+        reduction: whether to load the channel reduction.
+        classifier: whether to load the classifier; None loads it if it has the model's number of classes.
 
     Raises:
         WeightsError: the file is missing, unreadable, of no known format, or does not fit `model`; the message lists
-            what is left over, missing and of another shape.
+            tensors that are left over, missing and of another shape.
     """
     path = locate_weights(source, "initial_weights")
     tensors = read_tensors(path)
     form = recognise(tensors, model.backbone.model)
     if form is None:
         raise WeightsError(
-            f"{path} is of no known format{listed(tensors)}; known are: {'; '.join(list_formats())}. "
-            "A backbone under other names may fit by order: backbone.weights"
+            f"{path} has no known format{listed(tensors)}; known formats: {'; '.join(list_formats())}. "
+            "A backbone with other names may fit by order: backbone.weights"
         )
     if form.title == TIMM:
         tensors = convert_as_timm(tensors, model.backbone.model)
@@ -78,14 +78,14 @@ def load_checkpoint(
     folded = _fold_classifier(state, shapes)
     if classifier is None:
         classifier = _classes(state) == _classes(model.state_dict())
-    # what is drawn at random for a pooling belongs to the classifier that was trained on it
+    # random tensors of a pooling belong to the classifier that was trained on them
     chosen = {
         "backbone.": backbone,
         "head.reduction.": reduction,
         "head.pooling.": classifier,
         "head.classifier.": classifier,
     }
-    parts = tuple(part for part, wanted in chosen.items() if wanted)
+    parts = tuple(part for part, requested in chosen.items() if requested)
     problems = _problems(names, state, shapes, parts)
     if problems:
         raise WeightsError(
@@ -95,7 +95,7 @@ def load_checkpoint(
         )
     _check_function(path, form, model, parts)
     loaded = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
-    model.load_state_dict(loaded, strict=False)  # what may be missing is settled above
+    model.load_state_dict(loaded, strict=False)  # missing names are checked above
     return CheckpointReport(
         source=str(path),
         format=form.title,
@@ -107,7 +107,7 @@ def load_checkpoint(
 
 
 def _problems(names: Mapping[str, str | None], state: State, shapes: Layout, parts: tuple[str, ...]) -> list[str]:
-    """Why `state` does not fill these parts of the model; empty if it does."""
+    """Return reasons why `state` does not fill these parts of the model; empty if it does."""
     needed = {name: shape for name, shape in shapes.items() if name.startswith(parts)}
     kinds = {
         "in the file have no place in the model": [
@@ -126,33 +126,33 @@ def _problems(names: Mapping[str, str | None], state: State, shapes: Layout, par
 
 
 def _check_function(path: Path, form: CheckpointFormat, model: FineGrainedModel, parts: tuple[str, ...]) -> None:
-    """Refuse what fits by names and shapes but would be computed otherwise."""
+    """Raise WeightsError for weights that fit by names and shapes but belong to another computation."""
     network = model.backbone.model
     if form.last_stride == 1 and "backbone." in parts:
-        first_block = network.layer4[0]  # its names fit: it is a ResNet
+        first_block = network.layer4[0]  # exists, since the names fit a ResNet
         if any(isinstance(m, nn.Conv2d) and m.stride == (2, 2) for m in first_block.modules()):
             raise WeightsError(
-                f"{path} is of a ResNet without the stride of its last stage; build the model with last_stride=1 "
+                f"{path} is from a ResNet without the stride of its last stage; build the model with last_stride=1 "
                 "(backbone.last_stride=1)"
             )
     if (
         form.unpooled and "backbone." in parts and isinstance(network.features[-1], nn.MaxPool2d)
-    ):  # timm's VGG, whose names are the same
+    ):  # timm's VGG has the same names
         raise WeightsError(
-            f"{path} is of a network that ends before its last max-pooling, {model.backbone.name} ends behind it; "
+            f"{path} is from a network that ends before its last max-pooling, but {model.backbone.name} ends after it; "
             "choose alexnet, alexnet_bn or a ResNet"
         )
     if form.title == TIMM and "head.classifier." in parts and getattr(network, "cls_token", None) is not None:
         raise WeightsError(
-            f"the classifier of {path} reads the class token of {model.backbone.name}, which is no pooling of the "
-            "feature map; leave it out: classifier=False"
+            f"the classifier of {path} reads the class token of {model.backbone.name}, not a pooling of the feature "
+            "map; leave it out: classifier=False"
         )
 
 
 def _fold_classifier(state: State, shapes: Layout) -> bool:
-    """Fold a classifier that reads the whole symmetric matrix into one of its upper triangle, where the model has that.
+    """Fold a classifier of the whole symmetric matrix into one of its upper triangle, if the model has that one.
 
-    w'_ij = w_ij + w_ji off the diagonal, w'_ii = w_ii: the same logits.
+    w'_ij = w_ij + w_ji off the diagonal, w'_ii = w_ii, so the logits are the same. Returns whether it was folded.
     """
     name = next((n for n in ("head.classifier.weight", "head.classifier.0.weight") if n in state), None)
     if name is None or name not in shapes or state[name].ndim != 2:
@@ -167,6 +167,6 @@ def _fold_classifier(state: State, shapes: Layout) -> bool:
 
 
 def _classes(state: Mapping[str, Tensor]) -> int | None:
-    """Width of the logits of a state under our names, None where it has no classifier."""
+    """Return the width of the logits of a state with our names; None if it has no classifier."""
     biases = [name for name, tensor in state.items() if name.startswith("head.classifier.") and tensor.ndim == 1]
     return len(state[max(biases)]) if biases else None

@@ -1,7 +1,7 @@
-"""Files of weights: found, and read without running foreign code.
+"""Finds weights files and reads them without executing their code.
 
-A source is the path of a `.safetensors` or a PyTorch file (`.pth`, `.pt`, `.bin`), or `package:NAME`: the one weights
-file that lies inside the installed Python package NAME, which is found without importing it.
+A source is the path of a `.safetensors` or a PyTorch file (`.pth`, `.pt`, `.bin`), or `package:NAME`: the only weights
+file in the installed Python package NAME. The package is not imported.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from fgvc.io import atomic_path, load_pytorch
 State = dict[str, torch.Tensor]
 Layout = Mapping[str, torch.Size]
 
-COUNTER = "num_batches_tracked"  # of BatchNorm: absent from old files, without effect on the features
+COUNTER = "num_batches_tracked"  # counter of BatchNorm: absent in old files, no effect on the features
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state", "model_state_dict", "net")
@@ -29,7 +29,7 @@ _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")  # DataParallel, 
 
 
 def locate_weights(source: str | Path, setting: str) -> Path:
-    """The file of a source; `setting` names the option it came from in messages.
+    """Return the file of a source; `setting` is the name of its option in messages.
 
     Raises:
         WeightsError: no such file or package, or a package with none or several weights files.
@@ -63,23 +63,23 @@ def _find_in_package(package: str, setting: str) -> Path:
 
 
 def read_tensors(path: Path) -> State:
-    """The tensors of a file by name, in its order, without containers and without the prefixes of wrappers.
+    """Return the tensors of a file by name, in its order, without containers and prefixes of wrappers.
 
-    Containers are entries such as `state_dict` next to others (`epoch`, `optimizer`, ...); the wrappers' prefix
-    (`module.` of DataParallel, `_orig_mod.` of torch.compile) is taken off wherever it stands.
+    Containers are entries such as `state_dict` next to others (`epoch`, `optimizer`, ...). The prefixes of wrappers
+    (`module.` of DataParallel, `_orig_mod.` of torch.compile) are removed at any place in a name.
 
     Raises:
         WeightsError: the file is unreadable, holds no named tensors, or asks for foreign code.
     """
     try:
-        with path.open("rb"):  # safetensors takes a file that may not be read for one that is not there
+        with path.open("rb"):  # safetensors would report a file without read permission as missing
             content: Any = load_file(path) if path.suffix == ".safetensors" else _read_pytorch(path)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f"it asks for {foreign[1]}" if foreign else "it is damaged or no PyTorch file"
+        found = f"it asks for {foreign[1]}" if foreign else "it is damaged or not a PyTorch file"
         raise WeightsError(
             f"{path} is refused: {found}. Only tensors are read, foreign code is never executed; "
-            "save the state_dict() alone, best as .safetensors"
+            "save only the state_dict(), best as .safetensors"
         ) from error
     except Exception as error:  # the readers of both formats raise many types on damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -94,18 +94,18 @@ def read_tensors(path: Path) -> State:
 
 
 def _read_pytorch(path: Path) -> Any:
-    # timm's training checkpoints carry their arguments, a plain record that is harmless to unpickle
+    # timm's training checkpoints hold their arguments, a plain record that is safe to unpickle
     with torch.serialization.safe_globals([argparse.Namespace]):
         return load_pytorch(path)
 
 
 def write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors by name as .safetensors, whole or not at all."""
+    """Write tensors by name as .safetensors, completely or not at all."""
     with atomic_path(path) as temporary:
         save_file({name: tensor.contiguous().cpu() for name, tensor in weights.items()}, temporary)
 
 
 def listed(names: Iterable[str], limit: int = 3) -> str:
-    """The first of these names in brackets, for a message; nothing where there are none."""
+    """Return the first of these names in brackets, for a message; empty if there are none."""
     names = list(names)
     return f" ({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})" if names else ""

@@ -9,25 +9,25 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 M = TypeVar("M", bound=nn.Module)
 
-_TOLERANCE = 1e-4  # relative, on a random image: float32 rounding through a deep network stays well below
+_TOLERANCE = 1e-4  # relative difference on a random image; float32 rounding in a deep network stays well below
 
 
 @torch.no_grad()
 def fold_batch_norm(model: M, image: Tensor) -> M:
-    """A copy of a network in evaluation mode with each batch normalisation folded into the convolution that feeds it.
+    """Return a copy of a network with each batch normalisation folded into the convolution before it.
 
-    Which convolution feeds which normalisation is observed on `image`, and the copy is compared with the original on
-    it: where they differ, as in a network that uses a convolution's output twice, the original is returned.
+    The pairs of convolution and normalisation are observed on `image`. The copy is compared with the original on it. If
+    they differ, e.g. because the network uses a convolution's output twice, the original is returned.
 
     Args:
         model: images -> a tensor, in evaluation mode.
         image: any input of the right size, (B, 3, H, W).
 
     Returns:
-        The folded copy, or `model` itself where nothing can be folded.
+        The folded copy, or `model` itself if nothing can be folded.
 
     Raises:
-        ValueError: `model` is in training mode, in which batch statistics cannot be folded.
+        ValueError: `model` is in training mode; batch statistics cannot be folded.
     """
     if model.training:
         raise ValueError("batch normalisation can be folded in evaluation mode only; call eval() first")
@@ -37,7 +37,7 @@ def fold_batch_norm(model: M, image: Tensor) -> M:
         convolution, norm = folded.get_submodule(convolution_name), folded.get_submodule(norm_name)
         assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         folded.set_submodule(convolution_name, fuse_conv_bn_eval(convolution, norm))
-        # timm's normalisations carry an activation of their own
+        # timm's normalisations include an activation
         act = getattr(norm, "act", None)
         folded.set_submodule(norm_name, act if isinstance(act, nn.Module) else nn.Identity())
     difference = (folded(image) - expected).abs().max()
@@ -45,9 +45,9 @@ def fold_batch_norm(model: M, image: Tensor) -> M:
 
 
 def _fed_by(model: nn.Module, image: Tensor) -> list[tuple[str, str]]:
-    """Names of each convolution and the batch normalisation that reads its output, each called once, on `image`."""
+    """Return name pairs of a convolution and the batch normalisation that reads its output, if each is called once."""
     calls: dict[str, int] = {}
-    # the tensors themselves are kept, or another one could be given the same id
+    # keep the tensors themselves, since the id of a deleted one may be used again
     made: list[tuple[Tensor, str]] = []
     pairs: list[tuple[str, str]] = []
 

@@ -1,14 +1,14 @@
-"""How the state dicts of published models name their tensors, as a table of rules to our names.
+"""Formats of published models: a table of rules from the tensor names in their state dicts to our names.
 
 Our names are those of `FineGrainedModel`: `backbone.model.*`, `head.reduction.*`, `head.classifier.*`. The formats:
 
 - fast MPN-COV (Li, Xie, Wang, Gao, CVPR 2018) in one part: `conv1 bn1 layer1..4 layer_reduce layer_reduce_bn fc`;
 - the same, and the code of Song, Sebe, Wang (ICCV 2021, T-PAMI 2022), in three parts: `features`, an nn.Sequential over
   the network's layers, `representation` with the channel reduction, `classifier`;
-- timm and torchvision: a backbone with a linear classifier, for global average pooling, or a backbone alone;
-- fgvc: the weights of a run, of the whole model or of the head alone.
+- timm and torchvision: a backbone, with or without a linear classifier for global average pooling;
+- fgvc: the weights of a run, of the whole model or only of the head.
 
-Their bottleneck has its stride in the 3x3 convolution, as torchvision's and timm's. Their classifiers read the upper
+The MPN-COV bottleneck has its stride in the 3x3 convolution, as in torchvision and timm. The classifiers read the upper
 triangle row by row with the diagonal, as ours do, or in some versions the whole matrix.
 """
 
@@ -23,13 +23,13 @@ Rule = tuple[str, str]
 
 @dataclass(frozen=True)
 class CheckpointFormat:
-    """How one code names the tensors of a model.
+    """The tensor names of one code base.
 
     Attributes:
         title: Name in reports and messages.
-        mark: Regular expression of a whole name by which the format is known.
-        rules: Pairs (regular expression of a whole name, our name); the first that matches counts.
-        last_stride: Stride of the last stage of the ResNet in that code; None: not settled by the names.
+        mark: Regular expression of a whole tensor name that identifies the format.
+        rules: Pairs (regular expression of a whole name, our name); the first match counts.
+        last_stride: Stride of the last stage of the ResNet in that code; None if the names do not determine it.
         unpooled: Whether the backbone ends before its last max-pooling in that code.
     """
 
@@ -49,7 +49,7 @@ _RESNET_RULES: tuple[Rule, ...] = tuple(
 _BLOCK: Rule = (r"representation\.conv_dr_block\.([01]\..+)", r"head.reduction.\1")
 _CLASSIFIER: Rule = (r"classifier\.((?:\d+\.)?(?:weight|bias))", r"head.classifier.\1")
 
-# in the order in which they are tried
+# tried in this order
 _FORMATS = (
     CheckpointFormat("fgvc", r"backbone\.model\..+", ((r"(?:backbone\.model|head)\..+", r"\g<0>"),)),
     CheckpointFormat(
@@ -64,13 +64,13 @@ _FORMATS = (
         last_stride=1,
     ),
     CheckpointFormat(
-        "AlexNet in three parts",  # its convolutions have a bias, those of a ResNet have none
+        "AlexNet in three parts",  # unlike those of a ResNet, its convolutions have a bias
         r"features\.0\.bias",
         ((r"features\.\d+\.\w+", r"backbone.model.\g<0>"), _BLOCK, _CLASSIFIER),
         unpooled=True,
     ),
     CheckpointFormat(
-        "MPN-COV ResNet in three parts",  # built from a pretrained one: the reduction is the end of the features
+        "MPN-COV ResNet in three parts",  # built from a pretrained one, so the reduction is at the end of the features
         r"features\.8\.weight",
         (
             *_RESNET_RULES,
@@ -90,7 +90,7 @@ _HEAD = CheckpointFormat(
 
 
 def recognise(names: Iterable[str], model: nn.Module) -> CheckpointFormat | None:
-    """The format of a file with these names for `model`, a timm model without its head; None where it is of none."""
+    """Return the format of a file with these names for `model`, a timm model without its head; None if unknown."""
     names = list(names)
     for form in _FORMATS:
         if any(re.fullmatch(form.mark, name) for name in names):
@@ -101,14 +101,14 @@ def recognise(names: Iterable[str], model: nn.Module) -> CheckpointFormat | None
 
 
 def list_formats() -> list[str]:
-    """Titles of all formats."""
+    """Return the titles of all formats."""
     return [*(form.title for form in _FORMATS), TIMM, _HEAD.title]
 
 
 def translate(names: Iterable[str], form: CheckpointFormat) -> dict[str, str | None]:
-    """Our name of each of these, None where no rule matches or the place is taken.
+    """Return our name for each name; None if no rule matches or the place is taken.
 
-    The layers of a classifier with several are renumbered: some codes have dropout between them, others do not.
+    The layers of a multi-layer classifier are renumbered, since some codes have dropout between them.
     """
     translated: dict[str, str | None] = {}
     for name in names:

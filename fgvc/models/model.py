@@ -1,4 +1,4 @@
-"""A classifier: backbone, channel reduction, pooling, classifier."""
+"""The whole model: backbone, channel reduction, pooling, classifier."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ from fgvc.pooling import create_pooling, is_second_order
 class PoolingHead(nn.Module):
     """Feature maps (B, in_channels, H, W) -> logits (B, num_classes).
 
-    A second-order method is preceded by a 1x1 convolution to `reduction` channels with batch normalisation and ReLU, as
-    in the papers; GAP, the first-order baseline, is not.
+    As in the papers, a 1x1 convolution to `reduction` channels with batch normalisation and ReLU comes before a
+    second-order method, but not before GAP, the first-order baseline.
 
     Args:
-        in_channels: Channels of the feature map.
-        method: One of `fgvc.pooling.list_poolings()`.
+        in_channels: Number of channels of the feature map.
+        method: Name of the pooling, one of `fgvc.pooling.list_poolings()`.
         num_classes: Width of the logits.
-        reduction: Channels after the 1x1 convolution; None leaves it out.
-        hidden: Widths of fully connected layers with ReLU in front of the classifier's last one. Without any the
+        reduction: Number of channels after the 1x1 convolution; None leaves it out.
+        hidden: Widths of fully connected layers with ReLU before the classifier's last layer. Without them the
             classifier is linear, as in the papers' ResNets; their AlexNet has two of 4096.
-        gradient: Gradient of the pooling; None means as published.
+        gradient: Gradient rule of the pooling; None means as published.
         eigh_device: Device of the eigendecompositions, see `fgvc.pooling.create_pooling`.
-        spectral_dtype: Precision of the covariance and all that is made of it, "float64" or "float32".
+        spectral_dtype: Precision of the covariance and everything computed from it, "float64" or "float32".
         options: Options of the pooling.
 
     Raises:
@@ -74,7 +74,7 @@ class PoolingHead(nn.Module):
         self.reset(num_classes)
 
     def reset(self, num_classes: int | None = None) -> None:
-        """Initialise all parameters; with `num_classes`, build the classifier for that number of classes first."""
+        """Initialise all parameters; with `num_classes`, first build the classifier for that number of classes."""
         if num_classes is not None:
             widths = (self.pooling.out_features, *self._hidden, num_classes)
             layers: list[nn.Module] = []
@@ -88,7 +88,7 @@ class PoolingHead(nn.Module):
                 module.reset_parameters()
 
     def pooling_input(self, features: Tensor) -> Tensor:
-        """Input of the pooling: (B, in_channels, H, W) -> (B, pooling.channels, H, W)."""
+        """Return the input of the pooling: (B, in_channels, H, W) -> (B, pooling.channels, H, W)."""
         reduced: Tensor = self.reduction(features)
         return reduced
 
@@ -99,7 +99,7 @@ class PoolingHead(nn.Module):
 
 
 class FineGrainedModel(nn.Module):
-    """Images (B, 3, H, W) -> logits (B, num_classes): a backbone's feature map through a pooling head."""
+    """A backbone and a pooling head: images (B, 3, H, W) -> logits (B, num_classes)."""
 
     def __init__(self, backbone: Backbone, head: PoolingHead) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class FineGrainedModel(nn.Module):
         self.head = head
 
     def pooling_input(self, images: Tensor) -> Tensor:
-        """Input of the pooling: (B, 3, H, W) -> (B, pooling.channels, h, w)."""
+        """Return the input of the pooling: (B, 3, H, W) -> (B, pooling.channels, h, w)."""
         return self.head.pooling_input(self.backbone(images))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -136,12 +136,12 @@ def create_model(
     Args:
         name: Name of the backbone in timm.
         method, num_classes, hidden, gradient, eigh_device, spectral_dtype: As in `PoolingHead`.
-        reduction: Channels in front of a second-order pooling; None for the backbone's own.
+        reduction: Number of channels before a second-order pooling; None keeps the backbone's.
         pretrained, weights, last_stride, image_size: As in `create_backbone`.
         options: Options of the pooling, e.g. `iterations=5` for isqrt_cov.
 
     Raises:
-        ConfigError: unknown backbone, method or option, or a setting the backbone cannot take.
+        ConfigError: unknown backbone, method or option, or a setting that does not fit the backbone.
         WeightsError: weights that cannot be downloaded, found, read or matched.
     """
     backbone = create_backbone(

@@ -1,4 +1,4 @@
-"""Weights of a backbone from a file: matched and loaded."""
+"""Matches and loads the weights of a backbone from a file."""
 
 import sys
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from torch import nn
 from fgvc.errors import WeightsError
 from fgvc.models.files import COUNTER, Layout, State, listed, locate_weights, read_tensors
 
-_PREFIXES = ("backbone.model.", "backbone.")  # fgvc's own, other wrappers
+_PREFIXES = ("backbone.model.", "backbone.")  # of fgvc, of other wrappers
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What `load_backbone_weights` did.
+    """Result of `load_backbone_weights`.
 
     Attributes:
         source: Path of the file.
-        how: Whether the tensors were matched by their names or by their order.
-        loaded: Number of tensors loaded.
-        ignored: Names of the file's other tensors, those of its head.
+        how: Way of matching tensors: by "names" or by "order".
+        loaded: Number of loaded tensors.
+        ignored: Names of the file's other tensors, which belong to its head.
     """
 
     source: str
@@ -33,16 +33,17 @@ class WeightsReport:
 def load_backbone_weights(model: nn.Module, source: str | Path, *, layout: Layout | None = None) -> WeightsReport:
     """Load the weights at `source` into `model`, all or none.
 
-    By name: every tensor of `model` is in the file with its shape, after containers (`state_dict`, ...) and prefixes
-    (`module.`, ...) are taken off and timm's own conversion for the architecture is applied (names of the official
-    releases; position embeddings resized to another image size). Tensors of a head that `model` lacks are ignored.
-    Otherwise by order: file and `layout` have the same number of tensors with, place by place, the same shape and the
-    same kind (`weight`, `bias`, `running_mean`, ...).
+    First by name: containers (`state_dict`, ...) and prefixes (`module.`, ...) are removed, and timm's conversion for
+    the architecture is applied (names of the official releases; position embeddings resized to another image size).
+    Then every tensor of `model` must be in the file with its shape. Tensors of a head that `model` lacks are ignored.
+    Otherwise by order: file and `layout` must have the same number of tensors, with the same shape and kind (`weight`,
+    `bias`, `running_mean`, ...) at each place.
 
     Args:
-        model: a timm model, whole or without its head.
+        model: a timm model, with or without its head.
         source: a path or `package:NAME`.
-        layout: names and shapes of the whole architecture in order, if `model` lacks its head; None: those of `model`.
+        layout: ordered names and shapes of the whole architecture, if `model` lacks its head; None means those of
+            `model`.
 
     Raises:
         WeightsError: the file is missing, unreadable, holds more than tensors, or does not fit `model`.
@@ -66,7 +67,7 @@ def load_backbone_weights(model: nn.Module, source: str | Path, *, layout: Layou
             f"{path} does not fit {architecture}: {'; '.join(problems)}; choose a file of its own weights"
         )
     chosen = {name: state[name] for name in needed if name in state}
-    model.load_state_dict(chosen, strict=False)  # what may be missing is settled above
+    model.load_state_dict(chosen, strict=False)  # missing names are checked above
     return WeightsReport(str(path), how, len(chosen), tuple(ignored))
 
 
@@ -77,26 +78,26 @@ def _bare(name: str) -> str:
 
 
 def convert_as_timm(tensors: State, model: nn.Module) -> State:
-    """Apply timm's own conversion of published weights; by its convention it is in the module of the model's class."""
+    """Apply timm's conversion of published weights; by timm's convention it is in the module of the model's class."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors
     try:
         converted: State = convert(dict(tensors), model)
-    except Exception:  # it expects its own architecture; for another file, the check of the names says what is wrong
+    except Exception:  # it fails for files of another architecture; the check of the names reports them
         return tensors
     return converted
 
 
 def _name_problems(state: State, needed: Layout, layout: Layout) -> list[str]:
-    """Why `state` does not fill `needed` by name; empty if it does."""
+    """Return reasons why `state` does not fill `needed` by name; empty if it does."""
     missing = [name for name in needed if name not in state and not name.endswith(COUNTER)]
     reshaped = [
         f"{name} {tuple(state[name].shape)} for {tuple(shape)}"
         for name, shape in needed.items()
         if name in state and state[name].shape != shape
     ]
-    # A head may be left over, but not a further block of a stage: the file is then of a deeper architecture.
+    # a head may be left over, but an extra block of a stage means that the file is from a deeper architecture
     stages = {name.partition(".")[0] for name in needed if "." in name}
     unexpected = [name for name in state if name not in layout and name.partition(".")[0] in stages]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}

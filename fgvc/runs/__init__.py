@@ -1,4 +1,4 @@
-"""A run on the disk: its configuration, its folder, its typed summary, and which runs may be compared."""
+"""Runs on disk: configuration, folder, typed summary, and which runs may be compared."""
 
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder

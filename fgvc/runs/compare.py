@@ -1,4 +1,4 @@
-"""How two runs differ: what they were made with, and what came out, down to the bits of the weights."""
+"""Comparison of two runs: their settings, environments and results, down to the bits of the weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ T = TypeVar("T")
 _ENVIRONMENT = ("versions", "machine", "dataset_fingerprint", "weights_digest", "train_images", "test_images")
 _ARCHIVES = ("spectrum.npz", "spectrum_history.npz")
 _WEIGHTS = ("last", "best")
-_OWN = ("run_dir", "resume")  # settings that are of the folder, not of the run
+_OF_THE_FOLDER = ("run_dir", "resume")  # these settings describe the folder, not the run
 
 
 class Change(NamedTuple):
-    """Something of two runs."""
+    """A value in two runs."""
 
     name: str
     first: Any
@@ -35,15 +35,15 @@ class Change(NamedTuple):
 
 
 class Distance(NamedTuple):
-    """Two versions of the numbers called `name`.
+    """Difference between two versions of some numbers.
 
     Attributes:
-        name: of a column, an array or a set of weights.
-        total, differing: how many values (of weights: tensors), and how many are not the same to the last bit.
-        largest: absolute difference; infinite where one side alone is not finite, is missing or is other text.
-        relative: of an array, `largest` by the largest finite value; of weights, the norm of the difference by the
-            norm; both of the first version. None for a column.
-        where: the first epoch that differs, or the tensor that differs most; None where nothing does.
+        name: Name of the column, array or set of weights.
+        total, differing: Number of values (tensors, for weights), and number that differ in any bit.
+        largest: Largest absolute difference; infinite if only one side is finite, a value is missing or texts differ.
+        relative: For an array, `largest` divided by its largest finite value. For weights, the norm of the difference
+            divided by their norm. Both divisors come from the first version. None for a column.
+        where: First epoch that differs, or tensor that differs most; None if nothing differs.
     """
 
     name: str
@@ -55,9 +55,9 @@ class Distance(NamedTuple):
 
 
 class PredictionChanges(NamedTuple):
-    """Images of the test split: how many, how many got another class, became right or wrong.
+    """Numbers of test images: all, with another predicted class, now right, now wrong.
 
-    `confidence` is by how much the confidence in an answer moved at most.
+    `confidence` is the largest change of a confidence.
     """
 
     images: int
@@ -72,16 +72,16 @@ class RunComparison:
     """Two finished runs.
 
     Attributes:
-        first, second: the runs.
-        environment: what differs in commit, versions, machine, images and the backbone's weights.
-        settings: what differs in config.yaml.
-        unrecorded: what only one of the runs records (the other was made by an earlier version): of these two, and
-            columns of metrics.csv and arrays of spectra.
-        metrics: every column of metrics.csv but times.
-        predictions: after the last epoch; None where they cannot be compared.
-        weights: "last" and "best", where they can be compared.
-        spectra: every array of spectrum.npz and spectrum_history.npz.
-        incomparable: what could not be compared, and why.
+        first, second: The two runs.
+        environment: Differences in commit, versions, machine, images and the backbone's weights.
+        settings: Differences in config.yaml.
+        unrecorded: Environment entries, settings, metrics.csv columns and spectrum arrays that only one run records
+            (the other run was made by an earlier version).
+        metrics: Differences of every column of metrics.csv except times.
+        predictions: Changes of the predictions after the last epoch; None if they cannot be compared.
+        weights: Differences of the "last" and "best" weights that can be compared.
+        spectra: Differences of every array of spectrum.npz and spectrum_history.npz.
+        incomparable: Reasons why parts could not be compared.
     """
 
     first: Run
@@ -97,7 +97,7 @@ class RunComparison:
 
     @property
     def accuracies(self) -> list[Change]:
-        """Accuracies of the final and the best epoch in per cent, and which epochs these are; the same or not."""
+        """Accuracies in per cent and numbers of the final and the best epoch, including equal ones."""
         pairs = {"final": (self.first.final, self.second.final), "best": (self.first.best, self.second.best)}
         changes = [
             Change(f"{which} {name}", getattr(one, name), getattr(other, name))
@@ -112,7 +112,7 @@ class RunComparison:
 
     @property
     def identical(self) -> bool:
-        """Whether weights, metrics, predictions and spectra are the same to the last bit."""
+        """Whether weights, metrics, predictions and spectra are bit-identical."""
         numbers = [*self.metrics, *self.weights, *self.spectra]
         predictions = self.predictions is not None and not (self.predictions.changed or self.predictions.confidence)
         accuracies = all(one == other for _, one, other in self.accuracies)
@@ -142,7 +142,7 @@ def compare_runs(first: Path, second: Path) -> RunComparison:
     """Compare two finished runs; nothing is trained, evaluated or written.
 
     Raises:
-        RunError: a folder is no run, its summary is damaged, or it is not finished.
+        RunError: a folder is not a run, its summary is damaged, or the run is not finished.
     """
     runs = (read_run(first), read_run(second))
     for run in runs:
@@ -182,11 +182,11 @@ def _environment(run: Run) -> dict[str, Any]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    return {key: value for key, value in run.settings().items() if key not in _OWN}
+    return {key: value for key, value in run.settings().items() if key not in _OF_THE_FOLDER}
 
 
 def _changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[list[Change], list[str]]:
-    """What differs in two nested mappings, and the keys that only one of them has."""
+    """Return the changed values of two nested mappings, and the keys that only one of them has."""
     both = [key for key in first if key in second]
     flat = [flatten({key: side[key] for key in both}) for side in (first, second)]
     names = {**flat[0], **flat[1]}
@@ -196,12 +196,12 @@ def _changes(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[list[
 
 
 def _metrics(first: Run, second: Run) -> tuple[list[Distance], list[str]]:
-    """The columns of metrics.csv but times, and the names of those that only one has."""
+    """Compare the columns of metrics.csv except times; also return the names of columns that only one run has."""
     if not _in_both("metrics.csv", first, second):
         return [], []  # no epoch was trained
     a, b = (read_csv(run.path / "metrics.csv", ("epoch",), as_text=True).set_index("epoch") for run in (first, second))
     if not (a.index.is_unique and b.index.is_unique):
-        raise RunError("metrics.csv: an epoch twice; restore the file")
+        raise RunError("metrics.csv: an epoch occurs twice; restore the file")
     columns = [column for column in dict.fromkeys([*a, *b]) if "second" not in column]
     both = [column for column in columns if column in a and column in b]
     distances = [column_distance(a[column], b[column]) for column in both]
@@ -241,9 +241,9 @@ def _read_weights(file: Path) -> dict[str, np.ndarray]:
 
 
 def _arrays(file: str, first: Run, second: Run) -> tuple[list[Distance], list[str]]:
-    """The arrays of an archive, and the names of those that only one has."""
+    """Compare the arrays of an archive; also return the names of arrays that only one run has."""
     if not _in_both(file, first, second):
-        return [], []  # trainer.probe_images=0, or runs of a version without it
+        return [], []  # trainer.probe_images=0, or runs of an earlier version
     try:
         a, b = (read_npz(run.path / file) for run in (first, second))
     except (OSError, ValueError) as error:
@@ -253,15 +253,15 @@ def _arrays(file: str, first: Run, second: Run) -> tuple[list[Distance], list[st
 
 
 def _in_both(file: str, first: Run, second: Run) -> bool:
-    """Whether both have the file, or none; RunError where one of them alone has it."""
-    there = [(run.path / file).is_file() for run in (first, second)]
-    if any(there) and not all(there):
-        raise RunError(f"{(second if there[0] else first).path / file}: no such file")
-    return all(there)
+    """Return whether both runs have the file. Raises RunError if only one has it."""
+    exists = [(run.path / file).is_file() for run in (first, second)]
+    if any(exists) and not all(exists):
+        raise RunError(f"{(second if exists[0] else first).path / file}: no such file")
+    return all(exists)
 
 
 def array_distance(name: str, first: np.ndarray, second: np.ndarray) -> Distance:
-    """Of two arrays of numbers. Raises RunError where they are not, or differ in shape or type."""
+    """Return the distance of two arrays. Raises RunError if they are not numbers or differ in shape or type."""
     if (first.shape, first.dtype) != (second.shape, second.dtype) or first.dtype.kind not in "biuf":
         raise RunError(f"{name} is {first.dtype} {first.shape} and {second.dtype} {second.shape}")
     differing, largest = _differing(first, second), _largest(first, second)
@@ -270,14 +270,15 @@ def array_distance(name: str, first: np.ndarray, second: np.ndarray) -> Distance
 
 
 def weights_distance(name: str, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> Distance:
-    """Of two sets of tensors. Raises RunError where they differ in names, shapes or types.
+    """Return the distance of two sets of tensors. Raises RunError if they differ in names, shapes or types.
 
-    Counters (of steps, in batch normalisation) count among those that differ, in `largest` only where no other does.
+    Integer tensors (step counters of batch normalisation) count in `differing`, but in `largest` only if no float
+    tensor differs.
     """
     kinds = [{key: (array.shape, array.dtype) for key, array in tensors.items()} for tensors in (first, second)]
     if kinds[0] != kinds[1]:
         odd = sorted(key for key in {**first, **second} if kinds[0].get(key) != kinds[1].get(key))
-        raise RunError(f"the {name} weights are of other tensors ({len(odd)}, the first {odd[0]})")
+        raise RunError(f"the {name} weights have other tensors ({len(odd)}, the first {odd[0]})")
     most: tuple[bool, float, str | None] = (False, 0.0, None)
     differing = 0
     square, square_of_difference = 0.0, 0.0
@@ -296,7 +297,7 @@ def weights_distance(name: str, first: Mapping[str, np.ndarray], second: Mapping
 
 
 def column_distance(first: pd.Series, second: pd.Series) -> Distance:
-    """Of two columns of text, indexed by epoch: numbers where all of it are, an empty cell for NaN."""
+    """Return the distance of two text columns by epoch, as numbers if all cells are; an empty cell is NaN."""
     name, epochs = str(first.name), first.index.union(second.index, sort=False)
     a, b = (column.reindex(epochs, fill_value="missing") for column in (first, second))
     try:
@@ -310,14 +311,14 @@ def column_distance(first: pd.Series, second: pd.Series) -> Distance:
 
 
 def _differing(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Which values, of two arrays of one shape and type, are not the same to the last bit; one-dimensional."""
+    """Return, flattened, which values differ in any bit; both arrays have the same shape and type."""
     a, b = (np.ascontiguousarray(array).reshape(-1, 1).view(np.uint8) for array in (first, second))
     differing: np.ndarray = (a != b).any(axis=1)
     return differing
 
 
 def _largest(first: np.ndarray, second: np.ndarray) -> float:
-    """Largest absolute difference; what is equal, or NaN on both sides, differs by nothing."""
+    """Return the largest absolute difference; equal values and two NaNs count as 0."""
     a, b = first.astype(np.float64), second.astype(np.float64)
     apart = ~((a == b) | (np.isnan(a) & np.isnan(b)))
     with np.errstate(invalid="ignore"):

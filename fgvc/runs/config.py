@@ -15,13 +15,13 @@ class TransformConfig:
     """How an image becomes the input tensor; normalisation comes from the backbone's own data config.
 
     Attributes:
-        size: height and width of the input in pixels.
-        resize: "short" scales the shorter side to `resize_size`, "square" both sides.
-        resize_size: pixels; None means `size`.
-        crop: crop in training, "center" (as published), "random", "random_resized" or "none"; evaluation always takes
+        size: Height and width of the input in pixels.
+        resize: Side to scale to `resize_size`: "short" (the shorter side) or "square" (both sides).
+        resize_size: Size after resizing, in pixels; None means `size`.
+        crop: Crop in training: "center" (as published), "random", "random_resized" or "none"; evaluation always takes
             the centre.
-        min_scale: least share of an image's area that "random_resized" takes.
-        hflip: mirror training images at random.
+        min_scale: Smallest share of an image's area for "random_resized".
+        hflip: Whether to mirror training images at random.
         randaugment: RandAugment of training images in timm's notation, e.g. "rand-m9-mstd0.5-inc1"; None for none.
     """
 
@@ -36,13 +36,13 @@ class TransformConfig:
 
 @dataclass
 class DatasetConfig:
-    """Which images.
+    """The dataset and how its images are read.
 
     Attributes:
-        name: name in tables and run folders, e.g. "cub80".
-        adapter: one of `fgvc.data.list_datasets()`; None means `name`.
-        root: folder of the dataset.
-        options: of the adapter.
+        name: Name in tables and run folders, e.g. "cub80".
+        adapter: Adapter, one of `fgvc.data.list_datasets()`; None means `name`.
+        root: Folder of the dataset.
+        options: Options of the adapter.
     """
 
     name: str = MISSING
@@ -54,14 +54,15 @@ class DatasetConfig:
 
 @dataclass
 class BackboneConfig:
-    """Which network makes the feature maps.
+    """The network that computes the feature maps.
 
     Attributes:
-        name: any timm name.
-        pretrained: load timm's weights from its hub.
-        weights: load these instead: a .safetensors or .pth file, or package:NAME for a file in an installed package.
-        frozen: compute the feature maps once, cache them, and train the head on them.
-        last_stride: 1 removes the stride of a ResNet's last stage, as the papers do; None leaves it.
+        name: Name of a timm model.
+        pretrained: Whether to load timm's weights from its hub.
+        weights: Weights to load instead: a .safetensors or .pth file, or package:NAME for a file in an installed
+            package.
+        frozen: Whether to compute the feature maps once, cache them, and train only the head on them.
+        last_stride: Stride of a ResNet's last stage: 1 removes it, as the papers do; None keeps it.
     """
 
     name: str = MISSING
@@ -73,19 +74,19 @@ class BackboneConfig:
 
 @dataclass
 class MethodConfig:
-    """Which pooling head.
+    """The pooling head.
 
     Attributes:
-        name: one of `fgvc.pooling.list_poolings()`.
-        gradient: rule of the spectral layer, None means as published.
-        reduction: channels after the 1x1 convolution in front of a second-order pooling; None leaves it out. GAP, the
-            first-order baseline, reads the backbone's channels as they are.
-        hidden: widths of fully connected layers between the descriptor and the classifier's last layer; none, but for
-            the papers' AlexNet.
-        eigh_device: where eigendecompositions run: "auto", "same" (where the features are) or "cpu", as in the papers.
-        spectral_dtype: precision of the covariance and all that is made of it, "float64", as in the papers, or
-            "float32"; docs/precision.md says what that costs.
-        options: of the pooling, e.g. {iterations: 5}.
+        name: Name of the pooling, one of `fgvc.pooling.list_poolings()`.
+        gradient: Gradient rule of the spectral layer; None means as published.
+        reduction: Number of channels after the 1x1 convolution in front of a second-order pooling; None leaves it out.
+            GAP, the first-order baseline, has no reduction.
+        hidden: Widths of fully connected layers between the descriptor and the classifier's last layer; only the
+            papers' AlexNet has them.
+        eigh_device: Device of eigendecompositions: "auto", "same" (that of the features) or "cpu", as in the papers.
+        spectral_dtype: Precision of the covariance and everything computed from it: "float64", as in the papers, or
+            "float32"; see docs/precision.md for its cost.
+        options: Options of the pooling, e.g. {iterations: 5}.
     """
 
     name: str = MISSING
@@ -98,7 +99,7 @@ class MethodConfig:
 
     @property
     def shown_options(self) -> dict[str, Any]:
-        """What labels and run folders name beside the gradient: options of the pooling, and another precision."""
+        """Options in labels and run folders: those of the pooling, and the precision if it is not float64."""
         return self.options | ({} if self.spectral_dtype == "float64" else {"dtype": self.spectral_dtype})
 
 
@@ -106,13 +107,13 @@ class MethodConfig:
 class HybridConfig:
     """Train with another pooling first and switch to `method` for the last stage (Song, Sebe, Wang, ICCV 2021).
 
-    The weights carry over: both poolings read the same covariance and hand on a descriptor of the same width. `best` is
+    The weights carry over: both poolings read the same covariance and give a descriptor of the same width. `best` is
     selected among the epochs after the switch.
 
     Attributes:
-        method: pooling of the first stage, e.g. "isqrt_cov"; None trains with `method` throughout.
-        options: of that pooling.
-        switch_epoch: epochs of the first stage; None: until the last learning-rate decay, the last of
+        method: Pooling of the first stage, e.g. "isqrt_cov"; None trains with `RunConfig.method` only.
+        options: Options of that pooling.
+        switch_epoch: Number of epochs of the first stage; None means until the last learning-rate decay, the last of
             `schedule.milestones`.
     """
 
@@ -123,7 +124,7 @@ class HybridConfig:
 
 @dataclass
 class OptimizerConfig:
-    """Optimiser. `classifier_factor` multiplies the learning rate of the classifier; `momentum` is for SGD only."""
+    """The optimiser. `classifier_factor` multiplies the learning rate of the classifier; `momentum` is for SGD only."""
 
     name: str = "sgd"
     lr: float = 3e-3
@@ -136,7 +137,7 @@ class OptimizerConfig:
 class ScheduleConfig:
     """Learning rate over the run: "constant", "step" (times `gamma` after each milestone epoch) or "cosine" (to zero).
 
-    `warmup_epochs` raises it linearly from zero first, in any of them.
+    With any of them, the rate first rises linearly from zero for `warmup_epochs`.
     """
 
     name: str = "step"
@@ -147,40 +148,41 @@ class ScheduleConfig:
 
 @dataclass
 class TrainerConfig:
-    """The loop.
+    """The training loop.
 
     Attributes:
-        epochs: passes over the training images; 0 only evaluates the weights the run starts from.
-        max_steps: stop after that many optimiser steps in all; None means no limit.
-        batch_size: images of an optimiser step, over all processes and rounds of accumulation: the number of processes
-            does not change what is computed.
-        accumulation: batches that each process makes of its images of a step, one after the other, for want of memory.
-            Batch normalisation takes its statistics from one of these, not from the whole step.
-        eval_batch_size: images in a batch, of each process, in evaluation and feature extraction.
-        workers: processes that load images, for each process that trains.
-        label_smoothing: of the cross-entropy, 0 to 1.
-        clip_norm: largest norm of the gradient, None means no clipping.
-        mixup: alpha of mixup, 0 for none; the inputs of a step are mixed, their images or their cached feature maps.
-        cutmix: alpha of CutMix, 0 for none; with both, each step draws one of them.
-        ema_decay: decay a step of an exponential moving average of the weights, which is then what is evaluated and
-            saved; None keeps the weights themselves.
-        val_fraction: share of the training images of each class held out to select the best epoch; with 0 it is
-            selected on the test split, as many published numbers are, and the summary says so.
-        save_minutes: minutes after which the state is saved within an epoch, too; None: never.
-        save_steps: the same in optimiser steps.
-        on_non_finite: NaN or infinity in a step's loss, gradient or eigenvalues: "stop" the run, or "skip" the step.
-        max_skips: steps that "skip" may leave out in a run.
-        on_divergence: a training loss that has grown and stays grown (see `LossWatch`): "stop" the run, "warn" or
-            "ignore" it.
-        divergence_factor: times the lowest loss so far is grown.
-        divergence_window: steps that it must stay so.
-        precision: "no", "bf16" or "fp16" (not on a CPU) autocast; the spectral layers stay in `method.spectral_dtype`.
-        on_bad_image: "refuse" to train with an unreadable image, or "skip" it.
-        tracker: "tensorboard" or None.
-        deterministic: use only algorithms that repeat themselves bit for bit, see `set_deterministic`; slower on a GPU.
-            On a CPU runs repeat themselves anyway.
-        probe_images: test images whose spectra are kept after every epoch, always the same; 0 keeps none. A continued
-            run goes on with the images of its history.
+        epochs: Number of passes over the training images; 0 only evaluates the initial weights.
+        max_steps: Largest number of optimiser steps; None means no limit.
+        batch_size: Number of images per optimiser step, over all processes and accumulated batches. The result
+            therefore does not depend on the number of processes.
+        accumulation: Number of batches per process and step. More batches need less memory. Batch normalisation takes
+            its statistics from one batch, not from the whole step.
+        eval_batch_size: Number of images per batch and process in evaluation and feature extraction.
+        workers: Number of image-loading processes per training process.
+        label_smoothing: Label smoothing of the cross-entropy, 0 to 1.
+        clip_norm: Largest norm of the gradient; None means no clipping.
+        mixup: Alpha of mixup, 0 for none; it mixes the inputs of a step: images or cached feature maps.
+        cutmix: Alpha of CutMix, 0 for none; with both, each step draws one of them.
+        ema_decay: Decay per step of an exponential moving average of the weights. The average is then evaluated and
+            saved. None uses the weights themselves.
+        val_fraction: Share of the training images of each class that is held out to select the best epoch. With 0 the
+            best epoch is selected on the test split, as for many published numbers, and the summary says so.
+        save_minutes: Number of minutes between saves of the state within an epoch; None means never.
+        save_steps: Number of optimiser steps between saves of the state within an epoch; None means never.
+        on_non_finite: Reaction to NaN or infinity in a step's loss, gradient or eigenvalues: "stop" the run, or "skip"
+            the step.
+        max_skips: Largest number of skipped steps in a run.
+        on_divergence: Reaction to a training loss that grew and stays high (see `LossWatch`): "stop" the run, "warn"
+            or "ignore" it.
+        divergence_factor: Ratio to the lowest loss so far above which the loss counts as grown.
+        divergence_window: Number of steps for which it must stay grown.
+        precision: Autocast: "no", "bf16" or "fp16" (not on a CPU). The spectral layers use `method.spectral_dtype`.
+        on_bad_image: Reaction to an unreadable training image: "refuse" to train, or "skip" it.
+        tracker: Tracker of metrics: "tensorboard" or None.
+        deterministic: Whether to use only bit-reproducible algorithms, see `set_deterministic`; slower on a GPU. On a
+            CPU runs are reproducible anyway.
+        probe_images: Number of test images whose spectra are saved after every epoch, always the same images; 0 saves
+            none. A resumed run keeps the images of its history.
     """
 
     epochs: int = 1
@@ -211,13 +213,13 @@ class TrainerConfig:
 
 @dataclass
 class CacheConfig:
-    """Where feature maps of frozen backbones are kept.
+    """The cache of feature maps of frozen backbones.
 
     Attributes:
-        dir: folder; any number of runs may share it.
-        dtype: "float32" or "float16".
-        max_gb: most that all feature maps in `dir` may take (in 1e9 bytes) when a run adds some: those that no run uses
-            are evicted for it, the least recently used first. None means no limit.
+        dir: Folder of the cache; any number of runs may share it.
+        dtype: Type of the saved numbers: "float32" or "float16".
+        max_gb: Largest size of all feature maps in `dir`, in 1e9 bytes, when a run adds some. To make room, feature
+            maps that no run uses are deleted, least recently used first. None means no limit.
     """
 
     dir: str = "results/cache"
@@ -230,15 +232,15 @@ class RunConfig:
     """One training run.
 
     Attributes:
-        name: the experiment's name, part of the default run folder.
-        recipe: name of the training recipe where it is not the experiment's own (`recipe=modern` sets it), part of the
-            default run folder and of what runs must share to be compared.
-        seed: fixes everything random; 0 is a seed like any other.
-        run_dir: folder of the run; None means results/NAME/BACKBONE/METHOD/seedN.
-        initial_weights: file of a whole model that training starts from (`fgvc.models.load_checkpoint` says which
-            kinds); its classifier is left out where it is of another number of classes.
-        resume: "auto" continues an unfinished run in `run_dir`, "never" refuses a folder that holds one, a path
-            continues the run found there.
+        name: Name of the experiment, part of the default run folder.
+        recipe: Name of the training recipe if it is not the experiment's own (`recipe=modern` sets it). It is part of
+            the default run folder, and only runs with the same recipe are comparable.
+        seed: Seed of everything random; 0 is a seed like any other.
+        run_dir: Folder of the run; None means results/NAME/BACKBONE/METHOD/seedN.
+        initial_weights: File of a whole model that training starts from (see `fgvc.models.load_checkpoint` for the
+            formats). Its classifier is ignored if the number of classes differs.
+        resume: Mode of resuming: "auto" continues an unfinished run in `run_dir`, "never" refuses a folder that holds
+            one, a path continues the run in that folder.
     """
 
     name: str = MISSING
@@ -258,7 +260,7 @@ class RunConfig:
 
     @property
     def switch_epoch(self) -> int:
-        """Number of epochs of the first stage of a hybrid run; 0 for a run of one stage."""
+        """Number of epochs of the first stage of a hybrid run; 0 for a run with one stage."""
         if self.hybrid.method is None:
             return 0
         if self.hybrid.switch_epoch is not None:
@@ -267,7 +269,7 @@ class RunConfig:
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one level, its keys joined by dots."""
+    """Flatten a nested mapping to one level; keys are joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
@@ -275,22 +277,22 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
-    """The composed configuration as dataclasses.
+    """Return the composed configuration as dataclasses.
 
     Raises:
-        ConfigError: a key without a default is unset, or one that was added with + is unknown.
+        ConfigError: a key without a default is unset, or a key added with + is unknown.
     """
     missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(f"unset: {', '.join(missing)}; give it on the command line, e.g. {missing[0]}=VALUE")
-    # the schema once more: Hydra's + adds any key, wherever it likes
+    # check against the schema again, since Hydra's + can add any key
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed)))
     assert isinstance(config, RunConfig)
     return config
 
 
 def check_config(config: RunConfig) -> None:
-    """Raise ConfigError for values out of range, unknown choices, and settings that need a package that is missing."""
+    """Raise ConfigError for values out of range, unknown choices, and settings that need a missing package."""
     schedule = config.schedule
     if list(schedule.milestones) != sorted(set(schedule.milestones)):
         raise ConfigError(f"schedule.milestones must ascend, got {list(schedule.milestones)}")
@@ -348,7 +350,7 @@ def check_config(config: RunConfig) -> None:
 
 
 def check_mixing(config: RunConfig, processes: int = 1) -> None:
-    """Raise ConfigError where images are to be mixed in pairs and a part of a step has an odd number of them."""
+    """Raise ConfigError if images are mixed in pairs but a part of a step has an odd number of them."""
     trainer = config.trainer
     parts = trainer.accumulation * processes
     if (trainer.mixup or trainer.cutmix) and trainer.batch_size % (2 * parts):
@@ -360,7 +362,7 @@ def check_mixing(config: RunConfig, processes: int = 1) -> None:
 
 
 def check_steps(config: RunConfig, first_stage: int, processes: int) -> None:
-    """Raise ConfigError for what the steps of the hybrid protocol's first stage, or the processes, make impossible."""
+    """Raise ConfigError if the number of processes, or `first_stage` steps of a hybrid run, do not fit the trainer."""
     check_mixing(config, processes)
     limit = config.trainer.max_steps
     if limit is not None and limit <= first_stage:

@@ -1,6 +1,6 @@
-"""The folder of a run: what each of its files is, and how its configuration and its summary are read and written.
+"""The folder of a run: paths of its files, and reading and writing its configuration and summary.
 
-It also answers two questions about every setting: does it change the result, and may a continued run change it?
+It also knows two facts about every setting: whether it changes the result, and whether a resumed run may change it.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ _log = logging.getLogger(__name__)
 
 
 class Role(NamedTuple):
-    """What a setting means for two runs that differ in it.
+    """The effect of a setting in which two runs differ.
 
     Attributes:
-        changes_result: the runs compute something else, so a table must not average over them.
-        may_change: a continued run may take another value than the run that it continues.
+        changes_result: Whether the runs compute different results; a table must not average over them then.
+        may_change: Whether a resumed run may take another value.
     """
 
     changes_result: bool
@@ -43,19 +43,19 @@ _ROLES = {
         Role(changes_result=False, may_change=True),
     ),
     **dict.fromkeys(("name", "dataset.root"), Role(changes_result=False, may_change=False)),
-    # with "skip" a finished run may have left out steps
+    # with "skip" a finished run may have skipped steps
     **dict.fromkeys(("trainer.on_non_finite", "trainer.max_skips"), Role(changes_result=True, may_change=True)),
 }
 _ANY_OTHER = Role(changes_result=True, may_change=False)
 
 
 def role(key: str) -> Role:
-    """The role of a setting, given by its key as on the command line, e.g. "trainer.batch_size"."""
+    """Return the role of a setting; `key` is as on the command line, e.g. "trainer.batch_size"."""
     return _ROLES.get(key, _ANY_OTHER)
 
 
 def fixed_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that a continued run must keep, by their keys."""
+    """Return the settings that a resumed run must keep, by key."""
     container = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(container, dict)
     flat = flatten({str(key): value for key, value in container.items()})
@@ -63,10 +63,10 @@ def fixed_settings(config: RunConfig) -> dict[str, Any]:
 
 
 class RunFolder:
-    """Paths of a run's files, its lock, and its configuration and summary; every file is written whole or not at all.
+    """Paths of a run's files, its lock, its configuration and summary; every file is written completely or not at all.
 
-    The files with a reader of their own: metrics.csv, predictions.csv and the spectra by `fgvc.runs.read_run`, the
-    weights by `fgvc.inference.restore`, the states by `fgvc.training.states`.
+    Other modules read the other files: `fgvc.runs.read_run` metrics.csv, predictions.csv and spectra,
+    `fgvc.inference.restore` the weights, `fgvc.training.states` the states.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,12 +82,12 @@ class RunFolder:
         self.failed_steps = path / "failed_steps"
 
     def weights_file(self, which: str) -> Path:
-        """File of the "best" or "last" weights."""
+        """Return the file of the "best" or "last" weights."""
         return self.checkpoints / f"{which}.safetensors"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Be the only process that writes here while the block runs. Raises RunError where another one does."""
+        """Hold the folder's lock during the block. Raises RunError if another process holds it."""
         created = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -95,7 +95,7 @@ class RunFolder:
                 if not free:
                     raise RunError(f"{self.path}: another process is training in this folder; wait, or give run_dir=")
                 for folder in (self.path, self.checkpoints, self.failed_steps):
-                    for leftover in folder.glob(".*.tmp*"):  # of a process that was killed while it wrote
+                    for leftover in folder.glob(".*.tmp*"):  # from a process that was killed while writing
                         leftover.unlink(missing_ok=True)
                 yield
         finally:
@@ -112,7 +112,7 @@ class RunFolder:
         write_json_atomic(self.summary_file, summary)
 
     def read_summary(self) -> dict[str, Any]:
-        """summary.json as it is; `fgvc.runs.read_run` has it typed. Raises RunError where it is missing or damaged."""
+        """Return summary.json untyped (`fgvc.runs.read_run` is typed). Raises RunError if it is missing or damaged."""
         try:
             return read_json_object(self.summary_file)
         except (OSError, ValueError) as error:
@@ -121,7 +121,7 @@ class RunFolder:
             ) from error
 
     def is_finished(self) -> bool:
-        """Whether summary.json says that the run is finished; a damaged one says no, with a warning."""
+        """Return whether summary.json says that the run is finished; if it is damaged, warn and return False."""
         try:
             return self.summary_file.is_file() and self.read_summary().get("status") == "finished"
         except RunError as error:
@@ -129,25 +129,25 @@ class RunFolder:
             return False
 
     def read_settings(self) -> dict[str, Any]:
-        """config.yaml as it is, nested; `read_config` has it typed. Raises RunError where it is missing or damaged."""
+        """Return config.yaml nested and untyped (see `read_config`). Raises RunError if it is missing or damaged."""
         if not self.config_file.is_file():
             raise RunError(f"{self.path} is not a run folder: it has no config.yaml; name the folder of one run")
         try:
             settings = yaml.safe_load(read_plain_yaml(self.config_file))
-        except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: the 31st of February, too
+        except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: e.g. a date such as 31 February
             raise self._unreadable(_one_line(error)) from error
         if not isinstance(settings, dict):
             raise self._unreadable(f"it holds {type(settings).__name__}, not a mapping of settings")
         return settings
 
     def read_config(self) -> RunConfig:
-        """The run's configuration.
+        """Return the run's configuration.
 
-        Settings that this version does not know are left out of a finished run, with a note in the log.
+        In a finished run, unknown settings are ignored with a log line.
 
         Raises:
-            RunError: config.yaml is missing or damaged, has a value of the wrong type, or, of an unfinished run, a
-                setting that this version does not know.
+            RunError: config.yaml is missing or damaged, has a value of the wrong type, or, in an unfinished run, an
+                unknown setting.
         """
         settings = self.read_settings()
         known, unknown = _split_known(settings, RunConfig)
@@ -155,10 +155,10 @@ class RunFolder:
             names = ", ".join(unknown)
             if not self.is_finished():
                 raise self._unreadable(f"this version has no setting {names}, and the run is not finished")
-            _log.info("%s: left out %s, which this version does not have", self.config_file, names)
+            _log.info("%s: ignored %s, unknown to this version", self.config_file, names)
         try:
             config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), known))
-        except Exception as error:  # omegaconf raises many kinds; all mean that this file is not usable
+        except Exception as error:  # omegaconf raises many types; all mean that the file is not usable
             raise self._unreadable(str(error)) from error
         assert isinstance(config, RunConfig)
         return config
@@ -170,7 +170,7 @@ class RunFolder:
 
 
 def _split_known(settings: Mapping[str, Any], schema: Any, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
-    """The part of nested settings that a configuration dataclass has, and the keys of the rest."""
+    """Split nested settings into those that a configuration dataclass has, and the keys of the others."""
     fields = {field.name: field.type for field in dataclasses.fields(schema)}
     known: dict[str, Any] = {}
     unknown = []

@@ -1,7 +1,7 @@
 """Which runs may be compared and which may be averaged.
 
-Runs of one setting stand in one table; runs of one setting and one method are repetitions, averaged over their seeds.
-A setting is what the summary tells; `config_notes` names what else differs between repetitions, a learning rate say.
+Runs of one setting share a table. Runs of one setting and one method are repetitions, averaged over their seeds. A
+setting comes from the summary; `config_notes` names other differences between repetitions, e.g. in the learning rate.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from fgvc.runs.summary import Run
 
 @dataclass(frozen=True)
 class Setting:
-    """What two runs must share to be comparable: data, backbone, recipe, length and how the best epoch is selected."""
+    """Properties that comparable runs share: data, backbone, recipe, length and selection of the best epoch."""
 
     dataset: str
     num_classes: int | None
@@ -42,7 +42,7 @@ class Setting:
 
 
 class Method(NamedTuple):
-    """A method of one table, told from the others of its setting by its label."""
+    """A method of one table; its label is unique within its setting."""
 
     name: str
     gradient: str | None
@@ -53,9 +53,9 @@ Group = dict[Method, list[Run]]
 
 
 def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
-    """Sort finished runs by setting and method; the runs of a method by seed.
+    """Group finished runs by setting and method; sort the runs of a method by seed.
 
-    GAP has no covariance to reduce, so without a reduction of its own it joins every setting that it matches otherwise.
+    GAP has no covariance to reduce. Without a reduction, it joins every setting that differs only in the reduction.
 
     Raises:
         RunError: two runs of one method and setting have the same seed.
@@ -71,23 +71,23 @@ def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
 
 
 def one_setting(runs: Iterable[Run]) -> tuple[Setting, Group]:
-    """The setting that all of these runs share, and its methods.
+    """Return the setting that all of these runs share, and its methods.
 
     Raises:
-        RunError: they belong to several settings, or as `group_runs`.
+        RunError: the runs belong to several settings, or as in `group_runs`.
     """
     groups = group_runs(runs)
     if len(groups) != 1:
         titles = "".join(f"\n  {setting.title}" for setting in groups)
         raise RunError(
-            f"these runs belong to {len(groups)} settings, only one fits in here; give fewer folders:{titles}"
+            f"these runs belong to {len(groups)} settings, but only one is allowed; give fewer folders:{titles}"
         )
     ((setting, group),) = groups.items()
     return setting, group
 
 
 def sources(runs: Sequence[Run]) -> dict[str, str]:
-    """The columns of a table that say which runs stand behind a number: seeds, runs (paths, "; " between), commits."""
+    """Return the table columns that name the runs of a number: seeds, runs (paths joined by "; "), commits."""
     return {
         "seeds": " ".join(dict.fromkeys(str(run.seed) for run in runs)),
         "runs": "; ".join(str(run.path) for run in runs),
@@ -96,11 +96,11 @@ def sources(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def config_notes(runs: Iterable[Run]) -> list[str]:
-    """A note for every group of repetitions whose config.yaml differ in more than the seed.
+    """Return a note for every setting that differs between repetitions, other than the seed.
 
-    The summary does not hold every setting (the learning rate is one); a folder without config.yaml is not compared.
+    The summary lacks some settings, e.g. the learning rate. A folder without config.yaml is not compared.
     """
-    notes: dict[str, None] = {}  # a set that keeps its order: GAP may stand in several settings
+    notes: dict[str, None] = {}  # an ordered set, since GAP may belong to several settings
     for group in group_runs(runs).values():
         for method, repetitions in group.items():
             configs = [flatten(run.settings()) for run in repetitions if (run.path / "config.yaml").is_file()]
@@ -143,7 +143,7 @@ def _by_seed(runs: Sequence[Run]) -> list[Run]:
 
 
 def _tell_apart(group: Group) -> Group:
-    """A gradient given by name goes by the same label as the published default it equals; say which one is which."""
+    """Make labels unique: a gradient given by name has the same label as the published default that it equals."""
     labels = Counter(method.label for method in group)
     return {
         method._replace(label=f"{method.label} [gradient={method.gradient}]")

@@ -1,4 +1,4 @@
-"""Eigenvalues that a run keeps of some of its test images, after training and by epoch, and measures of them.
+"""Eigenvalues that a run saves for some of its test images, after training and by epoch, and measures of them.
 
 Shapes: n images, d channels, E epochs. The measures take `eigenvalues` (n, d) float64 of positive semi-definite
 matrices, each row descending, and return (n,) unless they say otherwise. Rank-deficient matrices are the rule here
@@ -21,10 +21,10 @@ class Spectrum:
     """Eigenvalues of n test images, each row descending.
 
     Attributes:
-        before: (n, d) float64, of the covariance that the pooling reads.
-        after: (n, d) float64, of the normalised matrix; None for a pooling without one.
-        targets: (n,) class indices of the images; None in runs of earlier versions.
-        indices: (n,) places of the images in the test split; None in runs of earlier versions.
+        before: Eigenvalues (n, d) float64 of the covariance that the pooling reads.
+        after: Eigenvalues (n, d) float64 of the normalised matrix; None for a pooling without one.
+        targets: Class indices (n,) of the images; None in runs of earlier versions.
+        indices: Indices (n,) of the images in the test split; None in runs of earlier versions.
     """
 
     before: np.ndarray
@@ -38,7 +38,7 @@ class Spectrum:
 
     @classmethod
     def read(cls, path: Path) -> "Spectrum":
-        """Read spectrum.npz. Raises RunError where it is missing or damaged."""
+        """Read spectrum.npz. Raises RunError if it is missing or damaged."""
         arrays = _read(path, ("before",))
         before, after = _before_and_after(arrays, path, "(n, d)")
         return cls(before, after, *_images(arrays, path, len(before)))
@@ -53,12 +53,12 @@ class SpectrumHistory:
 
     @property
     def before(self) -> np.ndarray:
-        """(E, n, d) float64, of the covariance."""
+        """Eigenvalues (E, n, d) float64 of the covariance."""
         return np.stack([spectrum.before for spectrum in self.spectra])
 
     @property
     def after(self) -> np.ndarray | None:
-        """(E, n, d) float64, of the normalised matrix; None for a pooling without one."""
+        """Eigenvalues (E, n, d) float64 of the normalised matrix; None for a pooling without one."""
         after = [spectrum.after for spectrum in self.spectra if spectrum.after is not None]
         return np.stack(after) if after else None
 
@@ -73,11 +73,11 @@ class SpectrumHistory:
         """Read spectrum_history.npz up to `last_epoch`.
 
         Raises:
-            RunError: it is missing (trainer.probe_images=0) or damaged.
+            RunError: the file is missing (trainer.probe_images=0) or damaged.
         """
         if not path.is_file():
-            kept = "kept no spectra by epoch (trainer.probe_images=0, or an earlier version)"
-            raise RunError(f"{path}: no such file; the run {kept}: repeat it")
+            reason = "saved no spectra by epoch (trainer.probe_images=0, or an earlier version)"
+            raise RunError(f"{path}: no such file; the run {reason}: repeat it")
         arrays = _read(path, ("before", "epochs"))
         before, after = _before_and_after(arrays, path, "(E, n, d)")
         epochs = arrays["epochs"]
@@ -119,11 +119,11 @@ def _eigenvalues(array: np.ndarray, path: Path, name: str, shape: str) -> np.nda
 
 
 def _images(arrays: Mapping[str, np.ndarray], path: Path, n: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Targets and indices of n images, None where they are absent."""
+    """Return targets and indices of n images; None if absent."""
     for name in ("targets", "indices"):
         array = arrays.get(name)
         if array is not None and (array.shape != (n,) or array.dtype.kind != "i"):
-            raise _damaged(path, f"{name!r} is {array.dtype} of shape {array.shape}, not one whole number an image")
+            raise _damaged(path, f"{name!r} is {array.dtype} of shape {array.shape}, not one integer per image")
     return arrays.get("targets"), arrays.get("indices")
 
 

@@ -1,4 +1,4 @@
-"""Two methods compared on the same images: exact tests, intervals, and a table over the runs of a setting."""
+"""Comparison of two methods on the same images: exact tests, intervals, and a table over the runs of a setting."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,15 @@ from fgvc.runs.summary import Run
 
 @dataclass(frozen=True)
 class McNemar:
-    """How two classifiers agree on the same images, and the probability of a difference as large by chance.
+    """Agreement of two classifiers on the same images, and the probability of a difference this large by chance.
 
     Attributes:
-        both: images that both get right.
-        only_first: that only the first gets right.
-        only_second: that only the second gets right.
-        neither: that both get wrong.
-        p_value: two-sided, exact: of the images on which they differ, each is the first's with probability 1/2.
+        both: Number of images that both get right.
+        only_first: Number of images that only the first gets right.
+        only_second: Number of images that only the second gets right.
+        neither: Number of images that both get wrong.
+        p_value: Exact two-sided p-value. Null hypothesis: if only one classifier is right, each is with probability
+            1/2.
     """
 
     both: int
@@ -37,9 +38,9 @@ class McNemar:
 
 
 def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> McNemar:
-    """Exact McNemar test of two frames of predictions, paired by path. [McNemar, Psychometrika 1947]
+    """Run the exact McNemar test on two frames of predictions, paired by path. [McNemar, Psychometrika 1947]
 
-    It speaks of these two sets of weights on such images, not of other seeds of the same methods.
+    The result holds for these two sets of weights on similar images, not for other seeds of the same methods.
 
     Raises:
         RunError: no rows, a path twice, or the frames differ in their images or targets.
@@ -53,9 +54,9 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> McNemar:
 
 
 def combine_p_values(p_values: Sequence[float]) -> float:
-    """One p-value of several that may depend on each other in any way: n / k times the k-th smallest, k = ceil(n / 2).
+    """Combine p-values with any dependence into one: n / k times the k-th smallest, k = ceil(n / 2).
 
-    Small only where half of them are. [Rüger, Metrika 1978]
+    The result is small only if half of them are. [Rüger, Metrika 1978]
 
     Raises:
         ValueError: no p-values.
@@ -68,7 +69,7 @@ def combine_p_values(p_values: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number, in the same order. [Holm, Scand. J. Statist. 1979]"""
+    """Correct p-values for their number; the order is kept. [Holm, Scand. J. Statist. 1979]"""
     order = np.argsort(p_values)
     scaled = np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1)
     corrected = np.empty(len(order))
@@ -78,12 +79,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of one method minus that of another, points of per cent.
+    """Accuracy of one method minus that of another, in percentage points.
 
     Attributes:
-        mean: over images and pairs of runs.
-        low, high: ends of the 95 % interval.
-        images, pairs: how many images, and how many pairs of runs.
+        mean: Mean over images and pairs of runs.
+        low, high: Ends of the 95 % interval.
+        images, pairs: Number of images and number of pairs of runs.
     """
 
     mean: float
@@ -96,28 +97,29 @@ class Difference:
 def paired_bootstrap(
     first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], *, resamples: int = 10_000, seed: int = 0
 ) -> Difference:
-    """Percentile bootstrap over test images of the difference in accuracy, the pairs of runs averaged on each image.
+    """Bootstrap the accuracy difference over test images (percentile interval), averaged over the pairs of runs.
 
-    It speaks of these runs on other such images. [Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13]
+    The result holds for these runs on similar images. [Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
+    ch. 13]
 
     Args:
-        first, second: predictions of the runs of two methods; the i-th of each are compared, the same seed say.
-        resamples: of the images.
-        seed: of the resampling.
+        first, second: predictions of the runs of two methods; the i-th of each are paired, e.g. by seed.
+        resamples: number of resamples of the images.
+        seed: seed of the resampling.
 
     Raises:
-        RunError: as `mcnemar`, for any pair, or other images in one pair than in another.
-        ValueError: no pairs, or not as many runs of each.
+        RunError: as in `mcnemar` for any pair, or the pairs differ in their images.
+        ValueError: no pairs, or unequal numbers of runs.
     """
     if not first or len(first) != len(second):
-        raise ValueError(f"expected as many runs of each method, at least one, got {len(first)} and {len(second)}")
+        raise ValueError(f"expected equal numbers of runs, at least one each, got {len(first)} and {len(second)}")
     tables = [pair_predictions(a, b).sort_values("path") for a, b in zip(first, second, strict=True)]
     if any(table["path"].tolist() != tables[0]["path"].tolist() for table in tables):
         raise RunError("the runs were evaluated on different images; give runs of one test split")
     differences = [table["right_first"].to_numpy(int) - table["right_second"].to_numpy(int) for table in tables]
-    values = np.sum(differences, axis=0)  # (images,), whole numbers: an end of the interval that is 0 stays 0
+    values = np.sum(differences, axis=0)  # (images,), integers: an interval end of 0 stays exactly 0
     n, rng = len(values), np.random.default_rng(seed)
-    # few values occur, so that resampling their counts is resampling the images
+    # resampling the counts of the few values is the same as resampling the images, and faster
     found, counts = np.unique(values, return_counts=True)
     sums = rng.multinomial(n, counts / n, size=resamples) @ found
     low, high = np.quantile(sums, [0.025, 0.975])
@@ -126,17 +128,17 @@ def paired_bootstrap(
 
 
 def pair_predictions(first: pd.DataFrame, second: pd.DataFrame, more: Sequence[str] = ()) -> pd.DataFrame:
-    """One row an image: path, and target, predicted, right and columns of `more`, each of both (_first, _second).
+    """Return one row per image: path, and target, predicted, right and `more` of each side (_first, _second).
 
     Raises:
-        RunError: as `mcnemar`.
+        RunError: as in `mcnemar`.
     """
     columns = ["path", "target", "predicted", *more]
     for frame in (first, second):
         absent = [column for column in columns if column not in frame]
         if absent or frame.empty or frame["path"].duplicated().any():
             problem = f"no column {', '.join(absent)}" if absent else "no rows" if frame.empty else "a path twice"
-            raise RunError(f"predictions have {problem}; give those of a run")
+            raise RunError(f"predictions have {problem}; give the predictions of a run")
     pairs: pd.DataFrame = first[columns].merge(second[columns], on="path", suffixes=("_first", "_second"))
     if not len(first) == len(second) == len(pairs):
         raise RunError(
@@ -158,7 +160,7 @@ COLUMNS = (
 
 
 class _Pair(NamedTuple):
-    """Two runs of one seed, what they predicted, and the p-value of McNemar's test on it."""
+    """Two runs of one seed, their predictions, and the p-value of McNemar's test."""
 
     runs: tuple[Run, Run]
     predictions: tuple[pd.DataFrame, pd.DataFrame]
@@ -166,15 +168,15 @@ class _Pair(NamedTuple):
 
 
 def compare(first: Sequence[Run], second: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
-    """How much better the runs of one method are than those of another, seed by seed, after the last epoch.
+    """Compare the runs of two methods seed by seed, after the last epoch.
 
-    A seed of which predictions are missing or damaged, or of other images, is left out.
+    A seed is left out if its predictions are missing, damaged or of other images.
 
     Returns:
-        state "ok", pairs, images, difference in points with the ends of its 95 % bootstrap interval over images, and
-        median, lowest and highest p-value of the exact McNemar tests, one a seed, and all of them as one
-        (`combine_p_values`); or the state "no common seed", or "not comparable" where none of them is left.
-        And notes on what was left out.
+        Cells of a row, and notes on what was left out. The cells: state "ok", pairs, images, difference in percentage
+        points, ends of its 95 % bootstrap interval over images, and the median, lowest, highest and combined
+        (`combine_p_values`) p-value of the exact McNemar tests, one per seed. Without pairs, the state is "no common
+        seed", or "not comparable" if every seed was left out.
     """
     pairs, notes = _pairs(first, second)
     if not pairs:
@@ -201,7 +203,7 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> tuple[dict[str, Any]
 
 
 def _pairs(first: Sequence[Run], second: Sequence[Run]) -> tuple[list[_Pair], list[str]]:
-    """The seeds that both have and whose predictions can be compared, and notes on the others."""
+    """Return the pairs of runs with a common seed and comparable predictions, and notes on the others."""
     by_seed = {run.seed: run for run in second}
     pairs, notes = [], []
     for run in first:
@@ -225,13 +227,11 @@ def _names(runs: Sequence[Run]) -> str:
 
 
 def differences_to_best(group: Group) -> tuple[pd.DataFrame, list[str]]:
-    """Each method of a setting against the one of the highest mean top-1, and notes on what could not be compared.
-
-    Of several equal to two decimals the first is the best one.
+    """Compare each method of a setting with the best one: the highest mean top-1, the first if equal to two decimals.
 
     Returns:
-        One row a method but the best, with `COLUMNS`; no rows for fewer than two methods. `holm` is
-        `mcnemar_combined` corrected for the number of methods that were compared.
+        Table with `COLUMNS` and one row for each method except the best, and notes on what could not be compared.
+        `holm` is `mcnemar_combined` corrected for the number of compared methods.
     """
     means = {method: _mean_top1(runs) for method, runs in group.items()}
     best = max(means, key=lambda method: means[method])

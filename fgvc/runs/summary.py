@@ -1,4 +1,4 @@
-"""Run folders as they lie on the disk: their summary typed, everything else read on demand."""
+"""Saved runs: a typed summary, and readers of the other files."""
 
 import functools
 import math
@@ -22,7 +22,7 @@ _REPEAT = "restore the file or repeat the run"
 
 
 PREDICTION_COLUMNS = ("path", "target", "predicted", "confidence")
-"""What every version's predictions have; newer ones also have target_class, predicted_class and rank."""
+"""Columns of predictions in every version; newer files also have target_class, predicted_class and rank."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Accuracy:
     """Accuracies on one split, in per cent.
 
     Attributes:
-        top1: share of the images whose class has the largest logit.
-        top5: share of the images whose class is among the five largest; None where it was not measured.
-        mean_class: mean over the classes of their own top-1.
+        top1: Share of images whose class has the largest logit.
+        top5: Share of images whose class is among the five largest logits; None if not measured.
+        mean_class: Mean over the classes of their top-1.
     """
 
     top1: float
@@ -44,8 +44,8 @@ class Accuracy:
 class Run:
     """One training run: its summary.json, typed.
 
-    Most attributes have the name they have there. `final` and `best` are accuracies on the test split, set where the
-    run is finished; `best_epoch` is the epoch of `best`, and `selected_on` the split that it was selected on.
+    Most attributes have the same name in summary.json. `final` and `best` are accuracies of a finished run on the test
+    split. `best_epoch` is the epoch of `best`; it was selected on the split `selected_on`.
     """
 
     path: Path
@@ -80,32 +80,32 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its planned end, so that its numbers may be compared with others."""
+        """Whether the run reached its planned end, so its numbers may be compared."""
         return self.status == "finished"
 
     def metrics(self) -> pd.DataFrame:
-        """metrics.csv, one row an epoch. Raises RunError where it is missing or damaged."""
+        """Return metrics.csv, one row per epoch. Raises RunError if it is missing or damaged."""
         return read_csv(self.path / "metrics.csv", ("epoch", "train_loss", "test_top1"))
 
     def predictions(self) -> pd.DataFrame:
-        """predictions.csv, one row a test image, final epoch. Raises RunError where it is missing or damaged."""
+        """Return predictions.csv, one row per test image, final epoch. Raises RunError if it is missing or damaged."""
         return read_predictions(self.path / "predictions.csv")
 
     def settings(self) -> dict[str, Any]:
-        """config.yaml as it is, nested. Raises RunError where it is missing or damaged."""
+        """Return config.yaml, nested and untyped. Raises RunError if it is missing or damaged."""
         return RunFolder(self.path).read_settings()
 
     def spectrum(self) -> Spectrum:
-        """spectrum.npz. Raises RunError where it is missing or damaged."""
+        """Return spectrum.npz. Raises RunError if it is missing or damaged."""
         return Spectrum.read(RunFolder(self.path).spectrum_file)
 
     def history(self) -> SpectrumHistory:
-        """spectrum_history.npz. Raises RunError where it is missing (trainer.probe_images=0) or damaged."""
+        """Return spectrum_history.npz. Raises RunError if it is missing (trainer.probe_images=0) or damaged."""
         return SpectrumHistory.read(RunFolder(self.path).spectrum_history_file)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """A predictions file, of this version or an older one. Raises RunError where it is missing or damaged."""
+    """Read a predictions file of this or an older version. Raises RunError if it is missing or damaged."""
     return read_csv(path, PREDICTION_COLUMNS, names=("path", "target_class", "predicted_class"))
 
 
@@ -113,7 +113,7 @@ def read_run(path: Path) -> Run:
     """Read the summary of the run folder `path`.
 
     Raises:
-        RunError: summary.json is missing or damaged, or lacks a field that its status demands.
+        RunError: summary.json is missing or damaged, or lacks a field that its status requires.
     """
     folder = RunFolder(path)
     file, summary = folder.summary_file, folder.read_summary()
@@ -138,7 +138,7 @@ def read_run(path: Path) -> Run:
 
 @functools.cache
 def _plain_fields() -> dict[str, tuple[Callable[..., Any], type]]:
-    """How each attribute of a `Run` is read, by its annotation: required or optional, and of which type."""
+    """Return reader (required or optional) and type of each attribute of `Run`, from its annotation."""
     fields = {}
     for name, hint in get_type_hints(Run).items():
         kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
@@ -178,7 +178,7 @@ def _accuracy(summary: Mapping[str, Any], key: str, file: Path) -> Accuracy | No
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """Runs in the given folders at any depth, each once, in the order of the folders and then of their paths.
+    """Return the runs in the given folders at any depth, each once, ordered by folder and then by path.
 
     A folder is a run if it holds summary.json.
 
@@ -190,7 +190,7 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 
 
 def split_finished(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
-    """The finished runs, and for each other one a note that says why it is left out.
+    """Return the finished runs, and for every other run a note with the reason why it is left out.
 
     Raises:
         RunError: no run is finished.
@@ -207,7 +207,7 @@ def split_finished(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
 
 
 def find_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """The finished runs in some folders, and a note for each folder and run that is left out.
+    """Return the finished runs in some folders, and a note for each folder and run that is left out.
 
     Raises:
         RunError: no run can be read, or none is finished.
@@ -218,7 +218,7 @@ def find_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def readable_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """As `find_runs`, but what it would raise for a folder or a run is a note, and the others are read.
+    """Return runs as `find_runs`, and a note for each folder or run that cannot be read.
 
     Raises:
         RunError: no run is left.

@@ -1,6 +1,6 @@
-"""Which images make a step, and the loaders that read them.
+"""The images of each step, and the loaders that read them.
 
-Neither the number of processes, nor that of loader workers, nor an interruption changes which images make a step.
+The number of processes, the number of loader workers and interruptions do not change the images of a step.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,20 +21,19 @@ Loader = DataLoader[tuple[Tensor, Tensor]]
 
 
 class StepBatches(Sampler[list[int]]):
-    """Indices of range(n), shuffled in each epoch and cut into steps, and of each step the micro-batches of a process.
+    """Yields the micro-batches of one process: indices of range(n), shuffled in each epoch and cut into steps.
 
     A step has `batch_size` images, fewer at the end of an epoch. They are split evenly among `accumulation` x
-    `processes` micro-batches, some of which may be empty in the last step. A loader cannot load an empty batch, so it
-    loads one image for it, which the loop drops.
+    `processes` micro-batches. In the last step some of these may be empty. A loader cannot load an empty batch, so it
+    loads one image instead, and the loop drops it.
 
-    There is no `set_epoch` on purpose: accelerate would call it with a count of its own, which starts at 0 in a
-    continued run.
+    There is no `set_epoch` on purpose: accelerate would call it with its own count, which starts at 0 in a resumed run.
 
     Args:
         n: number of images.
-        batch_size: images in a step, over all processes.
+        batch_size: number of images in a step, over all processes.
         seed: seed of the run.
-        accumulation: micro-batches that a process makes of its images of a step.
+        accumulation: number of micro-batches per process and step.
         process: rank of this process.
         processes: number of processes.
     """
@@ -45,14 +44,14 @@ class StepBatches(Sampler[list[int]]):
         self.n = n
         self.batch_size = batch_size
         self.accumulation = accumulation
-        self.steps = -(-n // batch_size)  # in a whole epoch, rounded up
+        self.steps = -(-n // batch_size)  # per epoch, rounded up
         self._seed = seed
         self._process = process
         self._processes = processes
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Shuffle for an epoch, of which the steps before `first_step` are done already."""
+        """Shuffle for an epoch and start at `first_step`; earlier steps are done already."""
         generator = torch.Generator().manual_seed(derived_seed(self._seed, "shuffle", epoch))
         self._order: list[int] = torch.randperm(self.n, generator=generator).tolist()
         self._first_step = first_step
@@ -66,13 +65,13 @@ class StepBatches(Sampler[list[int]]):
                 yield self.indices(step, micro_batch) or [self._order[step * self.batch_size]]
 
     def indices(self, step: int, micro_batch: int) -> list[int]:
-        """The images of one micro-batch of this process, both counted from 0; may be empty."""
+        """Return the images of one micro-batch of this process, may be empty; `step` and `micro_batch` count from 0."""
         images = self._order[step * self.batch_size : (step + 1) * self.batch_size]
         part, parts = micro_batch * self._processes + self._process, self.accumulation * self._processes
         return images[len(images) * part // parts : len(images) * (part + 1) // parts]
 
     def step_size(self, step: int) -> int:
-        """Number of images in a step, over all processes."""
+        """Return the number of images in a step, over all processes."""
         return min(self.batch_size, self.n - step * self.batch_size)
 
 
@@ -81,12 +80,12 @@ class Loaders:
     """Batches of (inputs, targets).
 
     Attributes:
-        train: loader of the training batches.
-        batches: what `train` loads; told of each epoch.
-        samples: what `train` loads it from; told of each epoch.
-        paths: files of the training images.
-        test: loader of the test split.
-        validation: loader of the held-out images; None where the best epoch is selected on the test split.
+        train: Loader of the training batches.
+        batches: Batch sampler of `train`; needs `start_epoch`.
+        samples: Samples of `train`; need `start_epoch`.
+        paths: Files of the training images.
+        test: Loader of the test split.
+        validation: Loader of the held-out images; None if the best epoch is selected on the test split.
     """
 
     train: Loader
@@ -110,7 +109,7 @@ def create_loaders(
     eval_batch_size: int,
     workers: int,
 ) -> Loaders:
-    """Loaders of the splits, images or feature maps, for this process of the accelerator."""
+    """Create the loaders of all splits (images or feature maps) for this process."""
     batches = StepBatches(
         len(paths),
         batch_size,
@@ -133,21 +132,21 @@ def create_loaders(
 
 
 def progress_bar(loader: Loader, name: str, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tensor]]:
-    """The loader's batches behind a bar with rate and time left, on a terminal and in one process only."""
-    disable = None if accelerator.is_local_main_process else True  # None: off where stderr is not a terminal
+    """Wrap a loader in a progress bar with rate and time left, shown only on a terminal and by one process."""
+    disable = None if accelerator.is_local_main_process else True  # None: off if stderr is not a terminal
     return tqdm(loader, desc=name, leave=False, disable=disable, unit="batch")
 
 
 def create_loader(
     samples: Any, workers: int, *, batch_size: int = 1, batch_sampler: StepBatches | None = None
 ) -> Loader:
-    """Batches of images or feature maps in their own order, or as `batch_sampler` has them."""
+    """Create a loader of images or feature maps, in their order or in that of `batch_sampler`."""
     return DataLoader(
         samples,
         batch_size=1 if batch_sampler is not None else batch_size,
         batch_sampler=batch_sampler,
-        # cached features are read faster than a worker process could hand them over
+        # reading cached features is faster than sending them from a worker process
         num_workers=0 if isinstance(samples, FeatureSet) else workers,
         worker_init_fn=leave_signals_to_the_main_process,
-        generator=torch.Generator(),  # so that a loader draws none of the run's random numbers
+        generator=torch.Generator(),  # its own, so a loader draws none of the run's random numbers
     )

@@ -1,4 +1,4 @@
-"""An experiment in small: two steps on random images in the layout of its dataset, to see that all its parts fit."""
+"""A small test of an experiment: two steps on random images in the layout of its dataset, to check all its parts."""
 
 import copy
 import tempfile
@@ -11,18 +11,18 @@ from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.training.run import train_run
 
-_CLASSES = 4  # one image of each is a batch: an even number, for mixup
+_CLASSES = 4  # a batch is one image of each class: even, since mixup needs pairs
 
 
 def dry_run(config: RunConfig) -> str:
-    """Carry out `config` with its own backbone, method, optimiser, recipe and image size on a handful of images.
+    """Run `config` with its own backbone, method, optimiser, recipe and image size on a few random images.
 
-    Two epochs of one step each, at most four images a step, with an evaluation after each; the second step of a hybrid
-    run comes after the switch. The backbone starts from random numbers in place of weights from a hub. Nothing is left
-    on the disk.
+    The run has two epochs of one step each with at most four images, and an evaluation after each. A hybrid run
+    switches before the second step. The backbone has random weights instead of weights from a hub. Nothing stays on
+    disk.
 
     Returns:
-        What was done, in a line.
+        One line about the run and its losses.
 
     Raises:
         As `fgvc.training.train_run`.
@@ -35,7 +35,7 @@ def dry_run(config: RunConfig) -> str:
         f"dry run: {config.name}, {summary['label']} on {summary['backbone']}, {len(losses)} steps of at most "
         f"{small.trainer.batch_size} random images of {summary['image_size']} px in the layout of "
         f"{config.dataset.name}; losses {', '.join(f'{loss:.3f}' for loss in losses)}; "
-        f"{summary['seconds']['total']:.0f} s; nothing is kept"
+        f"{summary['seconds']['total']:.0f} s; nothing was saved"
     )
 
 
@@ -55,13 +55,13 @@ def _shrink(config: RunConfig, folder: Path) -> RunConfig:
     if trainer.val_fraction > 0:
         per_class, trainer.val_fraction = 2, 0.5
     adapter = small.dataset.adapter or small.dataset.name
-    if adapter == "synthetic":  # makes itself
+    if adapter == "synthetic":  # generates its own images
         small.dataset.options |= {"classes": _CLASSES, "train_per_class": per_class, "test_per_class": 1}
         return small
-    if adapter == "hf":  # once written to the disk it is a folder of class folders
+    if adapter == "hf":  # the images on disk are a folder of class folders
         small.dataset.adapter = adapter = "folder"
         small.dataset.options = {}
-    for key in ("train_split", "test_split"):  # which of the official images: random ones are all alike
+    for key in ("train_split", "test_split"):  # these select official images, which random images do not have
         small.dataset.options.pop(key, None)
     write_miniature(adapter, folder / "data", classes=_CLASSES, train_per_class=per_class, test_per_class=1)
     return small

@@ -1,4 +1,4 @@
-"""Accuracy of a model on a split, and its predictions image by image."""
+"""Accuracy of a model on a split, and its prediction for each image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from fgvc.runs.summary import Accuracy
 from fgvc.training.batches import Loader, progress_bar
 
-_COUNTED = 4096  # images at a time, as the metrics take several times the memory of their logits
+_METRIC_BATCH = 4096  # images at a time, since the metrics take several times the memory of their logits
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class Evaluation:
     """Result on one split, in the order of its images.
 
     Attributes:
-        accuracy: in per cent.
-        loss: mean cross-entropy, without label smoothing.
-        targets: (N,) class indices.
-        predicted: (N,) class indices.
-        confidence: (N,) softmax probability of the predicted class.
-        rank: (N,) of the true class among the logits, 1 for a right prediction.
+        accuracy: Accuracy in per cent.
+        loss: Mean cross-entropy, without label smoothing.
+        targets: True class indices (N,).
+        predicted: Predicted class indices (N,).
+        confidence: Softmax probability (N,) of the predicted class.
+        rank: Rank (N,) of the true class among the logits; 1 for a right prediction.
     """
 
     accuracy: Accuracy
@@ -37,10 +37,10 @@ class Evaluation:
     rank: Tensor
 
     def predictions(self, paths: list[str], classes: list[str]) -> pd.DataFrame:
-        """One row an image: path, target, predicted, target_class, predicted_class, confidence, rank.
+        """Return one row per image: path, target, predicted, target_class, predicted_class, confidence, rank.
 
         Args:
-            paths: of the N images.
+            paths: paths of the N images.
             classes: name of each class index.
         """
         target, predicted = self.targets.tolist(), self.predicted.tolist()
@@ -68,21 +68,21 @@ class ViewAverage(nn.Module):
     def forward(self, views: Tensor) -> Tensor:
         # (B, V, 3, H, W) -> (B V, 3, H, W); channels last: faster inference on a CPU
         images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        logits = self.model(images).float()  # an average in half precision would round
+        logits = self.model(images).float()  # averaging in half precision would round
         mean: Tensor = logits.unflatten(0, views.shape[:2]).mean(dim=1)  # (B V, K) -> (B, V, K) -> (B, K)
         return mean
 
 
 def accuracy_metrics(num_classes: int) -> MetricCollection:
-    """The three accuracies as torchmetrics, in 0 to 1."""
+    """Return the three accuracies as torchmetrics, from 0 to 1."""
     return MetricCollection(
         {
             "top1": MulticlassAccuracy(num_classes, average="micro"),
             "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
             "mean_class": MulticlassAccuracy(num_classes, average="macro"),
         },
-        # else torchmetrics merges metrics whose states are equal after the first batch, as those of top-1 and top-5 are
-        # where all of its images are right, and reports one for the other ever after
+        # torchmetrics would merge metrics with equal states after the first batch and then report one value for both;
+        # top-1 and top-5 are equal if all images of that batch are right
         compute_groups=False,
     )
 
@@ -96,7 +96,7 @@ def collect_logits(
     *,
     before_batch: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, num_classes) float32 and targets (N,) of a loader, on the CPU; arguments as of `evaluate`."""
+    """Return logits (N, num_classes) float32 and targets (N,) on the CPU; arguments as in `evaluate`."""
     model.eval()
     logits, targets = [], []
     for batch in progress_bar(loader, name, accelerator):
@@ -124,14 +124,14 @@ def evaluate(
         model: inputs -> logits (B, num_classes).
         loader: batches of (inputs, targets), unshuffled.
         num_classes: width of the logits.
-        accelerator: gathers from all processes, without the padding of the last batch.
-        name: shown in the progress bar.
-        before_batch: called before each batch, in all processes.
+        accelerator: accelerator that gathers from all processes, without the padding of the last batch.
+        name: name in the progress bar.
+        before_batch: function to call before each batch, in all processes.
     """
     all_logits, all_targets = collect_logits(model, loader, accelerator, name, before_batch=before_batch)
     metrics = accuracy_metrics(num_classes)
-    for start in range(0, len(all_targets), _COUNTED):
-        metrics.update(all_logits[start : start + _COUNTED], all_targets[start : start + _COUNTED])
+    for start in range(0, len(all_targets), _METRIC_BATCH):
+        metrics.update(all_logits[start : start + _METRIC_BATCH], all_targets[start : start + _METRIC_BATCH])
     confidence, predicted = all_logits.softmax(dim=1).max(dim=1)
     values = {key: round(100 * float(value), 4) for key, value in metrics.compute().items()}
     loss = float(nn.functional.cross_entropy(all_logits, all_targets))
@@ -139,7 +139,7 @@ def evaluate(
 
 
 def _rank(logits: Tensor, targets: Tensor) -> Tensor:
-    """(N, K), (N,) -> (N,): place of the true class, from 1; of equal logits the lower index counts as the higher."""
+    """Return the rank of the true class, from 1: (N, K), (N,) -> (N,); of equal logits, the lower index ranks first."""
     own = logits.gather(1, targets[:, None])
     earlier = torch.arange(logits.shape[1]) < targets[:, None]
     return 1 + ((logits > own) | ((logits == own) & earlier)).sum(dim=1)

@@ -1,4 +1,4 @@
-"""What a run does about a step whose numbers are not finite, and about a loss that grows and stays grown.
+"""Reaction of a run to a step with numbers that are not finite, and to a loss that grew and stays high.
 
 "Not finite" is NaN or infinite. A failed step is saved in RUN/failed_steps/; docs/running.md shows how to load it.
 """
@@ -28,35 +28,35 @@ from fgvc.training.step import Failure, MicroBatch, StepResult, untouched
 
 _log = logging.getLogger(__name__)
 
-SAVED_STEPS = 3  # per process at most: later ones are a consequence more often than a cause
-_LISTED = 5  # names in a line of a message
+SAVED_STEPS = 3  # at most per process: later failures are usually consequences of the first ones
+_LISTED = 5  # names in one message
 
 
 class LossWatch:
-    """Watches the loss of each step and names a divergence.
+    """Watches the loss of each step and reports divergence.
 
-    The smoothed loss is the median of the last `window` losses, fewer at first. A divergence is a smoothed loss above
-    both `factor` times its lowest value so far and 0.9 log(num_classes), about the loss of guessing, for `window` steps
-    in a row. So a few bad batches are none, nor a warm-up or a restart of the learning rate, nor a run that never
-    learns; a network that collapses to guessing after it has learned is one.
+    The smoothed loss is the median of the last `window` losses, fewer at first. The loss diverges if the smoothed loss
+    stays above two limits for `window` steps in a row: `factor` times its lowest value so far and 0.9 log(num_classes),
+    which is about the loss of guessing. This ignores a few bad batches, a warm-up, a restart of the learning rate and a
+    run that never learns. It reports a network that learned and then collapses to guessing.
 
-    The defaults were measured on heads on frozen features of 80 classes. Heads that learn in the end, with AdamW or SGD
-    at up to 1000 times the recipe's learning rate, reach up to 3.8 times the lowest value; heads that do not, with SGD
-    at 10000 times it, reach 1e10 times within 70 steps.
+    The defaults were measured with heads on frozen features of 80 classes. Heads that learn in the end (AdamW or SGD,
+    up to 1000 times the recipe's learning rate) reach up to 3.8 times the lowest value. Heads that do not learn (SGD,
+    10000 times that rate) reach 1e10 times within 70 steps.
     """
 
     def __init__(self, *, num_classes: int, factor: float = 5.0, window: int = 50) -> None:
         self.factor, self.window = factor, window
-        # collapsed networks hover about log(num_classes), or below it where the classes are of unequal size
+        # collapsed networks stay near log(num_classes), or below it if the classes have unequal sizes
         self._guessing = 0.9 * math.log(num_classes)
         self._recent: deque[float] = deque(maxlen=window)
         self._lowest = math.inf
         self._above = 0
 
     def update(self, loss: float) -> str | None:
-        """Take the finite loss of a step; returns what is wrong with the run, once a window at most, or None."""
+        """Add the finite loss of a step; return a message if the loss diverges, at most once per window, else None."""
         self._recent.append(loss)
-        if len(self._recent) < self.window / 5:  # a median of fewer says little about where the run began
+        if len(self._recent) < self.window / 5:  # a median of fewer losses is not a reliable starting level
             return None
         smoothed = median(self._recent)
         self._lowest = min(self._lowest, smoothed)
@@ -67,27 +67,27 @@ class LossWatch:
         self._above = 0
         return (
             f"the training loss diverges: for {self.window} steps its median over {self.window} steps has been above "
-            f"{self.factor:g} times the lowest so far, {self._lowest:.4g}, and above guessing, {self._guessing:.4g}; "
+            f"{self.factor:g} times its lowest value, {self._lowest:.4g}, and above guessing, {self._guessing:.4g}; "
             f"it is {smoothed:.4g} now"
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers, from which another watch with the same arguments goes on in the same way."""
+        """Return plain numbers; another watch with the same arguments can continue from them."""
         return {"recent": list(self._recent), "lowest": self._lowest, "above": self._above}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; a shorter window takes the last losses."""
+        """Continue from a state; a shorter window keeps only the last losses."""
         self._recent = deque(state["recent"], maxlen=self.window)
         self._lowest, self._above = float(state["lowest"]), int(state["above"])
 
 
 class Guard:
-    """Looks at every step: names the cause of a failed one, saves it, and stops the run or leaves the step out.
+    """Checks every step: names the cause of a failure, saves the failed step, and stops the run or skips the step.
 
     Args:
         settings: policies and their limits: `on_non_finite`, `max_skips`, `on_divergence`, `divergence_*`.
-        learner: takes the steps; after a failed step it has the weights before it.
-        loaders: say which images are in a step.
+        learner: learner of the run; after a failed step it still has the weights from before.
+        loaders: loaders with the images of each step.
         folder: folder of the run.
     """
 
@@ -103,10 +103,10 @@ class Guard:
         self._folder = folder
 
     def check(self, result: StepResult, progress: Progress) -> None:
-        """Look at the last step, which is counted in `progress` already.
+        """Check the last step; `progress` already counts it.
 
         Raises:
-            DivergenceError: the step failed, or the loss diverges, and the policy is to stop.
+            DivergenceError: the step failed or the loss diverges, and the policy is to stop.
         """
         settings = self._settings
         if result.failure is None:
@@ -127,26 +127,26 @@ class Guard:
             limit = f"more than trainer.max_skips={settings.max_skips} steps failed"
             raise self.stopped(reason, progress, limit, *details)
         text = "; ".join([reason, *details])
-        _log.warning("left out step %d (%d of %d): %s", progress.step, progress.skipped, settings.max_skips, text)
+        _log.warning("skipped step %d (%d of %d): %s", progress.step, progress.skipped, settings.max_skips, text)
 
     def stopped(self, reason: str, progress: Progress, *details: str) -> DivergenceError:
-        """The error that ends the run for a reason, with what is known of it."""
-        good = self._folder.weights_file("best")
-        kept = f"the best weights so far are kept in {good}" if good.is_file() else "no epoch was finished"
+        """Return the error that ends the run, with the reason, details and the best weights so far."""
+        best = self._folder.weights_file("best")
+        kept = f"the best weights so far are saved in {best}" if best.is_file() else "no epoch was finished"
         rate = self._learner.optimizer.param_groups[0]["lr"]
         where = f"{reason} in epoch {progress.epoch + 1}, step {progress.step}, learning rate {rate:g}"
         advice = "Lower optimizer.lr or trainer.clip_norm, or try method.gradient=exact"
         return DivergenceError(f"{'; '.join([where, *details, kept])}. {advice}")
 
     def _investigate(self, failure: Failure, progress: Progress) -> list[str]:
-        """Causes in words, and the file of the saved step; nothing where it failed in another process."""
+        """Return the causes in words and the file of the saved step; empty if the step failed in another process."""
         batch, module = failure.batch, self._learner.plain
         if batch is None or progress.part is None:
             return []
         images = [self._loaders.paths[i] for i in self._loaders.batches.indices(progress.part.steps - 1, batch.index)]
         if batch.targets.dim() == 2 and len(images) % 2 == 0:  # mixed in pairs
             images = [f"{a} + {b}" for a, b in zip(images, reversed(images), strict=True)]
-        # to repeat the step in one of several processes would wait for the others
+        # repeating the step in one of several processes would wait for the others forever
         cause = Cause(None, list(failure.samples) if len(failure.samples) < len(images) else [])
         if self._learner.accelerator.num_processes == 1:
             with self._learner.accelerator.autocast():
@@ -159,18 +159,18 @@ class Guard:
         if bad_weights:
             lines.append(f"weights that are not finite: {_listed(bad_weights)}")
         if cause.layer is not None:
-            lines.append(f"it begins in {cause.layer}")
+            lines.append(f"first seen in {cause.layer}")
         if cause.samples and not bad_inputs and not bad_weights:
-            lines.append(f"it comes from {_listed([images[i] for i in cause.samples])}")
-        if failure.what == "gradient":  # of the whole step, of which this micro-batch may be a part
+            lines.append(f"caused by {_listed([images[i] for i in cause.samples])}")
+        if failure.what == "gradient":  # the gradient of the whole step; this micro-batch may be only a part of it
             bad = non_finite_entries({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
-            finite = "each gradient is finite, their norm is not"
+            finite = "each gradient is finite, but their norm is not"
             lines.append(f"gradients that are not finite: {_listed(bad)}" if bad else finite)
         file = self._save(failure.reason, batch, images, progress)
         return [*lines, *([] if file is None else [f"the step is saved in {file}"])]
 
     def _save(self, reason: str, batch: MicroBatch, images: list[str], progress: Progress) -> Path | None:
-        """Save a failed step; None where `SAVED_STEPS` are saved already, or it cannot be written."""
+        """Save a failed step; return None if `SAVED_STEPS` are saved already, or on a write error."""
         rank, folder = self._learner.accelerator.process_index, self._folder.failed_steps
         if len(list(folder.glob(f"process{rank}-*.pt"))) >= SAVED_STEPS:
             return None
@@ -187,10 +187,10 @@ class Guard:
         }
         file = folder / f"process{rank}-step-{progress.step:06d}.pt"
         try:
-            # opened here: of a file that torch opens, it does not say that the disk is full
+            # opened here, since torch does not report a full disk for files that it opens itself
             with atomic_path(file) as temporary, temporary.open("wb") as opened:
                 torch.save(content, opened)
-        except OSError as error:  # the message about the step matters more
+        except OSError as error:  # only a warning, since the message about the step matters more
             _log.warning("step %d could not be saved: %s", progress.step, error)
             return None
         return file
@@ -198,12 +198,12 @@ class Guard:
 
 @dataclass(frozen=True)
 class Cause:
-    """Where a number that is not finite appears first when a step is repeated.
+    """The origin of a number that is not finite, found by repeating a step.
 
     Attributes:
-        layer: description of the first layer that hands on such a number, e.g. "the output of head.pooling"; None where
-            there is none.
-        samples: places in the batch that show it.
+        layer: Description of the first place with such a number, e.g. "the output of head.pooling"; None if there is
+            none.
+        samples: Indices in the batch of the samples with such a number.
     """
 
     layer: str | None
@@ -215,13 +215,13 @@ def find_cause(
 ) -> Cause:
     """Repeat a step and find the first layer, and the samples, with a number that is not finite.
 
-    Batch normalisation in training mixes the samples. Where no sample or every one shows the number, each is repeated
-    alone, in evaluation mode. Weights, buffers, gradients, modes and torch's random numbers are left as they are.
+    Batch normalisation in training mixes the samples. So if no sample or every sample is affected, each is repeated
+    alone, in evaluation mode. Weights, buffers, gradients, modes and torch's random numbers do not change.
 
     Args:
         module: inputs -> logits, not wrapped for several processes.
-        inputs: (B, ...), as the step saw them; targets: (B,) classes or (B, num_classes) shares.
-        loss_of: the mean loss of logits and targets.
+        inputs: (B, ...) inputs of the step; targets: (B,) classes or (B, num_classes) shares.
+        loss_of: mean loss of logits and targets.
     """
     with untouched(module):
         found = _repeat(module, inputs, targets, loss_of)
@@ -239,22 +239,22 @@ def find_cause(
 def _repeat(
     module: nn.Module, inputs: Tensor, targets: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]
 ) -> Cause | None:
-    """The cause that one forward and backward pass show; None where all numbers are finite."""
+    """Return the cause found in one forward and backward pass; None if all numbers are finite."""
     found: list[Cause] = []
     entered: list[str] = []
 
     def note(where: str, tensor: Tensor) -> None:
         if not found and not tensor.isfinite().all():
-            rows, rest = divmod(len(tensor) if tensor.dim() else 0, len(inputs))  # several rows a sample: windows
+            rows, rest = divmod(len(tensor) if tensor.dim() else 0, len(inputs))  # several rows per sample: windows
             bad = sorted({row // rows for row in non_finite_samples(tensor)}) if rows and not rest else []
             found.append(Cause(where, bad))
 
     def before(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
         entered.append(names[layer])
         for argument in arguments:
-            # nested layers read the same tensor; the innermost one is named
+            # nested layers read the same tensor; name the innermost one
             if isinstance(argument, Tensor) and argument.requires_grad and not any(layer.children()):
-                where = f"the gradient that leaves {names[layer]}"
+                where = f"the input gradient of {names[layer]}"
                 argument.register_hook(partial(note, where))  # type: ignore[no-untyped-call]
 
     def after(_layer: nn.Module, _arguments: tuple[Any, ...], output: object) -> None:
@@ -283,13 +283,13 @@ def _repeat(
 
 
 def non_finite_samples(tensor: Tensor) -> list[int]:
-    """Indices of the samples of (B, ...) that are not finite."""
+    """Return the indices of the samples in (B, ...) that are not finite."""
     indices: list[int] = (~tensor.isfinite().reshape(len(tensor), -1).all(dim=1)).nonzero().flatten().tolist()
     return indices
 
 
 def non_finite_entries(tensors: Mapping[str, Tensor]) -> list[str]:
-    """The tensors that are not finite, as "head.reduction.0.weight (3 of 512 entries)"."""
+    """Return the tensors that are not finite, as "head.reduction.0.weight (3 of 512 entries)"."""
     counts = {name: int((~tensor.isfinite()).sum()) for name, tensor in tensors.items()}
     return [f"{name} ({count} of {tensors[name].numel()} entries)" for name, count in counts.items() if count]
 

@@ -10,17 +10,17 @@ from fgvc.runs.config import HybridConfig, MethodConfig, RunConfig
 
 
 def check_hybrid(config: RunConfig) -> None:
-    """Raise ConfigError where the switch between the stages is undefined, or outside the run."""
+    """Raise ConfigError if the switch between the stages is undefined or outside the run."""
     hybrid, method = config.hybrid, config.method
     if hybrid.method is None:
         raise ConfigError("hybrid.switch_epoch and hybrid.options need hybrid.method, the pooling of the first stage")
-    channels = method.reduction or 2048  # without a reduction it depends on the backbone; any large number will do
+    channels = method.reduction or 2048  # without a reduction it depends on the backbone; any large number works
     first = create_pooling(hybrid.method, channels=channels, **hybrid.options)
     last = create_pooling(method.name, channels=channels, gradient=method.gradient, **method.options)
     if not (isinstance(first, CovariancePooling) and isinstance(last, CovariancePooling)):
         raise ConfigError(
             f"hybrid.method={hybrid.method} and method={method.name} must both normalise a covariance, "
-            "so that the weights carry over"
+            "otherwise the weights cannot carry over"
         )
     if hybrid.switch_epoch is None and not (config.schedule.name == "step" and config.schedule.milestones):
         raise ConfigError(
@@ -31,13 +31,13 @@ def check_hybrid(config: RunConfig) -> None:
     switch = config.switch_epoch
     if not 1 <= switch < config.trainer.epochs:
         raise ConfigError(
-            f"the hybrid protocol switches after epoch {switch}, which must be at least 1 and before the last of "
+            f"the hybrid protocol switches after epoch {switch}; it must be at least 1 and less than "
             f"trainer.epochs={config.trainer.epochs}; set hybrid.switch_epoch"
         )
 
 
 class Stages:
-    """Puts the pooling of an epoch's stage into a head. It depends on the epoch alone, so a run can be continued.
+    """Puts the pooling of an epoch's stage into a head. It depends only on the epoch, so a run can be resumed.
 
     Args:
         head: head with the pooling of the last stage.
@@ -60,7 +60,7 @@ class Stages:
         self._last = (method.name, head.pooling)
 
     def method(self, epoch: int) -> str:
-        """Name of the pooling that an epoch, counted from 1, trains with."""
+        """Return the name of the pooling in an epoch, counted from 1."""
         return (self._first if epoch <= self.switch else self._last)[0]
 
     def enter(self, head: PoolingHead, epoch: int) -> None:

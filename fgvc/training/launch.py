@@ -1,4 +1,4 @@
-"""From the command line to runs: Hydra composes the configuration, mistakes in it become one readable message."""
+"""From the command line to runs: Hydra composes the configuration; a mistake in it becomes one readable message."""
 
 import dataclasses
 import logging
@@ -24,23 +24,22 @@ _log = logging.getLogger(__name__)
 
 
 def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Sequence[str] = ()) -> None:
-    """Compose `train.yaml` in `config_dir` with the overrides of the command line and carry out the task.
+    """Compose `train.yaml` in `config_dir` with the overrides of the command line and run the task.
 
-    With -m the task is carried out for each combination of the comma-separated values, one after the other; a failing
-    one does not stop the others, its error is raised at the end. `flags` are arguments of the script's own, which Hydra
-    does not see.
+    With -m the task runs for each combination of the comma-separated values, one after the other. A failure does not
+    stop the others; its error is raised at the end. `flags` are the script's own arguments, hidden from Hydra.
 
     Raises:
         ConfigError: an unknown key, group or value (the valid ones are listed), a wrong type, or a key left unset.
     """
-    # of several processes, the others only say what is not as it should be
+    # with several processes, the other ones log warnings only
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     register_choices()
     own = ("--debug", *flags)  # for --debug see fgvc.cli
     sys.argv = [argument for argument in sys.argv if argument not in own]
-    # else Hydra prints an error itself and exits with 1: a message and exit status of our own need the exception
+    # otherwise Hydra prints the error itself and exits with 1; our message and exit status need the exception
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def job(composed: DictConfig) -> None:
@@ -58,7 +57,7 @@ def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Se
 
 
 def register_choices() -> None:
-    """Tell Hydra what is not in configs/: the schema, which refuses unknown keys, and each pooling as `method=NAME`."""
+    """Register with Hydra what is not in configs/: the schema, which refuses unknown keys, and `method=NAME`."""
     store = ConfigStore.instance()
     store.store(name="schema", node=RunConfig)
     for name in list_poolings():
@@ -66,7 +65,7 @@ def register_choices() -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Hydra's message, with the valid keys where a key is unknown."""
+    """Return Hydra's message, with the valid keys if a key is unknown."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if cause is not None and cause is not error:
@@ -76,6 +75,6 @@ def _explain(error: Exception) -> str:
         names = [field.name for field in dataclasses.fields(owner)]
         if cause.key not in names:
             lines.append(f"valid keys there: {', '.join(names)}")
-            # Hydra's advice to use +key is no way out here: the schema refuses keys it does not know
+            # Hydra's advice to use +key does not help: the schema refuses unknown keys
             lines = [line for line in lines if "To append to your config" not in line]
     return "\n  ".join(lines)

@@ -1,4 +1,4 @@
-"""What learns: a module with its loss, its optimiser and the moving average of its weights, over all processes."""
+"""The learner: a module with its loss, its optimiser and the moving average of its weights, over all processes."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ from fgvc.models import FineGrainedModel, PoolingHead
 
 
 class Objective:
-    """The loss: cross-entropy with smoothed labels, of inputs as they are or mixed in pairs.
+    """The loss: cross-entropy with smoothed labels, of unmixed inputs or of inputs mixed in pairs.
 
-    Mixup [Zhang, Cisse, Dauphin, Lopez-Paz, 2018] and CutMix [Yun et al., 2019] are timm's, which draw from NumPy's
-    generator: one mixture a step, each input with the one at the other end of the batch.
+    Mixup [Zhang, Cisse, Dauphin, Lopez-Paz, 2018] and CutMix [Yun et al., 2019] are timm's. They draw one mixture per
+    step from NumPy's generator and mix each input with the one at the mirrored position in the batch.
 
     Args:
         num_classes: width of the logits.
-        label_smoothing: share of the probability that is spread over all classes, 0 to 1.
+        label_smoothing: share of the probability spread over all classes, 0 to 1.
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none.
     """
@@ -41,9 +41,9 @@ class Objective:
         )
 
     def mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs (B, C, H, W), mixed in place, and their targets: (B,) classes, or (B, num_classes) shares.
+        """Mix inputs (B, C, H, W) in place; return them and their targets: (B,) classes, or (B, num_classes) shares.
 
-        A batch of odd size, as an epoch may end with, stays unmixed.
+        A batch of odd size, e.g. the last one of an epoch, stays unmixed.
         """
         if self._mixup is None:
             return inputs, targets
@@ -53,24 +53,24 @@ class Objective:
         return mixed, shares
 
     def total(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Loss of logits (B, num_classes), in float32, and targets as `mix` returns them, summed over B."""
+        """Return the float32 loss of logits (B, num_classes) and targets from `mix`, summed over B."""
         value: Tensor = self._cross_entropy(logits.float(), targets)
         return value
 
     def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The mean of `total` over B."""
+        """Return the mean of `total` over B."""
         return self.total(logits, targets) / len(logits)
 
 
 class Learner:
-    """A module with its loss, its optimiser and, on request, the moving average of its weights.
+    """A module with its loss, its optimiser and, optionally, the moving average of its weights.
 
     Args:
         module: inputs -> logits; a whole model, or a head on feature maps.
         optimizer: optimiser of the module's parameters.
         objective: loss of the logits.
         accelerator: device, precision and processes.
-        ema_decay: decay a step of the moving average; None for no average.
+        ema_decay: decay of the moving average per step; None for no average.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Learner:
         self.accelerator = accelerator
         self.average: ModelEmaV3 | None = None
         if ema_decay is not None:
-            # with its warm-up, without which a run of a few thousand steps would keep its first weights
+            # without the warm-up, the average of a run of a few thousand steps would stay near the first weights
             self.average = ModelEmaV3(module, decay=ema_decay, use_warmup=True)
             accelerator.prepare_model(self.average.module, evaluation_mode=True)
         self.module: nn.Module = accelerator.prepare(module)
@@ -94,18 +94,18 @@ class Learner:
 
     @property
     def plain(self) -> FineGrainedModel | PoolingHead:
-        """The module without what distributes it."""
+        """The module without the wrapper for several processes."""
         module: FineGrainedModel | PoolingHead = self.accelerator.unwrap_model(self.module)
         return module
 
     @property
     def evaluated(self) -> nn.Module:
-        """What is evaluated and saved: the average where there is one, else the module."""
+        """The module to evaluate and save: the average if there is one, otherwise the module."""
         return self.module if self.average is None else self.average.module
 
     @property
     def plain_evaluated(self) -> FineGrainedModel | PoolingHead:
-        """`evaluated` without what distributes it."""
+        """`evaluated` without the wrapper for several processes."""
         module: FineGrainedModel | PoolingHead = self.accelerator.unwrap_model(self.evaluated)
         return module
 
@@ -115,7 +115,7 @@ class Learner:
         return [head_of(self.plain), head_of(self.plain_evaluated)]
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights of `evaluated` by name; not copied."""
+        """Return the weights of `evaluated` by name, not copied."""
         return dict(self.plain_evaluated.state_dict())
 
     def finish(self) -> None:
@@ -123,7 +123,7 @@ class Learner:
         self.plain.load_state_dict(self.weights())
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to go on; not copied."""
+        """Return everything needed to continue, not copied."""
         scaler = self.accelerator.scaler
         return {
             "model": dict(self.plain.state_dict()),
@@ -133,7 +133,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Continue from a state of `state_dict`."""
         self.plain.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -143,23 +143,23 @@ class Learner:
 
 
 def head_of(module: FineGrainedModel | PoolingHead) -> PoolingHead:
-    """The head of a model, or the head that `module` is."""
+    """Return the head of a model, or `module` if it is a head."""
     return module.head if isinstance(module, FineGrainedModel) else module
 
 
 def synchronise_batch_norm(
     module: FineGrainedModel | PoolingHead, accelerator: Accelerator
 ) -> FineGrainedModel | PoolingHead:
-    """The module with batch normalisation over the images of all processes.
+    """Return the module with batch normalisation over the images of all processes.
 
     Raises:
-        ConfigError: several processes on CPUs would train batch normalisation, which torch synchronises on GPUs only.
+        ConfigError: the module has batch normalisation and runs on CPUs; torch synchronises it on GPUs only.
     """
     layers = [name for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)]
     if layers and accelerator.device.type == "cpu":
         raise ConfigError(
-            f"{accelerator.num_processes} processes on CPUs cannot train {layers[0]}: each would normalise by its own "
-            "images alone, and torch synchronises batch normalisation on GPUs only; train in one process, or on GPUs"
+            f"{accelerator.num_processes} processes on CPUs cannot train {layers[0]}: torch synchronises batch "
+            "normalisation on GPUs only, so each would use only its own images; train in one process, or on GPUs"
         )
     converted: FineGrainedModel | PoolingHead = convert_sync_batchnorm(module)
     return converted

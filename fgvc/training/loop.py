@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, an evaluation after each, the state saved so that a run can be continued."""
+"""The training loop: epochs of steps, an evaluation after each, and saved states to resume the run."""
 
 import logging
 import math
@@ -36,15 +36,15 @@ class Trainer:
         settings: length of the run, when to save, how many images to probe.
         seed: seed of the run.
         schedule: factor on the learning rate at a position in epochs, with fraction.
-        learner: module, loss and optimiser. After `fit` its module holds the weights that were evaluated last.
-        stepper: takes the optimiser steps.
+        learner: module, loss and optimiser. After `fit` its module holds the weights of the last evaluation.
+        stepper: stepper that takes the optimiser steps.
         loaders: batches of the splits.
-        guard: looks at every step.
-        log: progress of the run, and what is written down of it.
+        guard: guard that checks every step.
+        log: progress of the run and its written records.
         folder: folder of the run.
-        states: states of the run on the disk.
-        interruption: asked between steps whether to stop.
-        stages: poolings of a hybrid run by epoch; None for a run of one stage.
+        states: saved states of the run.
+        interruption: request to stop, checked between steps.
+        stages: poolings of a hybrid run by epoch; None for a run with one stage.
     """
 
     def __init__(
@@ -83,18 +83,18 @@ class Trainer:
 
     @property
     def progress(self) -> Progress:
-        """What has been done so far."""
+        """The progress so far."""
         return self.log.progress
 
     def fit(self) -> Evaluation:
-        """Train to the end, from where `restore` left it; returns the last epoch's evaluation on the test split.
+        """Train to the end, from the start or a restored state; return the last evaluation on the test split.
 
         Raises:
             DivergenceError: a number is not finite, or the loss diverges and `trainer.on_divergence` is "stop".
             Interrupted: a signal asked to stop; the state is saved.
         """
         test = None
-        # an epoch that has begun is evaluated and counted, even if the run was stopped after the last of its steps
+        # a started epoch is evaluated and counted, even if the run was stopped after its last step
         while self.progress.part is not None or (
             self.progress.epoch < self.settings.epochs and self.progress.step < self._max_steps
         ):
@@ -106,7 +106,7 @@ class Trainer:
         if test is None:
             test = self._evaluate(self.loaders.test, "test")
             _log.info("no epoch to train: test top-1 %.2f %%", test.accuracy.top1)
-        if self.progress.best is None:  # no epoch was asked for: the weights that the run started from are its result
+        if self.progress.best is None:  # no epochs: the initial weights are the result
             held_out = self.loaders.validation
             self._select_best(
                 self.progress.epoch, test if held_out is None else self._evaluate(held_out, "validation"), test
@@ -117,10 +117,10 @@ class Trainer:
         return test
 
     def restore(self, source: RunFolder, states: StateStore) -> None:
-        """Continue from the newest whole state of the run in `source`.
+        """Continue from the newest undamaged state of the run in `source`.
 
         Raises:
-            RunError: there is none, or the processes found different ones, as the run there is still training.
+            RunError: there is no state, or the processes read different ones because that run is still training.
         """
         state = states.read()
         if len(set(gather_objects(self.accelerator, state["progress"]["step"]))) > 1:
@@ -134,14 +134,14 @@ class Trainer:
             self._generators = generators[self.accelerator.process_index]
         elif generators is not None:
             _log.warning(
-                "the state is of %d processes, there are %d now: mixup and dropout draw other numbers than they would "
-                "have in the rest of this epoch",
+                "the state is from %d processes and there are now %d: mixup and dropout draw other random numbers for "
+                "the rest of this epoch",
                 *(len(generators), processes),
             )
         _log.info("continuing %s after %s", source.path, self._position())
 
     def _train_epoch(self, epoch: int) -> None:
-        """Take the steps of an epoch that are not done yet, or those until a signal."""
+        """Take the remaining steps of an epoch, or those until a signal."""
         part = self._begin_epoch(epoch)
         batches = self.loaders.batches
         loaded = iter(progress_bar(self.loaders.train, f"epoch {epoch}", self.accelerator))
@@ -151,7 +151,7 @@ class Trainer:
             part.rate = set_learning_rate(self.learner.optimizer, self.schedule(epoch - 1 + step / batches.steps))
             size, micro_batches = batches.step_size(step), self._micro_batches(loaded, step)
             result = self.stepper.optimizer_step(micro_batches, size, self.progress.step + 1, self._flags)
-            for _ in micro_batches:  # what a failed step has left
+            for _ in micro_batches:  # drop the rest of a failed step
                 pass
             self.progress.step += 1
             part.steps += 1
@@ -162,7 +162,7 @@ class Trainer:
                 part.seen += size
             self.guard.check(result, self.progress)
             stop, save = result.flags
-            # several processes must agree; one need not wait for the next step to see what came in this one
+            # several processes must agree through the flags; a single process can stop at once
             if stop or (self.accelerator.num_processes == 1 and self.interruption.requested is not None):
                 break
             if save:
@@ -171,7 +171,7 @@ class Trainer:
         part.seconds += self.log.count_time("train")
 
     def _begin_epoch(self, epoch: int) -> EpochProgress:
-        """Seed an epoch, shuffle its images and put its pooling into the model; go on with an epoch that has begun."""
+        """Seed an epoch, shuffle its images and put its pooling into the model; or continue a started epoch."""
         begun = self.progress.part
         self.progress.part = part = EpochProgress() if begun is None else begun
         if self.stages is not None:
@@ -179,7 +179,7 @@ class Trainer:
                 self.stages.enter(head, epoch)
             if epoch == self.stages.switch + 1:
                 before, after = self.stages.method(epoch - 1), self.stages.method(epoch)
-                _log.info("hybrid: from %s to %s, epoch %d on", before, after, epoch)
+                _log.info("hybrid: switched from %s to %s at epoch %d", before, after, epoch)
         seed_epoch(self.seed, epoch, self.accelerator.process_index)
         if self._generators is not None and begun is not None:
             set_generator_states(self._generators)
@@ -193,21 +193,21 @@ class Trainer:
         return part
 
     def _micro_batches(self, loaded: Iterator[tuple[Tensor, Tensor]], step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's micro-batches of a step, on its device."""
+        """Yield this process's micro-batches of a step, on its device."""
         device, batches = self.accelerator.device, self.loaders.batches
         for index, (inputs, targets) in enumerate(islice(loaded, batches.accumulation)):
-            size = len(batches.indices(step, index))  # 0 where one image was loaded for an empty one
+            size = len(batches.indices(step, index))  # 0 if one image was loaded for an empty micro-batch
             yield inputs[:size].to(device, non_blocking=True), targets[:size].to(device, non_blocking=True)
 
     def _flags(self) -> list[bool]:
-        """Whether a signal has asked this process to stop, and whether a save is due; the main process decides that."""
+        """Return whether a signal asked this process to stop, and, in the main process, whether a save is due."""
         settings, now = self.settings, time.perf_counter()
         due = settings.save_minutes is not None and now - self._saved >= 60 * settings.save_minutes
         due |= settings.save_steps is not None and (self.progress.step + 1) % settings.save_steps == 0
         return [self.interruption.requested is not None, due and self.accelerator.is_main_process]
 
     def _evaluate_epoch(self, epoch: int) -> Evaluation:
-        """Evaluate the weights after an epoch, write down its row, select the best; returns that of the test split."""
+        """Evaluate after an epoch, add its row of metrics, select the best; return the evaluation on the test split."""
         part = self.progress.part
         assert part is not None
         held_out = self.loaders.validation
@@ -246,9 +246,9 @@ class Trainer:
         return evaluation
 
     def _probe(self, epoch: int) -> dict[str, float]:
-        """Keep the spectra of a few test images; returns measures of them, for metrics.csv."""
+        """Record the spectra of a few test images; return their measures for metrics.csv."""
         history = self.log.spectra
-        # a continued run looks at the images of its history, whose epochs could not be compared otherwise
+        # a resumed run keeps the images of its history, otherwise its epochs could not be compared
         kept = history.spectra[-1].indices if history.spectra else None
         indices = [] if kept is None else kept.tolist()
         probe = SpectrumProbe(self.loaders.test.dataset, self.settings.probe_images, indices)
@@ -263,26 +263,26 @@ class Trainer:
     def _select_best(self, epoch: int, decisive: Evaluation, test: Evaluation) -> None:
         selected_on = "test" if self.loaders.validation is None else "validation"
         switch = 0 if self.stages is None else self.stages.switch
-        # after the switch of the hybrid protocol only its own epochs count: the first stage is another method
+        # after the hybrid switch only later epochs count, since the first stage is another method
         since = switch + 1 if epoch > switch else 0
         if self.progress.select(epoch, decisive.accuracy, test.accuracy, selected_on, since=since):
             self.log.keep_best(self.learner.weights())
 
     def _stop_if_asked(self) -> None:
-        """Save and end the run, in all processes, where a signal has come to one of them."""
+        """Save and end the run in all processes if one of them got a signal."""
         requested = self.interruption.requested
         if not any_process(self.accelerator, requested is not None):
             return
         self._save()
-        name = "SIGTERM" if requested is None else requested.name  # another process was asked
+        name = "SIGTERM" if requested is None else requested.name  # another process got the signal
         done = f"{name}: stopped after {self._position()}, saved"
         raise Interrupted(name, f"{done}; start the same command again to continue")
 
     def _save(self) -> None:
-        """Write the state, for which all processes must come here."""
+        """Write the state; all processes must call this."""
         self.log.count_time()
         self._saved = time.perf_counter()
-        # between two epochs nothing is drawn from them that the next one does not seed
+        # between two epochs the generators are not needed, since the next epoch seeds them
         begun = self.progress.part is not None
         generators = gather_objects(self.accelerator, generator_states()) if begun else None
         if not self.accelerator.is_main_process:
@@ -293,7 +293,7 @@ class Trainer:
         self.states.write(state, epoch=self.progress.epoch, step=self.progress.step)
 
     def _position(self) -> str:
-        """How far the run is, in words."""
+        """Return the position of the run in words."""
         part, steps = self.progress.part, self.loaders.batches.steps
         if part is None:
             return f"epoch {self.progress.epoch}"

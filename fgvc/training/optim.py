@@ -1,4 +1,4 @@
-"""Optimiser groups and the learning rate as a pure function of the position in the run."""
+"""Optimiser groups, and the learning rate as a pure function of the position in the run."""
 
 import math
 
@@ -10,13 +10,13 @@ from fgvc.runs.config import OptimizerConfig, ScheduleConfig
 
 
 def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """SGD with momentum or AdamW over the trainable parameters, the classifier in a group of its own.
+    """Create SGD with momentum or AdamW for the trainable parameters, with a separate group for the classifier.
 
     A parameter belongs to the classifier if its name has the component `classifier`. Each group keeps its undecayed
-    rate as `base_lr`, from which `set_learning_rate` computes.
+    rate as `base_lr` for `set_learning_rate`.
 
     Raises:
-        ConfigError: unknown optimiser, a rate that is not positive, or nothing to train.
+        ConfigError: unknown optimiser, a rate that is not positive, or no trainable parameter.
     """
     if config.lr <= 0 or config.classifier_factor <= 0:
         raise ConfigError(
@@ -40,12 +40,12 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
 
 
 def schedule_factor(config: ScheduleConfig, epoch: float, epochs: int) -> float:
-    """Factor on the learning rate at a position in the run.
+    """Return the factor on the learning rate at a position in the run.
 
     Args:
         config: the schedule.
         epoch: position in epochs, with fraction: 0 at the start, `epochs` at the end.
-        epochs: length of the run.
+        epochs: length of the run in epochs.
 
     Returns:
         A factor from 0 to 1.
@@ -61,7 +61,7 @@ def schedule_factor(config: ScheduleConfig, epoch: float, epochs: int) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
-    """Give every group its base rate times `factor`; returns the rate of the first group, the one to report."""
+    """Set the rate of every group to its base rate times `factor`; return that of the first group, to report."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

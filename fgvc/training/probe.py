@@ -1,4 +1,4 @@
-"""The spectrum of a fixed batch of test images, looked at again and again while a run trains."""
+"""Spectra of a fixed set of test images, measured repeatedly during training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,18 +19,18 @@ from fgvc.runs.spectra import (
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:
-    """Up to `count` indices of `total`, evenly spaced: images beside each other are of one class."""
+    """Return up to `count` evenly spaced indices below `total`: neighbouring images belong to one class."""
     indices: list[int] = torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long().tolist()
     return indices
 
 
 class SpectrumProbe:
-    """Some images of a split.
+    """Measures the spectra of some images of a split.
 
     Args:
-        samples: of the split, as the trained module reads them.
-        count: how many, at most; evenly spaced.
-        indices: of other images than those, for another look at them.
+        samples: samples of the split, as the trained module reads them.
+        count: largest number of images; they are evenly spaced.
+        indices: indices of the images to measure instead, e.g. those of an earlier probe.
     """
 
     def __init__(self, samples: Dataset[Any], count: int, indices: Sequence[int] = ()) -> None:
@@ -40,7 +40,7 @@ class SpectrumProbe:
 
     @torch.inference_mode()
     def measure(self, module: FineGrainedModel | PoolingHead, device: torch.device) -> Spectrum:
-        """The spectra under the weights of `module`, which is put in evaluation mode; draws no random number."""
+        """Return the spectra with the weights of `module` in evaluation mode (set here); draw no random numbers."""
         module.eval()
         before, after, targets = [], [], []
         for inputs, classes in DataLoader(self._samples, batch_size=32, generator=torch.Generator()):
@@ -58,6 +58,6 @@ class SpectrumProbe:
 
 
 def spectrum_measures(spectrum: Spectrum) -> dict[str, float]:
-    """What metrics.csv says of the covariance: condition numbers and effective rank, medians over the images."""
+    """Return the covariance measures for metrics.csv: medians over images of condition numbers and effective rank."""
     measures = (condition_number, nonzero_condition_number, effective_rank)
     return {measure.__name__: median_over_images(measure(spectrum.before)) for measure in measures}

@@ -1,4 +1,4 @@
-"""Several processes that train as one would, and signals that ask a run to stop."""
+"""Training with several processes, and signals that stop a run."""
 
 import atexit
 import logging
@@ -24,10 +24,10 @@ _LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out waiting", 
 
 
 def sum_over_processes(accelerator: Accelerator, numbers: list[float]) -> list[float]:
-    """Sums over all processes, in float64, the same in each of them."""
+    """Return the sums over all processes in float64, the same in every process."""
     if accelerator.num_processes == 1:
         return numbers
-    # not accelerate's reduce, which would go through float32
+    # accelerate's reduce would convert to float32
     sums = torch.tensor(numbers, dtype=torch.float64, device=accelerator.device)
     dist.all_reduce(sums)
     values: list[float] = sums.tolist()
@@ -35,12 +35,12 @@ def sum_over_processes(accelerator: Accelerator, numbers: list[float]) -> list[f
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set in some process; the same answer in each of them."""
+    """Return whether the flag is set in any process, the same in every process."""
     return sum_over_processes(accelerator, [float(flag)])[0] > 0
 
 
 def gather_objects(accelerator: Accelerator, value: object) -> list[object]:
-    """The values of all processes, in their order."""
+    """Return the values of all processes, ordered by rank."""
     if accelerator.num_processes == 1:
         return [value]
     values: list[object] = [None] * accelerator.num_processes
@@ -49,27 +49,27 @@ def gather_objects(accelerator: Accelerator, value: object) -> list[object]:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether an exception says that the connection to another process of the run has ended."""
+    """Return whether an exception means that the connection to another process of the run has ended."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return several and isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _LOST)
 
 
 def lost_process() -> ProcessLostError:
-    """The error to raise in place of a lost connection: the reason is in the message of the other process."""
+    """Return the error to raise for a lost connection; it points to the message of the other process."""
     return ProcessLostError(
-        f"process {os.environ.get('RANK')} ends, as another process of the run has ended: see its message"
+        f"process {os.environ.get('RANK')} ends because another process of the run has ended: see its message"
     )
 
 
 class Interruption:
-    """While this context is entered, SIGTERM or SIGINT asks a run to stop; a second one ends it at once.
+    """Context in which SIGTERM or SIGINT asks a run to stop; a second signal ends it at once.
 
-    As long as `patient` is False, where there is nothing to save, the first one ends it, too. Python receives signals
-    in its main thread only; in another one this does nothing.
+    While `patient` is False there is nothing to save, so the first signal ends the run, too. Python receives signals
+    only in its main thread; in another thread this context does nothing.
 
     Attributes:
-        requested: signal that came, or None.
-        patient: whether the run asks for `requested` by itself, between its steps.
+        requested: Signal that was received, or None.
+        patient: Whether the run checks `requested` between its steps.
     """
 
     def __init__(self) -> None:
@@ -85,33 +85,33 @@ class Interruption:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            if handler is not None:  # one that was not set from Python cannot be put back from it
+            if handler is not None:  # Python cannot restore a handler that was not set from Python
                 signal.signal(number, handler)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a child process that has inherited this
+            return  # a child process that inherited the handler
         name = signal.Signals(number).name
         if not self.patient or self.requested is not None:
             raise Interrupted(name, f"{name}: ended at once")
         self.requested = signal.Signals(number)
-        _log.warning("%s: stopping after this step; a second one stops at once, without saving", name)
+        _log.warning("%s: stopping after this step; a second signal stops at once, without saving", name)
 
 
 def leave_signals_to_the_main_process(_worker: int) -> None:
-    """For a loader's worker: a signal to the whole job must not end the workers before the run has saved its state."""
+    """Ignore signals in a loader's worker: a signal to the whole job must not end it before the state is saved."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-@atexit.register  # registered later than the exit of multiprocessing.util, so it runs before it
+@atexit.register  # registered after the exit handler of multiprocessing.util, so it runs before it
 def _end_workers() -> None:
-    """End the workers of a loader that an exception has left open.
+    """End loader workers that are still running after an exception.
 
-    At its exit Python sends them SIGTERM, which they ignore, and would wait for them without end.
+    At exit Python sends them SIGTERM, which they ignore, and would wait forever.
     """
     workers = [child for child in multiprocessing.active_children() if child.daemon]
     if workers and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise on a worker that was killed
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise for a killed worker
     for worker in workers:
         worker.kill()

@@ -1,4 +1,4 @@
-"""A run from its configuration to its folder."""
+"""A whole training run: from its configuration to its folder."""
 
 import contextlib
 import hashlib
@@ -50,32 +50,32 @@ SPECTRUM_IMAGES = 256
 
 
 def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Path:
-    """Carry out a run, or what is left of it, and write its folder.
+    """Train a run, or the rest of an unfinished one, and write its folder.
 
     Args:
         config: configuration of the run.
-        before_step: looks at the module before each optimiser step, see `fgvc.training.step.BeforeStep`; leaves it and
-            the generators as they are.
+        before_step: function to call before each optimiser step, see `fgvc.training.step.BeforeStep`; it must not
+            change the module or the random generators.
 
     Returns:
-        The run folder, with config.yaml, metrics.csv (where an epoch was trained), predictions.csv, spectrum.npz,
+        The run folder, with config.yaml, metrics.csv (if an epoch was trained), predictions.csv, spectrum.npz,
         summary.json and checkpoints/.
 
     Raises:
-        ConfigError, DatasetError, WeightsError, RunError: a mistake in the settings, the data or the folder; found
-            before anything is written where it can be.
+        ConfigError, DatasetError, WeightsError, RunError: a mistake in the settings, the data or the folder; raised
+            before anything is written, if possible.
         DivergenceError: NaN or infinity in training; the summary says "failed", the best weights are kept.
-        OutOfMemoryError: memory ran out; the message says which setting needs less.
+        OutOfMemoryError: memory ran out; the message names a setting that needs less.
         ProcessLostError: another process of the run has ended.
-        Interrupted: SIGTERM or SIGINT; what was done is saved.
+        Interrupted: SIGTERM or SIGINT; the state is saved.
     """
     check_config(config)
-    pooling_label(config.method.name)  # refuses an unknown method
+    pooling_label(config.method.name)  # raises for an unknown method
     if config.hybrid != HybridConfig():
         check_hybrid(config)
     folder = RunFolder(Path(config.run_dir) if config.run_dir else default_run_dir(config))
     states = StateStore(folder.checkpoints)
-    find_source(config, folder, states)  # a mistake is reported before the data is read
+    find_source(config, folder, states)  # report a mistake before reading the data
     if folder.is_finished():
         _log.info("%s is finished already; give another run_dir= to train again", folder.path)
         return folder.path
@@ -85,11 +85,11 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
         accelerator = create_accelerator(config, folder.path)
         main = accelerator.is_main_process
         seed_epoch(config.seed, 0)
-        with accelerator.main_process_first():  # the others find its feature maps in the cache
+        with accelerator.main_process_first():  # then the others find the feature maps in the cache
             prepared = prepare(config, accelerator)
         with folder.locked() if main else contextlib.nullcontext():
             trainer = create_trainer(config, prepared, accelerator, folder, states, interruption, started, before_step)
-            source = find_source(config, folder, states)  # again: another process may have written meanwhile
+            source = find_source(config, folder, states)  # again, since another process may have written
             if source is not None:
                 trainer.restore(*source)
             if main and (source is None or source[0] is not folder):
@@ -104,17 +104,17 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
                 summary |= {"status": "finished", "reason": None, "final": final, "epochs": trainer.log.progress.epoch}
             if main:
                 states.keep_newest()
-        if interruption.requested is not None:  # so that a sweep ends, too
+        if interruption.requested is not None:  # also ends a sweep
             name = interruption.requested.name
             raise Interrupted(name, f"{name}: stopped after the end of {folder.path}")
     return folder.path
 
 
 def default_run_dir(config: RunConfig) -> Path:
-    """results/NAME[-RECIPE]/BACKBONE/METHOD[-GRADIENT][-OPTIONS][-hybrid]/seedN."""
+    """Return results/NAME[-RECIPE]/BACKBONE/METHOD[-GRADIENT][-OPTIONS][-hybrid]/seedN."""
     name = "-".join(part for part in (config.name, config.recipe) if part)
     hybrid = None if config.hybrid.method is None else "hybrid"
-    # no brackets of a list, which a shell and Hydra would read
+    # without list brackets, since a shell and Hydra would interpret them
     options = [
         re.sub(r"[^\w.-]+", "_", f"{k}{value}").strip("_") for k, value in sorted(config.method.shown_options.items())
     ]
@@ -123,10 +123,10 @@ def default_run_dir(config: RunConfig) -> Path:
 
 
 def find_source(config: RunConfig, folder: RunFolder, states: StateStore) -> tuple[RunFolder, StateStore] | None:
-    """The run to continue from, this one or that of resume=PATH, with its states; None for a new run.
+    """Return the run to continue from (this one or that of resume=PATH) and its states; None for a new run.
 
     Raises:
-        RunError: the folder holds another run, or none where `resume` names one.
+        RunError: the folder holds another run, or the folder in `resume` holds none.
     """
     if folder.config_file.is_file():
         if config.resume == "never":
@@ -138,7 +138,7 @@ def find_source(config: RunConfig, folder: RunFolder, states: StateStore) -> tup
         if states.exists():
             return folder, states
         if (old := folder.checkpoints / "state.pt").is_file():
-            raise RunError(f"{old} is the state of an earlier version, which cannot be continued; delete {folder.path}")
+            raise RunError(f"{old} is the state of an earlier version and cannot be continued; delete {folder.path}")
     if config.resume in ("auto", "never"):
         return None
     source = RunFolder(Path(config.resume))
@@ -150,7 +150,7 @@ def find_source(config: RunConfig, folder: RunFolder, states: StateStore) -> tup
 
 
 def _require_same(folder: RunFolder, config: RunConfig) -> None:
-    """Raise RunError where the run in a folder differs in a setting that a continued run must keep."""
+    """Raise RunError if the run in a folder differs in a setting that a resumed run must keep."""
     old, new = fixed_settings(folder.read_config()), fixed_settings(config)
     differences = [f"{key} was {old.get(key)}, now {new[key]}" for key in new if old.get(key) != new[key]]
     if differences:
@@ -170,11 +170,11 @@ def create_trainer(
     started: float,
     before_step: BeforeStep | None,
 ) -> Trainer:
-    """The trainer of a run, made of its parts; the last place that sees the whole configuration.
+    """Build the trainer of a run from its parts; later code does not see the whole configuration.
 
     Raises:
-        ConfigError: unknown optimiser or rate, `max_steps` ends a hybrid run before its switch, or a batch that is to
-            be mixed is split into odd parts.
+        ConfigError: unknown optimiser or invalid rate, `max_steps` ends a hybrid run before its switch, or mixup or
+            CutMix would get odd parts of a batch.
     """
     settings, loaders = config.trainer, prepared.loaders
     check_steps(config, config.switch_epoch * loaders.batches.steps, accelerator.num_processes)
@@ -212,14 +212,14 @@ def create_trainer(
 
 @contextlib.contextmanager
 def _summary(config: RunConfig, prepared: Prepared, trainer: Trainer) -> Iterator[dict[str, Any]]:
-    """Write the folder's configuration and a first summary, and the last one when the block ends, however it ends."""
+    """Write the configuration and a first summary, and the final summary when the block ends or fails."""
     accelerator, folder = trainer.accelerator, trainer.folder
-    # described now: the checkout may have changed when the run ends
+    # described now, since the checkout may change before the run ends
     summary = describe_run(config, prepared) if accelerator.is_main_process else {}
     tf32 = tf32_allowed() if accelerator.device.type == "cuda" else None
     summary |= {"tf32": tf32, "status": "stopped", "reason": "killed", "final": None}
     if accelerator.is_main_process:
-        folder.begin(config, summary | _course(trainer.log.progress))
+        folder.begin(config, summary | _progress_summary(trainer.log.progress))
     if config.trainer.tracker:
         accelerator.init_trackers(config.name)
     try:
@@ -230,19 +230,19 @@ def _summary(config: RunConfig, prepared: Prepared, trainer: Trainer) -> Iterato
         raise
     except BaseException as error:
         summary |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
-        # printed now: when the connections to other processes end, these would speak first
+        # printed now, otherwise the other processes report their lost connections first
         if accelerator.num_processes > 1 and not isinstance(error, UserError):
             traceback.print_exc()
         raise
     finally:
         trainer.log.count_time()
         if accelerator.is_main_process:
-            folder.write_summary(summary | _course(trainer.log.progress))
+            folder.write_summary(summary | _progress_summary(trainer.log.progress))
         accelerator.end_training()
 
 
-def _course(progress: Progress) -> dict[str, Any]:
-    """What the summary says of the run's course: the selected epoch, seconds by phase, peak memory."""
+def _progress_summary(progress: Progress) -> dict[str, Any]:
+    """Return the summary's entries that change during the run: the selected epoch, seconds by phase, peak memory."""
     best = progress.best and {key: value for key, value in progress.best.items() if key != "selected_by"}
     seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
     return {"best": best, "seconds": seconds, "peak_memory_mb": round(peak_memory_mb(), 1)}
@@ -258,7 +258,7 @@ def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation
 
 
 def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
-    """What summary.json says of a run besides its course and result: what it is, and what it was made with."""
+    """Return the summary's entries that do not change during the run: its settings, data, versions and machine."""
     switch, method = config.switch_epoch, config.method
     label = pooling_label(method.name, method.gradient, method.shown_options)
     validation = prepared.validation
@@ -284,7 +284,7 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "test_images": len(prepared.test.paths),
         "out_features": prepared.head.pooling.out_features,
         "weights_digest": prepared.weights_digest,
-        # lists are of paths, classes, regions and file sizes, so alike on another machine with the same files
+        # computed from paths, classes, regions and file sizes, so equal on another machine with the same files
         "dataset_fingerprint": {
             "train_list": fingerprint(prepared.train, times=False),
             "validation_list": validation and fingerprint(validation, times=False),
@@ -300,23 +300,23 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """SHA-256 over the settings that a continued run must keep, without the folder of the dataset.
+    """Return the SHA-256 of the settings that a resumed run must keep, without the folder of the dataset.
 
-    Of two versions of fgvc with other settings the hashes differ; `dataset_fingerprint` says which images were read.
+    Versions of fgvc with different settings give different hashes. `dataset_fingerprint` identifies the images.
     """
     settings = fixed_settings(config)
     settings.pop("dataset.root")
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-# how PyTorch on a CPU and on MPS, cuDNN and cuBLAS say that memory ran out, all of them as RuntimeError
+# RuntimeErrors of PyTorch on CPU and MPS, cuDNN and cuBLAS when memory runs out
 _NO_MEMORY = re.compile(r"can't allocate memory|out of memory|(CUDNN|CUBLAS)_STATUS_(INTERNAL_ERROR_HOST_)?ALLOC", re.I)
 _AMOUNT = re.compile(r"(?:tried to allocate|unable to allocate) (?:(\d+) bytes|([\d.]+ [KMGTPE]i?B))", re.I)
 
 
 @contextlib.contextmanager
 def _readable_errors(config: RunConfig) -> Iterator[None]:
-    """Turn what libraries raise when memory runs out, or another process ends, into an error that says what to do."""
+    """Turn library errors for lack of memory or a lost process into errors that say what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -329,12 +329,12 @@ def _readable_errors(config: RunConfig) -> Iterator[None]:
 
 
 def memory_advice(error: BaseException, batch_size: int, accumulation: int) -> str | None:
-    """What ran out, and which settings need less; None where the exception is another one.
+    """Return a message with settings that need less memory; None if `error` is not about memory.
 
     Args:
-        error: what a step raised.
-        batch_size: images in a step, `trainer.batch_size`.
-        accumulation: micro-batches of a step, `trainer.accumulation`.
+        error: exception of a step.
+        batch_size: number of images in a step, `trainer.batch_size`.
+        accumulation: number of micro-batches in a step, `trainer.accumulation`.
     """
     said = str(error)
     if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(said)):
@@ -343,12 +343,12 @@ def memory_advice(error: BaseException, batch_size: int, accumulation: int) -> s
     asked = found and (found[2] or f"{int(found[1]) / 2**20:,.1f} MiB")
     room = f"no room for another {asked} in memory" if asked else "not enough memory"
     if "in DataLoader worker process" in said:
-        return f"{room} for a process that loads images; lower trainer.workers"
-    smaller = "choose a smaller dataset.transform.size, or method.reduction, which change the result"
+        return f"{room} for an image-loading process; lower trainer.workers"
+    smaller = "choose a smaller dataset.transform.size or method.reduction (both change the result)"
     if accumulation >= batch_size:
-        return f"{room} for a step with 1 image at a time, the least there is; {smaller}"
+        return f"{room} even with 1 image at a time; {smaller}"
     return (
-        f"{room}; set trainer.accumulation={min(2 * accumulation, batch_size)}, which takes fewer of the "
-        f"trainer.batch_size={batch_size} images of a step at a time and leaves the result comparable (only batch "
-        f"normalisation in training sees fewer images). If that is still too much, {smaller}"
+        f"{room}; set trainer.accumulation={min(2 * accumulation, batch_size)}: it splits the "
+        f"trainer.batch_size={batch_size} images of a step into smaller batches and keeps the result comparable (only "
+        f"batch normalisation in training sees fewer images). If that is still too much, {smaller}"
     )

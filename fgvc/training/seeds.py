@@ -1,4 +1,4 @@
-"""Randomness that depends on nothing but the seed, the epoch and the image, so that a continued run repeats itself."""
+"""Randomness that depends only on the seed, the epoch and the image, so a resumed run gives the same result."""
 
 import contextlib
 import hashlib
@@ -17,22 +17,22 @@ from fgvc.data import ImageDataset
 
 
 def derived_seed(seed: int, *parts: object) -> int:
-    """A seed for one purpose, 0 <= result < 2**32."""
+    """Return a seed for one purpose, 0 <= result < 2**32."""
     return int.from_bytes(hashlib.sha256(repr((seed, *parts)).encode()).digest()[:4], "big")
 
 
 def seed_epoch(seed: int, epoch: int, process: int = 0) -> None:
-    """Seed Python, NumPy and torch for an epoch; epoch 0 is the initialisation of the model, alike in all processes."""
+    """Seed Python, NumPy and torch for an epoch; epoch 0 is the model's initialisation, equal in all processes."""
     set_seed(derived_seed(seed, "epoch", epoch, *([process] if process else [])))
 
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU's generators of Python, NumPy and torch for a block, and put them back afterwards."""
+    """Seed the CPU generators of Python, NumPy and torch for a block, and restore them afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too, which a worker may not touch
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed also seeds GPUs, which a worker must not use
     try:
         yield
     finally:
@@ -42,10 +42,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class SeededSamples(Dataset[tuple[Any, int]]):
-    """Images whose augmentation is drawn from a seed of their own in each epoch.
+    """Images with random augmentation from a separate seed for each image and epoch.
 
     Args:
-        images: dataset whose transform draws from the generators of Python, NumPy and torch.
+        images: dataset with a transform that uses the generators of Python, NumPy and torch.
     """
 
     def __init__(self, images: ImageDataset) -> None:
@@ -54,11 +54,11 @@ class SeededSamples(Dataset[tuple[Any, int]]):
 
     @property
     def paths(self) -> list[Path]:
-        """Image files."""
+        """The image files."""
         return self.images.paths
 
     def start_epoch(self, seed: int) -> None:
-        """Draw what is random in the images from `seed` from now on."""
+        """Use `seed` for the augmentation from now on."""
         self._seed = seed
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class SeededSamples(Dataset[tuple[Any, int]]):
 
 
 def generator_states() -> dict[str, Any]:
-    """States of the generators of this process, as tensors and plain numbers."""
+    """Return the states of this process's generators, as tensors and plain numbers."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
@@ -81,7 +81,7 @@ def generator_states() -> dict[str, Any]:
 
 
 def set_generator_states(states: dict[str, Any]) -> None:
-    """Put the generators of this process into the states that `generator_states` returned."""
+    """Restore this process's generators from `generator_states`."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
@@ -92,12 +92,12 @@ def set_generator_states(states: dict[str, Any]) -> None:
 
 
 def set_deterministic(enabled: bool) -> None:
-    """Let torch use only algorithms that repeat themselves bit for bit; with False, any.
+    """Let torch use only bit-reproducible algorithms; with False, any.
 
-    Torch then raises a RuntimeError, which names the operation, where there is no such algorithm. On a GPU it also
-    turns off cuDNN's search for the fastest algorithm, whose outcome depends on timing, and sets
-    CUBLAS_WORKSPACE_CONFIG where it is unset. cuBLAS reads that variable when it is first used: call this before
-    anything runs there. Written after torch's notes on reproducibility; not run on a GPU by the authors.
+    Torch then raises a RuntimeError with the name of an operation that has no such algorithm. For GPUs this also turns
+    off cuDNN's search for the fastest algorithm, since its outcome depends on timing, and sets CUBLAS_WORKSPACE_CONFIG
+    if unset. cuBLAS reads that variable at its first use, so call this before anything runs on a GPU. It follows
+    torch's notes on reproducibility; the authors have not run it on a GPU.
     """
     torch.use_deterministic_algorithms(enabled)
     if enabled:

@@ -1,4 +1,4 @@
-"""From a configuration to what the loop needs: images or cached feature maps, the module to train, loaders."""
+"""Builds the parts of a run from its configuration: images or cached feature maps, the module to train, loaders."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -38,7 +38,7 @@ from fgvc.training.seeds import set_deterministic
 
 _log = logging.getLogger(__name__)
 
-_PATIENCE = timedelta(hours=6)
+_PROCESS_TIMEOUT = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Prepared:
     """A run ready to train.
 
     Attributes:
-        trained: module that is trained: the whole model, or the head alone where the backbone is frozen.
-        head: head of the model.
-        loaders: batches of images, or of feature maps where the backbone is frozen.
-        train: training images, without those held out.
-        test: test images.
-        validation: images held out to select the best epoch; None where nothing is held out.
-        feature_seconds: time spent on computing feature maps; 0 where they came from the cache, or are not used.
+        trained: Module to train: the whole model, or only the head if the backbone is frozen.
+        head: Head of the model.
+        loaders: Batches of images, or of feature maps if the backbone is frozen.
+        train: Training images, without held-out ones.
+        test: Test images.
+        validation: Images held out to select the best epoch; None if there are none.
+        feature_seconds: Time spent on computing feature maps; 0 if they came from the cache or are not used.
         weights_digest: sha256 of the backbone's weights before training.
     """
 
@@ -67,40 +67,40 @@ class Prepared:
 
 
 def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) -> Accelerator:
-    """Device, precision, processes and algorithms of a run whose folder is `path`.
+    """Set up device, precision, processes and algorithms of a run with folder `path`.
 
-    What was trained in fp16 on a GPU is evaluated in float32 on a CPU, which `training=False` allows.
+    With `training=False`, a run trained in fp16 on a GPU may be evaluated in float32 on a CPU.
 
     Raises:
         ConfigError: the device cannot train in `trainer.precision`.
     """
     set_deterministic(config.trainer.deterministic)  # before anything runs on a GPU
-    AcceleratorState._reset_state()  # one process may carry out several runs, of different precision
+    AcceleratorState._reset_state()  # one process may train several runs with different precisions
     precision = config.trainer.precision
-    # while one process computes feature maps, the others wait for it; one that has ended is noticed by its connection
-    patience = InitProcessGroupKwargs(timeout=_PATIENCE)
+    # long, since the others wait while one process computes feature maps; an ended process closes its connection
+    timeout = InitProcessGroupKwargs(timeout=_PROCESS_TIMEOUT)
     try:
         accelerator = Accelerator(
-            mixed_precision=precision, log_with=config.trainer.tracker, project_dir=path, kwargs_handlers=[patience]
+            mixed_precision=precision, log_with=config.trainer.tracker, project_dir=path, kwargs_handlers=[timeout]
         )
-    except ValueError as error:  # of this version of accelerate or torch, on this device
+    except ValueError as error:  # this version of accelerate or torch does not support it on this device
         raise ConfigError(f"trainer.precision={precision}: {error}; use trainer.precision=no") from error
     if training and precision == "fp16" and accelerator.device.type == "cpu":
-        # accelerate says nothing: it would train in float32, without autocast and without scaling the loss
+        # without an error, accelerate would train in float32, without autocast and loss scaling
         raise ConfigError(
-            "trainer.precision=fp16 needs a GPU, and this run would train on the cpu; use trainer.precision=bf16 or no"
+            "trainer.precision=fp16 needs a GPU, but this run would train on the cpu; use trainer.precision=bf16 or no"
         )
     return accelerator
 
 
 def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
-    """Read the dataset, build the model, compute or find the feature maps of a frozen backbone, make the loaders.
+    """Read the dataset, build the model, compute or load the feature maps of a frozen backbone, make the loaders.
 
     Raises:
-        DatasetError, ConfigError, WeightsError: as the parts raise them.
+        DatasetError, ConfigError, WeightsError: as raised by the parts.
     """
     device = accelerator.device
-    # the dataset first: where it is missing, nobody should wait for the backbone's weights to learn that
+    # the dataset first, so that a missing one is reported before the backbone's weights are loaded
     train, test = (open_split(config, which) for which in ("train", "test"))
     backbone = build_backbone(config)
     train = ready_split(config, train, backbone, training=True)
@@ -136,7 +136,7 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
 
 
 def build_backbone(config: RunConfig) -> Backbone:
-    """The backbone with the weights it starts from. Raises ConfigError, WeightsError as `create_backbone`."""
+    """Build the backbone with its initial weights. Raises ConfigError, WeightsError as `create_backbone`."""
     return create_backbone(
         config.backbone.name,
         pretrained=config.backbone.pretrained,
@@ -147,7 +147,7 @@ def build_backbone(config: RunConfig) -> Backbone:
 
 
 def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> FineGrainedModel:
-    """The backbone with a new head, both filled from `initial_weights` where the run starts from them.
+    """Add a new head to the backbone; load `initial_weights` into both if the run has them.
 
     Raises:
         ConfigError, WeightsError: as `PoolingHead` and `load_checkpoint`.
@@ -165,16 +165,16 @@ def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> Fine
     )
     model = FineGrainedModel(backbone, head)
     if config.initial_weights is not None:
-        # the classifier is left out where it is of another number of classes
+        # classifier=None ignores a classifier with another number of classes
         report = load_checkpoint(model, config.initial_weights, classifier=None)
         new = [name for name in report.kept if name.startswith("head.classifier.")]
-        classifier = "its classifier left out, of another number of classes" if new else "with its classifier"
+        classifier = "its classifier ignored (other number of classes)" if new else "with its classifier"
         _log.info("initial weights: %d tensors of %s (%s), %s", report.loaded, report.source, report.format, classifier)
     return model
 
 
 def trained_part(config: RunConfig, model: FineGrainedModel) -> FineGrainedModel | PoolingHead:
-    """What is trained and saved: the whole model, or its head alone where the backbone is frozen."""
+    """Return the module to train and save: the whole model, or only its head if the backbone is frozen."""
     if not config.backbone.frozen:
         return model.to(memory_format=torch.channels_last)
     model.backbone.requires_grad_(False).eval()
@@ -182,52 +182,52 @@ def trained_part(config: RunConfig, model: FineGrainedModel) -> FineGrainedModel
 
 
 def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -> Backbone:
-    """A frozen backbone on `device`, faster: see `fold_batch_norm`."""
+    """Make a frozen backbone on `device` faster, see `fold_batch_norm`."""
     size = config.dataset.transform.size
     return fold_batch_norm(backbone, torch.randn(1, 3, size, size, device=device))
 
 
 def open_split(config: RunConfig, which: str) -> ImageDataset:
-    """The "train" or "test" split as it lies on the disk. Raises ConfigError, DatasetError as `create_dataset`."""
+    """Open the "train" or "test" split without a transform. Raises ConfigError, DatasetError as `create_dataset`."""
     name = config.dataset.adapter or config.dataset.name
     return create_dataset(name, root=config.dataset.root, split=which, **config.dataset.options)
 
 
 def build_transform(config: RunConfig, backbone: Backbone, *, training: bool) -> TransformSpec:
-    """The run's transform, normalised as the backbone needs it. Raises ConfigError as `TransformSpec`."""
+    """Return the run's transform with the backbone's normalisation. Raises ConfigError as `TransformSpec`."""
     return TransformSpec(
         **asdict(config.dataset.transform), **normalization_from_timm(backbone.data_config), training=training
     )
 
 
 def ready_split(config: RunConfig, opened: ImageDataset, backbone: Backbone, *, training: bool) -> ImageDataset:
-    """A split with the transform that the backbone needs, every image readable.
+    """Add the run's transform to a split and check that every image is readable.
 
     Raises:
-        DatasetError: an image cannot be read.
+        DatasetError: an image cannot be read, and `trainer.on_bad_image` is "refuse".
     """
     dataset = opened.with_transform(build_transform(config, backbone, training=training))
     return require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir))
 
 
 def hold_out(config: RunConfig, train: ImageDataset) -> tuple[ImageDataset, ImageDataset | None]:
-    """The images that are trained on, and those held out to select the best epoch, if any."""
+    """Return the training images, and those held out to select the best epoch, if any."""
     if config.trainer.val_fraction == 0:
         return train, None
     return split_validation(train, config.trainer.val_fraction, config.seed)
 
 
 def inference_batch_size(config: RunConfig, device: torch.device) -> int:
-    """Images in a batch through the whole network without gradients."""
-    # on a CPU small batches are faster: their activations stay in the processor's cache; what was trained is evaluated
-    # in the batches of its training, so that a repeated evaluation rounds alike
+    """Return the number of images per batch through the whole network without gradients."""
+    # on a CPU small batches are faster, since their activations fit into its cache; a trained backbone is evaluated in
+    # the same batches as during training, so that a repeated evaluation rounds the same way
     return 4 if config.backbone.frozen and device.type == "cpu" else config.trainer.eval_batch_size
 
 
 def split_features(
     config: RunConfig, images: ImageDataset, extractor: nn.Module, digest: str, device: torch.device
 ) -> FeatureSet:
-    """Feature maps of one split, from the cache where it holds them."""
+    """Return the feature maps of one split, from the cache if it holds them."""
     assert isinstance(images.transform, TransformSpec)
     key_parts = {"backbone": config.backbone.name, "weights": digest, "last_stride": str(config.backbone.last_stride)}
     return cached_features(

@@ -1,4 +1,4 @@
-"""What a run has done so far, what it writes down of it, and the states on the disk that it can be continued from."""
+"""The progress of a run, its written records, and the saved states to resume it from."""
 
 import logging
 import math
@@ -30,22 +30,22 @@ from fgvc.runs.summary import Accuracy
 _log = logging.getLogger(__name__)
 
 KEPT = 2
-"""States that are kept: the newest, and the one before it in case the newest is damaged."""
+"""Number of saved states to keep: the newest, and the one before it in case the newest is damaged."""
 
 
 @dataclass
 class EpochProgress:
-    """What has been done of the epoch that is being trained.
+    """Progress within the current epoch.
 
     Attributes:
-        steps: number of optimiser steps, those left out included.
-        loss: sum of the losses of the images.
-        correct: number of images whose class had the largest logit.
-        seen: number of images behind `loss` and `correct`.
-        rate: learning rate of the last step.
-        skipped: number of steps left out because a number was not finite.
-        scaled_down: number of steps left out by the loss scaler of fp16.
-        seconds: time that they took.
+        steps: Number of optimiser steps, including skipped ones.
+        loss: Sum of the losses of the images.
+        correct: Number of images whose class had the largest logit.
+        seen: Number of images counted in `loss` and `correct`.
+        rate: Learning rate of the last step.
+        skipped: Number of steps skipped because a number was not finite.
+        scaled_down: Number of steps skipped by the loss scaler of fp16.
+        seconds: Duration of the steps.
     """
 
     steps: int = 0
@@ -58,7 +58,7 @@ class EpochProgress:
     seconds: float = 0.0
 
     def row(self, epoch: int) -> dict[str, Any]:
-        """What metrics.csv says of the training. Of mixed inputs the top-1 counts the class of the unmixed one."""
+        """Return the training columns of metrics.csv. For mixed inputs, top-1 counts the class before mixing."""
         loss = self.loss / self.seen if self.seen else math.nan
         top1 = 100 * self.correct / self.seen if self.seen else math.nan
         return {"epoch": epoch, "lr": self.rate, "train_loss": loss, "train_top1": top1}
@@ -66,18 +66,18 @@ class EpochProgress:
 
 @dataclass
 class Progress:
-    """What a run has done so far; all of it is saved with the state.
+    """Progress of a run; all of it is saved with the state.
 
     Attributes:
-        epoch: number of finished epochs.
-        step: number of optimiser steps, those left out included.
-        part: progress of the epoch after those; None between two epochs.
-        skipped: number of steps left out because a number was not finite.
-        watch: state of the watch on the loss.
-        best: accuracies on the test split at the selected epoch, with `epoch`, `selected_on` and `selected_by` (the
+        epoch: Number of finished epochs.
+        step: Number of optimiser steps, including skipped ones.
+        part: Progress of the current epoch; None between two epochs.
+        skipped: Number of steps skipped because a number was not finite.
+        watch: State of the `LossWatch`.
+        best: Accuracies on the test split at the selected epoch, with `epoch`, `selected_on` and `selected_by` (the
             top-1 that decided).
-        history: rows of metrics.csv.
-        seconds: time spent over all sessions of the run: on "features", in "train", in "eval", and the "total".
+        history: Rows of metrics.csv.
+        seconds: Time spent over all sessions of the run: "features", "train", "eval" and "total".
     """
 
     epoch: int = 0
@@ -93,19 +93,19 @@ class Progress:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Progress":
-        """From what `dataclasses.asdict` made of one."""
+        """Return the progress that `dataclasses.asdict` turned into `values`."""
         part = values["part"]
         return cls(**{**values, "part": None if part is None else EpochProgress(**part)})
 
     def select(self, epoch: int, decisive: Accuracy, test: Accuracy, selected_on: str, *, since: int = 0) -> bool:
-        """Make `epoch` the best one if its top-1 is the highest; returns whether it is.
+        """Make `epoch` the best one if its top-1 is the highest; return whether it is.
 
         Args:
             epoch: epoch, counted from 1.
             decisive: accuracies on the split that decides.
-            test: accuracies on the test split, to be reported.
+            test: accuracies on the test split, for reports.
             selected_on: name of the split that decides.
-            since: first epoch that counts; the best of an earlier one is replaced.
+            since: first epoch that counts; an earlier best epoch is replaced.
         """
         if self.best is not None and self.best["epoch"] >= since and decisive.top1 <= self.best["selected_by"]:
             return False
@@ -114,12 +114,12 @@ class Progress:
 
 
 class RunLog:
-    """The progress of a run, and what is written down of it: metrics.csv, spectra by epoch, the best weights.
+    """The progress of a run and its written records: metrics.csv, spectra by epoch, the best weights.
 
     Args:
         folder: folder of the run.
-        writes: whether this process is the one that writes.
-        started: `time.perf_counter` at the beginning of the run; its total counts from there.
+        writes: whether this process writes the files.
+        started: `time.perf_counter` at the start of the run, where its total time begins.
     """
 
     def __init__(self, folder: RunFolder, *, writes: bool, started: float) -> None:
@@ -131,7 +131,7 @@ class RunLog:
         self._counted = started
 
     def count_time(self, phase: str | None = None) -> float:
-        """Add the time since the last call to the run's total, and to a phase; returns it in seconds."""
+        """Add the seconds since the last call to the run's total and to a phase; return them."""
         now = time.perf_counter()
         spent, self._counted = now - self._counted, now
         self.progress.seconds["total"] += spent
@@ -140,41 +140,41 @@ class RunLog:
         return spent
 
     def finish_epoch(self, row: dict[str, Any]) -> None:
-        """Count an epoch; its row of metrics.csv is written by the next `write`."""
+        """Count an epoch; the next `write` writes its row of metrics.csv."""
         self.progress.epoch = row["epoch"]
         self.progress.part = None
         self.progress.history.append(row)
 
     def keep_best(self, weights: dict[str, Tensor]) -> None:
-        """Keep a copy of the weights of the selected epoch, with the state and in a file of its own."""
+        """Keep a copy of the weights of the selected epoch, in the state and in a separate file."""
         if self._writes:
             self.best_weights = {name: tensor.cpu().clone() for name, tensor in weights.items()}
             write_weights(self._folder.weights_file("best"), self.best_weights)
 
     def write(self) -> None:
-        """Write metrics.csv, and the spectra where there are new ones."""
+        """Write metrics.csv, and the spectra if there are new ones."""
         if self.progress.history:
             write_text_atomic(self._folder.metrics_file, to_csv(pd.DataFrame(self.progress.history), None))
-        # within an epoch there are new ones only before the first has ended
+        # within an epoch there are new spectra only during the first one
         if self.spectra.epochs and (self.progress.part is None or self.progress.epoch == 0):
             self.spectra.write(self._folder.spectrum_history_file)
 
     def state_dict(self) -> dict[str, Any]:
-        """The part of a state that is kept here; not copied."""
+        """Return this part of a state, not copied."""
         return {"best": self.best_weights, "progress": asdict(self.progress)}
 
     def load_state_dict(self, state: dict[str, Any], source: RunFolder) -> None:
-        """Go on from a state that was saved in `source`. Raises RunError where its spectra are damaged."""
+        """Continue from a state that was saved in `source`. Raises RunError if its spectra are damaged."""
         self.progress = Progress.from_dict(state["progress"])
         if source.spectrum_history_file.is_file():
             try:
                 self.spectra = SpectrumHistory.read(source.spectrum_history_file, self.progress.epoch)
             except RunError as error:
-                raise RunError(f"{error}, or delete this file to go on without its epochs") from error
+                raise RunError(f"{error}, or delete this file to continue without its epochs") from error
         self.best_weights = state["best"]
         if not self._writes:
             return
-        self.write()  # the files may be of later epochs than the state, or gone
+        self.write()  # the files may be missing or newer than the state
         if self.best_weights is not None:
             write_weights(self._folder.weights_file("best"), self.best_weights)
 
@@ -182,11 +182,11 @@ class RunLog:
 class StateStore:
     """The states of a run in a folder, as state-000001.pt, state-000002.pt, ...
 
-    Beside each stands a card, state-000001.json, with its size and checksum. It is written last: a state without a card
-    is one whose writing was cut short, and does not count.
+    Each state has a card, state-000001.json, with its size and checksum. The card is written last, so a state without a
+    card is incomplete and does not count.
 
     Args:
-        folder: created by the first `write`.
+        folder: folder of the states; the first `write` creates it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -194,37 +194,37 @@ class StateStore:
         self._damaged: set[Path] = set()
 
     def exists(self) -> bool:
-        """Whether there is a state, damaged or not."""
+        """Return whether there is a state, damaged or not."""
         return bool(self._complete())
 
     def write(self, state: dict[str, Any], **about: Any) -> None:
-        """Add a state of tensors, numbers, texts, lists and dicts; `about` goes into its card. Prunes older ones."""
-        # to keep a damaged one would cost the whole one before it
+        """Add a state of tensors, numbers, texts, lists and dicts, with `about` in its card; delete older states."""
+        # keeping a damaged state would delete an undamaged one
         complete = [path for path in self._complete() if path not in self._damaged]
         number = 1 + max((_number(path) for path in self.folder.glob("state-*.pt")), default=0)
         path = self.folder / f"state-{number:06d}.pt"
-        # opened here: of a file that torch opens, it does not say that the disk is full
+        # opened here, since torch does not report a full disk for files that it opens itself
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
         write_json_atomic(_card(path), {**about, "bytes": path.stat().st_size, **file_digests(path, ["sha256"])})
         self._keep([*complete[: KEPT - 1], path])
 
     def clear(self) -> None:
-        """Delete all states: they are of another run than the one that begins."""
+        """Delete all states; they belong to another run than the one that begins."""
         self._keep([])
 
     def keep_newest(self) -> None:
-        """Delete all states but the newest."""
+        """Delete all states except the newest."""
         self._keep(self._complete()[:1])
 
     def read(self) -> dict[str, Any]:
-        """The newest state that is whole; nothing in it is executed. A damaged one is named in the log and passed over.
+        """Return the newest undamaged state; no code in it is executed. Damaged states are logged and skipped.
 
         Raises:
-            RunError: there is none, or all are damaged.
+            RunError: there is no state, or all are damaged.
         """
         damages: dict[Path, str] = {}
-        # listed anew after each: a run that is still training replaces its states while another one reads them
+        # listed again each time, since a run that is still training may replace its states meanwhile
         while path := next((path for path in self._complete() if path not in damages), None):
             try:
                 return _read(path)
@@ -239,7 +239,7 @@ class StateStore:
         )
 
     def _complete(self) -> list[Path]:
-        """States that have a card, the newest first."""
+        """Return the states that have a card, newest first."""
         return sorted(
             (path for path in self.folder.glob("state-*.pt") if _card(path).is_file()), key=_number, reverse=True
         )
@@ -247,10 +247,10 @@ class StateStore:
     def _keep(self, kept: list[Path]) -> None:
         for path in self.folder.glob("state-*.pt"):
             if path not in kept:
-                _card(path).unlink(missing_ok=True)  # first: a card without its state would be a damage
+                _card(path).unlink(missing_ok=True)  # first, since a card without its state counts as damage
                 path.unlink(missing_ok=True)
         for card in self.folder.glob("state-*.json"):
-            if not card.with_suffix(".pt").exists():  # somebody has deleted the state
+            if not card.with_suffix(".pt").exists():  # somebody deleted the state
                 card.unlink(missing_ok=True)
 
 
@@ -264,17 +264,17 @@ def _number(path: Path) -> int:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Raises OSError where it cannot be read, ValueError where it is not what was written."""
+    """Read a state. Raises OSError if it cannot be read, ValueError if it is not as written."""
     card = read_json_object(_card(path))
     size = path.stat().st_size
     if size != card.get("bytes"):
-        raise ValueError(f"{size} bytes, {card.get('bytes')} were written")
+        raise ValueError(f"{size} bytes, but {card.get('bytes')} were written")
     problem = checksum_problem(path, {"sha256": str(card.get("sha256"))})
     if problem is not None:
         raise ValueError(problem)
     try:
         state = load_pytorch(path)
-    except Exception as error:  # zip, pickle and key errors alike; a file that was put here on purpose
+    except Exception as error:  # zip, pickle and key errors: a file that was replaced on purpose
         raise ValueError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if not isinstance(state, dict):
         raise ValueError("it does not hold a dictionary")

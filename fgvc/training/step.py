@@ -1,4 +1,4 @@
-"""One optimiser step over the images of all processes, in one micro-batch or several."""
+"""One optimiser step over the images of all processes, in one or several micro-batches."""
 
 import contextlib
 import math
@@ -15,18 +15,18 @@ from fgvc.training.learner import Learner
 from fgvc.training.processes import sum_over_processes
 
 BeforeStep = Callable[[int, nn.Module, Tensor, Callable[[Tensor], Tensor]], None]
-"""Called with a step's number from 1, the module, its inputs as mixed, and a function logits -> their mean loss."""
+"""Called with a step's number from 1, the module, its inputs after mixing, and a function logits -> mean loss."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A part of a step that one process handles at once.
+    """A part of a step that one process computes at once.
 
     Attributes:
-        index: place in the step, from 0.
-        inputs: (B, ...) on the device, as mixed.
-        targets: (B,) classes, or (B, num_classes) shares where inputs are mixed.
-        random_state: state of torch's generator before it.
+        index: Index in the step, from 0.
+        inputs: Inputs (B, ...) on the device, after mixing.
+        targets: Classes (B,), or shares (B, num_classes) if inputs are mixed.
+        random_state: State of torch's generator before the micro-batch.
     """
 
     index: int
@@ -37,13 +37,13 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a step was not taken: a number in it is not finite.
+    """The reason why a step was not taken: a number in it is not finite.
 
     Attributes:
-        what: numbers that are not finite: "loss", "eigenvalues" or "gradient".
-        reason: message, e.g. "the loss is nan".
-        batch: micro-batch that failed, for a gradient the last one; None where it failed in another process.
-        samples: places in the micro-batch that are known to be the cause.
+        what: Kind of number that is not finite: "loss", "eigenvalues" or "gradient".
+        reason: Message, e.g. "the loss is nan".
+        batch: Micro-batch that failed; for a gradient, the last one. None if it failed in another process.
+        samples: Indices in the micro-batch that are known to be the cause.
     """
 
     what: str
@@ -54,14 +54,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What became of a step, the same in all processes but for the details of a failure.
+    """Result of a step, the same in all processes except for the details of a failure.
 
     Attributes:
-        loss: mean over its images; NaN where the step failed.
-        correct: number of images whose class had the largest logit; of mixed ones, the class of the unmixed one.
-        flags: number of processes that raised each flag.
-        failure: reason why the step was not taken; None where it was.
-        scaled_down: whether the loss scaler of fp16 left the step out, and lowered its scale.
+        loss: Mean loss over its images; NaN if the step failed.
+        correct: Number of images whose class had the largest logit; for mixed images, the class before mixing.
+        flags: Number of processes that raised each flag.
+        failure: Reason why the step was not taken; None if it was.
+        scaled_down: Whether the loss scaler of fp16 skipped the step and lowered its scale.
     """
 
     loss: float
@@ -76,9 +76,9 @@ class Stepper:
 
     Args:
         learner: module, loss and optimiser.
-        accumulation: micro-batches that each process makes of its images of a step.
+        accumulation: number of micro-batches per process and step.
         clip_norm: largest norm of the gradient; None for no clipping.
-        before_step: looks at the module before each step, on its first micro-batch.
+        before_step: function to call before each step, with its first micro-batch.
     """
 
     def __init__(
@@ -96,14 +96,14 @@ class Stepper:
         number: int,
         flags: Callable[[], list[bool]],
     ) -> StepResult:
-        """Take one step, or none where a number in it is not finite; then weights and buffers are what they were.
+        """Take one step. If a number in it is not finite, take none and leave weights and buffers unchanged.
 
         Args:
-            micro_batches: (inputs, targets) of this process on its device, as many as `accumulation`; may be empty
+            micro_batches: (inputs, targets) of this process on its device, `accumulation` of them; may be empty
                 tensors.
             size: number of images in the step, over all processes.
             number: number of the step, from 1.
-            flags: asked once a micro-batch; their sums over all processes are part of the result.
+            flags: function to call once per micro-batch; the result holds the sums of its flags over all processes.
         """
         learner, accelerator, module = self._learner, self._learner.accelerator, self._learner.module
         objective, optimizer = learner.objective, learner.optimizer
@@ -117,7 +117,7 @@ class Stepper:
             if self._before_step is not None and index == 0:
                 self._before_step(number, module, inputs, partial(objective.mean, targets=mixed))
             batch = MicroBatch(index, inputs, mixed, random_state)
-            # the gradients of all processes are summed up with those of the last micro-batch
+            # the last micro-batch also sums the gradients over all processes
             last = index == self._accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(module):
                 micro_loss, right, failure = self._forward(batch, targets)
@@ -131,7 +131,7 @@ class Stepper:
                     optimizer.zero_grad()
                     elsewhere = Failure("loss", "a number in another process is not finite", None)
                     return StepResult(math.nan, 0, raised, failure or elsewhere)
-                # the processes' gradients are averaged, but their sum is needed
+                # torch averages the processes' gradients, but their sum is needed
                 accelerator.backward(micro_loss * (accelerator.num_processes / size))
             loss, correct = loss + total_loss, correct + int(total_right)
 
@@ -142,7 +142,7 @@ class Stepper:
         if torch.isfinite(norm):
             if self._clip_norm is not None:
                 clip_grads_with_norm_(module.parameters(), self._clip_norm, norm)
-        elif accelerator.mixed_precision != "fp16":  # whose loss scaler leaves out such a step by itself
+        elif accelerator.mixed_precision != "fp16":  # the loss scaler of fp16 skips such a step by itself
             restore_buffers(module, buffers)
             return replace(result, failure=Failure("gradient", f"the norm of the gradient is {float(norm)}", batch))
         optimizer.step()
@@ -153,7 +153,7 @@ class Stepper:
         return result
 
     def _forward(self, batch: MicroBatch, classes: Tensor) -> tuple[Tensor, int, Failure | None]:
-        """Summed loss and right answers of a micro-batch, or what is not finite in it."""
+        """Return the summed loss and the number of right answers of a micro-batch, or its failure."""
         nothing = batch.inputs.new_zeros(())
         try:
             logits = self._learner.module(batch.inputs)
@@ -166,20 +166,20 @@ class Stepper:
 
 
 def copy_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of the buffers, such as the running statistics of batch normalisation, which a forward pass changes."""
+    """Copy the buffers, e.g. the running statistics of batch normalisation, since a forward pass changes them."""
     return {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
 
 
 @torch.no_grad()
 def restore_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
-    """Put back what `copy_buffers` took: the images of a failed step must not stay in the running statistics."""
+    """Restore the copy from `copy_buffers`: a failed step must not change the running statistics."""
     for name, buffer in module.named_buffers():
         buffer.copy_(buffers[name])
 
 
 @contextlib.contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """When the block ends, give a module back its buffers and modes, and torch its random numbers."""
+    """Restore a module's buffers and modes and torch's random state at the end of the block."""
     buffers, modes = copy_buffers(module), [(part, part.training) for part in module.modules()]
     devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
