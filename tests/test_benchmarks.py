@@ -1,6 +1,5 @@
 """The benchmark runs, saves what it prints, measures memory rightly, and its baselines compute what the layers do."""
 
-import importlib
 import json
 import os
 import re
@@ -9,11 +8,16 @@ import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import baselines
+import cases
+import features
+import measure
 import numpy as np
 import pytest
+import report
+import spectral
 import torch
 
 from fgvc.cli import exit_on_user_error
@@ -23,18 +27,6 @@ from fgvc.spectral.eigen import batched_eigh
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 TINY = ["2x8x3x3", "2x8x2x2"]
-
-
-def load(name: str) -> ModuleType:
-    """A module of the benchmarks, which import each other as scripts do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        return importlib.import_module(name)
-
-
-spectral, baselines, cases, features, measure, report = map(
-    load, ("spectral", "baselines", "cases", "features", "measure", "report")
-)
 
 
 def status(*arguments: object) -> int:

@@ -1,15 +1,15 @@
 """The soak sees a leak and calls noise noise; it watches a run from outside, ends it and says how it ended."""
 
-import importlib
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import pytest
+import soak
+import watch
 from growth import SAMPLE_COLUMNS, SoakRecord, growth, load_samples, save_soak_record
 
 from fgvc.cli import exit_on_user_error
@@ -17,14 +17,6 @@ from fgvc.errors import RunError
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
-
-def load(name: str) -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        return importlib.import_module(name)
-
-
-soak, watch = load("soak"), load("watch")
 
 Curve = Callable[[np.ndarray], np.ndarray]
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Done, Train, refused
+from report import times_markdown
 from run_folders import write_config, write_run
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from fgvc.runs.summary import read_run
 from fgvc.spectral import EigendecompositionError
 from fgvc.studies.precision import measure as errors
 from fgvc.studies.precision.measure import PrecisionStudy, load_precision, precision_pairs, save_precision
-from fgvc.studies.precision.show import errors_figure, errors_markdown, pairs_markdown, times_markdown
+from fgvc.studies.precision.show import errors_figure, errors_markdown, pairs_markdown
 
 
 def features(d: int = 6, images: int = 3) -> tuple[Tensor, Tensor]:

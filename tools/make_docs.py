@@ -14,10 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 from documents import Kept, draw_figure, figure_is_current, stale_pages, write_pages
-from growth import load_samples
 from matplotlib.figure import Figure
 from overview import overview_figure
-from soak_plot import soak_figure
 
 from fgvc.cli import exit_on_user_error
 from fgvc.csv_files import read_csv
@@ -42,6 +40,11 @@ from fgvc.studies.spectra.show import spectra_figure
 from fgvc.studies.spectra.views import classes_block, conditions_block
 from fgvc.studies.truncation import show as bands
 from fgvc.studies.truncation.measure import band_table, chance, effects, load_study
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from growth import load_samples
+from report import times_markdown
+from soak_plot import soak_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -189,7 +192,7 @@ TABLES: dict[str, Kept[str]] = {
     "precision_eigenvalues": Kept(cub80("precision/eigenvalues"), of_frame(precision.eigenvalues_markdown)),
     "precision_accuracy": Kept(cub80("precision/pairs"), of_frame(precision.pairs_markdown)),
     "precision_times": Kept(
-        ("benchmarks/results/precision_1thread.json",), lambda path: precision.times_markdown(load_record(path))
+        ("benchmarks/results/precision_1thread.json",), lambda path: times_markdown(load_record(path))
     ),
     "approximation_error": Kept(
         ("results/arithmetic/approximation_error.csv",), arithmetic(approximation_error_block, "exact", "digits20")

@@ -38,8 +38,11 @@ PACKAGES = (
     "fgvc.data",
     "fgvc.training",
     "fgvc.inference",
-    "fgvc.analysis",
+    "fgvc.studies.spectra",
+    "fgvc.studies.confusion",
+    "fgvc.studies.smoothness",
     "fgvc.studies.attribution",
+    "fgvc.presentation",
     "fgvc.reporting",
     "fgvc.reporting.report",
 )

@@ -69,7 +69,7 @@ def create_dataset(
         if "boxes" not in known:
             boxed = ", ".join(other for other in _ADAPTERS if "boxes" in _options(other))
             raise ConfigError(f"crop={crop!r}: dataset {name!r} has no bounding boxes (those that have: {boxed})")
-        options = {**options, "boxes": True}
+        options = {**options, "boxes": crop == "bbox"}  # an unknown crop is refused below
     folder = Path(root).expanduser()
     return ImageDataset(_ADAPTERS[name](folder, split, **options), folder, transform, crop)
 
