@@ -303,7 +303,7 @@ def test_a_run_that_cannot_be_written_to_is_calibrated_for_the_call(
 
     monkeypatch.setattr(predict_files, "keep_calibration", refuse)
     predictor, notes = predict_files.open_calibrated(copy("frozen"))
-    assert predictor.calibrated and "for this call only" in notes[0]
+    assert predictor.calibrated and "used once and not saved" in notes[0]
 
 
 def test_calibrating_several_runs_writes_tables_and_diagrams(

@@ -163,7 +163,7 @@ def test_what_is_missing_or_of_another_kind_is_not_called_equal(pair: tuple[Path
     assert not comparison.identical and comparison.predictions is None
     found = "; ".join(comparison.incomparable)
     assert len(comparison.incomparable) == 4
-    for part in ("8 in common", "of other tensors (1, the first more)", "best.safetensors", "spectrum_history.npz"):
+    for part in ("8 in common", "have other tensors (1, the first more)", "best.safetensors", "spectrum_history.npz"):
         assert part in found and part in comparison_markdown(comparison), part
 
 
@@ -173,7 +173,7 @@ def test_only_finished_runs_that_this_version_reads_are_repeated(
     copy = pair[1]
     refused(here("rerun.py", tmp_path / "nothing", cwd=tmp_path), "nothing", "config.yaml")
     for inside in (copy, copy / "again"):
-        refused(here("rerun.py", copy, "--run-dir", inside, cwd=tmp_path), "left as it is", "--run-dir")
+        refused(here("rerun.py", copy, "--run-dir", inside, cwd=tmp_path), "never changed", "--run-dir")
     change_json(copy / "summary.json", lambda summary: summary.update(status="stopped"))
     refused(here("rerun.py", copy, cwd=tmp_path), "status stopped", f"run_dir={copy}")
     refused(here("rerun.py", copy, "--compare", pair[0], cwd=tmp_path), "status stopped")

@@ -239,7 +239,7 @@ def open_calibrated(path: Path, checkpoint: str = "last", *, calibrate: bool = T
         except UserError as error:  # usually the images are on another machine
             reason = str(error).splitlines()[0]
         except OSError as error:
-            notes.append(f"the calibration is not saved: {path} cannot be written to ({error.strerror})")
+            notes.append(f"the calibration is used once and not saved: {path} cannot be written to ({error.strerror})")
     if predictor.calibration is None:
         command = f"fgvc calibrate {path} --checkpoint {checkpoint} --root PATH"
         notes.append(f"probabilities are not calibrated ({reason}); on the machine with the run's images: {command}")
