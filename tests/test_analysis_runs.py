@@ -84,7 +84,7 @@ def test_spectrum_is_checked(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"spectrum\.npz"):
         run.spectrum()
     (run.path / "spectrum.npz").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(RunError, match=r"cannot be read \(no \.npz archive, or cut off\)"):
+    with pytest.raises(RunError, match=r"cannot be read \(not an \.npz archive, or cut off\)"):
         run.spectrum()
     good = np.array([[3.0, 1.0], [2.0, 1.0]])
     for arrays, message in [
@@ -156,6 +156,22 @@ def test_gap_joins_the_settings_it_matches_but_for_the_reduction(tmp_path: Path)
     groups = group_runs(find_runs([tmp_path]))
     members = {(s.reduction, s.epochs): sorted(m.label for m in group) for s, group in groups.items()}
     assert members == {(64, 15): ["GAP", "SEB"], (128, 15): ["GAP", "SEB"], (64, 99): ["SEB"]}
+
+
+def test_another_first_order_method_joins_as_gap_does(tmp_path: Path) -> None:
+    write_run(tmp_path / "gap", "gap")
+    write_run(tmp_path / "seb")
+    write_run(tmp_path / "gem", "gap", method="gem", label="GeM", second_order=False)
+    ((setting, group),) = group_runs(find_runs([tmp_path])).items()
+    assert setting.reduction == 64 and sorted(method.label for method in group) == ["GAP", "GeM", "SEB"]
+
+
+def test_a_setting_that_an_older_run_does_not_know_is_no_difference(tmp_path: Path) -> None:
+    for seed, trainer in enumerate(({}, {"label_smoothing": 0.0}, {"label_smoothing": 0.1})):
+        write_config(write_run(tmp_path / f"seed{seed}", seed=seed), trainer=trainer)
+    assert config_notes(find_runs([tmp_path / "seed0", tmp_path / "seed1"])) == []
+    (note,) = config_notes(find_runs([tmp_path / "seed0", tmp_path / "seed2"]))
+    assert "trainer.label_smoothing differs between averaged runs (0.0, 0.1)" in note
 
 
 def test_unreduced_second_order_runs_stay_a_setting_of_their_own(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ def test_a_class_with_a_choice_of_gradient_registers_itself() -> None:
     assert is_second_order("toy") and published_gradient("toy") == "lyapunov"
     with pytest.raises(ConfigError, match="unknown gradient 'exact'; choose one of lyapunov, autograd"):
         create_pooling("toy", channels=2, gradient="exact")
-    with pytest.raises(ConfigError, match="unknown option dtypes of method 'toy'; with this gradient it takes degree"):
+    with pytest.raises(ConfigError, match="unknown option dtypes of method 'toy'; it takes degree"):
         create_pooling("toy", channels=2, dtypes="float32")
     with pytest.raises(ValueError, match="a pooling method 'toy' already"):
         register_pooling("toy", "Toy", source="ours")(Toy)

@@ -16,7 +16,7 @@ class PoolingHead(nn.Module):
     """Feature maps (B, in_channels, H, W) -> logits (B, num_classes).
 
     As in the papers, a 1x1 convolution to `reduction` channels with batch normalisation and ReLU comes before a
-    second-order method, but not before GAP, the first-order baseline.
+    second-order method, but not before a first-order one such as GAP.
 
     Args:
         in_channels: Number of channels of the feature map.

@@ -119,7 +119,7 @@ def list_poolings() -> list[str]:
 
 
 def is_second_order(name: str) -> bool:
-    """Whether the method reads products of channels (all but GAP). Raises ConfigError for an unknown name."""
+    """Whether the method reads products of channels (GAP does not). Raises ConfigError for an unknown name."""
     return _METHODS[name].second_order
 
 
@@ -201,7 +201,7 @@ def create_pooling(
         if unknown:
             raise ConfigError(
                 f"unknown option {', '.join(unknown)} of method {name!r}; "
-                f"with this gradient it takes {', '.join(valid) or 'none'}"
+                f"{'with this gradient ' if method.gradient_options else ''}it takes {', '.join(valid) or 'none'}"
             )
         return method.build(**{key: shared[key] for key in method.shared}, **options)
     except ConfigError:

@@ -268,6 +268,13 @@ class RunConfig:
         return int(self.schedule.milestones[-1])
 
 
+def default_settings() -> dict[str, Any]:
+    """Return every setting with its default, nested; "???" for one that must be given."""
+    container = OmegaConf.to_container(OmegaConf.structured(RunConfig))
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
 def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten a nested mapping to one level; keys are joined by dots."""
     flat: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from fgvc.errors import RunError
-from fgvc.runs.config import flatten
+from fgvc.runs.config import default_settings, flatten
 from fgvc.runs.folder import role
 from fgvc.runs.summary import Run
 
@@ -67,7 +67,7 @@ def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
     for group in settings.values():
         for method, repetitions in group.items():
             group[method] = _by_seed(repetitions)
-    return _join_unreduced({setting: _tell_apart(group) for setting, group in settings.items()})
+    return _with_first_order({setting: _with_gradient_in_label(group) for setting, group in settings.items()})
 
 
 def one_setting(runs: Iterable[Run]) -> tuple[Setting, Group]:
@@ -100,17 +100,20 @@ def config_notes(runs: Iterable[Run]) -> list[str]:
 
     The summary lacks some settings, e.g. the learning rate. A folder without config.yaml is not compared.
     """
+    defaults = flatten(default_settings())
     notes: dict[str, None] = {}  # an ordered set, since GAP may belong to several settings
     for group in group_runs(runs).values():
         for method, repetitions in group.items():
-            configs = [flatten(run.settings()) for run in repetitions if (run.path / "config.yaml").is_file()]
+            with_config = [run for run in repetitions if (run.path / "config.yaml").is_file()]
+            # an older run does not know a newer setting: it did what its default does
+            configs = [defaults | flatten(run.settings()) for run in with_config]
             keys = {key for config in configs for key in config}
             for key in sorted(key for key in keys - {"seed"} if role(key).changes_result):
                 values = [repr(config.get(key)) for config in configs]
                 if len(set(values)) > 1:
-                    folders = ", ".join(str(run.path) for run in repetitions)
+                    paths = ", ".join(str(run.path) for run in repetitions)
                     found = ", ".join(dict.fromkeys(values))
-                    notes[f"{method.label}: {key} differs between averaged runs ({found}): {folders}"] = None
+                    notes[f"{method.label}: {key} differs between averaged runs ({found}): {paths}"] = None
     return list(notes)
 
 
@@ -142,8 +145,8 @@ def _by_seed(runs: Sequence[Run]) -> list[Run]:
     return [first[seed] for seed in sorted(first)]
 
 
-def _tell_apart(group: Group) -> Group:
-    """Make labels unique: a gradient given by name has the same label as the published default that it equals."""
+def _with_gradient_in_label(group: Group) -> Group:
+    """Name the gradient in the label where a published default and the same gradient given by name share one."""
     labels = Counter(method.label for method in group)
     return {
         method._replace(label=f"{method.label} [gradient={method.gradient}]")
@@ -153,13 +156,19 @@ def _tell_apart(group: Group) -> Group:
     }
 
 
-def _join_unreduced(settings: dict[Setting, Group]) -> dict[Setting, Group]:
-    joined = dict(settings)
+def _with_first_order(settings: dict[Setting, Group]) -> dict[Setting, Group]:
+    """Put first-order methods, which have no reduction, into every setting that differs in the reduction alone."""
+    joined = {setting: dict(group) for setting, group in settings.items()}
     for setting, group in settings.items():
         hosts = [other for other in settings if other != setting and replace(other, reduction=None) == setting]
-        if not hosts or any(method.name != "gap" for method in group):
-            continue
+        first_order = {method: runs for method, runs in group.items() if not _is_second_order(runs[0])}
         for host in hosts:
-            joined[host] = {**group, **joined[host]}
-        del joined[setting]
-    return joined
+            joined[host] = {**first_order, **joined[host]}
+        if hosts:
+            joined[setting] = {method: runs for method, runs in group.items() if method not in first_order}
+    return {setting: group for setting, group in joined.items() if group}
+
+
+def _is_second_order(run: Run) -> bool:
+    # runs of earlier versions do not say; GAP was the only first-order method then
+    return run.method != "gap" if run.second_order is None else run.second_order

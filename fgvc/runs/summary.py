@@ -77,6 +77,7 @@ class Run:
     spectral_dtype: str = "float64"
     weights_digest: str | None = None
     versions: dict[str, str] | None = None
+    second_order: bool | None = None
 
     @property
     def finished(self) -> bool:

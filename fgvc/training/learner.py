@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from fgvc.errors import ConfigError
 from fgvc.models import FineGrainedModel, PoolingHead
+from fgvc.runs.config import TrainerConfig
 
 
 class Objective:
@@ -19,6 +20,8 @@ class Objective:
 
     Mixup [Zhang, Cisse, Dauphin, Lopez-Paz, 2018] and CutMix [Yun et al., 2019] are timm's. They draw one mixture per
     step from NumPy's generator and mix each input with the one at the mirrored position in the batch.
+
+    `fgvc.training.guard.LossWatch` takes log(num_classes) for the loss of guessing: change it with the loss.
 
     Args:
         num_classes: width of the logits.
@@ -35,7 +38,7 @@ class Objective:
         self._mixup: Mixup | None = None
         if mixup or cutmix:
             self._mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
-        # mixed targets are smoothed already
+        # Mixup smooths the targets it mixes; do not smooth twice
         self._cross_entropy = nn.CrossEntropyLoss(
             label_smoothing=0.0 if self._mixup else label_smoothing, reduction="sum"
         )
@@ -60,6 +63,13 @@ class Objective:
     def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean of `total` over B."""
         return self.total(logits, targets) / len(logits)
+
+
+def create_objective(settings: TrainerConfig, num_classes: int) -> Objective:
+    """Return the loss that a run's settings ask for."""
+    return Objective(
+        num_classes, label_smoothing=settings.label_smoothing, mixup=settings.mixup, cutmix=settings.cutmix
+    )
 
 
 class Learner:

@@ -34,7 +34,7 @@ from fgvc.runs.folder import RunFolder, fixed_settings
 from fgvc.training.evaluation import Evaluation
 from fgvc.training.guard import Guard
 from fgvc.training.hybrid import Stages, check_hybrid
-from fgvc.training.learner import Learner, Objective, synchronise_batch_norm
+from fgvc.training.learner import Learner, create_objective, synchronise_batch_norm
 from fgvc.training.loop import Trainer
 from fgvc.training.optim import create_optimizer, schedule_factor
 from fgvc.training.probe import SpectrumProbe
@@ -182,12 +182,7 @@ def create_trainer(
     if accelerator.num_processes > 1:
         module = synchronise_batch_norm(module, accelerator)
     optimizer = create_optimizer(module, config.optimizer)
-    objective = Objective(
-        len(prepared.train.classes),
-        label_smoothing=settings.label_smoothing,
-        mixup=settings.mixup,
-        cutmix=settings.cutmix,
-    )
+    objective = create_objective(settings, len(prepared.train.classes))
     learner = Learner(module, optimizer, objective, accelerator, ema_decay=settings.ema_decay)
     stages = None
     if config.hybrid.method is not None:
@@ -274,6 +269,7 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "dataset": config.dataset.name,
         "backbone": config.backbone.name,
         "frozen": config.backbone.frozen,
+        "second_order": is_second_order(method.name),
         "reduction": method.reduction if is_second_order(method.name) else None,
         "image_size": config.dataset.transform.size,
         "seed": config.seed,

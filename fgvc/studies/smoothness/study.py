@@ -30,7 +30,7 @@ from fgvc.studies.smoothness.measure import (
     smoothness_frame,
 )
 from fgvc.training.batches import StepBatches
-from fgvc.training.learner import Objective
+from fgvc.training.learner import create_objective
 from fgvc.training.seeds import SeededSamples, derived_seed, seed_epoch
 
 _log = logging.getLogger(__name__)
@@ -176,12 +176,7 @@ def _at_weights(restored: Restored, measure: Measure, batches: int) -> list[dict
     """Measures on the first batches of an epoch, always the same ones."""
     config = restored.config
     trainer, inputs = config.trainer, restored.inputs()
-    objective = Objective(
-        len(restored.images.classes),
-        label_smoothing=trainer.label_smoothing,
-        mixup=trainer.mixup,
-        cutmix=trainer.cutmix,
-    )
+    objective = create_objective(trainer, len(restored.images.classes))
     samples = inputs if isinstance(inputs, FeatureSet) else SeededSamples(inputs)
     order = StepBatches(len(restored.images), config.trainer.batch_size, config.seed)
     loader = DataLoader(samples, batch_sampler=order)
