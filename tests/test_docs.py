@@ -100,7 +100,7 @@ def test_the_tables_of_the_spectral_page_are_complete() -> None:
 
 def test_every_test_named_in_the_promises_exists() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
     everything = "\n".join(sources.values())
     named = re.findall(r"`(?:tests/)?(?:(test_\w+\.py)(?:::|`)?)?(test_\w+)?", text)
     missing = [
@@ -109,7 +109,7 @@ def test_every_test_named_in_the_promises_exists() -> None:
         if (file and file not in sources)
         or (name and f"def {name}(" not in (sources.get(file, "") if file else everything))
     ]
-    assert len([name for _, name in named if name]) > 100
+    assert len([name for _, name in named if name]) > 20
     assert not missing
 
 
