@@ -26,6 +26,8 @@ PAGES = [
 ]
 METHODS = {*list_poolings(), "svd_lorentz"}
 """Choices of `method=`; the last is what docs/how_to/add_a_method.md adds."""
+SCRIPTS = {*(f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")), "scripts/study_rank.py"}
+"""The last is what docs/how_to/add_a_study.md adds."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -35,7 +37,7 @@ def test_links_and_names(page: Path) -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
     for script in re.findall(r"scripts/\w+\.py", text):
-        assert (ROOT / script).is_file(), script
+        assert script in SCRIPTS, script
     for group in ("experiment", "method", "backbone", "dataset"):
         choices = {path.stem for path in (ROOT / "configs" / group).glob("*.yaml")} if group != "method" else METHODS
         for names in re.findall(rf"(?<![\w.]){group}=([\w,]+)", text):
