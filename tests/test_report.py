@@ -1,14 +1,20 @@
 """What the report page is made from, and that no name, path or value can become anything but text in it."""
 
+import base64
+import gzip
+import hashlib
 import json
 import re
 from collections.abc import Callable
 from datetime import datetime, timezone
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from command_line import ROOT, Done, refused
+from matplotlib.colors import to_rgb
 from run_folders import (
     write_attribution,
     write_config,
@@ -19,13 +25,9 @@ from run_folders import (
     write_spectrum,
 )
 
-from fgvc.presentation.style import METHOD_STYLES
 from fgvc.reporting.report import collect, make_report
-from fgvc.reporting.report.chart_data import MAX_POINTS, chart_data, thinned
-from fgvc.reporting.report.content import Curve, Curves
-from fgvc.reporting.report.gallery import MAX_PICTURES
-from fgvc.reporting.report.looks import DARK, LIGHT, contrast, on_dark, on_light
-from fgvc.reporting.report.page import embedded_json
+from fgvc.reporting.report.charts import MAX_POINTS, Curve, Panel, curves_figure, matrix_figure
+from fgvc.reporting.report.pictures import MAX_PICTURES
 
 PAPER = ROOT / "results" / "paper"
 MADE = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc)
@@ -71,11 +73,10 @@ def made(*folders: Path) -> tuple[Page, str, list[str]]:
     return Page(report.html), report.html, report.notes
 
 
-def embedded(text: str) -> dict[str, list[dict[str, object]]]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert found is not None
-    data: dict[str, list[dict[str, object]]] = json.loads(found[1])
-    return data
+def figures(text: str) -> list[dict[str, Any]]:
+    """The figures that are packed in a page, in its order."""
+    packed = re.findall(r'<script type="application/gzip">(.*?)</script>', text)
+    return [json.loads(gzip.decompress(base64.b64decode(figure))) for figure in packed]
 
 
 def test_runs_that_did_not_finish_are_listed_with_the_reason(tmp_path: Path) -> None:
@@ -101,8 +102,8 @@ def test_a_section_with_nothing_to_show_names_the_command(tmp_path: Path) -> Non
     }.items():
         assert "Nothing to show" in page.texts[section] and command in page.texts[section], section
     for section, file in {"audit": "gradients.csv", "attribution": "attribution.json"}.items():
-        assert f"no {section} ({file}) lies in these folders" in page.texts[section]
-    assert embedded(text)["charts"] == [] and "application/gzip" in text
+        assert f"no {file} of fgvc" in page.texts[section]
+    assert figures(text) == []
     assert len(text) < 200_000  # the library of plots is left out where there are none
 
 
@@ -123,63 +124,78 @@ def test_no_name_becomes_markup_or_script(tmp_path: Path) -> None:
         write_config(folder, name=name, dataset={"name": name}, **{f"k{number}": name})
     write_attribution(tmp_path / "r0", **dict.fromkeys(("image", "class", "predicted", "explained", "method"), ODD[0]))
     page, text, _ = made(tmp_path)
-    scripts = [attributes for tag, attributes in page.tags if tag == "script"]
-    assert len(scripts) == 3 and not any("src" in attributes for attributes in scripts)
+    scripts = [attributes.get("type") for tag, attributes in page.tags if tag == "script"]
+    assert scripts.count(None) == 1 and set(scripts) == {None, "application/gzip"}  # one runs, the others are data
     handlers = [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    assert handlers == []
+    assert handlers == [] and not any("src" in attributes for tag, attributes in page.tags if tag == "script")
     assert {str(a["src"])[:11] for tag, a in page.tags if tag == "img"} == {"data:image/"}
     assert page.count("b") == 0 and page.count("link") == page.count("iframe") == page.count("a") - 13 == 0
     for name in ODD:
         assert " ".join(name.split())[:40] in " ".join(page.texts["runs"].split())
-    assert embedded(text)["runs"][0]["label"] in [*ODD, "plain"]
+    for trace in (trace for figure in figures(text) for trace in figure["data"]):  # plotly reads tags and formulas
+        names = [trace["name"], trace["meta"]] if trace["type"] == "scatter" else trace["x"]
+        assert not set("<>$\n") & set("".join(names))
 
 
-def test_json_in_the_page_cannot_end_its_script() -> None:
-    value = {"</script>": ["<!--", "&", "\u2028", "é🐦"]}
-    text = embedded_json(value)
-    assert not set("<>&\u2028") & set(text) and json.loads(text) == value
+def test_the_policy_of_the_page_allows_its_own_scripts_alone(tmp_path: Path) -> None:
+    write_metrics(write_run(tmp_path / "a"))
+    page, text, _ = made(tmp_path)
+    (policy,) = [str(a["content"]) for tag, a in page.tags if tag == "meta" and "http-equiv" in a]
+    script = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)[0]
+    library = re.findall(r'<script type="application/gzip" id="plotly">(.*?)</script>', text)[0]
+    sources = [script.encode(), gzip.decompress(base64.b64decode(library))]
+    digests = [f"'sha256-{base64.b64encode(hashlib.sha256(source).digest()).decode()}'" for source in sources]
+    assert "default-src 'none'" in policy and "unsafe-eval" not in policy and "http" not in policy
+    assert re.findall(r"script-src ([^;]+);", policy)[0].split() == digests
 
 
-def test_rows_and_curves_know_their_runs(tmp_path: Path) -> None:
+def test_charts_have_a_curve_a_run_and_a_style_a_method(tmp_path: Path) -> None:
     for seed in (0, 1):
-        for dataset in ("ants", "bees"):
-            write_metrics(write_run(tmp_path / dataset / f"s{seed}", seed=seed, dataset=dataset))
-    write_run(tmp_path / "cub", "isqrt_cov", dataset="cub", num_classes=200)
-    collected = collect([tmp_path], PAPER)
-    place = {run.path.relative_to(tmp_path).as_posix(): i for i, run in enumerate(collected.runs)}
-    text = make_report(collected, MADE).html
-    bees = {place["bees/s0"], place["bees/s1"]}
-    caption = r"<span>\d\. bees, [^<]*</span>.*?<tbody>\s*<tr data-runs=\"([\d ]+)\"><th scope=\"row\">SEB<"
-    (found,) = re.findall(caption, text, re.DOTALL)
-    assert set(map(int, found.split())) == bees
-    assert '<tr data-runs=""><th scope="row">SVD-Padé</th>' in text  # published for cub, run by nobody
-    chart = embedded(text)["charts"][0]
-    assert [curve["runs"] for curve in chart["curves"]] == [[i] for path, i in place.items() if path != "cub"]
+        for method in ("seb", "gap"):
+            write_metrics(write_run(tmp_path / method / f"s{seed}", method, seed=seed))
+    (figure,) = figures(made(tmp_path)[1])
+    curves = figure["data"]
+    assert [curve["legendgroup"] for curve in curves] == ["GAP", "GAP", "SEB", "SEB"] * 3
+    assert len({curve["meta"] for curve in curves}) == 4 and "seed 1" in curves[1]["meta"]
+    assert curves[0]["line"] == curves[1]["line"] != curves[2]["line"]
+    assert curves[0]["y"] == [60, 70, pytest.approx(73.33, abs=0.01), 75]
 
 
 def test_a_chart_has_no_more_points_than_are_stated() -> None:
     y = [float("nan"), *range(1, 5000), float("inf")]
-    chart = Curves("t", "x", "y", [Curve("SEB", "run", range(len(y)), y, runs=(0,)) for _ in range(50)], log=True)
-    curves = chart_data(chart)["curves"]
-    assert sum(len(curve["x"]) for curve in curves) <= MAX_POINTS + len(curves)
+    figure = curves_figure("x", [Panel("y", [Curve("SEB", "run", range(len(y)), y) for _ in range(50)], log=True)])
+    curves = json.loads(figure.to_json())["data"]
+    assert sum(len(curve["x"]) for curve in curves) <= MAX_POINTS
     assert (curves[0]["x"][0], curves[0]["x"][-1]) == (0, 5000)
     assert curves[0]["y"][0] is None and curves[0]["y"][-1] is None  # neither NaN nor infinity is JSON
-    assert list(thinned(3, 10)) == [0, 1, 2] and list(thinned(0, 10)) == [] and list(thinned(5, 2)) == [0, 3, 4]
+    few = json.loads(curves_figure("x", [Panel("y", [Curve("SEB", "run", [1, 2], [3, 4])])]).to_json())
+    assert few["data"][0]["x"] == [1, 2]
 
 
-def test_curves_are_seen_on_light_and_on_dark() -> None:
-    for label, style in METHOD_STYLES.items():
-        assert contrast(on_light(style.color), LIGHT) >= 3 and contrast(on_dark(style.color), DARK) >= 3, label
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+def test_a_matrix_parts_right_from_wrong_and_classes_of_one_name() -> None:
+    wrong, right = json.loads(matrix_figure(["wren", "wren"], np.array([[3, 1], [0, 0]])).to_json())["data"]
+    assert wrong["z"] == [[None, 25.0], [None, None]] and right["z"] == [[75.0, None], [None, 0.0]]
+    assert len(set(wrong["x"])) == 2 and wrong["customdata"] == [[3, 1], [0, 0]]
 
 
 def test_texts_have_a_contrast_of_four_and_a_half() -> None:
     style = (ROOT / "fgvc" / "reporting" / "report" / "assets" / "style.css").read_text()
-    themes = re.findall(r"--page: (\S+); --card: (\S+); --text: (\S+); --muted: (\S+);.*?--accent: (\S+);", style, re.S)
-    assert len(themes) == 3 and themes[1] == themes[2]
-    for page, card, *texts in themes:
-        assert all(contrast(text, background) >= 4.5 for text in texts for background in (page, card)), texts
-    assert (themes[0][1], themes[1][1]) == (LIGHT, DARK)
+    colours = {name: pair for name, *pair in re.findall(r"--(\w+): light-dark\((#\w{6}), (#\w{6})\)", style)}
+    for text in ("text", "muted", "accent"):
+        for background in ("page", "card", "stripe"):
+            for theme in (0, 1):
+                assert contrast(colours[text][theme], colours[background][theme]) >= 4.5, (text, background, theme)
+
+
+def contrast(first: str, second: str) -> float:
+    """Contrast ratio of two colours, between 1 and 21 [WCAG 2.2]."""
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_pictures_are_few_and_stay_in_their_folder(tmp_path: Path) -> None:
@@ -218,7 +234,7 @@ def test_damaged_attributions_are_named(tmp_path: Path, content: str, message: s
     (write_run(tmp_path / "a") / "attribution").mkdir()
     (tmp_path / "a" / "attribution" / "attribution.json").write_text(content)
     page, _, notes = made(tmp_path)
-    assert message in page.texts["attribution"] and "no attribution" not in page.texts["attribution"]
+    assert message in page.texts["attribution"] and "lies in these folders" not in page.texts["attribution"]
     assert any(message in note for note in notes)
 
 
@@ -255,9 +271,7 @@ def test_script_writes_the_page_and_says_where(tmp_path: Path, here: Callable[..
     write_history(folder)
     done = here("report.py", "a", cwd=tmp_path)
     assert done.returncode == 0 and "written: a/report.html (" in done.stdout
-    text = (folder / "report.html").read_text(encoding="utf-8")
-    size = re.search(r"This file is ([\d.]+) MB", text)
-    assert size is not None and float(size[1]) == pytest.approx((folder / "report.html").stat().st_size / 1e6, abs=0.06)
+    assert "MB)" in done.stdout and "spectrum" in (folder / "report.html").read_text(encoding="utf-8")
     write_run(tmp_path / "b", status="failed", final=None, best=None)
     assert here("report.py", ".", "--output", "r.html", "--strict", cwd=tmp_path).returncode == 1
     refused(here("report.py", "nowhere", cwd=tmp_path), "nowhere", "no such folder")

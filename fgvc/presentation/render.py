@@ -3,7 +3,7 @@
 import html
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -190,13 +190,8 @@ def _latex_block(block: Block) -> str:
 """
 
 
-def html_block(block: Block, row_attributes: Callable[[Sequence[str]], str] = lambda _: "") -> str:
-    """One block as a table in a section that can be scrolled, and its notes.
-
-    Args:
-        block: its cells are escaped here.
-        row_attributes: HTML attributes, escaped, of the row with these cells; "" or beginning with a space.
-    """
+def html_block(block: Block) -> str:
+    """One block as a table in a section that can be scrolled, and its notes; every text is escaped."""
     kinds = _kinds(block)
     header = "".join(
         f'<th scope="col"{_class(kind)}>{html.escape(cell)}</th>'
@@ -204,7 +199,7 @@ def html_block(block: Block, row_attributes: Callable[[Sequence[str]], str] = la
     )
     escaped = [list(map(html.escape, row)) for row in block.rows]
     rows = "\n".join(
-        f'<tr{row_attributes(row)}><th scope="row"{_class("long" if len(row[0]) > _LONG else "")}>{first}</th>'
+        f'<tr><th scope="row"{_class("long" if len(row[0]) > _LONG else "")}>{first}</th>'
         f"{''.join(map(_html_cell, rest, kinds[1:]))}</tr>"
         for row, (first, *rest) in zip(block.rows, _marked(block, "html", escaped), strict=True)
     )
