@@ -25,16 +25,13 @@ _CLIPPED = 0.995  # in maps of single pixels a few values are far above the othe
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, *, signed: bool = False) -> np.ndarray:
-    """An image in grey with a map over it in colour, stronger values more opaque.
+    """An image in grey with a map over it in colour, stronger values more opaque: (H, W, 3) uint8.
 
     Args:
         image: (H, W, 3), numbers from 0 to 1.
         heat: (H, W), any numbers; its colours end at its `colour_limit`.
         signed: colour positive values red and negative values blue. Otherwise negative values count as 0, and colours
             go from dark to bright.
-
-    Returns:
-        (H, W, 3) uint8.
     """
     scaled = np.clip(_scaled(heat), -1 if signed else 0, 1)
     # one red and one blue: the white in the middle of a diverging colour map would light up dark images
@@ -58,8 +55,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _scaled(heat: np.ndarray) -> np.ndarray:
-    limit = colour_limit(heat)
-    scaled: np.ndarray = heat / limit if limit > 0 else np.zeros_like(heat)
+    scaled: np.ndarray = heat / (colour_limit(heat) or 1)
     return scaled
 
 
@@ -83,12 +79,7 @@ def band_columns(
 ) -> list[Column]:
     """The image, its map for every band with the score, and the difference of the first two bands.
 
-    Args:
-        pictures: (N, H, W, 3) from 0 to 1.
-        maps: (K, N, H, W).
-        bands: names of the K bands.
-        scores: (K, N).
-        signed: whether the maps are signed, see `overlay`.
+    Pictures (N, H, W, 3) from 0 to 1, maps (K, N, H, W), K bands, scores (K, N); `signed` as in `overlay`.
     """
     columns = [Column("image", list(pictures))]
     for band, heats, of_band in zip(bands, maps, scores, strict=True):
@@ -104,11 +95,7 @@ def band_columns(
 def eigenvector_columns(pictures: np.ndarray, maps: np.ndarray, places: np.ndarray, shares: np.ndarray) -> list[Column]:
     """The image, and the energy along each of its eigenvectors with the eigenvalue's place and share of the trace.
 
-    Args:
-        pictures: (N, H, W, 3) from 0 to 1.
-        maps: (N, n, h, w).
-        places: (N, n), 0 for the largest.
-        shares: (N, n).
+    Pictures (N, H, W, 3) from 0 to 1; the rest as in `EigenvectorMaps`.
     """
     columns = [Column("image", list(pictures))]
     size = (pictures.shape[2], pictures.shape[1])
@@ -126,14 +113,7 @@ _RESOLUTION = 200  # dots per inch: each picture has a few hundred pixels
 
 
 def grid_figure(columns: Sequence[Column], labels: Sequence[str], title: str, caption: str) -> Figure:
-    """Pictures in rows and columns.
-
-    Args:
-        columns: columns of N pictures each.
-        labels: text on the left of each row, N of them.
-        title: title of the figure.
-        caption: what the colours say, below the figure.
-    """
+    """Pictures in rows and columns: N in each column, with a label on the left of each row."""
     rows, width = len(labels), PAGE_WIDTH
     side = (width - _LABELS) / len(columns)
     notes = 0.16 if any(column.notes for column in columns) else 0

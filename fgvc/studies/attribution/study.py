@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from fgvc.csv_files import read_csv, to_csv
 from fgvc.data import boxes_in_view
@@ -214,19 +213,14 @@ def _boxes(restored: Restored, indices: Sequence[int]) -> Tensor:
 @torch.inference_mode()
 def _head_rows(opened: _OpenedRun, measured: MapMeasures) -> list[dict[str, object]]:
     """Rows of `AttributionStudy.heads`, one for each head of a run."""
-    restored = opened.restored
-    parts: list[list[Tensor]] = [[] for _ in opened.heads]
-    targets = []
-    for inputs, of_batch in DataLoader(restored.inputs(), batch_size=restored.config.trainer.eval_batch_size):
-        reduced = restored.pooling_input(inputs)
-        for part, head in zip(parts, opened.heads, strict=True):
-            part.append(head.logits_of_reduced(reduced).cpu())
-        targets.append(of_batch)
-    classes = torch.cat(targets)
+    batches = [
+        (torch.stack([head.logits_of_reduced(reduced).cpu() for head in opened.heads]), targets)
+        for reduced, targets in opened.restored.pooling_inputs()
+    ]
+    classes = torch.cat([targets for _, targets in batches])
     rows = []
-    for part, head in zip(parts, opened.heads, strict=True):
-        logits = torch.cat(part)  # (N, classes)
-        true = logits.gather(1, classes[:, None])
+    for head, logits in zip(opened.heads, torch.cat([logits for logits, _ in batches], dim=1), strict=True):
+        true = logits.gather(1, classes[:, None])  # (N, 1)
         others = logits.shape[1] - 1
         deletion = measured.curves.deletion[list(measured.heads).index(head), 0]  # (B, S + 1)
         row: dict[str, object] = {"label": head.label, "seed": head.seed, "band": head.band}
@@ -246,13 +240,7 @@ Areas = dict[Judge, dict[MapSource, dict[int, np.ndarray]]]
 
 
 def tables(measured: Sequence[MapMeasures], heads: Sequence[dict[str, object]], *, seed: int = 0) -> AttributionStudy:
-    """All tables.
-
-    Args:
-        measured: measures of each seed, of the same images.
-        heads: rows of the table of heads.
-        seed: seed of the resampling.
-    """
+    """All tables, from the measures of each seed on the same images and the rows of the table of heads."""
     count = measured[0].curves.deletion.shape[2]
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
@@ -264,20 +252,19 @@ def tables(measured: Sequence[MapMeasures], heads: Sequence[dict[str, object]], 
         deletion, insertion = zip(*areas.values(), strict=True)
         return (*interval(deletion), *interval(insertion), len(areas), count)
 
-    extents: list[tuple[object, ...]] = []
-    for source in dict.fromkeys(source for part in measured for source in part.sources):
+    def extent(source: MapSource) -> tuple[object, ...]:
         own = [(part, part.sources.index(source)) for part in measured if source in part.sources]
         half, inside = [part.half_area[k].numpy() for part, k in own], [part.inside[k].numpy() for part, k in own]
-        box_area = interval([part.box_area.numpy() for part, _ in own])[0]
-        empty = float(np.isnan(half).mean())
-        extents.append((*source, empty, *interval(half), *interval(inside), box_area, len(own), count))
+        box_area, *_ = interval([part.box_area.numpy() for part, _ in own])
+        return *source, np.isnan(half).mean(), *interval(half), *interval(inside), box_area, len(own), count
+
     areas = _areas(measured)
     rows: dict[str, list[tuple[object, ...]]] = {
         "areas": [(*source, *judge, *both(seeds)) for judge, maps in areas.items() for source, seeds in maps.items()],
         "differences": [(*key, *both(seeds)) for key, seeds in _differences(areas)],
         "curves": _curves(measured),
         "agreement": [(*key, *interval(seeds), len(seeds), count) for key, seeds in _agreement(measured).items()],
-        "extents": extents,
+        "extents": [extent(source) for source in dict.fromkeys(source for part in measured for source in part.sources)],
     }
     frames = {name: pd.DataFrame(found, columns=COLUMNS[name]) for name, found in rows.items()}
     heads_frame: pd.DataFrame = pd.DataFrame(heads, columns=COLUMNS["heads"])
@@ -285,11 +272,9 @@ def tables(measured: Sequence[MapMeasures], heads: Sequence[dict[str, object]], 
 
 
 def _interval(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
-    """Mean and ends of the 95 % interval of (seeds, B) values, averaged over seeds; an image without one is left out.
+    """Mean and ends of the 95 % interval of (seeds, B) values, averaged over seeds; NaN stands for no value.
 
-    Args:
-        values: (seeds, B); NaN where an image has no value.
-        weights: (resamples, B), each summing to 1.
+    Weights (resamples, B), each row summing to 1.
     """
     known = ~np.isnan(values)
     counts = known.sum(axis=0)
@@ -318,17 +303,10 @@ def _areas(measured: Sequence[MapMeasures]) -> Areas:
 def _differences(areas: Areas) -> Iterator[tuple[tuple[str, ...], dict[int, np.ndarray]]]:
     for judge, maps in areas.items():
         for first, second in combinations(maps, 2):
-            if judge[1] == "all" and judge[0] in (first.label, second.label) and _compared(first, second):
+            compared = _difference(first, second)[0] in ("bands", "heads", CENTRE.method, RANDOM.method)
+            if judge[1] == "all" and judge[0] in (first.label, second.label) and compared:
                 seeds = sorted(maps[first].keys() & maps[second].keys())
                 yield (*first, *second, *judge), {seed: maps[first][seed] - maps[second][seed] for seed in seeds}
-
-
-def _compared(first: MapSource, second: MapSource) -> bool:
-    """Whether the table of differences has these two maps."""
-    if second in (RANDOM, CENTRE):
-        return True
-    alike = first.label == second.label or first.band == second.band == "all"
-    return alike and first.method == second.method
 
 
 def _curves(measured: Sequence[MapMeasures]) -> list[tuple[object, ...]]:
@@ -353,9 +331,8 @@ def _agreement(measured: Sequence[MapMeasures]) -> dict[tuple[str, ...], list[np
     for part in measured:
         maps = zip(part.sources, part.cells, strict=True)
         for (a, first), (b, second) in combinations(maps, 2):
-            difference = _difference(a, b)
-            if difference is not None:
-                between, other = difference
+            between, other = _difference(a, b)
+            if between not in ("", RANDOM.method) and a != RANDOM:
                 found.setdefault((between, *a, other), []).append(rank_correlation(first, second).numpy())
     for one, another in combinations(measured, 2):
         others = dict(zip(another.sources, another.cells, strict=True))
@@ -366,10 +343,10 @@ def _agreement(measured: Sequence[MapMeasures]) -> dict[tuple[str, ...], list[np
     return found
 
 
-def _difference(a: MapSource, b: MapSource) -> tuple[str, str] | None:
-    """What two sources of one seed differ in, and the value of the second; None for more than one thing."""
-    if b == CENTRE:
-        return None if a == RANDOM else ("centre", "centre")
+def _difference(a: MapSource, b: MapSource) -> tuple[str, str]:
+    """What two sources of one seed differ in, and the value of the second; empty for more than one thing."""
+    if b in (RANDOM, CENTRE):
+        return b.method, b.method
     same = [x == y for x, y in zip(a, b, strict=True)]
     if same == [True, False, True]:
         return "bands", b.band
@@ -377,7 +354,7 @@ def _difference(a: MapSource, b: MapSource) -> tuple[str, str] | None:
         return "methods", b.method
     if same == [False, True, True] and a.band == "all":
         return "heads", b.label
-    return None
+    return "", ""
 
 
 def _mean_maps(measured: Sequence[MapMeasures]) -> pd.DataFrame:
