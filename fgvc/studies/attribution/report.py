@@ -154,9 +154,9 @@ def write_attribution(found: RunAttribution, folder: Path) -> list[Path]:
         grids.append(folder / f"{name}.png")
         with figure_style(), atomic_path(grids[-1]) as temporary:
             figure.savefig(temporary, dpi=_RESOLUTION)
-    arrays = {"scores": found.scores, "predicted": found.predicted, "explained": found.explained}
-    for method, maps in found.maps.items():
-        arrays |= {f"{method}.{band}": of_band for band, of_band in zip(found.bands, maps, strict=True)}
+    arrays = {
+        f"{method}.{band}": maps[k] for method, maps in found.maps.items() for k, band in enumerate(found.bands)
+    } | {"scores": found.scores, "predicted": found.predicted, "explained": found.explained}
     for end, eigenvectors in found.eigenvectors.items():
         arrays |= {f"{end}.{name}": part.numpy() for name, part in vars(eigenvectors).items()}
     write_npz(folder / "maps.npz", arrays)

@@ -233,10 +233,8 @@ def _head_rows(opened: _OpenedRun, measured: MapMeasures) -> list[dict[str, obje
     return rows
 
 
-Judge = tuple[str, str]
-"""Label and band of a head."""
-Areas = dict[Judge, dict[MapSource, dict[int, np.ndarray]]]
-"""Areas under the deletion and the insertion curves, (2, B), by judge, map and seed."""
+Areas = dict[tuple[str, str], dict[MapSource, dict[int, np.ndarray]]]
+"""Areas under the deletion and the insertion curves, (2, B), by the judge's label and band, the map, and the seed."""
 
 
 def tables(measured: Sequence[MapMeasures], heads: Sequence[dict[str, object]], *, seed: int = 0) -> AttributionStudy:

@@ -141,7 +141,7 @@ def evaluate_bands(
         root, cache: folders of the dataset and of cached features, where they have moved since training.
 
     Returns:
-        One row a band and class, in that order: start, stop (missing for the end), rank (median of the images),
+        A row for each band and class, in that order: start, stop (missing for the end), rank (median of the images),
         class, images, right.
 
     Raises:
