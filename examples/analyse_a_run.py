@@ -42,7 +42,7 @@ from fgvc.runs.config import (
 from fgvc.runs.spectra import effective_rank, numerical_rank
 from fgvc.runs.statistics import mcnemar
 from fgvc.studies.attribution import explain
-from fgvc.studies.attribution.show import overlay
+from fgvc.studies.attribution.report import overlay
 from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, top_confusions
 from fgvc.studies.confusion.show import plot_confusion
 from fgvc.studies.spectra.measure import curve_table, pool_spectra

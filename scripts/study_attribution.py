@@ -14,7 +14,7 @@ from fgvc.io import write_text_atomic
 from fgvc.presentation.style import save_figure
 from fgvc.runs import find_finished
 from fgvc.studies.attribution import METHODS
-from fgvc.studies.attribution.show import attribution_figure, attribution_markdown
+from fgvc.studies.attribution.show import attribution_figure, study_markdown
 from fgvc.studies.attribution.study import save_attribution_study, study_attribution
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     for path, text in save_attribution_study(study, output).items():
         write_text_atomic(path, text)
         written.append(path)
-    print(f"{attribution_markdown(study)}\n\nwritten: {', '.join(map(str, written))}")
+    print(f"{study_markdown(study)}\n\nwritten: {', '.join(map(str, written))}")
     end_with_notes(notes, strict=given.strict)
 
 

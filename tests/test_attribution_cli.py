@@ -14,7 +14,7 @@ from fgvc.errors import ConfigError
 from fgvc.inference.restore import restore_run
 from fgvc.studies.attribution import METHODS, explain
 from fgvc.studies.attribution.explain import spread
-from fgvc.studies.attribution.show import band_columns, colour_limit, difference, grid_figure, overlay
+from fgvc.studies.attribution.report import band_columns, colour_limit, difference, grid_figure, overlay
 
 Here = Callable[..., Done]
 

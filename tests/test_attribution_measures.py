@@ -34,7 +34,7 @@ def square(image: Tensor) -> Tensor:
     return image[..., 8:16, 4:12]
 
 
-def judge(features: Tensor) -> Tensor:
+def head(features: Tensor) -> Tensor:
     """Sees one square only: the brighter it is, the more likely is class 1."""
     seen = 8 * square(features).mean(dim=(1, 2, 3))
     return torch.stack([torch.full_like(seen, 4), seen], dim=1)
@@ -52,7 +52,7 @@ def curves(maps: Tensor, **options: int) -> Curves:
     several = maps[:, None].expand(-1, 2, -1, -1)
     ones = torch.ones(2, dtype=torch.int64)
     settings = {"steps": 9, "cell": 4, **options}
-    return deletion_insertion(lambda x: x, [judge], images, ones, several, reference=images * 0, **settings)
+    return deletion_insertion(lambda x: x, [head], images, ones, several, reference=images * 0, **settings)
 
 
 def test_the_map_of_what_the_model_sees_beats_a_random_and_a_reversed_one() -> None:
@@ -101,7 +101,7 @@ def test_the_area_under_a_constant_is_the_constant() -> None:
         assert found.auc(kind).item() == pytest.approx(0.2)
 
 
-def test_judges_together_and_images_in_any_batch_are_as_one_by_one() -> None:
+def test_heads_together_and_images_in_any_batch_are_as_one_by_one() -> None:
     torch.manual_seed(0)
     convolution = torch.nn.Conv2d(3, 6, 5, stride=4).eval()
     heads = [PoolingHead(6, method=name, num_classes=3, reduction=4).eval() for name in ("mpn_cov", "gap")]
@@ -115,7 +115,7 @@ def test_judges_together_and_images_in_any_batch_are_as_one_by_one() -> None:
         return convolution(x)
 
     both = deletion_insertion(backbone, heads, images, classes, maps, batch_size=64, **settings)
-    # the two ends of an image once, the three steps between them for each kind and map; never once a judge
+    # the two ends of an image once, the three steps between them for each kind and map; never once a head
     assert sum(calls) == 3 * (2 + 2 * 2 * 3)
     for j, head in enumerate(heads):
         for b in range(3):
@@ -150,7 +150,7 @@ def test_ties_go_in_one_random_order_that_no_map_profits_from() -> None:
 @pytest.mark.parametrize("maps", [torch.rand(2, 1, 9, 9), torch.rand(1, 9, 9), torch.rand(1, 2, 9, 8)])
 def test_maps_of_other_images_are_refused(maps: Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected maps \(K, 2, H, W\)"):
-        deletion_insertion(lambda x: x, [judge], torch.rand(2, 3, 9, 9), torch.zeros(2), maps)
+        deletion_insertion(lambda x: x, [head], torch.rand(2, 3, 9, 9), torch.zeros(2), maps)
 
 
 def test_maps_that_are_not_finite_are_refused() -> None:

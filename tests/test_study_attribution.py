@@ -25,8 +25,8 @@ from fgvc.studies.attribution.measure import (
     RANDOM,
     Curves,
     Head,
-    MapOf,
-    Measured,
+    MapMeasures,
+    MapSource,
     centre_maps,
     deletion_insertion,
     share_inside,
@@ -133,10 +133,10 @@ def assert_areas_are_those_of_explain(study: AttributionStudy, run: Path) -> Non
     assert whole[("MPN-COV", "all")] == pytest.approx(curves.deletion[0, 0, :, 0].mean().item(), rel=1e-3)
 
 
-MAPS = [MapOf("SEB", band, method) for method in ("gradcam", "hirescam") for band in ("all", "top1", "1:")]
+MAPS = [MapSource("SEB", band, method) for method in ("gradcam", "hirescam") for band in ("all", "top1", "1:")]
 
 
-def fabricated(seed: int, shift: float = 0.0, images: int = 12) -> Measured:
+def fabricated(seed: int, shift: float = 0.0, images: int = 12) -> MapMeasures:
     """Three heads; deletion under head j of map k of image b starts at 0.6 and ends at 0.1, 0.1 k + shift between."""
     model = create_model("test_resnet", method="seb", num_classes=3, reduction=4)
     heads = [Head("SEB", seed, band, None, model) for band in ("all", "top1", "1:")]
@@ -152,7 +152,8 @@ def fabricated(seed: int, shift: float = 0.0, images: int = 12) -> Measured:
     cells[0, 0] = 0
     cells[2] -= 0.5  # evidence against the class
     shares = torch.tensor([0, 0.5, 1], dtype=torch.float64)
-    return Measured(heads, maps, Curves(shares, deletion, deletion.flip(-1)), cells, half, None, None)
+    no_boxes = (torch.full_like(half, torch.nan), torch.full((images,), torch.nan))
+    return MapMeasures(heads, maps, Curves(shares, deletion, deletion.flip(-1)), cells, half, *no_boxes)
 
 
 HEADS = [
@@ -225,7 +226,7 @@ def test_a_study_survives_its_files_and_is_drawn(study: AttributionStudy, tmp_pa
     loaded = load_attribution_study(tmp_path)
     for name, table in study._asdict().items():
         pd.testing.assert_frame_equal(getattr(loaded, name), table, check_dtype=False, rtol=1e-2)
-    text = shown.attribution_markdown(loaded)
+    text = shown.study_markdown(loaded)
     assert "| SEB, 1:" in text and "1.50 ± 0.71" in text and "| Centred Gaussian" not in text
     line = next(line for line in text.splitlines() if line.startswith("| centred Gaussian"))
     assert " – | " in line

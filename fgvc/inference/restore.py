@@ -1,11 +1,13 @@
 """Loads a finished run: its model with the saved weights, and its images."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from fgvc.data import FeatureSet, ImageDataset
 from fgvc.errors import RunError
@@ -60,6 +62,11 @@ class Restored:
     def pooling_input(self, inputs: Tensor) -> Tensor:
         """Return the pooling's input (B, channels, H, W) for a batch of `inputs()`."""
         return self.trained.pooling_input(inputs.to(self.device))
+
+    def pooling_inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of the split: what the pooling reads, (B, channels, H, W), and the targets (B,)."""
+        for inputs, targets in DataLoader(self.inputs(), batch_size=self.config.trainer.eval_batch_size):
+            yield self.pooling_input(inputs), targets
 
     def inputs(self) -> ImageDataset | FeatureSet:
         """Return the inputs of `trained` for the split: images, or feature maps if the backbone is frozen.

@@ -16,7 +16,7 @@ from fgvc.inference.predict import FilePrediction, Prediction, Predictor, predic
 from fgvc.io import atomic_path, write_text_atomic
 from fgvc.presentation.style import COLUMN_WIDTH, figure_style, new_figure, short_name
 from fgvc.studies.attribution import METHODS, explain
-from fgvc.studies.attribution.show import overlay
+from fgvc.studies.attribution.report import overlay
 
 SCHEMA = 1
 """Of `predictions_document`; it changes when a field is renamed, removed or changes its meaning."""

@@ -1,4 +1,4 @@
-"""Attributions by name: from gradients by the pixels, from class activation maps, and from perturbations.
+"""Attributions by name, and those from gradients: of the pixels, and of the backbone's map (class activation maps).
 
 A class activation map runs the backbone once; each band costs one pass forward and back through the head.
 """
@@ -16,120 +16,23 @@ from fgvc.errors import ConfigError, RunError
 from fgvc.pooling import CovariancePooling
 from fgvc.studies.attribution.eigenvectors import decomposition
 from fgvc.studies.attribution.perturbation import extremal, occlusion, reference_images, rise
-from fgvc.studies.attribution.question import Question, require_finite
-
-_TOGETHER = 8  # images of a pass: on a CPU larger batches leave its cache
-_RECTIFIERS = (nn.ReLU, nn.ReLU6)
-_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
-"""Modules of Python that define activations."""
-
-
-def integrated_gradients(question: Question, steps: int = 32, reference: str = "mean") -> Tensor:
-    """Integrated gradients [Sundararajan, Taly, Yan, ICML 2017], by captum.
-
-    (x - r) times the mean of dy / dx on the way from r to x, summed over the three channels and signed: a map sums to
-    y(x) - y(r), up to the error of the integral.
-
-    Args:
-        question: each band is integrated on its own.
-        steps: nodes of the Gauss-Legendre rule.
-        reference: r, see `reference_images`.
-
-    Returns:
-        (K, B, H, W).
-
-    Raises:
-        ConfigError: `steps` below 1, or an unknown reference.
-        RunError: a gradient that is not finite.
-    """
-    if steps < 1:
-        raise ConfigError(f"integrated_gradients needs steps of at least 1, got {steps}")
-    start = reference_images(question.images, reference)
-    found = []
-    for band in question.bands:
-        integral = IntegratedGradients(lambda x, band=band: question.logits(question.model.backbone(x), band))
-        parts = integral.attribute(
-            question.images,
-            start,
-            target=question.classes,
-            n_steps=steps,
-            internal_batch_size=max(_TOGETHER, len(question.images)),
-        )
-        require_finite(parts, f"integrated gradients (band {band})")
-        found.append(parts.sum(dim=1))
-    return torch.stack(found)
-
-
-def guided_backprop(question: Question) -> Tensor:
-    """Guided backpropagation [Springenberg et al., ICLR 2015 workshop]: at each ReLU only positive gradients go on.
-
-    Size of the gradient that arrives, summed over the three channels. ReLU6 counts as a ReLU that is cut off above:
-    captum's rule is for nn.ReLU only and would leave it out of EfficientNet-Lite without a word.
-
-    Returns:
-        (K, B, H, W), not negative.
-
-    Raises:
-        RunError: the backbone has no such module, or other activations, for which there is no such rule.
-    """
-    _require_rectifiers(question.model.backbone)
-    images = question.images.clone().requires_grad_()
-    found = []
-    with _guided(question.model):
-        features = question.model.backbone(images)
-        for band in question.bands:
-            (gradient,) = torch.autograd.grad(question.scores(features, band).sum(), images, retain_graph=True)
-            require_finite(gradient, f"gradients by the pixels (band {band})")
-            found.append(gradient.abs().sum(dim=1))
-    return torch.stack(found)
-
-
-@contextmanager
-def _guided(model: nn.Module) -> Iterator[None]:
-    """Within the context gradients that reach the output of a rectifier are cut off below 0."""
-
-    def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # by the output and not by the module's own backward hook, which an inplace activation does not allow
-        if output.requires_grad:
-            output.register_hook(lambda gradient: gradient.clamp(min=0))  # type: ignore[no-untyped-call]  # torch's
-
-    handles = [part.register_forward_hook(hook) for part in model.modules() if isinstance(part, _RECTIFIERS)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _require_rectifiers(backbone: nn.Module) -> None:
-    parts = list(backbone.modules())
-    others = {
-        type(part).__name__
-        for part in parts
-        if type(part).__module__ in _ACTIVATIONS and not isinstance(part, (*_RECTIFIERS, nn.Identity))
-    }
-    if others or not any(isinstance(part, _RECTIFIERS) for part in parts):
-        raise RunError(
-            f"guided_backprop has a rule for ReLU and ReLU6 only, and this backbone has "
-            f"{', '.join(sorted(others)) or 'no module of either'}; use method=integrated_gradients"
-        )
-
+from fgvc.studies.attribution.score import TOGETHER, ExplainedScore, require_finite
 
 _ROUNDING = 1e-6
 """Up to this part of its mean size the mean of a gradient over the locations counts as zero."""
 
 
-def gradcam(question: Question) -> Tensor:
+def gradcam(score: ExplainedScore) -> Tensor:
     """Grad-CAM [Selvaraju et al., ICCV 2017] at the backbone's map A: max(0, sum_c w_c A_c), w_c = mean of dy / dA_c.
 
-    A covariance does not change when a constant is added to a channel, so that dy / dX of what it reads has mean zero
-    over the locations: of a covariance head Grad-CAM owes its weights to the ReLU of the reduction in between, which
-    takes out some locations. Where it takes out none or all of them the map is zero.
+    A covariance does not change when a constant is added to a channel. So the gradient by what it reads has mean zero
+    over the locations, and Grad-CAM gets its weights only from the ReLU of the reduction, which takes out some
+    locations. Where it takes out none or all of them, the map is zero.
 
     Raises:
-        RunError: there is no reduction, so that every map would be rounding noise.
+        RunError: a covariance head has no reduction, so that every map would be rounding noise.
     """
-    head = question.model.head
+    head = score.model.head
     if isinstance(head.pooling, CovariancePooling) and isinstance(head.reduction, nn.Identity):
         raise RunError(
             "gradcam weighs channels by their mean gradient over the locations, and that of a covariance is zero "
@@ -141,23 +44,115 @@ def gradcam(question: Question) -> Tensor:
         rounding = weights.abs() <= _ROUNDING * gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
         return (weights.masked_fill(rounding, 0) * features).sum(dim=1).clamp(min=0)
 
-    return _activation_maps(question, combine)
+    return _activation_maps(score, combine)
 
 
-def hirescam(question: Question) -> Tensor:
+def hirescam(score: ExplainedScore) -> Tensor:
     """HiResCAM [Draelos and Carin, 2020] at the backbone's map A: sum_c A_c dy / dA_c at each location, signed."""
-    return _activation_maps(question, lambda gradient, features: (gradient * features).sum(dim=1))
+    return _activation_maps(score, lambda gradient, features: (gradient * features).sum(dim=1))
 
 
-def _activation_maps(question: Question, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Maps (K, B, H, W); `combine` makes (B, h, w) of the gradient and the map, (B, C, h, w) each."""
-    found = []
-    for band in question.bands:
-        features = question.features.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(question.scores(features, band).sum(), features)
+def _activation_maps(score: ExplainedScore, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Maps (K, B, H, W); `combine` makes (B, h, w) of the gradient and the backbone's map, (B, C, h, w) each."""
+    maps = []
+    for band in score.bands:
+        features = score.features.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(score.values(features, band).sum(), features)
         require_finite(gradient, f"gradients by the backbone's map (band {band})")
-        found.append(combine(gradient, features.detach()))
-    return question.upsample(torch.stack(found))
+        maps.append(combine(gradient, features.detach()))
+    return score.upsample(torch.stack(maps))
+
+
+def integrated_gradients(score: ExplainedScore, steps: int = 32, reference: str = "mean") -> Tensor:
+    """Integrated gradients [Sundararajan, Taly, Yan, ICML 2017], by captum.
+
+    (x - r) times the mean of dy / dx on the way from r to x, summed over the three channels and signed. A map sums to
+    y(x) - y(r), up to the error of the integral.
+
+    Args:
+        score: the score y; each band is integrated on its own.
+        steps: nodes of the Gauss-Legendre rule.
+        reference: r, see `reference_images`.
+
+    Returns:
+        (K, B, H, W).
+
+    Raises:
+        ConfigError: `steps` below 1, or an unknown reference.
+        RunError: a gradient is not finite.
+    """
+    if steps < 1:
+        raise ConfigError(f"integrated_gradients needs steps of at least 1, got {steps}")
+    start = reference_images(score.images, reference)
+    batch_size = max(TOGETHER, len(score.images))
+    maps = []
+    for band in score.bands:
+        integral = IntegratedGradients(lambda x, band=band: score.logits(score.model.backbone(x), band))
+        parts = integral.attribute(
+            score.images, start, target=score.classes, n_steps=steps, internal_batch_size=batch_size
+        )
+        require_finite(parts, f"integrated gradients (band {band})")
+        maps.append(parts.sum(dim=1))
+    return torch.stack(maps)
+
+
+_RECTIFIERS = (nn.ReLU, nn.ReLU6)
+_ACTIVATION_MODULES = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
+
+
+def guided_backprop(score: ExplainedScore) -> Tensor:
+    """Guided backpropagation [Springenberg et al., ICLR 2015 workshop]: each ReLU passes only positive gradients back.
+
+    The map is the size of the gradient that arrives, summed over the three channels. ReLU6 counts as a ReLU that is cut
+    off above: captum's rule is for nn.ReLU only and would silently skip those of EfficientNet-Lite.
+
+    Returns:
+        (K, B, H, W), not negative.
+
+    Raises:
+        RunError: the backbone has no ReLU or ReLU6, or other activations, for which there is no such rule.
+    """
+    _require_rectifiers(score.model.backbone)
+    images = score.images.clone().requires_grad_()
+    maps = []
+    with _guided(score.model):
+        features = score.model.backbone(images)
+        for band in score.bands:
+            (gradient,) = torch.autograd.grad(score.values(features, band).sum(), images, retain_graph=True)
+            require_finite(gradient, f"gradients by the pixels (band {band})")
+            maps.append(gradient.abs().sum(dim=1))
+    return torch.stack(maps)
+
+
+def _require_rectifiers(backbone: nn.Module) -> None:
+    parts = list(backbone.modules())
+    others = {
+        type(part).__name__
+        for part in parts
+        if type(part).__module__ in _ACTIVATION_MODULES and not isinstance(part, (*_RECTIFIERS, nn.Identity))
+    }
+    if others or not any(isinstance(part, _RECTIFIERS) for part in parts):
+        raise RunError(
+            f"guided_backprop has a rule for ReLU and ReLU6 only, and this backbone has "
+            f"{', '.join(sorted(others)) or 'no module of either'}; use method=integrated_gradients"
+        )
+
+
+@contextmanager
+def _guided(model: nn.Module) -> Iterator[None]:
+    """Within the block, gradients by the output of a rectifier are cut off below 0."""
+
+    def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        # on the output: an inplace activation does not allow a backward hook on the module
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient.clamp(min=0))  # type: ignore[no-untyped-call]  # torch's
+
+    handles = [part.register_forward_hook(hook) for part in model.modules() if isinstance(part, _RECTIFIERS)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -165,9 +160,9 @@ class Method:
     """An attribution.
 
     Attributes:
-        maps: `Question`, **options -> (K, B, H, W).
-        label: its name in figures.
-        signed: whether its maps have negative values, for evidence against the class.
+        maps: Function of an `ExplainedScore` and options that returns maps (K, B, H, W).
+        label: Name in figures.
+        signed: Whether maps have negative values, for evidence against the class.
     """
 
     maps: Callable[..., Tensor]
@@ -176,9 +171,9 @@ class Method:
 
     @property
     def options(self) -> dict[str, object]:
-        """Names of its options and their defaults."""
-        parameters = list(inspect.signature(self.maps).parameters.values())
-        return {parameter.name: parameter.default for parameter in parameters[1:]}
+        """Names of the options and their defaults."""
+        _, *options = inspect.signature(self.maps).parameters.values()
+        return {option.name: option.default for option in options}
 
 
 METHODS: dict[str, Method] = {

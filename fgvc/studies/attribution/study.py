@@ -1,11 +1,11 @@
-"""Whether the maps of large and of small eigenvalues differ, and which of them says more of what a head rests on.
+"""Whether the maps of large and of small eigenvalues differ, and which of them says more about a head.
 
-Several runs on one frozen backbone (or one run) explain the same test images with every band. Small tables hold what is
-found. A number of an image is first averaged over the seeds; intervals are percentile bootstraps over images, drawn
-alike for every number, so that differences are paired. They hold for these heads on other such images.
+Several runs on one frozen backbone (or one run) explain the same test images with every band, and small tables hold the
+result. Each number of an image is first averaged over the seeds. Intervals are percentile bootstraps over images, with
+the same draws for every number, so that differences are paired. They hold for these heads on other such images.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -15,10 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from fgvc.csv_files import read_csv, to_csv
-from fgvc.data import ImageDataset, boxes_in_view
+from fgvc.data import boxes_in_view
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.restore import Restored, restore_run
 from fgvc.models import FineGrainedModel
@@ -32,9 +31,8 @@ from fgvc.studies.attribution.measure import (
     KINDS,
     RANDOM,
     Head,
-    Kind,
-    MapOf,
-    Measured,
+    MapMeasures,
+    MapSource,
     measure,
     rank_correlation,
 )
@@ -44,41 +42,46 @@ from fgvc.studies.truncation.measure import kept_band
 from fgvc.training.probe import evenly_spaced
 from fgvc.training.setup import fold_backbone, open_split
 
-_MAP = ("label", "band", "method")
+_SOURCE = MapSource._fields
 _JUDGE = ("judge", "judge_band")
 _SIZE = ("seeds", "images")
 _AREAS = tuple(f"{kind}{end}" for kind in KINDS for end in ("", "_low", "_high"))
 COLUMNS: dict[str, tuple[str, ...]] = {
     "heads": ("label", "seed", "band", "top1", "above", "margin", "images", "whole", "reference"),
-    "areas": (*_MAP, *_JUDGE, *_AREAS, *_SIZE),
-    "differences": (*_MAP, "other", "other_band", "other_method", *_JUDGE, *_AREAS, *_SIZE),
-    "curves": (*_MAP, *_JUDGE, "share", *KINDS),
-    "agreement": ("between", *_MAP, "other", "mean", "low", "high", *_SIZE),
-    "extents": (*_MAP, "empty", "half_area", "low", "high", "inside", "inside_low", "inside_high", "box_area", *_SIZE),
-    "mean_maps": (*_MAP, "row"),
+    "areas": (*_SOURCE, *_JUDGE, *_AREAS, *_SIZE),
+    "differences": (*_SOURCE, "other", "other_band", "other_method", *_JUDGE, *_AREAS, *_SIZE),
+    "curves": (*_SOURCE, *_JUDGE, "share", *KINDS),
+    "agreement": ("between", *_SOURCE, "other", "mean", "low", "high", *_SIZE),
+    "extents": (
+        *(*_SOURCE, "empty", "half_area", "low", "high"),
+        *("inside", "inside_low", "inside_high", "box_area", *_SIZE),
+    ),
+    "mean_maps": (*_SOURCE, "row"),
 }
-_NAMES = (*_MAP, "other", "other_band", "other_method", *_JUDGE, "between")
+_NAMES = (*_SOURCE, "other", "other_band", "other_method", *_JUDGE, "between")
+RESAMPLES = 2000
 
 
 class AttributionStudy(NamedTuple):
-    """The tables of a study, with the columns of `COLUMNS`.
+    """The tables of a study, with the columns of `COLUMNS`. A judge is a head under which a map's curves are taken.
 
     Attributes:
-        heads: top1 on the test split in per cent; of the classes, per cent that the true one lies above on average (50
-            where nothing is known); mean of its logit minus those of the others, which adds up over bands of a map that
-            takes each eigenvalue by itself; its mean probability on the images studied and on their references.
-        areas: mean area under the curves of each map and the ends of its interval, judged by the heads of its label and
-            the whole ones of the others.
-        differences: of a map's areas and another one's, paired by image: of two bands of a label, of two whole heads,
-            and to the maps that know nothing; judged by the whole head of its label.
-        curves: mean over images and seeds, of maps judged by the whole head of their label, of `RANDOM` and `CENTRE` by
-            that of every label.
-        agreement: mean Spearman's correlation of two maps of an image, cell by cell: between bands, seeds, methods,
-            heads (labels), or a map and the centre.
-        extents: share of images whose map is empty (nothing positive), `half_mass_area`, `share_inside` and the boxes'
-            own share.
-        mean_maps: mean over images and seeds, each map's positive values in units of their mean, which an even map has
-            everywhere; a row a row of cells, columns c0, c1, ...
+        heads: Quality of each head. On the test split: top1 in per cent; above, the per cent of the other classes that
+            score below the true one (50 where nothing is known); margin, the mean logit of the true class minus the
+            mean of the others, which adds up over bands where a map takes each eigenvalue by itself. On the images of
+            the study: the mean probability of the true class, of the image (whole) and of its reference.
+        areas: Mean area under the curves of each map, with its interval. The judges are the heads of the map's label
+            and the whole heads of the others.
+        differences: Areas of one map minus those of another, paired by image: two bands of a label, two whole heads, or
+            a map and one that knows nothing. The judges are the whole heads of the two labels.
+        curves: Mean over images and seeds under the whole head of the map's label; `RANDOM` and `CENTRE` under the
+            whole head of every label.
+        agreement: Mean Spearman's correlation of two maps of an image, cell by cell: of two bands, seeds, methods or
+            heads (labels), or of a map and the centre.
+        extents: Share of images whose map is empty (nothing positive), `half_mass_area`, `share_inside`, and the boxes'
+            share of the image.
+        mean_maps: Mean over images and seeds of each map's positive values in units of their mean: 1 everywhere in an
+            even map. A row for each row of cells, with columns c0, c1, ...
     """
 
     heads: pd.DataFrame
@@ -90,9 +93,9 @@ class AttributionStudy(NamedTuple):
     mean_maps: pd.DataFrame
 
 
-def mean_map(study: AttributionStudy, of: MapOf) -> np.ndarray:
+def mean_map(study: AttributionStudy, source: MapSource) -> np.ndarray:
     """One of `mean_maps` as an array (h, w). Raises KeyError where there is none."""
-    table = study.mean_maps.set_index(list(_MAP)).loc[[tuple(of)]].sort_values("row")
+    table = study.mean_maps.set_index(list(_SOURCE)).loc[[tuple(source)]].sort_values("row")
     cells: np.ndarray = table.drop(columns="row").to_numpy(dtype=float)
     return cells
 
@@ -109,211 +112,8 @@ def load_attribution_study(folder: Path) -> AttributionStudy:
 
 
 def read_study_table(path: Path) -> pd.DataFrame:
-    """One table of a study, which its file is named after. Raises RunError where it is missing or damaged."""
+    """The table of a study that the file is named after. Raises RunError where it is missing or damaged."""
     return read_csv(path, COLUMNS[path.stem], names=_NAMES)
-
-
-RESAMPLES = 2000
-
-JudgeOf = tuple[str, str]
-Values = dict[int, np.ndarray]
-"""(B,) numbers of the images, by seed."""
-Areas = dict[JudgeOf, dict[MapOf, dict[Kind, Values]]]
-
-
-def head_rows(head: Head, logits: Tensor, targets: Tensor, measured: Measured) -> dict[str, object]:
-    """A row of `heads`.
-
-    Args:
-        head: one of `measured.heads`.
-        logits: (N, classes) of the test split.
-        targets: (N,).
-        measured: of its seed.
-    """
-    true = logits.gather(1, targets[:, None])
-    others = logits.shape[1] - 1
-    above = (logits < true).sum(dim=1) / others
-    margin = true[:, 0] - (logits.sum(dim=1) - true[:, 0]) / others
-    ends = measured.curves.deletion[list(measured.heads).index(head), 0][:, [0, -1]].mean(dim=0)
-    right = (logits.argmax(dim=1) == targets).double().mean()
-    of_split = (float(100 * right), float(100 * above.mean()), float(margin.mean()))
-    of_images = (measured.curves.deletion.shape[2], *ends.tolist())
-    row = (head.label, head.seed, head.band, *of_split, *of_images)
-    return dict(zip(COLUMNS["heads"], row, strict=True))
-
-
-def tables(measured: Sequence[Measured], heads: Sequence[dict[str, object]], *, seed: int = 0) -> AttributionStudy:
-    """All tables.
-
-    Args:
-        measured: one a seed, of the same images.
-        heads: rows of `head_rows`.
-        seed: of the resampling.
-    """
-    count = measured[0].curves.deletion.shape[2]
-    rng = np.random.default_rng(seed)
-    weights = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
-
-    def summary(values: Values) -> tuple[float, ...]:
-        return (*_interval(np.stack(list(values.values())), weights), len(values), count)
-
-    def both(areas: dict[Kind, Values]) -> tuple[float, ...]:
-        sizes = summary(areas["deletion"])[3:]
-        return (*(number for kind in KINDS for number in summary(areas[kind])[:3]), *sizes)
-
-    areas = _areas(measured)
-    rows: dict[str, list[tuple[object, ...]]] = {
-        "heads": [tuple(row.values()) for row in heads],
-        "areas": [(*of, *judge, *both(each)) for judge, maps in areas.items() for of, each in maps.items()],
-        "differences": [(*key, *both(each)) for key, each in _differences(areas)],
-        "curves": _curves(measured),
-        "agreement": [(*key, *summary(values)) for key, values in _agreement(measured).items()],
-        "extents": _extents(measured, summary),
-    }
-    frames = {name: pd.DataFrame(found, columns=COLUMNS[name]) for name, found in rows.items()}
-    return AttributionStudy(**frames, mean_maps=_mean_maps(measured))
-
-
-def _interval(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
-    """Mean and ends of the 95 % interval of (seeds, B) values, averaged over seeds; an image without one is left out.
-
-    Args:
-        values: NaN where an image has none.
-        weights: (resamples, B), each summing to 1.
-    """
-    known = ~np.isnan(values)
-    counts = known.sum(axis=0)
-    there = (counts > 0).astype(float)
-    of_image = np.where(known, values, 0).sum(axis=0) / np.maximum(counts, 1)
-    if not there.any():
-        return np.nan, np.nan, np.nan
-    sums, sizes = weights @ of_image, weights @ there
-    low, high = np.quantile(sums[sizes > 0] / sizes[sizes > 0], [0.025, 0.975])
-    return float(of_image.sum() / there.sum()), float(low), float(high)
-
-
-def _areas(measured: Sequence[Measured]) -> Areas:
-    """By judge, map and kind; a head that sees a band judges the maps of its own label and those of none."""
-    found: Areas = {}
-    for part in measured:
-        for kind in KINDS:
-            values = part.curves.auc(kind).numpy()
-            for j, head in enumerate(part.heads):
-                for k, of in enumerate(part.maps):
-                    if head.band == "all" or of.label in (head.label, RANDOM.label):
-                        of_map = found.setdefault((head.label, head.band), {}).setdefault(of, {})
-                        of_map.setdefault(kind, {})[part.seed] = values[j, k]
-    return found
-
-
-def _differences(areas: Areas) -> Iterator[tuple[tuple[str, ...], dict[Kind, Values]]]:
-    for judge, maps in areas.items():
-        for first, second in combinations(maps, 2):
-            if judge[1] == "all" and judge[0] in (first.label, second.label) and _compared(first, second):
-                seeds = sorted(maps[first]["deletion"].keys() & maps[second]["deletion"].keys())
-                values = {kind: {s: maps[first][kind][s] - maps[second][kind][s] for s in seeds} for kind in KINDS}
-                yield (*first, *second, *judge), values
-
-
-def _compared(first: MapOf, second: MapOf) -> bool:
-    """Whether the difference of these two maps stands in the table: not of every two heads."""
-    if second in (RANDOM, CENTRE):
-        return True
-    alike = first.label == second.label or first.band == second.band == "all"
-    return alike and first.method == second.method
-
-
-def _curves(measured: Sequence[Measured]) -> list[tuple[object, ...]]:
-    found: dict[tuple[MapOf, JudgeOf], list[Tensor]] = {}
-    for part in measured:
-        both = torch.stack([part.curves.deletion, part.curves.insertion], dim=-1).mean(dim=2)  # (J, K, S + 1, 2)
-        for head, of_head in zip(part.heads, both, strict=True):
-            for of, curve in zip(part.maps, of_head, strict=True):
-                if head.band == "all" and of.label in (head.label, RANDOM.label):
-                    found.setdefault((of, (head.label, head.band)), []).append(curve)
-    shares = measured[0].curves.shares.tolist()
-    return [
-        (*of, *judge, share, *values)
-        for (of, judge), several in found.items()
-        for share, values in zip(shares, torch.stack(several).mean(dim=0).tolist(), strict=True)
-    ]
-
-
-def _agreement(measured: Sequence[Measured]) -> dict[tuple[str, ...], Values]:
-    """Correlations (B,) by (between, label, band, method, other), of every seed or pair of seeds."""
-    found: dict[tuple[str, ...], Values] = {}
-
-    def add(between: str, of: MapOf, other: str, first: Tensor, second: Tensor) -> None:
-        values = found.setdefault((between, *of, other), {})
-        values[len(values)] = rank_correlation(first, second).numpy()
-
-    for part in measured:
-        maps = dict(zip(part.maps, part.cells, strict=True))
-        for (a, first), (b, second) in combinations(maps.items(), 2):
-            between = _between(a, b)
-            if between is not None:
-                add(*between, first, second)
-    for one, other in combinations(measured, 2):
-        both = dict(zip(other.maps, other.cells, strict=True))
-        for of, cells in zip(one.maps, one.cells, strict=True):
-            if of in both and of.label != RANDOM.label:
-                add("seeds", of, "another seed", cells, both[of])
-    return found
-
-
-def _between(a: MapOf, b: MapOf) -> tuple[str, MapOf, str] | None:
-    """What two maps of an image differ in, and the name of the second; None where it is more than one thing."""
-    if b == CENTRE and a != RANDOM:
-        return "centre", a, "centre"
-    same = [x == y for x, y in zip(a, b, strict=True)]
-    if same == [True, False, True]:
-        return "bands", a, b.band
-    if same == [True, True, False] and b != CENTRE:
-        return "methods", a, b.method
-    if same == [False, True, True] and a.band == "all":
-        return "heads", a, b.label
-    return None
-
-
-def _extents(measured: Sequence[Measured], summary: Callable[[Values], tuple[float, ...]]) -> list[tuple[object, ...]]:
-    rows: list[tuple[object, ...]] = []
-    for of in dict.fromkeys(of for part in measured for of in part.maps):
-        parts = [(part, list(part.maps).index(of)) for part in measured if of in part.maps]
-        half = {part.seed: part.half_area[k].numpy() for part, k in parts}
-        inside = {part.seed: part.inside[k].numpy() for part, k in parts if part.inside is not None}
-        box = {part.seed: part.box_area.numpy() for part, _ in parts if part.box_area is not None}
-        empty = float(np.isnan(np.stack(list(half.values()))).mean())
-        *area, seeds, images = summary(half)
-        shares = summary(inside)[:3] if inside else (np.nan,) * 3
-        rows.append((*of, empty, *area, *shares, summary(box)[0] if box else np.nan, seeds, images))
-    return rows
-
-
-def _mean_maps(measured: Sequence[Measured]) -> pd.DataFrame:
-    sums: dict[MapOf, list[Tensor]] = {}
-    for part in measured:
-        mass = part.cells.clamp(min=0)
-        even = mass.mean(dim=(2, 3), keepdim=True)
-        scaled = torch.where(even > 0, mass / even, torch.nan).nanmean(dim=1)  # an empty map is none
-        for of, cells in zip(part.maps, scaled, strict=True):
-            sums.setdefault(of, []).append(cells)
-    rows = [
-        (*of, row, *values)
-        for of, several in sums.items()
-        for row, values in enumerate(torch.stack(several).mean(dim=0).tolist())
-    ]
-    names = [f"c{column}" for column in range(measured[0].cells.shape[-1])]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=[*COLUMNS["mean_maps"], *names])
-    return table
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A run, its heads and what its backbone is known by."""
-
-    run: Run
-    restored: Restored
-    heads: list[Head]
 
 
 def study_attribution(
@@ -331,17 +131,17 @@ def study_attribution(
 ) -> AttributionStudy:
     """Explain test images by runs of one setting, with all eigenvalues and with bands, and measure the maps.
 
-    Runs of one seed judge each other's maps. A run whose head sees only a part of the eigenvalues, or none, takes part
-    as it is.
+    Runs of one seed judge each other's maps. A run whose head has no eigenvalues, or sees only a part of them, takes
+    part with the one band that it has.
 
     Args:
-        runs: finished; several need one frozen backbone, whose maps of a picture they share.
-        images: how many test images, evenly spaced: test splits are sorted by class.
+        runs: finished runs; several need one frozen backbone, because they share its maps of a picture.
+        images: number of test images, evenly spaced: test splits are sorted by class.
         bands: texts of `parse_band`; the whole spectrum comes first.
         methods: names in `METHODS`.
-        steps, cell: of the curves, see `deletion_insertion`.
-        boxes: measure the share of each map inside the bounding box of the dataset, too.
-        seed: of random maps, ties and resampling.
+        steps, cell: as in `deletion_insertion`.
+        boxes: also measure the share of each map inside the bounding box of the dataset.
+        seed: seed of random maps, ties and resampling.
         root, cache: folders of the dataset and of cached features, where they have moved since training.
 
     Raises:
@@ -355,8 +155,13 @@ def study_attribution(
             raise ConfigError(f"{name} must be at least {least}, got {value}")
     _, group = one_setting(runs)
     opened = [_open(run, bands, root, cache) for of_method in group.values() for run in of_method]
-    _require_one_backbone(opened)
     first = opened[0].restored
+    for other in opened:
+        if other.restored.weights_digest != first.weights_digest:
+            raise RunError(
+                f"{opened[0].run.path} and {other.run.path} differ in the weights of their backbones, whose maps the "
+                "heads of a study share; give runs on one frozen backbone, or one run at a time"
+            )
     total = len(first.images)
     if not 1 <= images <= total:
         raise ConfigError(
@@ -365,26 +170,26 @@ def study_attribution(
     indices = evenly_spaced(total, images)
     pictures = [first.images[index][0] for index in indices]
     classes = torch.tensor([first.images.targets[index] for index in indices])
-    found_boxes = _boxes(first, indices) if boxes else None
+    in_view = _boxes(first, indices) if boxes else None
     backbone = fold_backbone(first.config, first.backbone.eval(), first.device).to(memory_format=torch.channels_last)
-    measured = [
-        measure(
-            [head for item in opened if item.run.seed == number for head in item.heads],
-            backbone,
-            pictures,
-            classes,
-            methods,
-            boxes=found_boxes,
-            steps=steps,
-            cell=cell,
-            seed=seed,
+    measured = {}
+    for number in sorted({item.run.seed for item in opened}):
+        heads = [head for item in opened if item.run.seed == number for head in item.heads]
+        measured[number] = measure(
+            heads, backbone, pictures, classes, methods, boxes=in_view, steps=steps, cell=cell, seed=seed
         )
-        for number in sorted({item.run.seed for item in opened})
-    ]
-    return tables(measured, _heads_table(opened, measured), seed=seed)
+    rows = [row for item in opened for row in _head_rows(item, measured[item.run.seed])]
+    return tables(list(measured.values()), rows, seed=seed)
 
 
-def _open(run: Run, bands: Sequence[str], root: str | None, cache: str | None) -> _Opened:
+@dataclass(frozen=True)
+class _OpenedRun:
+    run: Run
+    restored: Restored
+    heads: list[Head]
+
+
+def _open(run: Run, bands: Sequence[str], root: str | None, cache: str | None) -> _OpenedRun:
     restored = restore_run(run.path, torch.device("cpu"), root=root, cache=cache)
     restored.trained.eval()
     model = FineGrainedModel(restored.backbone, restored.head).eval()
@@ -392,54 +197,177 @@ def _open(run: Run, bands: Sequence[str], root: str | None, cache: str | None) -
     if isinstance(restored.head.pooling, CovariancePooling) and kept_band(run) == ALL:
         rank = median_rank(run.spectrum().before)
         keeps |= {text: parse_band(text, rank) for text in bands if text != "all"}
-    heads = [Head(run.label, run.seed, text, keep, model) for text, keep in keeps.items()]
-    return _Opened(run, restored, heads)
-
-
-def _require_one_backbone(opened: Sequence[_Opened]) -> None:
-    """Raise RunError where pictures would have to go through several backbones."""
-    known: dict[str, _Opened] = {}
-    for item in opened:
-        known.setdefault(item.restored.weights_digest, item)
-    if len(known) > 1:
-        first, second = list(known.values())[:2]
-        raise RunError(
-            f"{first.run.path} and {second.run.path} differ in the weights of their backbones, whose maps the heads "
-            "of a study share; give runs on one frozen backbone, or one run at a time"
-        )
+    return _OpenedRun(run, restored, [Head(run.label, run.seed, text, keep, model) for text, keep in keeps.items()])
 
 
 def _boxes(restored: Restored, indices: Sequence[int]) -> Tensor:
-    """Of these test images, (B, 4); the dataset is read once more, with its boxes."""
+    """Boxes (B, 4) of these test images; the dataset is read once more, with its boxes."""
     options = {**restored.config.dataset.options, "boxes": True}
     config = replace(restored.config, dataset=replace(restored.config.dataset, options=options))
-    opened = open_split(config, "test")
-    place = {path: index for index, path in enumerate(opened.relative_paths())}
-    ready: ImageDataset = opened.with_transform(restored.images.transform)
+    dataset = open_split(config, "test").with_transform(restored.images.transform)
+    place = {path: index for index, path in enumerate(dataset.relative_paths())}
     paths = restored.images.relative_paths()
-    return boxes_in_view(ready, [place[paths[index]] for index in indices])
-
-
-def _heads_table(opened: Sequence[_Opened], measured: Sequence[Measured]) -> list[dict[str, object]]:
-    """A row a head: its accuracy on the whole test split, and what it makes of the images studied."""
-    rows = []
-    by_seed = {part.seed: part for part in measured}
-    for item in opened:
-        logits, targets = _test_logits(item)
-        part = by_seed[item.run.seed]
-        for head, of_head in zip(item.heads, logits, strict=True):
-            rows.append(head_rows(head, of_head, targets, part))
-    return rows
+    return boxes_in_view(dataset, [place[paths[index]] for index in indices])
 
 
 @torch.inference_mode()
-def _test_logits(item: _Opened) -> tuple[list[Tensor], Tensor]:
-    """Logits (N, classes) of each head on the test split, and the targets (N,)."""
-    found: list[list[Tensor]] = [[] for _ in item.heads]
-    targets = []
-    for inputs, of_batch in DataLoader(item.restored.inputs(), batch_size=item.restored.config.trainer.eval_batch_size):
-        reduced = item.restored.pooling_input(inputs)
-        for of_head, head in zip(found, item.heads, strict=True):
-            of_head.append(head.logits_of_reduced(reduced).cpu())
-        targets.append(of_batch)
-    return [torch.cat(of_head) for of_head in found], torch.cat(targets)
+def _head_rows(opened: _OpenedRun, measured: MapMeasures) -> list[dict[str, object]]:
+    """Rows of `AttributionStudy.heads`, one for each head of a run."""
+    batches = [
+        (torch.stack([head.logits_of_reduced(reduced).cpu() for head in opened.heads]), targets)
+        for reduced, targets in opened.restored.pooling_inputs()
+    ]
+    classes = torch.cat([targets for _, targets in batches])
+    rows = []
+    for head, logits in zip(opened.heads, torch.cat([logits for logits, _ in batches], dim=1), strict=True):
+        true = logits.gather(1, classes[:, None])  # (N, 1)
+        others = logits.shape[1] - 1
+        deletion = measured.curves.deletion[list(measured.heads).index(head), 0]  # (B, S + 1)
+        row: dict[str, object] = {"label": head.label, "seed": head.seed, "band": head.band}
+        row["top1"] = float(100 * (logits.argmax(dim=1) == classes).double().mean())
+        row["above"] = float(100 * ((logits < true).sum(dim=1) / others).mean())
+        row["margin"] = float((true[:, 0] - (logits.sum(dim=1) - true[:, 0]) / others).mean())
+        row["images"] = len(deletion)
+        row["whole"], row["reference"] = deletion[:, [0, -1]].mean(dim=0).tolist()
+        rows.append(row)
+    return rows
+
+
+Areas = dict[tuple[str, str], dict[MapSource, dict[int, np.ndarray]]]
+"""Areas under the deletion and the insertion curves, (2, B), by the judge's label and band, the map, and the seed."""
+
+
+def tables(measured: Sequence[MapMeasures], heads: Sequence[dict[str, object]], *, seed: int = 0) -> AttributionStudy:
+    """All tables, from the measures of each seed on the same images and the rows of the table of heads."""
+    count = measured[0].curves.deletion.shape[2]
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES) / count
+
+    def interval(seeds: Sequence[np.ndarray]) -> tuple[float, float, float]:
+        return _interval(np.stack(seeds), weights)
+
+    def both(areas: dict[int, np.ndarray]) -> tuple[float, ...]:
+        deletion, insertion = zip(*areas.values(), strict=True)
+        return (*interval(deletion), *interval(insertion), len(areas), count)
+
+    def extent(source: MapSource) -> tuple[object, ...]:
+        own = [(part, part.sources.index(source)) for part in measured if source in part.sources]
+        half, inside = [part.half_area[k].numpy() for part, k in own], [part.inside[k].numpy() for part, k in own]
+        box_area, *_ = interval([part.box_area.numpy() for part, _ in own])
+        return *source, np.isnan(half).mean(), *interval(half), *interval(inside), box_area, len(own), count
+
+    areas = _areas(measured)
+    rows: dict[str, list[tuple[object, ...]]] = {
+        "areas": [(*source, *judge, *both(seeds)) for judge, maps in areas.items() for source, seeds in maps.items()],
+        "differences": [(*key, *both(seeds)) for key, seeds in _differences(areas)],
+        "curves": _curves(measured),
+        "agreement": [(*key, *interval(seeds), len(seeds), count) for key, seeds in _agreement(measured).items()],
+        "extents": [extent(source) for source in dict.fromkeys(source for part in measured for source in part.sources)],
+    }
+    frames = {name: pd.DataFrame(found, columns=COLUMNS[name]) for name, found in rows.items()}
+    heads_frame: pd.DataFrame = pd.DataFrame(heads, columns=COLUMNS["heads"])
+    return AttributionStudy(heads=heads_frame, **frames, mean_maps=_mean_maps(measured))
+
+
+def _interval(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
+    """Mean and ends of the 95 % interval of (seeds, B) values, averaged over seeds; NaN stands for no value.
+
+    Weights (resamples, B), each row summing to 1.
+    """
+    known = ~np.isnan(values)
+    counts = known.sum(axis=0)
+    there = (counts > 0).astype(float)
+    of_image = np.where(known, values, 0).sum(axis=0) / np.maximum(counts, 1)
+    if not there.any():
+        return np.nan, np.nan, np.nan
+    sums, sizes = weights @ of_image, weights @ there
+    low, high = np.quantile(sums[sizes > 0] / sizes[sizes > 0], [0.025, 0.975])
+    return float(of_image.sum() / there.sum()), float(low), float(high)
+
+
+def _areas(measured: Sequence[MapMeasures]) -> Areas:
+    """A head that sees a band judges only the maps of its own label and of no label."""
+    areas: Areas = {}
+    for part in measured:
+        both = np.stack([part.curves.auc(kind).numpy() for kind in KINDS], axis=2)  # (J, K, 2, B)
+        for head, of_head in zip(part.heads, both, strict=True):
+            for source, values in zip(part.sources, of_head, strict=True):
+                if head.band == "all" or source.label in (head.label, RANDOM.label):
+                    of_judge = areas.setdefault((head.label, head.band), {})
+                    of_judge.setdefault(source, {})[part.seed] = values
+    return areas
+
+
+def _differences(areas: Areas) -> Iterator[tuple[tuple[str, ...], dict[int, np.ndarray]]]:
+    for judge, maps in areas.items():
+        for first, second in combinations(maps, 2):
+            compared = _difference(first, second)[0] in ("bands", "heads", CENTRE.method, RANDOM.method)
+            if judge[1] == "all" and judge[0] in (first.label, second.label) and compared:
+                seeds = sorted(maps[first].keys() & maps[second].keys())
+                yield (*first, *second, *judge), {seed: maps[first][seed] - maps[second][seed] for seed in seeds}
+
+
+def _curves(measured: Sequence[MapMeasures]) -> list[tuple[object, ...]]:
+    curves: dict[tuple[str, ...], list[Tensor]] = {}
+    for part in measured:
+        both = torch.stack([part.curves.deletion, part.curves.insertion], dim=-1).mean(dim=2)  # (J, K, S + 1, 2)
+        for head, of_head in zip(part.heads, both, strict=True):
+            for source, curve in zip(part.sources, of_head, strict=True):
+                if head.band == "all" and source.label in (head.label, RANDOM.label):
+                    curves.setdefault((*source, head.label, head.band), []).append(curve)
+    shares = measured[0].curves.shares.tolist()
+    return [
+        (*key, share, *values)
+        for key, seeds in curves.items()
+        for share, values in zip(shares, torch.stack(seeds).mean(dim=0).tolist(), strict=True)
+    ]
+
+
+def _agreement(measured: Sequence[MapMeasures]) -> dict[tuple[str, ...], list[np.ndarray]]:
+    """Correlations (B,) for every seed or pair of seeds, by (between, label, band, method, other)."""
+    found: dict[tuple[str, ...], list[np.ndarray]] = {}
+    for part in measured:
+        maps = zip(part.sources, part.cells, strict=True)
+        for (a, first), (b, second) in combinations(maps, 2):
+            between, other = _difference(a, b)
+            if between not in ("", RANDOM.method) and a != RANDOM:
+                found.setdefault((between, *a, other), []).append(rank_correlation(first, second).numpy())
+    for one, another in combinations(measured, 2):
+        others = dict(zip(another.sources, another.cells, strict=True))
+        for source, cells in zip(one.sources, one.cells, strict=True):
+            if source in others and source.label != RANDOM.label:
+                key = ("seeds", *source, "another seed")
+                found.setdefault(key, []).append(rank_correlation(cells, others[source]).numpy())
+    return found
+
+
+def _difference(a: MapSource, b: MapSource) -> tuple[str, str]:
+    """What two sources of one seed differ in, and the value of the second; empty for more than one thing."""
+    if b in (RANDOM, CENTRE):
+        return b.method, b.method
+    same = [x == y for x, y in zip(a, b, strict=True)]
+    if same == [True, False, True]:
+        return "bands", b.band
+    if same == [True, True, False]:
+        return "methods", b.method
+    if same == [False, True, True] and a.band == "all":
+        return "heads", b.label
+    return "", ""
+
+
+def _mean_maps(measured: Sequence[MapMeasures]) -> pd.DataFrame:
+    maps: dict[MapSource, list[Tensor]] = {}
+    for part in measured:
+        mass = part.cells.clamp(min=0)
+        even = mass.mean(dim=(2, 3), keepdim=True)
+        scaled = torch.where(even > 0, mass / even, torch.nan).nanmean(dim=1)  # without empty maps
+        for source, cells in zip(part.sources, scaled, strict=True):
+            maps.setdefault(source, []).append(cells)
+    rows = [
+        (*source, row, *values)
+        for source, seeds in maps.items()
+        for row, values in enumerate(torch.stack(seeds).mean(dim=0).tolist())
+    ]
+    names = [f"c{column}" for column in range(measured[0].cells.shape[-1])]
+    table: pd.DataFrame = pd.DataFrame(rows, columns=[*COLUMNS["mean_maps"], *names])
+    return table

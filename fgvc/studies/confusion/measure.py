@@ -1,7 +1,8 @@
-"""Which classes a classifier takes for which: from predictions, one row an image, to tables.
+"""Which classes a classifier takes for which: tables made from predictions.
 
-`predictions` has columns `target` and `predicted`, indices into `classes`; shares are in per cent. Every function of
-them raises RunError where they have no rows, lack those columns, or hold an index outside the classes.
+`predictions` has a row for each image and columns `target` and `predicted`, indices into `classes`. Shares are in per
+cent. Every function of predictions raises RunError where they have no rows, lack these columns, or hold an index
+outside the classes.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from fgvc.errors import RunError
 
 
 def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """(K, K) counts: rows the true class, columns the predicted one, in the order of `classes`."""
+    """Counts (K, K): rows are true classes, columns predicted ones, in the order of `classes`."""
     target, predicted = _indices(predictions, len(classes))
     k = len(classes)
     counts = np.bincount(target * k + predicted, minlength=k * k).reshape(k, k)
@@ -25,11 +26,11 @@ def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.Da
 
 
 def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
-    """One row a class, in the order of `classes`.
+    """A row for each class, in the order of `classes`.
 
     Columns: class, images, correct; recall (the accuracy on the class) with its 95 % interval recall_lower,
-    recall_upper [Wilson, 1927]; precision; f1; confused_with and confused_count: the most frequent wrong answer, of
-    equally frequent ones the first. A share of nothing is NaN (precision of a class that is never predicted).
+    recall_upper [Wilson, 1927]; precision; f1; confused_with and confused_count, the most frequent wrong answer (the
+    first of equally frequent ones). A share of nothing is NaN (precision of a class that is never predicted).
     """
     counts = confusion_matrix(predictions, classes).to_numpy()
     images, answers, correct = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
@@ -54,10 +55,10 @@ def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
 
 
 def top_confusions(predictions: pd.DataFrame, classes: Sequence[str], count: int = 10) -> pd.DataFrame:
-    """The `count` most frequent pairs of a true class and a wrong answer, one row a pair.
+    """The `count` most frequent pairs of a true class and a wrong answer, a row for each pair.
 
-    Columns: true, predicted: the names; target, answer: their indices; count; share, of the images of the true class.
-    Of equal counts the larger share comes first.
+    Columns: true, predicted (names); target, answer (their indices); count; share, of the images of the true class.
+    With equal counts the larger share comes first.
     """
     matrix = confusion_matrix(predictions, classes).to_numpy()
     images = matrix.sum(axis=1)
@@ -81,9 +82,8 @@ def top_confusions(predictions: pd.DataFrame, classes: Sequence[str], count: int
 def confusion_order(matrix: np.ndarray) -> np.ndarray:
     """An order of the classes in which those confused with each other are neighbours.
 
-    Average linkage on 1 - (share of i taken for j + share of j taken for i) / 2, its leaves ordered optimally.
-    [Bar-Joseph, Gifford, Jaakkola, Bioinformatics 2001] Classes without a confusion come last; the rest of the order is
-    that of the matrix where confusions leave it free.
+    Average linkage on 1 - (share of i taken for j + share of j taken for i) / 2, its leaves ordered optimally
+    [Bar-Joseph, Gifford, Jaakkola, Bioinformatics 2001]. Classes without a confusion come last, in the matrix's order.
 
     Args:
         matrix: (K, K) counts.

@@ -1,4 +1,4 @@
-"""Confusions as files to read: a figure for three classes and for hundreds, tables, and a summary."""
+"""Confusions as files to read: a figure that suits three classes and hundreds, tables, and a summary."""
 
 import textwrap
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ _SMALL = 6.5
 def plot_confusion(axes: Axes, matrix: pd.DataFrame, order: Sequence[int]) -> tuple[AxesImage, AxesImage]:
     """Draw the shares of each true class in per cent: wrong answers in colour, right ones on the diagonal in grey.
 
-    The colours of wrong answers follow the square root of the share, so that a single mistake shows beside a class
-    that is missed by half; none is white. While there is room, cells hold counts, rows have names and columns the
-    numbers of the rows.
+    The colours of wrong answers follow the square root of the share, so that a single mistake is visible next to a
+    class that is half wrong; none is white. While there is room, cells hold counts, rows have names, and columns have
+    the numbers of the rows.
 
     Args:
-        axes: to draw on.
-        matrix: (K, K) counts with class names, rows the true class.
+        axes: axes to draw on.
+        matrix: (K, K) counts with class names; rows are true classes.
         order: (K,) permutation of the classes.
 
     Returns:
@@ -74,14 +74,14 @@ def plot_confusion(axes: Axes, matrix: pd.DataFrame, order: Sequence[int]) -> tu
 
 
 def confusion_figure(matrix: pd.DataFrame, confusions: pd.DataFrame, title: str) -> Figure:
-    """The matrix in the order of `confusion_order`; from 13 classes on with the list of the most frequent confusions.
+    """The matrix in the order of `confusion_order`; with 13 classes or more also the most frequent confusions.
 
-    Where the axes have no room for names, the numbers of the list are written beside their cells.
+    Where the axes have no room for names, the numbers of the list stand next to their cells.
 
     Args:
-        matrix: of `fgvc.studies.confusion.measure.confusion_matrix`.
-        confusions: of `fgvc.studies.confusion.measure.top_confusions`; the first ten are listed.
-        title: of the figure.
+        matrix: counts of `fgvc.studies.confusion.measure.confusion_matrix`.
+        confusions: table of `fgvc.studies.confusion.measure.top_confusions`; the first ten are listed.
+        title: title of the figure.
     """
     order = confusion_order(matrix.to_numpy())
     with figure_style():
@@ -139,7 +139,7 @@ def _list_confusions(axes: Axes, confusions: pd.DataFrame) -> None:
 
 
 def _number_cells(axes: Axes, order: np.ndarray, confusions: pd.DataFrame) -> None:
-    """Write the rank of each confusion beside its cell, away from the diagonal and from its neighbours' numbers."""
+    """Write the rank of each confusion next to its cell, away from the diagonal and from the numbers of neighbours."""
     place = np.argsort(order)
     near = 0.06 * len(order)
     placed: list[tuple[int, int, int]] = []
@@ -176,7 +176,7 @@ def _right_colours() -> Colormap:
 
 @dataclass(frozen=True)
 class ClassReport:
-    """A Markdown summary of the classes, and the files it came with."""
+    """A Markdown summary of the classes, and the files that were written with it."""
 
     text: str
     files: list[Path]
@@ -188,11 +188,11 @@ def write_class_report(
     """Write per_class-NAME.csv, confusion-NAME.csv, confusion-NAME.png and .pdf, and confusions-NAME.md to a folder.
 
     Args:
-        predictions: one row an image, columns target and predicted.
+        predictions: a row for each image, columns target and predicted.
         classes: names of the class indices.
-        title: of the figure and the Markdown file; a line or two.
-        folder: where the files go.
-        name: what they are told apart by.
+        title: title of the figure and the Markdown file, one or two lines.
+        folder: folder of the files.
+        name: NAME in the names of the files.
 
     Raises:
         RunError: predictions without rows, or of other classes.
@@ -212,7 +212,7 @@ def write_class_report(
 
 
 def confusions_markdown(confusions: pd.DataFrame) -> str:
-    """The frame of `fgvc.studies.confusion.measure.top_confusions` as a Markdown table."""
+    """The table of `fgvc.studies.confusion.measure.top_confusions` as Markdown."""
     if confusions.empty:
         return "No image is taken for another class."
     rows = [

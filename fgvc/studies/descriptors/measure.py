@@ -1,8 +1,9 @@
 """The descriptors of trained heads: which classes are alike, nearest neighbours, a map; and the tables of a study.
 
-Distances between descriptors of covariance heads are Frobenius distances of the normalised matrices: an off-diagonal
-number of the upper triangle stands for two entries and has the weight sqrt(2). For the square root this is the power-
-Euclidean metric of the covariances with exponent 1/2 [Dryden, Koloydenko, Zhou, Annals of Applied Statistics 2009].
+Distances between descriptors of covariance heads are Frobenius distances of the normalised matrices. So an off-diagonal
+number of the upper triangle, which stands for two entries, has the weight sqrt(2). For the square root this is the
+power-Euclidean metric of the covariances with exponent 1/2 [Dryden, Koloydenko, Zhou, Annals of Applied Statistics
+2009].
 
 Shapes: N test images, D numbers in a descriptor, K classes.
 """
@@ -18,7 +19,6 @@ import torch
 from scipy.stats import rankdata
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
-from torch.utils.data import DataLoader
 
 from fgvc.csv_files import read_csv, to_csv
 from fgvc.errors import DatasetError, RunError, WeightsError
@@ -30,6 +30,22 @@ from fgvc.studies.confusion.measure import confusion_matrix
 
 METRICS = ("euclidean", "cosine")
 NEIGHBOURS = (1, 5)
+_PAIRS = 40
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "pairs": (
+        *("first", "second", "distance", "first_as_second", "second_as_first", "images", "confused", "accuracy"),
+        "label",
+    ),
+    "correlations": ("label", "value", "low", "high"),
+    "neighbours": ("label", "seed", "metric", "k", "same", "top1", "images"),
+    "queries": ("label", "query", "query_class", "rank", "neighbour", "neighbour_class"),
+    "embedding": ("label", "x", "y", "class", "predicted_class"),
+}
+"""Columns of each table."""
+_NAMES = (
+    *("label", "class", "predicted_class", "first", "second"),
+    *("query", "query_class", "neighbour", "neighbour_class"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,11 +53,11 @@ class Descriptors:
     """The test images of a run as its classifier sees them.
 
     Attributes:
-        label, seed: of the run.
-        classes: K names.
-        paths: N, relative to the dataset.
-        targets, predicted: (N,) class indices.
-        vectors: (N, D) float32, weighed as above.
+        label, seed: Label and seed of the run.
+        classes: Names of the K classes.
+        paths: Paths of the N images, relative to the dataset.
+        targets, predicted: Class indices, (N,).
+        vectors: Descriptors (N, D) float32, weighted as the module says.
     """
 
     label: str
@@ -54,7 +70,7 @@ class Descriptors:
 
 
 def read_descriptors(path: Path, *, root: str | None = None, cache: str | None = None) -> Descriptors:
-    """Describe the test split of a finished run with its last weights.
+    """The descriptors of the test split of a finished run, with its last weights.
 
     Raises:
         RunError: not a finished run, or as `restore_run`.
@@ -68,14 +84,14 @@ def read_descriptors(path: Path, *, root: str | None = None, cache: str | None =
     head = restored.head
     vectors, targets, predicted = [], [], []
     with torch.inference_mode():
-        for inputs, classes in DataLoader(restored.inputs(), batch_size=restored.config.trainer.eval_batch_size):
-            vector = head.pooling(restored.pooling_input(inputs))
+        for reduced, classes in restored.pooling_inputs():
+            vector = head.pooling(reduced)
             predicted.append(head.classifier(vector).argmax(dim=1).cpu())
             vectors.append(vector.float().cpu())
             targets.append(classes)
     matrix = torch.cat(vectors).numpy()
     if isinstance(head.pooling, CovariancePooling):
-        matrix = matrix * _weights(head.pooling.channels)
+        matrix = matrix * _entry_weights(head.pooling.channels)
     images = restored.images
     return Descriptors(
         label=run.label,
@@ -88,31 +104,30 @@ def read_descriptors(path: Path, *, root: str | None = None, cache: str | None =
     )
 
 
-def _weights(channels: int) -> np.ndarray:
+def _entry_weights(channels: int) -> np.ndarray:
     """1 on the diagonal and sqrt(2) off it, (D,) in the order of the upper triangle."""
     row, column = np.triu_indices(channels)
     weights: np.ndarray = np.where(row == column, 1, np.sqrt(2)).astype(np.float32)
     return weights
 
 
-def class_pairs(found: Descriptors) -> pd.DataFrame:
+def class_pairs(descriptors: Descriptors) -> pd.DataFrame:
     """Every pair of classes, the most similar first.
 
     Returns:
-        first, second (names), distance (of the mean descriptors), first_as_second, second_as_first (images so
-        confused), images (of both), confused (share of them taken for the other, per cent), accuracy (share of them
-        taken for what they are, per cent).
+        first, second (names), distance (of the mean descriptors), first_as_second, second_as_first (numbers of wrong
+        answers), images (of both), confused (per cent of them taken for the other), accuracy (per cent of them right).
     """
-    k = len(found.classes)
-    means = np.stack([found.vectors[found.targets == i].mean(axis=0) for i in range(k)])
-    predictions = pd.DataFrame({"target": found.targets, "predicted": found.predicted})
-    confusion = confusion_matrix(predictions, found.classes).to_numpy()
+    k = len(descriptors.classes)
+    means = np.stack([descriptors.vectors[descriptors.targets == i].mean(axis=0) for i in range(k)])
+    predictions = pd.DataFrame({"target": descriptors.targets, "predicted": descriptors.predicted})
+    confusion = confusion_matrix(predictions, descriptors.classes).to_numpy()
     counts, right = confusion.sum(axis=1), confusion.diagonal()
     i, j = np.triu_indices(k, 1)
     table: pd.DataFrame = pd.DataFrame(
         {
-            "first": [found.classes[a] for a in i],
-            "second": [found.classes[b] for b in j],
+            "first": [descriptors.classes[a] for a in i],
+            "second": [descriptors.classes[b] for b in j],
             "distance": np.linalg.norm(means[i] - means[j], axis=1),
             "first_as_second": confusion[i, j],
             "second_as_first": confusion[j, i],
@@ -137,13 +152,13 @@ class RankCorrelation:
 def similarity_and_confusion(pairs: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> RankCorrelation:
     """Rank correlation of the closeness of two classes (minus their distance) with how often they are confused.
 
-    The interval is a percentile bootstrap over classes: pairs share classes and are not independent. A pair is taken as
-    often as the product of the numbers of its classes; pairs of a class with itself do not occur.
+    The interval is a percentile bootstrap over classes, because pairs share classes and are not independent. A pair
+    counts as often as the product of how often its two classes are drawn; a class makes no pair with itself.
 
     Args:
-        pairs: of `class_pairs`.
-        resamples: of the classes.
-        seed: of the resampling.
+        pairs: table of `class_pairs`.
+        resamples: number of draws of the classes.
+        seed: seed of the resampling.
     """
     names = sorted({*pairs["first"], *pairs["second"]})
     number = {name: i for i, name in enumerate(names)}
@@ -151,140 +166,109 @@ def similarity_and_confusion(pairs: pd.DataFrame, *, resamples: int = 1000, seed
     closeness, confused = -pairs["distance"].to_numpy(), pairs["confused"].to_numpy()
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    values = []
-    for counts in drawn:
-        value = _spearman(closeness, confused, counts[first] * counts[second])
-        if np.isfinite(value):
-            values.append(value)
-    low, high = np.quantile(values, [0.025, 0.975]) if values else (np.nan, np.nan)
+    values = np.array([_spearman(closeness, confused, counts[first] * counts[second]) for counts in drawn])
+    known = values[np.isfinite(values)]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
     return RankCorrelation(_spearman(closeness, confused, np.ones(len(pairs), dtype=int)), float(low), float(high))
 
 
 def _spearman(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> float:
-    """Spearman's correlation of (n,) values taken `counts` times each; NaN where one of them does not vary."""
-    taken = np.repeat(np.arange(len(a)), counts)
-    if len(taken) < 2:
-        return np.nan
-    ranks = np.stack([rankdata(values[taken]) for values in (a, b)])
-    if (ranks.std(axis=1) == 0).any():
-        return np.nan
-    return float(np.corrcoef(ranks)[0, 1])
+    """Spearman's correlation of (n,) values, each repeated `counts` times; NaN where one side does not vary."""
+    ranks = np.stack([rankdata(np.repeat(values, counts)) for values in (a, b)])
+    return float(np.corrcoef(ranks)[0, 1]) if ranks.size and (np.ptp(ranks, axis=1) > 0).all() else np.nan
 
 
-def neighbour_table(found: Descriptors) -> pd.DataFrame:
-    """How often the nearest test images are of the same class, each image left out of its own neighbours.
+def neighbour_table(descriptors: Descriptors) -> pd.DataFrame:
+    """How often the nearest other test images are of the same class.
 
     Returns:
-        One row a metric and k of `NEIGHBOURS`: label, seed, metric, k, same (mean share of the k neighbours that are of
-        the image's class, per cent), top1 (accuracy of the majority among them, the nearer class where two are level,
-        per cent), images.
+        A row for each metric and each k of `NEIGHBOURS`: label, seed, metric, k, same (mean per cent of the k
+        neighbours that are of the image's class), top1 (per cent of images where the majority of them is right; the
+        nearer of two equally frequent classes wins), images.
     """
     rows = []
     for metric in METRICS:
-        nearest = _neighbours(found, metric, max(NEIGHBOURS))
+        nearest = _neighbours(descriptors, metric, max(NEIGHBOURS))
         for k in NEIGHBOURS:
-            classes = found.targets[nearest[:, :k]]  # (N, k)
-            same = (classes == found.targets[:, None]).mean()
-            right = (_majority(classes) == found.targets).mean()
-            rows.append((found.label, found.seed, metric, k, 100 * same, 100 * right, len(found.targets)))
-    table: pd.DataFrame = pd.DataFrame(rows, columns=["label", "seed", "metric", "k", "same", "top1", "images"])
+            classes = descriptors.targets[nearest[:, :k]]  # (N, k)
+            same = (classes == descriptors.targets[:, None]).mean()
+            right = (_majority(classes) == descriptors.targets).mean()
+            rows.append(
+                (descriptors.label, descriptors.seed, metric, k, 100 * same, 100 * right, len(descriptors.targets))
+            )
+    table: pd.DataFrame = pd.DataFrame(rows, columns=COLUMNS["neighbours"])
     return table
 
 
-def _neighbours(found: Descriptors, metric: str, k: int) -> np.ndarray:
+def _neighbours(descriptors: Descriptors, metric: str, k: int) -> np.ndarray:
     """Indices (N, k) of the nearest other images, the nearest first."""
-    search = NearestNeighbors(n_neighbors=min(k, len(found.targets) - 1), metric=metric, algorithm="brute")
-    indices: np.ndarray = search.fit(found.vectors).kneighbors(return_distance=False)  # without the point itself
+    search = NearestNeighbors(n_neighbors=min(k, len(descriptors.targets) - 1), metric=metric, algorithm="brute")
+    indices: np.ndarray = search.fit(descriptors.vectors).kneighbors(return_distance=False)  # without the point itself
     return indices
 
 
 def _majority(classes: np.ndarray) -> np.ndarray:
-    """The most frequent of each row (N, k), of equally frequent ones that which comes first."""
+    """The most frequent class of each row (N, k); the first of equally frequent ones."""
     counts = (classes[:, :, None] == classes[:, None, :]).sum(axis=2)
     winners: np.ndarray = np.take_along_axis(classes, counts.argmax(axis=1)[:, None], axis=1)[:, 0]
     return winners
 
 
-def queries(found: Descriptors, images: int = 2, k: int = 5) -> pd.DataFrame:
-    """The k nearest images of those `images` whose neighbours are most often of another class, Euclidean.
+def queries(descriptors: Descriptors, images: int = 2, k: int = 5) -> pd.DataFrame:
+    """The images whose k nearest neighbours (Euclidean) are most often of another class, with these neighbours.
 
     Returns:
-        One row a query and neighbour: label, query, query_class, rank, neighbour, neighbour_class.
+        A row for each query and neighbour: label, query, query_class, rank, neighbour, neighbour_class.
     """
-    nearest = _neighbours(found, "euclidean", k)
-    strangers = (found.targets[nearest] != found.targets[:, None]).sum(axis=1)
+    nearest = _neighbours(descriptors, "euclidean", k)
+    strangers = (descriptors.targets[nearest] != descriptors.targets[:, None]).sum(axis=1)
     chosen = np.argsort(-strangers, kind="stable")[:images]
+    paths, names = descriptors.paths, [descriptors.classes[target] for target in descriptors.targets]
     rows = [
-        (
-            found.label,
-            found.paths[i],
-            found.classes[found.targets[i]],
-            rank,
-            found.paths[j],
-            found.classes[found.targets[j]],
-        )
+        (descriptors.label, paths[i], names[i], rank, paths[j], names[j])
         for i in chosen
         for rank, j in enumerate(nearest[i], start=1)
     ]
-    columns = ["label", "query", "query_class", "rank", "neighbour", "neighbour_class"]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=columns)
+    table: pd.DataFrame = pd.DataFrame(rows, columns=COLUMNS["queries"])
     return table
 
 
-def embed(found: Descriptors, *, seed: int = 0, perplexity: float = 30.0) -> pd.DataFrame:
+def embed(descriptors: Descriptors, *, seed: int = 0, perplexity: float = 30.0) -> pd.DataFrame:
     """A t-SNE map of the descriptors [van der Maaten and Hinton, JMLR 2008], started from their principal components.
 
-    Distances between groups and their sizes mean little in such a map.
+    In such a map the distances between groups and the sizes of groups mean little.
 
     Args:
-        found: the descriptors.
-        seed: of the optimisation.
+        descriptors: the descriptors.
+        seed: seed of the optimisation.
         perplexity: lowered to (N - 1) / 3 where there are few images.
 
     Returns:
-        One row an image: label, x, y, class, predicted_class.
+        A row for each image: label, x, y, class, predicted_class.
     """
-    few = (len(found.targets) - 1) / 3
-    components = TSNE(perplexity=min(perplexity, few), init="pca", random_state=seed).fit_transform(found.vectors)
+    few = (len(descriptors.targets) - 1) / 3
+    components = TSNE(perplexity=min(perplexity, few), init="pca", random_state=seed).fit_transform(descriptors.vectors)
     table: pd.DataFrame = pd.DataFrame(
         {
-            "label": found.label,
+            "label": descriptors.label,
             "x": components[:, 0],
             "y": components[:, 1],
-            "class": [found.classes[i] for i in found.targets],
-            "predicted_class": [found.classes[i] for i in found.predicted],
+            "class": [descriptors.classes[i] for i in descriptors.targets],
+            "predicted_class": [descriptors.classes[i] for i in descriptors.predicted],
         }
     )
     return table
-
-
-KEPT_PAIRS = 40
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "pairs": (
-        *("first", "second", "distance", "first_as_second", "second_as_first", "images", "confused", "accuracy"),
-        "label",
-    ),
-    "correlations": ("label", "value", "low", "high"),
-    "neighbours": ("label", "seed", "metric", "k", "same", "top1", "images"),
-    "queries": ("label", "query", "query_class", "rank", "neighbour", "neighbour_class"),
-    "embedding": ("label", "x", "y", "class", "predicted_class"),
-}
-"""Of the file that keeps each table."""
-_NAMES = (
-    *("label", "class", "predicted_class", "first", "second"),
-    *("query", "query_class", "neighbour", "neighbour_class"),
-)
 
 
 class DescriptorStudy(NamedTuple):
     """The tables of a study; the functions of `fgvc.studies.descriptors.measure` say what their columns are.
 
     Attributes:
-        pairs: the closest and the most confused pairs of each method, first seed.
-        correlations: of closeness and confusion over all pairs, a row a method, first seed.
-        neighbours: of every run.
-        queries: of the method that is drawn, first seed.
-        embedding: the same.
+        pairs: The closest and the most confused pairs of each method, first seed.
+        correlations: Correlation of closeness and confusion over all pairs, a row for each method, first seed.
+        neighbours: Neighbours of every run.
+        queries: Queries of the method that is drawn, first seed.
+        embedding: Map of the same descriptors.
     """
 
     pairs: pd.DataFrame
@@ -305,17 +289,16 @@ def study_descriptors(
     """Study the descriptors of runs of one setting.
 
     Args:
-        runs: finished.
-        label: of the method that is drawn; None takes that of the highest mean top-1.
-        seed: of the map and the bootstrap.
+        runs: finished runs.
+        label: label of the method that is drawn; None takes the highest mean top-1.
+        seed: seed of the map and the bootstrap.
         root, cache: folders of the dataset and of cached features, where they have moved since training.
 
     Returns:
-        The tables, and a note for each run whose descriptors could not be had.
+        The tables, and a note for each run whose descriptors could not be made.
 
     Raises:
-        RunError: runs of several settings, no run of `label`, or no run of it (without `label`: none at all) whose
-            descriptors could be had.
+        RunError: runs of several settings, no run of `label`, or no descriptors of any run (of `label`).
     """
     _, group = one_setting(runs)
     by_label = {method.label: of_method for method, of_method in group.items()}
@@ -327,19 +310,19 @@ def study_descriptors(
     for name, of_method in by_label.items():
         for run in of_method:
             try:
-                found = read_descriptors(run.path, root=root, cache=cache)
+                descriptors = read_descriptors(run.path, root=root, cache=cache)
             except (RunError, DatasetError, WeightsError) as error:
                 notes.append(f"left out {run.path}: {error}")
                 continue
-            neighbours.append(neighbour_table(found))
+            neighbours.append(neighbour_table(descriptors))
             if name in pairs:
                 continue  # only the first seed of a method goes further
-            every = class_pairs(found)
-            pairs[name] = _kept(every).assign(label=name)
+            every = class_pairs(descriptors)
+            pairs[name] = _closest_and_most_confused(every).assign(label=name)
             correlations.append({"label": name, **vars(similarity_and_confusion(every, seed=seed))})
-            top1 = _mean_top1(of_method)
+            top1 = float(np.mean([run.final.top1 for run in of_method if run.final]))
             if label == name or (label is None and (drawn is None or top1 > drawn[0])):
-                drawn = top1, found
+                drawn = top1, descriptors
     if drawn is None:
         raise RunError(f"no run{f' of {label}' if label else ''} could be studied:\n  " + "\n  ".join(notes))
     return DescriptorStudy(
@@ -352,7 +335,7 @@ def study_descriptors(
 
 
 def save_descriptor_study(study: DescriptorStudy, folder: Path) -> dict[Path, str]:
-    """The text of each file of a study: one a table, called as it is."""
+    """The text of each file of a study, NAME.csv for each table."""
     tables = study._asdict().items()
     return {folder / f"{name}.csv": to_csv(table) for name, table in tables}
 
@@ -364,12 +347,8 @@ def load_descriptor_study(folder: Path) -> DescriptorStudy:
     )
 
 
-def _mean_top1(runs: Sequence[Run]) -> float:
-    return float(np.mean([run.final.top1 for run in runs if run.final]))
-
-
-def _kept(pairs: pd.DataFrame) -> pd.DataFrame:
+def _closest_and_most_confused(pairs: pd.DataFrame) -> pd.DataFrame:
     """The closest pairs, and those most often confused."""
-    confused = pairs.sort_values(["confused", "distance"], ascending=[False, True]).head(KEPT_PAIRS)
-    both: pd.DataFrame = pd.concat([pairs.head(KEPT_PAIRS), confused]).drop_duplicates()
+    confused = pairs.sort_values(["confused", "distance"], ascending=[False, True]).head(_PAIRS)
+    both: pd.DataFrame = pd.concat([pairs.head(_PAIRS), confused]).drop_duplicates()
     return both

@@ -16,7 +16,7 @@ _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
 
 
 def confusable_classes(pairs: pd.DataFrame, count: int = 8) -> list[str]:
-    """Up to `count` classes, pair by pair, of the pairs that are most often confused."""
+    """Up to `count` classes of the pairs that are most often confused, pair by pair."""
     ordered = pairs.sort_values(["confused", "distance"], ascending=[False, True])
     names: dict[str, None] = {}
     for row in ordered.to_dict("records"):
@@ -31,8 +31,8 @@ def plot_embedding(axes: Axes, embedding: pd.DataFrame, classes: Sequence[str]) 
     """Draw a map of the test images: these classes in colour, a wrong prediction with a black edge, all others grey.
 
     Args:
-        axes: to draw on.
-        embedding: of `fgvc.studies.descriptors.measure.embed`.
+        axes: axes to draw on.
+        embedding: table of `fgvc.studies.descriptors.measure.embed`.
         classes: at most eight.
     """
     others = embedding[~embedding["class"].isin(classes)]
@@ -69,28 +69,17 @@ def embedding_figure(embedding: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
 
 def pairs_markdown(pairs: pd.DataFrame, count: int = 8) -> str:
     """The pairs of classes whose mean descriptors are closest, of one label."""
-    rows = [
-        [f"{row['first']}, {row['second']}", f"{row['distance']:.3g}", *_confusions(row)]
-        for row in pairs.sort_values("distance").head(count).to_dict("records")
-    ]
-    header = [
-        "Pair",
-        "distance of means",
-        "first as second",
-        "second as first",
-        "confused, % of both",
-        "right, % of both",
-    ]
-    return markdown_table(header, rows)
-
-
-def _confusions(row: dict[object, object]) -> list[str]:
-    counts = [str(row[name]) for name in ("first_as_second", "second_as_first")]
-    return counts + [f"{row[name]:.1f}" for name in ("confused", "accuracy")]
+    rows = []
+    for row in pairs.sort_values("distance").head(count).to_dict("records"):
+        counts = [str(row[name]) for name in ("first_as_second", "second_as_first")]
+        shares = [f"{row[name]:.1f}" for name in ("confused", "accuracy")]
+        rows.append([f"{row['first']}, {row['second']}", f"{row['distance']:.3g}", *counts, *shares])
+    header = ["Pair", "distance of means", "first as second", "second as first"]
+    return markdown_table([*header, "confused, % of both", "right, % of both"], rows)
 
 
 def correlations_markdown(correlations: pd.DataFrame) -> str:
-    """Rank correlation of closeness and confusion, with its interval, a row a label."""
+    """Rank correlation of closeness and confusion, with its interval, a row for each label."""
     rows = [
         [row["label"], f"{row['value']:.2f}", f"[{row['low']:.2f}, {row['high']:.2f}]"]
         if pd.notna(row["value"])
@@ -101,7 +90,7 @@ def correlations_markdown(correlations: pd.DataFrame) -> str:
 
 
 def neighbours_markdown(neighbours: pd.DataFrame) -> str:
-    """Leave-one-out accuracy by nearest neighbours, a row a label, mean over seeds."""
+    """Leave-one-out accuracy by nearest neighbours, a row for each label, mean over seeds."""
     columns = [(metric, k) for metric in dict.fromkeys(neighbours["metric"]) for k in dict.fromkeys(neighbours["k"])]
     rows = []
     for label in sorted(dict.fromkeys(neighbours["label"]), key=method_order):

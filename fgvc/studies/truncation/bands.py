@@ -1,8 +1,8 @@
-"""What a trained head makes of a part of the spectrum: its accuracy with only a band of the eigenvalues kept.
+"""A trained head on a part of the spectrum: its accuracy where only a band of the eigenvalues is kept.
 
-A band is a pair (start, stop) of eigenvalues in descending order, as a slice (`fgvc.spectral.Band`); the others are set
-to `EIGENVALUE_FLOOR`, so that a head reads F(S_band) in place of F(S). Scalars that a map takes from the whole spectrum
-(the factor of SEB, the trace of iSQRT-COV) are those of S_band.
+A band is a pair (start, stop) of eigenvalues in descending order, as a slice (`fgvc.spectral.Band`). The others are set
+to `EIGENVALUE_FLOOR`, so that a head reads F(S_band), not F(S). Scalars that a map takes from the whole spectrum (the
+factor of SEB, the trace of iSQRT-COV) are those of S_band.
 """
 
 import re
@@ -13,10 +13,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from fgvc.errors import ConfigError, RunError
-from fgvc.inference.restore import Restored, restore_run
+from fgvc.inference.restore import restore_run
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.pooling import CovariancePooling, NewtonSchulzPooling, Pooling, SpectralPooling
 from fgvc.runs.spectra import median_rank
@@ -32,16 +31,16 @@ ALL = Band(0, None)
 def restrict_spectrum(
     model: FineGrainedModel | PoolingHead, keep: Keep | None, *, gradient: str | None = None
 ) -> Iterator[None]:
-    """Within the context a head sees only these eigenvalues; afterwards it is as it was.
+    """Within the block a head sees only these eigenvalues; then it gets its pooling back.
 
     Args:
         model: a head, or a model with one, whose pooling normalises a covariance of all eigenvalues.
-        keep: N for the N largest, or a band. None: what the head sees; with it any head will do.
-        gradient: rule of the spectral layer within the context, in `fgvc.spectral.GRADIENTS`; None: that of the head.
+        keep: N for the N largest, or a band. None for what the head sees; this works with any head.
+        gradient: rule of the spectral layer within the block, in `fgvc.spectral.GRADIENTS`; None: the head's own.
 
     Raises:
         RunError: the head reads no eigenvalues, or only a band of them already.
-        ValueError: `keep` is no band, or an unknown rule.
+        ValueError: `keep` is not a band, or the rule is unknown.
     """
     head = model.head if isinstance(model, FineGrainedModel) else model
     whole = head.pooling
@@ -68,7 +67,7 @@ def _restricted(pooling: Pooling, keep: Keep | None, gradient: str | None) -> Po
             dtype=layer.dtype,
         )
     if isinstance(pooling, NewtonSchulzPooling):
-        # the iteration is a map of the eigenvalues: the same result, with a handle on them
+        # the iteration is a map of the eigenvalues: this one has the same result and gives access to them
         return SpectralPooling(
             pooling.channels, NewtonSchulzRoot(pooling.iterations), gradient or "exact", keep=keep, dtype=pooling.dtype
         )
@@ -79,12 +78,12 @@ def parse_band(text: str, rank: int) -> Band:
     """The band that a user writes: "all", "top16", "bottom16", "8:24", "8:" or ":24".
 
     Args:
-        text: as above; indices count from 0, the largest eigenvalue.
-        rank: numerically non-zero eigenvalues. "bottom16" are the 16 smallest of these, as in `standard_bands`: null
-            eigenvalues, which every map leaves at the floor, hold nothing.
+        text: one of these forms; indices count from 0, the largest eigenvalue.
+        rank: number of numerically non-zero eigenvalues. "bottom16" are the 16 smallest of these, as in
+            `standard_bands`: null eigenvalues, which every map leaves at the floor, hold nothing.
 
     Raises:
-        ConfigError: anything else, or more eigenvalues than there are.
+        ConfigError: another form, or more eigenvalues than there are.
     """
     ends, window = re.fullmatch(r"(top|bottom)(\d+)", text), re.fullmatch(r"(\d*):(\d*)", text)
     if text == "all":
@@ -105,8 +104,8 @@ def parse_band(text: str, rank: int) -> Band:
 def standard_bands(rank: int, width: int = 8) -> list[Band]:
     """The k largest and the k smallest of `rank` eigenvalues, k = 1, 2, 4, 8, 16, 24, ..., and windows of `width`.
 
-    The whole spectrum comes first. A band at the end goes on to the null eigenvalues, which every map leaves at the
-    floor. Each band once.
+    The whole spectrum comes first, and no band twice. A band at the end includes the null eigenvalues, which every map
+    leaves at the floor.
     """
     sizes = [k for k in (1, 2, 4, *range(8, rank, 8)) if k < rank]
     largest = [Band(0, k) for k in sizes]
@@ -117,7 +116,7 @@ def standard_bands(rank: int, width: int = 8) -> list[Band]:
 
 @torch.inference_mode()
 def band_predictions(head: PoolingHead, features: Tensor, bands: Sequence[Band]) -> Tensor:
-    """Classes that a head predicts with each band, for what its pooling reads (B, C, H, W) -> (len(bands), B)."""
+    """Classes that a head predicts with each band, from what its pooling reads: (B, C, H, W) -> (len(bands), B)."""
     predicted = []
     for keep in bands:
         with restrict_spectrum(head, keep, gradient="exact"):  # no gradient is taken; some rules know no bands
@@ -137,12 +136,12 @@ def evaluate_bands(
 
     Args:
         path: a finished run whose head normalises a covariance and sees all of its eigenvalues.
-        bands: None means `standard_bands` of the median numerical rank.
+        bands: the bands; None for `standard_bands` of the median numerical rank.
         checkpoint: "last" or "best".
         root, cache: folders of the dataset and of cached features, where they have moved since training.
 
     Returns:
-        One row a band and class, in that order: start, stop (missing for the end), rank (median of the images),
+        A row for each band and class, in that order: start, stop (missing for the end), rank (median of the images),
         class, images, right.
 
     Raises:
@@ -155,7 +154,8 @@ def evaluate_bands(
         raise RunError(f"{path}: its head normalises no covariance; give a run of a method that does, e.g. mpn_cov")
     rank = median_rank(read_run(path).spectrum().before)
     bands = standard_bands(rank) if bands is None else list(bands)
-    predicted, targets = _predict(restored, bands)
+    batches = [(band_predictions(restored.head, x, bands).cpu(), y) for x, y in restored.pooling_inputs()]
+    predicted, targets = (torch.cat(part, dim=-1) for part in zip(*batches, strict=True))
     rows = [
         {"start": start, "stop": stop, "rank": rank, "class": name, "images": int(of_class.sum()), "right": right}
         for (start, stop), classes in zip(bands, predicted, strict=True)
@@ -165,12 +165,3 @@ def evaluate_bands(
     ]
     table: pd.DataFrame = pd.DataFrame(rows).astype({"stop": "Int64"})
     return table
-
-
-def _predict(restored: Restored, bands: Sequence[Band]) -> tuple[Tensor, Tensor]:
-    """Predicted classes (len(bands), N) and targets (N,) of the test split."""
-    predicted, targets = [], []
-    for inputs, classes in DataLoader(restored.inputs(), batch_size=restored.config.trainer.eval_batch_size):
-        predicted.append(band_predictions(restored.head, restored.pooling_input(inputs), bands).cpu())
-        targets.append(classes)
-    return torch.cat(predicted, dim=1), torch.cat(targets)

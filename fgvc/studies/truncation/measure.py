@@ -1,8 +1,8 @@
-"""How much a part of the spectrum matters: accuracy by band, kept at test time only or in training as well.
+"""How much a part of the spectrum matters: accuracy by band, where the cut is made at test time or in training too.
 
-The runs are of one setting (`fgvc.runs.settings`) and differ in method, gradient, options and seed. Three small tables
-hold a study, and its figures need no more: `grid` (one row a run, of `read_grid`), `tested` (one row a run and band),
-`classes` (one row a band and class, seeds pooled).
+The runs have one setting (`fgvc.runs.settings`) and differ in method, gradient, options and seed. A study is three
+small tables, and its figures need no more: `grid` (a row for each run, see `read_grid`), `tested` (a row for each run
+and band), `classes` (a row for each band and class, seeds pooled).
 """
 
 import json
@@ -26,35 +26,26 @@ from fgvc.spectral import EIGENVALUE_FLOOR
 from fgvc.spectral.maps import seb_scale
 from fgvc.studies.truncation.bands import evaluate_bands
 
+BAND = ["start", "stop"]
 GRID_COLUMNS = (
-    "label",
-    "method",
-    "gradient",
-    "options",
-    "start",
-    "stop",
-    "seed",
-    "top1",
-    "mean_class",
-    "num_classes",
-    "rank",
-    "factor",
-    "factor_std",
-    "commit",
+    *("label", "method", "gradient", "options", *BAND, "seed"),
+    *("top1", "mean_class", "num_classes", "rank", "factor", "factor_std", "commit"),
 )
+TESTED_COLUMNS = ("label", "seed", *BAND, "rank", "images", "right", "top1")
+CLASS_COLUMNS = ("label", *BAND, "class", "images", "recall", "all", "change")
 
 
 def read_grid(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
-    """One row a run with `GRID_COLUMNS`, in the order of their labels and seeds, and notes on unreadable spectra.
+    """A row for each run with `GRID_COLUMNS`, in the order of labels and seeds, and notes on unreadable spectra.
 
-    `gradient` is the rule's name, "" where there is none; `options` JSON; start and stop the band of eigenvalues that
-    the head keeps (0 and missing: all of them); accuracies in per cent after the last epoch; `rank` the median
-    numerical rank of the covariances; factor and factor_std, of SEB only, mean and standard deviation over test images
-    of the scalar 1 + t that multiplies their square root; `commit` what trained it. Rank and factor are missing where
-    spectrum.npz cannot be read.
+    `gradient` is the rule's name, "" where there is none. `options` is JSON. start and stop are the band of eigenvalues
+    that the head keeps (0 and missing: all of them). Accuracies are in per cent after the last epoch. `rank` is the
+    median numerical rank of the covariances. factor and factor_std, for SEB only, are the mean and standard deviation
+    over test images of the scalar 1 + t that multiplies the square root. `commit` is the code that trained the run.
+    Rank and factor are missing where spectrum.npz cannot be read.
 
     Args:
-        runs: finished, of one setting.
+        runs: finished runs of one setting.
 
     Raises:
         RunError: runs of several settings, two of one label and seed, or a config.yaml that is missing or damaged.
@@ -65,7 +56,7 @@ def read_grid(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
         for run in repetitions:
             row = _row(method.label, run)
             try:
-                row |= _of_spectrum(run)
+                row |= _spectrum_columns(run)
             except RunError as error:
                 notes.append(f"without rank and factor: {error}")
             rows.append(row)
@@ -91,7 +82,7 @@ def _row(label: str, run: Run) -> dict[str, object]:
     }
 
 
-def _of_spectrum(run: Run) -> dict[str, float]:
+def _spectrum_columns(run: Run) -> dict[str, float]:
     before = run.spectrum().before
     found: dict[str, float] = {"rank": median_rank(before)}
     if run.method == "seb":
@@ -126,16 +117,16 @@ def _options(run: Run) -> dict[str, Any]:
 def effects(grid: pd.DataFrame, reference: str, level: float = 0.95) -> pd.DataFrame:
     """Top-1 of each label, and its difference to that of `reference` over the seeds that both have.
 
-    The interval is Student's t of the differences seed by seed: it speaks of other seeds on the same test images.
+    The interval is Student's t of the differences seed by seed: it holds for other seeds on the same test images.
 
     Args:
-        grid: of `read_grid`.
+        grid: the table of `read_grid`.
         reference: a label.
-        level: of the interval.
+        level: level of the interval.
 
     Returns:
-        One row a label in the order of the grid: label, n (seeds), mean, std (sample), difference, low, high (points of
-        per cent; low and high NaN with one common seed), pairs (common seeds).
+        A row for each label in the order of the grid: label, n (seeds), mean, std (sample), difference, low, high
+        (points of per cent; low and high NaN with one common seed), pairs (common seeds).
 
     Raises:
         RunError: no such label in the grid, or two rows of one label and seed.
@@ -169,11 +160,6 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     return float(values.mean() - half), float(values.mean() + half)
 
 
-BAND = ["start", "stop"]
-TESTED_COLUMNS = ("label", "seed", *BAND, "rank", "images", "right", "top1")
-CLASS_COLUMNS = ("label", *BAND, "class", "images", "recall", "all", "change")
-
-
 class Study(NamedTuple):
     """The tables of a study; `tested` and `classes` have no rows where no run was cut at test time."""
 
@@ -189,7 +175,7 @@ def read_study(
 
     Args:
         runs: as in `read_grid`.
-        cut: evaluate the runs that see all eigenvalues on parts of them.
+        cut: evaluate the runs that see all eigenvalues on bands of them.
         root, cache: as in `evaluate_bands`.
 
     Raises:
@@ -202,7 +188,7 @@ def read_study(
     if table is None:
         if cut:
             notes.append("no run of a covariance head that sees all eigenvalues: nothing was cut at test time")
-        return Study(grid, _empty(TESTED_COLUMNS), _empty(CLASS_COLUMNS)), notes
+        return Study(grid, pd.DataFrame(columns=TESTED_COLUMNS), pd.DataFrame(columns=CLASS_COLUMNS)), notes
     return Study(grid, by_run(table), by_class(table)), notes
 
 
@@ -212,12 +198,12 @@ def cut_at_test_time(
     """Evaluate runs with every one of `standard_bands`.
 
     Args:
-        runs: whose heads see all of their eigenvalues.
+        runs: runs whose heads see all of their eigenvalues.
         root, cache: as in `evaluate_bands`.
 
     Returns:
-        One row a run, band and class: label, seed and the columns of `evaluate_bands`; None where no run could be cut.
-        And a note on each that could not.
+        A row for each run, band and class, with label, seed and the columns of `evaluate_bands`; None where no run
+        could be cut. And a note on each run that could not.
     """
     tables, notes = [], []
     for run in runs:
@@ -253,14 +239,15 @@ def band_table(study: Study, reference: str) -> pd.DataFrame:
     """Top-1 by band over the seeds.
 
     Args:
-        study: its runs that keep a band, by the exact or the published gradient, and those of the reference.
-        reference: the label that stands for all eigenvalues, in training and cut at test time; another head that sees
-            them all is another method, and is left out.
+        study: the study; the table has its runs that keep a band, with the exact or the published gradient, and those
+            of the reference.
+        reference: the label that sees all eigenvalues in training and is cut at test time; another head that sees them
+            all is another method, and is left out.
 
     Returns:
-        One row a curve and band: curve ("test", cut at test time only; "exact" and "published", trained so), kind
-        ("all", "largest", "smallest" for all but the largest, "window"), start, stop, rank, n, mean, std, lowest and
-        highest, in per cent. The reference stands under "exact" and "published" alike: it has nothing to leak.
+        A row for each curve and band: curve ("test", cut at test time only; "exact" and "published", trained with the
+        band), kind ("all", "largest", "smallest" for all but the largest, "window"), start, stop, rank, n, mean, std,
+        lowest and highest, in per cent. "exact" and "published" both have the reference: it drops no eigenvalue.
     """
     grid, tested = study.grid, study.tested[study.tested["label"] == reference]
     cut = (grid["start"] > 0) | grid["stop"].notna()
@@ -308,22 +295,17 @@ def save_study(study: Study, folder: Path) -> dict[Path, str]:
 
 
 def load_study(folder: Path) -> Study:
-    """Read the files that `save_study` names; without bands.csv there is no part at test time.
+    """Read the files that `save_study` names; without bands.csv no run was cut at test time.
 
     Raises:
         RunError: a file is damaged, or grid.csv missing.
     """
     grid = _read(folder / "grid.csv", GRID_COLUMNS)
     if not (folder / "bands.csv").is_file():
-        return Study(grid, _empty(TESTED_COLUMNS), _empty(CLASS_COLUMNS))
+        return Study(grid, pd.DataFrame(columns=TESTED_COLUMNS), pd.DataFrame(columns=CLASS_COLUMNS))
     return Study(grid, _read(folder / "bands.csv", TESTED_COLUMNS), _read(folder / "band_classes.csv", CLASS_COLUMNS))
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     table: pd.DataFrame = read_csv(path, columns, names=("label", "class")).astype({"stop": "Int64"})
-    return table
-
-
-def _empty(columns: tuple[str, ...]) -> pd.DataFrame:
-    table: pd.DataFrame = pd.DataFrame(columns=columns)
     return table

@@ -20,7 +20,7 @@ _LABELS: dict[Kind, str] = {
     "window": "index of the eigenvalues kept (1: largest)",
 }
 CURVES = {"test": "MPN-COV (exact)", "exact": "SVD-TopN (exact)", "published": "SVD-TopN"}
-"""Which method's style each curve has: cut at test time only; trained so with the exact, the published gradient."""
+"""The method whose style each curve has: cut at test time only, or trained so with the exact or published gradient."""
 _NAMES = {
     "test": "trained on all, cut at test time",
     "exact": "trained so, exact gradient",
@@ -29,12 +29,12 @@ _NAMES = {
 
 
 def plot_bands(axes: Axes, table: pd.DataFrame, kind: Kind, guessing: float) -> None:
-    """Draw test top-1 against the band that is kept, one curve a way of training: mean over seeds, range as a bar.
+    """Draw test top-1 by the band that is kept, a curve for each way of training: mean over seeds, range as a bar.
 
     Args:
-        axes: to draw on.
-        table: of `fgvc.studies.truncation.measure.band_table`.
-        kind: bands that are drawn: the k largest, all but the k largest, or windows.
+        axes: axes to draw on.
+        table: table of `fgvc.studies.truncation.measure.band_table`.
+        kind: bands to draw: the k largest, all but the k largest, or windows.
         guessing: accuracy of guessing in per cent, a dotted line.
     """
     rank = int(table["rank"].max())
@@ -66,7 +66,7 @@ def plot_bands(axes: Axes, table: pd.DataFrame, kind: Kind, guessing: float) -> 
 
 
 def _windows(table: pd.DataFrame) -> pd.DataFrame:
-    """Windows, and the first of their width, which stands among the largest."""
+    """Windows, and the first one of their width, whose kind is "largest"."""
     windows = table[table["kind"] == "window"]
     widths = set(windows["stop"] - windows["start"])
     found: pd.DataFrame = table[
@@ -99,10 +99,10 @@ def plot_effects(axes: Axes, compared: pd.DataFrame, grid: pd.DataFrame, referen
     """Draw each label's difference to the reference in points of top-1: the seeds as dots, mean and interval as a bar.
 
     Args:
-        axes: to draw on.
-        compared: of `fgvc.studies.truncation.measure.effects`.
-        grid: the runs behind it.
-        reference: the label they are compared with.
+        axes: axes to draw on.
+        compared: table of `fgvc.studies.truncation.measure.effects`.
+        grid: the table of runs that it was made from.
+        reference: the label that the others are compared with.
     """
     shown = compared[compared["label"] != reference]
     shown = shown.loc[sorted(shown.index, key=lambda i: method_order(shown.loc[i, "label"]), reverse=True)]
@@ -121,7 +121,7 @@ def plot_effects(axes: Axes, compared: pd.DataFrame, grid: pd.DataFrame, referen
             markerfacecolor="white",
             capsize=2,
         )
-        # the name above its row: beside the axes long ones would leave no room for them
+        # the name is above its row: on the left long names would leave no room for the axes
         axes.text(0.01, place + 0.28, row["label"], fontsize=6, va="bottom", transform=axes.get_yaxis_transform())
     axes.axvline(0, color="black", linewidth=0.6)
     axes.set_yticks([])
@@ -132,7 +132,7 @@ def plot_effects(axes: Axes, compared: pd.DataFrame, grid: pd.DataFrame, referen
 
 
 def effects_figure(compared: pd.DataFrame, grid: pd.DataFrame, reference: str) -> Figure:
-    """A figure of one column, a line a label."""
+    """A figure of one column, a line for each label."""
     with figure_style():
         figure = new_figure(COLUMN_WIDTH, 0.6 + 0.27 * (len(compared) - 1))
         plot_effects(figure.subplots(), compared, grid, reference)
@@ -152,7 +152,7 @@ def effects_markdown(compared: pd.DataFrame, reference: str) -> str:
 
 
 def bands_markdown(table: pd.DataFrame) -> str:
-    """Top-1 by band, one column a way of training."""
+    """Top-1 by band, a column for each way of training."""
     cells: dict[str, dict[str, str]] = {}
     for row in table.sort_values(["kind", "start", "stop"]).to_dict("records"):
         cells.setdefault(_band_name(row["start"], row["stop"]), {})[row["curve"]] = _mean(row)
@@ -185,7 +185,7 @@ def class_changes_markdown(
 
 
 def factor_markdown(grid: pd.DataFrame) -> str:
-    """SEB's factor 1 + t over the test images, a row a run; an empty table where the grid has no SEB."""
+    """SEB's factor 1 + t over the test images, a row for each run; an empty table where the grid has no SEB."""
     rows = [
         [row["label"], str(row["seed"]), f"{row['factor']:.3f}", f"{row['factor_std']:.3f}", f"{row['share']:.1f} %"]
         for row in grid.dropna(subset=["factor"])
