@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
 from command_line import ROOT, Train, refused, run
 
 from fgvc.inference.restore import read_weights
@@ -16,8 +17,9 @@ from fgvc.runs.config import HybridConfig, MethodConfig, RunConfig, ScheduleConf
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Accuracy
 from fgvc.training.hybrid import Stages
-from fgvc.training.learner import Objective
+from fgvc.training.learner import Learner, Objective
 from fgvc.training.states import Progress, StateStore
+from fgvc.training.step import Stepper
 
 
 def test_loss_of_plain_inputs_is_the_smoothed_cross_entropy() -> None:
@@ -44,6 +46,26 @@ def test_mixup_mixes_inputs_and_targets_in_the_same_shares(smoothing: float) -> 
     logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     expected = -(shares * logits.log_softmax(1)).sum(1).mean()
     assert objective.mean(logits, shares).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_is_no_longer_than_the_clipped_gradient(accumulation: int) -> None:
+    torch.manual_seed(0)
+    inputs, targets = torch.rand(4, 6, 3, 3), torch.tensor([0, 1, 2, 0])
+
+    def length(clip_norm: float | None) -> float:
+        torch.manual_seed(1)
+        module = PoolingHead(6, method="gap", num_classes=3, reduction=None)
+        before = [parameter.detach().clone() for parameter in module.parameters()]
+        learner = Learner(module, torch.optim.SGD(module.parameters(), lr=1.0), Objective(3), Accelerator(cpu=True))
+        stepper = Stepper(learner, accumulation=accumulation, clip_norm=clip_norm)
+        parts = zip(inputs.chunk(accumulation), targets.chunk(accumulation), strict=True)
+        assert stepper.optimizer_step(parts, 4, 1, lambda: []).failure is None
+        steps = [parameter.detach() - old for parameter, old in zip(module.parameters(), before, strict=True)]
+        return float(torch.cat([step.flatten() for step in steps]).norm())
+
+    whole = length(None)
+    assert length(2 * whole) == pytest.approx(whole) and length(whole / 4) == pytest.approx(whole / 4)
 
 
 def test_cutmix_pastes_a_part_and_counts_its_area() -> None:
