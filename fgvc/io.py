@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 import yaml
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 if sys.platform != "win32":
@@ -141,47 +142,37 @@ def is_in_place(file: IO[bytes], path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterator[bool]:
+def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterator[bool | None]:
     """Hold the lock file `path` while the block runs.
 
-    Where another call holds it, yields False; or, with `on_wait`, calls that and waits, so that it always yields True.
+    Yields True; False where another call holds it. With `on_wait` it calls that and waits in place of False. None where
+    the file system has no locks: nobody can know who else is there.
 
     The lock ends with the process, however that ends, even where a process that it has forked lives on; the empty file
-    of a killed one is in nobody's way. Where the system or the file system has no such locks, it is always had.
+    of a killed one is in nobody's way.
     """
-    with contextlib.ExitStack() as held:
-        while True:
-            file = held.enter_context(path.open("ab"))
-            free = lock_file(file)
-            if free is False and on_wait is not None:
-                on_wait()
-                free = lock_file(file, wait=True)
-            # a call that ended meanwhile has deleted the file that was opened here: it locks nothing any more
-            if not free or is_in_place(file, path):
-                break
-            held.pop_all().close()
-        _own_locks.add(file)
+    lock = FileLock(path, fallback_to_soft=False)
+    free: bool | None = True
+    try:
         try:
-            yield free is not False
-        finally:
-            _own_locks.discard(file)
-            if free is not False:
-                path.unlink(missing_ok=True)
-
-
-_own_locks: set[IO[bytes]] = set()
-"""What `locked` holds in this process."""
-
-
-def _leave_locks_to_the_parent() -> None:
-    """A loader's worker that outlives a killed run would hold its locks for a while."""
-    for file in _own_locks:
-        file.close()
-    _own_locks.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
+            lock.acquire(timeout=0)
+        except Timeout:
+            if on_wait is None:
+                free = False
+            else:
+                on_wait()
+                lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        free = None
+    try:
+        yield free
+    finally:
+        if free:
+            with contextlib.suppress(OSError):  # Windows deletes it with the release
+                path.unlink()  # before the release: who waits for it notices, and makes another
+            lock.release()
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -79,7 +79,7 @@ def download(
     known_hash = next((f"{name}:{checksums[name]}" for name in ("sha256", "md5") if name in checksums), None)
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(part.with_name(f"{part.name}.lock")) as free:
-        if not free:
+        if free is False:
             raise DatasetError(f"{part}: another process is downloading it; wait for it, or end it, and start again")
         try:
             pooch.retrieve(url, known_hash, fname=target.name, path=target.parent, downloader=fetch)
