@@ -14,20 +14,16 @@ import os
 import pickle
 import re
 import shutil
-import sys
 import uuid
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
-
-if sys.platform != "win32":
-    import fcntl
 
 
 @contextlib.contextmanager
@@ -105,40 +101,6 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def lock_file(file: IO[bytes], *, shared: bool = False, wait: bool = False) -> bool | None:
-    """Lock an open file against other openings of it, in this process and others, and tell whether that was possible.
-
-    The lock lasts until the file is closed, and with it every duplicate of its descriptor: that of a memory map made
-    from it, those of forked processes. However a process ends, its locks end with it.
-
-    Args:
-        file: open; for a lock that is not shared also for writing, which network file systems ask for.
-        shared: other shared locks may be held at the same time.
-        wait: until other locks allow it.
-
-    Returns:
-        None where the system or the file system has no locks: nobody can know who else uses the file.
-    """
-    if sys.platform == "win32":
-        return None
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    try:
-        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
-def is_in_place(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file is still what `path` names: it may have been deleted or replaced since it was opened."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 @contextlib.contextmanager

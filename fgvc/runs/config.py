@@ -216,8 +216,8 @@ class CacheConfig:
     Attributes:
         dir: folder; any number of runs may share it.
         dtype: "float32" or "float16".
-        max_gb: most that all feature maps in `dir` may take (in 1e9 bytes) when a run adds some: those that no run uses
-            are evicted for it, the least recently used first. None means no limit.
+        max_gb: most that all feature maps in `dir` may take (in 1e9 bytes) when a run adds some: those that it does not
+            use are evicted, the least recently used first. None means no limit.
     """
 
     dir: str = "results/cache"
