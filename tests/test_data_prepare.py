@@ -13,10 +13,11 @@ import pytest
 import yaml
 from archives import folder_bytes, tar_bytes, write_tar
 from file_server import serving
+from miniature import write_miniature
 from scipy.io import savemat
 from small_birds import CLASSES, TEST, TRAIN, Place, cub_files, image_bytes
 
-from fgvc.data import ImageDataset, prepare_dataset, verified_content, was_verified, write_miniature
+from fgvc.data import ImageDataset, prepare_dataset, verified_content, was_verified
 from fgvc.data.cards import list_cards
 from fgvc.data.imagenet import sort_validation
 from fgvc.data.registry import create_dataset

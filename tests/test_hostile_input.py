@@ -31,6 +31,7 @@ import yaml
 from command_line import SMALL, Done, Train, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from miniature import write_miniature
 from PIL import EpsImagePlugin, Image
 from run_folders import write_config, write_run
 from scipy.io import savemat
@@ -45,7 +46,6 @@ from fgvc.data import (
     create_dataset,
     fingerprint,
     prepare_dataset,
-    write_miniature,
 )
 from fgvc.data.cards import load_card
 from fgvc.data.checks import check_images

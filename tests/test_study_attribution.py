@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Done, refused
+from miniature import write_miniature
 
 from fgvc.analysis.attribution import explain
 from fgvc.analysis.attribution.curves import KINDS, Curves, deletion_insertion
@@ -24,7 +25,7 @@ from fgvc.analysis.attribution.study_tables import (
     save_attribution_study,
 )
 from fgvc.analysis.bands import evaluate_bands
-from fgvc.data import boxes_in_view, create_dataset, write_miniature
+from fgvc.data import boxes_in_view, create_dataset
 from fgvc.errors import ConfigError, DatasetError, RunError
 from fgvc.inference.restore import restore_run
 from fgvc.models import create_model
