@@ -14,19 +14,16 @@ import os
 import pickle
 import re
 import shutil
-import sys
 import uuid
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import yaml
+from filelock import FileLock, Timeout
 from tqdm import tqdm
-
-if sys.platform != "win32":
-    import fcntl
 
 
 @contextlib.contextmanager
@@ -106,83 +103,38 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def lock_file(file: IO[bytes], *, shared: bool = False, wait: bool = False) -> bool | None:
-    """Lock an open file against other openings of it, in this and other processes; return whether that was possible.
-
-    The lock lasts until the file and every duplicate of its descriptor are closed: a memory map of the file and forked
-    processes hold duplicates. A process loses its locks when it ends, for any reason.
-
-    Args:
-        file: open file; open for writing unless `shared`, as network file systems require.
-        shared: whether other shared locks may be held at the same time.
-        wait: whether to wait until other locks allow it.
-
-    Returns:
-        Whether the file is locked; None if the system or the file system has no locks.
-    """
-    if sys.platform == "win32":
-        return None
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    try:
-        fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
-
-
-def is_in_place(file: IO[bytes], path: Path) -> bool:
-    """Return whether `path` still names this open file; it may have been deleted or replaced meanwhile."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 @contextlib.contextmanager
-def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterator[bool]:
-    """Hold the lock file `path` during the block.
+def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterator[bool | None]:
+    """Hold the lock file `path` while the block runs.
 
-    If another call holds it, yields False. With `on_wait`, it calls that function and waits instead, so it always
-    yields True.
+    Yields True; False where another call holds it. With `on_wait` it calls that and waits in place of False. None where
+    the file system has no locks: nobody can know who else is there.
 
-    The lock ends with the process, for any reason, even if a forked process lives on. The empty file of a killed
-    process does no harm. If the system or the file system has no such locks, this always yields True.
+    The lock ends with the process, however that ends, even where a process that it has forked lives on; the empty file
+    of a killed one is in nobody's way.
     """
-    with contextlib.ExitStack() as held:
-        while True:
-            file = held.enter_context(path.open("ab"))
-            free = lock_file(file)
-            if free is False and on_wait is not None:
-                on_wait()
-                free = lock_file(file, wait=True)
-            # a call that ended meanwhile deleted the opened file, so its lock has no effect: open the file again
-            if not free or is_in_place(file, path):
-                break
-            held.pop_all().close()
-        _own_locks.add(file)
+    lock = FileLock(path, fallback_to_soft=False)
+    free: bool | None = True
+    try:
         try:
-            yield free is not False
-        finally:
-            _own_locks.discard(file)
-            if free is not False:
-                path.unlink(missing_ok=True)
-
-
-_own_locks: set[IO[bytes]] = set()
-"""Lock files that `locked` holds in this process."""
-
-
-def _leave_locks_to_the_parent() -> None:
-    """Close the locks in a forked process: a loader's worker may outlive a killed run and would keep them."""
-    for file in _own_locks:
-        file.close()
-    _own_locks.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
+            lock.acquire(timeout=0)
+        except Timeout:
+            if on_wait is None:
+                free = False
+            else:
+                on_wait()
+                lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+        free = None
+    try:
+        yield free
+    finally:
+        if free:
+            with contextlib.suppress(OSError):  # Windows deletes it with the release
+                path.unlink()  # before the release: who waits for it notices, and makes another
+            lock.release()
 
 
 def write_text_atomic(path: Path, text: str) -> None:

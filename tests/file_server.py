@@ -19,6 +19,8 @@ class FileServer:
         validators: send an ETag, which is that of the content.
         cut_after: bytes after which a response breaks off; one entry is used up by each response.
         announce: added to the true Content-Length.
+        lengths: send a Content-Length.
+        redirect: address that every request is sent on to.
         status: answer every request with this status instead; one entry is used up by each response.
         content_type: of every response.
         requests: (path, Range header) of each request so far.
@@ -30,6 +32,8 @@ class FileServer:
     validators: bool = True
     cut_after: list[int] = field(default_factory=list)
     announce: int = 0
+    lengths: bool = True
+    redirect: str | None = None
     status: list[int] = field(default_factory=list)
     content_type: str = "application/octet-stream"
     requests: list[tuple[str, str | None]] = field(default_factory=list)
@@ -45,6 +49,11 @@ class FileServer:
         if self.status:
             request.send_error(self.status.pop(0))
             return
+        if self.redirect is not None:
+            request.send_response(302)
+            request.send_header("Location", self.redirect)
+            request.end_headers()
+            return
         if request.path not in self.files:
             request.send_error(404)
             return
@@ -58,7 +67,8 @@ class FileServer:
                 return
         request.send_response(206 if start else 200)
         request.send_header("Content-Type", self.content_type)
-        request.send_header("Content-Length", str(len(content) - start + self.announce))
+        if self.lengths:
+            request.send_header("Content-Length", str(len(content) - start + self.announce))
         if self.validators:
             request.send_header("ETag", etag)
         if start:

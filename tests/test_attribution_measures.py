@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from miniature import write_miniature
 from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from fgvc.data import ImageDataset, TransformSpec, boxes_in_view, create_dataset, write_miniature
+from fgvc.data import ImageDataset, TransformSpec, boxes_in_view, create_dataset
 from fgvc.data.image_file import Region
 from fgvc.errors import DatasetError
 from fgvc.models import PoolingHead

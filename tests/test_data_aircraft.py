@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import DamageTable, assert_refused, remove, replace_text
+from miniature import write_miniature
 
-from fgvc.data import create_dataset, fingerprint, write_miniature
+from fgvc.data import create_dataset, fingerprint
 from fgvc.errors import ConfigError
 
 TRAINVAL = "data/images_variant_trainval.txt"

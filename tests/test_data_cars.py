@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from damage import DamageTable, assert_refused, change_mat, remove, write
+from miniature import write_miniature
 from numpy.lib.recfunctions import repack_fields
 from PIL import Image
 
-from fgvc.data import create_dataset, write_miniature
+from fgvc.data import create_dataset
 from fgvc.errors import DatasetError
 
 ANNOTATIONS = "cars_annos.mat"

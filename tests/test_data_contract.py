@@ -5,17 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from miniature import write_miniature
 from torch.utils.data import DataLoader
 
-from fgvc.data import (
-    ImageDataset,
-    TransformSpec,
-    create_dataset,
-    fingerprint,
-    list_datasets,
-    split_validation,
-    write_miniature,
-)
+from fgvc.data import ImageDataset, TransformSpec, create_dataset, fingerprint, list_datasets, split_validation
 from fgvc.data.checks import check_images
 from fgvc.errors import ConfigError, DatasetError
 
@@ -110,20 +103,3 @@ def test_the_seed_fixes_a_miniature(tmp_path: Path) -> None:
     assert images[0] != images[2]
     dataset = create_dataset("cub", root=tmp_path / "a")
     assert (len(set(dataset.classes)), dataset[0][0].size) == (5, (60, 48))
-
-
-def test_miniatures_never_touch_anything_else(tmp_path: Path) -> None:
-    root = write_miniature("cub", tmp_path / "set")
-    assert write_miniature("cub", root) == root
-    for name, options in (("cub", {"seed": 1}), ("cars", {})):
-        with pytest.raises(DatasetError, match=r"miniature\.json"):
-            write_miniature(name, root, **options)  # type: ignore[arg-type]
-    (root / "miniature.json").unlink()
-    with pytest.raises(DatasetError, match=r"not empty and without miniature\.json"):
-        write_miniature("cub", root)
-    with pytest.raises(ConfigError, match=r"'birds'.*cub, cars, cars_devkit"):
-        write_miniature("birds", tmp_path / "birds")
-    for wrong in ({"classes": 1}, {"train_per_class": 0}, {"size": (96, 20)}, {"seed": -1}):
-        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}|height"):
-            write_miniature("cub", tmp_path / "wrong", **wrong)  # type: ignore[arg-type]
-    assert [path.name for path in tmp_path.iterdir()] == ["set"]

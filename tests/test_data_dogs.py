@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from damage import DamageTable, assert_refused, change_mat, remove, replace_text, write
+from miniature import write_miniature
 
-from fgvc.data import create_dataset, write_miniature
+from fgvc.data import create_dataset
 
 FIRST = "n02085620-Chihuahua/n02085620_1"
 ANNOTATION = f"Annotation/{FIRST}"

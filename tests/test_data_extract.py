@@ -1,16 +1,15 @@
 """Unpacking: what comes out of good archives, and that no hostile or damaged one gets through."""
 
-import errno
 import gzip
 import io
 import os
 import re
 import stat
+import sys
 import tarfile
 import tracemalloc
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from archives import add, folder_bytes, tar_bytes, write_tar, write_zip
@@ -148,7 +147,7 @@ def test_a_name_that_occurs_twice_in_a_zip(tmp_path: Path) -> None:
 
 
 def test_a_file_below_a_file(tmp_path: Path) -> None:
-    refused(write_tar(tmp_path / "x.tar", {"a": b"1", "a/b": b"2"}), tmp_path / "out", "a file of that name exists")
+    refused(write_tar(tmp_path / "x.tar", {"a": b"1", "a/b": b"2"}), tmp_path / "out", "Not a directory|File exists")
 
 
 @pytest.mark.parametrize("kind", ["tgz", "zip"])
@@ -201,7 +200,7 @@ def test_headers_that_are_large_together_count_too(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("fgvc.io.ALLOWANCE", 1000)
     with tarfile.open(tmp_path / "x.tgz", "w:gz") as tar:
         for i in range(5):
-            add(tar, "header", f"100000 {i:05}=".encode().ljust(99_999, b"x") + b"\n", kind=tarfile.XGLTYPE)
+            add(tar, "header", f"060000 {i:05}=".encode().ljust(59_999, b"x") + b"\n", kind=tarfile.XGLTYPE)
             add(tar, f"{i}")
     refused(tmp_path / "x.tgz", tmp_path / "out", "more than 20 times its size")
 
@@ -263,7 +262,7 @@ def test_an_encrypted_zip(tmp_path: Path) -> None:
     for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         content[content.find(signature) + offset] |= 1
     archive.write_bytes(content)
-    refused(archive, tmp_path / "out", "'secret' is encrypted")
+    refused(archive, tmp_path / "out", "secret.* is encrypted")
 
 
 def test_a_gzip_that_is_no_tar(tmp_path: Path) -> None:
@@ -271,14 +270,21 @@ def test_a_gzip_that_is_no_tar(tmp_path: Path) -> None:
     refused(tmp_path / "x.tgz", tmp_path / "out", "damaged, or not an archive")
 
 
-def test_a_full_disk_is_not_taken_for_a_damaged_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Path.open
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit to the size of files here")
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_disk_without_room_is_not_taken_for_a_damaged_archive(tmp_path: Path, kind: str) -> None:
+    import resource
 
-    def full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
-        if mode == "xb":
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return opened(path, mode, *rest, **options)
+    archive = (write_tar if kind == "tar" else write_zip)(tmp_path / f"x.{kind}", {"a": bytes(5000)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            extract(archive, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(OSError, match="No space left"):
-        extract(write_tar(tmp_path / "x.tar", {"a": b"1"}), tmp_path / "out")
+
+def test_a_python_without_the_safe_filter_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")
+    refused(write_tar(tmp_path / "x.tar", {"a": b"1"}), tmp_path / "out", r"update it \(3\.10\.12")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 from damage import replace_text
+from miniature import write_miniature
 
-from fgvc.data import create_dataset, write_miniature
+from fgvc.data import create_dataset
 from fgvc.errors import DatasetError
 
 NAMES = "LOC_synset_mapping.txt"

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import DamageTable, assert_refused, remove, replace_text
+from miniature import write_miniature
 
-from fgvc.data import create_dataset, write_miniature
+from fgvc.data import create_dataset
 
 IMAGE_ID = "00000001-21dc-4d0c-bfe1-4cae3c85c829"
 FILE = "0295/0000000121dc4d0cbfe14cae3c85c829.jpg"

@@ -14,10 +14,11 @@ import pytest
 import timm
 import torch
 from command_line import Done, refused
+from miniature import write_miniature
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fgvc.data import TransformSpec, create_dataset, write_miniature
+from fgvc.data import TransformSpec, create_dataset
 from fgvc.inference.export_formats import WRITERS, crop_pct
 from fgvc.inference.restore import load_model
 from fgvc.models import create_model, load_checkpoint

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from fgvc.io import atomic_folder, atomic_path, is_in_place, lock_file, locked, read_npz
+from fgvc.io import atomic_folder, atomic_path, locked, read_npz
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -116,25 +116,6 @@ def test_who_waits_for_a_lock_file_holds_the_one_that_is_in_place(tmp_path: Path
     with locked(path) as fourth:
         assert fourth
     assert not list(tmp_path.iterdir())
-
-
-def test_a_lock_of_a_file_is_shared_or_not_and_ends_with_the_last_duplicate(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.touch()
-    with path.open("r+b") as one, path.open("r+b") as two, path.open("r+b") as three:
-        assert [lock_file(file, shared=True) for file in (one, two)] == [True, True]
-        assert lock_file(three) is False
-        two.close()
-        duplicate = os.dup(one.fileno())
-        one.close()
-        assert lock_file(three) is False
-        os.close(duplicate)
-        assert lock_file(three) is True
-        assert is_in_place(three, path)
-        path.rename(tmp_path / "b")
-        assert not is_in_place(three, path)
-        path.touch()
-        assert not is_in_place(three, path)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")

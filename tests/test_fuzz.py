@@ -23,6 +23,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from miniature import write_miniature
 from PIL import Image
 from run_folders import write_config, write_run, write_spectrum
 from safetensors.torch import save_file
@@ -30,7 +31,7 @@ from scipy.io import loadmat, savemat
 from scipy.sparse import csc_matrix
 from torch import nn
 
-from fgvc.data import TransformSpec, cached_features, create_dataset, was_verified, write_miniature
+from fgvc.data import TransformSpec, cached_features, create_dataset, was_verified
 from fgvc.data.cards import load_card
 from fgvc.data.imagenet import sort_validation
 from fgvc.errors import UserError

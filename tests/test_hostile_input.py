@@ -30,6 +30,7 @@ import yaml
 from command_line import SMALL, Done, Train, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from miniature import write_miniature
 from PIL import EpsImagePlugin, Image
 from run_folders import write_config, write_run
 from scipy.io import savemat
@@ -44,7 +45,6 @@ from fgvc.data import (
     create_dataset,
     fingerprint,
     prepare_dataset,
-    write_miniature,
 )
 from fgvc.data.cards import load_card
 from fgvc.data.checks import check_images
@@ -643,12 +643,12 @@ def nested_mat(depth: int) -> bytes:
 
 
 def test_cells_in_cells(tmp_path: Path) -> None:
-    """scipy's reader ends the process at some thousand of them."""
+    """SciPy's reader ends its process at some thousand of them."""
     path = tmp_path / "a.mat"
     path.write_bytes(nested_mat(3))
-    assert read_mat(path, "a")["a"][0][0][0].tolist() == [1.0]
+    assert read_mat(path, "a")["a"] == [[[[1.0]]]]
     path.write_bytes(nested_mat(50_000))
-    with bounded(), pytest.raises(DatasetError, match=r"a\.mat: .*nested deeper than 16"):
+    with bounded(), pytest.raises(DatasetError, match=r"a\.mat: not a readable MATLAB file"):
         read_mat(path, "a")
 
 

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Done, refused
+from miniature import write_miniature
 
-from fgvc.data import boxes_in_view, create_dataset, write_miniature
+from fgvc.data import boxes_in_view, create_dataset
 from fgvc.errors import ConfigError, DatasetError, RunError
 from fgvc.inference.restore import restore_run
 from fgvc.models import create_model

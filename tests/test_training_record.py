@@ -16,10 +16,11 @@ import psutil
 import pytest
 import torch
 from command_line import Train
+from miniature import write_miniature
 from run_folders import write_run
 
 from fgvc import provenance
-from fgvc.data import create_dataset, fingerprint, write_miniature
+from fgvc.data import create_dataset, fingerprint
 from fgvc.errors import RunError
 from fgvc.pooling import create_pooling, list_poolings
 from fgvc.provenance import commit_label, machine_facts, peak_memory_mb, source_state

@@ -6,7 +6,6 @@ from fgvc.data.feature_cache import cached_features
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.folder import image_files
 from fgvc.data.image_file import UnreadableImageError, copy_rgb, decode_rgb
-from fgvc.data.miniature import write_miniature
 from fgvc.data.prepare import prepare_dataset
 from fgvc.data.registry import create_dataset, effective_options, list_datasets
 from fgvc.data.transforms import (
@@ -42,5 +41,4 @@ __all__ = [
     "split_validation",
     "verified_content",
     "was_verified",
-    "write_miniature",
 ]

@@ -1,13 +1,14 @@
 """Stanford Cars in either of its two layouts [Krause, Stark, Deng, Fei-Fei, 3dRR 2013]."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fgvc.data.dataset import Samples
 from fgvc.data.image_file import Box
 from fgvc.data.layout import find_folder, image_paths, unique_names
-from fgvc.data.mat import Array, field, integers, read_mat, texts
+from fgvc.data.mat import field, integers, read_mat, texts
 from fgvc.errors import DatasetError
 
 _JOINT = ("car_ims", "cars_annos.mat")
@@ -20,8 +21,8 @@ class _Source(NamedTuple):
     """The source of one split: annotation file, its structs, class names, and the folder that paths are relative to."""
 
     path: Path
-    annotations: Array
-    class_names: Array
+    annotations: dict[str, list[Any]]
+    class_names: list[Any]
     images: Path
     path_field: str
 
@@ -60,10 +61,10 @@ def read_cars(root: Path, split: str, *, boxes: bool = False) -> Samples:
 def _joint(folder: Path, split: str) -> _Source:
     path = folder / "cars_annos.mat"
     content = read_mat(path, "annotations", "class_names")
-    annotations = content["annotations"].ravel()
-    in_test = [flag == 1 for flag in integers(path, field(path, annotations, "test"))]
-    chosen = annotations[[flag == (split == "test") for flag in in_test]]
-    return _Source(path, chosen, content["class_names"], folder, "relative_im_path")
+    annotations = content["annotations"]
+    chosen = [(flag == 1) == (split == "test") for flag in integers(path, field(path, annotations, "test"))]
+    annotations = {name: list(itertools.compress(column, chosen)) for name, column in annotations.items()}
+    return _Source(path, annotations, content["class_names"], folder, "relative_im_path")
 
 
 def _devkit(folder: Path, split: str) -> _Source:
@@ -90,7 +91,7 @@ def _targets(path: Path, class_ids: Sequence[int], count: int) -> list[int]:
     return [number - 1 for number in class_ids]
 
 
-def _boxes(path: Path, annotations: Array) -> list[Box]:
+def _boxes(path: Path, annotations: dict[str, list[Any]]) -> list[Box]:
     """The file counts pixels from 1 and includes the last one."""
     x1, y1, x2, y2 = (integers(path, field(path, annotations, name)) for name in _CORNERS)
     return [(a - 1, b - 1, c, d) for a, b, c, d in zip(x1, y1, x2, y2, strict=True)]

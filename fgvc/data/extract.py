@@ -1,6 +1,6 @@
 """Unpacking tar and zip archives from the network: only plain files and folders, only below the target."""
 
-import contextlib
+import errno
 import lzma
 import re
 import shutil
@@ -9,7 +9,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -18,42 +17,12 @@ from fgvc.errors import DatasetError
 from fgvc.io import MAX_GROWTH, byte_bar, growth_limit
 
 _TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
-_DAMAGES = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,
-    OSError,
-    RecursionError,  # tarfile goes one call deeper for each extra header in a row
-)
+_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
+_IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 # headers that belong to the next member: tarfile reads them whole
-_EXTRA_HEADERS = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
-_MAX_HEADER = 1 << 20  # bytes; they hold names and dates
-_MEMBER_COST = 512  # bytes that a member counts in addition to its content, so that empty ones have a limit
-_CHUNK = 1 << 20
-
-
-@dataclass
-class _Budget:
-    """Bytes that may still be written."""
-
-    archive: Path
-    left: int
-
-    def spend(self, size: int) -> None:
-        self.left -= size
-        if self.left < 0:
-            raise DatasetError(
-                f"{self.archive}: unpacks to more than {MAX_GROWTH} times its size; this is not the expected archive"
-            )
+_EXTRA_HEADERS = (*(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE), *tarfile.GNU_TYPES[:2])
+_MAX_HEADER = 1 << 16  # bytes; they hold names and dates
+_MEMBER_COST = 512  # bytes that a member of a zip counts in addition to its content; a tar's has a header of this size
 
 
 def extract(archive: Path, target: Path, *, name: str | None = None, nested: bool = False) -> None:
@@ -70,157 +39,87 @@ def extract(archive: Path, target: Path, *, name: str | None = None, nested: boo
         nested: whether every member is a tar, to be unpacked into a folder of its name without the ending.
 
     Raises:
-        DatasetError: a member is refused, or the file is damaged or not an archive.
+        DatasetError: a member is refused, the file is damaged or not an archive, or this Python is too old.
         OSError: a file cannot be written (disk full, no permission).
     """
+    if not hasattr(tarfile, "data_filter"):
+        raise DatasetError(f"{archive}: this Python unpacks no archive safely; update it (3.10.12, 3.11.4, or later)")
     target.mkdir(parents=True, exist_ok=True)
     name = name or archive.name
-    budget = _Budget(archive, growth_limit(archive))
-    if name.lower().endswith(".zip"):
-        _extract_zip(archive, target, budget)
-        return
-    if not name.lower().endswith(_TAR_ENDINGS):
+    is_zip = name.lower().endswith(".zip")
+    if not is_zip and not name.lower().endswith(_TAR_ENDINGS):
         shutil.copyfile(archive, target / name)
         return
-    with archive.open("rb") as file, byte_bar(f"unpacking {archive.name}", archive.stat().st_size) as bar:
-        for _ in _extract_tar(file, target, budget, "r|*", nested):
-            bar.update(file.tell() - bar.n)
+    try:
+        with archive.open("rb") as file, byte_bar(f"unpacking {archive.name}", archive.stat().st_size) as bar:
+            zipped = _unpack_zip(archive, file, target)
+            for _ in zipped if is_zip else _unpack_tar(archive, file, target, "r|*", nested):
+                bar.update(file.tell() - bar.n)
+    except (*_DAMAGES, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, *_IN_THE_WAY):
+            raise
+        reason = str(error) or type(error).__name__
+        raise DatasetError(f"{archive}: damaged, or not an archive ({reason}); download it again") from error
 
 
-def _extract_tar(file: IO[bytes], target: Path, budget: _Budget, mode: str, nested: bool) -> Iterator[None]:
+class _Member(tarfile.TarInfo):
+    """A member of a tar; headers that could fill the memory are refused unread."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _EXTRA_HEADERS and not 0 <= member.size <= _MAX_HEADER:
+            raise ValueError(f"{member.name!r} is a header of {member.size} bytes")
+        return member
+
+    def _refuse_sparse(self, *_: object) -> None:
+        raise ValueError(f"{self.name!r} is a sparse file")
+
+    # tarfile's readers of the maps of such files, which are read whole
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
+
+
+def _unpack_tar(archive: Path, file: IO[bytes], target: Path, mode: str, nested: bool) -> Iterator[None]:
     """Unpack one tar from a stream, read once from front to back; yields after each member."""
-    with _damage(budget.archive):
-        opened = tarfile.open(fileobj=file, mode=mode, tarinfo=_member_type(budget))  # type: ignore[call-overload]  # noqa: SIM115
-    with opened as tar:
-        while True:
-            with _damage(budget.archive):
-                member = tar.next()
-            if member is None:
-                return
+    with tarfile.open(fileobj=file, mode=mode, tarinfo=_Member) as tar:  # type: ignore[call-overload]
+        while (member := tar.next()) is not None:
             tar.members.clear()  # tarfile would keep every member: a million of them take a gigabyte
-            place = _place(budget, target, member.name)
-            budget.spend(_MEMBER_COST)
-            if member.isdir():
-                _make_folder(budget, place, member.name)
-            elif not member.isfile():
-                raise _refusal(budget, member.name, "is a link or a device; only plain files and folders are unpacked")
+            _limit_growth(archive, tar.offset)
+            _admit(archive, target, member.name, member.isfile() or member.isdir())
+            content = tar.extractfile(member) if nested else None
+            if content is None:
+                tar.extract(member, target, set_attrs=False, filter="data")
             else:
-                with _damage(budget.archive):
-                    content = tar.extractfile(member)
-                assert content is not None  # a plain file has content
-                if nested:
-                    folder = _place(budget, target, _stem(budget, member.name))
-                    for _ in _extract_tar(content, folder, budget, "r|", nested=False):
-                        yield
-                else:
-                    _write(budget, content, place, member.name)
+                stem = re.sub(r"\.[^./]*$", "", member.name)
+                if stem.rpartition("/")[2] in ("", ".", ".."):
+                    raise DatasetError(f"{archive}: member {member.name!r} names no folder without its ending")
+                yield from _unpack_tar(archive, content, target / stem, "r|", nested=False)
             yield
 
 
-def _member_type(budget: _Budget) -> type[tarfile.TarInfo]:
-    """A type of tar members that refuses, while headers are read, anything that could fill the memory."""
-
-    class Member(tarfile.TarInfo):
-        @classmethod
-        def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "Member":
-            member = super().frombuf(buf, encoding, errors)
-            if member.type in _EXTRA_HEADERS:
-                if not 0 <= member.size <= _MAX_HEADER:
-                    raise _refusal(budget, member.name, f"is a header of {member.size} bytes; this is no image dataset")
-                budget.spend(member.size)
-            return member
-
-        def _refuse_sparse(self, *_: object) -> None:
-            raise _refusal(budget, self.name, "is a sparse file; only plain files and folders are unpacked")
-
-        # tarfile's readers of the maps of such files, which could fill the memory
-        _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
-
-    return Member
-
-
-def _extract_zip(archive: Path, target: Path, budget: _Budget) -> None:
-    with _damage(archive):
-        opened = zipfile.ZipFile(archive)
-    with opened as zipped, byte_bar(f"unpacking {archive.name}", archive.stat().st_size) as bar:
+def _unpack_zip(archive: Path, file: IO[bytes], target: Path) -> Iterator[None]:
+    with zipfile.ZipFile(file) as zipped:
+        _limit_growth(archive, sum(member.file_size + _MEMBER_COST for member in zipped.infolist()))
         for member in zipped.infolist():
-            place = _place(budget, target, member.orig_filename)
-            budget.spend(_MEMBER_COST)
-            kind = stat.S_IFMT(member.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):  # 0: written on a system without file modes
-                raise _refusal(
-                    budget, member.filename, "is a link or a device; only plain files and folders are unpacked"
-                )
-            if member.flag_bits & 1:
-                raise _refusal(budget, member.filename, "is encrypted")
-            if member.is_dir():
-                _make_folder(budget, place, member.filename)
-            else:
-                with _damage(archive):
-                    content = zipped.open(member)
-                with content:
-                    _write(budget, content, place, member.filename)
-            bar.update(member.compress_size)
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0: written on a system without file modes
+            _admit(archive, target, member.orig_filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+            zipped.extract(member, target)
+            yield
 
 
-def _place(budget: _Budget, target: Path, name: str) -> Path:
-    """The path of a member below `target`.
+def _limit_growth(archive: Path, size: int) -> None:
+    if size > growth_limit(archive):
+        raise DatasetError(f"{archive}: unpacks to more than {MAX_GROWTH} times its size; is it the right archive?")
 
-    Raises:
-        DatasetError: its name leads out of `target`, on this system or another.
-    """
+
+def _admit(archive: Path, target: Path, name: str, plain: bool) -> None:
+    """Refuse a member that is no plain file or folder, whose name leads out, or that is there already."""
     if leads_out(name) or "\\" in name:  # a backslash separates folders on some systems only
-        raise _refusal(budget, name, "has a name that leads out of the target folder")
-    return target.joinpath(*(part for part in name.split("/") if part not in ("", ".")))
-
-
-def _stem(budget: _Budget, name: str) -> str:
-    """The folder for a tar inside a tar: its name without the ending.
-
-    Raises:
-        DatasetError: what remains is not a folder name.
-    """
-    stem = re.sub(r"\.[^./]*$", "", name)
-    if stem.rpartition("/")[2] in ("", ".", ".."):
-        raise _refusal(budget, name, "names no folder without its ending")
-    return stem
-
-
-def _make_folder(budget: _Budget, place: Path, name: str) -> None:
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise _refusal(budget, name, "is a folder, but a file of that name exists already") from error
-
-
-def _write(budget: _Budget, content: IO[bytes], place: Path, name: str) -> None:
-    """Write one file, which must be new; counts the bytes that come, not those that are announced."""
-    _make_folder(budget, place.parent, name)
-    try:
-        # "x" also finds names that differ only in case, where the file system ignores case
-        file = place.open("xb")
-    except (FileExistsError, IsADirectoryError) as error:
-        raise _refusal(budget, name, "appears a second time") from error
-    with file:
-        while True:
-            with _damage(budget.archive):  # the content may end too early
-                chunk = content.read(_CHUNK)
-            if not chunk:
-                return
-            budget.spend(len(chunk))
-            file.write(chunk)
-
-
-@contextlib.contextmanager
-def _damage(archive: Path) -> Iterator[None]:
-    """Turn errors in reading an archive into a DatasetError."""
-    try:
-        yield
-    except _DAMAGES as error:
-        raise DatasetError(
-            f"{archive}: damaged, or not an archive ({str(error) or type(error).__name__}); download it again"
-        ) from error
-
-
-def _refusal(budget: _Budget, name: str, reason: str) -> DatasetError:
-    return DatasetError(f"{budget.archive}: member {name!r} {reason}")
+        reason = "has a name that leads out of the target folder"
+    elif not plain:
+        reason = "is a link or a device; only plain files and folders are unpacked"
+    elif (target / name).is_file():
+        reason = "appears a second time"
+    else:
+        return
+    raise DatasetError(f"{archive}: member {name!r} {reason}")

@@ -10,12 +10,12 @@ import logging
 import math
 import os
 import shutil
-import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -28,13 +28,14 @@ from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.transforms import TransformSpec
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import atomic_path, is_in_place, lock_file, locked, read_json, write_json_atomic
+from fgvc.io import atomic_path, locked, read_json, write_json_atomic
 
 logger = logging.getLogger(__name__)
 
 Extract = Callable[[Tensor], Tensor]
 _DTYPES = ("float32", "float16")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_used: weakref.WeakSet[FeatureSet] = weakref.WeakSet()  # what this process has open
 
 
 def cached_features(
@@ -56,8 +57,8 @@ def cached_features(
     is the transformed tensor flipped left to right. This equals the transform of the flipped image except for rounding
     in the resampling and in a center crop with an odd margin.
 
-    Any number of processes may share a folder. If several need the same maps, one computes them and the others wait; if
-    that one is killed, another takes over.
+    Any number of processes may share a folder. One at a time computes, the others wait; if that one is killed, another
+    takes over.
 
     Args:
         dataset: the images; its own transform is not used.
@@ -71,8 +72,9 @@ def cached_features(
         workers: processes that load images.
         device: device of the input of `extract`.
         dtype: type on the disk, "float32" or "float16".
-        max_gb: upper limit for the size of all cached maps, in 1e9 bytes. To make room for a new file, files that no
-            living process uses are evicted, the least recently used first. None means no limit.
+        max_gb: upper limit for the size of all cached maps, in 1e9 bytes. To make room for a new file, files that this
+            process does not use are evicted, the least recently used first. Another process can go on reading them.
+            None means no limit.
 
     Raises:
         ConfigError: unknown dtype, a transform with other randomness than mirroring, or no room below `max_gb`.
@@ -95,14 +97,23 @@ def cached_features(
     if found is not None:
         return found
     cache_dir.mkdir(parents=True, exist_ok=True)
-    say = partial(logger.info, "waiting for %s, computed by another run", path)
-    with locked(path.with_suffix(".lock"), on_wait=say):
+    say = partial(logger.info, "%s: waiting for features that are computed by another run", path)
+    with locked(cache_dir / "cache.lock", on_wait=say) as held:
         found = _find(path, dataset)  # another run may have written it meanwhile
         if found is not None:
             return found
+        if held:  # where there are no locks, another run may be writing
+            _remove_leftovers(cache_dir)
         loader = DataLoader(dataset.with_transform(fixed), batch_size=batch_size, num_workers=workers)
         batches = _extract_views(loader, extract, views, torch.device(device), np.dtype(dtype))
-        return _compute(path, batches, dataset, views, parts, max_gb)
+        start = time.perf_counter()
+        shape = _write(path, batches, len(dataset), views, max_gb)
+        seconds = time.perf_counter() - start
+        # the card makes the file valid
+        write_json_atomic(
+            _card_of(path), {"parts": parts, "shape": shape, "seconds": seconds, "bytes": path.stat().st_size}
+        )
+        return _in_use(FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=False))
 
 
 def _find(path: Path, dataset: ImageDataset) -> FeatureSet | None:
@@ -120,26 +131,14 @@ def _find(path: Path, dataset: ImageDataset) -> FeatureSet | None:
     except Exception as error:  # NumPy's header and the card's fields raise many types
         logger.warning("%s: damaged feature cache (%s); computing it again", path, error)
         return None
-    _mark_used(path)
-    return found
+    with contextlib.suppress(OSError):  # the folder may be read-only
+        os.utime(_card_of(path))
+    return _in_use(found)
 
 
-def _compute(
-    path: Path,
-    batches: Iterator[list[NDArray[np.floating]]],
-    dataset: ImageDataset,
-    views: int,
-    parts: Mapping[str, str],
-    max_gb: float | None,
-) -> FeatureSet:
-    """Write the cache file, then the card that makes it valid."""
-    start = time.perf_counter()
-    with contextlib.ExitStack() as in_use:  # from its first byte on, so that no other process evicts it
-        shape = _write(path, batches, len(dataset), views, max_gb, in_use)
-        seconds = time.perf_counter() - start
-        card = {"parts": parts, "shape": shape, "seconds": seconds, "bytes": path.stat().st_size}
-        write_json_atomic(_card_of(path), card)
-        return FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=False)
+def _in_use(features: FeatureSet) -> FeatureSet:
+    _used.add(features)
+    return features
 
 
 @torch.inference_mode()
@@ -172,29 +171,22 @@ def _to_numpy(features: Tensor, dtype: np.dtype[np.floating]) -> NDArray[np.floa
 
 
 def _write(
-    path: Path,
-    batches: Iterator[list[NDArray[np.floating]]],
-    count: int,
-    views: int,
-    max_gb: float | None,
-    in_use: contextlib.ExitStack,
+    path: Path, batches: Iterator[list[NDArray[np.floating]]], count: int, views: int, max_gb: float | None
 ) -> list[int]:
-    """Write a .npy file (views, count, C, h, w) batch by batch and return its shape; `in_use` then holds it open."""
+    """Write a .npy file (views, count, C, h, w) batch by batch and return its shape."""
     first = next(batches)
     shape = [views, count, *first[0].shape[1:]]
     header = _header(shape, first[0].dtype)
     needed = len(header) + math.prod(shape) * first[0].itemsize
+    if max_gb is not None:
+        _make_room(path.parent, needed, max_gb)
     try:
+        if needed > shutil.disk_usage(path.parent).free:
+            raise _disk_full(path.parent, needed)
         # plain writes: on a full disk a sparse memory map would end the process with SIGBUS
-        with atomic_path(path) as temporary:
-            file = in_use.enter_context(_reserved(temporary, needed, max_gb))
-            if needed > shutil.disk_usage(path.parent).free:
-                raise _disk_full(path.parent, needed)
+        with atomic_path(path) as temporary, temporary.open("xb") as file:
             file.write(header)
             _write_views(file, first, batches, count)
-            file.flush()
-            if sys.platform == "win32":
-                file.close()  # Windows renames no open file, and there are no locks to hold
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
@@ -231,116 +223,54 @@ def _disk_full(folder: Path, needed: int) -> DatasetError:
     )
 
 
-class _Entry(NamedTuple):
-    """A file of feature maps.
-
-    Attributes:
-        path: Path of the .npy file; its card has the same name with the ending .json.
-        size: Number of bytes; for a file that is being written, of the finished file.
-        used: Time of the last use, in seconds as by time.time().
-    """
-
-    path: Path
-    size: int
-    used: float
-
-
 def _card_of(path: Path) -> Path:
-    """The JSON file that makes a file of feature maps valid."""
+    """The JSON file that makes a file of feature maps valid; its time is that of the last use."""
     return path.with_suffix(".json")
 
 
-def _mark_used(path: Path) -> None:
-    """Set the time of a file's card to now; does nothing where the folder is read-only."""
-    with contextlib.suppress(OSError):
-        os.utime(_card_of(path))
-
-
-@contextlib.contextmanager
-def _reserved(temporary: Path, size: int, max_gb: float | None) -> Iterator[IO[bytes]]:
-    """A new file that takes its full `size` from the start, and is in use until it is closed.
-
-    Deletes leftover files of killed runs. Where `max_gb` would be exceeded, it also deletes entries that nobody uses,
-    the least recently used first.
-
-    Raises:
-        ConfigError: the files in use leave too little room below `max_gb`; then nothing is evicted.
-        OSError: the file cannot be written.
-    """
-    with contextlib.ExitStack() as held:
-        # one process at a time: two would find the same room
-        with locked(temporary.parent / "cache.lock", on_wait=lambda: None):
-            _remove_leftovers(temporary.parent)
-            if max_gb is not None:
-                _make_room(temporary.parent, size, max_gb)
-            file = held.enter_context(temporary.open("xb"))
-            lock_file(file, shared=True)
-            file.truncate(size)
-        yield file
-
-
 def _remove_leftovers(folder: Path) -> None:
-    """Delete temporary files that no living process writes."""
+    """Delete the temporary files of killed runs; to be called with the lock held."""
     for path in folder.glob(".features-*.tmp.npy"):
-        with contextlib.ExitStack() as held:
-            if _unused(path, held):
-                logger.info("%s: left over by a killed run, deleted", path)
-                path.unlink(missing_ok=True)
+        logger.info("%s: left over by a killed run, deleted", path)
+        path.unlink(missing_ok=True)
 
 
 def _make_room(folder: Path, needed: int, max_gb: float) -> None:
-    """Evict until there is room for `needed` bytes. If that is impossible, evict nothing and raise ConfigError."""
-    entries = _entries(folder)
-    excess = sum(entry.size for entry in entries) + needed - int(max_gb * 1e9)
-    if excess <= 0:
-        return
-    gc.collect()  # maps of an earlier run of this process may be kept by reference cycles only
-    with contextlib.ExitStack() as held:
-        going: list[_Entry] = []
-        while entries and sum(entry.size for entry in going) < excess:
-            if _unused(entries[0].path, held):
-                going.append(entries[0])
-            entries.pop(0)
-        if sum(entry.size for entry in going) < excess:
-            raise _limit_exceeded(folder, needed, max_gb, [entry for entry in _entries(folder) if entry not in going])
-        for entry in going:
-            _evict(entry)
+    """Evict files of maps until there is room for `needed` bytes, the least recently used first.
 
-
-def _entries(folder: Path) -> list[_Entry]:
-    """All files of feature maps, including those being written, the least recently used first."""
-    found = []
-    for path in [*folder.glob("features-*.npy"), *folder.glob(".features-*.tmp.npy")]:
-        with contextlib.suppress(FileNotFoundError):
-            card = _card_of(path)
-            used = (card if card.exists() else path).stat().st_mtime
-            found.append(_Entry(path, path.stat().st_size, used))
-    return sorted(found, key=lambda entry: entry.used)
-
-
-def _unused(path: Path, held: contextlib.ExitStack) -> bool:
-    """Whether nobody uses a file; if so, it is locked until `held` is closed.
-
-    False where this cannot be known, because there are no locks or no permission.
+    Raises:
+        ConfigError: with what this process uses there is no room below `max_gb`; then nothing is evicted. Or the system
+            deletes no file that is open.
     """
-    try:
-        file = held.enter_context(path.open("r+b"))
-    except OSError:
-        return False
-    return lock_file(file) is True and is_in_place(file, path)
+    gc.collect()  # maps of an earlier run of this process may be kept by reference cycles only
+    own = {features.path for features in _used}
+    sizes = {path: path.stat().st_size for path in folder.glob("features-*.npy")}
+    _require_room(folder, needed, sum(size for path, size in sizes.items() if path in own), max_gb)
+    taken = sum(sizes.values())
+    for used, path in sorted((_last_use(path), path) for path in sizes.keys() - own):
+        if taken + needed <= max_gb * 1e9:
+            return
+        try:
+            path.unlink()
+        except PermissionError:  # Windows deletes no open file
+            continue
+        _card_of(path).unlink(missing_ok=True)
+        taken -= sizes[path]
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+        logger.info("evicted from the feature cache: %s, %.3g GB, last used %s", path, sizes[path] / 1e9, when)
+    _require_room(folder, needed, taken, max_gb)
 
 
-def _evict(entry: _Entry) -> None:
-    _card_of(entry.path).unlink(missing_ok=True)  # first: a file without its card is ignored
-    entry.path.unlink(missing_ok=True)
-    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-    logger.info("evicted from the feature cache: %s, %.3g GB, last used %s", entry.path, entry.size / 1e9, used)
+def _last_use(path: Path) -> float:
+    card = _card_of(path)
+    return (card if card.exists() else path).stat().st_mtime
 
 
-def _limit_exceeded(folder: Path, needed: int, max_gb: float, staying: list[_Entry]) -> ConfigError:
-    listed = ", ".join(f"{entry.path.name} ({entry.size / 1e9:.3g})" for entry in staying) or "nothing else"
-    return ConfigError(
-        f"{folder}: the new features need {needed / 1e9:.3g} GB of cache.max_gb={max_gb:g}, and these files are in use "
-        f"by running jobs, or cannot be locked (in GB): {listed}. Raise cache.max_gb, wait for the other jobs, set "
-        "cache.dir to another folder, or train with backbone.frozen=false"
-    )
+def _require_room(folder: Path, needed: int, used: int, max_gb: float) -> None:
+    if needed + used > max_gb * 1e9:
+        enough = 1.005 * (needed + used) / 1e9  # three digits of it are never too few
+        raise ConfigError(
+            f"{folder}: the new features need {needed / 1e9:.3g} GB, those in use {used / 1e9:.3g} GB, which is more "
+            f"than cache.max_gb={max_gb:g}. Raise cache.max_gb to {enough:.3g}, set cache.dir to another folder, or "
+            "train with backbone.frozen=false"
+        )

@@ -1,8 +1,5 @@
 """A dataset of feature maps that are read from a memory-mapped file."""
 
-import errno
-import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,31 +9,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fgvc.io import is_in_place, lock_file
-
 
 def open_maps(path: Path) -> NDArray[np.floating]:
-    """Map a .npy file of feature maps into memory, with a shared lock: the file is in use while the array lives.
+    """Map a .npy file of feature maps into memory.
 
     Raises:
-        FileNotFoundError: it is missing, or was evicted at this moment.
-        ValueError: it is not such a file, or its size is not the one in its header.
+        FileNotFoundError: it is missing, or was evicted.
+        ValueError: it is not such a file, or shorter than its header says.
     """
-    with path.open("rb") as file:
-        lock_file(file, shared=True, wait=True)  # an eviction locks it for a moment only
-        if not is_in_place(file, path):
-            raise FileNotFoundError(errno.ENOENT, "evicted from the cache", str(path))
-        version = np.lib.format.read_magic(file)
-        if version != (1, 0):
-            raise ValueError(f"format {version}")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(file)
-        if fortran_order or dtype.kind != "f":
-            raise ValueError(f"array of {dtype}, Fortran order: {fortran_order}")
-        promised, size = file.tell() + math.prod(shape) * dtype.itemsize, os.fstat(file.fileno()).st_size
-        if promised != size:
-            raise ValueError(f"{size} bytes, of shape {list(shape)} it would be {promised}")
-        # the map has a duplicate of the descriptor, which keeps the lock when `file` is closed
-        return np.memmap(file, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
+    with np.errstate(over="ignore"):  # a damaged header may promise any size
+        maps = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(maps, np.memmap) or maps.dtype.kind != "f":
+        raise ValueError("no array of floating-point numbers")
+    return maps
 
 
 class FeatureSet(Dataset[tuple[Tensor, int]]):
@@ -44,7 +29,8 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
 
     `features[i]` is (feature map (C, h, w) float32, class index). With two views, `start_epoch` draws
     one for each image; before the first call it is the plain image. The set takes no more memory than the batches that
-    are read, and can be sent to worker processes. As long as it lives, the cache does not evict its file.
+    are read, and can be sent to worker processes. As long as it lives, this process does not evict its file; where
+    another one does, it stays readable.
 
     Attributes:
         path: .npy file of shape (views, N, C, h, w).

@@ -201,7 +201,7 @@ def _obtain(name: str, card: Card, given: Mapping[str, Path], root: Path) -> dic
             assert archive.url is not None
             target = storage / archive.name
             try:
-                download(archive.url, target, archive.checksums, space=1 + _UNPACKED)
+                download(archive.url, target, archive.checksums, size=archive.size, space=1 + _UNPACKED)
             except DownloadError as error:
                 raise DownloadError(f"{error}\n{_by_hand(name, card, root)}") from error
             files[archive.name] = target

@@ -216,10 +216,10 @@ class CacheConfig:
     """The cache of feature maps of frozen backbones.
 
     Attributes:
-        dir: Folder of the cache; any number of runs may share it.
-        dtype: Type of the saved numbers: "float32" or "float16".
-        max_gb: Largest size of all feature maps in `dir`, in 1e9 bytes, when a run adds some. To make room, feature
-            maps that no run uses are deleted, least recently used first. None means no limit.
+        dir: Folder; any number of runs may share it.
+        dtype: "float32" or "float16".
+        max_gb: Limit of all feature maps in `dir`, in 1e9 bytes. A run that adds maps evicts those that it does not use,
+            the least recently used first. None means no limit.
     """
 
     dir: str = "results/cache"

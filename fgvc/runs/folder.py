@@ -92,7 +92,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with locked(self.lock_file) as free:
-                if not free:
+                if free is False:
                     raise RunError(f"{self.path}: another process is training in this folder; wait, or give run_dir=")
                 for folder in (self.path, self.checkpoints, self.failed_steps):
                     for leftover in folder.glob(".*.tmp*"):  # from a process that was killed while writing

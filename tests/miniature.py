@@ -1,8 +1,8 @@
-"""Tiny random datasets in the official layout of each adapter, for dry runs and tests: one writer a layout."""
+"""Tiny random datasets in the official layout of each adapter: one writer a layout."""
 
 import colorsys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -11,12 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from fgvc.data.layout import write_once
-from fgvc.errors import ConfigError
 from fgvc.io import write_text_atomic
 
-_RECORD = "miniature.json"
-_SMALLEST = 48  # pixels a side: room for a box above the banner
 _BIRDS = ("Black_footed_Albatross", "Chuck-will's_Widow", "Le Conte's Sparrow")
 _VARIANT_BIRDS = ("Northern Harrier (Adult male)", "Dark-eyed Junco (Slate-colored)", "Blue Grosbeak (Female/juvenile)")
 _CARS = ("AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012", "Mercedes-Benz 300-Class Convertible 1993")
@@ -29,31 +25,9 @@ _OWN = ("plain", "two words", "semi-detached")
 _BANNER = 20
 
 
-@dataclass(frozen=True)
-class _Recipe:
-    """Everything that determines the content; stored in miniature.json."""
-
-    name: str
-    classes: int
-    train_per_class: int
-    test_per_class: int
-    width: int
-    height: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if self.name not in _WRITERS:
-            raise ConfigError(f"no miniature of dataset {self.name!r}; choose one of {', '.join(_WRITERS)}")
-        smallest = {"classes": 2, "train_per_class": 1, "test_per_class": 1, "seed": 0}
-        for key, least in {**smallest, "width": _SMALLEST, "height": _SMALLEST}.items():
-            value = getattr(self, key)
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"miniature: {key} must be a whole number, at least {least}, found {value!r}")
-
-
 def write_miniature(
     name: str,
-    root: str | Path,
+    root: Path,
     *,
     classes: int = 3,
     train_per_class: int = 4,
@@ -61,27 +35,23 @@ def write_miniature(
     size: tuple[int, int] = (96, 80),
     seed: int = 0,
 ) -> Path:
-    """Write a miniature to `root`, ready for `create_dataset`, and return `root`; the seed fixes everything.
+    """Write a miniature to the new folder `root`, ready for `create_dataset`, and return it; the seed fixes everything.
 
     Every image is dark noise with a filled box in the colour of its class; the annotations give the box. Class names
     have blanks, dashes and slashes like the official ones. Images of aircraft have a white banner, 20 rows high.
 
     Args:
         name: dataset, e.g. "cub"; "cars_devkit" is the second layout of "cars".
-        root: folder to make; it must not exist, or be empty, or hold this miniature.
+        root: folder to make.
         classes: at least 2.
         train_per_class, test_per_class: images of each class in each split; aircraft divides the first into train and
             val.
-        size: width and height in pixels, with the banner.
+        size: width and height in pixels, with the banner, each at least 48.
         seed: seed of all random numbers.
-
-    Raises:
-        ConfigError: unknown name, or an argument out of range.
-        DatasetError: `root` holds something else.
     """
-    recipe = _Recipe(name, classes, train_per_class, test_per_class, *size, seed=seed)
-    plan = Plan(classes, {"train": train_per_class, "test": test_per_class}, size, seed)
-    return write_once(Path(root), _RECORD, asdict(recipe), lambda folder: _WRITERS[name](folder, plan))
+    root.mkdir(parents=True)
+    _WRITERS[name](root, Plan(classes, {"train": train_per_class, "test": test_per_class}, size, seed))
+    return root
 
 
 @dataclass(frozen=True)
