@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from miniature import write_miniature
@@ -43,7 +44,7 @@ from fgvc.runs.summary import read_predictions, read_run
 from fgvc.studies.confusion.measure import confusion_matrix
 
 SECONDS = 10  # for one file of a few kilobytes, with room for a busy machine
-CARDS = Path(__file__).resolve().parents[1] / "datasets"
+CARDS = ROOT / "datasets"
 SHORT = settings(max_examples=12, derandomize=True, database=None, deadline=None)
 LONG = settings(
     max_examples=int(os.environ.get("FGVC_FUZZ_EXAMPLES", "300")),

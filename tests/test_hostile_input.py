@@ -27,7 +27,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from command_line import SMALL, Done, Train, refused
+from command_line import ROOT, SMALL, Done, Train, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from miniature import write_miniature
@@ -336,7 +336,7 @@ def test_a_fingerprint_of_names_with_line_ends(tmp_path: Path) -> None:
     root = write_miniature("imagenet", tmp_path / "root", classes=2, train_per_class=1, test_per_class=1, size=(48, 48))
     path = create_dataset("imagenet", root=root).paths[0]
     path.rename(path.with_name("a\nb\rc\\d.JPEG"))
-    card = yaml.safe_load((Path(__file__).resolve().parents[1] / "datasets" / "imagenet.yaml").read_text())
+    card = yaml.safe_load((ROOT / "datasets" / "imagenet.yaml").read_text())
     card |= {"classes": 2, "splits": {"train": 2, "test": 2}, "images_per_class": {}}
     (tmp_path / "imagenet.yaml").write_text(yaml.safe_dump(card))
     for _ in range(2):  # the second call compares with what the first has written
@@ -682,7 +682,7 @@ def test_a_development_kit_moves_nothing_out(tmp_path: Path, wnid: str) -> None:
     ],
 )
 def test_a_card_that_leads_elsewhere(tmp_path: Path, key: str, value: str, words: str) -> None:
-    card = yaml.safe_load((Path(__file__).resolve().parents[1] / "datasets" / "cub.yaml").read_text())
+    card = yaml.safe_load((ROOT / "datasets" / "cub.yaml").read_text())
     card["archives"][0][key] = value
     (tmp_path / "cub.yaml").write_text(json.dumps(card))
     with pytest.raises(ConfigError, match=rf"archives\[0\]\.{key}: {words}"):

@@ -100,7 +100,7 @@ def sdist_problems(sdist: Path) -> list[str]:
     """What a wheel or a run of the tests would lack, and what is not of the source."""
     with tarfile.open(sdist) as archive:
         names = [PurePosixPath(name).relative_to(sdist.name.removesuffix(".tar.gz")) for name in archive.getnames()]
-    tests = [f"tests/{path.name}" for path in (ROOT / "tests").glob("*.py")]
+    tests = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")]
     lacking = {*IN_SDIST, *tests} - set(map(str, names))
     data = {".npy", ".npz", ".pt", ".pth", ".safetensors", ".jpg", ".parquet", ".pyc"}
     return [

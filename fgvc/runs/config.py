@@ -218,8 +218,8 @@ class CacheConfig:
     Attributes:
         dir: Folder; any number of runs may share it.
         dtype: "float32" or "float16".
-        max_gb: Limit of all feature maps in `dir`, in 1e9 bytes. A run that adds maps evicts those that it does not use,
-            the least recently used first. None means no limit.
+        max_gb: Limit of all feature maps in `dir`, in 1e9 bytes; None for no limit. A run that adds maps evicts others,
+            the least recently used first.
     """
 
     dir: str = "results/cache"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from command_line import ROOT
 from hydra import compose, initialize_config_dir
 
 from fgvc.data import list_datasets
@@ -12,7 +13,7 @@ from fgvc.runs.config import RunConfig, check_config, to_run_config
 from fgvc.training import train_run
 from fgvc.training.launch import register_choices
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 OPTIONS = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS)
 FILLED = ["dataset.root=somewhere", "backbone.name=resnet18"]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import ROOT
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from run_folders import write_run, write_spectrum
@@ -15,7 +16,7 @@ from fgvc.runs import find_runs
 from fgvc.studies.spectra.measure import MethodSpectrum, curve_table, pool_spectra
 from fgvc.studies.spectra.show import plot_eigenvalues, spectra_figure, spectra_markdown
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = ROOT
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from command_line import ROOT
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -421,5 +422,5 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_page_on_weights_names_every_format() -> None:
-    page = (Path(__file__).resolve().parents[1] / "docs" / "weights.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
     assert [title for title in list_formats() if f"| {title} | " not in page] == []

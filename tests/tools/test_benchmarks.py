@@ -19,13 +19,14 @@ import pytest
 import report
 import spectral
 import torch
+from command_line import ROOT
 
 from fgvc.cli import exit_on_user_error
 from fgvc.pooling import create_pooling, list_poolings, pooling_label
 from fgvc.reporting import speed as records
 from fgvc.spectral.eigen import batched_eigh
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 TINY = ["2x8x3x3", "2x8x2x2"]
 
 

@@ -2,11 +2,11 @@
 
 import runpy
 from functools import partial
-from pathlib import Path
 
 import mpmath
 import pytest
 import torch
+from command_line import ROOT
 from mpmath import mpf
 from spectral_contract import Reference, SpectralContract, Values, random, relative, rotated
 
@@ -208,7 +208,7 @@ def test_pade_ratio_against_the_function_it_approximates() -> None:
 
 
 def test_pade_coefficients_are_those_of_the_script() -> None:
-    path = Path(__file__).resolve().parents[1] / "tools" / "pade_coefficients.py"
+    path = ROOT / "tools" / "pade_coefficients.py"
     tool = runpy.run_path(str(path))
     numerator, denominator = tool["coefficients"]()
     assert (tuple(numerator), tuple(denominator)) == (NUMERATOR, DENOMINATOR)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from command_line import ROOT
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -57,7 +58,7 @@ def test_made_on_demand_and_read_like_cub(tmp_path: Path) -> None:
 def test_defaults_agree_with_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also that `write_synthetic` and the adapter have the same defaults: another recipe would be refused."""
     monkeypatch.setattr("fgvc.data.synthetic.draw_image", lambda *_: Image.new("RGB", (8, 8)))  # for speed
-    card = yaml.safe_load((Path(__file__).resolve().parents[1] / "datasets" / "synthetic.yaml").read_text("utf-8"))
+    card = yaml.safe_load((ROOT / "datasets" / "synthetic.yaml").read_text("utf-8"))
     write_synthetic(tmp_path / "set")
     train, test = (create_dataset("synthetic", root=tmp_path / "set", split=split) for split in ("train", "test"))
     assert (len(train.classes), len(train), len(test)) == (card["classes"], *card["splits"].values())

@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 import soak
 import watch
+from command_line import ROOT
 from growth import SAMPLE_COLUMNS, SoakRecord, growth, load_samples, save_soak_record
 
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import RunError
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 Curve = Callable[[np.ndarray], np.ndarray]

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from command_line import ROOT
 
 from fgvc.data.cards import list_cards, load_card
 from fgvc.errors import ConfigError
 
-CARDS = Path(__file__).resolve().parents[1] / "datasets"
+CARDS = ROOT / "datasets"
 # as the datasets' authors state them: classes, training images, test images
 PUBLISHED = {
     "aircraft": (100, 6667, 3333),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from archives import folder_bytes, tar_bytes, write_tar
+from command_line import ROOT
 from file_server import serving
 from miniature import write_miniature
 from scipy.io import savemat
@@ -23,7 +24,7 @@ from fgvc.data.imagenet import sort_validation
 from fgvc.data.registry import create_dataset
 from fgvc.errors import ConfigError, DatasetError
 
-CARDS = Path(__file__).resolve().parents[1] / "datasets"
+CARDS = ROOT / "datasets"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from command_line import ROOT
 from run_folders import accuracy, write_config, write_run
 
 from fgvc.csv_files import to_csv
@@ -17,7 +18,7 @@ from fgvc.reporting.accuracy import accuracy_table, table_blocks
 from fgvc.reporting.published import load_published
 from fgvc.runs import find_runs
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = ROOT
 PAPER = REPOSITORY / "results" / "paper"
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command_line import ROOT
 from damage import DamageTable, replace_text
 from PIL import Image
 
 from fgvc.data import create_dataset
 from fgvc.errors import ConfigError, DatasetError
 
-DATASET_CARDS = Path(__file__).resolve().parents[1] / "datasets"
+DATASET_CARDS = ROOT / "datasets"
 NAMES = ["001.Gull/a.png", "001.Gull/b.png", "002.Black Tern/c.png", "002.Black Tern/d.png"]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from command_line import ROOT
 from hydra import compose, initialize_config_dir
 
 from fgvc import spectral
@@ -16,7 +17,6 @@ from fgvc.runs.config import to_run_config
 from fgvc.spectral import GRADIENTS
 from fgvc.training.launch import register_choices
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
