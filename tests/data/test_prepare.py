@@ -401,7 +401,7 @@ def test_imagenet_from_its_official_archives(tmp_path: Path) -> None:
     small = {"classes": 2, "splits": {"train": 4, "test": 3}, "images_per_class": {"train": [2, 2], "test": [1, 2]}}
     (tmp_path / "imagenet.yaml").write_text(yaml.safe_dump(official | small))
     wordnet = ("n01", "n03")
-    write_imagenet_kit(tmp_path / "kit", [2, 1, 2], SYNSETS)
+    write_imagenet_kit(tmp_path / "kit", [2, 1, 1], SYNSETS)
     contents = (
         {f"{wnid}.tar": tar_bytes({f"{wnid}_{i}.JPEG": image_bytes(i) for i in range(2)}) for wnid in wordnet},
         {f"ILSVRC2012_val_{i:08}.JPEG": image_bytes(10 + i) for i in (3, 1, 2)},
@@ -420,7 +420,7 @@ def test_imagenet_from_its_official_archives(tmp_path: Path) -> None:
         *(f"train/{wnid}/{wnid}_{i}.JPEG" for wnid in wordnet for i in range(2)),
         "val/n03/ILSVRC2012_val_00000001.JPEG",
         "val/n01/ILSVRC2012_val_00000002.JPEG",
-        "val/n03/ILSVRC2012_val_00000003.JPEG",
+        "val/n01/ILSVRC2012_val_00000003.JPEG",
     }
     assert (root / "val" / "n01" / "ILSVRC2012_val_00000002.JPEG").read_bytes() == image_bytes(12)
     assert prepare_dataset("imagenet", cards=tmp_path, root=root).fingerprint is None
