@@ -2,12 +2,15 @@
 
 import os
 import runpy
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from command_line import ROOT, SMALL, Done, Train
+from PIL import Image
 
 from fgvc.pooling import registry
 from fgvc.spectral import GRADIENTS
@@ -41,6 +44,27 @@ def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     GRADIENTS.clear()
     GRADIENTS.update(rules)
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder, and a user whose permissions count: the superuser may read everything."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("no permissions as of Unix here")
+    before = os.geteuid()
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        if before == 0:
+            Image.init()  # what is imported on demand may not be readable to the other user
+            os.chown(folder, 65534, 65534)
+            os.seteuid(65534)
+        yield folder
+    finally:
+        if before == 0:
+            os.seteuid(before)
+        for path in folder.rglob("*"):
+            path.chmod(0o700)
+        shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ import yaml
 from command_line import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from miniature import write_miniature
+from miniature import write_imagenet_kit, write_miniature
 from PIL import Image
 from run_folders import write_config, write_run, write_spectrum
 from safetensors.torch import save_file
@@ -81,12 +81,7 @@ def dataset(name: str, file: str, layout: str | None = None) -> Target:
 
 
 def make_devkit(root: Path) -> None:
-    data = root / "ILSVRC2012_devkit_t12" / "data"
-    data.mkdir(parents=True)
-    rows = [(number, f"n{number:08}", 0) for number in (1, 2, 3)]
-    synsets = np.array(rows, dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
-    savemat(data / "meta.mat", {"synsets": synsets})
-    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n3\n")
+    write_imagenet_kit(root, [1, 3], [(number, f"n{number:08}", 0) for number in (1, 2, 3)])
     (root / "val").mkdir()
 
 
@@ -340,16 +335,8 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
     max_leaves=5,
 )
-DOCUMENTS = [
-    "classes of hf",
-    "record of hf",
-    "summary",
-    "config of a run",
-    "config to go on",
-    "card",
-    "fingerprint",
-    "card of the feature cache",
-]
+DOCUMENTS = ["classes of hf", "record of hf", "summary", "config of a run", "config to go on"]
+DOCUMENTS += ["card", "fingerprint", "card of the feature cache"]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -1,7 +1,6 @@
 """Hostile and broken input, a row a fault: what survives, and what is refused with which words.
 
-Archives, downloads, split files and weights that do not fit have tests of their own (test_data_extract,
-test_data_download, test_data_DATASET, test_models_weights); damage at random is in test_fuzz.
+Archives, downloads, split files and weights that do not fit have tests of their own; damage at random is in test_fuzz.
 """
 
 import contextlib
@@ -13,12 +12,12 @@ import pickle
 import shutil
 import struct
 import subprocess
-import tempfile
 import time
 import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,7 @@ import pytest
 import torch
 import yaml
 from command_line import ROOT, SMALL, Done, Train, refused
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from miniature import write_miniature
+from miniature import write_imagenet_kit, write_miniature
 from PIL import EpsImagePlugin, Image
 from run_folders import write_config, write_run
 from scipy.io import savemat
@@ -67,6 +64,10 @@ def folder_of(tmp_path: Path, name: str, content: bytes = b"") -> Path:
         path.parent.mkdir(parents=True)
         path.write_bytes(content or encoded(Image.new("RGB", (4, 4))))
     return tmp_path
+
+
+def small_cub(folder: Path) -> Path:
+    return write_miniature("cub", folder / "cub", train_per_class=1, test_per_class=1, size=(48, 48))
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -107,6 +108,7 @@ IMAGES: dict[str, tuple[str, bytes, Any]] = {
     "grey of 16 bits": ("0.png", encoded(Image.fromarray(GREY)), AS_GREY),
     "grey of 16 bits as TIFF": ("0.tif", encoded(Image.fromarray(GREY), "TIFF"), AS_GREY),
     "grey of 16 bits as PGM": ("0.pgm", PGM, AS_GREY),
+    "black and white": ("0.png", encoded(Image.new("1", (8, 4), 1)), [WHITE, WHITE]),
     "palette": ("0.png", encoded(Image.new("RGB", (8, 4), RED).quantize(4)), [RED, RED]),
     "palette with a clear colour": ("0.png", clear_palette(), [RED, WHITE]),
     "alpha": ("0.png", encoded(half_clear("RGBA")), [RED, WHITE]),
@@ -181,18 +183,9 @@ def test_own_photographs_are_upright(
 
 
 def test_official_datasets_stay_as_their_boxes_count_them(tmp_path: Path) -> None:
-    root = write_miniature("cub", tmp_path / "cub", train_per_class=1, test_per_class=1, size=(48, 48))
-    before = create_dataset("cub", root=root, crop="bbox")
-    stored = [before[index][0].tobytes() for index in range(len(before))]
-    for path in before.paths:
-        exif = Image.Exif()
-        exif[ORIENTATION] = 6
-        segment = exif.tobytes()
-        content = path.read_bytes()
-        path.write_bytes(content[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + content[2:])
-        with Image.open(path) as image:
-            assert image.getexif()[ORIENTATION] == 6
-    assert [before[index][0].tobytes() for index in range(len(before))] == stored
+    dataset = create_dataset("cub", root=small_cub(tmp_path))
+    dataset.paths[0].write_bytes(turned(6))
+    assert dataset[0][0].size == (3, 2)
 
 
 def test_a_fingerprint_tells_upright_images_from_stored_ones(tmp_path: Path) -> None:
@@ -204,27 +197,6 @@ def test_a_fingerprint_tells_upright_images_from_stored_ones(tmp_path: Path) -> 
     assert fingerprint(upright) != fingerprint(stored)
     assert (upright.decode(0).size, stored.decode(0).size) == ((2, 3), (3, 2))
     assert upright.subset([0]).decode(0).size == (2, 3)
-
-
-@pytest.fixture
-def unprivileged() -> Iterator[Path]:
-    """A folder, and a user whose permissions count: the superuser may read everything."""
-    if not hasattr(os, "geteuid"):
-        pytest.skip("no permissions as of Unix here")
-    before = os.geteuid()
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    try:
-        if before == 0:
-            Image.init()  # what is imported on demand may not be readable to the other user
-            os.chown(folder, 65534, 65534)
-            os.seteuid(65534)
-        yield folder
-    finally:
-        if before == 0:
-            os.seteuid(before)
-        for path in folder.rglob("*"):
-            path.chmod(0o700)
-        shutil.rmtree(folder)
 
 
 def read_images(root: Path) -> object:
@@ -252,16 +224,8 @@ FORBIDDEN: dict[str, tuple[Callable[[Path], object], str, Callable[[Path], objec
     "a class": (lambda root: folder_of(root, "0.png"), "train/auk", read_images),
     "a split": (lambda root: folder_of(root, "0.png"), "train", read_images),
     "the target of a link": (lambda root: linked(folder_of(root, "0.png")), "hidden", read_images),
-    "a split file": (
-        lambda root: write_miniature("cub", root / "cub", train_per_class=1, test_per_class=1, size=(48, 48)),
-        "cub/classes.txt",
-        lambda root: create_dataset("cub", root=root / "cub"),
-    ),
-    "the images of a split file": (
-        lambda root: write_miniature("cub", root / "cub", train_per_class=1, test_per_class=1, size=(48, 48)),
-        "cub/images",
-        lambda root: create_dataset("cub", root=root / "cub"),
-    ),
+    "a split file": (small_cub, "cub/classes.txt", lambda root: create_dataset("cub", root=root / "cub")),
+    "the images of a split file": (small_cub, "cub/images", lambda root: create_dataset("cub", root=root / "cub")),
     "a MATLAB file": (text_file("a.mat"), "a.mat", lambda root: read_mat(root / "a.mat", "a")),
     "a card": (text_file("cub.yaml"), "cub.yaml", lambda root: load_card(root, "cub")),
     "a configuration": (whole_run, "run/config.yaml", lambda root: read_run(root / "run").settings()),
@@ -302,7 +266,7 @@ def test_names_of_files_are_taken_letter_for_letter(tmp_path: Path, name: str) -
 
 
 def test_line_separators_of_unicode_are_part_of_a_name(tmp_path: Path) -> None:
-    root = write_miniature("cub", tmp_path / "cub", train_per_class=1, test_per_class=1, size=(48, 48))
+    root = small_cub(tmp_path)
     path = create_dataset("cub", root=root).paths[0]
     path.rename(path.with_name("a\u2028b\x85.jpg"))
     table = root / "images.txt"
@@ -323,7 +287,7 @@ def test_names_in_another_encoding_are_refused_at_once(tmp_path: Path, place: st
 
 @pytest.mark.parametrize("name", ["n" * 5000 + ".jpg", "a/" * 3000 + "0.jpg"])
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
-    root = write_miniature("cub", tmp_path / "cub", train_per_class=1, test_per_class=1, size=(48, 48))
+    root = small_cub(tmp_path)
     path = create_dataset("cub", root=root).paths[0]
     table = root / "images.txt"
     table.write_text(table.read_text().replace(f"{path.parent.name}/{path.name}", name))
@@ -359,36 +323,25 @@ def save_npz(canary: Canary, path: Path) -> None:
     np.savez(path, before=np.array([canary], dtype=object))
 
 
-def save_npy(canary: Canary, path: Path) -> None:
-    np.save(path, np.array([canary], dtype=object))
-
-
 def save_pickle(canary: Canary, path: Path) -> None:
     path.write_bytes(pickle.dumps(canary))
 
 
-def save_torch(canary: Canary, path: Path) -> None:
-    torch.save({"weight": torch.ones(3, 2), "bias": canary}, path)
-
-
-def save_old_torch(canary: Canary, path: Path) -> None:
-    torch.save({"weight": torch.ones(3, 2), "bias": canary}, path, _use_new_zipfile_serialization=False)
+def save_torch(canary: Canary, path: Path, new: bool = True) -> None:
+    torch.save({"weight": torch.ones(3, 2), "bias": canary}, path, _use_new_zipfile_serialization=new)
 
 
 def load_weights(path: Path) -> object:
     return load_backbone_weights(nn.Linear(2, 3), path)
 
 
-def read_spectrum(path: Path) -> object:
-    write_run(path.parent / "run")
-    shutil.copy(path, path.parent / "run" / "spectrum.npz")
-    return read_run(path.parent / "run").spectrum()
+def read_arrays(name: str) -> Callable[[Path], object]:
+    def read(path: Path) -> object:
+        run = write_run(path.parent / "run")
+        shutil.copy(path, run / name)
+        return read_run(run).spectrum() if name == "spectrum.npz" else read_run(run).history()
 
-
-def read_history(path: Path) -> object:
-    write_run(path.parent / "run")
-    shutil.copy(path, path.parent / "run" / "spectrum_history.npz")
-    return read_run(path.parent / "run").history()
+    return read
 
 
 def read_weights_of_run(path: Path) -> object:
@@ -399,13 +352,12 @@ def read_weights_of_run(path: Path) -> object:
 
 PICKLES = {
     "backbone.weights": (save_torch, "w.pth", load_weights),
-    "backbone.weights, old format": (save_old_torch, "w.pth", load_weights),
+    "backbone.weights, old format": (partial(save_torch, new=False), "w.pth", load_weights),
     "backbone.weights, bare": (save_pickle, "w.bin", load_weights),
-    "backbone.weights, as safetensors": (save_pickle, "w.safetensors", load_weights),
     "weights of a run": (save_torch, "last.safetensors", read_weights_of_run),
-    "spectrum": (save_npz, "s.npz", read_spectrum),
-    "spectrum, bare": (save_pickle, "s.npz", read_spectrum),
-    "history": (save_npz, "s.npz", read_history),
+    "spectrum": (save_npz, "s.npz", read_arrays("spectrum.npz")),
+    "spectrum, bare": (save_pickle, "s.npz", read_arrays("spectrum.npz")),
+    "history": (save_npz, "s.npz", read_arrays("spectrum_history.npz")),
     "MATLAB file": (save_pickle, "a.mat", lambda path: read_mat(path, "a")),
 }
 
@@ -423,7 +375,7 @@ def test_a_pickle_is_never_executed(tmp_path: Path, fault: str) -> None:
 SPEC = TransformSpec(size=4, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False)
 
 
-@pytest.mark.parametrize("save", [save_npy, save_npz, save_pickle])
+@pytest.mark.parametrize("save", [save_npz, save_pickle])
 def test_a_pickle_in_the_feature_cache_is_computed_again(tmp_path: Path, save: Callable[[Canary, Path], None]) -> None:
     images = create_dataset("folder", root=folder_of(tmp_path / "images", "0.png"))
 
@@ -478,19 +430,9 @@ GOOD = {"weight": entry(0, 24, [3, 2]), "bias": entry(24, 36, [3])}
 LIES: dict[str, tuple[bytes, str]] = {
     "no header": (b"", "cannot be read"),
     "a header of 2^62 bytes": (safetensors(GOOD, length=1 << 62), "cannot be read"),
-    "a header of 90 MB that is not there": (safetensors(GOOD, length=90_000_000), "cannot be read"),
-    "a header that ends early": (safetensors(GOOD, length=20), "cannot be read"),
     "no JSON": (safetensors(b"{" * 50), "cannot be read"),
-    "brackets without end": (safetensors(b"[" * 100_000), "cannot be read"),
-    "offsets that overlap": (safetensors(GOOD | {"bias": entry(20, 32, [3])}, bytes(32)), "cannot be read"),
     "offsets beyond the end": (safetensors(GOOD | {"bias": entry(24, 1 << 40, [1 << 38])}), "cannot be read"),
-    "offsets backwards": (safetensors(GOOD | {"bias": entry(36, 24, [3])}), "cannot be read"),
-    "negative offsets": (safetensors(GOOD | {"bias": entry(-12, 0, [3])}), "cannot be read"),
-    "a hole": (safetensors(GOOD | {"bias": entry(28, 40, [3])}, bytes(40)), "cannot be read"),
-    "bytes that belong to none": (safetensors(GOOD, bytes(44)), "cannot be read"),
-    "a shape of more than its bytes": (safetensors(GOOD | {"bias": entry(24, 36, [1 << 40])}), "cannot be read"),
     "a shape whose size overflows": (safetensors(GOOD | {"bias": entry(24, 36, [1 << 63, 1 << 63])}), "cannot be read"),
-    "a type that is none": (safetensors(GOOD | {"bias": entry(24, 36, [3], "F33")}), "cannot be read"),
     "wrong shapes": (
         safetensors(GOOD | {"weight": entry(0, 24, [2, 3])}),
         r"1 of another shape .*\(2, 3\) for \(3, 2\)",
@@ -654,11 +596,7 @@ def test_cells_in_cells(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wnid", ["../../out", "/tmp/out", "..", "", "n01/x", "a.JPEG", "n" + "1" * 300])
 def test_a_development_kit_moves_nothing_out(tmp_path: Path, wnid: str) -> None:
-    data = tmp_path / "root" / "ILSVRC2012_devkit_t12" / "data"
-    data.mkdir(parents=True)
-    synsets = np.array([(1, wnid, 0)], dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
-    savemat(data / "meta.mat", {"synsets": synsets})
-    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n")
+    write_imagenet_kit(tmp_path / "root", [1], [(1, wnid, 0)])
     (tmp_path / "root" / "val").mkdir()
     (tmp_path / "root" / "val" / "a.JPEG").touch()
     with pytest.raises(DatasetError, match=r"meta\.mat: "):
@@ -667,21 +605,15 @@ def test_a_development_kit_moves_nothing_out(tmp_path: Path, wnid: str) -> None:
     assert (tmp_path / "root" / "val" / "a.JPEG").is_file()
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        *(
-            ("name", name, "must be a plain file name")
-            for name in ("..", "a/b.tgz", "a\\b.tgz", "C:x.tgz", "a\nb.tgz", "")
-        ),
-        *(("into", into, "must be a folder below the root") for into in ("/x", "a/../../x", "..\\x", "C:\\x")),
-        *(
-            ("url", url, "must begin with http")
-            for url in ("file:///etc/passwd", "http://[::1", "https:///x", "ftp://x/y")
-        ),
-    ],
-)
-def test_a_card_that_leads_elsewhere(tmp_path: Path, key: str, value: str, words: str) -> None:
+ELSEWHERE = {
+    ("name", "must be a plain file name"): ["..", "a/b.tgz", "a\\b.tgz", "C:x.tgz", "a\nb.tgz", ""],
+    ("into", "must be a folder below the root"): ["/x", "a/../../x", "..\\x", "C:\\x"],
+    ("url", "must begin with http"): ["file:///etc/passwd", "http://[::1", "https:///x", "ftp://x/y"],
+}
+
+
+@pytest.mark.parametrize(("key", "words", "value"), [(*rule, value) for rule in ELSEWHERE for value in ELSEWHERE[rule]])
+def test_a_card_that_leads_elsewhere(tmp_path: Path, key: str, words: str, value: str) -> None:
     card = yaml.safe_load((ROOT / "datasets" / "cub.yaml").read_text())
     card["archives"][0][key] = value
     (tmp_path / "cub.yaml").write_text(json.dumps(card))
@@ -704,7 +636,7 @@ FORMULAS = [
     "'",
     "'a",
     "a=b",
-    '=HYPERLINK("x", "y")',
+    '=X("y")',
 ]
 NAMES = [*FORMULAS, "NA", "nan", "None", "007", "1e5", "true", "", "a,b", 'a"b', "zwei\nZeilen", "ünï"]
 
@@ -713,17 +645,8 @@ def test_csv_loses_nothing(tmp_path: Path) -> None:
     table = pd.DataFrame({"=class": NAMES, "number": -np.arange(len(NAMES)) / 2})
     (tmp_path / "a.csv").write_bytes(to_csv(table).encode())
     read = read_csv(tmp_path / "a.csv", ("=class", "number"), names=("=class",))
+    assert read_csv(tmp_path / "a.csv", ("=class", "number"), as_text=True)["=class"].tolist() == NAMES
     assert read["=class"].tolist() == NAMES and read["number"].tolist() == table["number"].tolist()
-
-
-@settings(max_examples=30, derandomize=True, database=None, deadline=None)
-@given(cells=st.lists(st.text("=+-@'\t\r\n ,\"a1", max_size=5), min_size=1, max_size=5))
-def test_csv_of_any_names(cells: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "a.csv"
-        path.write_bytes(to_csv(pd.DataFrame({"name": cells, "place": range(len(cells))})).encode())
-        assert read_csv(path, ("name", "place"), names=("name",))["name"].tolist() == cells
-        assert read_csv(path, ("name", "place"), as_text=True)["name"].tolist() == cells
 
 
 def test_a_run_on_classes_of_any_name(tmp_path: Path, here: Callable[..., Done]) -> None:

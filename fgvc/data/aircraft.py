@@ -40,8 +40,8 @@ def read_aircraft(
         DatasetError: a file is missing or malformed, an image is missing, or a class is not in the list.
     """
     _check(level, train_split, test_split)
-    data = find_folder("aircraft", root, ("data/images", f"data/{_CLASS_FILES[level]}"), nested="fgvc-aircraft-2013b")
-    data = data / "data"
+    layout = ("data/images", f"data/{_CLASS_FILES[level]}")
+    data = find_folder("aircraft", root, layout, nested="fgvc-aircraft-2013b") / "data"
     source = data / f"images_{level}_{train_split if split == 'train' else test_split}.txt"
     classes = [line.strip() for line in read_lines(data / _CLASS_FILES[level])]
     names = read_table(source)
@@ -63,12 +63,8 @@ def read_aircraft(
 
 
 def _check(level: str, train_split: str, test_split: str) -> None:
-    choices = {
-        "level": (level, tuple(_CLASS_FILES)),
-        "train_split": (train_split, _SPLITS),
-        "test_split": (test_split, _SPLITS),
-    }
-    for option, (value, known) in choices.items():
+    splits = (("train_split", train_split, _SPLITS), ("test_split", test_split, _SPLITS))
+    for option, value, known in (("level", level, tuple(_CLASS_FILES)), *splits):
         if value not in known:
             raise ConfigError(f"aircraft: {option}={value!r} is unknown; choose one of {', '.join(known)}")
     if train_split == test_split or {train_split, test_split} in ({"trainval", "train"}, {"trainval", "val"}):

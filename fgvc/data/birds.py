@@ -51,15 +51,7 @@ def read_nabirds(root: Path, split: str, *, boxes: bool = False) -> Samples:
 
 
 def _read(folder: Path, split: str, boxes: bool, *, numeric_ids: bool, unused_classes: bool) -> Samples:
-    """Read one split.
-
-    Args:
-        folder: the folder with the text files.
-        split: "train" or "test".
-        boxes: also read bounding_boxes.txt.
-        numeric_ids: whether image ids are numbers.
-        unused_classes: whether classes without an image count.
-    """
+    """Read one split; `numeric_ids`: image ids are numbers, `unused_classes`: classes without an image count."""
     names = read_table(folder / _IMAGES, numeric_ids=numeric_ids)
     labels = read_integers(folder / _LABELS, numeric_ids=numeric_ids)
     in_train = read_integers(folder / _SPLIT, numeric_ids=numeric_ids, allowed=(0, 1))

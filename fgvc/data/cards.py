@@ -89,11 +89,8 @@ def load_card(folder: Path, name: str) -> Card:
     path = folder / f"{name}.yaml"
     if name not in list_cards(folder):
         known = ", ".join(list_cards(folder))
-        fix = (
-            f"choose one of {known}"
-            if known
-            else "there are no cards at all: is it the folder datasets/ of a checkout?"
-        )
+        none = "there are no cards at all: is it the folder datasets/ of a checkout?"
+        fix = f"choose one of {known}" if known else none
         raise ConfigError(f"no card of dataset {name!r} in {folder}; {fix}")
     try:
         card = OmegaConf.merge(OmegaConf.structured(Card), OmegaConf.create(read_plain_yaml(path)))
@@ -120,8 +117,9 @@ def _problems(card: Card) -> list[str]:
     if set(card.splits) != set(SPLITS):
         found.append(f"splits: must be {' and '.join(SPLITS)}, found {', '.join(card.splits) or 'none'}")
     # OmegaConf accepts a list or a mapping in place of a number, if that number is in a mapping
-    counts = _counts(card).items()
-    found += [f"{key}: must be above 0, found {count}" for key, count in counts if type(count) is not int or count < 1]
+    counts = {"classes": card.classes} | {f"splits.{split}": count for split, count in card.splits.items()}
+    wrong = {key: count for key, count in counts.items() if type(count) is not int or count < 1}
+    found += [f"{key}: must be above 0, found {count}" for key, count in wrong.items()]
     for split, limits in card.images_per_class.items():
         ends = limits if isinstance(limits, list) and all(type(end) is int for end in limits) else []
         if split not in SPLITS or len(ends) != 2 or not 1 <= ends[0] <= ends[1]:
@@ -129,10 +127,6 @@ def _problems(card: Card) -> list[str]:
     if any(archive.url is None for archive in card.archives) and not card.manual:
         found.append("manual: must say how to get the archives that have no url")
     return found
-
-
-def _counts(card: Card) -> dict[str, int]:
-    return {"classes": card.classes} | {f"splits.{split}": count for split, count in card.splits.items()}
 
 
 def _archive_problems(index: int, archive: Archive) -> list[str]:

@@ -1,7 +1,6 @@
 """Stanford Cars in either of its two layouts [Krause, Stark, Deng, Fei-Fei, 3dRR 2013]."""
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,13 +46,18 @@ def read_cars(root: Path, split: str, *, boxes: bool = False) -> Samples:
     source = _joint(folder, split) if joint else _devkit(folder, split)
     path = source.path
     classes = texts(path, source.class_names)
-    targets = _targets(path, integers(path, field(path, source.annotations, "class")), len(classes))
-    if not targets:
+    class_ids = integers(path, field(path, source.annotations, "class"))
+    for number in class_ids:
+        if not 1 <= number <= len(classes):
+            raise DatasetError(
+                f"{path}: class id {number} has no name, there are {len(classes)}; is it the official file?"
+            )
+    if not class_ids:
         raise DatasetError(f"{path}: no image belongs to split {split!r}; unpack the archive again")
     return Samples(
         classes=list(unique_names({str(number): name for number, name in enumerate(classes, start=1)}).values()),
         paths=image_paths(source.images, texts(path, field(path, source.annotations, source.path_field)), path),
-        targets=targets,
+        targets=[number - 1 for number in class_ids],
         boxes=_boxes(path, source.annotations) if boxes else None,
     )
 
@@ -82,13 +86,6 @@ def _test_labels(folder: Path, devkit: Path) -> Path:
         f"{folder}: {_TEST_LABELS} missing; put it into {folder} or {devkit}. The devkit's own cars_test_annos.mat "
         "holds no classes. datasets/cars.yaml shows the source"
     )
-
-
-def _targets(path: Path, class_ids: Sequence[int], count: int) -> list[int]:
-    wrong = [number for number in class_ids if not 1 <= number <= count]
-    if wrong:
-        raise DatasetError(f"{path}: class id {wrong[0]} has no name, there are {count}; is it the official file?")
-    return [number - 1 for number in class_ids]
 
 
 def _boxes(path: Path, annotations: dict[str, list[Any]]) -> list[Box]:

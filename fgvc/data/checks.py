@@ -35,8 +35,7 @@ class BadImage(NamedTuple):
 
 def check_images(dataset: ImageDataset, workers: int = 4) -> list[BadImage]:
     """Decode every image fully, in `workers` threads, and return those that fail, in the dataset's order."""
-    reasons = map_images(_failure, dataset, workers)
-    return [BadImage(path, reason) for path, reason in zip(dataset.paths, reasons, strict=True) if reason is not None]
+    return [bad for bad in map_images(_failure, dataset, workers) if bad is not None]
 
 
 def map_images(
@@ -63,11 +62,11 @@ def map_images(
             bar.update()
 
 
-def _failure(dataset: ImageDataset, index: int) -> str | None:
+def _failure(dataset: ImageDataset, index: int) -> BadImage | None:
     try:
         dataset.decode(index)
     except UnreadableImageError as error:
-        return str(error)
+        return BadImage(dataset.paths[index], str(error))
     return None
 
 

@@ -34,7 +34,7 @@ def read_dogs(root: Path, split: str, *, boxes: bool = False) -> Samples:
     lists = folder if all((folder / name).is_file() for name in _LISTS) else folder / "lists"
     entries = {name: _read_list(lists / name) for name in _LISTS}
     folders = _class_folders(lists, [entry for name in _LISTS for entry in entries[name]])
-    names = unique_names({breed: _readable(breed) for breed in folders.values()})
+    names = unique_names({breed: (breed.partition("-")[2] or breed).replace("_", " ") for breed in folders.values()})
     index = {label: position for position, label in enumerate(folders)}
     path = lists / f"{split}_list.mat"
     chosen = entries[path.name]
@@ -69,11 +69,6 @@ def _class_folders(lists: Path, entries: list[tuple[str, int]]) -> dict[int, str
                 "unpack the archive again"
             )
     return dict(sorted(folders.items()))
-
-
-def _readable(breed: str) -> str:
-    _, _, name = breed.partition("-")
-    return (name or breed).replace("_", " ")
 
 
 def _read_box(folder: Path, name: str, source: Path) -> Box:

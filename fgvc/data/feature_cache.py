@@ -103,16 +103,17 @@ def cached_features(
         if found is not None:
             return found
         if held:  # where there are no locks, another run may be writing
-            _remove_leftovers(cache_dir)
+            for left in cache_dir.glob(".features-*.tmp.npy"):
+                logger.info("%s: left over by a killed run, deleted", left)
+                left.unlink(missing_ok=True)
         loader = DataLoader(dataset.with_transform(fixed), batch_size=batch_size, num_workers=workers)
         batches = _extract_views(loader, extract, views, torch.device(device), np.dtype(dtype))
         start = time.perf_counter()
         shape = _write(path, batches, len(dataset), views, max_gb)
         seconds = time.perf_counter() - start
         # the card makes the file valid
-        write_json_atomic(
-            _card_of(path), {"parts": parts, "shape": shape, "seconds": seconds, "bytes": path.stat().st_size}
-        )
+        card = {"parts": parts, "shape": shape, "seconds": seconds, "bytes": path.stat().st_size}
+        write_json_atomic(_card_of(path), card)
         return _in_use(FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=False))
 
 
@@ -176,8 +177,10 @@ def _write(
     """Write a .npy file (views, count, C, h, w) batch by batch and return its shape."""
     first = next(batches)
     shape = [views, count, *first[0].shape[1:]]
-    header = _header(shape, first[0].dtype)
-    needed = len(header) + math.prod(shape) * first[0].itemsize
+    descr = np.lib.format.dtype_to_descr(first[0].dtype)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": tuple(shape)})
+    needed = len(header.getvalue()) + math.prod(shape) * first[0].itemsize
     if max_gb is not None:
         _make_room(path.parent, needed, max_gb)
     try:
@@ -185,20 +188,13 @@ def _write(
             raise _disk_full(path.parent, needed)
         # plain writes: on a full disk a sparse memory map would end the process with SIGBUS
         with atomic_path(path) as temporary, temporary.open("xb") as file:
-            file.write(header)
+            file.write(header.getvalue())
             _write_views(file, first, batches, count)
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
         raise _disk_full(path.parent, needed) from error
     return shape
-
-
-def _header(shape: list[int], dtype: np.dtype[np.floating]) -> bytes:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.getvalue()
 
 
 def _write_views(
@@ -226,13 +222,6 @@ def _disk_full(folder: Path, needed: int) -> DatasetError:
 def _card_of(path: Path) -> Path:
     """The JSON file that makes a file of feature maps valid; its time is that of the last use."""
     return path.with_suffix(".json")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of killed runs; to be called with the lock held."""
-    for path in folder.glob(".features-*.tmp.npy"):
-        logger.info("%s: left over by a killed run, deleted", path)
-        path.unlink(missing_ok=True)
 
 
 def _make_room(folder: Path, needed: int, max_gb: float) -> None:

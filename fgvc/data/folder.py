@@ -28,7 +28,10 @@ def read_folder(root: Path, split: str) -> Samples:
             only, a class folder holds no image, or a name is not Unicode.
     """
     with reachable():
-        test = _test_folder(root)
+        found = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    if len(found) == 2:
+        raise DatasetError(f"{root}: holds both test/ and val/; keep only the one to test on")
+    test = found[0] if found else root / "test"
     return replace(read_class_folders({"train": root / "train", "test": test}, split), upright=True)
 
 
@@ -101,13 +104,6 @@ def require_unicode(folder: str | Path, name: str) -> None:
         name.encode()
     except UnicodeEncodeError as error:
         raise DatasetError(f"{folder}: the name {name!r} is not Unicode (UTF-8); rename it") from error
-
-
-def _test_folder(root: Path) -> Path:
-    found = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    if len(found) == 2:
-        raise DatasetError(f"{root}: holds both test/ and val/; keep only the one to test on")
-    return found[0] if found else root / "test"
 
 
 def _class_names(folder: Path) -> set[str]:

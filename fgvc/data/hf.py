@@ -113,7 +113,9 @@ def _export(root: Path, source: _Source) -> None:
         )
     parts = {split: splits[name] for split, name in chosen.items()}
     columns = _find_columns(library, source, parts)
-    folders = [f"{target:04d}_{_safe(name)}" for target, name in enumerate(columns.names)]
+    # folder names that any system allows; the number in front makes them unique
+    safe = [re.sub(r"[^A-Za-z0-9-]+", "_", name)[:40].strip("_") for name in columns.names]
+    folders = [f"{target:04d}_{name}" for target, name in enumerate(safe)]
     for split, rows in parts.items():
         for folder in folders:
             (root / split / folder).mkdir(parents=True)
@@ -195,11 +197,6 @@ def _content(where: str, image: Mapping[str, Any] | None) -> bytes | None:
     except OSError as error:
         raise DatasetError(f"{where}: {image['path']}: {error.strerror}; restore the file") from error
     return content
-
-
-def _safe(name: str) -> str:
-    """A folder name that any system allows; the number in front of it makes it unique."""
-    return re.sub(r"[^A-Za-z0-9-]+", "_", name)[:40].strip("_")
 
 
 def _extension(content: bytes) -> str:

@@ -45,11 +45,7 @@ class Region(NamedTuple):
         """
         picture = (0, 0, image.width, image.height - self.banner)
         left, top, right, bottom = picture if self.box is None else self.box
-        pixels = (
-            *self.corner,
-            min(math.ceil(right), picture[2]),
-            min(math.ceil(bottom), picture[3]),
-        )
+        pixels = (*self.corner, min(math.ceil(right), picture[2]), min(math.ceil(bottom), picture[3]))
         if left >= right or top >= bottom or pixels[0] >= pixels[2] or pixels[1] >= pixels[3]:
             what = "the picture" if self.box is None else f"box {self.box} (left, top, right, bottom)"
             below = f" without the {self.banner} rows of its banner" if self.banner else ""
@@ -76,16 +72,13 @@ def decode_rgb(path: Path, region: Region | None = None, *, upright: bool = Fals
         with Image.open(path, formats=_formats()) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:  # Pillow itself refuses only twice the limit
-                raise UnreadableImageError(
-                    f"{image.width} x {image.height} pixels, more than Pillow's limit of {limit}"
-                )
+                size = f"{image.width} x {image.height} pixels"
+                raise UnreadableImageError(f"{size}, more than Pillow's limit of {limit}")
             rgb = _to_rgb(image, upright=upright)
             return rgb if region is None else region.cut(rgb)
     except UnreadableImageError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise many types on damaged files (OSError, SyntaxError, struct.error)
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise UnreadableImageError(_reason(path, error)) from error
 
 

@@ -34,7 +34,14 @@ def read_imagenet(root: Path, split: str) -> Samples:
             images of val/ are not sorted into classes.
     """
     folder = find_folder("imagenet", root, ("train", "val"))
-    _refuse_flat(folder / "val")
+    with reachable(), os.scandir(folder / "val") as entries:
+        flat = next((entry.name for entry in entries if entry.name.startswith(_FLAT)), None)
+    if flat is not None:
+        raise DatasetError(
+            f"{folder / 'val'}: {flat} and other images are not sorted into classes. Move each into the folder of its "
+            f"class, {folder / 'val'}/<WordNet id>/; the ids are in LOC_val_solution.csv of the Kaggle copy or in the "
+            "development kit, see datasets/imagenet.yaml"
+        )
     samples = read_class_folders({"train": folder / "train", "test": folder / "val"}, split)
     if not (folder / _NAMES).is_file():
         return samples
@@ -44,17 +51,6 @@ def read_imagenet(root: Path, split: str) -> Samples:
     if unnamed:
         raise DatasetError(f"{folder / _NAMES}: no name for {listing(unnamed)}; add the lines or remove the file")
     return replace(samples, classes=[names[wnid] for wnid in samples.classes])
-
-
-def _refuse_flat(folder: Path) -> None:
-    with reachable(), os.scandir(folder) as entries:
-        flat = next((entry.name for entry in entries if entry.name.startswith(_FLAT)), None)
-    if flat is not None:
-        raise DatasetError(
-            f"{folder}: {flat} and other images are not sorted into classes. Move each into the "
-            f"folder of its class, {folder}/<WordNet id>/; the ids are in LOC_val_solution.csv of the Kaggle copy or "
-            "in the development kit, see datasets/imagenet.yaml"
-        )
 
 
 def sort_validation(root: Path) -> None:

@@ -195,7 +195,12 @@ def _obtain(name: str, card: Card, given: Mapping[str, Path], root: Path) -> dic
         if archive.name not in files and (storage / archive.name).is_file():
             _check(archive, storage / archive.name)
             files[archive.name] = storage / archive.name
-    edition = _choose_edition(name, card, files, root)
+    for edition in _editions(card).values():
+        if all(archive.name in files or archive.url is not None for archive in edition):
+            break
+    else:
+        have = f" (found: {', '.join(files)})" if files else ""
+        raise DatasetError(f"{card.title} cannot be downloaded by a program{have}.\n{_by_hand(name, card, root)}")
     for archive in edition:
         if archive.name not in files:
             assert archive.url is not None
@@ -206,15 +211,6 @@ def _obtain(name: str, card: Card, given: Mapping[str, Path], root: Path) -> dic
                 raise DownloadError(f"{error}\n{_by_hand(name, card, root)}") from error
             files[archive.name] = target
     return {archive.name: files[archive.name] for archive in edition}
-
-
-def _choose_edition(name: str, card: Card, files: Mapping[str, Path], root: Path) -> list[Archive]:
-    """The archives of the first edition that is complete or can be downloaded."""
-    for members in _editions(card).values():
-        if all(archive.name in files or archive.url is not None for archive in members):
-            return members
-    have = f" (found: {', '.join(files)})" if files else ""
-    raise DatasetError(f"{card.title} cannot be downloaded by a program{have}.\n{_by_hand(name, card, root)}")
 
 
 def _by_hand(name: str, card: Card, root: Path) -> str:

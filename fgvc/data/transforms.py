@@ -35,11 +35,8 @@ class Normalization(TypedDict):
 
 def normalization_from_timm(config: Mapping[str, Any]) -> Normalization:
     """Mean, std and interpolation of `timm.data.resolve_model_data_config(model)`, for `TransformSpec`."""
-    return {
-        "mean": tuple(config["mean"]),
-        "std": tuple(config["std"]),
-        "interpolation": str(config["interpolation"]),
-    }
+    mean, std = tuple(config["mean"]), tuple(config["std"])
+    return {"mean": mean, "std": std, "interpolation": str(config["interpolation"])}
 
 
 @dataclass(kw_only=True, repr=False)
@@ -201,9 +198,8 @@ def resized_spec(spec: TransformSpec, resize_size: int | None) -> TransformSpec:
         ConfigError: `resize_size` is below the size of the crop.
     """
     fixed = spec.deterministic()
-    if resize_size in (None, fixed.resize_size):
-        return fixed
-    return replace(fixed, crop="center", resize_size=resize_size)
+    changed = resize_size not in (None, fixed.resize_size)
+    return replace(fixed, crop="center", resize_size=resize_size) if changed else fixed
 
 
 def boxes_in_view(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:

@@ -23,7 +23,7 @@ from fgvc.data.checks import (
 )
 from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.image_file import UnreadableImageError
-from fgvc.data.layout import read_lines
+from fgvc.data.layout import listing, read_lines
 from fgvc.errors import DatasetError
 from fgvc.io import atomic_path, file_digests, write_json_atomic
 
@@ -69,8 +69,8 @@ def verify(
         )
     known = read_record(root)
     with tempfile.TemporaryDirectory() as folder:
-        listing = Path(folder) / FILES
-        _write_listing(root, splits, listing, workers)
+        files = Path(folder) / FILES
+        _write_listing(root, splits, files, workers)
         result = {
             "name": name,
             "fgvc": __version__,
@@ -78,14 +78,14 @@ def verify(
             "archives": known.get("archives", {}) if archives is None else archives,
             "classes": card.classes,
             "images": sum(map(len, splits.values())),
-            "content": file_digests(listing, ["sha256"])["sha256"],
+            "content": file_digests(files, ["sha256"])["sha256"],
             "splits": {split: _split_state(dataset) for split, dataset in splits.items()},
         }
         if known:
-            _refuse_changes(root, known, result, listing)
+            _refuse_changes(root, known, result, files)
         if write:
             with atomic_path(root / FILES) as temporary:
-                shutil.copyfile(listing, temporary)
+                shutil.copyfile(files, temporary)
             write_json_atomic(root / FINGERPRINT, result)
     return result
 
@@ -100,22 +100,16 @@ def count_problems(card: Card, splits: Mapping[str, ImageDataset]) -> list[str]:
             found.append(f"{split}: expected {card.classes} classes, found {len(dataset.classes)}")
         counts = Counter(dataset.targets)
         low, high = card.images_per_class.get(split, (1, len(dataset)))
-        other = [(name, counts[i]) for i, name in enumerate(dataset.classes) if not low <= counts[i] <= high]
+        other = [f"{name} ({counts[i]})" for i, name in enumerate(dataset.classes) if not low <= counts[i] <= high]
         if other:
-            named = ", ".join(f"{name} ({count})" for name, count in other[:_SHOWN])
-            more = f" and {len(other) - _SHOWN} more" if len(other) > _SHOWN else ""
-            found.append(f"{split}: expected {low} to {high} images a class, found other counts in {named}{more}")
+            found.append(f"{split}: expected {low} to {high} images a class, found other counts in {listing(other)}")
     return found
 
 
-def _write_listing(root: Path, splits: Mapping[str, ImageDataset], listing: Path, workers: int) -> None:
-    """Decode every image and write "<sha256>  <path below the root>" of each, line by line.
-
-    Raises:
-        DatasetError: images cannot be decoded.
-    """
+def _write_listing(root: Path, splits: Mapping[str, ImageDataset], path: Path, workers: int) -> None:
+    """Decode every image and write "<sha256>  <path below the root>" of each. Raises DatasetError for bad ones."""
     bad: list[BadImage] = []
-    with listing.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         for dataset in splits.values():
             results = map_images(_examine, dataset, workers)
             for name, result in zip(dataset.relative_paths(), results, strict=True):
@@ -146,10 +140,10 @@ def _split_state(dataset: ImageDataset) -> dict[str, Any]:
     return {"images": len(dataset), "labels": labels.hexdigest(), "state": fingerprint(dataset)}
 
 
-def _refuse_changes(root: Path, known: Mapping[str, Any], found: Mapping[str, Any], listing: Path) -> None:
+def _refuse_changes(root: Path, known: Mapping[str, Any], found: Mapping[str, Any], files: Path) -> None:
     changes = []
     if known.get("content") != found["content"]:
-        changes += _changed_files(root / FILES, listing)
+        changes += _changed_files(root / FILES, files)
     for split, state in found["splits"].items():
         if known["splits"].get(split, {}).get("labels") != state["labels"]:
             changes.append(f"the classes, or which image belongs to which, in split {split}")
@@ -165,7 +159,9 @@ def _refuse_changes(root: Path, known: Mapping[str, Any], found: Mapping[str, An
 def _changed_files(old: Path, new: Path) -> list[str]:
     if not old.is_file():
         return [f"files (unknown which: {old} is missing)"]
-    before, after = _read_listing(old), _read_listing(new)
+    # all in memory, but needed only for the message
+    rows = [[line.partition("  ") for line in read_lines(path)] for path in (old, new)]
+    before, after = ({name: digest for digest, _, name in row} for row in rows)
     changed = [f"{path}: other content" for path in after if before.get(path, after[path]) != after[path]]
     gone = [f"{path}: no longer listed" for path in before if path not in after]
     return changed + gone + [f"{path}: new" for path in after if path not in before]
@@ -175,16 +171,3 @@ def _line(digest: str, name: str) -> str:
     """A line of the listing; like sha256sum it escapes line breaks, and marks that by a backslash in front."""
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     return f"{digest}  {name}\n" if escaped == name else f"\\{digest}  {escaped}\n"
-
-
-def _read_listing(path: Path) -> dict[str, str]:
-    """SHA-256 by escaped path. All in memory, but needed only for the message about changed files.
-
-    Raises:
-        DatasetError: not UTF-8.
-    """
-    found = {}
-    for line in read_lines(path):
-        digest, _, name = line.partition("  ")
-        found[name] = digest
-    return found

@@ -9,7 +9,6 @@ import pytest
 from damage import DamageTable, assert_refused, change_mat, remove, write
 from miniature import write_miniature
 from numpy.lib.recfunctions import repack_fields
-from PIL import Image
 
 from fgvc.data import create_dataset
 from fgvc.errors import DatasetError
@@ -99,8 +98,6 @@ def test_numbers_may_be_doubles_as_matlab_has_them(root: Path) -> None:
 
 DAMAGES: DamageTable = {
     "not a mat file": (write(ANNOTATIONS, b"<html>404</html>" * 20), [ANNOTATIONS, "not a readable MATLAB file"]),
-    "empty": (write(ANNOTATIONS, b""), [ANNOTATIONS, "not a readable MATLAB file"]),
-    "truncated": (lambda root: write(ANNOTATIONS, (root / ANNOTATIONS).read_bytes()[:-300])(root), [ANNOTATIONS]),
     "version 7.3": (
         write(ANNOTATIONS, b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n" * 20),
         [ANNOTATIONS, "7.3 (HDF5)", "-v7"],
@@ -110,16 +107,12 @@ DAMAGES: DamageTable = {
     "class out of range": (set_field("class", 4), ["class id 4 has no name, there are 3"]),
     "class zero": (set_field("class", 0), ["class id 0"]),
     "class is no whole number": (set_field("class", 1.5), ["expected a whole number", "1.5"]),
-    "class is text": (set_field("class", "van"), ["expected a whole number", "van"]),
     "path is a number": (set_field("relative_im_path", 3), ["expected a line of text"]),
     "path leaves": (set_field("relative_im_path", "../secret.jpg"), ["'../secret.jpg'", "leaves", ANNOTATIONS]),
-    "path is absolute": (set_field("relative_im_path", "/etc/secret.jpg"), ["'/etc/secret.jpg'", "leaves"]),
-    "image missing": (remove("car_ims/000001.jpg"), ["1 of 6 images", "car_ims/000001.jpg", ANNOTATIONS]),
     "neither layout": (
         remove(ANNOTATIONS),
         [f"{ANNOTATIONS} missing", "devkit, cars_train, cars_test", "found in", "car_ims", "datasets/cars.yaml"],
     ),
-    "no root": (shutil.rmtree, ["no such folder", "datasets/cars.yaml"]),
 }
 
 
@@ -132,10 +125,3 @@ def test_an_empty_split_is_refused(root: Path) -> None:
     change_mat(ANNOTATIONS, lambda content: content.update(annotations=content["annotations"][:, :2]))(root)
     with pytest.raises(DatasetError, match="no image belongs to split 'test'"):
         create_dataset("cars", root=root, split="test")
-
-
-def test_colours_tell_the_classes_apart(root: Path) -> None:
-    """The miniature is what it says: the crop of each class has its own colour."""
-    dataset = create_dataset("cars", root=root, crop="bbox")
-    means = [np.asarray(image.resize((1, 1), Image.Resampling.BOX))[0, 0].argmax() for image, _ in dataset]  # type: ignore[misc]
-    assert means == dataset.targets

@@ -8,9 +8,9 @@ import torch
 from miniature import write_miniature
 from torch.utils.data import DataLoader
 
-from fgvc.data import ImageDataset, TransformSpec, create_dataset, fingerprint, list_datasets, split_validation
+from fgvc.data import ImageDataset, TransformSpec, create_dataset, list_datasets, split_validation
 from fgvc.data.checks import check_images
-from fgvc.errors import ConfigError, DatasetError
+from fgvc.errors import DatasetError
 
 BOXED = ["cub", "cars", "cars_devkit", "aircraft", "dogs", "nabirds"]
 MINIATURES = [*BOXED, "imagenet", "folder"]
@@ -73,18 +73,6 @@ def test_boxes_are_inside_and_follow_the_images(roots: dict[str, Path], name: st
     assert held_out.boxes == [dataset.boxes[dataset.paths.index(path)] for path in held_out.paths]
 
 
-@pytest.mark.parametrize("name", BOXED)
-def test_cropping_changes_the_fingerprint(roots: dict[str, Path], name: str) -> None:
-    whole, boxed, cropped = (read(roots, name, **o) for o in ({}, {"boxes": True}, {"crop": "bbox"}))
-    assert fingerprint(whole) == fingerprint(boxed) != fingerprint(cropped)
-
-
-@pytest.mark.parametrize("name", sorted({*MINIATURES} - {*BOXED}))
-def test_datasets_without_boxes_say_so(roots: dict[str, Path], name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"'{name}' has no bounding boxes .*cub, cars"):
-        read(roots, name, crop="bbox")
-
-
 @pytest.mark.parametrize("name", MINIATURES)
 def test_an_unknown_layout_is_described(tmp_path: Path, name: str) -> None:
     (tmp_path / "holiday").mkdir()
@@ -92,14 +80,3 @@ def test_an_unknown_layout_is_described(tmp_path: Path, name: str) -> None:
         read({name: tmp_path}, name)
     assert str(tmp_path) in str(caught.value)
     assert name == "folder" or ("holiday" in str(caught.value) and "datasets/" in str(caught.value))
-
-
-def test_the_seed_fixes_a_miniature(tmp_path: Path) -> None:
-    images = []
-    for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
-        root = write_miniature("cub", tmp_path / folder, seed=seed, classes=5, size=(60, 48))
-        images.append({p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()})
-    assert images[0] == images[1]
-    assert images[0] != images[2]
-    dataset = create_dataset("cub", root=tmp_path / "a")
-    assert (len(set(dataset.classes)), dataset[0][0].size) == (5, (60, 48))

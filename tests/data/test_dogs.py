@@ -55,15 +55,12 @@ def test_the_box_goes_around_all_dogs(root: Path) -> None:
 
 
 def test_breeds_of_one_name_get_their_id(root: Path) -> None:
+    def rename(content: dict[str, Any]) -> None:
+        for row in content["file_list"]:
+            row[0] = np.array([row[0].item().replace("black-and-tan_coonhound", "Chihuahua")])
+
+    (root / "Images" / "n02085720-black-and-tan_coonhound").rename(root / "Images" / "n02085720-Chihuahua")
     for split in ("train", "test"):
-        for folder in ("Images", "Annotation"):
-            if (root / folder / "n02085720-black-and-tan_coonhound").exists():
-                shutil.move(root / folder / "n02085720-black-and-tan_coonhound", root / folder / "n02085720-Chihuahua")
-
-        def rename(content: dict[str, Any]) -> None:
-            for row in content["file_list"]:
-                row[0] = np.array([row[0].item().replace("black-and-tan_coonhound", "Chihuahua")])
-
         change_mat(f"{split}_list.mat", rename)(root)
     names = create_dataset("dogs", root=root).classes
     assert names == ["Chihuahua (n02085620-Chihuahua)", "Chihuahua (n02085720-Chihuahua)", "Saint Bernard"]
@@ -82,11 +79,8 @@ def set_path(name: str) -> Any:
 DAMAGES: DamageTable = {
     "entities": (write(ANNOTATION, BOMB), [ANNOTATION, "document type declaration"]),
     "not XML": (write(ANNOTATION, b"<annotation>"), [ANNOTATION, "not a readable annotation"]),
-    "binary": (write(ANNOTATION, b"\xff\xfe<\x00a\x00"), [ANNOTATION, "not UTF-8"]),
     "no box": (write(ANNOTATION, b"<annotation/>"), [ANNOTATION, "no <bndbox>"]),
     "no side": (replace_text(ANNOTATION, "xmax", "width"), [ANNOTATION, "not a readable annotation"]),
-    "annotation missing": (remove(ANNOTATION), [ANNOTATION]),
-    "image missing": (remove(f"Images/{FIRST}.jpg"), ["1 of 6 images", f"{FIRST}.jpg", "train_list.mat"]),
     "path leaves": (set_path("../n02085620-Chihuahua/x.jpg"), ["'../n02085620-Chihuahua/x.jpg'", "leaves"]),
     "label of two breeds": (set_path("n9-Pug/x.jpg"), ["label 1", "'n9-Pug'", "'n02085620-Chihuahua'"]),
     "too few labels": (
@@ -98,7 +92,6 @@ DAMAGES: DamageTable = {
         ["train_list.mat: no entries"],
     ),
     "no list": (remove("test_list.mat"), ["test_list.mat missing", "lists/test_list.mat", "datasets/dogs.yaml"]),
-    "damaged list": (write("test_list.mat", b"MATLAB"), ["test_list.mat: not a readable MATLAB file"]),
 }
 
 

@@ -5,7 +5,6 @@ import io
 import os
 import re
 import stat
-import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from archives import add, folder_bytes, tar_bytes, write_tar, write_zip
+from damage import files_limited_to
 
 from fgvc.data.extract import extract
 from fgvc.errors import DatasetError
@@ -97,13 +97,6 @@ def test_names_that_lead_out(tmp_path: Path, name: str, kind: str) -> None:
     assert not Path("/tmp/evil-fgvc").exists()
 
 
-def test_a_folder_with_a_name_that_leads_out(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "x.tar", "w") as tar:
-        add(tar, "../folder", kind=tarfile.DIRTYPE)
-    refused(tmp_path / "x.tar", tmp_path / "out", "leads out")
-    assert not (tmp_path / "folder").exists()
-
-
 KINDS = {
     "symlink out": (tarfile.SYMTYPE, "../../evil"),
     "symlink in": (tarfile.SYMTYPE, "good"),
@@ -138,48 +131,31 @@ def test_a_name_that_occurs_twice(tmp_path: Path, second: str) -> None:
     refused(tmp_path / "x.tar", tmp_path / "out", "a second time|leads out|file lies already")
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_name_that_occurs_twice_in_a_zip(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as zipped:
-        zipped.writestr("a", "1")
-        zipped.writestr("a", "2")
-    refused(tmp_path / "x.zip", tmp_path / "out", "'a' appears a second time")
-
-
 def test_a_file_below_a_file(tmp_path: Path) -> None:
     refused(write_tar(tmp_path / "x.tar", {"a": b"1", "a/b": b"2"}), tmp_path / "out", "Not a directory|File exists")
 
 
-@pytest.mark.parametrize("kind", ["tgz", "zip"])
+@pytest.mark.parametrize("kind", ["tgz", "zip", "empty members", "headers"])
 def test_archives_that_grow_without_measure(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fgvc.io.ALLOWANCE", 1000)
-    archive = tmp_path / f"x.{kind}"
-    if kind == "tgz":
-        write_tar(archive, {"zeros": bytes(3_000_000)}, "w:gz")
-    else:
+    archive = tmp_path / ("x.zip" if kind == "zip" else "x.tgz")
+    if kind == "zip":
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
             zipped.writestr("zeros", bytes(3_000_000))
+    elif kind == "headers":
+        with tarfile.open(archive, "w:gz") as tar:
+            for i in range(5):
+                add(tar, "header", f"060000 {i:05}=".encode().ljust(59_999, b"x") + b"\n", kind=tarfile.XGLTYPE)
+                add(tar, f"{i}")
+    else:
+        empty = dict.fromkeys((f"{i:04}" for i in range(3000)), b"")
+        write_tar(archive, empty if kind == "empty members" else {"zeros": bytes(3_000_000)}, "w:gz")
     refused(archive, tmp_path / "out", "more than 20 times its size")
     written = sum(path.stat().st_size for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert written <= 20 * archive.stat().st_size + 1000
 
 
-def test_masses_of_empty_members_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgvc.io.ALLOWANCE", 1000)
-    archive = write_tar(tmp_path / "x.tgz", dict.fromkeys((f"{i:04}" for i in range(3000)), b""), "w:gz")
-    refused(archive, tmp_path / "out", "more than 20 times its size")
-
-
-HEADERS = [
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-]
-
-
-@pytest.mark.parametrize("kind", HEADERS)
+@pytest.mark.parametrize("kind", [b"x", b"g", b"X", b"L", b"K"])  # pax, global, Solaris, long name, long link
 @pytest.mark.parametrize("first", [True, False])
 def test_a_header_without_measure_is_refused_unread(tmp_path: Path, kind: bytes, first: bool) -> None:
     archive = tmp_path / "x.tgz"
@@ -194,15 +170,6 @@ def test_a_header_without_measure_is_refused_unread(tmp_path: Path, kind: bytes,
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
-
-
-def test_headers_that_are_large_together_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fgvc.io.ALLOWANCE", 1000)
-    with tarfile.open(tmp_path / "x.tgz", "w:gz") as tar:
-        for i in range(5):
-            add(tar, "header", f"060000 {i:05}=".encode().ljust(59_999, b"x") + b"\n", kind=tarfile.XGLTYPE)
-            add(tar, f"{i}")
-    refused(tmp_path / "x.tgz", tmp_path / "out", "more than 20 times its size")
 
 
 def test_long_names_are_read(tmp_path: Path) -> None:
@@ -249,7 +216,7 @@ def test_damaged_archives(tmp_path: Path, name: str) -> None:
     modes = {"x.tar": "w", "x.tgz": "w:gz", "x.tar.xz": "w:xz"}
     write_zip(archive, files) if name == "x.zip" else write_tar(archive, files, modes[name])
     whole = archive.read_bytes()
-    for damaged in (whole[: len(whole) // 3], b"<html>Not found</html>", b""):
+    for damaged in (whole[: len(whole) // 3], b"<html>Not found</html>", gzip.compress(b"not a tar at all" * 100), b""):
         archive.write_bytes(damaged)
         refused(archive, tmp_path / "out", "damaged")
         for path in (tmp_path / "out").iterdir():
@@ -265,24 +232,11 @@ def test_an_encrypted_zip(tmp_path: Path) -> None:
     refused(archive, tmp_path / "out", "secret.* is encrypted")
 
 
-def test_a_gzip_that_is_no_tar(tmp_path: Path) -> None:
-    (tmp_path / "x.tgz").write_bytes(gzip.compress(b"not a tar at all" * 100))
-    refused(tmp_path / "x.tgz", tmp_path / "out", "damaged, or not an archive")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit to the size of files here")
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_a_disk_without_room_is_not_taken_for_a_damaged_archive(tmp_path: Path, kind: str) -> None:
-    import resource
-
     archive = (write_tar if kind == "tar" else write_zip)(tmp_path / f"x.{kind}", {"a": bytes(5000)})
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            extract(archive, tmp_path / "out")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with files_limited_to(1000), pytest.raises(OSError, match="File too large"):
+        extract(archive, tmp_path / "out")
 
 
 def test_a_python_without_the_safe_filter_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,21 +1,21 @@
 """Preparing a dataset: from its card to a verified copy, once; and everything that may be wrong with a copy."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from archives import folder_bytes, tar_bytes, write_tar
-from command_line import ROOT
+from command_line import ROOT, Train, refused
+from damage import replace_text
 from file_server import serving
-from miniature import write_miniature
-from scipy.io import savemat
+from miniature import write_imagenet_kit
+from PIL import Image
 from small_birds import CLASSES, TEST, TRAIN, Place, cub_files, image_bytes
 
 from fgvc.data import ImageDataset, prepare_dataset, verified_content, was_verified
@@ -39,6 +39,13 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def ready(place: Place) -> Place:
     place.prepare()
     return place
+
+
+def stored_archive(place: Place) -> Path:
+    """Where a download of an earlier call lies; its folder is made."""
+    path = place.root.parent / "archives" / "cub" / "birds.tgz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def test_download_unpack_verify_once(place: Place) -> None:
@@ -104,11 +111,6 @@ def test_the_fingerprint(ready: Place) -> None:
         assert hashlib.sha256((ready.root / name).read_bytes()).hexdigest() == digest
 
 
-@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
-def test_sha256sum_reads_the_list_of_files(ready: Place) -> None:
-    subprocess.run(["sha256sum", "--quiet", "-c", "fingerprint.sha256"], cwd=ready.root, check=True)
-
-
 def test_the_same_content_elsewhere_has_the_same_fingerprint(ready: Place) -> None:
     content = json.loads((ready.root / "fingerprint.json").read_text())["content"]
     shutil.copytree(ready.root / "CUB_200_2011", ready.folder / "copy" / "CUB_200_2011", copy_function=shutil.copyfile)
@@ -159,21 +161,26 @@ def test_verify_only_sees_a_change_that_keeps_size_and_time(ready: Place) -> Non
         ready.prepare(verify_only=True)
 
 
-def test_changed_labels_are_seen(ready: Place) -> None:
-    labels = ready.root / "CUB_200_2011" / "image_class_labels.txt"
-    lines = labels.read_text().splitlines()
-    lines[0], lines[5] = "1 2", "6 1"  # two training images change their classes
-    labels.write_text("\n".join(lines))
-    with pytest.raises(DatasetError, match="which image belongs to which, in split train"):
-        ready.prepare(verify_only=True)
+def exchange_labels(folder: Path) -> None:
+    replace_text("image_class_labels.txt", "1 1\n", "1 2\n")(folder)
+    replace_text("image_class_labels.txt", "\n6 2\n", "\n6 1\n")(folder)
 
 
-def test_moved_files_are_named(ready: Place) -> None:
-    folder = ready.root / "CUB_200_2011"
+def rename_an_image(folder: Path) -> None:
     (folder / "images" / "001.Bird_0" / "0.png").rename(folder / "images" / "001.Bird_0" / "new.png")
-    names = (folder / "images.txt").read_text().replace("001.Bird_0/0.png", "001.Bird_0/new.png")
-    (folder / "images.txt").write_text(names)
-    with pytest.raises(DatasetError, match=r"(?s)Bird_0/0\.png: no longer listed\n.*Bird_0/new\.png: new"):
+    replace_text("images.txt", "001.Bird_0/0.png", "001.Bird_0/new.png")(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (exchange_labels, "which image belongs to which, in split train"),
+        (rename_an_image, r"(?s)Bird_0/0\.png: no longer listed\n.*Bird_0/new\.png: new"),
+    ],
+)
+def test_changed_lists_are_seen(ready: Place, change: Callable[[Path], None], message: str) -> None:
+    change(ready.root / "CUB_200_2011")
+    with pytest.raises(DatasetError, match=message):
         ready.prepare(verify_only=True)
 
 
@@ -213,10 +220,6 @@ def test_a_failing_extraction_leaves_no_dataset(place: Place) -> None:
         place.prepare()
     assert [path.name for path in place.root.parent.iterdir()] == ["archives"]
     assert not list(place.folder.rglob("evil"))
-    place.server.files["/birds.tgz"] = place.archive = tar_bytes(cub_files(), "w:gz")
-    shutil.rmtree(place.root.parent)
-    place.write_card()
-    assert place.prepare().fingerprint is not None
 
 
 def test_a_wrong_checksum_unpacks_nothing(place: Place) -> None:
@@ -228,8 +231,7 @@ def test_a_wrong_checksum_unpacks_nothing(place: Place) -> None:
 
 
 def test_a_damaged_download_of_an_earlier_call_is_not_trusted(place: Place) -> None:
-    stored = place.root.parent / "archives" / "cub" / "birds.tgz"
-    stored.parent.mkdir(parents=True)
+    stored = stored_archive(place)
     stored.write_bytes(place.archive[:-1] + b"x")
     with pytest.raises(DatasetError, match=r"birds\.tgz: md5 is .*, expected .*Delete it"):
         place.prepare()
@@ -239,16 +241,6 @@ def test_a_damaged_download_of_an_earlier_call_is_not_trusted(place: Place) -> N
     stored.write_bytes(place.archive)
     place.prepare()
     assert place.server.requests == []
-
-
-def test_an_interrupted_download_goes_on_in_the_next_call(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    half = len(place.archive) // 2
-    place.server.cut_after, place.server.status = [half], []
-    monkeypatch.setattr("fgvc.data.download.time.sleep", lambda _: place.server.status.append(404))
-    with pytest.raises(DatasetError, match="404"):
-        place.prepare()
-    place.prepare()
-    assert place.server.requests[-1] == ("/birds.tgz", f"bytes={half}-")
 
 
 def test_a_refusing_server_leads_to_the_manual_route(place: Place) -> None:
@@ -264,15 +256,10 @@ def test_what_only_a_person_can_get(place: Place) -> None:
     with pytest.raises(DatasetError) as caught:
         place.prepare()
     command = f"fgvc prepare_data cub --root {place.root} --from-archive birds.tgz"
-    for part in (
-        "cannot be downloaded by a program",
-        "Ask the birds.",
-        hashlib.md5(place.archive).hexdigest(),
-        command,
-    ):
+    md5 = hashlib.md5(place.archive).hexdigest()
+    for part in ("cannot be downloaded by a program", "Ask the birds.", md5, command):
         assert part in str(caught.value)
-    stored = place.root.parent / "archives" / "cub" / "birds.tgz"
-    stored.parent.mkdir(parents=True)
+    stored = stored_archive(place)
     stored.write_bytes(place.archive)
     assert place.prepare().archives == ()  # hard to get: nothing to advise the deletion of
     assert place.server.requests == []
@@ -402,53 +389,7 @@ def test_options_that_exclude_each_other_and_names_without_a_card(place: Place) 
         prepare_dataset("cubs", cards=place.folder / "cards", root=place.root)
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_dataset_made_on_the_spot_is_not_made_to_be_verified(tmp_path: Path, exists: bool) -> None:
-    root = tmp_path / "synthetic"
-    if exists:
-        root.mkdir()
-    with pytest.raises(DatasetError, match=f"{root}: .*leave out --verify-only to get the dataset"):
-        prepare_dataset("synthetic", cards=CARDS, root=root, verify_only=True)
-    assert folder_bytes(tmp_path) == {}
-
-
-@pytest.mark.parametrize("name", [name for name in list_cards(CARDS) if name != "synthetic"])
-def test_every_dataset_with_a_card(tmp_path: Path, name: str) -> None:
-    """A miniature of each, packed, prepared, and changed."""
-    files = folder_bytes(write_miniature(name, tmp_path / "miniature"))
-    write_tar(tmp_path / "all.tar", files)
-    card = yaml.safe_load((CARDS / f"{name}.yaml").read_text(encoding="utf-8"))
-    small = {
-        "archives": [{"name": "all.tar"}],
-        "manual": "none",
-        "classes": 3,
-        "splits": {"train": 12, "test": 6},
-        "images_per_class": {"train": [4, 4], "test": [2, 2]},
-        "sort_validation": False,
-    }
-    (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(card | small))
-    root = tmp_path / "root"
-    prepared = prepare_dataset(name, cards=tmp_path, root=root, archives=[tmp_path / "all.tar"])
-    assert prepared.fingerprint is not None and prepared.fingerprint["images"] == 18
-    assert prepare_dataset(name, cards=tmp_path, root=root).fingerprint is None
-    image = next(path for path in root.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    image.write_bytes(image.read_bytes() + b"x")
-    with pytest.raises(DatasetError, match=f"{image.name}: other content"):
-        prepare_dataset(name, cards=tmp_path, root=root, verify_only=True)
-
-
-SYNSETS = [(1, "n01", 0), (2, "n03", 0), (3, "n02", 0), (4, "n00", 3)]  # ILSVRC2012_ID, WNID, num_children
-
-
-def devkit(folder: Path, labels: list[int]) -> dict[str, bytes]:
-    """The development kit's two files that matter."""
-    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
-    rows = np.array([(i, wnid, "words", "gloss", children) for i, wnid, children in SYNSETS], dtype=kinds)
-    savemat(folder / "meta.mat", {"synsets": rows.reshape(-1, 1)})
-    return {
-        "ILSVRC2012_devkit_t12/data/meta.mat": (folder / "meta.mat").read_bytes(),
-        "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": "".join(f"{i}\n" for i in labels).encode(),
-    }
+SYNSETS = [(1, "n01", 0), (2, "n03", 0), (3, "n02", 0), (4, "n00", 3)]
 
 
 def test_imagenet_from_its_official_archives(tmp_path: Path) -> None:
@@ -460,10 +401,11 @@ def test_imagenet_from_its_official_archives(tmp_path: Path) -> None:
     small = {"classes": 2, "splits": {"train": 4, "test": 3}, "images_per_class": {"train": [2, 2], "test": [1, 2]}}
     (tmp_path / "imagenet.yaml").write_text(yaml.safe_dump(official | small))
     wordnet = ("n01", "n03")
+    write_imagenet_kit(tmp_path / "kit", [2, 1, 1], SYNSETS)
     contents = (
         {f"{wnid}.tar": tar_bytes({f"{wnid}_{i}.JPEG": image_bytes(i) for i in range(2)}) for wnid in wordnet},
         {f"ILSVRC2012_val_{i:08}.JPEG": image_bytes(10 + i) for i in (3, 1, 2)},
-        devkit(tmp_path, [2, 1, 2]),
+        folder_bytes(tmp_path / "kit"),
     )
     files = [
         write_tar(tmp_path / archive["name"], content, "w:gz" if archive["name"].endswith("gz") else "w")
@@ -478,7 +420,7 @@ def test_imagenet_from_its_official_archives(tmp_path: Path) -> None:
         *(f"train/{wnid}/{wnid}_{i}.JPEG" for wnid in wordnet for i in range(2)),
         "val/n03/ILSVRC2012_val_00000001.JPEG",
         "val/n01/ILSVRC2012_val_00000002.JPEG",
-        "val/n03/ILSVRC2012_val_00000003.JPEG",
+        "val/n01/ILSVRC2012_val_00000003.JPEG",
     }
     assert (root / "val" / "n01" / "ILSVRC2012_val_00000002.JPEG").read_bytes() == image_bytes(12)
     assert prepare_dataset("imagenet", cards=tmp_path, root=root).fingerprint is None
@@ -489,22 +431,75 @@ def test_imagenet_from_its_official_archives(tmp_path: Path) -> None:
     [
         ([1, 2], None, "2 labels for 1 images"),
         ([4], None, "'4' is no ILSVRC2012_ID"),  # an inner node of the tree
-        ([9], None, "'9' is no ILSVRC2012_ID"),
-        ([1], "meta.mat", r"meta\.mat: not a readable MATLAB file"),
-        ([1], "missing", r"meta\.mat: missing; ILSVRC2012_devkit_t12\.tar\.gz must be among the archives"),
+        ([1], Path.unlink, r"meta\.mat: missing; ILSVRC2012_devkit_t12\.tar\.gz must be among the archives"),
     ],
 )
-def test_a_damaged_development_kit(tmp_path: Path, labels: list[int], damage: str | None, message: str) -> None:
-    root = tmp_path / "root"
-    files = devkit(tmp_path, labels) | {"val/a.JPEG": b"1"}
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    meta = root / "ILSVRC2012_devkit_t12" / "data" / "meta.mat"
-    if damage == "meta.mat":
-        meta.write_bytes(b"x" * 200)
-    elif damage == "missing":
-        meta.unlink()
+def test_a_damaged_development_kit(
+    tmp_path: Path, labels: list[int], damage: Callable[[Path], object] | None, message: str
+) -> None:
+    write_imagenet_kit(tmp_path, labels, SYNSETS)
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "a.JPEG").touch()
+    if damage is not None:
+        damage(tmp_path / "ILSVRC2012_devkit_t12" / "data" / "meta.mat")
     with pytest.raises(DatasetError, match=message):
-        sort_validation(root)
-    assert (root / "val" / "a.JPEG").exists()
+        sort_validation(tmp_path)
+    assert (tmp_path / "val" / "a.JPEG").exists()
+
+
+@pytest.fixture
+def prepare(here: Train, tmp_path: Path) -> Train:
+    """The script in this process, in `tmp_path`."""
+    return lambda *arguments: here("prepare_data.py", *arguments, cwd=tmp_path)
+
+
+def test_from_the_command_line_and_once_more(place: Place, prepare: Train) -> None:
+    arguments = ["cub", "--cards", str(place.folder / "cards"), "--workers", "2"]
+    outputs = [prepare(*arguments).stdout for _ in range(2)]
+    root = Path("datasets") / "cub"
+    assert f"{root}: cub is whole (train 9, test 6, 3 classes)" in outputs[0]
+    assert f"{root}: cub was verified before and has not changed" in outputs[1]
+    for output in outputs:
+        assert output.endswith(f"next: fgvc train experiment=birds dataset.root={root}\n")
+    assert len(place.server.requests) == 1
+    assert (place.folder / "datasets" / "archives" / "cub" / "birds.tgz").is_file()
+
+
+def test_a_refusal_exits_with_2(place: Place, prepare: Train) -> None:
+    cards = ("--cards", str(place.folder / "cards"), "--root", str(place.root))
+    refused(prepare("cub", *cards, "--verify-only"), "no such folder")
+    refused(prepare("cub", *cards, "--from-archive", "nothing.tar"), "nothing.tar: no such file")
+    with pytest.raises(Exception, match="no card"):
+        prepare("owls", *cards, "--debug")
+
+
+def test_a_full_disk_is_one_message(place: Place, prepare: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushes = []
+
+    def full(file: int) -> None:
+        flushes.append(file)
+        if len(flushes) == 3:  # the first two are of the small file beside the part, and of the folder
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = prepare("cub", "--cards", place.folder / "cards")
+    part = place.folder / "datasets" / "archives" / "cub" / "birds.tgz.part"
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"error: no space left on the disk ({part}); free some space and start again\n",
+    )
+
+
+def test_synthetic(prepare: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgvc.data.synthetic.draw_image", lambda *_: Image.new("RGB", (8, 8)))  # for speed
+    done = prepare("synthetic")
+    assert done.returncode == 0, done.stderr
+    assert "datasets/synthetic: synthetic is whole (train 384, test 240, 12 classes)" in done.stdout
+    assert "has not changed" in prepare("synthetic").stdout
+
+
+def test_the_help_names_every_card(prepare: Train) -> None:
+    done = prepare("--help")
+    assert done.returncode == 0
+    for name in list_cards(ROOT / "datasets"):
+        assert name in done.stdout

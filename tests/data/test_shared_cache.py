@@ -7,8 +7,6 @@ import logging
 import multiprocessing
 import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -144,6 +142,17 @@ def test_the_second_of_two_runs_waits_and_computes_nothing(dataset: ImageDataset
     assert kinds(dataset) == [".json", ".json", ".npy", ".npy"]
 
 
+def at_once(children: list[Any], results: Any) -> list[Any]:
+    """What the processes put into the queue."""
+    for child in children:
+        child.daemon = True
+        child.start()
+    found = [results.get(timeout=30) for _ in children]
+    for child in children:
+        child.join(30)
+    return found
+
+
 def test_of_many_runs_at_once_one_computes(dataset: ImageDataset) -> None:
     barrier, results = context.Barrier(5), context.Queue()
 
@@ -154,12 +163,7 @@ def test_of_many_runs_at_once_one_computes(dataset: ImageDataset) -> None:
         maps = features.batch(range(COUNT))[0].numpy()
         results.put((backbone.calls, hashlib.sha256(maps.tobytes()).hexdigest()))
 
-    children = [context.Process(target=run, daemon=True) for _ in range(5)]
-    for child in children:
-        child.start()
-    calls, digests = zip(*(results.get(timeout=30) for _ in children), strict=True)
-    for child in children:
-        child.join(30)
+    calls, digests = zip(*at_once([context.Process(target=run) for _ in range(5)], results), strict=True)
     assert sorted(calls) == [0, 0, 0, 0, 3]
     assert len(set(digests)) == 1
     assert kinds(dataset) == [".json", ".npy"]
@@ -173,16 +177,6 @@ def test_when_the_computing_run_is_killed_the_waiting_one_takes_over(dataset: Im
         with on_message("computed by another run", first.kill):
             features = features_of(dataset, backbone)
     assert (backbone.calls, features.from_cache) == (3, False)
-    assert kinds(dataset) == [".json", ".npy"]
-
-
-def test_leftovers_go_with_the_next_computation(dataset: ImageDataset) -> None:
-    started = context.Event()
-    with process(compute_and_hang, dataset, "a", started, context.Event()) as killed:
-        assert started.wait(30)
-        killed.kill()
-    assert len(list((dataset.root / "cache").glob(".features-*"))) == 1
-    features_of(dataset, Backbone(), "b")
     assert kinds(dataset) == [".json", ".npy"]
 
 
@@ -208,12 +202,8 @@ def test_runs_at_once_stay_below_the_limit_together(dataset: ImageDataset) -> No
         features = features_of(dataset, Backbone(lambda: time.sleep(0.2)), name, entries=2)
         results.put(features.batch(range(COUNT))[0].shape)
 
-    children = [context.Process(target=run, args=(name,), daemon=True) for name in "abc"]
-    for child in children:
-        child.start()
-    assert [results.get(timeout=30) for _ in children] == [(COUNT, 3, 4, 4)] * 3
-    for child in children:
-        child.join(30)
+    children = [context.Process(target=run, args=(name,)) for name in "abc"]
+    assert at_once(children, results) == [(COUNT, 3, 4, 4)] * 3
     assert kinds(dataset) == [".json"] * 2 + [".npy"] * 2
 
 
@@ -322,26 +312,10 @@ def test_a_full_disk_leaves_the_other_entries(dataset: ImageDataset, monkeypatch
     assert use(dataset, "a", 2)
 
 
-@pytest.fixture
-def read_only() -> Iterator[ImageDataset]:
-    """A dataset with a cache of one entry that this process may read but not change."""
-    root = Path(tempfile.mkdtemp())  # not tmp_path, which only its owner may enter
-    dataset, user = images_in(root), os.geteuid()
-    features_of(dataset, Backbone())
-    root.chmod(0o755)
-    (root / "cache").chmod(0o555)
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield dataset
-    finally:
-        os.seteuid(user)
-        (root / "cache").chmod(0o755)
-        shutil.rmtree(root)
-
-
-def test_a_cache_that_may_only_be_read_is_used(read_only: ImageDataset) -> None:
-    backbone = Backbone()
+def test_a_cache_that_may_only_be_read_is_used(unprivileged: Path) -> None:
+    read_only, backbone = images_in(unprivileged), Backbone()
+    features_of(read_only, Backbone())
+    (unprivileged / "cache").chmod(0o555)
     assert features_of(read_only, backbone, entries=0.5).from_cache
     assert backbone.calls == 0
     with pytest.raises(PermissionError, match="cache"):
@@ -378,4 +352,3 @@ def test_a_limit_on_the_command_line(tmp_path: Path, train_here: Train) -> None:
     assert done.stderr.count("evicted from the feature cache") == 2
     after = set((tmp_path / "cache").glob("features-*"))
     assert len(after) == len(before) == 4 and not after & before
-    assert train_here(tmp_path, *frozen, "run_dir=b", "seed=1", "cache.max_gb=1").returncode == 0  # still the same run

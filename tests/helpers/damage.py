@@ -1,6 +1,7 @@
 """Damaging a dataset on purpose, and expecting the refusal to name what is wrong."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,15 @@ def assert_refused(name: str, root: Path, table: Mapping[str, tuple[Damage, list
         create_dataset(name, root=root, boxes=True)
     for part in [str(root), *expected]:
         assert part in str(caught.value)
+
+
+@contextlib.contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """The system writes no more bytes to any file, as if the disk were full."""
+    resource = pytest.importorskip("resource", reason="no limit to the size of files here")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -250,6 +250,15 @@ def write_imagenet(root: Path, plan: Plan) -> None:
     _write_table(root / "LOC_synset_mapping.txt", dict(zip(wnids, plan.names(_SYNSETS), strict=True)))
 
 
+def write_imagenet_kit(root: Path, labels: Sequence[object], synsets: Sequence[tuple[int, str, int]]) -> None:
+    """The two files of ImageNet's development kit that matter; synsets are (ILSVRC2012_ID, WNID, num_children)."""
+    data = root / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")]
+    savemat(data / "meta.mat", {"synsets": np.array(list(synsets), dtype=kinds).reshape(-1, 1)})
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{label}\n" for label in labels))
+
+
 def write_folder(root: Path, plan: Plan) -> None:
     """Class folders under train/ and test/."""
     names = plan.names(_OWN)

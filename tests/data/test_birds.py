@@ -1,19 +1,19 @@
-"""The CUB-200-2011 adapter: what it reads, and what it says about a damaged copy."""
+"""The adapters of CUB-200-2011 and NABirds: what they read, and what they say about a damaged copy."""
 
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-import yaml
-from command_line import ROOT
-from damage import DamageTable, replace_text
+from damage import DamageTable, assert_refused, remove, replace_text
+from miniature import write_miniature
 from PIL import Image
 
 from fgvc.data import create_dataset
 from fgvc.errors import ConfigError, DatasetError
 
-DATASET_CARDS = ROOT / "datasets"
 NAMES = ["001.Gull/a.png", "001.Gull/b.png", "002.Black Tern/c.png", "002.Black Tern/d.png"]
+BOXES = ["1.5 2.0 2.0 2.5", "0.0 0.0 8.0 6.0", "2 1 4 4", "5.0 3.0 20.0 20.0"]
 
 
 def write_table(path: Path, values: list[str]) -> None:
@@ -32,6 +32,7 @@ def root(tmp_path: Path) -> Path:
     write_table(root / "image_class_labels.txt", ["1", "1", "2", "2"])
     write_table(root / "train_test_split.txt", ["1", "0", "0", "1"])
     write_table(root / "classes.txt", ["001.Gull", "002.Black Tern"])
+    write_table(root / "bounding_boxes.txt", BOXES)
     return root
 
 
@@ -55,42 +56,34 @@ def test_class_ids_need_not_be_consecutive(root: Path) -> None:
     assert (dataset.classes, dataset.targets) == (["a", "b"], [0, 1])
 
 
-BOXES = ["1.5 2.0 2.5 2.5", "0.0 0.0 8.0 6.0", "2 1 4 4", "5.0 3.0 20.0 20.0"]
-
-
-@pytest.fixture
-def boxed(root: Path) -> Path:
-    write_table(root / "bounding_boxes.txt", BOXES)
-    return root
-
-
-def test_boxes_are_read_when_asked_for(boxed: Path) -> None:
-    assert create_dataset("cub", root=boxed).boxes is None
-    dataset = create_dataset("cub", root=boxed, boxes=True)
-    assert dataset.boxes == [(1.5, 2, 4, 4.5), (5, 3, 25, 23)]
+def test_boxes_are_read_when_asked_for(root: Path) -> None:
+    assert create_dataset("cub", root=root).boxes is None
+    dataset = create_dataset("cub", root=root, boxes=True)
+    assert dataset.boxes == [(1.5, 2, 3.5, 4.5), (5, 3, 25, 23)]
     assert [dataset[i][0].size for i in range(2)] == [(8, 6), (8, 6)]
 
 
-def test_crop_keeps_every_pixel_the_box_touches_and_stays_in_the_image(boxed: Path) -> None:
+def test_crop_keeps_every_pixel_the_box_touches_and_stays_in_the_image(root: Path) -> None:
     for name, (left, top) in ((NAMES[0], (1, 2)), (NAMES[3], (5, 3))):
-        with Image.open(boxed / "images" / name) as image:
+        with Image.open(root / "images" / name) as image:
             image.putpixel((left, top), (9, 8, 7))
-            image.save(boxed / "images" / name)
-    dataset = create_dataset("cub", root=boxed, crop="bbox")
+            image.save(root / "images" / name)
+    dataset = create_dataset("cub", root=root, crop="bbox")
     images = [dataset[i][0] for i in range(2)]
     assert [image.size for image in images] == [(3, 3), (3, 3)]
     assert [image.getpixel((0, 0)) for image in images] == [(9, 8, 7)] * 2
 
 
 @pytest.mark.parametrize("box", ["2 1 0 4", "2 1 4 -1", "2.5 1 0 4", "8 0 3 3", "0 -9 3 5"])
-def test_an_empty_box_names_image_and_box(boxed: Path, box: str) -> None:
-    write_table(boxed / "bounding_boxes.txt", [box, *BOXES[1:]])
+def test_an_empty_box_names_image_and_box(root: Path, box: str) -> None:
+    write_table(root / "bounding_boxes.txt", [box, *BOXES[1:]])
     with pytest.raises(DatasetError, match=r"a\.png: box \(.*\) .* is empty in an image of 8 x 6 pixels"):
-        create_dataset("cub", root=boxed, crop="bbox")[0]
-    assert create_dataset("cub", root=boxed)[0][0].size == (8, 6)
+        create_dataset("cub", root=root, crop="bbox")[0]
+    assert create_dataset("cub", root=root)[0][0].size == (8, 6)
 
 
 def test_a_copy_without_boxes_refuses_only_the_crop(root: Path) -> None:
+    (root / "bounding_boxes.txt").unlink()
     assert len(create_dataset("cub", root=root)) == 2
     with pytest.raises(DatasetError, match=r"bounding_boxes\.txt: missing"):
         create_dataset("cub", root=root, crop="bbox")
@@ -98,25 +91,10 @@ def test_a_copy_without_boxes_refuses_only_the_crop(root: Path) -> None:
         create_dataset("cub", root=root, crop="box")
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "expected"),
-    [
-        ("3 2 1 4 4\n", "", "bounding_boxes.txt: 1 image ids missing"),
-        ("2 1 4 4", "2 1 4", r"bounding_boxes.txt: id 3 has the box '2 1 4'; expected four numbers"),
-        ("2 1 4 4", "2 1 4 wide", "id 3 has the box '2 1 4 wide'"),
-        ("2 1 4 4", "2 1 4 nan", "id 3 has the box '2 1 4 nan'"),
-    ],
-)
-def test_damaged_boxes_are_named(boxed: Path, old: str, new: str, expected: str) -> None:
-    replace_text("bounding_boxes.txt", old, new)(boxed)
-    with pytest.raises(DatasetError, match=expected):
-        create_dataset("cub", root=boxed, boxes=True)
-
-
 DAMAGES: DamageTable = {
     "no root": (shutil.rmtree, ["no such folder", "images.txt", "CUB_200_2011"]),
-    "file missing": (lambda root: (root / "classes.txt").unlink(), ["classes.txt missing"]),
-    "image missing": (lambda root: (root / "images" / NAMES[0]).unlink(), ["1 of 2 images", NAMES[0], "images.txt"]),
+    "file missing": (remove("classes.txt"), ["classes.txt missing"]),
+    "image missing": (remove(f"images/{NAMES[0]}"), ["1 of 2 images", NAMES[0], "images.txt"]),
     "id in one file only": (
         replace_text("image_class_labels.txt", "3 2\n", ""),
         ["image_class_labels.txt: 1 image ids missing", "first 3", "in images.txt"],
@@ -143,17 +121,19 @@ DAMAGES: DamageTable = {
     "path with ..": (replace_text("images.txt", NAMES[0], "../secret.png"), ["images.txt", "../secret.png"]),
     "drive inside a path": (replace_text("images.txt", NAMES[0], "a/C:/secret.png"), ["'a/C:/secret.png'", "leaves"]),
     "absolute path": (replace_text("images.txt", NAMES[0], "/etc/secret.png"), ["/etc/secret.png"]),
+    "no box": (replace_text("bounding_boxes.txt", "3 2 1 4 4\n", ""), ["bounding_boxes.txt: 1 image ids missing"]),
+    "box of three": (
+        replace_text("bounding_boxes.txt", "2 1 4 4", "2 1 4"),
+        ["id 3 has the box '2 1 4'; expected four"],
+    ),
+    "box of words": (replace_text("bounding_boxes.txt", "2 1 4 4", "2 1 4 wide"), ["id 3 has the box '2 1 4 wide'"]),
+    "box of no number": (replace_text("bounding_boxes.txt", "2 1 4 4", "2 1 4 nan"), ["id 3 has the box '2 1 4 nan'"]),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named(root: Path, damage: str) -> None:
-    inflict, expected = DAMAGES[damage]
-    inflict(root)
-    with pytest.raises(DatasetError) as caught:
-        create_dataset("cub", root=root)
-    for part in [str(root), *expected]:
-        assert part in str(caught.value)
+    assert_refused("cub", root, DAMAGES, damage)
 
 
 def test_missing_images_are_counted_and_the_first_named(root: Path) -> None:
@@ -174,8 +154,57 @@ def test_subset_of_80_classes(cub80_root: Path) -> None:
     assert test.classes[target] == test.paths[-1].parent.name
 
 
-def test_card_states_the_official_counts() -> None:
-    card = yaml.safe_load((DATASET_CARDS / "cub.yaml").read_text(encoding="utf-8"))
-    assert card["classes"] == 200
-    assert sum(card["splits"].values()) == 11788
-    assert all(len(archive["md5"]) == 32 and archive["url"].startswith("https://") for archive in card["archives"])
+IMAGE_ID = "00000001-21dc-4d0c-bfe1-4cae3c85c829"
+FILE = "0295/0000000121dc4d0cbfe14cae3c85c829.jpg"
+
+
+@pytest.fixture
+def nabirds(tmp_path: Path) -> Path:
+    return write_miniature("nabirds", tmp_path / "nabirds", train_per_class=2, test_per_class=1)
+
+
+def test_only_classes_with_images_count(nabirds: Path) -> None:
+    train, test = (create_dataset("nabirds", root=nabirds, split=split) for split in ("train", "test"))
+    names = ["Northern Harrier (Adult male)", "Dark-eyed Junco (Slate-colored)", "Blue Grosbeak (Female/juvenile)"]
+    assert train.classes == test.classes == names
+    assert (train.targets, test.targets) == ([0, 0, 1, 1, 2, 2], [0, 1, 2])
+    assert train.relative_paths()[0] == f"images/{FILE}"
+    assert create_dataset("nabirds", root=nabirds.parent).paths == train.paths
+
+
+def test_a_class_seen_in_one_split_only_is_in_both_lists(nabirds: Path) -> None:
+    lines = (nabirds / "train_test_split.txt").read_text().splitlines()
+    (nabirds / "train_test_split.txt").write_text("\n".join([*lines[:-1], lines[-1][:-1] + "1"]))
+    train, test = (create_dataset("nabirds", root=nabirds, split=split) for split in ("train", "test"))
+    assert len(train.classes) == len(test.classes) == 3
+    assert test.targets == [0, 1]
+
+
+def test_classes_of_one_name_get_their_id(nabirds: Path) -> None:
+    replace_text("classes.txt", "Dark-eyed Junco (Slate-colored)", "Northern Harrier (Adult male)")(nabirds)
+    names = create_dataset("nabirds", root=nabirds).classes
+    assert names[:2] == ["Northern Harrier (Adult male) (295)", "Northern Harrier (Adult male) (296)"]
+
+
+def test_boxes_of_nabirds(nabirds: Path) -> None:
+    line = next(line for line in (nabirds / "bounding_boxes.txt").read_text().splitlines() if line.startswith(IMAGE_ID))
+    x, y, width, height = map(int, line.split()[1:])
+    dataset = create_dataset("nabirds", root=nabirds, crop="bbox")
+    assert dataset.boxes is not None
+    assert dataset.boxes[0] == (x, y, x + width, y + height)
+    assert dataset[0][0].size == (width, height)
+    assert np.asarray(dataset[0][0])[..., 0].min() > 180  # class 0 is red
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "expected"),
+    [
+        ("classes.txt", "296 ", "b296 ", r"classes\.txt.*'b296 Dark-eyed"),
+        ("classes.txt", "296 ", "9296 ", r"classes\.txt.*class ids 296"),
+        ("image_class_labels.txt", f"{IMAGE_ID} 295\n", "", f"1 image ids missing.*{IMAGE_ID}"),
+    ],
+)
+def test_damage_to_nabirds_is_named(nabirds: Path, name: str, old: str, new: str, expected: str) -> None:
+    replace_text(name, old, new)(nabirds)
+    with pytest.raises(DatasetError, match=expected):
+        create_dataset("nabirds", root=nabirds)
