@@ -11,12 +11,11 @@ import pandas as pd
 from torch import nn
 from torch.utils.data import DataLoader
 
-from fgvc.csv_files import to_csv
 from fgvc.data import VIEWS, TransformSpec, ViewTransform, resized_spec
 from fgvc.errors import RunError
 from fgvc.inference.restore import Restored, restore_run
 from fgvc.inference.temperature import calibration_error, reliability_curve
-from fgvc.io import write_json_atomic, write_text_atomic
+from fgvc.io import to_csv, write_json_atomic, write_text_atomic
 from fgvc.provenance import source_state, versions
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder

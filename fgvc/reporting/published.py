@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from fgvc.csv_files import read_csv
+from fgvc.io import read_csv
 
 COLUMNS = ("label", "dataset", "epoch", "backbone", "value", "source")
 CLASSES = {"cub": 200, "cars": 196, "aircraft": 100, "dogs": 120, "imagenet": 1000}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import RunError, UserError
+from fgvc.io import read_csv
 from fgvc.presentation.table import Table
 from fgvc.reporting.accuracy import accuracy_table, table_blocks
 from fgvc.reporting.published import load_published

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
-from fgvc.io import read_npz
+from fgvc.io import read_csv, read_npz
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.statistics import pair_predictions

@@ -11,8 +11,8 @@ import pytest
 from command_line import ROOT
 from run_folders import accuracy, write_config, write_run
 
-from fgvc.csv_files import to_csv
 from fgvc.errors import RunError
+from fgvc.io import to_csv
 from fgvc.presentation.render import to_latex, to_markdown
 from fgvc.reporting.accuracy import accuracy_table, table_blocks
 from fgvc.reporting.published import load_published

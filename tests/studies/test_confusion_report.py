@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
+from fgvc.io import read_csv
 from fgvc.presentation.style import figure_style, new_figure
 from fgvc.studies.confusion.measure import confusion_matrix, top_confusions
 from fgvc.studies.confusion.show import confusion_figure, confusions_markdown, plot_confusion, write_class_report
