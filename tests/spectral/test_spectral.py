@@ -22,14 +22,6 @@ from fgvc.spectral import (
 )
 
 
-def definition_of_seb(s: Tensor) -> Tensor:
-    """(1 + ||Q E^T||_F) Q with Q and E formed as matrices."""
-    eigenvalues, u = torch.linalg.eigh(s)
-    q = u * eigenvalues.clamp(min=0).sqrt()[:, None, :] @ u.mT
-    e = u * torch.exp(-eigenvalues)[:, None, :] @ u.mT
-    return (1 + (q @ e.mT).flatten(1).norm(dim=1))[:, None, None] * q
-
-
 def test_covariance_is_the_biased_sample_covariance() -> None:
     x = random(3, 4, 5, 6)
     for item, s in zip(x, covariance(x), strict=True):
@@ -71,18 +63,6 @@ def test_upper_triangle_reads_row_by_row() -> None:
     assert upper_triangle(matrix).tolist() == [[0, 1, 2, 4, 5, 8]]
     symmetric = symmetric_from_triangle(upper_triangle(matrix), 3)
     assert symmetric.tolist() == [[[0, 1, 2], [1, 4, 5], [2, 5, 8]]]
-
-
-def test_square_root_squares_to_the_covariance() -> None:
-    s = covariance(random(3, 6, 5, 5))
-    root = matrix_sqrt(s)
-    torch.testing.assert_close(root @ root, s)
-    torch.testing.assert_close(root, root.mT)
-
-
-def test_seb_is_its_definition() -> None:
-    s = covariance(random(3, 6, 5, 5))
-    torch.testing.assert_close(scaling_eigen_branch(s), definition_of_seb(s))
 
 
 def thin_root(x: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Parts of training by themselves: optimiser groups, schedules, seeds, metrics, run folders."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from fgvc.runs.config import (
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
-    check_config,
 )
 from fgvc.runs.folder import RunFolder
 from fgvc.training.batches import StepBatches
@@ -61,12 +59,6 @@ def test_frozen_parameters_are_left_out() -> None:
         create_optimizer(model, OptimizerConfig())
 
 
-@pytest.mark.parametrize("change", [{"name": "lion"}, {"lr": 0.0}, {"classifier_factor": -1.0}])
-def test_optimizer_refusals(change: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=str(next(iter(change.values())))):
-        create_optimizer(Tiny(), replace(OptimizerConfig(), **change))
-
-
 def test_step_schedule_falls_at_its_milestones() -> None:
     step = ScheduleConfig(name="step", milestones=[2, 4])
     factors = [schedule_factor(step, epoch, 6) for epoch in (0, 1.9, 2, 3.9, 4, 5)]
@@ -77,12 +69,6 @@ def test_cosine_schedule_with_warmup() -> None:
     cosine = ScheduleConfig(name="cosine", warmup_epochs=1)
     factors = [schedule_factor(cosine, epoch, 5) for epoch in (0, 0.5, 1, 2, 3, 5)]
     assert factors == pytest.approx([0, 0.5, 1, (1 + 0.5**0.5) / 2, 0.5, 0], abs=1e-12)  # not a line
-
-
-@pytest.mark.parametrize("bad", [ScheduleConfig(name="poly"), ScheduleConfig(milestones=[4, 2])])
-def test_schedule_refusals(bad: ScheduleConfig) -> None:
-    with pytest.raises(ConfigError, match="schedule"):
-        check_config(a_config(schedule=bad))
 
 
 def test_shuffle_depends_on_seed_and_epoch_alone() -> None:
@@ -128,14 +114,6 @@ def test_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
         find_source(a_config(resume="never"), folder, states)
     states.write({"a": 1})
     assert find_source(a_config(), folder, states) == (folder, states)
-
-
-@pytest.mark.parametrize("content", ["a: [", "nonsense: 1", "- 1"])
-def test_damaged_configuration_is_named(tmp_path: Path, content: str) -> None:
-    folder = RunFolder(tmp_path)
-    folder.config_file.write_text(content)
-    with pytest.raises(RunError, match=r"config\.yaml"):
-        folder.read_config()
 
 
 def test_unknown_settings_of_a_finished_run_are_left_out_with_a_note(
