@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import theilslopes
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
-from fgvc.io import read_json, write_json_atomic
+from fgvc.io import read_csv, read_json, write_json_atomic
 
 SAMPLE_COLUMNS = (
     *("seconds", "epoch", "rss_mb", "anonymous_mb", "open_files", "threads", "processes"),

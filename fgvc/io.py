@@ -1,11 +1,12 @@
-"""Files: atomic writing, locks between processes, safe reading of untrusted files, and checksums.
+"""Files: atomic writing, locks between processes, safe reading of untrusted files, tables as CSV, and checksums.
 
 No code in an untrusted file is executed, and reading takes memory and time in proportion to its size. A reader raises
 OSError if a file cannot be opened, and ValueError with the reason if its content is wrong. The caller adds the file's
-name and the fix.
+name and the fix; only `read_csv` does so itself.
 """
 
 import contextlib
+import csv
 import errno
 import hashlib
 import json
@@ -16,14 +17,18 @@ import re
 import shutil
 import uuid
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
 from tqdm import tqdm
+
+from fgvc.errors import RunError
 
 
 @contextlib.contextmanager
@@ -138,13 +143,13 @@ def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterat
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, completely or not at all."""
+    """Write `text` as UTF-8, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path`, completely or not at all. Raises ValueError for NaN and infinity."""
+    """Write indented JSON, completely or not at all. Raises ValueError for NaN and infinity."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -157,12 +162,7 @@ MAX_GROWTH, ALLOWANCE = 20, 1 << 26
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file.
-
-    Raises:
-        OSError: the file cannot be opened.
-        ValueError: not UTF-8, not JSON, or nested too deeply for Python.
-    """
+    """Return the value in a JSON file. Raises ValueError if it is not UTF-8, not JSON, or nested too deeply."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
@@ -170,11 +170,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        OSError, ValueError: as in `read_json`; also ValueError if the file holds something else.
-    """
+    """Return the object in a JSON file. Raises ValueError as `read_json`, and if the file holds something else."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"it holds {type(value).__name__}, not an object")
@@ -184,11 +180,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def read_plain_yaml(path: Path) -> str:
     """Return the text of a YAML file after checking that any YAML library can load it safely.
 
-    Aliases and interpolations can expand a few lines to more than the memory holds. Tags call constructors. Cards and
-    configurations of runs do not need them.
+    Aliases and interpolations can expand a few lines to more than the memory holds. Tags call constructors.
 
     Raises:
-        OSError: the file cannot be opened.
         ValueError: not UTF-8 or not YAML; too long, too deeply nested, or with an alias, a tag, an interpolation or a
             number that is too long.
     """
@@ -235,22 +229,27 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz archive by name.
 
     Raises:
-        OSError: the file cannot be opened.
         ValueError: it is not such an archive, cut off, damaged, a decompression bomb, or holds objects.
     """
-    with path.open("rb") as file:
+    with path.open("rb") as file, _damage_as_value_error():
         if not zipfile.is_zipfile(file):  # NumPy would assume a pickle and advise to load it as one
             raise ValueError("not an .npz archive, or cut off")
         file.seek(0)
-        try:
-            refuse_growth(path)
-            _refuse_short_arrays(path)
-            with np.load(file, allow_pickle=False) as archive:
-                return {name: np.asarray(archive[name]) for name in archive.files}
-        except OSError:
-            raise
-        except Exception as error:  # zipfile, its decompressors and NumPy's header raise many types on damaged files
-            raise ValueError(str(error) or type(error).__name__) from error
+        refuse_growth(path)
+        _refuse_short_arrays(path)
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: np.asarray(archive[name]) for name in archive.files}
+
+
+@contextlib.contextmanager
+def _damage_as_value_error() -> Iterator[None]:
+    """Raise the many types of zipfile, its decompressors and NumPy's header as ValueError."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def _refuse_short_arrays(path: Path) -> None:
@@ -272,16 +271,10 @@ def refuse_growth(path: Path) -> None:
     """Refuse a zip that is a decompression bomb, before unpacking anything.
 
     Raises:
-        OSError: the file cannot be opened.
         ValueError: it is a decompression bomb, or not a readable zip.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-    except OSError:
-        raise
-    except Exception as error:  # zipfile raises many types for a damaged list of members
-        raise ValueError(str(error) or type(error).__name__) from error
+    with _damage_as_value_error(), zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
     if size > growth_limit(path):
         raise ValueError(f"unpacks to {size} bytes, more than {MAX_GROWTH} times its size")
 
@@ -290,7 +283,6 @@ def load_pytorch(path: Path) -> Any:
     """Load a file written by torch.save, on the CPU; code in it is refused, not executed.
 
     Raises:
-        OSError: the file cannot be opened.
         pickle.UnpicklingError: it holds more than tensors and plain values, or asks for a bytearray. Torch allows that,
             but a few bytes can request one of any size.
         ValueError: it is a decompression bomb.
@@ -343,3 +335,68 @@ def byte_bar(name: str, total: int | None, initial: int = 0, hide: bool = False)
     """Return a progress bar that counts bytes, shown only on a terminal."""
     # disable=None: no bar if stderr is not a terminal
     return tqdm(total=total, initial=initial, desc=name, unit="B", unit_scale=True, disable=hide or None)
+
+
+def to_csv(table: pd.DataFrame, float_format: str | None = "%.6g", *, index: bool = False) -> str:
+    """Return a frame as CSV."""
+    text: str = table.to_csv(index=index, float_format=float_format)
+    if "\r" in text:  # which is quoted as a line feed is since Python 3.13 only, and would end the row
+        text = table.to_csv(index=index, float_format=float_format, quoting=csv.QUOTE_NONNUMERIC)
+    return text
+
+
+def read_csv(
+    path: Path,
+    columns: tuple[str, ...],
+    *,
+    as_text: bool = False,
+    numbers: tuple[str, ...] = (),
+    names: tuple[str, ...] = (),
+) -> pd.DataFrame:
+    """Read a CSV file that must have `columns` (and may have more), and parse numbers unless `as_text`.
+
+    The columns `numbers` must hold nothing else. The columns `names`, if present, are text whatever they hold: a
+    class may be called 007 or NA.
+
+    Pandas alone would take an extra cell in a row for an index and move every number to the next column.
+
+    Raises:
+        RunError: the file is missing, not CSV, lacks a column or has one twice, or a row is longer or shorter than the
+            header, or one of `numbers` holds text or nothing.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = csv.reader(file, strict=True)
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no such file; restore it") from error
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or empty
+        raise RunError(f"{path}: cannot be read as CSV ({error}); restore the file") from error
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise RunError(f"{path}: no column {', '.join(missing)}, found {', '.join(header)}; restore the file")
+    twice = [column for column, count in Counter(header).items() if count > 1]
+    if twice:
+        raise RunError(f"{path}: column {twice[0]!r} appears {header.count(twice[0])} times; restore the file")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise RunError(f"{path}, row {number}: {len(row)} cells under {len(header)} columns; restore the file")
+    text = pd.DataFrame(rows, columns=header, dtype=str)
+    for name in numbers:
+        bad = text.loc[pd.to_numeric(text[name], errors="coerce").isna(), name]
+        if len(bad):
+            raise RunError(f"{path}, row {bad.index[0] + 1}: {name} is {bad.iloc[0]!r}, not a number; restore the file")
+    return text if as_text else _typed(path, text, names)
+
+
+def _typed(path: Path, text: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+    """Return the table with the types that pandas finds. Raises RunError if pandas reads other rows than `text` has."""
+    try:
+        table: pd.DataFrame = pd.read_csv(path, index_col=False)
+    except Exception as error:  # its parsers raise many types
+        raise RunError(f"{path}: cannot be read as CSV ({error}); restore the file") from error
+    if table.shape != text.shape:
+        raise RunError(f"{path}: pandas reads {len(table)} of {len(text)} rows; restore the file")
+    table.columns = text.columns
+    for name in set(names) & set(table.columns):
+        table[name] = text[name]
+    return table

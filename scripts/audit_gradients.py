@@ -9,9 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
-from fgvc.csv_files import to_csv
 from fgvc.inference.pooling_inputs import load_features
-from fgvc.io import write_text_atomic
+from fgvc.io import to_csv, write_text_atomic
 from fgvc.studies.gradients.loewner import loewner_picture
 from fgvc.studies.gradients.measure import audit_gradients, summarise_gradients
 from fgvc.studies.gradients.show import gradients_markdown, write_loewner_figure

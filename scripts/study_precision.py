@@ -8,8 +8,7 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.csv_files import to_csv
-from fgvc.io import write_text_atomic
+from fgvc.io import to_csv, write_text_atomic
 from fgvc.runs import find_finished
 from fgvc.studies.precision.measure import STUDIED, precision_pairs, save_precision, study_precision
 from fgvc.studies.precision.show import (

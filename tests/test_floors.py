@@ -12,7 +12,7 @@ PACKAGE = ROOT / "fgvc"
 # the ground first; a module that is no folder stands by itself
 FLOORS = (
     ("errors", "__init__"),
-    ("io", "resources", "provenance", "csv_files", "cli"),
+    ("io", "resources", "provenance", "cli"),
     ("spectral",),
     ("pooling",),
     ("runs",),

@@ -33,7 +33,6 @@ from run_folders import write_config, write_run
 from scipy.io import savemat
 from torch import nn
 
-from fgvc.csv_files import read_csv, to_csv
 from fgvc.data import (
     ImageDataset,
     Samples,
@@ -49,6 +48,7 @@ from fgvc.data.imagenet import sort_validation
 from fgvc.data.mat import read_mat
 from fgvc.errors import ConfigError, DatasetError, RunError, UserError, WeightsError
 from fgvc.inference.restore import read_weights
+from fgvc.io import read_csv, to_csv
 from fgvc.models.weights import load_backbone_weights
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import find_runs, read_predictions, read_run

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from overview import overview_figure
 
 from fgvc.cli import exit_on_user_error
-from fgvc.csv_files import read_csv
+from fgvc.io import read_csv
 from fgvc.presentation.render import Block, block_markdown, markdown_table
 from fgvc.reporting.accuracy import load_accuracy, table_blocks
 from fgvc.reporting.calibration_report import calibrations_markdown, reliability_figure

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from fgvc.csv_files import to_csv
+from fgvc.io import to_csv
 from fgvc.presentation.render import Block, to_html, to_latex, to_markdown
 
 FORMATS = ("md", "tex", "html", "csv")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
+from fgvc.io import read_csv
 from fgvc.presentation.render import PLACES_NOTE, Block, places
 from fgvc.presentation.style import METHOD_STYLES, method_order
 from fgvc.runs import Accuracy, Method, Run, Setting, group_runs

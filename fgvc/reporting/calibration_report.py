@@ -7,9 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.csv_files import to_csv
 from fgvc.inference.calibrate import Calibration
-from fgvc.io import write_text_atomic
+from fgvc.io import to_csv, write_text_atomic
 from fgvc.presentation.render import markdown_table, mean_and_spread
 from fgvc.presentation.style import (
     COLUMN_WIDTH,

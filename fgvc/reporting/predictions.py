@@ -10,10 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.csv_files import to_csv
 from fgvc.errors import ImageError
 from fgvc.inference.predict import FilePrediction, Prediction, Predictor, predict_files
-from fgvc.io import atomic_path, write_text_atomic
+from fgvc.io import atomic_path, to_csv, write_text_atomic
 from fgvc.presentation.style import COLUMN_WIDTH, figure_style, new_figure, short_name
 from fgvc.studies.attribution import METHODS, explain
 from fgvc.studies.attribution.report import overlay

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import RunError, UserError
+from fgvc.io import read_csv
 from fgvc.presentation.table import Table
 from fgvc.reporting.accuracy import accuracy_table, load_published, table_blocks
 from fgvc.reporting.run_tables import condition_numbers, cost, differences, hybrid

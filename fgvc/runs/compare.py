@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import load_file
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
-from fgvc.io import read_npz
+from fgvc.io import read_csv, read_npz
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.statistics import pair_predictions
@@ -229,15 +228,14 @@ def _predictions(first: Run, second: Run) -> PredictionChanges:
 
 
 def _weights(which: str, first: Run, second: Run) -> Distance:
-    return weights_distance(which, *(_read_weights(RunFolder(run.path).weights_file(which)) for run in (first, second)))
-
-
-def _read_weights(file: Path) -> dict[str, np.ndarray]:
-    try:
-        tensors: dict[str, np.ndarray] = load_file(file)
-    except Exception as error:  # safetensors and the file system raise many types
-        raise RunError(f"{file} cannot be read ({error})") from error
-    return tensors
+    tensors = []
+    for run in (first, second):
+        file = RunFolder(run.path).weights_file(which)
+        try:
+            tensors.append(load_file(file))
+        except Exception as error:  # safetensors and the file system raise many types
+            raise RunError(f"{file} cannot be read ({error})") from error
+    return weights_distance(which, *tensors)
 
 
 def _arrays(file: str, first: Run, second: Run) -> tuple[list[Distance], list[str]]:

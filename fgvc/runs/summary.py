@@ -10,8 +10,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import pandas as pd
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
+from fgvc.io import read_csv
 from fgvc.provenance import commit_label
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.spectra import Spectrum, SpectrumHistory

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from fgvc.csv_files import to_csv
 from fgvc.data import fingerprint, verified_content
 from fgvc.errors import Interrupted, OutOfMemoryError, RunError, UserError
-from fgvc.io import write_text_atomic
+from fgvc.io import to_csv, write_text_atomic
 from fgvc.pooling import is_second_order, pooling_label
 from fgvc.provenance import (
     machine_facts,

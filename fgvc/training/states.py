@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fgvc.csv_files import to_csv
 from fgvc.errors import RunError
 from fgvc.io import (
     atomic_path,
@@ -19,6 +18,7 @@ from fgvc.io import (
     file_digests,
     load_pytorch,
     read_json_object,
+    to_csv,
     write_json_atomic,
     write_text_atomic,
 )

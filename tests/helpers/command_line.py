@@ -1,4 +1,4 @@
-"""Scripts as a user starts them, and a run small enough for a test."""
+"""Scripts as a user starts them, a run small enough for a test, and a configuration."""
 
 import os
 import subprocess
@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from fgvc.runs.config import BackboneConfig, DatasetConfig, MethodConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -20,6 +23,17 @@ SMALL = [
     "trainer.batch_size=4",
     "trainer.workers=0",
 ]
+
+
+def a_config(**changes: Any) -> RunConfig:
+    """A configuration in which whatever has no default is filled in; nothing can be trained with it."""
+    parts = {
+        "name": "t",
+        "dataset": DatasetConfig(name="synthetic", root="r"),
+        "backbone": BackboneConfig(name="resnet18"),
+        "method": MethodConfig(name="seb"),
+    }
+    return RunConfig(**{**parts, **changes})
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch
 from command_line import SMALL, run
 from safetensors.torch import load_file, save_file
 
-from fgvc.csv_files import read_csv
 from fgvc.data import ViewTransform, resized_spec
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference import evaluate_run
 from fgvc.inference.restore import restore_run
+from fgvc.io import read_csv
 from fgvc.pooling import create_pooling
 
 CPU = torch.device("cpu")

@@ -19,9 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fgvc.data import TransformSpec, create_dataset
-from fgvc.inference.export_formats import WRITERS, crop_pct
+from fgvc.inference.export_formats import crop_pct
 from fgvc.inference.restore import load_model
-from fgvc.models import create_model, load_checkpoint
 from fgvc.runs.config import (
     BackboneConfig,
     DatasetConfig,
@@ -267,23 +266,6 @@ def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Export)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
-def test_a_failed_export_leaves_what_was_there(
-    runs: Path, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "out"
-    exported(export(runs / "seb", "--to", "safetensors", "--output", output))
-    before = (output / "model.safetensors").read_bytes()
-
-    def fail(_model: object, _facts: object, folder: Path) -> None:
-        (folder / "model.safetensors").write_bytes(b"half of it")
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(WRITERS, "safetensors", fail)
-    assert export(runs / "seb", "--to", "safetensors", "--output", output).returncode == 130
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (output / "model.safetensors").read_bytes() == before
-
-
 def test_an_exported_model_is_compared_with_the_run(
     runs: Path, export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,10 +310,3 @@ def test_a_backbone_that_timm_computes_differently_is_refused(
     monkeypatch.setattr(timm, "create_model", other)
     refused(export(runs / "seb", "--to", "timm"), "differs from the run's model")
     assert not (runs / "seb" / "exports" / "timm-last").exists()
-
-
-def test_a_published_export_starts_another_model(runs: Path, tmp_path: Path, export: Export) -> None:
-    exported(export(runs / "seb", "--to", "safetensors", "--output", tmp_path / "out"))
-    model = create_model("test_resnet", method="seb", num_classes=9, reduction=8, image_size=64)
-    report = load_checkpoint(model, tmp_path / "out" / "model.safetensors", classifier=None)
-    assert report.left_out == ("head.classifier.bias", "head.classifier.weight")

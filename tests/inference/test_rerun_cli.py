@@ -13,7 +13,6 @@ import torch
 import yaml
 from archives import folder_bytes
 from command_line import Train, refused
-from run_folders import write_run
 from safetensors.torch import load_file, save_file
 
 from fgvc.data.synthetic import write_synthetic
@@ -197,12 +196,6 @@ def test_another_dataset_is_refused_and_changed_files_are_told(
     assert rerun(copy, root=str(changed), cache="cache-of-others") == tmp_path / "copy-rerun"
     names = {change.name for change in compare_runs(copy, tmp_path / "copy-rerun").environment}
     assert names == {"dataset_fingerprint.train_list", "dataset_fingerprint.test_list"}
-
-
-def test_unfinished_runs_are_not_compared(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / status, status=status) for status in ("finished", "failed")]
-    with pytest.raises(RunError, match=r"failed: status failed"):
-        compare_runs(*runs)
 
 
 def test_distances_by_hand() -> None:

@@ -8,7 +8,6 @@ import torch
 import torchvision
 from torch import nn
 
-from fgvc.errors import ConfigError, WeightsError
 from fgvc.models import create_backbone, create_model
 
 IMAGES = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -48,12 +47,3 @@ def test_map_and_published_preparation(name: str) -> None:
     model = create_model(name, method="isqrt_cov", num_classes=3, reduction=None, hidden=(4,), image_size=96)
     model(IMAGES).pow(2).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-def test_refusals() -> None:
-    with pytest.raises(ConfigError, match=r"gives no feature map for images of 16 x 16 pixels .* native size is 224"):
-        create_backbone("alexnet", image_size=16)
-    with pytest.raises(ConfigError, match="one of its tags: tv_in1k"):
-        create_backbone("alexnet.in21k")
-    with pytest.raises(WeightsError, match="No pretrained weights exist for alexnet_bn"):
-        create_backbone("alexnet_bn", pretrained=True)

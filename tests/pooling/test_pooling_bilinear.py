@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck
 
 from fgvc.errors import ConfigError
 from fgvc.pooling import BilinearPooling, CompactBilinearPooling, Pooling
@@ -50,18 +49,6 @@ def sketch_by_loops(x: Tensor, pool: CompactBilinearPooling) -> list[float]:
     return total
 
 
-def sketch_by_fft(x: Tensor, pool: CompactBilinearPooling) -> Tensor:
-    """(B, C, H, W) -> (B, D): the published form."""
-    locations = x.flatten(2).mT  # (B, M, C)
-    spectra = []
-    for hashes, signs in zip(pool.hashes, pool.signs, strict=True):
-        matrix = torch.zeros(len(hashes), pool.out_features, dtype=x.dtype)
-        matrix[torch.arange(len(hashes)), hashes] = signs.to(x.dtype)
-        spectra.append(torch.fft.rfft(locations @ matrix))
-    convolved: Tensor = torch.fft.irfft(spectra[0] * spectra[1], n=pool.out_features)  # (B, M, D)
-    return convolved.sum(1)
-
-
 # The second scale makes the products about as large as the 1e-8 under the root, which shows whether they are averaged
 # or summed over the locations; at the first scale the norm hides that.
 @pytest.mark.parametrize("scale", [1.0, 1e-4])
@@ -80,41 +67,6 @@ def test_compact_is_the_sum_of_circular_convolutions(scale: float, channels: int
     expected = torch.tensor(sketches, dtype=torch.float64)
     torch.testing.assert_close(pool.sketch(x), expected, rtol=1e-10, atol=1e-14 * scale**2)
     torch.testing.assert_close(pool(x), torch.stack([signed_root_and_norm(sketch) for sketch in sketches]))
-
-
-@pytest.mark.parametrize(("channels", "bins"), [(5, 1), (5, 8), (16, 101), (16, 8192)])
-def test_compact_agrees_with_the_published_fft_form(channels: int, bins: int) -> None:
-    pool = CompactBilinearPooling(channels, bins, seed=2)
-    x = features(2, channels, 3, 4).requires_grad_()
-    weights = features(2, bins, seed=1)
-    results = []
-    for sketch in (pool.sketch(x), sketch_by_fft(x, pool)):
-        results.append((sketch, *torch.autograd.grad((sketch * weights).sum(), x)))
-    for ours, published in zip(*results, strict=True):
-        torch.testing.assert_close(ours, published, rtol=1e-10, atol=1e-11)
-
-
-def test_bins_without_a_pair_are_exactly_zero() -> None:
-    pool = CompactBilinearPooling(4, out_features=512)
-    pairs = {(a + b) % 512 for a in pool.hashes[0].tolist() for b in pool.hashes[1].tolist()}
-    out = pool(features(2, 4, 3, 3, dtype=torch.float32))
-    assert {int(k) for k in out[0].nonzero()} == pairs
-
-
-@every_layer
-@pytest.mark.parametrize("channels", [1, 6])
-def test_width_dtype_and_norm(build: Callable[[int], Pooling], channels: int) -> None:
-    pool = build(channels)
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        out = pool(features(3, channels, 4, 5, dtype=dtype))
-        assert out.shape == (3, pool.out_features)
-        assert out.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        torch.testing.assert_close(out.norm(dim=1), torch.ones_like(out[:, 0]))
-
-
-def test_default_width_of_the_sketch() -> None:
-    assert CompactBilinearPooling(3).out_features == 8192
-    assert CompactBilinearPooling(3)(features(2, 3, 2, 2)).shape == (2, 8192)
 
 
 @every_layer
@@ -138,16 +90,6 @@ def test_half_precision_gets_a_gradient_of_its_own_dtype(build: Callable[[int], 
     assert x.grad is not None and full.grad is not None and full.grad.abs().max() > 0.01
     assert x.grad.dtype == torch.bfloat16
     torch.testing.assert_close(x.grad, full.grad.bfloat16())
-
-
-@every_layer
-def test_gradient_of_the_whole_layer(build: Callable[[int], Pooling]) -> None:
-    pool = build(4)
-    x = (0.5 + features(2, 4, 3, 3).abs()).requires_grad_()
-    # away from the jump of the sign: finite differences must not cross it, and empty bins stay exactly zero
-    sketch = pool.sketch(x) if isinstance(pool, CompactBilinearPooling) else x.flatten(2) @ x.flatten(2).mT
-    assert sketch[sketch != 0].abs().min() > 1e-2
-    assert gradcheck(pool, x)
 
 
 @every_layer
@@ -175,39 +117,12 @@ def test_silent_channel_keeps_the_gradient_finite(build: Callable[[int], Pooling
 
 
 @every_layer
-def test_memory_layout_does_not_matter(build: Callable[[int], Pooling]) -> None:
-    pool, x = build(5), features(2, 5, 4, 6)
-    wide = features(2, 10, 4, 12)
-    wide[:, ::2, :, ::2] = x
-    expected = pool(x)
-    for view in (x.contiguous(memory_format=torch.channels_last), wide[:, ::2, :, ::2], x.mT.contiguous().mT):
-        assert not view.is_contiguous() and torch.equal(view, x)
-        torch.testing.assert_close(pool(view), expected, rtol=1e-10, atol=1e-12)
-    # which location a feature vector comes from is lost by design
-    torch.testing.assert_close(pool(x.mT), expected, rtol=1e-10, atol=1e-12)
-
-
-@every_layer
-def test_empty_batch_and_one_location(build: Callable[[int], Pooling]) -> None:
+def test_empty_batch(build: Callable[[int], Pooling]) -> None:
     pool = build(5)
     empty = features(0, 5, 3, 3).requires_grad_()
     out = pool(empty)
     out.sum().backward()
     assert out.shape == (0, pool.out_features) and empty.grad is not None and empty.grad.shape == empty.shape
-    x = features(2, 5, 1, 1)
-    for image, ours in zip(x, pool(x), strict=True):
-        if isinstance(pool, CompactBilinearPooling):
-            expected = signed_root_and_norm(sketch_by_loops(image, pool))
-        else:
-            expected = bilinear_by_loops(image)
-        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
-
-
-def test_images_of_a_batch_do_not_mix() -> None:
-    x = features(3, 5, 2, 3)
-    for build in BUILD.values():
-        pool = build(5)
-        torch.testing.assert_close(pool(x), torch.cat([pool(image[None]) for image in x]), rtol=1e-10, atol=1e-12)
 
 
 def test_seed_alone_decides_the_sketch() -> None:
@@ -284,7 +199,7 @@ def test_settings_out_of_range_are_named(build: Callable[[], Pooling], message: 
 
 
 def test_smallest_and_largest_settings_work() -> None:
-    assert BilinearPooling(1).out_features == 1
+    assert (BilinearPooling(1).out_features, CompactBilinearPooling(3).out_features) == (1, 8192)
     for seed in (0, 2**64 - 1):
         assert CompactBilinearPooling(1, out_features=1, seed=seed)(features(1, 1, 1, 1)).abs().item() == 1
 

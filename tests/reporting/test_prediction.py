@@ -16,13 +16,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fgvc
-from fgvc.csv_files import read_csv
 from fgvc.data import decode_rgb
 from fgvc.errors import ConfigError, ImageError, RunError
 from fgvc.inference import predict as predict_files
 from fgvc.inference.calibrate import read_calibration
 from fgvc.inference.restore import restore_run
 from fgvc.inference.temperature import fit_temperature
+from fgvc.io import read_csv
 from fgvc.runs.config import (
     BackboneConfig,
     DatasetConfig,

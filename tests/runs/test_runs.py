@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import a_config
 from omegaconf import OmegaConf
 from run_folders import accuracy, write_config, write_run, write_spectrum
 
 from fgvc.errors import RunError
 from fgvc.runs import Method, config_notes, find_runs, group_runs, read_run, split_finished
-from fgvc.runs.config import BackboneConfig, DatasetConfig, MethodConfig, RunConfig, flatten
+from fgvc.runs.config import flatten
 from fgvc.runs.folder import role
 
 
@@ -161,8 +162,7 @@ def test_gap_joins_the_settings_it_matches_but_for_the_reduction(tmp_path: Path)
 def test_another_first_order_method_joins_as_gap_does(tmp_path: Path) -> None:
     write_run(tmp_path / "gap", "gap")
     write_run(tmp_path / "seb")
-    summary = write_run(tmp_path / "gem", "gap", label="GeM", second_order=False) / "summary.json"
-    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"method": "gem"}))
+    edit_summary(write_run(tmp_path / "gem", "gap", label="GeM", second_order=False), method="gem")
     ((setting, group),) = group_runs(find_runs([tmp_path])).items()
     assert setting.reduction == 64 and sorted(method.label for method in group) == ["GAP", "GeM", "SEB"]
 
@@ -192,9 +192,7 @@ def test_averaged_runs_of_different_configuration_are_noted(tmp_path: Path) -> N
 
 def all_settings() -> dict[str, Any]:
     """Every key of the configuration with its default."""
-    parts = {"dataset": DatasetConfig(name="d", root="r"), "backbone": BackboneConfig(name="b")}
-    config = OmegaConf.structured(RunConfig(name="n", method=MethodConfig(name="seb"), **parts))
-    container = OmegaConf.to_container(config)
+    container = OmegaConf.to_container(OmegaConf.structured(a_config()))
     assert isinstance(container, dict)
     return flatten({str(key): value for key, value in container.items()})
 

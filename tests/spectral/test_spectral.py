@@ -3,6 +3,9 @@
 Gradients and all that every layer has in common are in `spectral_contract.py`.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from spectral_contract import random
@@ -15,19 +18,12 @@ from fgvc.spectral import (
     covariance,
     covariance_eigenvalues,
     matrix_sqrt,
+    newton_schulz_descriptor,
     scaling_eigen_branch,
     spectral_descriptor,
     symmetric_from_triangle,
     upper_triangle,
 )
-
-
-def definition_of_seb(s: Tensor) -> Tensor:
-    """(1 + ||Q E^T||_F) Q with Q and E formed as matrices."""
-    eigenvalues, u = torch.linalg.eigh(s)
-    q = u * eigenvalues.clamp(min=0).sqrt()[:, None, :] @ u.mT
-    e = u * torch.exp(-eigenvalues)[:, None, :] @ u.mT
-    return (1 + (q @ e.mT).flatten(1).norm(dim=1))[:, None, None] * q
 
 
 def test_covariance_is_the_biased_sample_covariance() -> None:
@@ -73,18 +69,6 @@ def test_upper_triangle_reads_row_by_row() -> None:
     assert symmetric.tolist() == [[[0, 1, 2], [1, 4, 5], [2, 5, 8]]]
 
 
-def test_square_root_squares_to_the_covariance() -> None:
-    s = covariance(random(3, 6, 5, 5))
-    root = matrix_sqrt(s)
-    torch.testing.assert_close(root @ root, s)
-    torch.testing.assert_close(root, root.mT)
-
-
-def test_seb_is_its_definition() -> None:
-    s = covariance(random(3, 6, 5, 5))
-    torch.testing.assert_close(scaling_eigen_branch(s), definition_of_seb(s))
-
-
 def thin_root(x: Tensor) -> Tensor:
     """sqrt(S) from the singular values of the features: no eigenvalue of S is ever near zero here."""
     centred = x.flatten(2) - x.flatten(2).mean(dim=-1, keepdim=True)
@@ -122,16 +106,22 @@ def test_gradient_from_rank_deficient_features(name: str) -> None:
         torch.testing.assert_close(jacobian[..., i], difference, rtol=1e-6, atol=1e-6)
 
 
+ROOTS: dict[str, Callable[..., Tensor]] = {
+    "newton_schulz": partial(newton_schulz_descriptor, iterations=3),
+    **{name: partial(spectral_descriptor, f=SQRT, gradient=name) for name in GRADIENTS if name != "topn_published"},
+}
+
+
 @pytest.mark.parametrize("size", [2, 4])  # thin and full
-@pytest.mark.parametrize("gradient", [name for name in GRADIENTS if name != "topn_published"])
-def test_constant_image_among_others(gradient: str, size: int) -> None:
+@pytest.mark.parametrize("name", ROOTS)
+def test_constant_image_among_others(name: str, size: int) -> None:
     x = random(2, 6, size, size)
     x[0] = 7.0
     x.requires_grad_()
-    result, weights = spectral_descriptor(x, SQRT, gradient), random(2, 21, seed=1)
+    result, weights = ROOTS[name](x), random(2, 21, seed=1)
     (of_both,) = torch.autograd.grad((result * weights).sum(), x)
     assert result[0].abs().max() < 1e-7 and of_both[0].abs().max() == 0
-    (alone,) = torch.autograd.grad((spectral_descriptor(x[1:], SQRT, gradient) * weights[1:]).sum(), x)
+    (alone,) = torch.autograd.grad((ROOTS[name](x[1:]) * weights[1:]).sum(), x)
     torch.testing.assert_close(of_both[1], alone[1])
 
 
@@ -143,13 +133,14 @@ def test_thin_layer_ignores_rounding_noise_in_null_directions() -> None:
     torch.testing.assert_close(result @ result, covariance(x), rtol=1e-9, atol=1e-9)
 
 
-def test_large_batch_in_parts_is_each_image_alone() -> None:
+@pytest.mark.parametrize("name", ["exact", "newton_schulz"])
+def test_large_batch_in_parts_is_each_image_alone(name: str) -> None:
     x = random(7, 300, 1, 310).requires_grad_()  # parts of two images
     weights = random(7, 300 * 301 // 2, seed=1)
-    result = spectral_descriptor(x, SQRT)
+    result = ROOTS[name](x)
     (gradient,) = torch.autograd.grad((result * weights).sum(), x)
     for item in (0, 6):
-        alone = spectral_descriptor(x[item : item + 1], SQRT)
+        alone = ROOTS[name](x[item : item + 1])
         torch.testing.assert_close(result[item], alone[0])
         torch.testing.assert_close(gradient[item], torch.autograd.grad((alone * weights[item]).sum(), x)[0][item])
 

@@ -98,11 +98,6 @@ def test_non_finite_matrix_never_reaches_lapack(value: float, monkeypatch: pytes
     assert caught.value.items == [1]
 
 
-def test_eigenvalues_carry_no_gradient_of_their_own() -> None:
-    eigenvalues, u = symmetric_eigh(gram(2, 3).requires_grad_())
-    assert not eigenvalues.requires_grad and not u.requires_grad
-
-
 # ---- faults
 
 

@@ -11,8 +11,8 @@ from matplotlib.image import imread
 from run_folders import write_run
 from sklearn import metrics
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
+from fgvc.io import read_csv
 from fgvc.presentation.style import figure_style, new_figure
 from fgvc.runs import read_predictions, read_run
 from fgvc.runs.statistics import mcnemar

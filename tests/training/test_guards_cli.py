@@ -123,8 +123,6 @@ def test_a_loss_that_grows_and_stays_grown_is_a_divergence(tmp_path: Path, train
     assert ignored.returncode == 0 and "diverges" not in ignored.stderr
     warned = train_here(tmp_path, *wild, *watch, "run_dir=warned", "trainer.on_divergence=warn")
     assert warned.returncode == 0 and "the training loss diverges" in warned.stderr
-    stopped = train_here(tmp_path, *wild, *watch, "run_dir=stopped")
-    assert stopped.returncode == 1 and "error: the training loss diverges" in stopped.stderr, stopped.stderr
     refused(train_here(tmp_path, "trainer.divergence_factor=1"), "trainer.divergence_factor", "1")
     refused(train_here(tmp_path, "trainer.divergence_window=0"), "trainer.divergence_window", "0")
     refused(train_here(tmp_path, "trainer.on_divergence=panic"), "panic", "warn")

@@ -90,14 +90,6 @@ def test_killed_at_random_moments(straight: tuple[Path, list[str]]) -> None:
     assert not [file for file in (cwd / "killed").rglob("*") if ".tmp" in file.name or file.name == ".lock"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_at_many_random_moments(straight: tuple[Path, list[str]], seed: int) -> None:
-    cwd, overrides = straight
-    killed_again_and_again(cwd, [*overrides, f"run_dir=killed{seed}"], kills=20, seed=1 + seed)
-    assert_same_run(cwd / f"killed{seed}", cwd / "straight")
-
-
 @pytest.mark.parametrize(
     ("number", "moment"),
     [(signal.SIGTERM, ("step", 2)), (signal.SIGINT, ("evaluation", 1)), (signal.SIGTERM, ("save", 1))],

@@ -13,8 +13,6 @@ import torch
 from command_line import SMALL, Train, refused, run, train
 from safetensors.torch import load_file
 
-from fgvc.errors import ConfigError
-
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -124,7 +122,10 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
         (["dataset=cub80"], ["dataset.root"]),
         (["dataset.adapter=cub"], ["cub", "no option", "classes"]),
         (["schedule.name=poly"], ["poly", "cosine"]),
+        (["schedule.milestones=[4,2]"], ["schedule.milestones must ascend"]),
         (["optimizer.name=lion"], ["lion", "adamw"]),
+        (["optimizer.lr=0"], ["lr", "0.0"]),
+        (["optimizer.classifier_factor=-1"], ["classifier_factor", "-1"]),
         (["resume=no/such/run"], ["no/such/run", "not a run folder"]),
         (["trainer.clip_norm=-1"], ["trainer.clip_norm", "-1"]),
         (["trainer.label_smoothing=2"], ["trainer.label_smoothing", "2"]),
@@ -172,31 +173,12 @@ def test_divergence_stops_the_run_and_keeps_the_good_weights(
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "parts"),
-    [
-        ("name: test_resnet", "name: test_efficientnet", ["last.safetensors", "another architecture"]),
-        ("classes: 3", "classes: 4", ["4 classes", "3", "same dataset"]),
-    ],
-)
-def test_a_run_is_not_evaluated_as_something_else(
-    finished: Path, tmp_path: Path, here: Train, old: str, new: str, parts: list[str]
-) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(finished / "run", folder)
-    config = (folder / "config.yaml").read_text()
-    assert old in config
-    (folder / "config.yaml").write_text(config.replace(old, new))
-    refused(here("evaluate.py", str(folder), "--root", str(tmp_path / "images"), cwd=finished), *parts)
-    refused(here("evaluate.py", str(tmp_path), cwd=finished), "config.yaml")
-
-
-def test_a_head_is_not_evaluated_on_another_backbone(tmp_path: Path, train_here: Train, here: Train) -> None:
-    done = train_here(tmp_path, "run_dir=run", "backbone.frozen=true", "trainer.epochs=1", "seed=1")
-    assert done.returncode == 0, done.stderr
+def test_a_run_is_not_evaluated_on_another_dataset(finished: Path, tmp_path: Path, here: Train) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
-    config.write_text(config.read_text().replace("\nseed: 1\n", "\nseed: 2\n"))  # another random backbone
-    refused(here("evaluate.py", "run", cwd=tmp_path), "not the weights")
+    config.write_text(config.read_text().replace("classes: 3", "classes: 4"))
+    done = here("evaluate.py", str(tmp_path / "run"), "--root", str(tmp_path / "images"), cwd=finished)
+    refused(done, "4 classes", "3", "same dataset")
 
 
 def test_bfloat16_and_tensorboard(tmp_path: Path, train_here: Train) -> None:
@@ -244,8 +226,3 @@ def test_a_copied_state_continues_elsewhere_and_only_the_same_run(
 def test_a_path_that_is_a_file_is_named(tmp_path: Path, train_here: Train) -> None:
     (tmp_path / "occupied").write_text("")
     refused(train_here(tmp_path, "run_dir=occupied/run"), "occupied")
-
-
-def test_debug_lets_the_traceback_through(tmp_path: Path, train_here: Train) -> None:
-    with pytest.raises(ConfigError, match="sebb"):
-        train_here(tmp_path, "method.name=sebb", "--debug")

@@ -10,9 +10,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import RunError, UserError
-from fgvc.io import read_json_object
+from fgvc.io import read_csv, read_json_object
 from fgvc.presentation.render import Block
 from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import make_tables

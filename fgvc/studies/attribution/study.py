@@ -16,10 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fgvc.csv_files import read_csv, to_csv
 from fgvc.data import boxes_in_view
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.restore import Restored, restore_run
+from fgvc.io import read_csv, to_csv
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import CovariancePooling
 from fgvc.runs.settings import one_setting

@@ -13,8 +13,7 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from fgvc.csv_files import to_csv
-from fgvc.io import write_text_atomic
+from fgvc.io import to_csv, write_text_atomic
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import COLUMN_WIDTH, PAGE_WIDTH, caption, figure_style, new_figure, save_figure, short_name
 from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, per_class, top_confusions

@@ -20,9 +20,9 @@ from scipy.stats import rankdata
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
-from fgvc.csv_files import read_csv, to_csv
 from fgvc.errors import DatasetError, RunError, WeightsError
 from fgvc.inference.restore import restore_run
+from fgvc.io import read_csv, to_csv
 from fgvc.pooling import CovariancePooling
 from fgvc.runs.settings import one_setting
 from fgvc.runs.summary import Run, read_run

@@ -14,7 +14,7 @@ import mpmath
 import pandas as pd
 import torch
 
-from fgvc.csv_files import read_csv
+from fgvc.io import read_csv
 from fgvc.presentation.render import Block
 from fgvc.spectral import EIGENVALUE_FLOOR, GRADIENTS, SQRT
 from fgvc.spectral.maps import Eigenvalues as Spectrum

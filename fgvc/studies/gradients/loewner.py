@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import ConfigError, DatasetError, RunError
+from fgvc.io import read_csv
 from fgvc.pooling import SpectralPooling, create_pooling, pooling_label
 from fgvc.runs.spectra import nonzero_condition_number, numerical_rank
 from fgvc.spectral import EIGENVALUE_FLOOR, GRADIENTS, EigendecompositionError, covariance

@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fgvc.csv_files import read_csv, to_csv
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.pooling_inputs import load_features
+from fgvc.io import read_csv, to_csv
 from fgvc.pooling import CovariancePooling, Pooling, create_pooling, pooling_label
 from fgvc.runs.spectra import nonzero_condition_number, numerical_rank
 from fgvc.runs.statistics import mcnemar, pair_predictions

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import ConfigError, DivergenceError, RunError
+from fgvc.io import read_csv
 from fgvc.pooling import pooling_label
 from fgvc.runs import RunConfig
 from fgvc.spectral import EigendecompositionError

@@ -9,8 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.csv_files import to_csv
-from fgvc.io import write_text_atomic
+from fgvc.io import to_csv, write_text_atomic
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import (
     PAGE_WIDTH,

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
+from fgvc.io import read_csv
 from fgvc.runs.settings import Group, Method, one_setting, sources
 from fgvc.runs.spectra import (
     Spectrum,

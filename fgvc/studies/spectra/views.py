@@ -8,9 +8,8 @@ from typing import TypeVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fgvc.csv_files import to_csv
 from fgvc.errors import RunError
-from fgvc.io import write_text_atomic
+from fgvc.io import to_csv, write_text_atomic
 from fgvc.presentation.render import Block, block_markdown
 from fgvc.presentation.style import method_order, save_figure
 from fgvc.runs import Run, group_runs

@@ -16,8 +16,8 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from fgvc.csv_files import read_csv, to_csv
 from fgvc.errors import DatasetError, RunError, WeightsError
+from fgvc.io import read_csv, to_csv
 from fgvc.pooling import published_gradient
 from fgvc.runs.settings import one_setting
 from fgvc.runs.spectra import median_rank
