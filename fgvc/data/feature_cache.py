@@ -57,8 +57,8 @@ def cached_features(
     is the transformed tensor flipped left to right. This equals the transform of the flipped image except for rounding
     in the resampling and in a center crop with an odd margin.
 
-    Any number of processes may share a folder. One at a time computes, the others wait; if that one is killed, another
-    takes over.
+    Any number of processes may share a folder. One computes a set of maps, the others that need it wait; if that one is
+    killed, another takes over.
 
     Args:
         dataset: the images; its own transform is not used.
@@ -98,14 +98,10 @@ def cached_features(
         return found
     cache_dir.mkdir(parents=True, exist_ok=True)
     say = partial(logger.info, "%s: waiting for features that are computed by another run", path)
-    with locked(cache_dir / "cache.lock", on_wait=say) as held:
+    with locked(path.with_suffix(".lock"), on_wait=say):
         found = _find(path, dataset)  # another run may have written it meanwhile
         if found is not None:
             return found
-        if held:  # where there are no locks, another run may be writing
-            for left in cache_dir.glob(".features-*.tmp.npy"):
-                logger.info("%s: left over by a killed run, deleted", left)
-                left.unlink(missing_ok=True)
         loader = DataLoader(dataset.with_transform(fixed), batch_size=batch_size, num_workers=workers)
         batches = _extract_views(loader, extract, views, torch.device(device), np.dtype(dtype))
         start = time.perf_counter()
@@ -181,13 +177,11 @@ def _write(
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": tuple(shape)})
     needed = len(header.getvalue()) + math.prod(shape) * first[0].itemsize
-    if max_gb is not None:
-        _make_room(path.parent, needed, max_gb)
     try:
         if needed > shutil.disk_usage(path.parent).free:
             raise _disk_full(path.parent, needed)
         # plain writes: on a full disk a sparse memory map would end the process with SIGBUS
-        with atomic_path(path) as temporary, temporary.open("xb") as file:
+        with _reserved(path, needed, max_gb) as file:
             file.write(header.getvalue())
             _write_views(file, first, batches, count)
     except OSError as error:
@@ -224,6 +218,34 @@ def _card_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+@contextlib.contextmanager
+def _reserved(path: Path, needed: int, max_gb: float | None) -> Iterator[IO[bytes]]:
+    """Open a temporary file that has its full size from the start and becomes `path` when the block ends.
+
+    Only one run at a time makes room, so that no two take the same.
+    """
+    folder = path.parent
+    with contextlib.ExitStack() as stack:
+        with locked(folder / "cache.lock", on_wait=lambda: None) as held:
+            if held:  # without locks, another run may be writing
+                _remove_leftovers(path)
+            if max_gb is not None:
+                _make_room(folder, needed, max_gb)
+            file = stack.enter_context(stack.enter_context(atomic_path(path)).open("xb"))
+            file.truncate(needed)
+        yield file
+
+
+def _remove_leftovers(own: Path) -> None:
+    """Delete the temporary files of killed runs: those whose lock is free, and those of `own`, whose lock is ours."""
+    for path in own.parent.glob(".features-*.tmp.npy"):
+        name = path.name[1:].partition(".")[0]
+        with locked(own.with_name(f"{name}.lock")) as free:
+            if free or name == own.stem:
+                logger.info("%s: left over by a killed run, deleted", path)
+                path.unlink(missing_ok=True)
+
+
 def _make_room(folder: Path, needed: int, max_gb: float) -> None:
     """Evict files of maps until there is room for `needed` bytes, the least recently used first.
 
@@ -234,15 +256,19 @@ def _make_room(folder: Path, needed: int, max_gb: float) -> None:
     gc.collect()  # maps of an earlier run of this process may be kept by reference cycles only
     own = {features.path for features in _used}
     sizes = {path: path.stat().st_size for path in folder.glob("features-*.npy")}
-    _require_room(folder, needed, sum(size for path, size in sizes.items() if path in own), max_gb)
-    taken = sum(sizes.values())
+    written = sum(path.stat().st_size for path in folder.glob(".features-*.tmp.npy"))  # by other runs, now
+    _require_room(folder, needed, written + sum(size for path, size in sizes.items() if path in own), max_gb)
+    taken = written + sum(sizes.values())
     for used, path in sorted((_last_use(path), path) for path in sizes.keys() - own):
         if taken + needed <= max_gb * 1e9:
             return
-        try:
-            path.unlink()
-        except PermissionError:  # Windows deletes no open file
-            continue
+        with locked(path.with_suffix(".lock")) as free:
+            if free is False:  # just written: its card comes next
+                continue
+            try:
+                path.unlink()
+            except PermissionError:  # Windows deletes no open file
+                continue
         _card_of(path).unlink(missing_ok=True)
         taken -= sizes[path]
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
