@@ -29,6 +29,7 @@ from fgvc.training.setup import create_accelerator
 
 _log = logging.getLogger(__name__)
 
+_FILE = "calibration.json"
 _SCHEMA = 1
 
 
@@ -97,7 +98,12 @@ def fit_calibration(
     """
     config = RunFolder(path).read_config()
     split = "validation" if config.trainer.val_fraction > 0 else "test"
-    logits, targets = _held_out_logits(path, checkpoint, root, cache, split)
+    config.trainer.precision = "no"  # logits in float32, as in a prediction
+    accelerator = create_accelerator(config, path, training=False)
+    restored = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root, cache=cache, split=split)
+    loader = create_loader(restored.inputs(), config.trainer.workers, batch_size=config.trainer.eval_batch_size)
+    module, loader = accelerator.prepare(restored.trained, loader)
+    logits, targets = collect_logits(module, loader, accelerator, split)  # (N, num_classes), (N,)
     if not torch.isfinite(logits).all():
         raise RunError(f"{path}: the {checkpoint} weights give logits that are not finite; train the run again")
     if len(targets) < 2:
@@ -125,7 +131,7 @@ def fit_calibration(
 
 def keep_calibration(path: Path, calibration: Calibration) -> None:
     """Write a calibration to a run's calibration.json; the entry of the other checkpoint stays."""
-    file = _file(path)
+    file = path / _FILE
     with locked(path / ".calibration.lock", on_wait=lambda: None):  # a parallel write must not drop the other entry
         records = {**_read(file), calibration.checkpoint: calibration.record}
         write_json_atomic(file, {"schema": _SCHEMA, "checkpoints": records})
@@ -137,25 +143,10 @@ def read_calibration(path: Path, checkpoint: str = "last") -> Calibration | None
     Raises:
         RunError: the weights are missing.
     """
-    record = _read(_file(path)).get(checkpoint)
+    record = _read(path / _FILE).get(checkpoint)
     if record is None or record["weights"] != _weights_digest(path, checkpoint):
         return None
     return Calibration(checkpoint, record["temperature"], record["split"], record["images"], record)
-
-
-def _held_out_logits(
-    path: Path, checkpoint: str, root: str | None, cache: str | None, split: str
-) -> tuple[Tensor, Tensor]:
-    """Return logits (N, num_classes) and targets (N,) of a split, in float32 as in a prediction."""
-    config = RunFolder(path).read_config()
-    config.trainer.precision = "no"
-    accelerator = create_accelerator(config, path, training=False)
-    restored = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root, cache=cache, split=split)
-    trainer = restored.config.trainer
-    module, loader = accelerator.prepare(
-        restored.trained, create_loader(restored.inputs(), trainer.workers, batch_size=trainer.eval_batch_size)
-    )
-    return collect_logits(module, loader, accelerator, split)
 
 
 def _measured(probability: Tensor, targets: Tensor) -> dict[str, Any]:
@@ -166,10 +157,6 @@ def _measured(probability: Tensor, targets: Tensor) -> dict[str, Any]:
         **{name: round(value, 6) for name, value in measures.items()},
         "reliability": curve.round(6).to_dict("records"),
     }
-
-
-def _file(path: Path) -> Path:
-    return path / "calibration.json"
 
 
 def _weights_digest(path: Path, checkpoint: str) -> str:

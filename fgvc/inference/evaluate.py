@@ -21,7 +21,7 @@ from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Accuracy, read_run
 from fgvc.training.batches import Loader, create_loader
-from fgvc.training.evaluation import Evaluation, ViewAverage, evaluate
+from fgvc.training.evaluation import ViewAverage, evaluate
 from fgvc.training.setup import create_accelerator, inference_batch_size
 
 _log = logging.getLogger(__name__)
@@ -95,7 +95,17 @@ def evaluate_run(
     evaluation = evaluate(module, loader, len(restored.images.classes), accelerator, "test")
     if not math.isfinite(evaluation.loss):
         raise RunError(f"{path}: the {checkpoint} weights give a loss of {evaluation.loss}; train the run again")
-    record = _record(evaluation, transform) | {
+    spec = transform.spec
+    reliability = reliability_curve(evaluation.confidence, evaluation.predicted == evaluation.targets)
+    record = {
+        "views": transform.views,
+        "size": spec.size,
+        "resize": spec.resize,
+        "resize_size": spec.resize_size,
+        "images": len(evaluation.targets),
+        **asdict(evaluation.accuracy),
+        "loss": round(evaluation.loss, 6),
+        "calibration_error": round(calibration_error(reliability), 4),
         "checkpoint": checkpoint,
         "seconds": round(time.perf_counter() - start, 3),
         "root": restored.config.dataset.root,
@@ -128,21 +138,6 @@ def _module_and_loader(restored: Restored, transform: ViewTransform, own: Transf
     images: Any = restored.images.with_transform(transform)
     loader: Loader = DataLoader(images, batch_size=batch_size, num_workers=config.trainer.workers)
     return ViewAverage(restored.model), loader
-
-
-def _record(evaluation: Evaluation, transform: ViewTransform) -> dict[str, Any]:
-    spec = transform.spec
-    reliability = reliability_curve(evaluation.confidence, evaluation.predicted == evaluation.targets)
-    return {
-        "views": transform.views,
-        "size": spec.size,
-        "resize": spec.resize,
-        "resize_size": spec.resize_size,
-        "images": len(evaluation.targets),
-        **asdict(evaluation.accuracy),
-        "loss": round(evaluation.loss, 6),
-        "calibration_error": round(calibration_error(reliability), 4),
-    }
 
 
 def _name(checkpoint: str, transform: ViewTransform, own: TransformSpec) -> str:

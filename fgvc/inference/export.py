@@ -98,7 +98,10 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
         "reduction": method.reduction,
         "hidden": list(method.hidden),
         "options": dict(method.options),
-        "hybrid": _hybrid(config),
+        # the two stages of a hybrid run; `method` is one of them
+        "hybrid": None
+        if config.hybrid.method is None
+        else {"first": config.hybrid.method, "switch_epoch": config.switch_epoch, "then": config.method.name},
         "dataset": config.dataset.name,
         "adapter": adapter,
         "dataset_options": effective_options(adapter, config.dataset.options),
@@ -122,18 +125,10 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
     }
 
 
-def _hybrid(config: RunConfig) -> Facts | None:
-    """Return the two stages of a hybrid run; `method` in the facts is one of them."""
-    if config.hybrid.method is None:
-        return None
-    return {"first": config.hybrid.method, "switch_epoch": config.switch_epoch, "then": config.method.name}
-
-
 def _started_from(config: RunConfig) -> str:
-    if config.initial_weights is not None:
-        return Path(config.initial_weights).name
-    if config.backbone.weights is not None:
-        return Path(config.backbone.weights).name
+    file = config.initial_weights if config.initial_weights is not None else config.backbone.weights
+    if file is not None:
+        return Path(file).name
     return f"timm's weights of {config.backbone.name}" if config.backbone.pretrained else "random weights"
 
 

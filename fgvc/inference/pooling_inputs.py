@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from fgvc.errors import ConfigError, DatasetError, RunError
-from fgvc.inference.restore import Restored, restore_run
+from fgvc.inference.restore import restore_run
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling
 from fgvc.runs import RunFolder
@@ -22,10 +22,10 @@ class PoolingInputs:
     """Inputs of a covariance pooling.
 
     Attributes:
-        features: (N, C, H, W).
-        grad: (N, C (C + 1) / 2) float64, gradient of each image's loss by its descriptor; None where there is no loss.
-        source: what they are, for a caption.
-        indices: of the N images in the test split or the file.
+        features: Features (N, C, H, W).
+        grad: Gradient (N, C (C + 1) / 2) float64 of each image's loss by its descriptor; None where there is no loss.
+        source: What they are, for a caption.
+        indices: Indices of the N images in the test split or the file.
     """
 
     features: Tensor
@@ -97,19 +97,14 @@ def _from_run(path: Path, images: int, root: str | None) -> PoolingInputs:
         raise RunError(f"{path}: {method} maps no covariance; give a run of another method, e.g. mpn_cov")
     total = len(restored.images)
     indices = evenly_spaced(total, images)
-    features, targets = _test_features(restored, indices)
+    batches = [
+        (restored.pooling_input(inputs).cpu(), targets)  # (B, C, H, W), (B,)
+        for inputs, targets in DataLoader(Subset(restored.inputs(), indices), batch_size=32)
+    ]
+    features, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
     _require_finite(features, indices, str(path))
     source = f"{len(indices)} of {total} test images of {path}"
     return PoolingInputs(features, loss_gradient(head, features, targets), source, indices)
-
-
-def _test_features(restored: Restored, indices: list[int]) -> tuple[Tensor, Tensor]:
-    """What the pooling reads of these test images, (N, C, H, W), and their classes (N,), on the CPU."""
-    features, targets = [], []
-    for inputs, classes in DataLoader(Subset(restored.inputs(), indices), batch_size=32):
-        features.append(restored.pooling_input(inputs).cpu())
-        targets.append(classes)
-    return torch.cat(features), torch.cat(targets)
 
 
 def loss_gradient(head: PoolingHead, features: Tensor, targets: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Restored:
         backbone: Backbone of the model.
         head: Head of the model.
         images: Requested split.
-        weights_digest: sha256 of the backbone's weights.
+        weights_digest: SHA-256 of the backbone's weights.
         device: Device of backbone and head.
     """
 

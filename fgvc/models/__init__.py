@@ -1,8 +1,7 @@
 """Models: a timm backbone, a channel reduction, a pooling and a classifier."""
 
-from fgvc.models.backbone import Backbone, create_backbone, weights_digest
+from fgvc.models.backbone import Backbone, create_backbone, fold_batch_norm, weights_digest
 from fgvc.models.checkpoints import CheckpointReport, load_checkpoint
-from fgvc.models.fold import fold_batch_norm
 from fgvc.models.model import FineGrainedModel, PoolingHead, create_model
 from fgvc.models.weights import WeightsReport, load_backbone_weights
 

@@ -8,11 +8,12 @@ remaining parameter gets a gradient.
 Shapes: B images, H x W pixels, C channels, h x w the map's grid.
 """
 
+import copy
 import difflib
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -20,13 +21,18 @@ import torch.nn.functional as F
 from timm.data.config import resolve_model_data_config
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import resolve_model_input_args
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import fgvc.models.alexnet  # noqa: F401  # registers AlexNet in timm
 from fgvc.errors import ConfigError, WeightsError
 from fgvc.models.weights import load_backbone_weights
 
+M = TypeVar("M", bound=nn.Module)
+
 _log = logging.getLogger(__name__)
+
+_TOLERANCE = 1e-4  # relative difference on a random image; float32 rounding in a deep network stays well below
 
 
 class Backbone(nn.Module):
@@ -76,9 +82,9 @@ class Backbone(nn.Module):
         self.model.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
         self.out_channels = self._probe_channels()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Return the map of the last stage: (B, 3, H, W) -> (B, C, h, w)."""
-        maps: list[torch.Tensor] = self.model.forward_intermediates(
+        maps: list[Tensor] = self.model.forward_intermediates(
             images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
         )
         return maps[-1]
@@ -100,8 +106,8 @@ class Backbone(nn.Module):
             ) from error
         finally:
             self.train(training)
-        if not isinstance(features, torch.Tensor) or features.ndim != 4:
-            found = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+        if not isinstance(features, Tensor) or features.ndim != 4:
+            found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ConfigError(
                 f"backbone.name={self.name}: its features are {found}, not a map (B, C, h, w); choose another backbone"
             )
@@ -162,6 +168,65 @@ def weights_digest(backbone: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@torch.no_grad()
+def fold_batch_norm(model: M, image: Tensor) -> M:
+    """Return a copy of a network with each batch normalisation folded into the convolution before it.
+
+    The pairs of convolution and normalisation are observed on `image`. The copy is compared with the original on it. If
+    they differ, e.g. because the network uses a convolution's output twice, the original is returned.
+
+    Args:
+        model: images -> a tensor, in evaluation mode.
+        image: any input of the right size, (B, 3, H, W).
+
+    Returns:
+        The folded copy, or `model` itself if nothing can be folded.
+
+    Raises:
+        ValueError: `model` is in training mode; batch statistics cannot be folded.
+    """
+    if model.training:
+        raise ValueError("batch normalisation can be folded in evaluation mode only; call eval() first")
+    folded = copy.deepcopy(model)
+    expected = folded(image)
+    for convolution_name, norm_name in _fed_by(folded, image):
+        convolution, norm = folded.get_submodule(convolution_name), folded.get_submodule(norm_name)
+        assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        folded.set_submodule(convolution_name, fuse_conv_bn_eval(convolution, norm))
+        # timm's normalisations include an activation
+        act = getattr(norm, "act", None)
+        folded.set_submodule(norm_name, act if isinstance(act, nn.Module) else nn.Identity())
+    difference = (folded(image) - expected).abs().max()
+    return folded if difference <= _TOLERANCE * expected.abs().max() else model
+
+
+def _fed_by(model: nn.Module, image: Tensor) -> list[tuple[str, str]]:
+    """Return name pairs of a convolution and the batch normalisation that reads its output, if each is called once."""
+    calls: dict[str, int] = {}
+    # keep the tensors themselves, since the id of a deleted one may be used again
+    made: list[tuple[Tensor, str]] = []
+    pairs: list[tuple[str, str]] = []
+
+    def after(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if isinstance(module, nn.Conv2d):
+                made.append((output, name))
+            else:
+                pairs.extend((source, name) for tensor, source in made if tensor is inputs[0])
+
+        return hook
+
+    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    handles = [module.register_forward_hook(after(name)) for name, module in modules]
+    try:
+        model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+
+
 def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None) -> nn.Module:
     """Create timm's whole model with this name; raise its errors as user errors."""
     hosted = any(mark in name for mark in ":/")  # hf_hub:owner/name, local-dir:path: timm finds the architecture there
@@ -218,7 +283,7 @@ def _remove_last_stride(model: Any, name: str) -> None:
 class _UnstridedAvgPool(nn.Module):
     """The 2 x 2 average of a ResNet-D's shortcut at every position; at the far border, only over pixels inside."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)"""
         return F.avg_pool2d(x, 2, stride=1, padding=1, count_include_pad=False)[..., 1:, 1:]
 

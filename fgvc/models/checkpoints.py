@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fgvc.errors import WeightsError
-from fgvc.models.files import COUNTER, Layout, State, listed, locate_weights, read_tensors
+from fgvc.models.files import Layout, State, listed, locate_weights, read_tensors, unfilled
 from fgvc.models.formats import TIMM, CheckpointFormat, list_formats, recognise, translate
 from fgvc.models.model import FineGrainedModel
 from fgvc.models.weights import convert_as_timm
@@ -109,18 +109,13 @@ def load_checkpoint(
 def _problems(names: Mapping[str, str | None], state: State, shapes: Layout, parts: tuple[str, ...]) -> list[str]:
     """Return reasons why `state` does not fill these parts of the model; empty if it does."""
     needed = {name: shape for name, shape in shapes.items() if name.startswith(parts)}
+    missing, reshaped = unfilled(state, needed)
     kinds = {
         "in the file have no place in the model": [
             name for name, ours in names.items() if ours is None or (ours.startswith(parts) and ours not in needed)
         ],
-        "of the model are missing in the file": [
-            name for name in needed if name not in state and not name.endswith(COUNTER)
-        ],
-        "are of another shape": [
-            f"{name} {tuple(state[name].shape)} for {tuple(shape)}"
-            for name, shape in needed.items()
-            if name in state and state[name].shape != shape
-        ],
+        "of the model are missing in the file": missing,
+        "are of another shape": reshaped,
     }
     return [f"{len(found)} {kind}{listed(found)}" for kind, found in kinds.items() if found]
 
@@ -135,9 +130,8 @@ def _check_function(path: Path, form: CheckpointFormat, model: FineGrainedModel,
                 f"{path} is from a ResNet without the stride of its last stage; build the model with last_stride=1 "
                 "(backbone.last_stride=1)"
             )
-    if (
-        form.unpooled and "backbone." in parts and isinstance(network.features[-1], nn.MaxPool2d)
-    ):  # timm's VGG has the same names
+    # timm's VGG has the same names
+    if form.unpooled and "backbone." in parts and isinstance(network.features[-1], nn.MaxPool2d):
         raise WeightsError(
             f"{path} is from a network that ends before its last max-pooling, but {model.backbone.name} ends after it; "
             "choose alexnet, alexnet_bn or a ResNet"

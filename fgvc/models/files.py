@@ -105,6 +105,17 @@ def write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
         save_file({name: tensor.contiguous().cpu() for name, tensor in weights.items()}, temporary)
 
 
+def unfilled(state: State, needed: Layout) -> tuple[list[str], list[str]]:
+    """Return the names of `needed` that `state` lacks, except counters, and those of another shape with both shapes."""
+    missing = [name for name in needed if name not in state and not name.endswith(COUNTER)]
+    reshaped = [
+        f"{name} {tuple(state[name].shape)} for {tuple(shape)}"
+        for name, shape in needed.items()
+        if name in state and state[name].shape != shape
+    ]
+    return missing, reshaped
+
+
 def listed(names: Iterable[str], limit: int = 3) -> str:
     """Return the first of these names in brackets, for a message; empty if there are none."""
     names = list(names)

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from fgvc.errors import WeightsError
-from fgvc.models.files import COUNTER, Layout, State, listed, locate_weights, read_tensors
+from fgvc.models.files import Layout, State, listed, locate_weights, read_tensors, unfilled
 
 _PREFIXES = ("backbone.model.", "backbone.")  # of fgvc, of other wrappers
 
@@ -91,12 +91,7 @@ def convert_as_timm(tensors: State, model: nn.Module) -> State:
 
 def _name_problems(state: State, needed: Layout, layout: Layout) -> list[str]:
     """Return reasons why `state` does not fill `needed` by name; empty if it does."""
-    missing = [name for name in needed if name not in state and not name.endswith(COUNTER)]
-    reshaped = [
-        f"{name} {tuple(state[name].shape)} for {tuple(shape)}"
-        for name, shape in needed.items()
-        if name in state and state[name].shape != shape
-    ]
+    missing, reshaped = unfilled(state, needed)
     # a head may be left over, but an extra block of a stage means that the file is from a deeper architecture
     stages = {name.partition(".")[0] for name in needed if "." in name}
     unexpected = [name for name in state if name not in layout and name.partition(".")[0] in stages]

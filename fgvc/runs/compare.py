@@ -228,15 +228,14 @@ def _predictions(first: Run, second: Run) -> PredictionChanges:
 
 
 def _weights(which: str, first: Run, second: Run) -> Distance:
-    return weights_distance(which, *(_read_weights(RunFolder(run.path).weights_file(which)) for run in (first, second)))
-
-
-def _read_weights(file: Path) -> dict[str, np.ndarray]:
-    try:
-        tensors: dict[str, np.ndarray] = load_file(file)
-    except Exception as error:  # safetensors and the file system raise many types
-        raise RunError(f"{file} cannot be read ({error})") from error
-    return tensors
+    tensors = []
+    for run in (first, second):
+        file = RunFolder(run.path).weights_file(which)
+        try:
+            tensors.append(load_file(file))
+        except Exception as error:  # safetensors and the file system raise many types
+            raise RunError(f"{file} cannot be read ({error})") from error
+    return weights_distance(which, *tensors)
 
 
 def _arrays(file: str, first: Run, second: Run) -> tuple[list[Distance], list[str]]:

@@ -46,12 +46,11 @@ _ROLES = {
     # with "skip" a finished run may have skipped steps
     **dict.fromkeys(("trainer.on_non_finite", "trainer.max_skips"), Role(changes_result=True, may_change=True)),
 }
-_ANY_OTHER = Role(changes_result=True, may_change=False)
 
 
 def role(key: str) -> Role:
     """Return the role of a setting; `key` is as on the command line, e.g. "trainer.batch_size"."""
-    return _ROLES.get(key, _ANY_OTHER)
+    return _ROLES.get(key, Role(changes_result=True, may_change=False))
 
 
 def fixed_settings(config: RunConfig) -> dict[str, Any]:
@@ -59,7 +58,7 @@ def fixed_settings(config: RunConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(container, dict)
     flat = flatten({str(key): value for key, value in container.items()})
-    return {key: value for key, value in flat.items() if not _ROLES.get(key, _ANY_OTHER).may_change}
+    return {key: value for key, value in flat.items() if not role(key).may_change}
 
 
 class RunFolder:

@@ -6,7 +6,7 @@ setting comes from the summary; `config_notes` names other differences between r
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 from fgvc.errors import RunError
@@ -62,7 +62,8 @@ def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
     """
     settings: dict[Setting, Group] = {}
     for run in runs:
-        group = settings.setdefault(_setting(run), {})
+        setting = Setting(**{field.name: getattr(run, field.name) for field in fields(Setting)})
+        group = settings.setdefault(setting, {})
         group.setdefault(Method(run.method, run.gradient, run.label), []).append(run)
     for group in settings.values():
         for method, repetitions in group.items():
@@ -115,22 +116,6 @@ def config_notes(runs: Iterable[Run]) -> list[str]:
                     found = ", ".join(dict.fromkeys(values))
                     notes[f"{method.label}: {key} differs between averaged runs ({found}): {paths}"] = None
     return list(notes)
-
-
-def _setting(run: Run) -> Setting:
-    return Setting(
-        dataset=run.dataset,
-        num_classes=run.num_classes,
-        train_images=run.train_images,
-        test_images=run.test_images,
-        backbone=run.backbone,
-        frozen=run.frozen,
-        image_size=run.image_size,
-        reduction=run.reduction,
-        recipe=run.recipe,
-        epochs=run.epochs,
-        selected_on=run.selected_on,
-    )
 
 
 def _by_seed(runs: Sequence[Run]) -> list[Run]:

@@ -29,7 +29,7 @@ class Loewner(NamedTuple):
 
     Attributes:
         off_diagonal: L, (B, n, n); its diagonal is not used. The caller may overwrite it.
-        pullback: v -> J_f^T v, (B, d) -> (B, d), applied to the diagonal of P.
+        pullback: Function v -> J_f^T v, (B, d) -> (B, d), applied to the diagonal of P.
     """
 
     off_diagonal: Tensor

@@ -1,4 +1,4 @@
-"""Backbones: feature maps of timm models, their size, stride and errors."""
+"""Backbones: feature maps of timm models, their size, stride, folded normalisations and errors."""
 
 import copy
 import os
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fgvc.errors import ConfigError
-from fgvc.models.backbone import Backbone, create_backbone
+from fgvc.models.backbone import Backbone, create_backbone, fold_batch_norm
 
 # name, image size, channels, side of the map
 FAMILIES = [
@@ -212,3 +212,58 @@ def test_unstrided_layer_agrees_with_the_strided_one_at_even_positions(name: str
         expected, full = layers[0](x), layers[1](x)
     assert full.shape[2:] == (side, side)
     torch.testing.assert_close(full[..., ::2, ::2], expected)
+
+
+def trained_looking(model: nn.Module) -> nn.Module:
+    """Statistics and scales as training leaves them: fresh ones are the identity and would hide a mistake."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def normalisations(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "mobilenetv3_small_050", "densenet121"])
+@torch.no_grad()
+def test_folded_features_are_the_same_with_fewer_normalisations(name: str) -> None:
+    model = trained_looking(create_backbone(name))
+    folded = fold_batch_norm(model, images(64))
+    assert normalisations(folded) < normalisations(model)
+    other = images(64).flip(0) * 0.7
+    torch.testing.assert_close(folded(other), model(other), rtol=1e-3, atol=1e-4 * float(model(other).abs().max()))
+
+
+def test_folding_leaves_the_original_untouched() -> None:
+    model = trained_looking(create_backbone("resnet18"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fold_batch_norm(model, images(64))
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+
+
+class UsedTwice(nn.Module):
+    """The convolution's output is read by the normalisation and by another layer: folding would be wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return self.norm(y) + y
+
+
+def test_a_network_that_folding_would_change_is_left_alone() -> None:
+    model = trained_looking(UsedTwice())
+    assert fold_batch_norm(model, images(64)) is model
+
+
+def test_folding_in_training_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match="eval"):
+        fold_batch_norm(UsedTwice(), images(64))
