@@ -110,7 +110,57 @@ spectra = st.one_of(
 )
 
 
-class SpectralContract:
+class DescriptorContract:
+    """What holds of every layer on covariances: of matrices (B, d, d), and fused, of features."""
+
+    def layer(self, matrix: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def descriptor(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def test_memory_layouts_and_an_empty_batch(self) -> None:
+        for size in (2, 4):  # thin and full
+            x = random(3, 6, size, size)
+            for other in (x.contiguous(memory_format=torch.channels_last), torch.stack([x, x], dim=-1)[..., 0]):
+                torch.testing.assert_close(self.descriptor(other), self.descriptor(x))
+            empty = x[:0].requires_grad_()
+            assert self.descriptor(empty).shape == (0, 21)
+            assert torch.autograd.grad(self.descriptor(empty).sum(), empty)[0].shape == (0, 6, size, size)
+        assert self.layer(random(0, 4, 4)).shape == (0, 4, 4)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_narrow_input_is_computed_in_float64(self, dtype: torch.dtype) -> None:
+        for size in (2, 4):
+            x = random(2, 6, size, size).to(dtype).requires_grad_()
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                narrow = self.descriptor(x)
+            same = x.detach().double().requires_grad_()
+            wide = self.descriptor(same)
+            assert narrow.dtype == torch.float32
+            torch.testing.assert_close(narrow, wide.float(), rtol=0, atol=0)
+            of_narrow, of_wide = torch.autograd.grad(narrow.sum(), x)[0], torch.autograd.grad(wide.sum(), same)[0]
+            torch.testing.assert_close(of_narrow, of_wide.to(dtype), rtol=0, atol=0)
+        s = covariance(random(2, 4, 3, 3)).to(dtype)
+        assert self.layer(s).dtype == torch.float32
+
+    def test_the_graph_can_be_used_twice(self) -> None:
+        for size in (2, 4):
+            x = random(2, 6, size, size).requires_grad_()
+            loss = (self.descriptor(x) * random(2, 21)).sum()
+            (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+            (second,) = torch.autograd.grad(loss, x)
+            torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+    def test_second_derivative_is_refused_not_wrong(self) -> None:
+        for function, x in ((self.layer, covariance(random(1, 4, 3, 3))), (self.descriptor, random(1, 4, 3, 3))):
+            leaf = x.requires_grad_()
+            (gradient,) = torch.autograd.grad(function(leaf).pow(2).sum(), leaf, create_graph=True)
+            with pytest.raises(RuntimeError, match="once_differentiable"):
+                gradient.sum().backward()
+
+
+class SpectralContract(DescriptorContract):
     """Inherited by one test class for each method."""
 
     f: ClassVar[EigenvalueMap]
@@ -203,43 +253,3 @@ class SpectralContract:
             assert of_fused.abs().max() == of_chain.abs().max() == 0
         else:
             assert relative(of_fused, of_chain) < 1e-9
-
-    def test_memory_layouts_and_an_empty_batch(self) -> None:
-        for size in (2, 4):  # thin and full
-            x = random(3, 6, size, size)
-            for other in (x.contiguous(memory_format=torch.channels_last), torch.stack([x, x], dim=-1)[..., 0]):
-                torch.testing.assert_close(self.descriptor(other), self.descriptor(x))
-            empty = x[:0].requires_grad_()
-            assert self.descriptor(empty).shape == (0, 21)
-            assert torch.autograd.grad(self.descriptor(empty).sum(), empty)[0].shape == (0, 6, size, size)
-        assert self.layer(random(0, 4, 4)).shape == (0, 4, 4)
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    def test_narrow_input_is_computed_in_float64(self, dtype: torch.dtype) -> None:
-        for size in (2, 4):
-            x = random(2, 6, size, size).to(dtype).requires_grad_()
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                narrow = self.descriptor(x)
-            same = x.detach().double().requires_grad_()
-            wide = self.descriptor(same)
-            assert narrow.dtype == torch.float32
-            torch.testing.assert_close(narrow, wide.float(), rtol=0, atol=0)
-            of_narrow, of_wide = torch.autograd.grad(narrow.sum(), x)[0], torch.autograd.grad(wide.sum(), same)[0]
-            torch.testing.assert_close(of_narrow, of_wide.to(dtype), rtol=0, atol=0)
-        s = covariance(random(2, 4, 3, 3)).to(dtype)
-        assert self.layer(s).dtype == torch.float32
-
-    def test_the_graph_can_be_used_twice(self) -> None:
-        for size in (2, 4):
-            x = random(2, 6, size, size).requires_grad_()
-            loss = (self.descriptor(x) * random(2, 21)).sum()
-            (first,) = torch.autograd.grad(loss, x, retain_graph=True)
-            (second,) = torch.autograd.grad(loss, x)
-            torch.testing.assert_close(first, second, rtol=0, atol=0)
-
-    def test_second_derivative_is_refused_not_wrong(self) -> None:
-        for function, x in ((self.layer, covariance(random(1, 4, 3, 3))), (self.descriptor, random(1, 4, 3, 3))):
-            leaf = x.requires_grad_()
-            (gradient,) = torch.autograd.grad(function(leaf).pow(2).sum(), leaf, create_graph=True)
-            with pytest.raises(RuntimeError, match="once_differentiable"):
-                gradient.sum().backward()

@@ -4,12 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import a_config
 from omegaconf import OmegaConf
 from run_folders import accuracy, write_config, write_run, write_spectrum
 
 from fgvc.errors import RunError
 from fgvc.runs import Method, config_notes, find_runs, group_runs, read_run, split_finished
-from fgvc.runs.config import BackboneConfig, DatasetConfig, MethodConfig, RunConfig, flatten
+from fgvc.runs.config import flatten
 from fgvc.runs.folder import role
 
 
@@ -191,9 +192,7 @@ def test_averaged_runs_of_different_configuration_are_noted(tmp_path: Path) -> N
 
 def all_settings() -> dict[str, Any]:
     """Every key of the configuration with its default."""
-    parts = {"dataset": DatasetConfig(name="d", root="r"), "backbone": BackboneConfig(name="b")}
-    config = OmegaConf.structured(RunConfig(name="n", method=MethodConfig(name="seb"), **parts))
-    container = OmegaConf.to_container(config)
+    container = OmegaConf.to_container(OmegaConf.structured(a_config()))
     assert isinstance(container, dict)
     return flatten({str(key): value for key, value in container.items()})
 

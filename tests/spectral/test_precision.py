@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import Train, refused
+from command_line import Train, a_config, refused
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,8 +16,6 @@ from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling, Pooling, create_pooling, is_second_order, list_poolings
 from fgvc.provenance import tf32_allowed
 from fgvc.runs.config import (
-    BackboneConfig,
-    DatasetConfig,
     HybridConfig,
     MethodConfig,
     RunConfig,
@@ -192,30 +190,25 @@ def test_another_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="float64, float32"):
         newton_schulz_sqrt(torch.eye(3)[None], dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match=r"method\.spectral_dtype 'bf16'; choose one of float64, float32"):
-        check_config(a_config(spectral_dtype="bf16"))
+        check_config(in_precision(spectral_dtype="bf16"))
     assert create_pooling("seb", channels=4, dtype=torch.float32).layer.dtype == torch.float32  # type: ignore[union-attr]
 
 
-def a_config(**method: Any) -> RunConfig:
-    return RunConfig(
-        name="study",
-        dataset=DatasetConfig(name="synthetic", root="data"),
-        backbone=BackboneConfig(name="resnet18"),
-        method=MethodConfig(name="mpn_cov", reduction=8, **method),
-    )
+def in_precision(**method: Any) -> RunConfig:
+    return a_config(method=MethodConfig(name="mpn_cov", reduction=8, **method))
 
 
 def test_float32_has_a_run_folder_of_its_own_and_is_not_continued_in_float64(tmp_path: Path) -> None:
-    assert default_run_dir(a_config()) == Path("results/study/resnet18/mpn_cov/seed0")
-    assert default_run_dir(a_config(spectral_dtype="float32")).parent.name == "mpn_cov-dtypefloat32"
+    assert default_run_dir(in_precision()) == Path("results/t/resnet18/mpn_cov/seed0")
+    assert default_run_dir(in_precision(spectral_dtype="float32")).parent.name == "mpn_cov-dtypefloat32"
     folder = RunFolder(tmp_path)
-    folder.begin(a_config(), {"status": "stopped"})
+    folder.begin(in_precision(), {"status": "stopped"})
     with pytest.raises(Exception, match="spectral_dtype was float64, now float32"):
-        find_source(a_config(spectral_dtype="float32"), folder, StateStore(folder.checkpoints))
+        find_source(in_precision(spectral_dtype="float32"), folder, StateStore(folder.checkpoints))
 
 
 def test_both_stages_of_a_hybrid_run_have_the_precision() -> None:
-    config = a_config(spectral_dtype="float32")
+    config = in_precision(spectral_dtype="float32")
     config.hybrid = HybridConfig(method="isqrt_cov", switch_epoch=1)
     config.trainer = TrainerConfig(epochs=2)
     head = PoolingHead(4, method="mpn_cov", num_classes=2, reduction=8, spectral_dtype="float32")
@@ -242,6 +235,6 @@ def test_a_run_trains_in_float32_and_says_so(tmp_path: Path, train_here: Train, 
 def test_fp16_needs_a_gpu_to_train_and_none_to_evaluate(tmp_path: Path, train_here: Train) -> None:
     refused(train_here(tmp_path, "run_dir=run", "trainer.precision=fp16"), "trainer.precision=fp16", "cpu", "bf16")
     assert not (tmp_path / "run").exists()
-    config = a_config()
+    config = in_precision()
     config.trainer.precision = "fp16"
     assert create_accelerator(config, tmp_path, training=False).device.type == "cpu"

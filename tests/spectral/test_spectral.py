@@ -3,6 +3,9 @@
 Gradients and all that every layer has in common are in `spectral_contract.py`.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from spectral_contract import random
@@ -15,6 +18,7 @@ from fgvc.spectral import (
     covariance,
     covariance_eigenvalues,
     matrix_sqrt,
+    newton_schulz_descriptor,
     scaling_eigen_branch,
     spectral_descriptor,
     symmetric_from_triangle,
@@ -102,16 +106,22 @@ def test_gradient_from_rank_deficient_features(name: str) -> None:
         torch.testing.assert_close(jacobian[..., i], difference, rtol=1e-6, atol=1e-6)
 
 
+ROOTS: dict[str, Callable[..., Tensor]] = {
+    "newton_schulz": partial(newton_schulz_descriptor, iterations=3),
+    **{name: partial(spectral_descriptor, f=SQRT, gradient=name) for name in GRADIENTS if name != "topn_published"},
+}
+
+
 @pytest.mark.parametrize("size", [2, 4])  # thin and full
-@pytest.mark.parametrize("gradient", [name for name in GRADIENTS if name != "topn_published"])
-def test_constant_image_among_others(gradient: str, size: int) -> None:
+@pytest.mark.parametrize("name", ROOTS)
+def test_constant_image_among_others(name: str, size: int) -> None:
     x = random(2, 6, size, size)
     x[0] = 7.0
     x.requires_grad_()
-    result, weights = spectral_descriptor(x, SQRT, gradient), random(2, 21, seed=1)
+    result, weights = ROOTS[name](x), random(2, 21, seed=1)
     (of_both,) = torch.autograd.grad((result * weights).sum(), x)
     assert result[0].abs().max() < 1e-7 and of_both[0].abs().max() == 0
-    (alone,) = torch.autograd.grad((spectral_descriptor(x[1:], SQRT, gradient) * weights[1:]).sum(), x)
+    (alone,) = torch.autograd.grad((ROOTS[name](x[1:]) * weights[1:]).sum(), x)
     torch.testing.assert_close(of_both[1], alone[1])
 
 
@@ -123,13 +133,14 @@ def test_thin_layer_ignores_rounding_noise_in_null_directions() -> None:
     torch.testing.assert_close(result @ result, covariance(x), rtol=1e-9, atol=1e-9)
 
 
-def test_large_batch_in_parts_is_each_image_alone() -> None:
+@pytest.mark.parametrize("name", ["exact", "newton_schulz"])
+def test_large_batch_in_parts_is_each_image_alone(name: str) -> None:
     x = random(7, 300, 1, 310).requires_grad_()  # parts of two images
     weights = random(7, 300 * 301 // 2, seed=1)
-    result = spectral_descriptor(x, SQRT)
+    result = ROOTS[name](x)
     (gradient,) = torch.autograd.grad((result * weights).sum(), x)
     for item in (0, 6):
-        alone = spectral_descriptor(x[item : item + 1], SQRT)
+        alone = ROOTS[name](x[item : item + 1])
         torch.testing.assert_close(result[item], alone[0])
         torch.testing.assert_close(gradient[item], torch.autograd.grad((alone * weights[item]).sum(), x)[0][item])
 

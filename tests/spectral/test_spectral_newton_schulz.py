@@ -1,8 +1,10 @@
 """The Newton-Schulz square root against the published iteration under autograd, and at its edges."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from spectral_contract import random, relative, rotated
+from spectral_contract import DescriptorContract, random, relative, rotated
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -23,6 +25,14 @@ def published(s: Tensor, iterations: int) -> Tensor:
         t = (3 * torch.eye(s.shape[-1], dtype=s.dtype) - z @ y) / 2
         y, z = y @ t, t @ z
     return trace.sqrt() * y
+
+
+class TestNewtonSchulz(DescriptorContract):
+    def layer(self, matrix: Tensor) -> Tensor:
+        return newton_schulz_sqrt(matrix)
+
+    def descriptor(self, x: Tensor) -> Tensor:
+        return newton_schulz_descriptor(x)
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 3, 5, 10])
@@ -52,73 +62,11 @@ def test_many_iterations_converge_and_stay() -> None:
         torch.testing.assert_close(newton_schulz_sqrt(s, iterations), matrix_sqrt(s))
 
 
-@pytest.mark.parametrize("size", [2, 3])  # thin and full
-def test_constant_image_among_others(size: int) -> None:
-    x = random(2, 6, size, size)
-    x[0] = 7.0
-    x.requires_grad_()
-    result = newton_schulz_descriptor(x)
-    weights = random(2, 21, seed=1)
-    (gradient,) = torch.autograd.grad((result * weights).sum(), x)
-    assert result[0].abs().max() == 0 and gradient[0].abs().max() == 0
-    (alone,) = torch.autograd.grad((newton_schulz_descriptor(x[1:]) * weights[1:]).sum(), x)
-    torch.testing.assert_close(gradient[1], alone[1])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("size", [2, 3])
-def test_narrow_input_is_computed_in_float64(dtype: torch.dtype, size: int) -> None:
-    x = random(2, 6, size, size).to(dtype).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        narrow = newton_schulz_descriptor(x)
-    same = x.detach().double().requires_grad_()
-    wide = newton_schulz_descriptor(same)
-    assert narrow.dtype == torch.float32
-    torch.testing.assert_close(narrow, wide.float(), rtol=0, atol=0)
-    of_narrow, of_wide = torch.autograd.grad(narrow.sum(), x)[0], torch.autograd.grad(wide.sum(), same)[0]
-    torch.testing.assert_close(of_narrow, of_wide.to(dtype), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("size", [2, 3])
-def test_layouts_empty_batch_and_one_graph_used_twice(size: int) -> None:
-    x = random(3, 6, size, size)
-    for other in (x.contiguous(memory_format=torch.channels_last), torch.stack([x, x], dim=-1)[..., 0]):
-        torch.testing.assert_close(newton_schulz_descriptor(other), newton_schulz_descriptor(x))
-    empty = x[:0].requires_grad_()
-    assert torch.autograd.grad(newton_schulz_descriptor(empty).sum(), empty)[0].shape == (0, 6, size, size)
-    leaf = x.clone().requires_grad_()
-    loss = newton_schulz_descriptor(leaf).pow(2).sum()
-    (first,) = torch.autograd.grad(loss, leaf, retain_graph=True)
-    (second,) = torch.autograd.grad(loss, leaf)
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
-
-
-def test_large_batch_in_parts_is_each_image_alone() -> None:
-    x = random(7, 300, 1, 310).requires_grad_()  # parts of two images
-    weights = random(7, 300 * 301 // 2, seed=1)
-    result = newton_schulz_descriptor(x, iterations=3)
-    (gradient,) = torch.autograd.grad((result * weights).sum(), x)
-    for item in (0, 6):
-        alone = newton_schulz_descriptor(x[item : item + 1], iterations=3)
-        assert relative(result[item].detach(), alone[0].detach()) < 1e-14
-        (of_alone,) = torch.autograd.grad((alone * weights[item]).sum(), x)
-        assert relative(gradient[item], of_alone[item]) < 1e-13
-
-
-def test_refusals() -> None:
-    for function, x in (
-        (newton_schulz_sqrt, covariance(random(1, 4, 3, 3))),
-        (newton_schulz_descriptor, random(1, 4, 3, 3)),
-    ):
-        leaf = x.requires_grad_()
-        (gradient,) = torch.autograd.grad(function(leaf).pow(2).sum(), leaf, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            gradient.sum().backward()
-        with pytest.raises(ValueError, match="at least 1, got 0"):
-            function(x, 0)
-    with pytest.raises(ValueError, match=r"\(B, d, d\)"):
-        newton_schulz_sqrt(torch.zeros(2, 3, 4))
-    with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
-        newton_schulz_descriptor(torch.zeros(3, 4))
+@pytest.mark.parametrize("function", [newton_schulz_sqrt, newton_schulz_descriptor])
+def test_refusals(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        function(covariance(random(1, 4, 3, 3)), 0)
+    with pytest.raises(ValueError, match=r"\(B, d, d\)|\(B, C, H, W\)"):
+        function(torch.zeros(3, 4))
     with pytest.raises(TypeError, match="floating-point"):
-        newton_schulz_descriptor(torch.zeros(2, 3, 4, dtype=torch.int64))
+        function(torch.zeros(2, 3, 3, dtype=torch.int64))

@@ -1,25 +1,24 @@
-"""Parts of training by themselves: optimiser groups, schedules, seeds, metrics, run folders."""
+"""Parts of training by themselves: optimiser groups, schedules, seeds, metrics, views, run folders."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from accelerate import Accelerator
+from command_line import a_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.restore import read_weights
 from fgvc.models.files import write_weights
 from fgvc.runs.config import (
-    BackboneConfig,
-    DatasetConfig,
-    MethodConfig,
     OptimizerConfig,
-    RunConfig,
     ScheduleConfig,
 )
 from fgvc.runs.folder import RunFolder
 from fgvc.training.batches import StepBatches
-from fgvc.training.evaluation import accuracy_metrics
+from fgvc.training.evaluation import ViewAverage, accuracy_metrics, evaluate
 from fgvc.training.optim import create_optimizer, schedule_factor, set_learning_rate
 from fgvc.training.run import find_source
 from fgvc.training.seeds import derived_seed
@@ -31,15 +30,6 @@ class Tiny(nn.Module):
         super().__init__()
         self.body = nn.Linear(3, 3)
         self.classifier = nn.Linear(3, 2)
-
-
-def a_config(**changes: object) -> RunConfig:
-    parts = {
-        "dataset": DatasetConfig(name="synthetic", root="r"),
-        "backbone": BackboneConfig(name="resnet18"),
-        "method": MethodConfig(name="seb"),
-    }
-    return RunConfig(name="t", **{**parts, **changes})  # type: ignore[arg-type]
 
 
 def test_classifier_learns_at_its_own_rate() -> None:
@@ -100,6 +90,32 @@ def test_top5_is_not_taken_for_top1_after_a_batch_without_mistakes() -> None:
     metrics.update(second, torch.arange(8).roll(-1))  # the target has the second highest logit
     values = {key: float(value) for key, value in metrics.compute().items()}
     assert values == pytest.approx({"top1": 0.5, "top5": 1.0, "mean_class": 0.5})
+
+
+def test_rank_of_the_true_class() -> None:
+    # the last two rows hold equal logits: as in argmax, the lower index comes first
+    logits, targets = torch.tensor([[3.0, 2, 1], [3, 2, 1], [3, 2, 1], [1, 1, 0], [1, 1, 0]]), [0, 1, 2, 0, 1]
+    loader = DataLoader(TensorDataset(logits, torch.tensor(targets)), batch_size=2)
+    result = evaluate(nn.Identity(), loader, 3, Accelerator(cpu=True), "test")  # type: ignore[arg-type]
+    assert result.rank.tolist() == [1, 2, 3, 1, 2]
+    assert ((result.rank == 1) == (result.predicted == result.targets)).all()
+
+
+def test_view_average_is_the_mean_of_the_logits_of_each_view() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    views = torch.randn(6, 3, 3, 8, 8)  # (B, V, 3, H, W)
+    expected = torch.stack([(model(v[0:1]) + model(v[1:2]) + model(v[2:3]))[0] / 3 for v in views])
+    torch.testing.assert_close(ViewAverage(model)(views), expected)
+
+
+def test_views_are_averaged_in_single_precision() -> None:
+    class Half(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x[:, 0, 0, :1] > 0, 1.0, 1.0078125).bfloat16()  # two neighbouring numbers
+
+    views = torch.tensor([1.0, -1.0]).reshape(1, 2, 1, 1, 1)
+    assert ViewAverage(Half())(views).item() == 1.00390625
 
 
 def test_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:

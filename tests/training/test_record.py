@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from command_line import Train
+from command_line import Train, a_config
 from miniature import write_miniature
 from run_folders import write_run
 
@@ -24,19 +24,10 @@ from fgvc.data import create_dataset, fingerprint
 from fgvc.errors import RunError
 from fgvc.pooling import create_pooling, list_poolings
 from fgvc.provenance import commit_label, machine_facts, peak_memory_mb, source_state
-from fgvc.runs.config import BackboneConfig, CacheConfig, DatasetConfig, MethodConfig, RunConfig, TrainerConfig
+from fgvc.runs.config import CacheConfig, DatasetConfig, MethodConfig, TrainerConfig
 from fgvc.runs.summary import read_run
 from fgvc.training.run import config_hash
 from fgvc.training.seeds import set_deterministic
-
-
-def a_config(**changes: Any) -> RunConfig:
-    parts = {
-        "dataset": DatasetConfig(name="synthetic", root="r"),
-        "backbone": BackboneConfig(name="resnet18"),
-        "method": MethodConfig(name="seb"),
-    }
-    return RunConfig(name="t", **{**parts, **changes})
 
 
 @pytest.fixture(autouse=True)
