@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fgvc.runs.config import BackboneConfig, DatasetConfig, MethodConfig, RunConfig
+from fgvc.runs.config import (
+    BackboneConfig,
+    CacheConfig,
+    DatasetConfig,
+    MethodConfig,
+    RunConfig,
+    TrainerConfig,
+    TransformConfig,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -34,6 +42,20 @@ def a_config(**changes: Any) -> RunConfig:
         "method": MethodConfig(name="seb"),
     }
     return RunConfig(**{**parts, **changes})
+
+
+def trainable(place: Path, **changes: Any) -> RunConfig:
+    """A configuration of a run that takes a second, in `place`/run; images and cached features are in `place` too."""
+    options = {"classes": 3, "train_per_class": 4, "test_per_class": 3, "size": 64}
+    data = DatasetConfig("synthetic", root=str(place / "data"), options=options, transform=TransformConfig(size=64))
+    parts = {
+        "run_dir": str(place / "run"),
+        "dataset": data,
+        "backbone": BackboneConfig(name="test_resnet"),
+        "trainer": TrainerConfig(batch_size=4, workers=0),
+        "cache": CacheConfig(dir=str(place / "cache")),
+    }
+    return a_config(**{**parts, **changes})
 
 
 @dataclass(frozen=True)

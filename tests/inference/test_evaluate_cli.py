@@ -159,21 +159,6 @@ def test_weights_that_give_no_numbers_are_refused(copy: Callable[..., Path]) -> 
     assert not list(path.glob("*-last*"))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"views": "five"}, r"'five'.*single, mirror, ten_crop"),
-        ({"resize_size": 60}, r"size=64 .* resize_size=60"),
-        ({"views": "mirror", "resize_size": 0}, "resize_size=0"),
-    ],
-)
-def test_impossible_views_are_refused(copy: Callable[..., Path], options: dict[str, object], message: str) -> None:
-    path = copy("tuned")
-    with pytest.raises(ConfigError, match=message):
-        evaluate_run(path, **options)  # type: ignore[arg-type]
-    assert not list(path.glob("*-last*"))
-
-
 def test_ten_crop_without_room(copy: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
     square = copy("frozen", resize="square")
     with pytest.raises(ConfigError, match=r"resize_size.*--resize-size N"):

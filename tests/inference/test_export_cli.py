@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from command_line import Done, refused
+from command_line import Done, refused, trainable
 from miniature import write_miniature
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -21,15 +21,7 @@ from safetensors.torch import load_file
 from fgvc.data import TransformSpec, create_dataset
 from fgvc.inference.export_formats import crop_pct
 from fgvc.inference.restore import load_model
-from fgvc.runs.config import (
-    BackboneConfig,
-    DatasetConfig,
-    HybridConfig,
-    MethodConfig,
-    RunConfig,
-    TrainerConfig,
-    TransformConfig,
-)
+from fgvc.runs.config import BackboneConfig, DatasetConfig, HybridConfig, MethodConfig
 from fgvc.training import train_run
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
@@ -51,20 +43,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("wide", "gap", "resnet10t", False, 1),
         ("vit", "gap", "test_vit", False, None),  # built for one image size
     ]:
-        transform = TransformConfig(size=64, resize_size=93 if name == "gap" else 72)
         options, hidden = ({"iterations": 4}, [5]) if method == "isqrt_cov" else ({}, [])
-        config = RunConfig(
+        config = trainable(
+            folder,
             name=name,
             run_dir=str(folder / name),
-            dataset=DatasetConfig(name="synthetic", root=str(folder / "data"), options=DATA, transform=transform),
             backbone=BackboneConfig(name=backbone, last_stride=last_stride, frozen=frozen),
             method=MethodConfig(name=method, reduction=8, hidden=hidden, options=options),
-            trainer=TrainerConfig(batch_size=6, workers=0),
         )
+        config.trainer.batch_size = 6
+        config.dataset.transform.resize_size = 93 if name == "gap" else 72
         if name == "hybrid":
             config.trainer.epochs = 2
             config.hybrid = HybridConfig(method="isqrt_cov", options={"iterations": 2}, switch_epoch=1)
-        config.cache.dir = str(folder / "cache")
         train_run(config)
     _stop_after_first_stage(folder / "hybrid", folder / "stopped")
     (folder / "data").rename(folder / "moved")
@@ -175,14 +166,8 @@ def test_the_card_says_what_is_cut_off_an_image(
     options: dict[str, Any], cut: str, tmp_path: Path, export: Export
 ) -> None:
     write_miniature("aircraft", tmp_path / "data", classes=2)
-    config = RunConfig(
-        name="planes",
-        run_dir=str(tmp_path / "run"),
-        dataset=DatasetConfig(name="planes", adapter="aircraft", root=str(tmp_path / "data"), options=options),
-        backbone=BackboneConfig(name="test_resnet"),
-        method=MethodConfig(name="gap"),
-        trainer=TrainerConfig(batch_size=4, workers=0),
-    )
+    planes = DatasetConfig("planes", adapter="aircraft", root=str(tmp_path / "data"), options=options)
+    config = trainable(tmp_path, dataset=planes, method=MethodConfig(name="gap"))
     config.dataset.transform.size = 32
     train_run(config)
     exported(export(tmp_path / "run", "--to", "safetensors", "--output", tmp_path / "out"))

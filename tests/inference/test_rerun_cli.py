@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from archives import folder_bytes
-from command_line import Train, refused
+from command_line import Train, refused, trainable
 from safetensors.torch import load_file, save_file
 
 from fgvc.data.synthetic import write_synthetic
@@ -20,15 +20,7 @@ from fgvc.errors import RunError
 from fgvc.inference import rerun
 from fgvc.reporting.comparison import comparison_markdown
 from fgvc.runs.compare import array_distance, column_distance, compare_runs, weights_distance
-from fgvc.runs.config import (
-    BackboneConfig,
-    CacheConfig,
-    DatasetConfig,
-    MethodConfig,
-    RunConfig,
-    TrainerConfig,
-    TransformConfig,
-)
+from fgvc.runs.config import MethodConfig
 from fgvc.training import train_run
 
 DATA = {"classes": 3, "train_per_class": 4, "test_per_class": 3, "size": 64}
@@ -37,16 +29,8 @@ DATA = {"classes": 3, "train_per_class": 4, "test_per_class": 3, "size": 64}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on a frozen backbone."""
-    place = tmp_path_factory.mktemp("rerun")
-    config = RunConfig(
-        name="small",
-        run_dir=str(place / "run"),
-        dataset=DatasetConfig("synthetic", root=str(place / "data"), options=DATA, transform=TransformConfig(size=64)),
-        backbone=BackboneConfig(name="test_resnet", frozen=True),
-        method=MethodConfig(name="mpn_cov", reduction=8),
-        trainer=TrainerConfig(epochs=2, batch_size=4, workers=0),
-        cache=CacheConfig(dir=str(place / "cache")),
-    )
+    config = trainable(tmp_path_factory.mktemp("rerun"), method=MethodConfig(name="mpn_cov", reduction=8))
+    config.backbone.frozen, config.trainer.epochs = True, 2
     return train_run(config)
 
 

@@ -111,7 +111,7 @@ def test_agrees_with_the_published_layer_under_its_own_centring(golden_file: obj
         assert relative(grad, golden[f"{case}/{layer}/grad_x"]) < 1e-6
 
 
-def test_labels_name_a_changed_gradient() -> None:
+def test_labels_name_a_changed_gradient_and_options() -> None:
     assert [pooling_label(name) for name in ("gap", "isqrt_cov", "mpn_cov", "seb")] == [
         "GAP",
         "iSQRT-COV",
@@ -120,9 +120,6 @@ def test_labels_name_a_changed_gradient() -> None:
     ]
     assert pooling_label("seb", "ordinary") == "SEB"
     assert pooling_label("seb", "exact") == "SEB (exact)"
-
-
-def test_labels_name_options() -> None:
     assert pooling_label("mpn_cov", None, {"scale": 2.0, "alpha": 0.25}) == "MPN-COV [alpha=0.25, scale=2.0]"
     assert pooling_label("svd_topn", "exact", {"keep": [16, None]}) == "SVD-TopN (exact) [keep=16:]"
 

@@ -111,15 +111,6 @@ def test_choosing_a_method_changes_its_name_alone() -> None:
         assert config == configs[0]
 
 
-@pytest.mark.parametrize("recipe", [[], ["recipe=modern"]], ids=["own", "modern"])
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_gap_runs_under_the_recipe_of_every_method(name: str, recipe: list[str]) -> None:
-    gap, seb = (composed(f"experiment={name}", *recipe, f"method={method}") for method in ("gap", "seb"))
-    assert (gap.method.name, seb.method.name) == ("gap", "seb")
-    gap.method.name = seb.method.name
-    assert gap == seb
-
-
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_changes_how_and_not_what_is_trained(recipe: str) -> None:
     plain, modern = composed("experiment=cars_resnet50"), composed("experiment=cars_resnet50", f"recipe={recipe}")
