@@ -86,7 +86,7 @@ def wheel_problems(wheel: Path) -> list[str]:
     expected = set()
     for folder, (place, pattern) in SOURCES.items():
         source = ROOT / folder
-        for file in source.glob(pattern) if folder == "datasets" else source.rglob(pattern):  # beside downloaded ones
+        for file in source.glob(pattern) if folder == "datasets" else source.rglob(pattern):  # not downloaded ones
             if file.is_file() and file.parent.name != "__pycache__":
                 expected.add(f"{place}/{file.relative_to(source).as_posix()}")
     return [
@@ -132,7 +132,7 @@ def use(python: Path, folder: Path) -> None:
     """Everything that is tried with the installed package, in an empty folder."""
     folder.mkdir()
     shutil.copy(ROOT / "tools" / "typed_user.py", folder)
-    # of the checkout's environment, by a file of which it finds the packages of the other one
+    # of the checkout's environment; a file in it leads to the packages of the other one
     carry_out(sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python), "typed_user.py", cwd=folder)
     (site,) = python.parents[1].glob("lib/python*/site-packages")
     (site / "sitecustomize.py").write_text(GUARD.format(root=str(ROOT)), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pages whose tables and figures are made from kept files, and can be told from stale ones.
+"""Pages with tables and figures made from committed files, and a check that they are current.
 
 A table stands in a page between `<!-- table: NAME -->` and `<!-- end of table -->`. A figure is a PNG that carries the
 checksum of the files it was drawn from.
@@ -32,12 +32,12 @@ TOLERANCE = 1.0
 
 
 @dataclass(frozen=True)
-class Kept(Generic[T]):
-    """Something made from kept files alone.
+class FromFiles(Generic[T]):
+    """A table or figure made from committed files alone.
 
     Attributes:
-        files: below the root of the pages.
-        make: called with their paths, in that order.
+        files: Paths below the root of the pages.
+        make: Function of these paths, in that order.
     """
 
     files: tuple[str, ...]
@@ -79,8 +79,8 @@ def table_names(page: Path) -> list[str]:
     return names
 
 
-def page_text(page: Path, tables: Mapping[str, Kept[str]], root: Path) -> str:
-    """The page with every table made anew.
+def page_text(page: Path, tables: Mapping[str, FromFiles[str]], root: Path) -> str:
+    """The page with every table made again.
 
     Raises:
         ConfigError: a name that is not in `tables`, a kept file is missing, or as `table_names`.
@@ -93,12 +93,12 @@ def page_text(page: Path, tables: Mapping[str, Kept[str]], root: Path) -> str:
     return _TABLE.sub(lambda found: f"{found[1]}\n{tables[found[2]](root).strip()}\n{found[3]}", text)
 
 
-def stale_pages(pages: list[Path], tables: Mapping[str, Kept[str]], root: Path) -> list[Path]:
+def stale_pages(pages: list[Path], tables: Mapping[str, FromFiles[str]], root: Path) -> list[Path]:
     """Pages that differ from `page_text`. Raises as it does."""
     return [page for page in pages if page.read_text(encoding="utf-8") != page_text(page, tables, root)]
 
 
-def write_pages(pages: list[Path], tables: Mapping[str, Kept[str]], root: Path) -> list[Path]:
+def write_pages(pages: list[Path], tables: Mapping[str, FromFiles[str]], root: Path) -> list[Path]:
     """Rewrite the stale pages; returns them. Raises as `page_text`."""
     stale = stale_pages(pages, tables, root)
     for page in stale:
@@ -106,13 +106,13 @@ def write_pages(pages: list[Path], tables: Mapping[str, Kept[str]], root: Path) 
     return stale
 
 
-def draw_figure(path: Path, kept: Kept[Figure], root: Path) -> None:
+def draw_figure(path: Path, kept: FromFiles[Figure], root: Path) -> None:
     """Draw a figure to a PNG that says which files it shows. Raises ConfigError, RunError as the files' readers."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(_png(kept, root))
 
 
-def figure_is_current(path: Path, kept: Kept[Figure], root: Path) -> bool:
+def figure_is_current(path: Path, kept: FromFiles[Figure], root: Path) -> bool:
     """Whether a PNG shows the files as they are, and looks as it would if it were drawn now.
 
     The looks are compared where the same version of matplotlib drew it; another one may set letters differently.
@@ -131,7 +131,7 @@ def figure_is_current(path: Path, kept: Kept[Figure], root: Path) -> bool:
     return pixels.shape == expected.shape and float(np.sqrt(((pixels - expected) ** 2).mean())) <= TOLERANCE
 
 
-def _png(kept: Kept[Figure], root: Path) -> bytes:
+def _png(kept: FromFiles[Figure], root: Path) -> bytes:
     metadata = {_SOURCE: kept.checksum(root), _VERSION: mpl.__version__}
     buffer = io.BytesIO()
     figure = kept(root)

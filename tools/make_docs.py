@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from documents import Kept, draw_figure, figure_is_current, stale_pages, write_pages
+from documents import FromFiles, draw_figure, figure_is_current, stale_pages, write_pages
 from matplotlib.figure import Figure
 from overview import overview_figure
 
@@ -149,95 +149,105 @@ STUDY = cub80("truncation/grid", "truncation/bands", "truncation/band_classes")
 GRID = cub80("amplification/grid")
 ATTRIBUTION = cub80(*(f"attribution/{name}" for name in COLUMNS))
 
-TABLES: dict[str, Kept[str]] = {
-    "demo": Kept(("results/synthetic/one_seed.csv",), accuracy),
-    "demo_seeds": Kept(("results/synthetic/accuracy.csv",), accuracy),
-    "cub80_frozen": Kept(cub80("frozen/accuracy"), accuracy),
-    "cub80_differences": Kept(cub80("frozen/differences"), of_frame(lambda t: block_markdown(differences_block(t)))),
-    "cub80_cost": Kept(cub80("frozen/cost"), of_frame(lambda t: block_markdown(cost_block(t)))),
-    "cub80_calibration": Kept(cub80("calibration/calibration"), of_frame(calibrations_markdown)),
-    "cub80_seconds": Kept(cub80("earlier/seconds"), as_written),
-    "cub80_hybrid": Kept(cub80("hybrid/accuracy"), accuracy),
-    "cub80_views": Kept(cub80("earlier/views"), as_written),
-    "cub80_finetune": Kept(cub80("earlier/finetune"), as_written),
-    "cub80_conditions": Kept(
+TABLES: dict[str, FromFiles[str]] = {
+    "demo": FromFiles(("results/synthetic/one_seed.csv",), accuracy),
+    "demo_seeds": FromFiles(("results/synthetic/accuracy.csv",), accuracy),
+    "cub80_frozen": FromFiles(cub80("frozen/accuracy"), accuracy),
+    "cub80_differences": FromFiles(
+        cub80("frozen/differences"), of_frame(lambda t: block_markdown(differences_block(t)))
+    ),
+    "cub80_cost": FromFiles(cub80("frozen/cost"), of_frame(lambda t: block_markdown(cost_block(t)))),
+    "cub80_calibration": FromFiles(cub80("calibration/calibration"), of_frame(calibrations_markdown)),
+    "cub80_seconds": FromFiles(cub80("earlier/seconds"), as_written),
+    "cub80_hybrid": FromFiles(cub80("hybrid/accuracy"), accuracy),
+    "cub80_views": FromFiles(cub80("earlier/views"), as_written),
+    "cub80_finetune": FromFiles(cub80("earlier/finetune"), as_written),
+    "cub80_conditions": FromFiles(
         cub80("frozen/conditions"), lambda path: block_markdown(conditions_block(load_history(path)))
     ),
-    "cub80_classes": Kept(cub80("frozen/classes"), lambda path: block_markdown(classes_block(load_classes(path)))),
-    "cub80_bands": Kept(STUDY, lambda grid, *_: bands.bands_markdown(band_table(load_study(grid.parent), EXACT))),
-    "cub80_band_classes": Kept(
+    "cub80_classes": FromFiles(cub80("frozen/classes"), lambda path: block_markdown(classes_block(load_classes(path)))),
+    "cub80_bands": FromFiles(STUDY, lambda grid, *_: bands.bands_markdown(band_table(load_study(grid.parent), EXACT))),
+    "cub80_band_classes": FromFiles(
         STUDY, lambda grid, *_: bands.class_changes_markdown(load_study(grid.parent).classes, EXACT)
     ),
-    "cub80_bands_adamw": Kept(cub80("bands_adamw/grid"), effects_table(EXACT)),
-    "cub80_rates": Kept(cub80("earlier/truncation_rates"), as_written),
-    "cub80_truncation_adamw": Kept(cub80("earlier/truncation_adamw"), as_written),
-    "cub80_gradients": Kept(cub80("gradients/gradients"), of_frame(lambda t: gradients_markdown(t).split("\n\n")[0])),
-    "cub80_seb": Kept(GRID, effects_table(RESCALED, "SEB", EXACT)),
-    "cub80_factor": Kept(GRID, lambda grid: bands.factor_markdown(load_study(grid.parent).grid)),
-    "cub80_amplification": Kept(GRID, effects_table(EXACT)),
-    "cub80_smoothness": Kept(cub80("smoothness/sgd"), lambda path: beta_markdown(load_smoothness(path), EXACT)),
-    "cub80_smoothness_adamw": Kept(cub80("smoothness/adamw"), lambda path: beta_markdown(load_smoothness(path), EXACT)),
-    "cub80_neighbours": Kept(cub80("descriptors/neighbours"), of_frame(descriptors.neighbours_markdown)),
-    "cub80_pairs": Kept(cub80("descriptors/pairs"), pairs_table),
-    "cub80_correlations": Kept(cub80("descriptors/correlations"), of_frame(descriptors.correlations_markdown)),
-    "cub80_attribution_heads": Kept(
+    "cub80_bands_adamw": FromFiles(cub80("bands_adamw/grid"), effects_table(EXACT)),
+    "cub80_rates": FromFiles(cub80("earlier/truncation_rates"), as_written),
+    "cub80_truncation_adamw": FromFiles(cub80("earlier/truncation_adamw"), as_written),
+    "cub80_gradients": FromFiles(
+        cub80("gradients/gradients"), of_frame(lambda t: gradients_markdown(t).split("\n\n")[0])
+    ),
+    "cub80_seb": FromFiles(GRID, effects_table(RESCALED, "SEB", EXACT)),
+    "cub80_factor": FromFiles(GRID, lambda grid: bands.factor_markdown(load_study(grid.parent).grid)),
+    "cub80_amplification": FromFiles(GRID, effects_table(EXACT)),
+    "cub80_smoothness": FromFiles(cub80("smoothness/sgd"), lambda path: beta_markdown(load_smoothness(path), EXACT)),
+    "cub80_smoothness_adamw": FromFiles(
+        cub80("smoothness/adamw"), lambda path: beta_markdown(load_smoothness(path), EXACT)
+    ),
+    "cub80_neighbours": FromFiles(cub80("descriptors/neighbours"), of_frame(descriptors.neighbours_markdown)),
+    "cub80_pairs": FromFiles(cub80("descriptors/pairs"), pairs_table),
+    "cub80_correlations": FromFiles(cub80("descriptors/correlations"), of_frame(descriptors.correlations_markdown)),
+    "cub80_attribution_heads": FromFiles(
         cub80("attribution/heads"), lambda path: attributions.heads_markdown(read_study_table(path))
     ),
-    "cub80_attribution_areas": Kept(cub80("attribution/areas", "attribution/extents"), attribution_areas),
-    "cub80_attribution_few": Kept(cub80("attribution_few/areas", "attribution_few/extents"), attribution_areas),
-    "cub80_attribution_differences": Kept(cub80("attribution/differences"), attribution_differences),
-    "cub80_attribution_agreement": Kept(cub80("attribution/agreement"), attribution_agreement),
-    "precision_float32": Kept(cub80("precision/errors"), float32_errors),
-    "precision_autocast": Kept(cub80("precision/errors"), autocast_errors),
-    "precision_eigenvalues": Kept(cub80("precision/eigenvalues"), of_frame(precision.eigenvalues_markdown)),
-    "precision_accuracy": Kept(cub80("precision/pairs"), of_frame(precision.pairs_markdown)),
-    "precision_times": Kept(
+    "cub80_attribution_areas": FromFiles(cub80("attribution/areas", "attribution/extents"), attribution_areas),
+    "cub80_attribution_few": FromFiles(cub80("attribution_few/areas", "attribution_few/extents"), attribution_areas),
+    "cub80_attribution_differences": FromFiles(cub80("attribution/differences"), attribution_differences),
+    "cub80_attribution_agreement": FromFiles(cub80("attribution/agreement"), attribution_agreement),
+    "precision_float32": FromFiles(cub80("precision/errors"), float32_errors),
+    "precision_autocast": FromFiles(cub80("precision/errors"), autocast_errors),
+    "precision_eigenvalues": FromFiles(cub80("precision/eigenvalues"), of_frame(precision.eigenvalues_markdown)),
+    "precision_accuracy": FromFiles(cub80("precision/pairs"), of_frame(precision.pairs_markdown)),
+    "precision_times": FromFiles(
         ("benchmarks/results/precision_1thread.json",), lambda path: times_markdown(load_record(path))
     ),
-    "approximation_error": Kept(
+    "approximation_error": FromFiles(
         ("results/arithmetic/approximation_error.csv",), arithmetic(approximation_error_block, "exact", "digits20")
     ),
-    "gradient_bounds": Kept(("results/arithmetic/gradient_bounds.csv",), arithmetic(gradient_bounds_block, "bound")),
+    "gradient_bounds": FromFiles(
+        ("results/arithmetic/gradient_bounds.csv",), arithmetic(gradient_bounds_block, "bound")
+    ),
 }
-FIGURES: dict[str, Kept[Figure]] = {
-    "overview": Kept(("results/synthetic/accuracy.csv", "results/synthetic/spectra.csv"), overview_figure),
-    "demo_spectra": Kept(
+FIGURES: dict[str, FromFiles[Figure]] = {
+    "overview": FromFiles(("results/synthetic/accuracy.csv", "results/synthetic/spectra.csv"), overview_figure),
+    "demo_spectra": FromFiles(
         ("results/synthetic/spectra.csv",),
         lambda path: spectra_figure(load_curves(path), "synthetic, tf_efficientnet_lite0 (frozen), 192 px, 20 epochs"),
     ),
-    "cub80_spectra": Kept(cub80("frozen/spectra"), lambda path: spectra_figure(load_curves(path), SETTING)),
-    "cub80_conditions": Kept(
+    "cub80_spectra": FromFiles(cub80("frozen/spectra"), lambda path: spectra_figure(load_curves(path), SETTING)),
+    "cub80_conditions": FromFiles(
         cub80("frozen/conditions"), lambda path: spectra.history_figure(load_history(path), SETTING)
     ),
-    "cub80_epochs": Kept(
+    "cub80_epochs": FromFiles(
         cub80("frozen/epochs"), lambda path: spectra.epochs_figure(load_curves_by_epoch(path), SETTING)
     ),
-    "cub80_classes": Kept(cub80("frozen/classes"), lambda path: spectra.classes_figure(load_classes(path), SETTING)),
-    "cub80_layers": Kept(cub80("frozen/layers"), lambda path: spectra.shares_figure(load_curves(path), SETTING)),
-    "cub80_backbones": Kept(
+    "cub80_classes": FromFiles(
+        cub80("frozen/classes"), lambda path: spectra.classes_figure(load_classes(path), SETTING)
+    ),
+    "cub80_layers": FromFiles(cub80("frozen/layers"), lambda path: spectra.shares_figure(load_curves(path), SETTING)),
+    "cub80_backbones": FromFiles(
         cub80("frozen/backbones"),
         lambda path: spectra.shares_figure(load_curves(path), "cub80, MPN-COV, reduction 64, 224 px"),
     ),
-    "cub80_bands": Kept(STUDY, bands_plot),
-    "cub80_amplification": Kept(GRID, effects_plot),
-    "cub80_calibration": Kept(
+    "cub80_bands": FromFiles(STUDY, bands_plot),
+    "cub80_amplification": FromFiles(GRID, effects_plot),
+    "cub80_calibration": FromFiles(
         cub80("calibration/reliability"),
         of_frame(
             lambda t: reliability_figure(t, "cub80, tf_efficientnet_lite0 (frozen), test split, three seeds each")
         ),
     ),
-    "cub80_smoothness": Kept(cub80("smoothness/sgd"), lambda path: smoothness_figure(load_smoothness(path))),
-    "cub80_embedding": Kept(cub80("descriptors/embedding", "descriptors/pairs"), embedding_plot),
-    "cub80_precision": Kept(
+    "cub80_smoothness": FromFiles(cub80("smoothness/sgd"), lambda path: smoothness_figure(load_smoothness(path))),
+    "cub80_embedding": FromFiles(cub80("descriptors/embedding", "descriptors/pairs"), embedding_plot),
+    "cub80_precision": FromFiles(
         cub80("precision/images"),
         of_frame(lambda t: precision.errors_figure(t, "cub80, 64 test images of each of three heads")),
     ),
-    "cub80_attribution": Kept(ATTRIBUTION, attribution_plot),
-    "soak": Kept(
+    "cub80_attribution": FromFiles(ATTRIBUTION, attribution_plot),
+    "soak": FromFiles(
         ("benchmarks/results/soak_60min.csv",),
         lambda path: soak_figure(load_samples(path), "synthetic set, end to end, 145 epochs, one loader worker"),
     ),
-    "loewner": Kept(
+    "loewner": FromFiles(
         cub80("gradients/loewner"), lambda path: loewner_figure(load_picture(path), "64 of 2400 test images of cub80")
     ),
 }

@@ -192,10 +192,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
     def resolve(target: str) -> str:
         if path.endswith(".py") and "_files/" in target:  # a picture that the notebook made
             return target
-        wanted = target_path(_base(path), target)
-        if not (ROOT / wanted).exists() or wanted.startswith(".."):
-            log.warning(f"{path} links to {target}, but there is no {wanted}")
+        goal = target_path(_base(path), target)
+        if not (ROOT / goal).exists() or goal.startswith(".."):
+            log.warning(f"{path} links to {target}, but there is no {goal}")
             return target
-        return posixpath.relpath(page_of(wanted), posixpath.dirname(source) or ".")
+        return posixpath.relpath(page_of(goal), posixpath.dirname(source) or ".")
 
     return rewrite(markdown, resolve)

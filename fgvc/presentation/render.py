@@ -18,11 +18,11 @@ class Block:
     """One table as it is read, all of it text: the first column names, the others mostly numbers.
 
     Attributes:
-        title: heading or caption.
-        header, rows: cells.
-        notes: stand under the table.
-        quantity: what the numbers are, for a caption.
-        places: (row, column) -> 1, 2 or 3, cells marked as the best, second and third of their column.
+        title: Heading or caption.
+        header, rows: Cells.
+        notes: Lines under the table.
+        quantity: Unit and meaning of the numbers, for a caption.
+        places: Marks 1, 2 or 3 by (row, column): the best, second and third cells of their column.
     """
 
     title: str

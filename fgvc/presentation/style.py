@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
@@ -95,6 +98,41 @@ def method_order(label: str) -> tuple[int, list[tuple[float, str]]]:
     parts = re.findall(r"(\d+(?:\.\d+)?)|(\D+)", label)
     natural = [(float(number) if number else -1.0, text) for number, text in parts]
     return (len(known) if name is None else known.index(name), natural)
+
+
+def by_method(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The labels of a table in the order of methods, each with its rows."""
+    labels = sorted(dict.fromkeys(table["label"]), key=method_order)
+    return [(label, table[table["label"] == label]) for label in labels]
+
+
+def draw_curve(axes: Axes, x: Any, y: Any, label: str, **looks: Any) -> None:
+    """Draw the curve of a method in its style; `looks` are options of `Axes.plot`."""
+    style = method_style(label)
+    own = {"color": style.color, "linestyle": style.dash, "marker": style.marker, "markerfacecolor": "white"}
+    axes.plot(x, y, **{**own, "label": label, **looks})
+
+
+def draw_band(axes: Axes, x: Any, lower: Any, upper: Any, color: Any, alpha: float = 0.2) -> None:
+    """Fill the band around a curve."""
+    axes.fill_between(x, lower, upper, color=color, alpha=alpha, linewidth=0)
+
+
+def staggered(position: int, count: int, step: int) -> tuple[int, int]:
+    """`markevery` of one of `count` curves: those that lie on each other still show all their markers."""
+    return position * step // count, step
+
+
+def legend_outside(figure: Figure, place: str, **looks: Any) -> None:
+    """A legend of the first panel's curves next to all panels; `looks` are options of `Figure.legend`."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    options: dict[str, Any] = {"loc": f"outside {place}", "frameon": False, **looks}
+    figure.legend(handles, labels, **options)
+
+
+def caption(figure: Figure, text: str, *, wrap: bool = False) -> None:
+    """Small grey words under a figure."""
+    figure.supxlabel(text, fontsize=6.5, color="#555555", wrap=wrap)
 
 
 def short_name(name: str, longest: int = 28) -> str:

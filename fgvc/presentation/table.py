@@ -20,11 +20,11 @@ class Table:
     """A table by name.
 
     Attributes:
-        title: of the whole.
-        blocks: as they are read.
-        frames: tidy, one row a cell or a row of cells, by the name of their CSV file; those made from runs have the
-            columns seeds, runs (paths, "; " between them) and commits.
-        notes: what was left out, or should be known.
+        title: Title of the whole.
+        blocks: Blocks to read.
+        frames: Tidy frames by the name of their CSV file, one row a cell or a row of cells; those made from runs have
+            the columns seeds, runs (paths, "; " between them) and commits.
+        notes: Lines on what was left out, or is doubtful.
     """
 
     title: str

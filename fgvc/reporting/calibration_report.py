@@ -11,7 +11,15 @@ from fgvc.csv_files import to_csv
 from fgvc.inference.calibrate import Calibration
 from fgvc.io import write_text_atomic
 from fgvc.presentation.render import markdown_table, mean_and_spread
-from fgvc.presentation.style import COLUMN_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
+from fgvc.presentation.style import (
+    COLUMN_WIDTH,
+    by_method,
+    draw_curve,
+    figure_style,
+    legend_outside,
+    new_figure,
+    save_figure,
+)
 from fgvc.runs.folder import RunFolder
 
 MEASURES = ("calibration_error", "loss", "brier")
@@ -66,8 +74,7 @@ def calibrations_markdown(table: pd.DataFrame) -> str:
     header = ["Method", "n", "Temperature"]
     header += [f"{name} {when}" for name in ("ECE %", "loss", "Brier") for when in _TIMES]
     rows = []
-    for label in sorted(dict.fromkeys(table["label"]), key=method_order):
-        part = table[table["label"] == label]
+    for label, part in by_method(table):
         cells = [mean_and_spread(part["temperature"], 3)]
         for name, places in zip(MEASURES, (2, 3, 3), strict=True):
             cells += [mean_and_spread(part[f"{name}_{when}"], places) for when in _TIMES]
@@ -83,27 +90,13 @@ def plot_reliability(axes: Axes, curves: pd.DataFrame) -> None:
         curves: rows of a `reliability_table`, all "before" or all "after".
     """
     axes.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, zorder=0)
-    for label in sorted(dict.fromkeys(curves["label"]), key=method_order):
-        part = curves[curves["label"] == label]
+    for label, part in by_method(curves):
         sums = part[["confidence", "accuracy"]].mul(part["images"], axis=0).groupby(part["lower"]).sum()
         images = part.groupby("lower")["images"].sum()
         means = 100 * sums.div(images, axis=0)[images >= _FEWEST]
-        style = method_style(label)
-        axes.plot(
-            means["confidence"],
-            means["accuracy"],
-            color=style.color,
-            linestyle=style.dash,
-            marker=style.marker,
-            markersize=2.5,
-            linewidth=0.9,
-            label=label,
-        )
-    axes.set_xlim(0, 100)
-    axes.set_ylim(0, 100)
-    axes.set_aspect("equal")
-    axes.set_xticks([0, 50, 100])
-    axes.set_yticks([0, 50, 100])
+        looks = {"markersize": 2.5, "linewidth": 0.9, "markerfacecolor": "auto"}
+        draw_curve(axes, means["confidence"], means["accuracy"], label, **looks)
+    axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal", xticks=[0, 50, 100], yticks=[0, 50, 100])
     axes.grid(True)
 
 
@@ -123,10 +116,7 @@ def reliability_figure(curves: pd.DataFrame, title: str) -> Figure:
             axes.set_title("as trained" if when == "before" else "with temperature", fontsize=7)
         both[0].set_ylabel("accuracy / %")
         figure.suptitle(title, fontsize=7, parse_math=False)
-        handles, labels = both[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower center", frameon=False, ncols=4, columnspacing=1, handletextpad=0.4
-        )
+        legend_outside(figure, "lower center", ncols=4, columnspacing=1, handletextpad=0.4)
     return figure
 
 

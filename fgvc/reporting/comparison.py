@@ -1,4 +1,4 @@
-"""Two runs beside each other as Markdown: what they were made with first, then what came out."""
+"""Two runs side by side as Markdown: first their settings and environment, then their results."""
 
 import re
 from collections.abc import Sequence

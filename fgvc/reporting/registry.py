@@ -10,8 +10,7 @@ import pandas as pd
 from fgvc.csv_files import read_csv
 from fgvc.errors import RunError, UserError
 from fgvc.presentation.table import Table
-from fgvc.reporting.accuracy import accuracy_table, table_blocks
-from fgvc.reporting.published import load_published
+from fgvc.reporting.accuracy import accuracy_table, load_published, table_blocks
 from fgvc.reporting.run_tables import condition_numbers, cost, differences, hybrid
 from fgvc.reporting.speed import SPEED_NOTE, is_record, load_record, speed_block, speed_frame
 from fgvc.runs import Run, config_notes, find_finished, group_runs
@@ -22,8 +21,8 @@ class Inputs:
     """What tables are made from.
 
     Attributes:
-        results: run folders, folders of them, results of the benchmark (.json), or the folders they lie in.
-        paper: folder of the published numbers.
+        results: Run folders, folders of them, results of the benchmark (.json), or the folders they lie in.
+        paper: Folder of the published numbers.
     """
 
     results: tuple[Path, ...]

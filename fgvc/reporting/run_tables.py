@@ -77,7 +77,7 @@ def _with_interval(row: Mapping[Any, Any]) -> list[str]:
 
 
 def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[list[Block], pd.DataFrame, list[str]]:
-    """Methods trained under the hybrid protocol beside the same ones trained alone.
+    """Compare methods trained under the hybrid protocol with the same ones trained alone.
 
     Args:
         groups: of `group_runs`.

@@ -20,11 +20,11 @@ class CaseRecord:
     """One candidate at one shape.
 
     Attributes:
-        name, label: as in `cases.Case`.
-        forward_ms, backward_ms: one entry a round, rounds in the same order for all candidates of a shape; no backward
-            entries for a candidate that has no backward pass.
-        peak_bytes: most that a forward and backward pass held at once, beyond its input and incoming gradient.
-        gradient_norm: of the features' gradient; None where it is not finite, 0 without a backward pass.
+        name, label: Names as in `cases.Case`.
+        forward_ms, backward_ms: Times of each round, rounds in the same order for all candidates of a shape; no
+            backward times for a candidate that has no backward pass.
+        peak_bytes: Most bytes that a forward and backward pass held at once, beyond its input and incoming gradient.
+        gradient_norm: Norm of the features' gradient; None where it is not finite, 0 without a backward pass.
     """
 
     name: str

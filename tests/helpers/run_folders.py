@@ -59,6 +59,13 @@ def write_run(
     return path
 
 
+def change_summary(path: Path, **changes: Any) -> Path:
+    """Replace fields of the summary of a run folder."""
+    file = path / "summary.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    return path
+
+
 def write_config(path: Path, **config: Any) -> None:
     """Write config.yaml of a run folder (JSON is YAML)."""
     (path / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
@@ -103,8 +110,7 @@ def write_predictions(path: Path, classes: list[str], *, images: int = 6, seed: 
     predicted = np.where(rng.random(len(target)) < 0.3, rng.integers(0, len(classes), len(target)), target)
     lines = [f"{i}.jpg,{t},{p},0.9" for i, (t, p) in enumerate(zip(target, predicted, strict=True))]
     (path / "predictions.csv").write_text("\n".join(["path,target,predicted,confidence", *lines]) + "\n")
-    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    (path / "summary.json").write_text(json.dumps(summary | {"classes": classes}), encoding="utf-8")
+    change_summary(path, classes=classes)
 
 
 def write_attribution(path: Path, *, items: int = 2, **changes: Any) -> None:

@@ -109,7 +109,7 @@ def drawn(page: "Page", section: str) -> None:
 
 
 def searched(page: "Page", words: str) -> str:
-    """Type into the filter; returns what is said of it."""
+    """Type into the filter; returns what the page says of it."""
     status = page.locator("#shown")
     before = status.inner_text()
     page.get_by_label("Show only rows").fill(words)

@@ -37,7 +37,7 @@ def write_predictions(path: Path, **how: int) -> None:
 
 
 def runs_of(folder: Path, method: str, tops: list[int], **changes: object) -> list[Path]:
-    """A run a seed, of 200 test images of which so many are right."""
+    """A run a seed, with so many of its 200 test images right."""
     paths = []
     for seed, right in enumerate(tops):
         name = method + ("-hybrid" if changes.get("label") else "")
@@ -120,34 +120,12 @@ def test_p_values_are_combined_and_corrected() -> None:
         combine_p_values([])
 
 
-def test_combined_p_values_are_seldom_small_without_a_difference() -> None:
-    rng = np.random.default_rng(0)
-    common = rng.normal(size=(2000, 1))
-    for weight in (0.0, 0.7, 1.0):  # independent, dependent, the same
-        p_values = stats.norm.sf(weight * common + (1 - weight**2) ** 0.5 * rng.normal(size=(2000, 3)))
-        assert np.mean([combine_p_values(list(row)) <= 0.05 for row in p_values]) <= 0.06
-
-
 def test_equal_values_share_a_place_and_one_alone_has_none() -> None:
     assert places([1.0, 3.0, 3.0, 2.0, math.nan], 2) == {(1, 2): 1, (2, 2): 1, (3, 2): 3}
     assert places([1.0, math.nan], 2) == {}
-
-
-def test_means_of_the_same_number_of_right_images_share_a_place() -> None:
     # 2209, 2200 and 2197 of 2400 right, and 2208, 2198 and 2200: 6606 either way
     rounded = [float(np.mean(seeds)) for seeds in ([92.0417, 91.6667, 91.5417], [92.0, 91.5833, 91.6667])]
-    assert rounded[0] != rounded[1]
-    assert places(rounded, 1) == {(0, 1): 1, (1, 1): 1}
-
-
-def test_missing_predictions_are_noted_and_the_rest_tabulated(tmp_path: Path, here: Callable[..., Done]) -> None:
-    (lost,) = runs_of(tmp_path / "r", "gap", [120])
-    runs_of(tmp_path / "r", "mpn_cov", [180])
-    (lost / "predictions.csv").unlink()
-    done = here("make_tables.py", "r", cwd=tmp_path)
-    assert done.returncode == 0 and "60.00" in done.stdout and "not comparable" in done.stdout
-    assert re.search(r"note: left out of the differences: .*predictions\.csv: no such file", done.stderr)
-    assert here("make_tables.py", "r", "--strict", cwd=tmp_path).returncode == 1
+    assert rounded[0] != rounded[1] and places(rounded, 1) == {(0, 1): 1, (1, 1): 1}
 
 
 def test_seeds_whose_predictions_cannot_be_compared_are_left_out_of_the_differences(tmp_path: Path) -> None:
@@ -208,9 +186,7 @@ def test_cost_counts_the_head_and_divides_by_images_and_epochs(tmp_path: Path) -
     (path / "checkpoints").mkdir()
     tensors = {"classifier.weight": np.zeros((80, 10)), "reduction.1.running_mean": np.zeros(64)}
     save_file(tensors, path / "checkpoints" / "last.safetensors")
-    bare = write_run(tmp_path / "bare", "gap")
-    summary = json.loads((bare / "summary.json").read_text())
-    (bare / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "seconds"}))
+    write_run(tmp_path / "bare", "gap", seconds=None)
     tables, _ = make_tables(["cost"], Inputs((tmp_path,), PAPER))
     rows = rows_of(tables["cost"].texts("cost")["cost.md"])
     assert rows["MPN-COV"] == ["800", "2,080", "0.10", "0.20", "1,200"]
@@ -308,20 +284,15 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_html_is_whole_escaped_and_needs_nothing_from_elsewhere() -> None:
-    block = Block(
-        'A "b" <c>', ["M", "n"], [["<script>x</script>", "1"], ["é & f", "2"]], ["note <i>"], "q", {(1, 1): 1}
-    )
+def test_html_is_whole_escaped_and_needs_nothing_from_elsewhere_and_marks_survive_in_every_format() -> None:
+    rows = [["<script>x</script>", "1"], ["é & f", "1 ± 2"], ["", "3"]]
+    block = Block('A "b" <c>', ["M", "a_b"], rows, ["note <i>"], "q", {(1, 1): 1, (2, 1): 3})
     page = to_html("T & U", [block])
     tags = Tags()
     tags.feed(page)
     assert tags.open == [] and tags.seen.count("caption") == 1
     assert "<script>" not in page and "&lt;script&gt;" in page and "note &lt;i&gt;" in page
-    assert "<strong>2</strong>" in page and 'scope="row"' in page and 'scope="col"' in page
+    assert "<strong>1 ± 2</strong>" in page and 'scope="row"' in page and 'scope="col"' in page
     assert "http" not in page and "color-scheme: light dark" in page
-
-
-def test_marks_survive_escaping_in_every_format() -> None:
-    block = Block("T", ["M", "a_b"], [["x", "1 ± 2"], ["y", "3"]], [], "", {(0, 1): 2, (1, 1): 3})
-    assert r"\textit{1 $\pm$ 2}" in to_latex([block]) and r"\underline{3}" in to_latex([block])
-    assert "*1 ± 2*" in to_markdown("T", [block]) and "3 (3rd)" in to_markdown("T", [block])
+    assert r"\textbf{1 $\pm$ 2}" in to_latex([block]) and r"\underline{3}" in to_latex([block])
+    assert "**1 ± 2**" in to_markdown("T", [block]) and "3 (3rd)" in to_markdown("T", [block])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fgvc.errors import ConfigError
 from fgvc.inference.restore import restore_run
-from fgvc.studies.attribution import METHODS, explain
+from fgvc.studies.attribution import explain
 from fgvc.studies.attribution.explain import spread
 from fgvc.studies.attribution.report import band_columns, colour_limit, difference, grid_figure, overlay
 
@@ -159,8 +159,3 @@ def test_the_difference_is_of_the_first_two_bands_on_their_own_scales() -> None:
     figure = grid_figure(columns, ["true: $a_bird$"], "title", "caption")
     figure.canvas.draw()
     assert len(figure.axes) == 6
-
-
-def test_every_method_says_how_it_is_drawn() -> None:
-    assert all(method.label and isinstance(method.options, dict) for method in METHODS.values())
-    assert METHODS["extremal"].options == {"area": 0.2, "steps": 100, "cells": 32, "reference": "blur"}

@@ -1,17 +1,23 @@
-"""Confusions and classes from predictions, against scikit-learn and by hand; two classifiers compared."""
+"""Confusions and classes from predictions, against scikit-learn and by hand; their figure and files; McNemar's test."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 from run_folders import write_run
 from sklearn import metrics
 
+from fgvc.csv_files import read_csv
 from fgvc.errors import RunError
+from fgvc.presentation.style import figure_style, new_figure
 from fgvc.runs import read_predictions, read_run
 from fgvc.runs.statistics import mcnemar
 from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, per_class, top_confusions
+from fgvc.studies.confusion.show import confusion_figure, confusions_markdown, plot_confusion, write_class_report
 
 CLASSES = ["auk", "bunting", "crow", "dove", "egret"]
 
@@ -39,12 +45,6 @@ def test_matrix_and_classes_equal_those_of_scikit_learn(predictions: pd.DataFram
     np.testing.assert_array_equal(table["images"], images)
     assert table["correct"].sum() == (target == predicted).sum() and table["class"].tolist() == CLASSES
     assert matrix.loc["auk", "egret"] == ((target == 0) & (predicted == 4)).sum()
-
-
-def test_results_do_not_depend_on_the_order_of_the_images(predictions: pd.DataFrame) -> None:
-    shuffled = predictions.sample(frac=1, random_state=1)
-    pd.testing.assert_frame_equal(per_class(shuffled, CLASSES), per_class(predictions, CLASSES))
-    pd.testing.assert_frame_equal(top_confusions(shuffled, CLASSES), top_confusions(predictions, CLASSES))
 
 
 def test_wilson_interval_by_hand() -> None:
@@ -149,3 +149,79 @@ def test_mcnemar_counts_and_exact_p_value() -> None:
 def test_mcnemar_refuses_what_is_not_paired(other: pd.DataFrame, message: str) -> None:
     with pytest.raises(RunError, match=message):
         mcnemar(frame([0, 1], [0, 1]), other)
+
+
+def names(count: int) -> list[str]:
+    return [f"{index:03d}.A_bird_of_long_name_{index}" for index in range(count)]
+
+
+def twins(count: int, share_wrong: float = 0.3, classes: Sequence[str] = ()) -> Figure:
+    """Classes in pairs far apart, 0 with count / 2 and so on, confused with each other."""
+    rng = np.random.default_rng(0)
+    target = np.repeat(np.arange(count), 6)
+    twin = (target + count // 2) % count
+    table = frame(target.tolist(), np.where(rng.random(len(target)) < share_wrong, twin, target).tolist())
+    classes = classes or names(count)
+    return confusion_figure(confusion_matrix(table, classes), top_confusions(table, classes), "title")
+
+
+@pytest.mark.parametrize(
+    ("count", "share_wrong", "first"), [(2, 0.3, "$a_{$"), (20, 0.0, "$a_{$"), (40, 0.3, "$b^{$"), (300, 0.3, "c")]
+)
+def test_names_of_any_kind_stand_where_they_fit(count: int, share_wrong: float, first: str, tmp_path: Path) -> None:
+    drawn = twins(count, share_wrong, [first, *names(count - 1)])
+    drawn.savefig(tmp_path / "figure.png", dpi=50)  # a dollar sign begins no formula
+    labels = [label.get_text() for label in drawn.axes[0].get_yticklabels()]
+    assert len(labels) == (count if count <= 40 else 0) and (first in "".join(labels)) == (count <= 40)
+    if not share_wrong:
+        assert "no image is taken" in drawn.axes[1].texts[0].get_text()
+
+
+def test_cells_are_shares_with_the_diagonal_apart() -> None:
+    matrix = pd.DataFrame([[3, 1], [0, 0]], index=["a", "b"], columns=["a", "b"])
+    with figure_style():
+        axes = new_figure(3.3, 3).subplots()
+        wrong, right = plot_confusion(axes, matrix, [1, 0])
+    assert wrong.get_array().filled(-1).tolist() == [[-1, -1], [25, -1]]  # type: ignore[union-attr]
+    assert right.get_array().filled(-1).tolist() == [[0, -1], [-1, 75]]  # type: ignore[union-attr]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b  1", "a  2"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]
+    assert sorted(text.get_text() for text in axes.texts) == ["0", "1", "3"]
+
+
+def test_confused_classes_are_neighbours_and_numbered_as_in_the_list() -> None:
+    drawn = twins(60)
+    matrix, listing = drawn.axes[0], drawn.axes[1]
+    rows, columns = np.nonzero(~np.ma.getmaskarray(matrix.images[0].get_array()))
+    assert (np.abs(rows - columns) == 1).all()
+    numbers = [text for text in matrix.texts if text.get_text().isdigit()]
+    assert sorted(int(text.get_text()) for text in numbers) == list(range(1, 11))
+    for text in numbers:
+        j, i = text.xy  # type: ignore[attr-defined]
+        assert not np.ma.getmaskarray(matrix.images[0].get_array())[i, j]
+    assert matrix.get_yticklabels() == [] and names(60)[0][:10] in listing.texts[0].get_text().splitlines()[2]
+
+
+def test_report_writes_files_and_a_summary(tmp_path: Path) -> None:
+    table, classes = frame([0, 0, 0, 1, 1, 2], [0, 1, 1, 1, 1, 2]), ["crow, hooded", "dove", "egret"]
+    with pytest.raises(RunError, match="target holds 2"):
+        write_class_report(table, classes[:2], "t", tmp_path, "last")
+    assert not list(tmp_path.iterdir())
+    report = write_class_report(table, classes, "run\nlast", tmp_path, "last-mirror")
+    assert [file.name for file in report.files] == [
+        "per_class-last-mirror.csv",
+        "confusion-last-mirror.csv",
+        "confusions-last-mirror.md",
+        "confusion-last-mirror.png",
+        "confusion-last-mirror.pdf",
+    ]
+    assert sorted(tmp_path.iterdir()) == sorted(report.files)
+    saved = read_csv(report.files[0], ("class", "recall", "precision", "f1", "confused_with"))
+    assert saved["class"].tolist() == classes and saved["confused_count"].tolist() == [2, 0, 0]
+    matrix = read_csv(report.files[1], ("true", *classes))
+    assert matrix[classes].to_numpy().tolist() == [[1, 2, 0], [0, 2, 0], [0, 0, 1]]
+    assert report.files[2].read_text(encoding="utf-8") == f"# run last\n\n{report.text}\n"
+    assert "| crow, hooded → dove" in report.text and "1 of 3" in report.text and "33.3 [6.1, 79.2]" in report.text
+    assert imread(report.files[3]).shape[1] == round(3.3 * 300)
+    right = table.assign(predicted=table["target"])
+    assert confusions_markdown(top_confusions(right, classes)) == "No image is taken for another class."

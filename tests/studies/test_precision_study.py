@@ -1,6 +1,5 @@
 """The study of float32 spectra: errors on features, pairs of runs, its files, tables and figure, the script."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from command_line import Done, Train, refused
 from report import times_markdown
-from run_folders import write_config, write_run
+from run_folders import change_summary, write_config, write_run
 from torch import Tensor
 
 from fgvc.errors import ConfigError, RunError
@@ -90,13 +89,13 @@ def trained(path: Path, seed: int, dtype: str, predicted: list[int], **changes: 
 def test_pairs_are_runs_that_differ_in_the_precision_alone(tmp_path: Path) -> None:
     paths = [
         trained(tmp_path / "wide", 0, "float64", [0, 0, 1, 0]),
-        trained(tmp_path / "narrow", 0, "float32", [0, 1, 1, 1]),
+        trained(tmp_path / "narrow", 0, "float32", [1, 1, 1, 1]),
         trained(tmp_path / "alone", 1, "float32", [0, 0, 1, 1]),
         trained(tmp_path / "other", 1, "float64", [0, 0, 1, 1], reduction=8),
     ]
     pairs = precision_pairs([read_run(path) for path in paths])
-    assert pairs.to_numpy().tolist() == [["MPN-COV", 0, 75, 75, 0, 4, 2, 1, 1, 0]]
-    assert "| MPN-COV |     1 |      75.00 |      75.00 |" in pairs_markdown(pairs)
+    assert pairs.to_numpy().tolist() == [["MPN-COV", 0, 75, 50, -25, 4, 3, 2, 1, 0]]
+    assert "| MPN-COV |     1 |      75.00 |      50.00 |" in pairs_markdown(pairs)
     with pytest.raises(RunError, match="no two runs differ in"):
         precision_pairs([read_run(path) for path in paths[1:]])
     twin = trained(tmp_path / "twin", 0, "float32", [0, 0, 1, 1])
@@ -135,9 +134,7 @@ def test_times_are_compared_round_by_round() -> None:
 def test_the_script_on_a_trained_run(tmp_path: Path, train_here: Train, here: Train) -> None:
     done = train_here(tmp_path, "run_dir=wide", "method=mpn_cov", "trainer.epochs=1")
     assert done.returncode == 0, done.stderr
-    narrow = shutil.copytree(tmp_path / "wide", tmp_path / "narrow")
-    summary = json.loads((narrow / "summary.json").read_text())
-    (narrow / "summary.json").write_text(json.dumps(summary | {"spectral_dtype": "float32"}))
+    narrow = change_summary(shutil.copytree(tmp_path / "wide", tmp_path / "narrow"), spectral_dtype="float32")
     config = (narrow / "config.yaml").read_text()
     (narrow / "config.yaml").write_text(config.replace("spectral_dtype: float64", "spectral_dtype: float32"))
 

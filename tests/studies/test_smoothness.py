@@ -1,7 +1,6 @@
 """Smoothness along the gradient: values by hand on simple losses, undisturbed trainings, the command line."""
 
 import copy
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Train, refused
+from run_folders import change_summary
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -281,6 +281,8 @@ def test_summary_pools_steps_and_seeds(table: pd.DataFrame) -> None:
     assert (seb["seeds"], seb["points"], seb["diverged"]) == (2, 6, 1)
     assert [seb[f"beta{end}"] for end in ("_lower", "", "_upper", "_seed_min", "_seed_max")] == [2, 3, 5, 2, 5]
     assert (seb["relative_change"], seb["loss_range"]) == (1.5, 3)
+    text = smoothness_markdown(table)
+    assert "2 (1 diverged)" in text and "3 [2, 5] {2 – 5}" in text and text.index("iSQRT") < text.index("SEB")
     nowhere = fabricated("SEB", 0, [math.inf], loss_min=math.inf, loss_max=math.inf)
     assert summarise_smoothness(nowhere)["loss_range"].tolist() == [math.inf]
     with pytest.raises(RunError, match=r"SVD-Taylor, seed 0: diverged at step 1"):
@@ -298,12 +300,6 @@ def test_beta_is_compared_step_by_step() -> None:
     assert "| 3 [2, 5] |" in beta_markdown(table, "A").replace("  ", "")
     with pytest.raises(RunError, match="choose one of A, B"):
         beta_ratios(table, "C")
-
-
-def test_markdown_says_what_diverged(table: pd.DataFrame) -> None:
-    rows = [line.split("|") for line in smoothness_markdown(table).splitlines() if line.startswith("|")]
-    assert [row[1].strip() for row in rows[2:]] == ["iSQRT-COV", "SEB"]
-    assert rows[3][2].strip() == "2 (1 diverged)" and rows[3][-2].strip() == "3 [2, 5] {2 – 5}"
 
 
 def test_figure_has_a_curve_a_method_and_marks_where_it_ends(table: pd.DataFrame) -> None:
@@ -369,11 +365,9 @@ def test_script_measures_saved_weights_of_a_folder(finished: Path, tmp_path: Pat
     done = here("study_smoothness.py", "runs", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the best weights" in done.stdout and "in front of the classifier" in done.stdout
-    # beside it one that was stopped, and one whose weights are gone
+    # next to it one that was stopped, and one whose weights are gone
     for name, changes in {"stopped": {"status": "stopped", "seed": 1}, "lost": {"seed": 2}}.items():
-        shutil.copytree(finished, tmp_path / "runs" / name)
-        summary = tmp_path / "runs" / name / "summary.json"
-        summary.write_text(json.dumps(json.loads(summary.read_text()) | changes))
+        change_summary(shutil.copytree(finished, tmp_path / "runs" / name), **changes)
     (tmp_path / "runs" / "lost" / "checkpoints" / "best.safetensors").unlink()
     done = here("study_smoothness.py", "runs", *options, cwd=tmp_path)
     assert done.returncode == 1 and "| MPN-COV " in done.stdout
@@ -386,10 +380,7 @@ def test_script_measures_saved_weights_of_a_folder(finished: Path, tmp_path: Pat
 def test_mistakes_exit_with_2(config: RunConfig, finished: Path, tmp_path: Path, here: Train) -> None:
     gap = replace(config, run_dir=str(tmp_path / "gap"), method=MethodConfig(name="gap", reduction=8))
     train_run(replace(gap, trainer=replace(config.trainer, epochs=1)))
-    stopped = tmp_path / "stopped"
-    shutil.copytree(finished, stopped)
-    summary = json.loads((stopped / "summary.json").read_text()) | {"status": "stopped"}
-    (stopped / "summary.json").write_text(json.dumps(summary))
+    change_summary(shutil.copytree(finished, tmp_path / "stopped"), status="stopped")
     for arguments, parts in {
         ("nowhere",): ["nowhere", "config.yaml"],
         ("stopped",): ["stopped", "not finished"],

@@ -1,4 +1,4 @@
-"""Pages and figures made from kept files: what is stale is found, and the committed ones are current."""
+"""Pages and figures made from committed files: what is stale is found, and the committed ones are current."""
 
 import re
 import runpy
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from command_line import ROOT
 from documents import (
-    Kept,
+    FromFiles,
     draw_figure,
     figure_is_current,
     page_text,
@@ -42,7 +42,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-TABLES = {"list": Kept(("kept.csv",), listing)}
+TABLES = {"list": FromFiles(("kept.csv",), listing)}
 
 
 def test_a_stale_table_is_found_and_rewritten_in_place(root: Path) -> None:
@@ -72,11 +72,11 @@ def test_broken_pages_are_named(root: Path, text: str, message: str) -> None:
 
 
 def test_a_figure_knows_its_data_and_its_looks(root: Path) -> None:
-    kept, path = Kept(("kept.csv",), curve), root / "figure.png"
+    kept, path = FromFiles(("kept.csv",), curve), root / "figure.png"
     assert not figure_is_current(path, kept, root)
     draw_figure(path, kept, root)
     assert figure_is_current(path, kept, root)
-    assert not figure_is_current(path, Kept(("kept.csv",), lambda _: new_figure(2, 2)), root)
+    assert not figure_is_current(path, FromFiles(("kept.csv",), lambda _: new_figure(2, 2)), root)
     (root / "kept.csv").write_text("n\n1\n2 \n")
     assert not figure_is_current(path, kept, root)
     (root / "kept.csv").unlink()
@@ -112,7 +112,7 @@ def test_a_damaged_file_is_named_by_whatever_is_made_of_it(tmp_path: Path, kind:
 def test_text_in_place_of_a_number_is_named(root: Path) -> None:
     (root / "kept.csv").write_text("n\nmany\n")
     with pytest.raises(RunError, match=r"kept\.csv: nothing can be made of it \(ValueError: "):
-        Kept(("kept.csv",), lambda path: f"{pd.read_csv(path)['n'][0]:.2f}")(root)
+        FromFiles(("kept.csv",), lambda path: f"{pd.read_csv(path)['n'][0]:.2f}")(root)
 
 
 @pytest.mark.parametrize("page", DOCS["PAGES"], ids=lambda page: page.name)

@@ -41,8 +41,8 @@ class Curve:
     """One curve of a panel.
 
     Attributes:
-        label: label of the method, which gives colour, dash and marker.
-        name: text at its points.
+        label: Label of the method, which gives colour, dash and marker.
+        name: Text at its points.
         x, y: (n,) numbers; what is not finite is a gap.
         band: (n,) lower and (n,) upper ends of a band around it.
     """
@@ -59,9 +59,9 @@ class Panel:
     """Curves on one pair of axes.
 
     Attributes:
-        title: title of the vertical axis.
-        curves: curves, drawn in this order.
-        log: whether the vertical axis is logarithmic.
+        title: Title of the vertical axis.
+        curves: Curves, drawn in this order.
+        log: Whether the vertical axis is logarithmic.
     """
 
     title: str

@@ -24,8 +24,8 @@ class Report:
     """A page and what it does not show.
 
     Attributes:
-        html: the page.
-        notes: lines on runs and parts that are left out, or doubtful.
+        html: The page.
+        notes: Lines on runs and parts that are left out, or doubtful.
     """
 
     html: str

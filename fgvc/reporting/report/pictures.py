@@ -24,9 +24,9 @@ class Picture:
 
     Attributes:
         data: WebP.
-        size: width and height in pixels.
-        text: what it shows, in words.
-        caption: line under it.
+        size: Width and height in pixels.
+        text: What it shows, in words.
+        caption: Line under it.
     """
 
     data: bytes
@@ -79,10 +79,10 @@ class AttributionPictures:
     """Galleries of attributions, as long as the page has room.
 
     Attributes:
-        shown: number of pictures.
-        size: bytes of the pictures.
-        left_out: number of pictures without room.
-        notes: a line for each file that cannot be shown.
+        shown: Number of pictures.
+        size: Bytes of the pictures.
+        left_out: Number of pictures without room.
+        notes: A line for each file that cannot be shown.
     """
 
     shown: int = 0

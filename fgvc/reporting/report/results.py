@@ -22,9 +22,9 @@ class Results:
     """Runs in the order of the page: by method, then by folder.
 
     Attributes:
-        runs: readable runs, finished or not.
-        notes: a line for each run that cannot be read.
-        inputs: given folders and published numbers, as tables take them.
+        runs: Readable runs, finished or not.
+        notes: A line for each run that cannot be read.
+        inputs: Given folders and published numbers, as tables take them.
     """
 
     runs: list[Run]

@@ -39,10 +39,10 @@ class Chart:
     """A figure of plotly.
 
     Attributes:
-        title: heading.
-        text: what is seen, for those who do not see it too.
-        figure: the figure.
-        height: height on the page, a length of CSS.
+        title: Heading.
+        text: What is seen, for those who do not see it too.
+        figure: The figure.
+        height: Height on the page, a length of CSS.
     """
 
     title: str
@@ -56,9 +56,9 @@ class Group:
     """Parts under a line that folds them up.
 
     Attributes:
-        summary: the line.
-        parts: folded parts.
-        open: whether the parts are seen at first.
+        summary: The line.
+        parts: Folded parts.
+        open: Whether the parts are seen at first.
     """
 
     summary: str
@@ -76,12 +76,12 @@ class Section:
     """A section of the page.
 
     Attributes:
-        name: anchor.
-        title: heading.
-        command: command that makes the content.
-        parts: content, empty where there is nothing to show.
-        notes: lines on what is left out.
-        missing: reason why there is nothing to show.
+        name: Anchor.
+        title: Heading.
+        command: Command that makes the content.
+        parts: Content, empty where there is nothing to show.
+        notes: Lines on what is left out.
+        missing: Reason why there is nothing to show.
     """
 
     name: str

@@ -15,6 +15,7 @@ from PIL import Image
 from fgvc.io import atomic_path, write_json_atomic, write_npz
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import PAGE_WIDTH, figure_style, new_figure
+from fgvc.presentation.style import caption as add_caption
 from fgvc.provenance import source_state, versions
 from fgvc.studies.attribution.explain import RunAttribution
 from fgvc.studies.attribution.methods import METHODS
@@ -136,7 +137,7 @@ def grid_figure(columns: Sequence[Column], labels: Sequence[str], title: str, ca
                     note = column.notes[i]
                     axes.text(0.5, -0.03, note, va="top", ha="center", fontsize=6, transform=axes.transAxes)
         figure.suptitle(title, fontsize=8, parse_math=False)
-        figure.supxlabel(textwrap.fill(caption, 125), fontsize=6.5, color="#555555")
+        add_caption(figure, textwrap.fill(caption, 125))
     return figure
 
 

@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 from fgvc.csv_files import to_csv
 from fgvc.io import write_text_atomic
 from fgvc.presentation.render import markdown_table
-from fgvc.presentation.style import COLUMN_WIDTH, PAGE_WIDTH, figure_style, new_figure, save_figure, short_name
+from fgvc.presentation.style import COLUMN_WIDTH, PAGE_WIDTH, caption, figure_style, new_figure, save_figure, short_name
 from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, per_class, top_confusions
 
 _COUNTED, _NAMED = 12, 40  # up to so many classes cells hold counts, and axes the names of classes
@@ -85,18 +85,17 @@ def confusion_figure(matrix: pd.DataFrame, confusions: pd.DataFrame, title: str)
     """
     order = confusion_order(matrix.to_numpy())
     with figure_style():
-        figure = _small_figure(matrix, order) if len(matrix) <= _COUNTED else _wide_figure(matrix, order, confusions)
+        if len(matrix) <= _COUNTED:
+            figure = new_figure(COLUMN_WIDTH, 2.9)
+            plot_confusion(figure.subplots(), matrix, order.tolist())
+        else:
+            figure = _wide_figure(matrix, order, confusions)
         width = 55 if len(matrix) <= _COUNTED else 110
-        figure.suptitle(_wrap(title, width), fontsize=8, parse_math=False)
+        lines = [textwrap.fill(line, width) for line in title.splitlines()]
+        figure.suptitle("\n".join(lines), fontsize=8, parse_math=False)
         colour = "Colour: share of the true class. " if len(matrix) <= _COUNTED else ""
-        caption = f"{colour}{len(matrix)} classes, those confused with each other side by side."
-        figure.supxlabel(_wrap(caption, width + 10), fontsize=_SMALL, color=_GREY)
-    return figure
-
-
-def _small_figure(matrix: pd.DataFrame, order: np.ndarray) -> Figure:
-    figure = new_figure(COLUMN_WIDTH, 2.9)
-    plot_confusion(figure.subplots(), matrix, order.tolist())
+        text = f"{colour}{len(matrix)} classes, those confused with each other side by side."
+        caption(figure, textwrap.fill(text, width + 10))
     return figure
 
 
@@ -159,10 +158,6 @@ def _number_cells(axes: Axes, order: np.ndarray, confusions: pd.DataFrame) -> No
             bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
             arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": _GREY, "shrinkA": 0, "shrinkB": 1},
         )
-
-
-def _wrap(text: str, width: int) -> str:
-    return "\n".join(textwrap.fill(line, width) for line in text.splitlines())
 
 
 def _wrong_colours() -> Colormap:

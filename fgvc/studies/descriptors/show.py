@@ -8,7 +8,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from fgvc.presentation.render import markdown_table, mean_and_spread
-from fgvc.presentation.style import COLUMN_WIDTH, figure_style, method_order, new_figure
+from fgvc.presentation.style import COLUMN_WIDTH, by_method, figure_style, method_order, new_figure
 
 # no black among them: wrong predictions have a black edge
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
@@ -93,8 +93,7 @@ def neighbours_markdown(neighbours: pd.DataFrame) -> str:
     """Leave-one-out accuracy by nearest neighbours, a row for each label, mean over seeds."""
     columns = [(metric, k) for metric in dict.fromkeys(neighbours["metric"]) for k in dict.fromkeys(neighbours["k"])]
     rows = []
-    for label in sorted(dict.fromkeys(neighbours["label"]), key=method_order):
-        part = neighbours[neighbours["label"] == label]
+    for label, part in by_method(neighbours):
         cells = [part.loc[(part["metric"] == metric) & (part["k"] == k), "top1"] for metric, k in columns]
         rows.append([label, str(part["seed"].nunique()), *(mean_and_spread(values) for values in cells)])
     return markdown_table(["Method", "n", *(f"{metric}, k = {k}" for metric, k in columns)], rows)

@@ -1,4 +1,4 @@
-"""The arithmetic behind the published gradients, beside what is published: errors of 1 / (1 - r), bounds of K~ and L.
+"""The arithmetic behind the published gradients, and the published numbers: errors of 1 / (1 - r), bounds of K~ and L.
 
 With l_i >= l_j two eigenvalues and r = l_j / l_i, the published chain needs 1 / (l_i - l_j) = (1 / l_i) 1 / (1 - r) and
 approximates 1 / (1 - r) by a Taylor polynomial or a Padé approximant. [Song, Sebe, Wang, ICCV 2021]
@@ -203,7 +203,7 @@ def approximation_error_block(table: pd.DataFrame) -> Block:
     rows = []
     for method in dict.fromkeys(table["method"]):
         part = table[table["method"] == method].set_index("r").loc[ratios]
-        rows.append([f"{method}, published", *part["published"].fillna("not published")])
+        rows.append([f"{method}, published", *part["published"]])
         rows += [[f"{method}, {name}", *map(_error, part[column])] for column, name in _ARITHMETICS.items()]
     header = ["Approximation, degree 100", *(f"r = {r}" for r in ratios)]
     notes = [*_ERROR_NOTES, *_sources(table)]

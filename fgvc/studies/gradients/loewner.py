@@ -78,7 +78,7 @@ def audited_gradient(method: str, channels: int, keep: int | None = None) -> Aud
 
 
 def loewner_matrix(eigenvalues: Tensor, layer: SpectralLayer) -> Tensor:
-    """L with the slopes df_i/dl_i on its diagonal: eigenvalues as found (1, d) -> (d, d)."""
+    """L with the slopes df_i/dl_i on its diagonal, of the decomposition's eigenvalues: (1, d) -> (d, d)."""
     loewner = layer.rule(layer.f, Spectrum(eigenvalues, layer.keep))
     matrix = loewner.off_diagonal[0].clone()
     # row i of the pullback of the unit vectors is the gradient of f_i
@@ -169,12 +169,12 @@ class LoewnerPicture:
     """The Loewner matrices of several gradients on one image.
 
     Attributes:
-        image: its index in the batch.
-        eigenvalues: (d,) float64, descending, as found.
-        rank: number of them that are not null.
-        condition: largest over smallest of those.
-        matrices: one a gradient.
-        keep: eigenvalues that SVD-TopN keeps, None for all but 50.
+        image: Index of the image in the batch.
+        eigenvalues: Eigenvalues of the decomposition, (d,) float64, descending.
+        rank: Number of eigenvalues that are not null.
+        condition: Largest over smallest eigenvalue that is not null.
+        matrices: Matrices, one for each gradient.
+        keep: Number of eigenvalues that SVD-TopN keeps; None for all but 50.
     """
 
     image: int

@@ -45,20 +45,20 @@ ROUNDING = 1e-9  # a relative error below this is rounding; where it sits has no
 
 @dataclass(frozen=True)
 class GradientAudit:
-    """One gradient on one image, beside the exact gradient of the same map; NaN where the exact one is zero.
+    """Compare one gradient on one image with the exact gradient of the same map; NaN where the exact one is zero.
 
     Attributes:
-        method, label: name as in `AUDITED`, and in tables.
-        kept, channels: eigenvalues that the map sees, of all.
-        image: index in the batch.
-        rank: number of eigenvalues l > d eps l_max; the others are null.
-        exact_norm: norm of the exact gradient g* of the features.
-        norm_ratio, relative_error, cosine: ||g|| / ||g*||, ||g - g*|| / ||g*||, and the cosine of g and g*.
-        largest: largest |L_ij| over the spectrum as the decomposition of the d x d covariance finds it, slopes L_ii and
+        method, label: Name as in `AUDITED`, and in tables.
+        kept, channels: Number of eigenvalues that the map sees, and of all.
+        image: Index in the batch.
+        rank: Number of eigenvalues l > d eps l_max; the others are null.
+        exact_norm: Norm of the exact gradient g* of the features.
+        norm_ratio, relative_error, cosine: Ratio ||g|| / ||g*||, ||g - g*|| / ||g*||, and the cosine of g and g*.
+        largest: Largest |L_ij| over the spectrum as the decomposition of the d x d covariance finds it, slopes L_ii and
             null eigenvalues (rounding noise) included; NaN for the released SVD-PI, which is no Loewner matrix.
-        largest_high, largest_low: the two eigenvalues it belongs to, null ones as 0.
-        reaching, reaching_high, reaching_low: the same without pairs of null eigenvalues.
-        diagonal, both_large, mixed, both_small, null: shares of the squared error, see `BANDS`; they sum to 1. NaN
+        largest_high, largest_low: Its two eigenvalues, null ones as 0.
+        reaching, reaching_high, reaching_low: The same three without pairs of null eigenvalues.
+        diagonal, both_large, mixed, both_small, null: Shares of the squared error, see `BANDS`; they sum to 1. NaN
             where the relative error is below `ROUNDING`.
     """
 

@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from fgvc.presentation.render import Block, block_markdown
-from fgvc.presentation.style import PAGE_WIDTH, figure_style, new_figure, save_figure
+from fgvc.presentation.style import PAGE_WIDTH, caption, figure_style, new_figure, save_figure
 
 if TYPE_CHECKING:  # it imports torch, which tables do without
     from fgvc.studies.gradients.loewner import LoewnerMatrix, LoewnerPicture
@@ -114,7 +114,7 @@ def loewner_figure(picture: LoewnerPicture, source: str) -> Figure:
                 _cover_null_pairs(lower, picture)
         _colour_bars(figure, grid, values, errors)
         figure.suptitle(textwrap.fill(title, 100), fontsize=8)
-        figure.supxlabel(_CAPTION, fontsize=6.5, color="#555555")
+        caption(figure, _CAPTION)
     return figure
 
 

@@ -8,11 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fgvc.presentation.render import markdown_table
-from fgvc.presentation.style import COLUMN_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
+from fgvc.presentation.style import COLUMN_WIDTH, by_method, figure_style, method_style, new_figure, save_figure
 
 _MARKERS = ("o", "^", "s", "D", "v", "P")
-
-
 _COLUMNS = {"channels": "d = {}", "arithmetic": "{}"}
 
 
@@ -29,8 +27,8 @@ def errors_markdown(errors: pd.DataFrame, by: str) -> str:
     names = [_COLUMNS[by].format(value) for value in values]
     header = ["Method", *(f"{name}: {what}" for name in names for what in ("descriptor", "gradient")), "failures"]
     rows: dict[tuple[str, ...], list[str]] = {}
-    for label in sorted(errors["label"].unique(), key=method_order):
-        of_label = errors[errors["label"] == label].set_index(by)
+    for label, part in by_method(errors):
+        of_label = part.set_index(by)
         cells = [_three(of_label.loc[value], what) for value in values for what in ("descriptor", "gradient")]
         rows.setdefault(tuple(cells), []).append(label)
     return markdown_table(header, [[", ".join(k), *c, _failures(errors, k)] for c, k in rows.items()])
@@ -67,8 +65,7 @@ def _decade(row: dict[object, object]) -> str:
 def pairs_markdown(pairs: pd.DataFrame) -> str:
     """Accuracy of trainings in float64 and float32, seed by seed the same but for that."""
     rows = []
-    for label in sorted(pairs["label"].unique(), key=method_order):
-        part = pairs[pairs["label"] == label]
+    for label, part in by_method(pairs):
         means = [f"{part[dtype].mean():.2f}" for dtype in ("float64", "float32")]
         largest = f"{part['difference'].abs().max():.2f}"
         changed = f"{part['changed'].sum()} of {part['images'].sum()}"
@@ -84,28 +81,26 @@ def plot_errors(axes: Axes, images: pd.DataFrame) -> None:
         axes: where.
         images: of a `fgvc.studies.precision.measure.PrecisionStudy`.
     """
-    for label in sorted(images["label"].unique(), key=method_order):
-        for marker, (_, part) in zip(_MARKERS, images[images["label"] == label].groupby("channels"), strict=False):
-            colour = method_style(label).color
+    for label, of_label in by_method(images):
+        colour = method_style(label).color
+        for marker, (_, part) in zip(_MARKERS, of_label.groupby("channels"), strict=False):
             axes.scatter(part["condition"], part["gradient"], s=7, marker=marker, color=colour, alpha=0.7, linewidths=0)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("condition number of the non-zero eigenvalues")
-    axes.set_ylabel("relative error of the gradient")
+    axes.set(xscale="log", xlabel="condition number of the non-zero eigenvalues")
+    axes.set(yscale="log", ylabel="relative error of the gradient")
     axes.grid(visible=True)
     axes.set_axisbelow(True)
 
 
 def errors_figure(images: pd.DataFrame, setting: str) -> Figure:
     """A figure of one column: what float32 spectra do to the gradient of the features of `setting`."""
-    labels = sorted(images["label"].unique(), key=method_order)
     with figure_style():
         figure = new_figure(COLUMN_WIDTH, 3.1)
         axes = figure.subplots()
         plot_errors(axes, images)
         axes.set_title(f"float32 against float64 spectra\n{setting}", fontsize=7)
         colours = [
-            Line2D([], [], ls="", marker="o", ms=4, color=method_style(label).color, label=label) for label in labels
+            Line2D([], [], ls="", marker="o", ms=4, color=method_style(label).color, label=label)
+            for label, _ in by_method(images)
         ]
         widths = [
             Line2D([], [], ls="", marker=marker, ms=4, color="#555555", mfc="none", label=f"d = {d}, M = {locations}")

@@ -44,11 +44,11 @@ class Smoothness:
     """The measures at one point, each a number a step size, in their order; infinite where there is no finite loss.
 
     Attributes:
-        loss: L(x).
-        gradient_norm: ||g||.
-        step_sizes: s.
-        losses: L(x - s g).
-        gradient_changes: ||grad L(x - s g) - g||.
+        loss: Loss L(x).
+        gradient_norm: Norm ||g||.
+        step_sizes: Step sizes s.
+        losses: Losses L(x - s g).
+        gradient_changes: Changes ||grad L(x - s g) - g||.
     """
 
     loss: float
@@ -91,8 +91,7 @@ def smoothness_along_gradient(
     """Measure the loss and its gradient along the gradient, on one batch.
 
     The module is called in the mode it is in, every time with the same random numbers (dropout) and the same buffers.
-    Weights, gradients, buffers (running statistics of batch normalisation) and generators are left as found: what moves
-    is a copy.
+    Weights, gradients, buffers (running statistics of batch normalisation) and generators do not change: a copy moves.
 
     Args:
         module: inputs -> what `loss` reads; its parameters that require a gradient are the trained ones.

@@ -12,7 +12,20 @@ from matplotlib.figure import Figure
 from fgvc.csv_files import to_csv
 from fgvc.io import write_text_atomic
 from fgvc.presentation.render import markdown_table
-from fgvc.presentation.style import PAGE_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
+from fgvc.presentation.style import (
+    PAGE_WIDTH,
+    by_method,
+    caption,
+    draw_band,
+    draw_curve,
+    figure_style,
+    legend_outside,
+    method_order,
+    method_style,
+    new_figure,
+    save_figure,
+    staggered,
+)
 from fgvc.studies.smoothness.measure import (
     SUMMARISED,
     beta_ratios,
@@ -47,30 +60,19 @@ def plot_smoothness(axes: Axes, table: pd.DataFrame, measure: str) -> None:
     """
     training = bool((table["point"] == "training").all())
     measured = with_ranges(table)
-    labels = sorted(table["label"].unique(), key=method_order)
-    for position, label in enumerate(labels):
+    methods = by_method(table)
+    for position, (label, rows) in enumerate(methods):
         style = method_style(label)
         values = measured[measured["label"] == label].groupby("step")[measure]
         curve = values.agg(["min", "median", "max"]).replace(np.inf, np.nan)
         step = max(len(curve) // 3, 1)
         if training:
-            axes.fill_between(curve.index, curve["min"], curve["max"], color=style.color, alpha=0.15, linewidth=0)
-        axes.plot(
-            curve.index,
-            curve["median"],
-            color=style.color,
-            linestyle=style.dash if training else "",
-            linewidth=1,
-            zorder=2 if style.solid else 3,
-            label=label,
-            marker=style.marker,
-            markersize=3.5,
-            markerfacecolor="white",
-            markeredgewidth=0.8,
-            # staggered, so that curves that lie on each other still show all their markers
-            markevery=(position * step // len(labels), step) if training else None,
-        )
-        _mark_ends(axes, table[table["label"] == label], style.color)
+            draw_band(axes, curve.index, curve["min"], curve["max"], style.color, alpha=0.15)
+        looks = {"linewidth": 1, "zorder": 2 if style.solid else 3, "markersize": 3.5, "markeredgewidth": 0.8}
+        every = staggered(position, len(methods), step) if training else None
+        dash = style.dash if training else ""
+        draw_curve(axes, curve.index, curve["median"], label, linestyle=dash, markevery=every, **looks)
+        _mark_ends(axes, rows, style.color)
     axes.set_yscale("log")
     axes.grid(True, axis="y")
     axes.set_xlabel("training step" if training else "batch")
@@ -103,9 +105,9 @@ def smoothness_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
         for axes, (measure, name) in zip(panels, _PANELS.items(), strict=True):
             plot_smoothness(axes, table, measure)
             axes.set_title(name)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, handlelength=3)
+        legend_outside(figure, "right center", handlelength=3)
         figure.suptitle(textwrap.fill(title or table["setting"].iloc[0], 100), fontsize=8)
-        figure.supxlabel(_caption(table), fontsize=6.5, color="#555555")
+        caption(figure, _caption(table))
     return figure
 
 
@@ -123,7 +125,7 @@ def _caption(table: pd.DataFrame) -> str:
 
 
 def smoothness_markdown(table: pd.DataFrame) -> str:
-    """The numbers beside the figure as a Markdown table with notes.
+    """The numbers of the figure as a Markdown table with notes.
 
     Args:
         table: with `SMOOTHNESS_COLUMNS`, of one setting.

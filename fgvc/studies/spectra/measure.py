@@ -31,10 +31,10 @@ class MethodSpectrum:
     """Eigenvalues of one method over the test images of all its runs.
 
     Attributes:
-        label: the method's name in tables and figures.
-        seeds: of the pooled runs.
-        before: (n, d) float64, descending, of the covariance; n counts each image once a run.
-        after: (n, d) float64, descending, of the normalised matrix, or None for a method without one.
+        label: Name of the method in tables and figures.
+        seeds: Seeds of the pooled runs.
+        before: Eigenvalues of the covariance, (n, d) float64, descending; n counts each image once a run.
+        after: Eigenvalues of the normalised matrix, likewise; None for a method without one.
     """
 
     label: str

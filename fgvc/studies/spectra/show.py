@@ -11,7 +11,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fgvc.presentation.render import Block, block_markdown
-from fgvc.presentation.style import COLUMN_WIDTH, PAGE_WIDTH, figure_style, method_order, method_style, new_figure
+from fgvc.presentation.style import (
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    by_method,
+    caption,
+    draw_band,
+    draw_curve,
+    figure_style,
+    legend_outside,
+    method_style,
+    new_figure,
+    staggered,
+)
 from fgvc.studies.spectra.measure import MethodSpectrum, summarise
 
 Stage = Literal["before", "after"]
@@ -39,22 +51,11 @@ def plot_eigenvalues(axes: Axes, curves: pd.DataFrame, stage: Stage) -> None:
         index = curve["index"].to_numpy()
         # values under the panel must stay on the log axis to draw the fall towards them
         lower, median, upper = (np.maximum(curve[name], bottom / 100) for name in ("lower", "median", "upper"))
-        axes.fill_between(index, lower, upper, color=style.color, alpha=0.2, linewidth=0)
-        step = max(right // 6, 1)
-        axes.plot(
-            index,
-            median,
-            color=style.color,
-            linestyle=style.dash,
-            zorder=2 if style.solid else 3,  # through the gaps of a dashed curve a solid one below it shows
-            label=label,
-            marker=style.marker,
-            markersize=4,
-            markerfacecolor="white",
-            markeredgewidth=0.9,
-            # staggered, so that curves that lie on each other still show all their markers
-            markevery=(position * step // max(len(labels), 1), step),
-        )
+        draw_band(axes, index, lower, upper, style.color)
+        # through the gaps of a dashed curve a solid one below it shows
+        looks = {"zorder": 2 if style.solid else 3, "markersize": 4, "markeredgewidth": 0.9}
+        every = staggered(position, len(labels), max(right // 6, 1))
+        draw_curve(axes, index, median, label, markevery=every, **looks)
     axes.set_yscale("log")
     axes.set_ylim(bottom, top)
     axes.set_xlim(0, right * 1.06 + 1)
@@ -80,8 +81,7 @@ def spectra_figure(curves: pd.DataFrame, title: str) -> Figure:
         curves: of `fgvc.studies.spectra.measure.curve_table`.
         title: of the figure.
     """
-    labels = sorted(dict.fromkeys(curves["label"]), key=method_order)
-    curves = pd.concat([curves[curves["label"] == label] for label in labels])
+    curves = pd.concat([part for _, part in by_method(curves)])
     with figure_style():
         figure = new_figure(PAGE_WIDTH, 2.9)
         before, after = figure.subplots(1, 2)
@@ -97,17 +97,16 @@ def spectra_figure(curves: pd.DataFrame, title: str) -> Figure:
             names = [f"{label} (d = {channels[label]})" for label in names]
         figure.legend(handles, names, loc="outside right center", frameon=False, handlelength=3.2)
         figure.suptitle(title, fontsize=8)
-        figure.supxlabel(
+        caption(
+            figure,
             "Line: median over test images (all seeds); band: quartiles. Axes end at the numerical rank of the "
             "covariance: λ > d ε λ₁, ε = 2.2e-16.",
-            fontsize=6.5,
-            color="#555555",
         )
     return figure
 
 
 def spectra_block(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> Block:
-    """The numbers beside the figure as a table, in the order of `spectra`: medians over images.
+    """The numbers of the figure as a table, in the order of `spectra`: medians over images.
 
     `smallest` non-zero eigenvalues count as the small ones, whose share of the trace is given.
     """
@@ -147,27 +146,11 @@ def plot_measure(axes: Axes, history: pd.DataFrame, measure: str) -> None:
         history: of `fgvc.studies.spectra.measure.condition_history`.
         measure: a column of it.
     """
-    for label in sorted(dict.fromkeys(history["label"]), key=method_order):
-        part, style = history[history["label"] == label].sort_values("epoch"), method_style(label)
-        axes.fill_between(
-            part["epoch"],
-            part[f"{measure}_lowest"],
-            part[f"{measure}_highest"],
-            color=style.color,
-            alpha=0.2,
-            linewidth=0,
-        )
-        axes.plot(
-            part["epoch"],
-            part[measure],
-            color=style.color,
-            linestyle=style.dash,
-            marker=style.marker,
-            markersize=3.5,
-            markerfacecolor="white",
-            markevery=max(len(part) // 6, 1),
-            label=label,
-        )
+    for label, rows in by_method(history):
+        part = rows.sort_values("epoch")
+        ends = part[f"{measure}_lowest"], part[f"{measure}_highest"]
+        draw_band(axes, part["epoch"], *ends, method_style(label).color)
+        draw_curve(axes, part["epoch"], part[measure], label, markersize=3.5, markevery=max(len(part) // 6, 1))
     if measure.endswith("condition_number"):
         axes.set_yscale("log")
     axes.grid(True, axis="y")
@@ -183,9 +166,8 @@ def history_figure(history: pd.DataFrame, title: str) -> Figure:
             plot_measure(axes, history, measure)
         panels[-1].set_xlabel("epoch (0: before training)")
         panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", frameon=False, ncols=2, handlelength=3)
-        figure.supxlabel(title, fontsize=6.5, color="#555555", wrap=True)
+        legend_outside(figure, "upper center", ncols=2, handlelength=3)
+        caption(figure, title, wrap=True)
     return figure
 
 
@@ -226,12 +208,11 @@ def epochs_figure(curves: pd.DataFrame, title: str) -> Figure:
         curves: of `fgvc.studies.spectra.measure.curves_by_epoch` with label and rank, of `some_epochs`.
         title: of the figure.
     """
-    labels = sorted(dict.fromkeys(curves["label"]), key=method_order)
+    methods = by_method(curves)
     with figure_style():
-        figure = new_figure(COLUMN_WIDTH, 0.9 + 1.25 * len(labels))
-        panels = figure.subplots(len(labels), 2, squeeze=False, sharex=True, sharey="col")
-        for row, label in zip(panels, labels, strict=True):
-            part = curves[curves["label"] == label]
+        figure = new_figure(COLUMN_WIDTH, 0.9 + 1.25 * len(methods))
+        panels = figure.subplots(len(methods), 2, squeeze=False, sharex=True, sharey="col")
+        for row, (label, part) in zip(panels, methods, strict=True):
             row[0].set_ylabel("eigenvalue")
             for axes, stage in zip(row, ("before", "after"), strict=True):
                 of_stage = part[part["stage"] == stage]
@@ -242,11 +223,8 @@ def epochs_figure(curves: pd.DataFrame, title: str) -> Figure:
                 axes.set_title(f"{label}, {_STAGES[stage]}", fontsize=7)
         for axes in panels[-1]:
             axes.set_xlabel("index of λ")
-        handles, names = panels[0, 0].get_legend_handles_labels()
-        figure.legend(
-            handles, names, loc="outside upper center", frameon=False, ncols=len(names), title="epoch", handlelength=1.2
-        )
-        figure.supxlabel(title, fontsize=6.5, color="#555555", wrap=True)
+        legend_outside(figure, "upper center", ncols=curves["epoch"].nunique(), title="epoch", handlelength=1.2)
+        caption(figure, title, wrap=True)
     return figure
 
 
@@ -274,14 +252,14 @@ def plot_classes(axes: Axes, classes: pd.DataFrame, named: int = 3) -> None:
 
 def classes_figure(classes: pd.DataFrame, title: str) -> Figure:
     """A figure of one column, a panel a method."""
-    labels = sorted(dict.fromkeys(classes["label"]), key=method_order)
+    methods = by_method(classes)
     with figure_style():
-        figure = new_figure(COLUMN_WIDTH, 0.4 + 2.1 * len(labels))
-        panels = figure.subplots(len(labels), 1, squeeze=False)[:, 0]
-        for axes, label in zip(panels, labels, strict=True):
-            plot_classes(axes, classes[classes["label"] == label])
+        figure = new_figure(COLUMN_WIDTH, 0.4 + 2.1 * len(methods))
+        panels = figure.subplots(len(methods), 1, squeeze=False)[:, 0]
+        for axes, (label, part) in zip(panels, methods, strict=True):
+            plot_classes(axes, part)
             axes.set_title(label)
-        figure.supxlabel(title, fontsize=6.5, color="#555555", wrap=True)
+        caption(figure, title, wrap=True)
     return figure
 
 
@@ -296,7 +274,7 @@ def plot_shares(axes: Axes, curves: pd.DataFrame, labels: Sequence[str]) -> None
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(labels)))
     for label, colour in zip(labels, colours, strict=True):
         part = curves[(curves["label"] == label) & (curves["index"] <= curves["rank"])].sort_values("index")
-        axes.fill_between(part["index"], part["lower"], part["upper"], color=colour, alpha=0.2, linewidth=0)
+        draw_band(axes, part["index"], part["lower"], part["upper"], colour)
         axes.plot(part["index"], part["median"], color=colour, label=label)
     axes.set_yscale("log")
     axes.grid(True, axis="y")
@@ -310,7 +288,6 @@ def shares_figure(curves: pd.DataFrame, title: str) -> Figure:
         figure = new_figure(PAGE_WIDTH, 2.9)
         axes = figure.subplots()
         plot_shares(axes, curves, list(dict.fromkeys(curves["label"])))
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center", frameon=False)
+        legend_outside(figure, "right center")
         figure.suptitle(title, fontsize=8)
     return figure

@@ -44,9 +44,9 @@ class Options:
     """How runs are looked at.
 
     Attributes:
-        images: test images that are looked at again; None takes what the runs saved, where that will do.
-        smallest: how many eigenvalues count as the small ones.
-        root, cache: folders of the dataset and of cached features, where they have moved since training.
+        images: Number of test images to look at again; None takes what the runs saved, where that will do.
+        smallest: Number of eigenvalues that count as the small ones.
+        root, cache: Folders of the dataset and of cached features, where they have moved since training.
     """
 
     images: int | None = None

@@ -10,7 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fgvc.presentation.render import markdown_table
-from fgvc.presentation.style import COLUMN_WIDTH, figure_style, method_order, method_style, new_figure, save_figure
+from fgvc.presentation.style import (
+    COLUMN_WIDTH,
+    figure_style,
+    legend_outside,
+    method_order,
+    method_style,
+    new_figure,
+    save_figure,
+)
 from fgvc.studies.truncation.measure import Study, band_table, chance, effects, is_cut
 
 Kind = Literal["largest", "smallest", "window"]
@@ -67,11 +75,9 @@ def plot_bands(axes: Axes, table: pd.DataFrame, kind: Kind, guessing: float) -> 
 
 def _windows(table: pd.DataFrame) -> pd.DataFrame:
     """Windows, and the first one of their width, whose kind is "largest"."""
-    windows = table[table["kind"] == "window"]
-    widths = set(windows["stop"] - windows["start"])
-    found: pd.DataFrame = table[
-        (table["kind"] == "window") | ((table["kind"] == "largest") & table["stop"].isin(widths))
-    ]
+    inside = table["kind"] == "window"
+    widths = set((table["stop"] - table["start"])[inside])
+    found: pd.DataFrame = table[inside | ((table["kind"] == "largest") & table["stop"].isin(widths))]
     return found
 
 
@@ -90,8 +96,7 @@ def bands_figure(table: pd.DataFrame, guessing: float) -> Figure:
         kinds: tuple[Kind, ...] = ("largest", "smallest", "window")
         for axes, kind in zip(panels, kinds, strict=True):
             plot_bands(axes, table, kind, guessing)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", frameon=False)
+        legend_outside(figure, "upper center")
     return figure
 
 

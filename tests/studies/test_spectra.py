@@ -1,5 +1,6 @@
-"""The views of spectra: by epoch, by class, across backbones, through the layers of a head."""
+"""Spectra as they are shown: curves of methods, and by epoch, by class, across backbones, through layers."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,14 +9,18 @@ import pandas as pd
 import pytest
 from command_line import Done, Train, refused
 from matplotlib.figure import Figure
-from run_folders import write_run
+from matplotlib.image import imread
+from run_folders import write_run, write_spectrum
 
 from fgvc.errors import RunError
+from fgvc.presentation.style import METHOD_STYLES, figure_style, method_order, method_style, new_figure, save_figure
 from fgvc.runs import find_runs
 from fgvc.runs.spectra import smallest_share
 from fgvc.studies.spectra.layers import look_again
 from fgvc.studies.spectra.measure import (
+    MethodSpectrum,
     as_shares,
+    curve_table,
     load_classes,
     load_curves,
     load_curves_by_epoch,
@@ -26,11 +31,93 @@ from fgvc.studies.spectra.show import (
     classes_figure,
     epochs_figure,
     history_figure,
+    plot_eigenvalues,
     shares_figure,
     some_epochs,
     spectra_figure,
+    spectra_markdown,
 )
 from fgvc.studies.spectra.views import VIEWS, Options
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for method, channels in (("seb", 64), ("isqrt_cov", 64), ("gap", 320)):
+        for seed in (0, 1):
+            path = write_run(tmp_path / "runs" / method / f"seed{seed}", method, seed=seed)
+            write_spectrum(path, channels=channels, images=12, seed=seed)
+    return tmp_path / "runs"
+
+
+def test_every_method_has_its_own_look_that_depends_on_its_label_alone() -> None:
+    styles = {label: method_style(label) for label in [*METHOD_STYLES, "SVD-TopN (exact)", "SEB (exact)"]}
+    assert len({style.color for style in styles.values()}) == len(styles)
+    assert len({(style.dash, style.marker) for style in METHOD_STYLES.values()}) == len(METHOD_STYLES)
+    assert styles["SVD-TopN (exact)"].marker == styles["SVD-TopN"].marker
+    assert method_style("a new method") == method_style("a new method")
+
+
+def test_order_of_labels() -> None:
+    labels = ["Zeta", "SEB (exact)", "SEB", "Alpha", "GAP", "SVD-PI"]
+    assert sorted(labels, key=method_order) == ["GAP", "SVD-PI", "SEB", "SEB (exact)", "Alpha", "Zeta"]
+
+
+def test_curve_is_the_median_over_images_of_all_seeds() -> None:
+    before = np.array([[9.0, 1.0], [7.0, 2.0], [5.0, 3.0]])
+    with figure_style():
+        axes = new_figure(3.3, 2.5).subplots()
+        plot_eigenvalues(axes, curve_table([MethodSpectrum("SEB", (0, 1), before, before**0.5)]), "before")
+    (line,) = axes.lines
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2])
+    np.testing.assert_array_equal(line.get_ydata(), [7, 2])
+    assert axes.get_yscale() == "log" and line.get_color() == METHOD_STYLES["SEB"].color
+
+
+def test_axes_end_at_the_numerical_rank_not_at_rounding_noise(folder: Path) -> None:
+    figure = spectra_figure(curve_table(pool_spectra(find_runs([folder]))), "title")
+    for axes, methods in zip(figure.axes, (3, 2), strict=True):
+        assert len(axes.lines) == methods
+        bottom, top = axes.get_ylim()
+        assert 1e-6 < bottom < top < 1e6
+        assert 48 < axes.get_xlim()[1] < 60
+        for line in axes.lines:
+            values = np.asarray(line.get_ydata())
+            assert (values[:48] > bottom).all() and (values[48:] < bottom).all()
+
+
+def test_legend_and_table_are_in_the_order_of_methods_and_pool_the_seeds(folder: Path) -> None:
+    spectra = pool_spectra(find_runs([folder]))
+    (legend,) = spectra_figure(curve_table(spectra), "title").legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["GAP (d = 320)", "iSQRT-COV (d = 64)", "SEB (d = 64)"]
+    lines = spectra_markdown(spectra).splitlines()
+    gap, isqrt, _ = ([part.strip() for part in line.split("|")[1:-1]] for line in lines[2:])
+    assert gap[:5] == ["GAP", "2", "24", "320", "48"] and gap[8] == gap[10] == "–"
+    assert isqrt[:5] == ["iSQRT-COV", "2", "24", "64", "48"]
+
+
+@pytest.mark.parametrize("before", [np.zeros((2, 4)), np.ones((1, 1))], ids=["constant features", "one channel"])
+def test_degenerate_spectra_are_drawn_the_same_every_time_with_embedded_fonts(
+    tmp_path: Path, before: np.ndarray
+) -> None:
+    curves = curve_table([MethodSpectrum("GAP", (0,), before, None)])
+    first, second = (save_figure(spectra_figure(curves, "title"), tmp_path / name) for name in ("a", "b"))
+    assert [one.read_bytes() for one in first] == [other.read_bytes() for other in second]
+    pdf = first[1].read_bytes()
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf
+
+
+def test_script_notes_a_failed_run_and_refuses_what_it_cannot_draw(folder: Path, tmp_path: Path, here: Train) -> None:
+    write_run(folder / "broken", seed=5, status="failed", reason=None, final=None, best=None)
+    done = here("plot_spectra.py", folder, "--output", "figures", cwd=tmp_path)
+    assert done.returncode == 0 and f"note: left out {folder / 'broken'}: status failed" in done.stderr
+    assert re.search(r"\| GAP +\| +2 \| +24 \| +320 \|", done.stdout)
+    assert imread(tmp_path / "figures" / "spectra.png").shape[1] == round(6.9 * 300)
+    lost = write_run(tmp_path / "lost")
+    refused(here("plot_spectra.py", "lost", cwd=tmp_path), str(Path("lost") / "spectrum.npz"))
+    assert not (lost / "figures").exists()
+    write_spectrum(write_run(folder / "cub", dataset="cub", seed=9))
+    refused(here("plot_spectra.py", folder, cwd=tmp_path), "2 settings")
 
 
 def write_arrays(path: Path, top: float, *, targets: bool = True, epochs: tuple[int, ...] = (0, 1, 2)) -> Path:
@@ -130,16 +217,13 @@ def test_spectra_by_class(runs: Path) -> None:
 
 def test_backbones_are_compared_by_shares_of_the_trace(runs: Path) -> None:
     write_arrays(write_run(runs / "other", "mpn_cov", backbone="resnet50"), 10_000.0)
+    (spectrum, *_) = pool_spectra(find_runs([runs / "seed0"]))
+    np.testing.assert_allclose(as_shares(spectrum).before.sum(axis=1), 1)
     table, _, _ = view("backbones", runs)
     assert table["label"].unique().tolist() == ["resnet50 (224 px)", "tf_efficientnet_lite0 (224 px)"]
     assert (table.groupby("label")["median"].sum() < 1.2).all()
     with pytest.raises(RunError, match="2 settings"):
         view("conditions", runs)
-
-
-def test_shares_sum_to_one(runs: Path) -> None:
-    (spectrum,) = pool_spectra(find_runs([runs]))
-    np.testing.assert_allclose(as_shares(spectrum).before.sum(axis=1), 1)
 
 
 @pytest.mark.parametrize(
