@@ -2,12 +2,13 @@
 
 import argparse
 import ast
+import contextlib
 import difflib
 import errno
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +23,24 @@ _REMOVED = {
 
 def main() -> None:
     """Run `fgvc COMMAND ...`: the same as scripts/COMMAND.py, with the same exit status."""
-    exit_on_user_error(_run_command)
-
-
-def _run_command() -> None:
-    commands, given = find_commands(), sys.argv[1:] or ["--help"]
-    if given[0].startswith("-"):
-        _parser(commands).parse_args(given)  # ends the process: every option before a command does
-    name = given[0].replace("-", "_")
-    if name in _REMOVED:
-        raise ConfigError(f"the command {name} was removed: {_REMOVED[name]}")
-    if name not in commands:
-        close = difflib.get_close_matches(name, commands)
-        fix = f"nearest: {', '.join(close)}" if close else f"choose one of {', '.join(commands)}"
-        raise ConfigError(f"unknown command {given[0]!r}; {fix}")
-    sys.argv[:2] = [f"fgvc {name}"]  # the program's name for argparse and Hydra
-    spec = importlib.util.spec_from_file_location(f"fgvc.scripts.{name}", commands[name])
-    assert spec is not None and spec.loader is not None  # true for any file named *.py
-    script: Any = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script  # so that its definitions can be found by module name
-    spec.loader.exec_module(script)
-    script.main()
+    with _exit_status():
+        commands, given = find_commands(), sys.argv[1:] or ["--help"]
+        if given[0].startswith("-"):
+            _parser(commands).parse_args(given)  # ends the process: every option before a command does
+        name = given[0].replace("-", "_")
+        if name in _REMOVED:
+            raise ConfigError(f"the command {name} was removed: {_REMOVED[name]}")
+        if name not in commands:
+            close = difflib.get_close_matches(name, commands)
+            fix = f"nearest: {', '.join(close)}" if close else f"choose one of {', '.join(commands)}"
+            raise ConfigError(f"unknown command {given[0]!r}; {fix}")
+        sys.argv[:2] = [f"fgvc {name}"]  # the program's name for argparse and Hydra
+        spec = importlib.util.spec_from_file_location(f"fgvc.scripts.{name}", commands[name])
+        assert spec is not None and spec.loader is not None  # true for any file named *.py
+        script: Any = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = script  # so that its definitions can be found by module name
+        spec.loader.exec_module(script)
+        script.main()
 
 
 def exit_on_user_error(script_main: Callable[[], None]) -> None:
@@ -53,10 +51,17 @@ def exit_on_user_error(script_main: Callable[[], None]) -> None:
     is full. 130, 143: interrupted by SIGINT (keyboard), SIGTERM. 141: the reader of stdout is gone (`| head`). Every
     other exception passes through, since it is a defect and needs its traceback.
     """
+    with _exit_status():
+        script_main()
+
+
+@contextlib.contextmanager
+def _exit_status() -> Iterator[None]:
+    """Do as `exit_on_user_error`, for a block."""
     # read first, since the Hydra launcher sets these variables for itself
     debug = "--debug" in sys.argv or "1" in (os.environ.get("FGVC_DEBUG"), os.environ.get("HYDRA_FULL_ERROR"))
     try:
-        script_main()
+        yield
         sys.stdout.flush()  # here, since a closed pipe cannot be caught at interpreter exit
     except UserError as error:
         if debug:

@@ -192,8 +192,6 @@ def _draw_bars(axes: Axes, prediction: Prediction) -> None:
         axes.text(1, place, short_name(name, 42), va="center", fontsize=7, parse_math=False)
         percent = f"{share:.1f} %" if share >= 0.05 else "< 0.1 %"
         axes.text(101, place, percent, va="center", fontsize=7, clip_on=False)
-    axes.set_xlim(0, 100)
-    axes.set_ylim(len(places) - 0.5, -0.5)
-    axes.set_yticks([])
+    axes.set(xlim=(0, 100), ylim=(len(places) - 0.5, -0.5), yticks=[])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"probability, {'calibrated' if prediction.calibrated else 'not calibrated'} / %")

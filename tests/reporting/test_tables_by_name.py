@@ -87,7 +87,7 @@ def test_accuracy_marks_the_best_three_and_compares_with_the_best(tmp_path: Path
     runs_of(tmp_path, "gap", [120, 124])
     runs_of(tmp_path, "mpn_cov", [180, 184])
     runs_of(tmp_path, "isqrt_cov", [178, 180])
-    runs_of(tmp_path, "seb", [150, 150])
+    runs_of(tmp_path, "seb", [150, 150], best=99.0)
     tables, notes = make_tables(["accuracy"], Inputs((tmp_path,), PAPER))
     assert notes == []
     table = tables["accuracy"]
@@ -95,6 +95,7 @@ def test_accuracy_marks_the_best_three_and_compares_with_the_best(tmp_path: Path
     accuracy, differences = text.split("## Differences to the best")
     rows = rows_of(accuracy)
     assert rows["MPN-COV"][1].startswith("**91.00") and rows["iSQRT-COV"][1].startswith("*89.50")
+    assert rows["SEB"][2].startswith("**99.00")  # of the best epoch
     assert rows["SEB"][1] == "75.00 ± 0.00 (3rd)" and rows["GAP"][1].startswith("61.00")
     gap = rows_of(differences)["GAP"]
     assert gap[0] == "-30.00" and "[" in gap[1]

@@ -184,13 +184,6 @@ def test_one_seed_twice_is_refused(tmp_path: Path) -> None:
         effects(pd.concat([grid, grid[grid["label"] == "L-whole"]]), "L-whole")
 
 
-def test_runs_of_two_datasets_are_refused(tmp_path: Path) -> None:
-    for name in ("cub80", "cars"):
-        write_config(write_run(tmp_path / name, "mpn_cov", dataset=name), method={"name": "mpn_cov"})
-    with pytest.raises(RunError, match=r"2 settings.*\n.*cars.*\n.*cub80"):
-        read_grid(find_runs([tmp_path]))
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("study")

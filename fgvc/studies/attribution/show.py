@@ -173,8 +173,7 @@ def _plot_curves(axes: Axes, curves: pd.DataFrame, sources: Sequence[MapSource],
         axes.plot(100 * part["share"], part[kind], label=name, **look)  # type: ignore[arg-type]
     axes.set_xlim(0, 100)
     axes.set_ylim(bottom=0)
-    axes.set_title(kind)
-    axes.set_xlabel("cells blurred, %" if kind == "deletion" else "cells shown, %")
+    axes.set(title=kind, xlabel="cells blurred, %" if kind == "deletion" else "cells shown, %")
     axes.grid(visible=True)
 
 
@@ -192,6 +191,5 @@ def _draw_mean_maps(figure: FigureBase, study: AttributionStudy, pair: Sequence[
     panels[2].set_title("difference")
     figure.colorbar(image, ax=panels[2], orientation="horizontal", shrink=0.9)
     for axes in panels:
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(True)

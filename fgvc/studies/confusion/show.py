@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, ListedColormap, Normalize, PowerNorm
+from matplotlib.colors import ListedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
@@ -22,6 +22,9 @@ _COUNTED, _NAMED = 12, 40  # up to so many classes cells hold counts, and axes t
 _LISTED = 10
 _GREY = "#555555"
 _SMALL = 6.5
+# light orange to dark red: a sequential map of ColorBrewer for all colour vision, without its near-white end
+_WRONG = ListedColormap(mpl.colormaps["YlOrRd"](np.linspace(0.25, 1, 256)), name="wrong")
+_RIGHT = ListedColormap(mpl.colormaps["Greys"](np.linspace(0.1, 0.7, 256)), name="right")
 
 
 def plot_confusion(axes: Axes, matrix: pd.DataFrame, order: Sequence[int]) -> tuple[AxesImage, AxesImage]:
@@ -46,10 +49,10 @@ def plot_confusion(axes: Axes, matrix: pd.DataFrame, order: Sequence[int]) -> tu
     wrong = np.ma.masked_where(diagonal | (counts == 0), shares)
     highest = float(shares[~diagonal].max(initial=0)) or 1.0
     images = (
-        axes.imshow(wrong, cmap=_wrong_colours(), norm=PowerNorm(0.5, 0, highest), interpolation="nearest"),
+        axes.imshow(wrong, cmap=_WRONG, norm=PowerNorm(0.5, 0, highest), interpolation="nearest"),
         axes.imshow(
             np.ma.masked_where(~diagonal, shares),
-            cmap=_right_colours(),
+            cmap=_RIGHT,
             norm=Normalize(0, 100),
             interpolation="nearest",
         ),
@@ -63,12 +66,10 @@ def plot_confusion(axes: Axes, matrix: pd.DataFrame, order: Sequence[int]) -> tu
         rotation = 0 if k <= _COUNTED else 90
         axes.set_xticks(range(k), [str(place) for place in range(1, k + 1)], fontsize=size, rotation=rotation)
     else:
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xticks=[], yticks=[])
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(True)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
+    axes.set(xlabel="predicted class", ylabel="true class")
     return images
 
 
@@ -157,15 +158,6 @@ def _number_cells(axes: Axes, order: np.ndarray, confusions: pd.DataFrame) -> No
             bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
             arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": _GREY, "shrinkA": 0, "shrinkB": 1},
         )
-
-
-def _wrong_colours() -> Colormap:
-    """Light orange to dark red: a sequential map of ColorBrewer for all colour vision, without its near-white end."""
-    return ListedColormap(mpl.colormaps["YlOrRd"](np.linspace(0.25, 1, 256)), name="wrong")
-
-
-def _right_colours() -> Colormap:
-    return ListedColormap(mpl.colormaps["Greys"](np.linspace(0.1, 0.7, 256)), name="right")
 
 
 @dataclass(frozen=True)

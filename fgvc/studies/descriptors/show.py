@@ -44,8 +44,7 @@ def plot_embedding(axes: Axes, embedding: pd.DataFrame, classes: Sequence[str]) 
         axes.scatter(
             part["x"], part["y"], s=9, color=colour, marker=marker, edgecolors=edges, linewidths=0.6, label=name
         )
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
 
 

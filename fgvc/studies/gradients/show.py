@@ -30,7 +30,9 @@ ERROR_FLOOR = 1e-9
 """Relative errors below this are rounding and left white."""
 
 _COLUMNS = 5
-_ZERO, _BEYOND, _LINE = "#C4C4C4", "#00B4D8", "#777777"
+_LINE = "#777777"
+_VALUES = mpl.colormaps["viridis"].with_extremes(bad="#C4C4C4")
+_ERRORS = mpl.colormaps["magma_r"].with_extremes(bad="white", under="white", over="#00B4D8")
 _BANDS = {
     "diagonal": "one eigenvalue",
     "both_large": "two large",
@@ -104,13 +106,13 @@ def loewner_figure(picture: LoewnerPicture, source: str) -> Figure:
         for index, matrix in enumerate(picture.matrices):
             row, column = 2 * (index // _COLUMNS), index % _COLUMNS
             upper, lower = (figure.add_subplot(grid[row + step, column]) for step in (0, 1))
-            plot_matrix(upper, matrix.matrix, picture.rank, values, _value_colours())
+            plot_matrix(upper, matrix.matrix, picture.rank, values, _VALUES)
             upper.set_title(matrix.label, fontsize=7.5)
             if np.array_equal(matrix.matrix, matrix.exact):
                 _plot_spectrum(lower, picture) if spectrum_due else lower.set_axis_off()
                 spectrum_due = False
             else:
-                plot_matrix(lower, relative_error(matrix), picture.rank, errors, _error_colours())
+                plot_matrix(lower, relative_error(matrix), picture.rank, errors, _ERRORS)
                 _cover_null_pairs(lower, picture)
         _colour_bars(figure, grid, values, errors)
         figure.suptitle(textwrap.fill(title, 100), fontsize=8)
@@ -147,8 +149,7 @@ def plot_matrix(axes: Axes, matrix: np.ndarray, rank: int, scale: LogNorm, colou
         axes.axvline(rank + 0.5, color=_LINE, linewidth=0.5)
         axes.axhline(rank + 0.5, color=_LINE, linewidth=0.5)
     ticks = [1, rank, d] if 1 < rank < 0.9 * d else [1, d]
-    axes.set_xticks(ticks)
-    axes.set_yticks(ticks)
+    axes.set(xticks=ticks, yticks=ticks)
     axes.tick_params(labelsize=6, length=2, pad=1.5)
     axes.spines[:].set_visible(True)
 
@@ -163,8 +164,7 @@ def _plot_spectrum(axes: Axes, picture: LoewnerPicture) -> None:
     """The non-zero eigenvalues by index, in the place of an error."""
     d, rank = len(picture.eigenvalues), picture.rank
     axes.semilogy(np.arange(1, rank + 1), picture.eigenvalues[:rank], color="black", linewidth=1)
-    axes.set_xlim(0.5, d + 0.5)
-    axes.set_xticks([1, rank, d] if 1 < rank < 0.9 * d else [1, d])
+    axes.set(xlim=(0.5, d + 0.5), xticks=[1, rank, d] if 1 < rank < 0.9 * d else [1, d])
     axes.tick_params(labelsize=6, length=2, pad=1.5)
     axes.minorticks_off()
     axes.set_box_aspect(1)
@@ -178,18 +178,10 @@ def _value_scale(matrices: Sequence[LoewnerMatrix]) -> LogNorm:
     return LogNorm(low, max(high, 10 * low))
 
 
-def _value_colours() -> Colormap:
-    return mpl.colormaps["viridis"].with_extremes(bad=_ZERO)
-
-
-def _error_colours() -> Colormap:
-    return mpl.colormaps["magma_r"].with_extremes(bad="white", under="white", over=_BEYOND)
-
-
 def _colour_bars(figure: Figure, grid: GridSpec, values: LogNorm, errors: LogNorm) -> None:
     bars = (
-        (grid[-1, :2], ScalarMappable(values, _value_colours()), "neither", "upper panels: |L| (grey: zero)"),
-        (grid[-1, 3:], ScalarMappable(errors, _error_colours()), "max", "lower panels: |L − L*| / |L*|"),
+        (grid[-1, :2], ScalarMappable(values, _VALUES), "neither", "upper panels: |L| (grey: zero)"),
+        (grid[-1, 3:], ScalarMappable(errors, _ERRORS), "max", "lower panels: |L − L*| / |L*|"),
     )
     for place, mappable, extend, label in bars:
         bar = figure.colorbar(mappable, cax=figure.add_subplot(place), orientation="horizontal", extend=extend)

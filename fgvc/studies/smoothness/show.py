@@ -118,9 +118,8 @@ def _caption(table: pd.DataFrame) -> str:
     else:
         lines = f"Points: batches at the {table['point'].iloc[0]} weights, median over runs."
     marks = [" ×: diverged." * bool(table["diverged"].any()), " ▲: not finite." * bool(np.isinf(table["beta"]).any())]
-    return textwrap.fill(
-        _MEASURES.format(weights=_WEIGHTS[table["weights"].iloc[0]]) + " " + lines + "".join(marks), 150
-    )
+    measures = _MEASURES.format(weights=_WEIGHTS[table["weights"].iloc[0]])
+    return textwrap.fill(f"{measures} {lines}{''.join(marks)}", 150)
 
 
 def smoothness_markdown(table: pd.DataFrame) -> str:
@@ -134,8 +133,7 @@ def smoothness_markdown(table: pd.DataFrame) -> str:
     """
     summary = summarise_smoothness(table)
     header = ["Method", "seeds", "points", "‖g‖", "range of the loss", "change of g", "relative to ‖g‖", "β"]
-    order = sorted(range(len(summary)), key=lambda i: method_order(summary["label"].iloc[i]))
-    rows = [_cells(row) for _, row in summary.iloc[order].iterrows()]
+    rows = [_cells(part.iloc[0]) for _, part in by_method(summary)]
     sizes = f"{table['step_size_min'].min():.2g} to {table['step_size_max'].max():.2g}"
     where = (
         "measured steps" if (table["point"] == "training").all() else f"batches at the {table['point'].iloc[0]} weights"

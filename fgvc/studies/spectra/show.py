@@ -56,13 +56,9 @@ def plot_eigenvalues(axes: Axes, curves: pd.DataFrame, stage: Stage) -> None:
         looks = {"zorder": 2 if style.solid else 3, "markersize": 4, "markeredgewidth": 0.9}
         every = staggered(position, len(labels), max(right // 6, 1))
         draw_curve(axes, index, median, label, markevery=every, **looks)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom, top)
-    axes.set_xlim(0, right * 1.06 + 1)
+    axes.set(yscale="log", ylim=(bottom, top), xlim=(0, right * 1.06 + 1))
     axes.grid(True, axis="y")
-    axes.set_title(_TITLES[stage])
-    axes.set_xlabel("index of the eigenvalue (1: largest)")
-    axes.set_ylabel("eigenvalue")
+    axes.set(title=_TITLES[stage], xlabel="index of the eigenvalue (1: largest)", ylabel="eigenvalue")
 
 
 def _limits(curves: pd.DataFrame) -> tuple[float, float]:
@@ -245,8 +241,7 @@ def plot_classes(axes: Axes, classes: pd.DataFrame, named: int = 3) -> None:
         text = "\n".join([f"{name}:", *found])
         sides = ("left", "top") if name == "lowest" else ("right", "bottom")
         axes.text(x, y, text, fontsize=6, ha=sides[0], va=sides[1], transform=axes.transAxes)
-    axes.set_xlabel("class, by effective rank")
-    axes.set_ylabel("effective rank")
+    axes.set(xlabel="class, by effective rank", ylabel="effective rank")
     axes.grid(True, axis="y")
 
 
@@ -278,8 +273,7 @@ def plot_shares(axes: Axes, curves: pd.DataFrame, labels: Sequence[str]) -> None
         axes.plot(part["index"], part["median"], color=colour, label=label)
     axes.set_yscale("log")
     axes.grid(True, axis="y")
-    axes.set_xlabel("index of the eigenvalue (1: largest)")
-    axes.set_ylabel("share of the trace")
+    axes.set(xlabel="index of the eigenvalue (1: largest)", ylabel="share of the trace")
 
 
 def shares_figure(curves: pd.DataFrame, title: str) -> Figure:

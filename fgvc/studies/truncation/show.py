@@ -66,11 +66,9 @@ def plot_bands(axes: Axes, table: pd.DataFrame, kind: Kind, guessing: float) -> 
             label=_NAMES[str(curve)],
         )
     axes.axhline(guessing, color="#888888", linestyle=(0, (1, 1.2)), linewidth=0.8)
-    axes.set_xlim(-1.5, rank + 1.5)
-    axes.set_ylim(-3, 100)
+    axes.set(xlim=(-1.5, rank + 1.5), ylim=(-3, 100))
     axes.grid(True, axis="y")
-    axes.set_xlabel(_LABELS[kind])
-    axes.set_ylabel("top-1 in %")
+    axes.set(xlabel=_LABELS[kind], ylabel="top-1 in %")
 
 
 def _windows(table: pd.DataFrame) -> pd.DataFrame:
@@ -129,8 +127,7 @@ def plot_effects(axes: Axes, compared: pd.DataFrame, grid: pd.DataFrame, referen
         # the name is above its row: on the left long names would leave no room for the axes
         axes.text(0.01, place + 0.28, row["label"], fontsize=6, va="bottom", transform=axes.get_yaxis_transform())
     axes.axvline(0, color="black", linewidth=0.6)
-    axes.set_yticks([])
-    axes.set_ylim(-0.6, len(shown) - 0.1)
+    axes.set(yticks=[], ylim=(-0.6, len(shown) - 0.1))
     axes.spines["left"].set_visible(False)
     axes.grid(True, axis="x")
     axes.set_xlabel(f"top-1 minus that of {reference}, points")
