@@ -116,7 +116,7 @@ def _transfer_error(url: str, part: Path, size: int | None, space: float, timeou
 def _transfer(url: str, part: Path, size: int | None, space: float, timeout: float) -> None:
     """Complete `part`, from its end where the server still has the same version of the file.
 
-    The origin of a partial file is stored beside it: address, size, and validator (a strong ETag, else Last-Modified).
+    The origin of a partial file is stored next to it: address, size, and validator (a strong ETag, else Last-Modified).
     """
     origin, have = _read_origin(part), _size(part)
     resumed = have > 0 and origin["url"] == url and origin["validator"] is not None

@@ -40,7 +40,7 @@ def load_features(path: Path, images: int = 64, *, root: str | None = None) -> P
     Args:
         path: a finished run with a covariance pooling: test images through its backbone and reduction, with the
             gradient of its cross-entropy. Or a .npy file of feature maps (N, C, H, W), or of a feature cache
-            (views, N, C, H, W), of which the first view is read.
+            (views, N, C, H, W); the first view is read.
         images: how many; evenly spaced, as neighbours are of one class.
         root: folder of the run's dataset, where it has moved since training.
 

@@ -305,7 +305,7 @@ def load_smoothness(path: Path) -> pd.DataFrame:
     """
     table = read_csv(path, SMOOTHNESS_COLUMNS)
     if not len(table):
-        raise RunError(f"{path}: no row in it; make it anew: fgvc study_smoothness")
+        raise RunError(f"{path}: no row in it; make it again: fgvc study_smoothness")
     kinds = {"diverged": pd.api.types.is_bool_dtype} | dict.fromkeys(
         ("seed", "step", *MEASURES), pd.api.types.is_numeric_dtype
     )
