@@ -1,5 +1,6 @@
 """What a run says when it cannot go on: no memory, losses that grow, NaN and infinity."""
 
+import json
 import math
 import subprocess
 import sys
@@ -128,6 +129,19 @@ def test_a_loss_that_grows_and_stays_is_a_divergence() -> None:
 )
 def test_healthy_or_hopeless_losses_are_no_divergence(losses: list[float]) -> None:
     assert watched_losses(losses) == []
+
+
+def test_a_watch_continues_where_its_state_ends() -> None:
+    rng = np.random.default_rng(0)
+    losses = [*rng.uniform(0.1, 0.3, 60).tolist(), *rng.uniform(10, 90, 60).tolist()]
+    for cut in (3, 55, 75, 90):
+        first, second = LossWatch(num_classes=4, window=20), LossWatch(num_classes=4, window=20)
+        said = [first.update(loss) for loss in losses[:cut]]
+        state = json.loads(json.dumps(first.state_dict()))
+        second.load_state_dict(state)
+        said += [second.update(loss) for loss in losses[cut:]]
+        whole = LossWatch(num_classes=4, window=20)
+        assert said == [whole.update(loss) for loss in losses] and second.state_dict() == whole.state_dict()
 
 
 def a_head(method: str = "mpn_cov") -> PoolingHead:
