@@ -189,7 +189,7 @@ def _number(text: str, where: str) -> float:
     except ValueError:
         value = float("nan")
     if not 0 <= value <= 100:  # so is NaN
-        raise RunError(f"published number of {where} is {text!r}, not an accuracy in per cent; correct it in its csv file")
+        raise RunError(f"published number of {where} is {text!r}, not an accuracy in per cent; correct its csv file")
     return value
 
 
