@@ -218,18 +218,6 @@ def smallest_share(eigenvalues: np.ndarray, k: int, rank: np.ndarray | None = No
     return np.where(rank > 0, (_shares(eigenvalues) * among).sum(axis=1), np.nan)
 
 
-def smallest_gap(eigenvalues: np.ndarray) -> np.ndarray:
-    """Smallest difference of two neighbouring non-zero eigenvalues (`numerical_rank`), in units of the largest.
-
-    The gradient of eigenvectors divides by such differences. NaN where fewer than two are non-zero.
-    """
-    rank = numerical_rank(eigenvalues)
-    among = np.arange(1, eigenvalues.shape[1]) < rank[:, None]
-    gaps = np.where(among, eigenvalues[:, :-1] - eigenvalues[:, 1:], np.inf).min(axis=1, initial=np.inf)
-    largest = np.where(rank > 1, eigenvalues[:, 0], 1)
-    return np.where(rank > 1, gaps / largest, np.nan)
-
-
 def median_over_images(values: np.ndarray) -> float:
     """Median of (n,), those of a zero matrix (NaN) left out; the lower one of two, so that it is of an image."""
     known = values[~np.isnan(values)]
