@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fgvc.errors import ConfigError
-from fgvc.pooling.registry import Pooling, register_pooling
-from fgvc.spectral.covariance import check_features
+from fgvc.pooling.registry import Pooling, register_pooling, whole_number
 from fgvc.spectral.precision import result_dtype, without_autocast
 
 
@@ -20,11 +18,10 @@ class GlobalAveragePooling(Pooling):
     """Mean over the locations: (B, C, H, W) -> (B, C), float32 (float64 for float64 input)."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = self.out_features = channels
+        super().__init__(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.to(result_dtype(x)).mean(dim=(2, 3))
+    def pool(self, x: Tensor) -> Tensor:
+        return x.to(result_dtype(x)).flatten(2).mean(dim=-1)
 
 
 @register_pooling("bilinear", "B-CNN", source="Lin, RoyChowdhury, Maji, ICCV 2015")
@@ -43,13 +40,11 @@ class BilinearPooling(Pooling):
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = _whole_number("channels", channels, at_least=1)
-        self.out_features = channels * channels
+        super().__init__(channels, channels * channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         with without_autocast(x):
-            features = _local_features(x, self.channels)
+            features = x.flatten(2).to(result_dtype(x))
             moments = features @ features.mT / features.shape[-1]
             return _normalised(moments.flatten(1))
 
@@ -76,17 +71,15 @@ class CompactBilinearPooling(Pooling):
     signs: Tensor
 
     def __init__(self, channels: int, out_features: int = 8192, seed: int = 0) -> None:
-        super().__init__()
-        self.channels = _whole_number("channels", channels, at_least=1)
-        self.out_features = _whole_number("out_features", out_features, at_least=1)
-        generator = torch.Generator(device="cpu").manual_seed(_whole_number("seed", seed, at_least=0, below=2**64))
+        super().__init__(channels, out_features)
+        generator = torch.Generator(device="cpu").manual_seed(whole_number("seed", seed, at_least=0, below=2**64))
         shape = (2, channels)  # one row for each of the two count sketches
         hashes = torch.randint(out_features, shape, generator=generator, device="cpu")
         signs = 2 * torch.randint(2, shape, generator=generator, device="cpu") - 1
         self.register_buffer("hashes", hashes)
         self.register_buffer("signs", signs.to(torch.int8))  # integers: module.half() leaves them alone
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         with without_autocast(x):
             return _normalised(self.sketch(x))
 
@@ -109,37 +102,15 @@ class CompactBilinearPooling(Pooling):
             (B, D), float32, or float64 for float64 input. For fixed x, y and random seeds, the inner product
             <sketch(x), sketch(y)> has the mean <X X^T, Y Y^T>.
         """
+        self.check(x)
         with without_autocast(x):
-            features = _local_features(x, self.channels)
+            features = x.flatten(2).to(result_dtype(x))
             signs = self.signs.to(features.dtype).unsqueeze(-1)  # (2, C, 1)
             moments = (features * signs[0]) @ (features * signs[1]).mT
             bins = (self.hashes[0, :, None] + self.hashes[1]) % self.out_features  # (C, C)
             values = moments.flatten(1)
             empty = values.new_zeros(values.shape[0], self.out_features)
             return empty.scatter_add(1, bins.flatten().expand_as(values), values)
-
-
-def _whole_number(name: str, value: int, *, at_least: int, below: int | None = None) -> int:
-    """`value`, where it is an int in range; ConfigError otherwise."""
-    # bool is an int to Python, but True channels are a mistake
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ConfigError(f"{name} must be a whole number of at least {at_least}, got {value!r}")
-    if below is not None and value >= below:
-        raise ConfigError(f"{name} must be below {below}, got {value!r}")
-    return value
-
-
-def _local_features(x: Tensor, channels: int) -> Tensor:
-    """X of each image in the working precision: (B, C, H, W) -> (B, C, M).
-
-    Raises:
-        ValueError: wrong shape, no locations, or another number of channels than the layer was built for.
-        TypeError: not floating point.
-    """
-    check_features(x)
-    if x.shape[1] != channels:
-        raise ValueError(f"built for {channels} channels, got features of shape {tuple(x.shape)}")
-    return x.flatten(2).to(result_dtype(x))
 
 
 def _normalised(y: Tensor, eps: float = 1e-8) -> Tensor:

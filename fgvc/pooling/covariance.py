@@ -47,9 +47,7 @@ class CovariancePooling(Pooling):
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-        self.out_features = channels * (channels + 1) // 2
+        super().__init__(channels, channels * (channels + 1) // 2)
 
     def normalise(self, cov: Tensor) -> Tensor:
         """The normalisation alone, (B, C, C) -> (B, C, C)."""
@@ -75,7 +73,7 @@ class NewtonSchulzPooling(CovariancePooling):
         self.iterations = iterations
         self.dtype = spectral_dtype(dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         return newton_schulz_descriptor(x, self.iterations, dtype=self.dtype)
 
     def normalise(self, cov: Tensor) -> Tensor:
@@ -106,7 +104,7 @@ class SpectralPooling(CovariancePooling):
         super().__init__(channels)
         self.layer = spectral_layer(f, gradient, keep, eigh_device, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
         return layer_descriptor(x, self.layer)
 
     def normalise(self, cov: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fgvc.errors import ConfigError
+from fgvc.spectral.covariance import check_features
 from fgvc.spectral.eigen import DEVICES
 from fgvc.spectral.precision import spectral_dtype
 
@@ -17,13 +18,49 @@ SHARED = ("channels", "gradient", "eigh_device", "dtype")
 
 
 class Pooling(nn.Module):
-    """Base of the poolings: (B, channels, H, W) -> (B, out_features)."""
+    """Base of the poolings: (B, channels, H, W) -> (B, out_features); a pooling defines `pool`.
 
-    channels: int
-    out_features: int
+    Args:
+        channels: C of the input.
+        out_features: Length of the descriptor.
+
+    Raises:
+        ConfigError: one of them is no whole number of at least 1.
+        ValueError: when called, for features of another shape or another number of channels.
+        TypeError: when called, for features that are not floating point.
+    """
+
+    def __init__(self, channels: int, out_features: int) -> None:
+        super().__init__()
+        self.channels = whole_number("channels", channels, at_least=1)
+        self.out_features = whole_number("out_features", out_features, at_least=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check(x)
+        return self.pool(x)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The descriptor (B, out_features) of features that were checked, (B, channels, H, W) or (B, channels, M)."""
+        raise NotImplementedError
+
+    def check(self, x: Tensor) -> None:
+        """Raise what the class says for features that the pooling cannot take."""
+        check_features(x)
+        if x.shape[1] != self.channels:
+            raise ValueError(f"built for {self.channels} channels, got features of shape {tuple(x.shape)}")
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, out_features={self.out_features}"
+
+
+def whole_number(name: str, value: int, *, at_least: int, below: int | None = None) -> int:
+    """`value`, where it is an int in range; ConfigError otherwise."""
+    # bool is an int to Python, but True channels are a mistake
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ConfigError(f"{name} must be a whole number of at least {at_least}, got {value!r}")
+    if below is not None and value >= below:
+        raise ConfigError(f"{name} must be below {below}, got {value!r}")
+    return value
 
 
 PoolingType = TypeVar("PoolingType", bound=type[Pooling])
@@ -185,8 +222,7 @@ def create_pooling(
             where it does not apply, or an option's value out of range.
     """
     method = _METHODS[name]
-    if channels < 1:
-        raise ConfigError(f"channels must be at least 1, got {channels}")
+    whole_number("channels", channels, at_least=1)  # before a method makes something of it
     if eigh_device not in DEVICES:
         raise ConfigError(f"unknown eigh_device {eigh_device!r}; choose one of {', '.join(DEVICES)}")
     try:

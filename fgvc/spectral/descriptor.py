@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from fgvc.spectral.covariance import batch_parts, centred, check_features, symmetric_from_triangle, upper_triangle
 from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import EigenvalueMap, Eigenvalues, Keep
-from fgvc.spectral.precision import full_precision, result_dtype, spectral_dtype
+from fgvc.spectral.precision import FirstDerivative, full_precision, keep_for_backward, result_dtype, spectral_dtype
 from fgvc.spectral.rules import GradientRule
 from fgvc.spectral.spectral_map import SpectralLayer, map_backward, map_forward, spectral_layer
 
@@ -146,41 +145,47 @@ def covariance_eigenvalues(x: Tensor, dtype: str | torch.dtype = torch.float64) 
 
 class _SpectralDescriptor(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: SpectralLayer) -> Tensor:
+    def forward(x: Tensor, layer: SpectralLayer) -> tuple[Tensor, ...]:
         d, thin = x.shape[1], is_thin(x)
         eigenvalues, eigenvectors = symmetric_eigh(batch_gram(x, layer.dtype, thin=thin), layer.eigh_device)
         result = torch.empty(x.shape[0], d * (d + 1) // 2, dtype=result_dtype(x), device=x.device)
-        if thin:
-            # the first one of the Gram matrix is left out: centring made it zero
-            eigenvalues, eigenvectors = null_as_zero(eigenvalues, d)[:, 1:], eigenvectors[:, :, 1:]
-            vectors = eigenvectors.new_empty(x.shape[0], d, eigenvectors.shape[-1])
-        for part in batch_parts(x.shape, x.device):
-            if thin:
-                matrix, vectors[part] = thin_forward(x[part], eigenvalues[part], eigenvectors[part], layer)
-            else:
+        if not thin:
+            for part in batch_parts(x.shape, x.device):
                 matrix = map_forward(eigenvalues[part], eigenvectors[part], layer)
+                result[part] = upper_triangle(matrix.to(result.dtype))
+            return result, eigenvalues, eigenvectors
+        # the first one of the Gram matrix is left out: centring made it zero
+        eigenvalues, gram_vectors = null_as_zero(eigenvalues, d)[:, 1:], eigenvectors[:, :, 1:]
+        vectors = gram_vectors.new_empty(x.shape[0], d, gram_vectors.shape[-1])
+        for part in batch_parts(x.shape, x.device):
+            matrix, vectors[part] = thin_forward(x[part], eigenvalues[part], gram_vectors[part], layer)
             result[part] = upper_triangle(matrix.to(result.dtype))
-        ctx.layer, ctx.like = layer, (x.shape, x.dtype)
-        ctx.save_for_backward(eigenvalues, eigenvectors, vectors if thin else x)
-        ctx.thin = thin
-        return result
+        return result, eigenvalues, vectors, gram_vectors
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        eigenvalues, eigenvectors, vectors_or_x = ctx.saved_tensors
-        shape, dtype = ctx.like
-        result = torch.empty(shape, dtype=dtype, device=grad.device)
-        with full_precision(grad, ctx.layer.dtype):
-            for part in batch_parts(shape, grad.device):
-                symmetric = symmetric_gradient(grad[part], shape[1], ctx.layer.dtype)
-                values, vectors, third = eigenvalues[part], eigenvectors[part], vectors_or_x[part]
-                if ctx.thin:
-                    gradient = thin_backward(symmetric, values, third, vectors, ctx.layer)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, SpectralLayer], output: tuple[Tensor, ...]) -> None:
+        x, ctx.layer = inputs
+        keep_for_backward(ctx, x, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
+        return _SpectralDescriptorGradient.of(grad, ctx.layer, *ctx.saved_tensors), None
+
+
+class _SpectralDescriptorGradient(FirstDerivative):
+    @staticmethod
+    def forward(grad: Tensor, layer: SpectralLayer, x: Tensor, eigenvalues: Tensor, *eigenvectors: Tensor) -> Tensor:
+        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        with full_precision(grad, layer.dtype):
+            for part in batch_parts(x.shape, x.device):
+                symmetric = symmetric_gradient(grad[part], x.shape[1], layer.dtype)
+                values, first, *rest = (saved[part] for saved in (eigenvalues, *eigenvectors))
+                if is_thin(x):
+                    gradient = thin_backward(symmetric, values, first, rest[0], layer)
                 else:
-                    gradient = features_gradient(map_backward(symmetric, values, vectors, ctx.layer), third)
-                result[part] = gradient.view(gradient.shape[0], *shape[1:])
-        return result, None
+                    gradient = features_gradient(map_backward(symmetric, values, first, layer), x[part])
+                result[part] = gradient.view(result[part].shape)
+        return result
 
 
 def spectral_descriptor(
@@ -219,5 +224,5 @@ def layer_descriptor(x: Tensor, layer: SpectralLayer) -> Tensor:
     """As `spectral_descriptor`, for a layer that is made once and used often."""
     check_features(x)
     with full_precision(x, layer.dtype):
-        result: Tensor = _SpectralDescriptor.apply(x, layer)
+        result: Tensor = _SpectralDescriptor.apply(x, layer)[0]
         return result

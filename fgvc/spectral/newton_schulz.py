@@ -19,11 +19,18 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fgvc.spectral.covariance import batch_parts, centred, check_features, covariance, upper_triangle
 from fgvc.spectral.descriptor import batch_gram, features_gradient, is_thin, symmetric_gradient
-from fgvc.spectral.precision import check_square, check_whole_number, full_precision, result_dtype, spectral_dtype
+from fgvc.spectral.precision import (
+    FirstDerivative,
+    check_square,
+    check_whole_number,
+    full_precision,
+    keep_for_backward,
+    result_dtype,
+    spectral_dtype,
+)
 
 Iterate = Literal["y", "z"]
 
@@ -148,60 +155,76 @@ def _keep(room: Tensor, part: slice, matrices: list[Tensor]) -> None:
 
 class _NewtonSchulz(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, iterations: int) -> Tensor:
+    def forward(matrix: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
         symmetric = torch.lerp(matrix, matrix.mT, 0.5)
         result, room = torch.empty_like(symmetric), _room(symmetric, iterations - 1)
         for part in batch_parts(matrix.shape, matrix.device):
             result[part], residuals = sqrt_forward(symmetric[part], iterations)
             _keep(room, part, residuals)
-        ctx.save_for_backward(symmetric, result, room)
-        return result
+        return result, room
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        matrix, result, room = ctx.saved_tensors
-        gradient = torch.empty_like(matrix)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+        result, room = output
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(room)
+        ctx.save_for_backward(inputs[0], result, room)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None]:
+        return _NewtonSchulzGradient.of(grad, *ctx.saved_tensors), None
+
+
+class _NewtonSchulzGradient(FirstDerivative):
+    @staticmethod
+    def forward(grad: Tensor, matrix: Tensor, result: Tensor, room: Tensor) -> Tensor:
+        gradient = torch.empty_like(result)
         with full_precision(grad, matrix.dtype):
             for part in batch_parts(matrix.shape, matrix.device):
-                symmetric = torch.lerp(grad[part], grad[part].mT, 0.5)
-                gradient[part] = sqrt_backward(symmetric, matrix[part], result[part], [e[part] for e in room])
-        return gradient, None
+                symmetric, to_result = (torch.lerp(m[part], m[part].mT, 0.5) for m in (matrix, grad))
+                gradient[part] = sqrt_backward(to_result, symmetric, result[part], [e[part] for e in room])
+        return gradient
 
 
 class _NewtonSchulzDescriptor(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:
-        ctx.thin = is_thin(x)
-        gram = batch_gram(x, dtype, thin=ctx.thin)
+    def forward(x: Tensor, iterations: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        gram = batch_gram(x, dtype, thin=is_thin(x))
         d, room = x.shape[1], _room(gram, iterations)
         result = torch.empty(x.shape[0], d * (d + 1) // 2, dtype=result_dtype(x), device=x.device)
         for part in batch_parts(x.shape, x.device):
-            if ctx.thin:
+            if is_thin(x):
                 matrix, kept = thin_forward(x[part], gram[part], iterations)
             else:
                 matrix, residuals = sqrt_forward(gram[part], iterations)
                 kept = [matrix, *residuals]
             _keep(room, part, kept)
             result[part] = upper_triangle(matrix.to(result.dtype))
-        ctx.save_for_backward(x, gram, room)
-        return result
+        return result, gram, room
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        x, gram, room = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, torch.dtype], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        keep_for_backward(ctx, inputs[0], *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, None, None]:
+        return _NewtonSchulzDescriptorGradient.of(grad, *ctx.saved_tensors), None, None
+
+
+class _NewtonSchulzDescriptorGradient(FirstDerivative):
+    @staticmethod
+    def forward(grad: Tensor, x: Tensor, gram: Tensor, room: Tensor) -> Tensor:
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
-        with full_precision(x, gram.dtype):
+        with full_precision(grad, gram.dtype):
             for part in batch_parts(x.shape, x.device):
                 symmetric = symmetric_gradient(grad[part], x.shape[1], gram.dtype)
                 first, *residuals = (matrix[part] for matrix in room)
-                if ctx.thin:
+                if is_thin(x):
                     gradient = thin_backward(symmetric, x[part], gram[part], first, residuals)
                 else:
                     gradient = features_gradient(sqrt_backward(symmetric, gram[part], first, residuals), x[part])
                 result[part] = gradient.view(result[part].shape)
-        return result, None, None
+        return result
 
 
 def _plain_sqrt(matrix: Tensor, iterations: int) -> Tensor:
@@ -236,7 +259,7 @@ def newton_schulz_sqrt(cov: Tensor, iterations: int = 5, *, dtype: str | torch.d
     if torch.compiler.is_exporting():
         return _plain_sqrt(cov.to(working), iterations).to(result_dtype(cov))
     with full_precision(cov, working):
-        result: Tensor = _NewtonSchulz.apply(cov.to(working), iterations)
+        result: Tensor = _NewtonSchulz.apply(cov.to(working), iterations)[0]
         return result.to(result_dtype(cov))
 
 
@@ -264,5 +287,5 @@ def newton_schulz_descriptor(x: Tensor, iterations: int = 5, *, dtype: str | tor
     if torch.compiler.is_exporting():
         return upper_triangle(_plain_sqrt(covariance(x, working), iterations)).to(result_dtype(x))
     with full_precision(x, working):
-        result: Tensor = _NewtonSchulzDescriptor.apply(x, iterations, working)
+        result: Tensor = _NewtonSchulzDescriptor.apply(x, iterations, working)[0]
         return result

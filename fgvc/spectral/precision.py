@@ -1,4 +1,4 @@
-"""What the spectral layers share: the precision they compute in, and checks of their arguments."""
+"""What the spectral layers share: the precision they compute in, checks of their arguments, their one derivative."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -104,3 +104,34 @@ def check_square(matrix: Tensor) -> None:
         raise ValueError(f"expected symmetric matrices of shape (B, d, d), got {tuple(matrix.shape)}")
     if not matrix.is_floating_point():
         raise TypeError(f"expected a floating-point matrix, got {matrix.dtype}")
+
+
+def keep_for_backward(ctx: Any, x: Tensor, *intermediates: Tensor) -> None:
+    """Save the input and what the forward pass made on the way, which no gradient goes through."""
+    ctx.mark_non_differentiable(*intermediates)
+    ctx.set_materialize_grads(False)  # no zeros in place of their gradients
+    ctx.save_for_backward(x, *intermediates)
+
+
+class FirstDerivative(torch.autograd.Function):
+    """Base of the backward pass of a layer: dLoss/dx as a function of dLoss/dF, of x and of what the layer saved.
+
+    A function of its own, so that a graph that is made of it (create_graph=True) leads on to x and to dLoss/dF. Whoever
+    asks for a second derivative then meets the error below, whether or not dLoss/dF requires a gradient.
+    """
+
+    @classmethod
+    def of(cls, grad: Tensor | None, *arguments: Any) -> Tensor | None:
+        """dLoss/dx, None where no gradient arrives."""
+        return None if grad is None else cls.apply(grad, *arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(*_: Any) -> Any:
+        raise RuntimeError(
+            "a spectral layer is differentiable once, and this asks for its second derivative; "
+            "compute the layer with plain torch operations, e.g. torch.linalg.eigh, where you need one"
+        )

@@ -4,12 +4,18 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fgvc.spectral.covariance import batch_parts
 from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import Band, EigenvalueMap, Eigenvalues, Keep, band
-from fgvc.spectral.precision import check_square, full_precision, result_dtype, spectral_dtype
+from fgvc.spectral.precision import (
+    FirstDerivative,
+    check_square,
+    full_precision,
+    keep_for_backward,
+    result_dtype,
+    spectral_dtype,
+)
 from fgvc.spectral.rules import GRADIENTS, GradientRule
 
 
@@ -69,25 +75,32 @@ def map_backward(grad: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, layer:
 
 class _SpectralMap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, layer: SpectralLayer) -> Tensor:
+    def forward(matrix: Tensor, layer: SpectralLayer) -> tuple[Tensor, Tensor, Tensor]:
         eigenvalues, eigenvectors = symmetric_eigh(matrix, layer.eigh_device)
-        ctx.save_for_backward(eigenvalues, eigenvectors)
-        ctx.layer = layer
         result = torch.empty_like(matrix, memory_format=torch.contiguous_format)
         for part in batch_parts(matrix.shape, matrix.device):
             result[part] = map_forward(eigenvalues[part], eigenvectors[part], layer)
-        return result
+        return result, eigenvalues, eigenvectors
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        eigenvalues, eigenvectors = ctx.saved_tensors
+    def setup_context(ctx: Any, inputs: tuple[Tensor, SpectralLayer], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        matrix, ctx.layer = inputs
+        keep_for_backward(ctx, matrix, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
+        return _SpectralMapGradient.of(grad, *ctx.saved_tensors, ctx.layer), None
+
+
+class _SpectralMapGradient(FirstDerivative):
+    @staticmethod
+    def forward(grad: Tensor, _: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, layer: SpectralLayer) -> Tensor:
         result = torch.empty_like(grad, memory_format=torch.contiguous_format)
-        with full_precision(grad, ctx.layer.dtype):
+        with full_precision(grad, layer.dtype):
             for part in batch_parts(grad.shape, grad.device):
                 symmetric = torch.lerp(grad[part], grad[part].mT, 0.5)
-                result[part] = map_backward(symmetric, eigenvalues[part], eigenvectors[part], ctx.layer)
-        return result, None
+                result[part] = map_backward(symmetric, eigenvalues[part], eigenvectors[part], layer)
+        return result
 
 
 def spectral_map(
@@ -129,5 +142,5 @@ def apply_layer(matrix: Tensor, layer: SpectralLayer) -> Tensor:
     """As `spectral_map`, for a layer that is made once and used often."""
     check_square(matrix)
     with full_precision(matrix, layer.dtype):
-        result: Tensor = _SpectralMap.apply(matrix.to(layer.dtype), layer)
+        result: Tensor = _SpectralMap.apply(matrix.to(layer.dtype), layer)[0]
         return result.to(result_dtype(matrix))

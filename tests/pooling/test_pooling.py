@@ -73,6 +73,26 @@ def test_channels_last_memory_and_one_location(name: str) -> None:
     assert pool(x[..., :1, :1]).isfinite().all()
 
 
+@each_method
+def test_features_that_do_not_fit_are_refused(name: str) -> None:
+    pool = small(name, 4)
+    with pytest.raises(ValueError, match=r"built for 4 channels, got features of shape \(2, 3, 5, 5\)"):
+        pool(features(2, 3, 5, 5))
+    for shape in ((2, 4, 0, 5), (2, 4), (1, 2, 4, 3, 3)):
+        with pytest.raises(ValueError, match=r"no locations|expected features of shape"):
+            pool(features(*shape))
+    for dtype in (torch.uint8, torch.int64, torch.complex64):
+        with pytest.raises(TypeError, match="floating-point"):
+            pool(torch.ones(2, 4, 3, 3, dtype=dtype))
+
+
+@each_method
+@pytest.mark.parametrize("channels", [0, -1, 2.0, True, None])
+def test_channels_that_are_no_number_of_channels_are_refused(name: str, channels: int) -> None:
+    with pytest.raises(ConfigError, match="channels must be a whole number of at least 1"):
+        create_pooling(name, channels=channels)
+
+
 def relative(ours: Tensor, theirs: np.ndarray) -> float:
     reference = torch.from_numpy(theirs)
     return float((ours - reference).norm() / reference.norm())
@@ -185,8 +205,7 @@ def test_a_class_with_a_choice_of_gradient_registers_itself() -> None:
     @register_pooling("toy", "Toy", source="ours", gradients=("lyapunov", "autograd"))
     class Toy(Pooling):
         def __init__(self, channels: int, *, gradient: str, dtype: torch.dtype, degree: int = 3) -> None:
-            super().__init__()
-            self.channels = self.out_features = channels
+            super().__init__(channels, channels)
             self.given = (gradient, dtype, degree)
 
     assert list_poolings()[-1] == "toy" and create_pooling("toy", channels=2).given == ("lyapunov", torch.float64, 3)

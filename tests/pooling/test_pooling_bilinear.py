@@ -202,14 +202,3 @@ def test_smallest_and_largest_settings_work() -> None:
     assert (BilinearPooling(1).out_features, CompactBilinearPooling(3).out_features) == (1, 8192)
     for seed in (0, 2**64 - 1):
         assert CompactBilinearPooling(1, out_features=1, seed=seed)(features(1, 1, 1, 1)).abs().item() == 1
-
-
-@every_layer
-def test_features_that_do_not_fit_are_refused(build: Callable[[int], Pooling]) -> None:
-    pool = build(4)
-    with pytest.raises(ValueError, match=r"built for 4 channels, got features of shape \(2, 3, 5, 5\)"):
-        pool(features(2, 3, 5, 5))
-    with pytest.raises(ValueError, match="no locations"):
-        pool(features(2, 4, 0, 5))
-    with pytest.raises(TypeError, match="floating-point"):
-        pool(torch.ones(2, 4, 3, 3, dtype=torch.int64))
