@@ -103,6 +103,7 @@ def evaluate_run(
         "resize": spec.resize,
         "resize_size": spec.resize_size,
         "images": len(evaluation.targets),
+        "test_classes": len(set(evaluation.targets.tolist())),
         **asdict(evaluation.accuracy),
         "loss": round(evaluation.loss, 6),
         "calibration_error": round(calibration_error(reliability), 4),

@@ -189,7 +189,7 @@ def _versions(versions: dict[str, str] | None) -> str:
 
 def _accuracy(facts: Facts) -> str:
     text = "In per cent, on the test images. The exported weights are the {} ones.\n\n".format(facts["checkpoint"])
-    text += "| weights | epoch | top-1 | top-5 | mean over classes |\n| :-- | --: | --: | --: | --: |\n"
+    text += "| weights | epoch | top-1 | top-5 | mean of classes with images |\n| :-- | --: | --: | --: | --: |\n"
     for which in ("final", "best"):
         found = facts[which]
         if found:

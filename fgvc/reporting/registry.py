@@ -51,7 +51,11 @@ class Inputs:
         datasets = list(dict.fromkeys(run.dataset for run in runs))
         if len(datasets) > 1:
             notes.append(f"runs of {len(datasets)} datasets ({', '.join(datasets)}): each has a table of its own")
-        return runs, notes + config_notes(runs)
+        for run in runs:
+            if run.test_classes is not None and run.num_classes is not None and run.test_classes < run.num_classes:
+                found = f"{run.test_classes} of {run.num_classes} classes of {run.dataset}"
+                notes.append(f"the mean class accuracy averages over {found}; the others have no test image")
+        return runs, list(dict.fromkeys(notes + config_notes(runs)))
 
     @cached_property
     def accuracy(self) -> pd.DataFrame:

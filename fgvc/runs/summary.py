@@ -32,7 +32,7 @@ class Accuracy:
     Attributes:
         top1: Share of images whose class has the largest logit.
         top5: Share of images whose class is among the five largest logits; None if not measured.
-        mean_class: Mean over the classes of their top-1.
+        mean_class: Mean of the top-1 of each class over the classes that have images.
     """
 
     top1: float
@@ -45,7 +45,8 @@ class Run:
     """One training run: its summary.json, typed.
 
     Most attributes have the same name in summary.json. `final` and `best` are accuracies of a finished run on the test
-    split. `best_epoch` is the epoch of `best`; it was selected on the split `selected_on`.
+    split. `best_epoch` is the epoch of `best`; it was selected on the split `selected_on`. `test_classes` is the
+    number of classes with test images, over which `mean_class` averages.
     """
 
     path: Path
@@ -78,6 +79,7 @@ class Run:
     weights_digest: str | None = None
     versions: dict[str, str] | None = None
     second_order: bool | None = None
+    test_classes: int | None = None
 
     @property
     def finished(self) -> bool:

@@ -73,13 +73,25 @@ class ViewAverage(nn.Module):
         return mean
 
 
+class MeanClassAccuracy(MulticlassAccuracy):
+    """Mean over the classes that have images of the share of theirs that is right; NaN without images.
+
+    The macro average of torchmetrics counts a class without images as 0 as soon as it is predicted once.
+    """
+
+    def compute(self) -> Tensor:
+        right, wrong = torch.as_tensor(self.tp), torch.as_tensor(self.fn)  # counts by class, (num_classes,)
+        images = right + wrong
+        return (right / images)[images > 0].mean()
+
+
 def accuracy_metrics(num_classes: int) -> MetricCollection:
     """Return the three accuracies as torchmetrics, from 0 to 1."""
     return MetricCollection(
         {
             "top1": MulticlassAccuracy(num_classes, average="micro"),
             "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
-            "mean_class": MulticlassAccuracy(num_classes, average="macro"),
+            "mean_class": MeanClassAccuracy(num_classes, average="macro"),
         },
         # torchmetrics would merge metrics with equal states after the first batch and then report one value for both;
         # top-1 and top-5 are equal if all images of that batch are right

@@ -277,6 +277,7 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "classes": prepared.train.classes,
         "train_images": len(prepared.train.paths),
         "test_images": len(prepared.test.paths),
+        "test_classes": len(set(prepared.test.targets)),
         "out_features": prepared.head.pooling.out_features,
         "weights_digest": prepared.weights_digest,
         # computed from paths, classes, regions and file sizes, so equal on another machine with the same files

@@ -158,6 +158,14 @@ def test_runs_of_several_datasets_are_told_apart_and_said_so(tmp_path: Path) -> 
     assert len(tables["accuracy"].blocks) == 3  # an overview, and one each
 
 
+def test_classes_without_test_images_are_named(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed{seed}", seed=seed, test_classes=79)
+    _, notes = make_tables(["accuracy"], Inputs((tmp_path,), PAPER))
+    found = "the mean class accuracy averages over 79 of 80 classes of cub80; the others have no test image"
+    assert notes == [found]
+
+
 def test_hybrid_stands_beside_standalone(tmp_path: Path) -> None:
     runs_of(tmp_path, "svd_pade", [160, 160], dataset="imagenet", num_classes=1000, backbone="resnet50")
     hybrid = {"dataset": "imagenet", "num_classes": 1000, "backbone": "resnet50", "label": "SVD-Padé (hybrid)"}

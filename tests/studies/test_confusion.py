@@ -66,6 +66,14 @@ def test_shares_of_nothing_are_nan() -> None:
     assert table.loc[2, ["recall_lower", "recall_upper"]].isna().all()
 
 
+def test_a_class_without_images_has_no_shares_even_where_it_is_predicted(tmp_path: Path) -> None:
+    predictions = frame([0, 0, 1, 1], [0, 2, 1, 1])
+    table = per_class(predictions, ["a", "b", "c"])
+    assert table[["recall", "precision", "f1"]].mean().tolist() == pytest.approx([75, 100, (200 / 3 + 100) / 2])
+    report = write_class_report(predictions, ["a", "b", "c"], "title", tmp_path, "last")
+    assert "1 of 3 classes have no test image" in report.text
+
+
 def test_top_confusions_are_ranked_by_count_then_share() -> None:
     target = [0, 0, 0, 0, 1, 1, 1, 2, 2, 3]
     predicted = [0, 1, 1, 2, 2, 2, 1, 0, 0, 3]

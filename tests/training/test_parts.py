@@ -83,6 +83,12 @@ def test_accuracies_by_hand() -> None:
     assert values == pytest.approx({"top1": 0.5, "top5": 1.0, "mean_class": (1 / 3 + 1) / 2})
 
 
+def test_a_class_without_images_is_left_out_of_the_mean_even_where_it_is_predicted() -> None:
+    metrics = accuracy_metrics(3)
+    metrics.update(torch.eye(3)[[0, 2, 1, 1]], torch.tensor([0, 0, 1, 1]))  # nothing is of class 2
+    assert float(metrics["mean_class"].compute()) == pytest.approx((1 / 2 + 1) / 2)
+
+
 def test_top5_is_not_taken_for_top1_after_a_batch_without_mistakes() -> None:
     metrics = accuracy_metrics(8)
     right, second = torch.eye(8), torch.eye(8) * 2 + torch.eye(8).roll(1, dims=1)

@@ -29,6 +29,7 @@ def test_run_folder_is_complete(finished: Path) -> None:
     assert summary["status"] == "finished"
     assert (summary["method"], summary["label"], summary["dataset"]) == ("seb", "SEB", "synthetic")
     assert (summary["train_images"], summary["test_images"], summary["out_features"]) == (12, 9, 36)
+    assert summary["test_classes"] == summary["num_classes"] == 3
     assert summary["final"]["epoch"] == 2 and summary["best"]["selected_on"] == "test"
     assert summary["best"]["top1"] >= summary["final"]["top1"]
     assert set(summary["seconds"]) == {"features", "train", "eval", "total"}

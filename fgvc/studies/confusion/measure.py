@@ -30,10 +30,12 @@ def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
 
     Columns: class, images, correct; recall (the accuracy on the class) with its 95 % interval recall_lower,
     recall_upper [Wilson, 1927]; precision; f1; confused_with and confused_count, the most frequent wrong answer (the
-    first of equally frequent ones). A share of nothing is NaN (precision of a class that is never predicted).
+    first of equally frequent ones). A share of nothing is NaN (precision of a class that is never predicted), and
+    so are all shares of a class without images: an average over the classes leaves it out.
     """
     counts = confusion_matrix(predictions, classes).to_numpy()
     images, answers, correct = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
+    answers = np.where(images > 0, answers, 0)
     wrong = counts * ~np.eye(len(counts), dtype=bool)
     worst = wrong.argmax(axis=1)
     intervals = np.array([_wilson(*pair) for pair in zip(correct.tolist(), images.tolist(), strict=True)])

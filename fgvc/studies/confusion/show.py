@@ -186,6 +186,9 @@ def write_class_report(
     matrix, table = confusion_matrix(predictions, classes), per_class(predictions, classes)
     confusions = top_confusions(predictions, classes)
     text = f"{_worst_classes(table)}\n\n{confusions_markdown(confusions)}"
+    empty = int((table["images"] == 0).sum())
+    if empty:
+        text += f"\n\n{empty} of {len(table)} classes have no test image; the tables and the mean leave them out."
     texts = {
         f"per_class-{name}.csv": to_csv(table, "%.4f"),
         f"confusion-{name}.csv": to_csv(matrix, index=True),
