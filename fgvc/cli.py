@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import errno
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,21 @@ from typing import Any
 from fgvc import __version__
 from fgvc.errors import ConfigError, UserError
 from fgvc.resources import resource_folder
+
+# figures are files: the user's window (Jupyter sets one) is not asked for; an unknown one ends matplotlib's import
+os.environ["MPLBACKEND"] = "agg"
+
+_ANOTHER_PATH = "give another path"
+_SYSTEM_ERRORS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and start again"),
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f) or write to another disk",
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n) or lower trainer.workers"),
+    errno.ENOMEM: "close other programs, or raise the limit of memory (ulimit -v)",
+    errno.EAGAIN: "close other programs, or raise the limit of processes (ulimit -u)",
+    **dict.fromkeys((errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR), _ANOTHER_PATH),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP), _ANOTHER_PATH),
+}
+"""What to do about an error of the operating system, by its number."""
 
 _REMOVED = {
     "replay": "a failed step is loaded in ten lines: docs/running.md, 'A number that is not finite'",
@@ -46,10 +62,10 @@ def main() -> None:
 def exit_on_user_error(script_main: Callable[[], None]) -> None:
     """Call the main function of a script and turn expected failures into an exit status.
 
-    2 (or the status of the error): a user's mistake (`UserError`, or a path that cannot be used), with its message on
-    stderr. With the argument `--debug`, FGVC_DEBUG=1 or HYDRA_FULL_ERROR=1 the traceback is shown instead. 1: the disk
-    is full. 130, 143: interrupted by SIGINT (keyboard), SIGTERM. 141: the reader of stdout is gone (`| head`). Every
-    other exception passes through, since it is a defect and needs its traceback.
+    2 (or the status of the error): a user's mistake (`UserError`, or a path that cannot be used) or a limit of the
+    system, with its message on stderr. With the argument `--debug`, FGVC_DEBUG=1 or HYDRA_FULL_ERROR=1 the traceback is
+    shown instead. 1: the disk is full. 130, 143: interrupted by SIGINT (keyboard), SIGTERM. 141: the reader of stdout
+    is gone (`| head`). Every other exception passes through, since it is a defect and needs its traceback.
     """
     with _exit_status():
         script_main()
@@ -58,6 +74,7 @@ def exit_on_user_error(script_main: Callable[[], None]) -> None:
 @contextlib.contextmanager
 def _exit_status() -> Iterator[None]:
     """Do as `exit_on_user_error`, for a block."""
+    _open_streams()
     # read first, since the Hydra launcher sets these variables for itself
     debug = "--debug" in sys.argv or "1" in (os.environ.get("FGVC_DEBUG"), os.environ.get("HYDRA_FULL_ERROR"))
     try:
@@ -75,19 +92,22 @@ def _exit_status() -> Iterator[None]:
         if not _stdout_is_closed():
             raise  # another pipe broke, e.g. that of a data loader
         sys.exit(141)  # 128 + SIGPIPE, as for shell tools
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as error:
-        if debug:
-            raise
-        print(f"error: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
-        sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or debug:
+        if error.errno not in _SYSTEM_ERRORS or debug:
             raise
-        print(
-            f"error: no space left on the disk ({error.filename or error}); free some space and start again",
-            file=sys.stderr,
-        )
-        sys.exit(1)
+        name = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {name}{error.strerror}; {_SYSTEM_ERRORS[error.errno]}", file=sys.stderr)
+        sys.exit(1 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2)
+
+
+def _open_streams() -> None:
+    """Escape what a terminal has no letters for, and open a closed stream: the next file would take its number."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def end_with_notes(notes: Sequence[str], *, strict: bool) -> None:

@@ -39,9 +39,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     holds either the old or the new content.
 
     Raises:
-        OSError: as in the writing code or the rename. For a full disk it names `path` and replaces the library's error.
-            No temporary file remains.
+        OSError: as in the writing code or the rename. It names `path`, not the temporary file; for a full disk or a
+            file beyond the system's limit it replaces the library's error. No temporary file remains.
+        IsADirectoryError: `path` is a folder.
     """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # the suffix stays last, since some writers choose their format by it or append a missing one
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
@@ -60,19 +63,23 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             os.truncate(temporary, 0)  # frees its space, since a writer in the traceback still has it open
         temporary.unlink(missing_ok=True)
-        if _is_disk_full(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        number = _no_room(error)
+        if number is None and isinstance(error, OSError) and str(error.filename) == str(temporary):
+            number = error.errno
+        if number is not None:
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    """Return whether a full disk caused an exception; torch hides it in the context, safetensors in the text."""
+def _no_room(error: BaseException) -> int | None:
+    """Number of the system's error if it had no room for a file; torch hides it in the context, safetensors in text."""
     chain: BaseException | None = error
     while chain is not None:
-        if getattr(chain, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "(os error 28)" in str(chain):
-            return True
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if getattr(chain, "errno", None) == number or f"(os error {number})" in str(chain):
+                return number
         chain = chain.__cause__ or chain.__context__
-    return False
+    return None
 
 
 @contextlib.contextmanager

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 from command_line import ROOT, SMALL, Done, Train, refused
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from run_folders import write_run, write_spectrum
 
 from fgvc import __version__
 from fgvc.cli import main
@@ -15,14 +19,15 @@ from fgvc.data.cards import list_cards
 from fgvc.errors import UserError
 from fgvc.provenance import versions
 from fgvc.resources import resource_folder
+from fgvc.training.launch import quoted
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 
 
-def start(*arguments: str, cwd: Path, code: str | None = None) -> Done:
+def start(*arguments: str, cwd: Path, code: str | None = None, **environment: str) -> Done:
     """`python -m fgvc`, or a piece of Python, as a user starts it in a folder that is not the checkout."""
     command = [sys.executable, *(["-m", "fgvc"] if code is None else ["-c", code]), *arguments]
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80", **environment}
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", env=settings)
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -104,6 +109,71 @@ def test_a_run_is_trained_from_any_folder(fgvc: Train, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "run folder: run\n"), done.stderr
     assert (tmp_path / "run" / "summary.json").is_file()
     refused(fgvc("train", "experiment=dmeo"), "dmeo", "demo")
+
+
+@pytest.mark.parametrize("limit", ["--output .", f"--output {'x' * 300}", "--output /proc/x.html"])
+def test_a_path_that_the_system_refuses_is_one_message(limit: str, fgvc: Train, tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    output = limit.split()[1]
+    refused(fgvc("report", "run", "--output", output), f"error: {output}: ", "; give another path")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no limits of a shell")
+def test_a_limit_of_the_system_is_one_message(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    command = f'ulimit -f 10; exec "{sys.executable}" -m fgvc report run --output page.html'
+    settings = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=settings)
+    refused(Done(done.returncode, done.stdout, done.stderr), "error: page.html: File too large; raise the limit")
+    assert not list(tmp_path.glob(".page*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no redirection of a shell")
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_changes_no_exit_status(tmp_path: Path, closed: str) -> None:
+    write_run(tmp_path / "run")
+    for arguments, status in (("make_tables run --output tables", 0), ("make_tables nowhere", 2)):
+        command = f'exec "{sys.executable}" -m fgvc {arguments} {closed}'
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert done.returncode == status
+    assert "note" not in (tmp_path / "tables" / "accuracy.md").read_text()
+
+
+def test_a_terminal_without_our_letters_shows_them_escaped(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed{seed}", seed=seed)
+    done = start("make_tables", ".", "--table", "accuracy", cwd=tmp_path, PYTHONIOENCODING="ascii:strict")
+    assert done.returncode == 0 and "91.00 \\xb1 0.00" in done.stdout, done.stderr
+
+
+def test_figures_are_the_same_whatever_the_user_set_for_matplotlib(tmp_path: Path) -> None:
+    write_spectrum(write_run(tmp_path / "run"))
+    (tmp_path / "settings").write_text("text.usetex: True\naxes.facecolor: red\n")
+    backend = "module://matplotlib_inline.backend_inline"
+    for folder, environment in (
+        ("plain", {}),
+        ("set", {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "settings")}),
+    ):
+        done = start("plot_spectra", str(tmp_path / "run"), "--output", folder, cwd=tmp_path, **environment)
+        assert done.returncode == 0, done.stderr
+    plain = {file.name: file.read_bytes() for file in (tmp_path / "plain").glob("*.p*")}
+    assert plain and plain == {file.name: file.read_bytes() for file in (tmp_path / "set").glob("*.p*")}
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_paths_are_taken_as_they_are(fgvc: Train, tmp_path: Path, sweep: list[str]) -> None:
+    done = fgvc("train", *sweep, *SMALL, "trainer.epochs=1", "dataset.root=vögel =1 (2)", "run_dir=it's {x} #1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "vögel =1 (2)").is_dir() and (tmp_path / "it's {x} #1" / "summary.json").is_file()
+    refused(fgvc("train", "dataset.name=vögel"), "put the value in quotes of its own: \"dataset.name='vögel'\"")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
+def test_any_path_reaches_the_configuration(path: str) -> None:
+    quoted_by_the_user = path[0] in "'\"" and path[0] == path[-1]
+    if path != "null" and not quoted_by_the_user:
+        override = OverridesParser.create().parse_override(quoted(f"dataset.root={path}", sweep=False))
+        assert override.value() == path
 
 
 def test_cards_are_found_where_data_are_not(fgvc: Train, tmp_path: Path) -> None:

@@ -142,27 +142,29 @@ def short_name(name: str, longest: int = 28) -> str:
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """Make and save figures in here: print sizes, fonts embedded as TrueType."""
-    with mpl.rc_context(
-        {
-            "font.size": 8,
-            "axes.labelsize": 8,
-            "axes.titlesize": 8,
-            "xtick.labelsize": 7,
-            "ytick.labelsize": 7,
-            "legend.fontsize": 7,
-            "axes.linewidth": 0.6,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "lines.linewidth": 1.2,
-            "grid.linewidth": 0.4,
-            "grid.color": "#DDDDDD",
-            "pdf.fonttype": 42,
-            "ps.fonttype": 42,
-            "savefig.dpi": 300,
-        }
-    ):
-        yield
+    """Make and save figures in here: print sizes, fonts embedded as TrueType, whatever the user's matplotlibrc says."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        with mpl.rc_context(
+            {
+                "font.size": 8,
+                "axes.labelsize": 8,
+                "axes.titlesize": 8,
+                "xtick.labelsize": 7,
+                "ytick.labelsize": 7,
+                "legend.fontsize": 7,
+                "axes.linewidth": 0.6,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "lines.linewidth": 1.2,
+                "grid.linewidth": 0.4,
+                "grid.color": "#DDDDDD",
+                "pdf.fonttype": 42,
+                "ps.fonttype": 42,
+                "savefig.dpi": 300,
+            }
+        ):
+            yield
 
 
 def new_figure(width: float, height: float) -> Figure:

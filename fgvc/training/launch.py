@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +22,17 @@ from fgvc.pooling import list_poolings
 from fgvc.runs.config import RunConfig, to_run_config
 
 _log = logging.getLogger(__name__)
+
+PATHS = (
+    "dataset.root",
+    "dataset.options.path",
+    "backbone.weights",
+    "initial_weights",
+    "run_dir",
+    "resume",
+    "cache.dir",
+)
+"""Settings that hold a path, or a name that is a word."""
 
 
 def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Sequence[str] = ()) -> None:
@@ -38,7 +50,8 @@ def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Se
     logging.getLogger("accelerate").setLevel(logging.WARNING)
     register_choices()
     own = ("--debug", *flags)  # for --debug see fgvc.cli
-    sys.argv = [argument for argument in sys.argv if argument not in own]
+    sweep = bool({"-m", "--multirun"} & set(sys.argv))
+    sys.argv = [quoted(argument, sweep=sweep) for argument in sys.argv if argument not in own]
     # otherwise Hydra prints the error itself and exits with 1; our message and exit status need the exception
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
@@ -56,6 +69,23 @@ def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Se
         raise ConfigError(_explain(error)) from error
 
 
+def quoted(argument: str, *, sweep: bool) -> str:
+    """The argument, where it is a path in the quotes of Hydra's grammar, which knows no = or ö; commas part a sweep."""
+    found = re.fullmatch(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, PATHS))})=)(.*)", argument, re.DOTALL)
+    if found is None:
+        return argument
+    paths = found[2].split(",") if sweep else [found[2]]
+    return found[1] + ",".join(map(_quoted_path, paths))
+
+
+def _quoted_path(path: str) -> str:
+    plain = re.fullmatch(r"([a-z./][\w./:-]*)?", path, re.ASCII | re.I) and path not in ("true", "false", "nan", "inf")
+    if plain or (path[:1] in "'\"" and path[-1:] == path[:1]):
+        return path
+    escaped = re.sub(r"(\\*)('|$)", lambda end: 2 * end[1] + ("\\'" if end[2] else ""), path)
+    return f"'{escaped}'"
+
+
 def register_choices() -> None:
     """Register with Hydra what is not in configs/: the schema, which refuses unknown keys, and `method=NAME`."""
     store = ConfigStore.instance()
@@ -66,6 +96,9 @@ def register_choices() -> None:
 
 def _explain(error: Exception) -> str:
     """Return Hydra's message, with the valid keys if a key is unknown."""
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        return f"{error.override}: not in Hydra's grammar; put the value in quotes of its own: \"{key}='{value}'\""
     lines = [line for line in str(error).splitlines() if line.strip()]
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if cause is not None and cause is not error:

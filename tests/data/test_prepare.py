@@ -486,7 +486,7 @@ def test_a_full_disk_is_one_message(place: Place, prepare: Train, monkeypatch: p
     part = place.folder / "datasets" / "archives" / "cub" / "birds.tgz.part"
     assert (done.returncode, done.stderr) == (
         1,
-        f"error: no space left on the disk ({part}); free some space and start again\n",
+        f"error: {part}: No space left on device; free some space and start again\n",
     )
 
 

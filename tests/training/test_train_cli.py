@@ -201,7 +201,11 @@ def test_a_full_disk_leaves_the_saved_epochs_whole(
     save = torch.save
     monkeypatch.setattr(torch, "save", full)
     done = train_here(tmp_path, "run_dir=run")
-    assert done.returncode == 1 and "no space left" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1
+        and "No space left on device; free some space" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
     assert not list(tmp_path.rglob("*.tmp*"))
     monkeypatch.undo()
