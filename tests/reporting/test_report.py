@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import ROOT, Done, refused
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from run_folders import (
     write_attribution,
     write_config,
@@ -25,6 +25,7 @@ from run_folders import (
     write_spectrum,
 )
 
+from fgvc.presentation.style import METHOD_STYLES, method_style
 from fgvc.reporting.report import collect, make_report
 from fgvc.reporting.report.charts import MAX_POINTS, Curve, Panel, curves_figure, matrix_figure
 from fgvc.reporting.report.pictures import MAX_PICTURES
@@ -185,6 +186,17 @@ def test_texts_have_a_contrast_of_four_and_a_half() -> None:
         for background in ("page", "card", "stripe"):
             for theme in (0, 1):
                 assert contrast(colours[text][theme], colours[background][theme]) >= 4.5, (text, background, theme)
+
+
+@pytest.mark.parametrize("label", [*METHOD_STYLES, *(f"unknown {number}" for number in range(8))])
+def test_curves_have_a_contrast_of_three_in_both_themes(label: str) -> None:
+    colour = method_style(label).color
+    style = (ROOT / "fgvc" / "reporting" / "report" / "assets" / "style.css").read_text()
+    (card,) = re.findall(r"--card: light-dark\(#ffffff, (#\w{6})\)", style)
+    (inverted,) = map(float, re.findall(r"\.plot \{ filter: invert\(([\d.]+)\) hue-rotate\(180deg\)", style))
+    turned = np.array([[-0.574, 1.43, 0.144], [0.426, 0.43, 0.144], [0.426, 1.43, -0.856]])  # hue-rotate of CSS
+    dark = turned @ (inverted + (1 - 2 * inverted) * np.array(to_rgb(colour)))
+    assert contrast(colour, "#ffffff") >= 3 and contrast(to_hex(dark.clip(0, 1)), card) >= 3
 
 
 def contrast(first: str, second: str) -> float:
