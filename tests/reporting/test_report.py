@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from command_line import ROOT, Done, refused
 from matplotlib.colors import to_hex, to_rgb
@@ -164,12 +165,13 @@ def test_charts_have_a_curve_a_run_and_a_style_a_method(tmp_path: Path) -> None:
 
 def test_a_chart_has_no_more_points_than_are_stated() -> None:
     y = [float("nan"), *range(1, 5000), float("inf")]
-    figure = curves_figure("x", [Panel("y", [Curve("SEB", "run", range(len(y)), y) for _ in range(50)], log=True)])
+    table = pd.DataFrame({"x": range(len(y)), "y": y})
+    figure = curves_figure("x", "x", [Panel("y", [Curve("SEB", "run", table)] * 50, "y", log=True)])
     curves = json.loads(figure.to_json())["data"]
     assert sum(len(curve["x"]) for curve in curves) <= MAX_POINTS
     assert (curves[0]["x"][0], curves[0]["x"][-1]) == (0, 5000)
     assert curves[0]["y"][0] is None and curves[0]["y"][-1] is None  # neither NaN nor infinity is JSON
-    few = json.loads(curves_figure("x", [Panel("y", [Curve("SEB", "run", [1, 2], [3, 4])])]).to_json())
+    few = json.loads(curves_figure("x", "x", [Panel("y", [Curve("SEB", "run", table[1:3])], "y")]).to_json())
     assert few["data"][0]["x"] == [1, 2]
 
 
