@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from matplotlib.colors import to_hex
 from plotly.subplots import make_subplots
 
-from fgvc.presentation.style import method_style, short_name
+from fgvc.presentation.style import by_method, method_style, short_name
 
 MAX_POINTS = 40_000
 """Most points of one panel; beyond it a curve keeps evenly spaced points, its first and last among them."""
@@ -62,6 +62,11 @@ class Panel:
     y: str
     band: tuple[str, str] | None = None
     log: bool = False
+
+
+def method_curves(table: pd.DataFrame) -> list[Curve]:
+    """A curve for each label of a table."""
+    return [Curve(label, label, part) for label, part in by_method(table)]
 
 
 def plain(text: str) -> str:

@@ -57,10 +57,8 @@ def read_attribution(file: Path) -> dict[str, list[Any]]:
     for key, value in lists.items():
         if not isinstance(value, list):
             raise ValueError(f"{key!r} is no list")
-    if not any(lists.values()):
-        raise ValueError("it names no picture")
-    if not all(isinstance(item, dict) and "file" in item for item in lists["items"]):
-        raise ValueError("an item names no file")
+    if not any(lists.values()) or not all(isinstance(item, dict) and "file" in item for item in lists["items"]):
+        raise ValueError("it names no picture, or has an item without one")
     return lists
 
 
@@ -104,13 +102,12 @@ class Attributions:
         try:
             if not path.resolve().is_relative_to(file.parent.resolve()):
                 raise RunError(f"{file}: {name!r} lies outside the folder; run fgvc attribute again")
-            picture = read_picture(path, width, text, caption)
+            gallery.pictures.append(read_picture(path, width, text, caption))
         except RunError as error:
             self.notes.append(str(error))
-            return
-        self.shown += 1
-        self.size += len(picture.url)
-        gallery.pictures.append(picture)
+        else:
+            self.shown += 1
+            self.size += len(gallery.pictures[-1].url)
 
     @property
     def summary(self) -> str:

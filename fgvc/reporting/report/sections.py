@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 from fgvc.errors import RunError, UserError
 from fgvc.io import read_csv, read_json_object
 from fgvc.presentation.render import Block
-from fgvc.presentation.style import by_method, method_order
+from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import TABLES
-from fgvc.reporting.report.charts import Curve, Panel, curves_figure, intervals_figure, matrix_figure
+from fgvc.reporting.report.charts import Curve, Panel, curves_figure, intervals_figure, matrix_figure, method_curves
 from fgvc.reporting.report.pictures import Attributions, Gallery, read_attribution, read_picture
 from fgvc.reporting.report.results import Results
 from fgvc.reporting.run_tables import NOT_MEASURED
@@ -156,16 +156,12 @@ def _view(
         yield replace(view.block, title=f"{view.block.title}: {setting.title}")
 
 
-def _curves(table: pd.DataFrame) -> list[Curve]:
-    return [Curve(label, label, part) for label, part in by_method(table)]
-
-
 def _spectra(title: str, table: pd.DataFrame) -> Chart:
     within, panels = table[table["index"] <= table["rank"]], []
     for stage, name in (("before", "λ of the covariance"), ("after", "λ, normalised")):
         part = within[within["stage"] == stage]
         if len(part):
-            panels.append(Panel(name, _curves(part), "median", ("lower", "upper"), log=True))
+            panels.append(Panel(name, method_curves(part), "median", ("lower", "upper"), log=True))
     text = (
         "Eigenvalues λ in descending order up to the numerical rank of the covariance, on a log scale: median over "
         "test images of all seeds as a line, quartiles as a band."
@@ -177,7 +173,9 @@ def _conditions(title: str, table: pd.DataFrame) -> Chart:
     panels = []
     for measure, name in MEASURES.items():
         ends = (f"{measure}_lowest", f"{measure}_highest")
-        panels.append(Panel(name.replace("\n", "<br>"), _curves(table), measure, ends, log="condition" in measure))
+        panels.append(
+            Panel(name.replace("\n", "<br>"), method_curves(table), measure, ends, log="condition" in measure)
+        )
     text = (
         "Measures of the covariance by epoch on the same test images: median over seeds as a line, lowest and "
         "highest seed as a band."

@@ -106,10 +106,9 @@
     return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   }
 
-  async function loadLibrary() {
-    const script = document.createElement("script");
-    script.textContent = await unpacked(document.getElementById("plotly")); // the page's policy allows it by its digest
-    document.head.append(script);
+  async function loadLibrary() { // the page's policy allows it by its digest
+    const textContent = await unpacked(document.getElementById("plotly"));
+    document.head.append(Object.assign(document.createElement("script"), { textContent }));
   }
 
   async function draw(plot) {
