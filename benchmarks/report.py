@@ -1,10 +1,12 @@
 """A benchmark's result as Markdown: what it was measured on, then one table a shape."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from machine import machine_line
+from records import CaseRecord, Record, ShapeRecord
 
-from fgvc.presentation.render import block_markdown, markdown_table
-from fgvc.reporting.speed import CaseRecord, Record, ShapeRecord, memory_unit, speed_block
+from fgvc.presentation.render import markdown_table
 
 BUSY_FROM = 0.5
 """Load average above which other work is taken to run."""
@@ -39,12 +41,37 @@ def _load(load: float | None) -> str:
     return f"load {load:.1f} at the start" + (" (not idle: do not trust the times)" if load > BUSY_FROM else "")
 
 
+_HEADER = ["Method", "Forward ms", "Backward ms", "Total ms", "Ratio to eigh", "Peak memory"]
+
+
 def shape_table(record: ShapeRecord) -> str:
     """The table of one shape."""
-    block = speed_block(record)
-    batch, channels = record.shape[:2]
-    unit = f"{batch} matrices of {channels} x {channels}, {memory_unit(record) / 2**20:.2f} MiB."
-    return f"## {block.title}\n\n{block_markdown(block)}\n\nUnit of memory: {unit}"
+    batch, channels, height, width = record.shape
+    reference = np.array(record.cases[0].forward_ms)
+    unit = batch * channels * channels * 8  # bytes of one float64 C x C matrix for each image of the batch
+    table = markdown_table(_HEADER, [_row(case, reference, unit) for case in record.cases])
+    title = f"## Batch {batch}, {channels} channels, {height} x {width} locations"
+    memory = f"Unit of memory: {batch} matrices of {channels} x {channels}, {unit / 2**20:.2f} MiB."
+    return f"{title}\n\n{table}\n\n{memory}"
+
+
+def _row(case: CaseRecord, reference: np.ndarray, unit: int) -> list[str]:
+    total = _total(case)
+    label = case.label if case.gradient_norm is not None else f"{case.label} (gradient not finite)"
+    backward = _quartiles(case.backward_ms) if case.backward_ms else "none"
+    times = [_quartiles(case.forward_ms), backward, _quartiles(total.tolist())]
+    return [label, *times, _quartiles((total / reference).tolist()), f"{case.peak_bytes / unit:.2f}"]
+
+
+def _quartiles(values: Sequence[float]) -> str:
+    low, middle, high = (_number(value) for value in np.percentile(values, [25, 50, 75]))
+    return f"{middle} [{low}, {high}]"
+
+
+def _number(value: float) -> str:
+    """Three digits, or two and a zero below 0.1; the whole number from 100."""
+    digits = sum(value < limit for limit in (99.95, 9.995, 0.0995))
+    return f"{value:.{digits}f}"
 
 
 def markdown(record: Record) -> str:
@@ -76,5 +103,5 @@ def times_markdown(record: Record) -> str:
 
 
 def _total(case: CaseRecord) -> np.ndarray:
-    total: np.ndarray = np.array(case.forward_ms) + np.array(case.backward_ms)
+    total: np.ndarray = np.array(case.forward_ms) + np.array(case.backward_ms or 0)
     return total

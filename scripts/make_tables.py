@@ -1,8 +1,8 @@
-"""Make tables of finished runs, the benchmark and arithmetic, next to published numbers: md, tex, html and csv.
+"""Make tables of finished runs and arithmetic, next to published numbers: md, tex, html and csv.
 
 fgvc make_tables results/cub80_frozen
 fgvc make_tables results/cub80_frozen --table cost --table condition_number
-fgvc make_tables results/cub80_frozen benchmarks/results/batch10_2cores.json --table all --output tables
+fgvc make_tables results/cub80_frozen --table all --output tables
 """
 
 import argparse
@@ -16,9 +16,7 @@ from fgvc.resources import resource_folder
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "results", type=Path, nargs="*", help="run folders, folders with runs or benchmark results, or .json results"
-    )
+    parser.add_argument("results", type=Path, nargs="*", help="run folders, or folders with them")
     parser.add_argument("--table", action="append", choices=[*TABLES, "all"], help="repeatable (default: accuracy)")
     parser.add_argument("--output", type=Path, help="folder of the files (default: tables in the first RESULTS)")
     parser.add_argument("--provenance", type=Path, help="JSON file: the runs, configurations and commits of each cell")

@@ -23,7 +23,6 @@ from fgvc.presentation.render import Block, block_markdown, markdown_table
 from fgvc.reporting.accuracy import load_accuracy, table_blocks
 from fgvc.reporting.calibration_report import calibrations_markdown, reliability_figure
 from fgvc.reporting.run_tables import cost_block, differences_block
-from fgvc.reporting.speed import load_record
 from fgvc.studies.attribution import show as attributions
 from fgvc.studies.attribution.study import COLUMNS, load_attribution_study, read_study_table
 from fgvc.studies.descriptors import show as descriptors
@@ -43,6 +42,7 @@ from fgvc.studies.truncation.measure import band_table, chance, effects, load_st
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from growth import load_samples
+from records import load_record
 from report import times_markdown
 from soak_plot import soak_figure
 

@@ -46,20 +46,24 @@ class MethodStyle:
 METHOD_STYLES: dict[str, MethodStyle] = {
     "GAP": MethodStyle("#7F7F7F", _DOTTED, "o"),
     "B-CNN": MethodStyle("#999933", _DASHED, "p"),
-    "CBP": MethodStyle("#E69F00", _DASH_DOT, "h"),
+    "CBP": MethodStyle("#99670F", _DASH_DOT, "h"),
     "iSQRT-COV": MethodStyle("#0072B2", _SOLID, "o"),
     "MPN-COV": MethodStyle("#000000", _DASHED, "s"),
     "SVD-Padé": MethodStyle("#AA4499", _SOLID, "v"),
     "SVD-Taylor": MethodStyle("#882255", _DASH_DOT, "<"),
     "SVD-PI": MethodStyle("#CC79A7", _DOTTED, ">"),
     "SVD-Newton": MethodStyle("#332288", _DASHED, "P"),
-    "SVD-Trunc": MethodStyle("#56B4E9", _DASH_DOT, "X"),
+    "SVD-Trunc": MethodStyle("#0099BF", _DASH_DOT, "X"),
     "SVD-TopN": MethodStyle("#117733", _DOTTED, "D"),
     "SEB": MethodStyle("#D55E00", _DASH_DOT, "^"),
     "SEB-spectral (ours)": MethodStyle("#661100", _DASHED, "d"),
-    "Log-COV": MethodStyle("#44AA99", _SOLID, "H"),
+    "Log-COV": MethodStyle("#00A642", _SOLID, "H"),
 }
-"""Known methods in the order of every table and legend; colours of Okabe-Ito and Paul Tol, for all colour vision."""
+"""Known methods in the order of every table and legend.
+
+Colours are those of Okabe-Ito and Paul Tol, for all colour vision; those of CBP, SVD-Trunc and Log-COV are darker, so
+that each has a contrast of at least 3 to white.
+"""
 
 
 def method_style(label: str) -> MethodStyle:
@@ -78,7 +82,7 @@ def method_style(label: str) -> MethodStyle:
         return replace(style, color=to_hex((red, green, blue)), dash=_DASHED if style.solid else _SOLID)
     choice = zlib.crc32(label.encode())  # unlike hash(), the same in every process
     return MethodStyle(
-        color=("#6699CC", "#888888", "#AA4466", "#4477AA", "#BB5566")[choice % 5],
+        color=("#5588BB", "#888888", "#AA4466", "#4477AA", "#BB5566")[choice % 5],
         dash=(_SOLID, _DASHED, _DOTTED, _DASH_DOT)[choice // 7 % 4],
         marker="*",
     )

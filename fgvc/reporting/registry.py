@@ -12,7 +12,6 @@ from fgvc.io import read_csv
 from fgvc.presentation.table import Table
 from fgvc.reporting.accuracy import accuracy_table, load_published, table_blocks
 from fgvc.reporting.run_tables import condition_numbers, cost, differences, hybrid
-from fgvc.reporting.speed import SPEED_NOTE, is_record, load_record, speed_block, speed_frame
 from fgvc.runs import Run, config_notes, find_finished, group_runs
 
 
@@ -21,7 +20,7 @@ class Inputs:
     """What tables are made from.
 
     Attributes:
-        results: Run folders, folders of them, results of the benchmark (.json), or the folders they lie in.
+        results: Run folders, or folders of them.
         paper: Folder of the published numbers.
     """
 
@@ -29,25 +28,11 @@ class Inputs:
     paper: Path
 
     @cached_property
-    def records(self) -> list[Path]:
-        """Results of the benchmark: the files that were given, and those right inside a folder that was."""
-        found: list[Path] = []
-        for path in self.results:
-            found += [path] if path.suffix == ".json" else filter(is_record, sorted(path.glob("*.json")))
-        return found
-
-    @cached_property
     def finished(self) -> tuple[list[Run], list[str]]:
         """The finished runs, and notes on the others, on doubtful averages and on several datasets. Raises RunError."""
-        benchmarks = {file.parent for file in self.records}
-        folders = [
-            path
-            for path in self.results
-            if path.suffix != ".json" and (path not in benchmarks or any(path.rglob("summary.json")))
-        ]
-        if not folders:
+        if not self.results:
             raise RunError("no folder of runs given; this table is made from runs, e.g. results/cub80_frozen")
-        runs, notes = find_finished(folders)
+        runs, notes = find_finished(self.results)
         datasets = list(dict.fromkeys(run.dataset for run in runs))
         if len(datasets) > 1:
             notes.append(f"runs of {len(datasets)} datasets ({', '.join(datasets)}): each has a table of its own")
@@ -90,20 +75,6 @@ def _condition_number(inputs: Inputs) -> Table:
     return Table("Condition number of the covariance", blocks, {"condition_number": frame}, notes + more)
 
 
-def _speed(inputs: Inputs) -> Table:
-    if not inputs.records:
-        raise RunError(
-            "no result of the benchmark given; this table is made from .json files of benchmarks/spectral.py"
-        )
-    blocks, frames = [], []
-    for file in inputs.records:
-        record = load_record(file)
-        blocks += [speed_block(shape) for shape in record.shapes]
-        frames.append(speed_frame(record).assign(file=file.name))
-    blocks[0].notes.append(SPEED_NOTE)
-    return Table("Speed of the poolings", blocks, {"speed": pd.concat(frames, ignore_index=True)})
-
-
 def _approximation_error(inputs: Inputs) -> Table:
     from fgvc.studies.gradients.arithmetic import (
         approximation_error_block,
@@ -128,7 +99,6 @@ TABLES: dict[str, Callable[[Inputs], Table]] = {
     "condition_number": _condition_number,
     "approximation_error": _approximation_error,
     "gradient_bounds": _gradient_bounds,
-    "speed": _speed,
 }
 
 

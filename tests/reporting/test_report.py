@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from command_line import ROOT, Done, refused
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from run_folders import (
     write_attribution,
     write_config,
@@ -25,6 +26,7 @@ from run_folders import (
     write_spectrum,
 )
 
+from fgvc.presentation.style import METHOD_STYLES, method_style
 from fgvc.reporting.report import collect, make_report
 from fgvc.reporting.report.charts import MAX_POINTS, Curve, Panel, curves_figure, matrix_figure
 from fgvc.reporting.report.pictures import MAX_PICTURES
@@ -163,12 +165,13 @@ def test_charts_have_a_curve_a_run_and_a_style_a_method(tmp_path: Path) -> None:
 
 def test_a_chart_has_no_more_points_than_are_stated() -> None:
     y = [float("nan"), *range(1, 5000), float("inf")]
-    figure = curves_figure("x", [Panel("y", [Curve("SEB", "run", range(len(y)), y) for _ in range(50)], log=True)])
+    table = pd.DataFrame({"x": range(len(y)), "y": y})
+    figure = curves_figure("x", "x", [Panel("y", [Curve("SEB", "run", table)] * 50, "y", log=True)])
     curves = json.loads(figure.to_json())["data"]
     assert sum(len(curve["x"]) for curve in curves) <= MAX_POINTS
     assert (curves[0]["x"][0], curves[0]["x"][-1]) == (0, 5000)
     assert curves[0]["y"][0] is None and curves[0]["y"][-1] is None  # neither NaN nor infinity is JSON
-    few = json.loads(curves_figure("x", [Panel("y", [Curve("SEB", "run", [1, 2], [3, 4])])]).to_json())
+    few = json.loads(curves_figure("x", "x", [Panel("y", [Curve("SEB", "run", table[1:3])], "y")]).to_json())
     assert few["data"][0]["x"] == [1, 2]
 
 
@@ -185,6 +188,17 @@ def test_texts_have_a_contrast_of_four_and_a_half() -> None:
         for background in ("page", "card", "stripe"):
             for theme in (0, 1):
                 assert contrast(colours[text][theme], colours[background][theme]) >= 4.5, (text, background, theme)
+
+
+@pytest.mark.parametrize("label", [*METHOD_STYLES, *(f"unknown {number}" for number in range(8))])
+def test_curves_have_a_contrast_of_three_in_both_themes(label: str) -> None:
+    colour = method_style(label).color
+    style = (ROOT / "fgvc" / "reporting" / "report" / "assets" / "style.css").read_text()
+    (card,) = re.findall(r"--card: light-dark\(#ffffff, (#\w{6})\)", style)
+    (inverted,) = map(float, re.findall(r"\.plot \{ filter: invert\(([\d.]+)\) hue-rotate\(180deg\)", style))
+    turned = np.array([[-0.574, 1.43, 0.144], [0.426, 0.43, 0.144], [0.426, 1.43, -0.856]])  # hue-rotate of CSS
+    dark = turned @ (inverted + (1 - 2 * inverted) * np.array(to_rgb(colour)))
+    assert contrast(colour, "#ffffff") >= 3 and contrast(to_hex(dark.clip(0, 1)), card) >= 3
 
 
 def contrast(first: str, second: str) -> float:

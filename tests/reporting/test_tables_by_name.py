@@ -21,7 +21,6 @@ from fgvc.reporting.registry import TABLES, Inputs, make_tables
 from fgvc.runs.statistics import combine_p_values, holm, mcnemar, paired_bootstrap
 
 PAPER = ROOT / "results" / "paper"
-BENCHMARK = ROOT / "benchmarks" / "results" / "batch32_2cores.json"
 
 
 def predictions(right: int, images: int = 200, shift: int = 0) -> pd.DataFrame:
@@ -226,16 +225,6 @@ def test_published_condition_numbers_must_be_numbers(tmp_path: Path, value: str)
         make_tables(["condition_number"], Inputs((write_run(tmp_path / "run"),), tmp_path))
 
 
-def test_speed_is_read_from_the_benchmark(tmp_path: Path) -> None:
-    tables, _ = make_tables(["speed"], Inputs((BENCHMARK,), PAPER))
-    frame = tables["speed"].frames["speed"].set_index("method")
-    saved = json.loads(BENCHMARK.read_text())["shapes"][0]["cases"]
-    times = {case["name"]: np.array(case["forward_ms"]) + np.array(case["backward_ms"] or 0) for case in saved}
-    assert frame.loc["seb", "ratio_to_eigh"] == pytest.approx(np.median(times["seb"] / times["eigh"]))
-    with pytest.raises(RunError, match="no result of the benchmark"):
-        make_tables(["speed"], Inputs((tmp_path,), PAPER))
-
-
 def test_what_cannot_be_read_is_noted_and_the_rest_tabulated(tmp_path: Path, here: Callable[..., Done]) -> None:
     runs_of(tmp_path / "r", "mpn_cov", [180, 184])
     (damaged,) = runs_of(tmp_path / "r", "gap", [100])
@@ -249,20 +238,9 @@ def test_what_cannot_be_read_is_noted_and_the_rest_tabulated(tmp_path: Path, her
     refused(here("make_tables.py", "empty", "nowhere", cwd=tmp_path), "empty: no run in it", "nowhere: no such folder")
 
 
-def test_results_of_the_benchmark_are_found_in_their_folder_and_a_damaged_one_is_noted(tmp_path: Path) -> None:
-    (run,) = runs_of(tmp_path / "r", "mpn_cov", [180])
-    tables, notes = make_tables(["accuracy", "speed"], Inputs((run, BENCHMARK.parent), PAPER))
-    assert set(tables) == {"accuracy", "speed"} and notes == []
-    files = {path.name for path in BENCHMARK.parent.glob("*.json")}
-    assert set(tables["speed"].frames["speed"]["file"]) == files
-    (tmp_path / "bad.json").write_text("[]")
-    tables, notes = make_tables(["accuracy", "speed"], Inputs((run, tmp_path / "bad.json"), PAPER))
-    assert set(tables) == {"accuracy"} and len(notes) == 1 and "bad.json: schema None" in notes[0]
-
-
 def test_all_tables_that_can_be_made_are_made_and_traced(tmp_path: Path, here: Callable[..., Done]) -> None:
     runs_of(tmp_path / "r", "mpn_cov", [180, 184])
-    done = here("make_tables.py", "r", "--table", "all", BENCHMARK, "--provenance", "p.json", cwd=tmp_path)
+    done = here("make_tables.py", "r", "--table", "all", "--provenance", "p.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     made = {file.stem for file in (tmp_path / "r" / "tables").glob("*.md")}
     assert made == set(TABLES) - {"hybrid"} and "note: no table hybrid" in done.stderr
@@ -271,7 +249,7 @@ def test_all_tables_that_can_be_made_are_made_and_traced(tmp_path: Path, here: C
     assert final["top1_mean"] == 91 and final["seeds"] == "0 1" and final["commits"] == "0123abc"
     assert [Path(run["path"]) for run in final["runs"]] == [Path("r/mpn_cov/seed0"), Path("r/mpn_cov/seed1")]
     assert all(re.fullmatch("[0-9a-f]{64}", run["config_sha256"]) for run in final["runs"])
-    assert {cell["table"] for cell in cells} >= {"accuracy", "cost", "speed", "gradient_bounds"}
+    assert {cell["table"] for cell in cells} >= {"accuracy", "cost", "gradient_bounds"}
     refused(here("make_tables.py", cwd=tmp_path), "no folder of runs given")
     refused(here("make_tables.py", "r", "--table", "hybrid", cwd=tmp_path), "hybrid.method")
 

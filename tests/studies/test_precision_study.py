@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Done, Train, refused
+from records import SCHEMA, CaseRecord, Record, ShapeRecord
 from report import times_markdown
 from run_folders import change_summary, write_config, write_run
 from torch import Tensor
 
 from fgvc.errors import ConfigError, RunError
-from fgvc.reporting.speed import SCHEMA, CaseRecord, Record, ShapeRecord
 from fgvc.runs.summary import read_run
 from fgvc.spectral import EigendecompositionError
 from fgvc.studies.precision import measure as errors

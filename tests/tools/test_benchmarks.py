@@ -16,6 +16,7 @@ import features
 import measure
 import numpy as np
 import pytest
+import records
 import report
 import spectral
 import torch
@@ -23,7 +24,6 @@ from command_line import ROOT
 
 from fgvc.cli import exit_on_user_error
 from fgvc.pooling import create_pooling, list_poolings, pooling_label
-from fgvc.reporting import speed as records
 from fgvc.spectral.eigen import batched_eigh
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -89,6 +89,13 @@ def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
     table = report.shape_table(records.ShapeRecord([1, 2, 3, 3], [eigh, case]))
     cells = ["3.00 [2.00, 9.00]", "3.00 [2.00, 14.0]", "6.00 [4.00, 23.0]", "3.00 [2.50, 3.50]", "2.00"]
     assert f"| A (gradient not finite) | {' | '.join(cells)} |" in re.sub(" +", " ", table).splitlines()
+
+
+@pytest.mark.parametrize("name", ["batch10_2cores", "batch32_2cores"])
+def test_tables_of_kept_results_are_those_kept_with_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = BENCHMARKS / "results" / name
+    assert status("--from", kept.with_suffix(".json")) == 0
+    assert capsys.readouterr().out == kept.with_suffix(".md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

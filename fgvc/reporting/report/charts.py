@@ -1,27 +1,28 @@
 """Plotly figures of the report: curves in panels below each other, errors with quartiles, confusion matrices."""
 
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 from plotly.subplots import make_subplots
 
-from fgvc.presentation.style import method_order, method_style, short_name
+from fgvc.presentation.style import by_method, method_style, short_name
 
 MAX_POINTS = 40_000
 """Most points of one panel; beyond it a curve keeps evenly spaced points, its first and last among them."""
 _MANY = 24  # curves of a panel beyond which lines are thin
 _NAMED = 40  # classes up to which the axes of a matrix have names
-_NAMES = "circle pentagon hexagon square triangle-down triangle-left triangle-right cross x diamond triangle-up "
-_NAMES += "diamond-tall hexagon2 star"
-_SYMBOLS = dict(zip("ophsv<>PXD^dH*", _NAMES.split(), strict=True))
+_SYMBOLS = {"o": "circle", "p": "pentagon", "h": "hexagon", "s": "square", "v": "triangle-down", "<": "triangle-left"}
+_SYMBOLS |= {">": "triangle-right", "P": "cross", "X": "x", "D": "diamond", "^": "triangle-up", "d": "diamond-tall"}
+_SYMBOLS |= {"H": "hexagon2", "*": "star"}
 """matplotlib's markers to plotly's."""
+_LOG = {"type": "log", "exponentformat": "power", "nticks": 5}
 _LAYOUT = {
     "template": "plotly_white",
     "paper_bgcolor": "rgba(0,0,0,0)",
@@ -36,22 +37,12 @@ _LAYOUT = {
 }
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One curve of a panel.
-
-    Attributes:
-        label: Label of the method, which gives colour, dash and marker.
-        name: Text at its points.
-        x, y: (n,) numbers; what is not finite is a gap.
-        band: (n,) lower and (n,) upper ends of a band around it.
-    """
+class Curve(NamedTuple):
+    """One curve: label of its method, which gives colour, dash and marker; text at its points; their numbers."""
 
     label: str
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    band: tuple[Sequence[float], Sequence[float]] | None = None
+    table: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -61,12 +52,21 @@ class Panel:
     Attributes:
         title: Title of the vertical axis.
         curves: Curves, drawn in this order.
+        y: Column of their tables; what is not finite is a gap.
+        band: Columns of the lower and the upper end of a band around each curve.
         log: Whether the vertical axis is logarithmic.
     """
 
     title: str
     curves: Sequence[Curve]
+    y: str
+    band: tuple[str, str] | None = None
     log: bool = False
+
+
+def method_curves(table: pd.DataFrame) -> list[Curve]:
+    """A curve for each label of a table."""
+    return [Curve(label, label, part) for label, part in by_method(table)]
 
 
 def plain(text: str) -> str:
@@ -76,71 +76,51 @@ def plain(text: str) -> str:
     return f"\u2068{escaped}\u2069"
 
 
-def curves_figure(x_title: str, panels: Sequence[Panel]) -> go.Figure:
-    """Panels below each other with one horizontal axis and one legend."""
+def curves_figure(x: str, x_title: str, panels: Sequence[Panel]) -> go.Figure:
+    """Panels below each other with one horizontal axis, the column `x`, and one legend."""
     figure = make_subplots(rows=len(panels), shared_xaxes=True, vertical_spacing=0.05)
     for row, panel in enumerate(panels, start=1):
-        curves = sorted(panel.curves, key=lambda curve: method_order(curve.label))
-        traces = [trace for curve in curves for trace in _traces(curve, x_title, panel)]
-        figure.add_traces(traces, rows=[row] * len(traces), cols=[1] * len(traces))
-        ends = [value for curve in curves for values in (curve.y, *(curve.band or ())) for value in values]
-        figure.update_yaxes(title_text=panel.title, row=row, col=1, **(_log_axis(ends) if panel.log else {}))
-    figure.update_xaxes(title_text=x_title, row=len(panels), col=1)
+        traces = [trace for curve in panel.curves for trace in _traces(curve, x, x_title, panel)]
+        figure.add_traces(traces, rows=row, cols=1)
+        figure.update_yaxes(title_text=panel.title, row=row, **(_LOG if panel.log else {}))
+    figure.update_xaxes(title_text=x_title, row=len(panels))
     return figure.update_layout(_LAYOUT)
 
 
-def _traces(curve: Curve, x_title: str, panel: Panel) -> list[go.Scatter]:
+def _traces(curve: Curve, x: str, x_title: str, panel: Panel) -> Iterator[go.Scatter]:
+    """The band of a curve, and the curve."""
     style, many = method_style(curve.label), len(panel.curves) > _MANY
-    count = len(curve.x)
-    most = max(MAX_POINTS // len(panel.curves), 2)
-    kept = np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
-    x, y = (np.asarray(values, float)[kept] for values in (curve.x, curve.y))
+    most = min(len(curve.table), max(MAX_POINTS // len(panel.curves), 2))
+    table = curve.table.iloc[np.linspace(0, len(curve.table) - 1, most).round().astype(int)]
     common = {"name": plain(curve.label), "legendgroup": curve.label, "meta": plain(curve.name)}
-    traces = []
-    if curve.band is not None:
-        lower, upper = (np.asarray(end, float)[kept] for end in curve.band)
-        shown = np.isfinite(lower) & np.isfinite(upper) & ((lower > 0) | (not panel.log))
-        edge = [*x[shown].tolist(), *x[shown][::-1].tolist()], [*upper[shown].tolist(), *lower[shown][::-1].tolist()]
-        red, green, blue = (round(255 * part) for part in to_rgb(style.color))
-        fill = {"fill": "toself", "fillcolor": f"rgba({red},{green},{blue},0.2)", "line": {"width": 0}}
-        traces.append(
-            go.Scatter(x=edge[0], y=edge[1], mode="lines", hoverinfo="skip", showlegend=False, **fill, **common)
-        )
-    width = 1 if many else 1.8
+    if panel.band:
+        low, high = panel.band
+        shown = table[np.isfinite(table[low]) & np.isfinite(table[high]) & ((table[low] > 0) | (not panel.log))]
+        back = shown[::-1]
+        looks = {"fill": "toself", "fillcolor": style.color, "opacity": 0.2, "mode": "lines", "line": {"width": 0}}
+        looks |= {"hoverinfo": "skip", "showlegend": False}
+        yield go.Scatter(x=[*shown[x], *back[x]], y=[*shown[high], *back[low]], **looks, **common)
     dash = ",".join(f"{1.5 * part:g}px" for part in style.dash[1]) or "solid"
-    line = {"color": style.color, "width": width, "dash": dash}
-    marker = {
+    marker: dict[str, Any] = {
         "symbol": _SYMBOLS[style.marker],
         "color": "white",
         "line": {"color": style.color, "width": 1.4},
-        "size": 5 if many else 7,
-        "maxdisplayed": 3 if many else 9,
     }
+    counts = {"size": 5, "maxdisplayed": 3} if many else {"size": 7, "maxdisplayed": 9}
+    line = {"color": style.color, "width": 1 if many else 1.8, "dash": dash}
+    looks = {"mode": "lines+markers", "marker": marker | counts, "line": line, "opacity": 0.75 if many else 1}
     hover = f"%{{meta}}<br>{x_title}: %{{x}}<br>{panel.title.replace('<br>', ' ')}: %{{y:.5~g}}<extra></extra>"
-    looks = {"line": line, "marker": marker, "opacity": 0.75 if many else 1, "hovertemplate": hover}
-    return [*traces, go.Scatter(x=x.tolist(), y=y.tolist(), mode="lines+markers", **looks, **common)]
+    yield go.Scatter(x=[*table[x]], y=[*table[panel.y]], hovertemplate=hover, **looks, **common)
 
 
-def _log_axis(values: Sequence[float]) -> dict[str, Any]:
-    """A logarithmic axis with powers of ten, at most some eight of them."""
-    positive = [value for value in values if 0 < value < math.inf]
-    decades = math.log10(max(positive) / min(positive)) if positive else 0
-    ticks = math.ceil(decades / 8) if decades > 1.5 else "D2"  # D2: 2 and 5 between the powers
-    return {"type": "log", "exponentformat": "power", "dtick": ticks}
-
-
-def intervals_figure(
-    title: str, names: Sequence[str], middle: Sequence[float], lower: Sequence[float], upper: Sequence[float]
-) -> go.Figure:
-    """A number with an interval for each name, on a log axis."""
-    centre, low, high = (np.asarray(values, float) for values in (middle, lower, upper))
-    gaps = {"array": (high - centre).tolist(), "arrayminus": (centre - low).tolist()}
-    bars = {"type": "data", "symmetric": False, "color": "#8b949e", "thickness": 2, "width": 5, **gaps}
-    labels = _distinct([plain(name) for name in names])
-    hover = "%{y}<br>%{x:.3~g}<extra></extra>"
-    dots = {"mode": "markers", "marker": {"color": "#1b1f24", "size": 9}, "hovertemplate": hover}
-    figure = go.Figure(go.Scatter(x=centre.tolist(), y=labels, error_x=bars, **dots), layout=_LAYOUT)
-    figure.update_xaxes(title_text=title, tickangle=0, **_log_axis([*low.tolist(), *high.tolist()]))
+def intervals_figure(title: str, table: pd.DataFrame, column: str) -> go.Figure:
+    """A number with an interval for each label, columns NAME, NAME_lower and NAME_upper, on a log axis."""
+    middle, lower, upper = (table[f"{column}{end}"] for end in ("", "_lower", "_upper"))
+    bars = {"array": [*(upper - middle)], "arrayminus": [*(middle - lower)], "symmetric": False}
+    bars |= {"color": "#8b949e", "thickness": 2, "width": 5}
+    looks = {"mode": "markers", "marker": {"color": "#1b1f24", "size": 9}, "hovertemplate": "%{y}<br>%{x:.3~g}"}
+    dots = go.Scatter(x=[*middle], y=_distinct(table["label"]), error_x=bars, name="", **looks)
+    figure = go.Figure(dots, layout=_LAYOUT).update_xaxes(title_text=title, tickangle=0, **_LOG)
     return figure.update_yaxes(type="category", autorange="reversed", automargin=True)
 
 
@@ -155,7 +135,7 @@ def matrix_figure(names: Sequence[str], counts: np.ndarray) -> go.Figure:
     """
     shares = (100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).round(1)
     right = np.eye(len(counts), dtype=bool)
-    labels = _distinct([plain(short_name(name, 28)) for name in names])
+    labels = _distinct(short_name(name, 28) for name in names)
     steps = np.linspace(0, 1, 9)
     colours = [(step**2, to_hex(mpl.colormaps["YlOrRd"](0.15 + 0.85 * step))) for step in steps]
     no_names = {"xaxis.showticklabels": False, "yaxis.showticklabels": False}
@@ -164,7 +144,6 @@ def matrix_figure(names: Sequence[str], counts: np.ndarray) -> go.Figure:
         ("% taken for another", ~right & (counts > 0), colours, None, 0.76),
         ("% right", right, [(0, "#e6e6e6"), (1, "#4d4d4d")], 100, 0.24),
     ):
-        bar = {"title": {"text": title, "side": "right"}, "len": 0.48, "y": place, "thickness": 12}
         figure.add_heatmap(
             x=labels,
             y=labels,
@@ -173,7 +152,7 @@ def matrix_figure(names: Sequence[str], counts: np.ndarray) -> go.Figure:
             zmin=0,
             zmax=top or max(1, shares[shown].max(initial=0)),
             colorscale=scale,
-            colorbar=bar,
+            colorbar={"title": {"text": title, "side": "right"}, "len": 0.48, "y": place, "thickness": 12},
             hoverongaps=False,
             hovertemplate="true: %{y}<br>predicted: %{x}<br>%{customdata} images, %{z} % of the class<extra></extra>",
         )
@@ -184,7 +163,8 @@ def matrix_figure(names: Sequence[str], counts: np.ndarray) -> go.Figure:
     return figure.update_yaxes(title_text="true class", autorange="reversed", scaleanchor="x", **axis)
 
 
-def _distinct(labels: Sequence[str]) -> list[str]:
-    """The labels, those that are equal with their place."""
+def _distinct(names: Iterable[str]) -> list[str]:
+    """The names as plotly shows them, those that are equal with their place."""
+    labels = [plain(name) for name in names]
     counted = Counter(labels)
     return [label if counted[label] == 1 else f"{label} ({place})" for place, label in enumerate(labels, start=1)]

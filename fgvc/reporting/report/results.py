@@ -1,9 +1,7 @@
 """What a report is made from: the runs of some folders and the files that lie there."""
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,73 +29,40 @@ class Results:
     notes: list[str]
     inputs: Inputs
 
-    @cached_property
-    def parent(self) -> Path:
-        """The folder that all runs lie in."""
-        return Path(os.path.commonpath([run.path.absolute().parent for run in self.runs]))
-
-    def folder(self, run: Run) -> str:
-        """The folder of a run as seen from `parent`."""
-        return str(run.path.absolute().relative_to(self.parent))
-
-    @cached_property
-    def groups(self) -> dict[Setting, Group]:
-        """The finished runs by setting and method. Raises RunError where two have one seed, or none is finished."""
+    def with_file(self, name: str, notes: list[str]) -> dict[Setting, Group]:
+        """The finished runs that kept a file; notes how many of each setting did not. Raises RunError if none did."""
         finished = [run for run in self.runs if run.finished]
-        if not finished:
-            raise RunError("no run among those given is finished")
-        return group_runs(finished)
-
-    def with_file(self, name: str) -> tuple[dict[Setting, Group], list[str]]:
-        """The finished runs that kept a file, and a note for each setting in which others did not."""
-        groups, notes = {}, []
-        for setting, group in self.groups.items():
-            kept = {method: [run for run in runs if (run.path / name).is_file()] for method, runs in group.items()}
-            everything, left = (sum(map(len, part.values())) for part in (group, kept))
-            if left < everything:
-                notes.append(f"{setting.title}: {everything - left} of {everything} runs kept no {name}")
-            groups[setting] = {method: runs for method, runs in kept.items() if runs}
-        return {setting: group for setting, group in groups.items() if group}, notes
+        kept = [run for run in finished if (run.path / name).is_file()]
+        lacking = [run for run in finished if run not in kept]
+        if not kept:
+            raise RunError(f"none of {len(lacking)} finished runs kept {name}")
+        for setting, group in group_runs(lacking).items():
+            notes.append(f"{setting.title}: runs that kept no {name}: {sum(map(len, group.values()))}")
+        return group_runs(kept)
 
     def read_each(
-        self, name: str, command: str, read: Callable[[Path], T]
-    ) -> tuple[list[tuple[Path, Run | None, T]], list[str]]:
-        """Read the files of a name at any depth; each with the run whose folder it lies in, and notes on damaged ones.
+        self, name: str, command: str, read: Callable[[Path], T], notes: list[str]
+    ) -> Iterator[tuple[Path, Run | None, T]]:
+        """Files of a name at any depth, as `read` reads them, each with the run whose folder it lies in.
 
-        Args:
-            name: file name.
-            command: subcommand of fgvc that writes such files.
-            read: function of a file; it raises RunError, OSError or ValueError where the file is damaged.
-
-        Raises:
-            RunError: there is no such file.
+        A file that is damaged, where `read` raises an error, is noted. Raises RunError where there is no file.
         """
         files = {file.resolve(): file for folder in self.inputs.results for file in sorted(folder.rglob(name))}
         if not files:
             raise RunError(f"no {name} of fgvc {command} lies in these folders")
-        found: list[tuple[Path, Run | None, T]] = []
-        notes: list[str] = []
         for file in files.values():
             owner = next((run for run in self.runs if run.path in file.parents), None)
             try:
-                found.append((file, owner, read(file)))
+                content = read(file)
             except RunError as error:
                 notes.append(str(error))
-            except (OSError, ValueError) as error:
-                notes.append(f"{file}: cannot be read ({error}); run fgvc {command} again")
-        return found, notes
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                notes.append(f"{file}: cannot be read ({type(error).__name__}: {error}); run fgvc {command} again")
+            else:
+                yield file, owner, content
 
 
 def collect(folders: Sequence[Path], paper: Path) -> Results:
-    """Read the summaries of the runs in some folders.
-
-    Args:
-        folders: run folders, or folders that they lie in.
-        paper: folder of the published numbers.
-
-    Raises:
-        RunError: no run can be read.
-    """
+    """The runs in some folders, at any depth, and the folder of published numbers. Raises RunError without a run."""
     runs, notes = readable_runs(folders)
-    runs = sorted(runs, key=lambda run: method_order(run.label))
-    return Results(runs, notes, Inputs(tuple(folders), paper))
+    return Results(sorted(runs, key=lambda run: method_order(run.label)), notes, Inputs(tuple(folders), paper))

@@ -1,9 +1,10 @@
-"""The sections of the report: each is one function from results to its parts and to notes on what is left out."""
+"""The sections of the report: each is one function that yields its parts and notes what it leaves out."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from fgvc.errors import RunError, UserError
 from fgvc.io import read_csv, read_json_object
 from fgvc.presentation.render import Block
 from fgvc.presentation.style import method_order
-from fgvc.reporting.registry import make_tables
-from fgvc.reporting.report.charts import Curve, Panel, curves_figure, intervals_figure, matrix_figure
-from fgvc.reporting.report.pictures import AttributionPictures, Gallery, read_attribution, read_picture
+from fgvc.reporting.registry import TABLES
+from fgvc.reporting.report.charts import Curve, Panel, curves_figure, intervals_figure, matrix_figure, method_curves
+from fgvc.reporting.report.pictures import Attributions, Gallery, read_attribution, read_picture
 from fgvc.reporting.report.results import Results
 from fgvc.reporting.run_tables import NOT_MEASURED
 from fgvc.runs import Run
@@ -29,20 +30,11 @@ from fgvc.studies.spectra.views import VIEWS, Options
 
 MATRIX_CLASSES = 250
 """Most classes of a confusion matrix that is drawn; the tables are of all."""
-_COURSE = {"test_top1": "test top-1 in %", "test_loss": "test loss", "train_loss": "training loss"}
-"""Columns of metrics.csv that are drawn, and their names."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of plotly.
-
-    Attributes:
-        title: Heading.
-        text: What is seen, for those who do not see it too.
-        figure: The figure.
-        height: Height on the page, a length of CSS.
-    """
+    """A figure of plotly under a heading; its text says what is seen, its height is a length of CSS."""
 
     title: str
     text: str
@@ -52,13 +44,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Group:
-    """Parts under a line that folds them up.
-
-    Attributes:
-        summary: The line.
-        parts: Folded parts.
-        open: Whether the parts are seen at first.
-    """
+    """Parts under a line, `summary`, that folds them up, unless they are open at first."""
 
     summary: str
     parts: Sequence["Part"]
@@ -67,50 +53,32 @@ class Group:
 
 Part = str | Block | Chart | Gallery | Group
 """Of a section: a paragraph, a table, a chart, pictures, or a group of these."""
-PartsAndNotes = tuple[list[Part], list[str]]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page.
-
-    Attributes:
-        name: Anchor.
-        title: Heading.
-        command: Command that makes the content.
-        parts: Content, empty where there is nothing to show.
-        notes: Lines on what is left out.
-        missing: Reason why there is nothing to show.
-    """
+    """A section: anchor, heading, the command that makes its content, the reason if there is none to show."""
 
     name: str
     title: str
     command: str
-    parts: list[Part] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    missing: str = ""
+    parts: list[Part]
+    notes: list[str]
+    missing: str
 
 
 def make_sections(results: Results) -> list[Section]:
     """Every section; one that cannot be made says why and what would make it."""
     sections = []
     for name, (title, command, make) in SECTIONS.items():
+        notes: list[str] = []
         try:
-            parts, notes = make(results)
+            parts = list(make(results, notes))
+            missing = "" if parts else "what lies here is left out, as the notes say"
         except UserError as error:
-            sections.append(Section(name, title, command, missing=str(error)))
-            continue
-        missing = "" if parts else "what lies here is left out, as the notes say"
+            parts, notes, missing = [], [], str(error)
         sections.append(Section(name, title, command, parts, list(dict.fromkeys(notes)), missing))
     return sections
-
-
-def _tables(name: str) -> Callable[[Results], PartsAndNotes]:
-    def make(results: Results) -> PartsAndNotes:
-        tables, notes = make_tables([name], results.inputs)
-        return [block for table in tables.values() for block in table.blocks], notes
-
-    return make
 
 
 def _run_name(run: Run | None, file: Path) -> str:
@@ -121,162 +89,151 @@ def _run_name(run: Run | None, file: Path) -> str:
     return f"{run.label}, {run.dataset}, {run.backbone}, seed {run.seed}{status}"
 
 
-def _training(results: Results) -> PartsAndNotes:
+def _block(title: str, columns: str, records: Iterable[Mapping[Any, Any]], *notes: str) -> Block:
+    """A table of nested records, a row each; `columns` are HEAD=FIELD or, for numbers, HEAD=FIELD:FORMAT."""
+
+    def cell(record: Mapping[str, Any], field: str) -> str:
+        name, _, form = field.partition(":")
+        value = record.get(name)
+        if value is None or value != value:
+            return NOT_MEASURED if form else "not stated"
+        return format(value, form) if form else str(value)
+
+    header, fields = zip(*(column.split("=") for column in columns.split(", ")), strict=True)
+    rows = [[cell(record, field) for field in fields] for record in map(flatten, records)]
+    return Block(title, list(header), rows, list(notes))
+
+
+def _table(name: str, results: Results, notes: list[str]) -> list[Block]:
+    """A table by name."""
+    table = TABLES[name](results.inputs)
+    notes.extend(table.notes)
+    return table.blocks
+
+
+_COURSE = {"test_top1": "test top-1 in %", "test_loss": "test loss", "train_loss": "training loss"}
+"""Columns of metrics.csv that are drawn, and their names."""
+
+
+def _training(results: Results, notes: list[str]) -> Iterator[Part]:
     """Curves of all runs, those that did not finish too."""
-    curves: dict[str, list[Curve]] = {measure: [] for measure in _COURSE}
-    rows, last, notes = [], [], []
+    curves, ends = [], []
     for run in results.runs:
         try:
             metrics = run.metrics().reindex(columns=["epoch", *_COURSE]).apply(pd.to_numeric, errors="coerce")
         except RunError as error:
             notes.append(f"no curve of {run.label}, seed {run.seed}: {error}")
             continue
-        if metrics.empty:
-            continue
-        for measure, of_measure in curves.items():
-            of_measure.append(
-                Curve(run.label, _run_name(run, run.path), list(metrics["epoch"]), list(metrics[measure]))
-            )
-        end = metrics.iloc[-1]
-        last.append(end["test_top1"])
-        numbers = [
-            NOT_MEASURED if pd.isna(end[measure]) else f"{end[measure]:.{2 if measure == 'test_top1' else 4}f}"
-            for measure in _COURSE
-        ]
-        rows.append([run.label, str(run.seed), f"{end['epoch']:g}", *numbers])
-    if not rows:
+        if not metrics.empty:
+            curves.append(Curve(run.label, _run_name(run, run.path), metrics))
+            ends.append({"label": run.label, "seed": run.seed, **metrics.iloc[-1]})
+    if not curves:
         raise RunError("\n".join(["no run has a row in metrics.csv", *notes]))
+    last = [end["test_top1"] for end in ends]
     text = (
-        f"Test top-1, test loss and training loss of {len(rows)} runs after each epoch, a line a run; after the last "
+        f"Test top-1, test loss and training loss of {len(curves)} runs after each epoch, a line a run; after the last "
         f"epoch of each, the test top-1 lies between {min(last):.2f} and {max(last):.2f} %."
     )
-    figure = curves_figure("epoch", [Panel(name, curves[measure]) for measure, name in _COURSE.items()])
-    header = ["Method", "Seed", "Last epoch", "Test top-1 in %", "Test loss", "Training loss"]
-    numbers_of_runs = Group("Numbers of each run after its last epoch", [Block("After the last epoch", header, rows)])
-    return [Chart("Course of training", text, figure, "48rem"), numbers_of_runs], notes
+    panels = [Panel(name, curves, measure) for measure, name in _COURSE.items()]
+    yield Chart("Course of training", text, curves_figure("epoch", "epoch", panels), "48rem")
+    columns = "Method=label, Seed=seed, Last epoch=epoch:g, Test top-1 in %=test_top1:.2f, Test loss=test_loss:.4f"
+    table = _block("After the last epoch", f"{columns}, Training loss=train_loss:.4f", ends)
+    yield Group("Numbers of each run after its last epoch", [table])
 
 
-def _views(
-    name: str, file: str, results: Results, draw: Callable[[pd.DataFrame], go.Figure], text: str, height: str
-) -> PartsAndNotes:
-    """A chart and its table for every setting that a view of spectra shows, and notes on the others."""
-    parts: list[Part] = []
-    groups, notes = results.with_file(file)
-    for setting, group in groups.items():
+def _view(
+    name: str, file: str, draw: Callable[[str, pd.DataFrame], Chart], results: Results, notes: list[str]
+) -> Iterator[Part]:
+    """A chart and its table for every setting that a view of spectra shows."""
+    for setting, group in results.with_file(file, notes).items():
         try:
             view = VIEWS[name]([run for runs in group.values() for run in runs], Options())
         except RunError as error:
             notes.append(f"{setting.title}: {error}")
             continue
-        parts.append(Chart(setting.title, text, draw(view.table), height))
-        parts.append(replace(view.block, title=f"{view.block.title}: {setting.title}"))
-        notes += view.notes
-    if not parts:
-        raise RunError("\n".join(notes))
-    return parts, notes
+        notes.extend(view.notes)
+        yield draw(setting.title, view.table)
+        yield replace(view.block, title=f"{view.block.title}: {setting.title}")
 
 
-def _banded(table: pd.DataFrame, x: str, lower: str, middle: str, upper: str) -> list[Curve]:
-    """A curve a method, with its band."""
-    return [
-        Curve(str(label), str(label), list(part[x]), list(part[middle]), (list(part[lower]), list(part[upper])))
-        for label, part in table.sort_values(x).groupby("label", sort=False)
-    ]
-
-
-def _spectra(results: Results) -> PartsAndNotes:
-    """Sorted eigenvalues before and after normalisation, a chart a setting."""
-
-    def draw(table: pd.DataFrame) -> go.Figure:
-        panels = []
-        for stage, title in (("before", "λ of the covariance"), ("after", "λ, normalised")):
-            part = table[(table["stage"] == stage) & (table["index"] <= table["rank"])]
-            if len(part):
-                panels.append(Panel(title, _banded(part, "index", "lower", "median", "upper"), log=True))
-        return curves_figure("index of the eigenvalue (1: largest)", panels)
-
+def _spectra(title: str, table: pd.DataFrame) -> Chart:
+    within, panels = table[table["index"] <= table["rank"]], []
+    for stage, name in (("before", "λ of the covariance"), ("after", "λ, normalised")):
+        part = within[within["stage"] == stage]
+        if len(part):
+            panels.append(Panel(name, method_curves(part), "median", ("lower", "upper"), log=True))
     text = (
         "Eigenvalues λ in descending order up to the numerical rank of the covariance, on a log scale: median over "
         "test images of all seeds as a line, quartiles as a band."
     )
-    return _views("methods", "spectrum.npz", results, draw, text, "40rem")
+    return Chart(title, text, curves_figure("index", "index of the eigenvalue (1: largest)", panels), "40rem")
 
 
-def _conditions(results: Results) -> PartsAndNotes:
-    """Conditioning by epoch, a chart a setting, and as published."""
-
-    def draw(table: pd.DataFrame) -> go.Figure:
-        panels = []
-        for measure, name in MEASURES.items():
-            curves = _banded(table, "epoch", f"{measure}_lowest", measure, f"{measure}_highest")
-            panels.append(Panel(name.replace("\n", "<br>"), curves, log="condition" in measure))
-        return curves_figure("epoch (0: before training)", panels)
-
+def _conditions(title: str, table: pd.DataFrame) -> Chart:
+    panels = []
+    for measure, name in MEASURES.items():
+        ends = (f"{measure}_lowest", f"{measure}_highest")
+        panels.append(
+            Panel(name.replace("\n", "<br>"), method_curves(table), measure, ends, log="condition" in measure)
+        )
     text = (
         "Measures of the covariance by epoch on the same test images: median over seeds as a line, lowest and "
         "highest seed as a band."
     )
-    parts, notes = _views("conditions", "spectrum_history.npz", results, draw, text, "48rem")
-    tables, more = _tables("condition_number")(results)
-    return parts + tables, notes + more
+    return Chart(title, text, curves_figure("epoch", "epoch (0: before training)", panels), "48rem")
 
 
-def _audit(results: Results) -> PartsAndNotes:
+def _conditioning(results: Results, notes: list[str]) -> Iterator[Part]:
+    """Conditioning by epoch, a chart a setting, and as published."""
+    yield from _view("conditions", "spectrum_history.npz", _conditions, results, notes)
+    yield from _table("condition_number", results, notes)
+
+
+def _audit(results: Results, notes: list[str]) -> Iterator[Part]:
     """What `fgvc audit_gradients` wrote: errors of the published gradients."""
-    parts: list[Part] = []
-    audits, notes = results.read_each("gradients.csv", "audit_gradients", _read_audit)
     text = (
         "Relative error of the features' gradient against the exact one: median over images as a dot, quartiles as a "
         f"bar. Those below {ERROR_FLOOR:.0e}, which are exact up to rounding, are in the table only."
     )
-    for file, run, (summary, block) in audits:
-        title = str(file.parent) if run is None else f"On features of {_run_name(run, file)}"
+    for file, run, (summary, block) in results.read_each("gradients.csv", "audit_gradients", _read_audit, notes):
+        title = f"On features of {_run_name(run, file)}" if run else str(file.parent)
         shown = summary[summary["relative_error"] > ERROR_FLOOR]
         if len(shown):
-            numbers = [list(shown[f"relative_error{end}"]) for end in ("", "_lower", "_upper")]
-            figure = intervals_figure("relative error of the gradient", list(shown["label"]), *numbers)
-            parts.append(Chart(title, text, figure, f"{7 + 1.6 * len(shown):g}rem"))
-        parts.append(replace(block, title=f"Gradients: {title}"))
+            figure = intervals_figure("relative error of the gradient", shown, "relative_error")
+            yield Chart(title, text, figure, f"{7 + 1.6 * len(shown):g}rem")
+        yield replace(block, title=f"Gradients: {title}")
         picture = file.with_name("loewner.png")
         if picture.is_file():
             shows = "Loewner matrices of the audited gradients side by side, and below each its relative error"
             caption = "Loewner matrices, |L|, and their relative errors"
-            parts.append(Gallery("Loewner matrices", [read_picture(picture, 1600, shows, caption)], wide=True))
-    return parts, notes
+            yield Gallery("Loewner matrices", [read_picture(picture, 1600, shows, caption)], wide=True)
 
 
 def _read_audit(file: Path) -> tuple[pd.DataFrame, Block]:
-    columns = ("label", "relative_error", "relative_error_lower", "relative_error_upper")
-    summary = read_csv(file, columns, names=("label",))
-    try:
-        return summary, gradients_block(summary)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not an audit of this version, {error!r}") from error
+    numbers = ("relative_error", "relative_error_lower", "relative_error_upper")
+    summary = read_csv(file, ("label", *numbers), names=("label",))
+    return summary, gradients_block(summary)
 
 
-def _confusions(results: Results) -> PartsAndNotes:
+def _confusions(results: Results, notes: list[str]) -> Iterator[Part]:
     """The most frequent confusions of each method, its seeds together, and the matrix."""
-    parts: list[Part] = []
-    groups, notes = results.with_file("predictions.csv")
-    header = ["True class", "Predicted as", "Images", "% of the true class"]
-    for setting, group in groups.items():
+    columns, found = "True class=true, Predicted as=predicted, Images=count, % of the true class=share:.1f", 0
+    for setting, group in results.with_file("predictions.csv", notes).items():
         for method in sorted(group, key=lambda method: method_order(method.label)):
             title = f"{method.label}: {setting.title}"
             try:
                 predictions, classes = _predictions(group[method])
-                table, matrix = top_confusions(predictions, classes), confusion_matrix(predictions, classes)
+                pairs, matrix = top_confusions(predictions, classes), confusion_matrix(predictions, classes)
             except RunError as error:
                 notes.append(f"no confusions of {title}: {error}")
                 continue
-            inner: list[Part] = [Block("Most frequent confusions", header, _pairs(table))]
+            parts: list[Part] = [_block("Most frequent confusions", columns, pairs.to_dict("records"))]
             if len(classes) <= MATRIX_CLASSES:
-                inner.append(_matrix(matrix))
+                parts.append(_matrix(matrix))
             else:
                 notes.append(f"{title}: a matrix of more than {MATRIX_CLASSES} classes is not drawn")
-            parts.append(Group(title, inner, open=not parts))
-    if not parts:
-        raise RunError("\n".join(notes))
-    return parts, notes
+            found += 1
+            yield Group(title, parts, open=found == 1)
 
 
 def _predictions(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
@@ -287,167 +244,120 @@ def _predictions(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
     return pd.concat([run.predictions() for run in runs], ignore_index=True), [str(name) for name in classes]
 
 
-def _pairs(table: pd.DataFrame) -> list[list[str]]:
-    return [
-        [row["true"], row["predicted"], str(row["count"]), f"{row['share']:.1f}"] for row in table.to_dict("records")
-    ]
-
-
 def _matrix(matrix: pd.DataFrame) -> Chart:
     order = confusion_order(matrix.to_numpy())
     counts = matrix.to_numpy()[order][:, order]
-    right, images = int(counts.diagonal().sum()), int(counts.sum())
     text = (
         f"Confusion matrix of {len(order)} classes, rows the true ones, those confused with each other side by side: "
-        f"{right} of {images} answers (each seed's counted) are right, on the diagonal."
+        f"{counts.trace()} of {counts.sum()} answers (each seed's counted) are right, on the diagonal."
     )
-    figure = matrix_figure([str(matrix.index[i]) for i in order], counts)
-    return Chart("Confusion matrix", text, figure, "min(44rem, 90vw)")
+    return Chart("Confusion matrix", text, matrix_figure(list(matrix.index[order]), counts), "min(44rem, 90vw)")
 
 
-def _attribution(results: Results) -> PartsAndNotes:
+def _attribution(results: Results, notes: list[str]) -> list[Part]:
     """Grids first, then the maps of each image."""
-    records, notes = results.read_each("attribution.json", "attribute", read_attribution)
-    pictures = AttributionPictures(notes=notes)
     parts: list[Part] = []
-    for file, run, record in records:
+    attributions = Attributions(notes)
+    for file, run, record in results.read_each("attribution.json", "attribute", read_attribution, notes):
         name = _run_name(run, file)
-        parts += pictures.grids(file, record, name)
-        maps = pictures.maps(file, record)
-        if maps:
+        parts += attributions.grids(file, record["grids"], name)
+        if maps := attributions.maps(file, record["items"]):
             parts.append(Group(f"Maps of {name}, image by image", maps))
-    return [pictures.summary, *parts] if parts else [], notes
+    return [attributions.summary, *parts] if parts else []
 
 
-_CALIBRATION = {
-    "split": "Fitted on",
-    "images": "Images",
-    "temperature": "Temperature",
-    "before.calibration_error": "Calibration error in % before",
-    "after.calibration_error": "after",
-    "before.loss": "Loss before",
-    "after.loss": "after",
-}
-"""Fields of calibration.json, and their columns."""
-_CALIBRATION_NOTE = (
-    "Logits divided by the temperature. Calibration error: expected difference of confidence and accuracy; after: "
-    "cross-fitted, each image with a temperature that it took no part in."
-)
-
-
-def _calibration(results: Results) -> PartsAndNotes:
+def _calibration(results: Results, notes: list[str]) -> Iterator[Part]:
     """Temperatures and errors of calibration, as `fgvc calibrate` keeps them."""
-    rows = []
-    found, notes = results.read_each("calibration.json", "calibrate", _read_calibration)
-    for file, run, checkpoints in found:
-        name = [str(file.parent), "not stated"] if run is None else [run.label, str(run.seed)]
-        for checkpoint, record in sorted(checkpoints.items()):
-            values = flatten(record) if isinstance(record, dict) else {}
-            rows.append([name[0], name[1], checkpoint, *(_cell(values.get(key)) for key in _CALIBRATION)])
-    header = ["Method", "Seed", "Weights", *_CALIBRATION.values()]
-    return [Block("Calibration", header, rows, [_CALIBRATION_NOTE])] if rows else [], notes
+    records = []
+    for file, run, found in results.read_each("calibration.json", "calibrate", _read_calibration, notes):
+        source = {"label": run.label, "seed": run.seed} if run else {"label": file.parent}
+        records += [record | source for record in found]
+    columns = "Method=label, Seed=seed, Weights=weights, Fitted on=split, Images=images, Temperature=temperature:.4g, "
+    columns += "Calibration error in % before=before.calibration_error:.4g, after=after.calibration_error:.4g, "
+    columns += "Loss before=before.loss:.4g, after=after.loss:.4g"
+    note = (
+        "Logits divided by the temperature. Calibration error: expected difference of confidence and accuracy; after: "
+        "cross-fitted, each image with a temperature that it took no part in."
+    )
+    if records:
+        yield _block("Calibration", columns, records, note)
 
 
-def _read_calibration(file: Path) -> dict[str, Any]:
-    checkpoints = read_json_object(file).get("checkpoints")
-    if not isinstance(checkpoints, dict) or not checkpoints:
-        raise ValueError("it holds no 'checkpoints'")
-    return checkpoints
+def _read_calibration(file: Path) -> list[dict[str, Any]]:
+    checkpoints = read_json_object(file)["checkpoints"]
+    return [{**record, "weights": name} for name, record in sorted(checkpoints.items())]
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "not stated"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _runs(results: Results) -> PartsAndNotes:
+def _runs(results: Results, notes: list[str]) -> Iterator[Part]:
     """The runs that did not finish with the reason, and all of them."""
-    parts: list[Part] = []
-    unfinished = [run for run in results.runs if not run.finished]
-    if unfinished:
-        rows = [
-            [run.label, run.status, run.reason or "not stated", str(run.seed), results.folder(run)]
-            for run in unfinished
-        ]
-        parts.append(Block("Not finished", ["Method", "Status", "Reason", "Seed", "Folder"], rows))
-    header = ["Method", "Status", "Seed", "Final top-1", "Best top-1", "Epochs", "Dataset", "Backbone"]
-    header += ["Minutes", "Commit", "Folder"]
-    rows = []
+    notes.extend(results.notes)
+    records = []
     for run in results.runs:
-        accuracies = [NOT_MEASURED if a is None else f"{a.top1:.2f}" for a in (run.final, run.best)]
+        minutes = run.seconds["total"] / 60 if run.seconds and "total" in run.seconds else None
+        commit = run.commit and run.commit[:12] + "-dirty" * run.commit.endswith("-dirty")
         backbone = f"{run.backbone}, {'frozen' if run.frozen else 'fine-tuned'}"
-        total = (run.seconds or {}).get("total")
-        minutes = NOT_MEASURED if total is None else f"{total / 60:.1f}"
-        commit = "not stated" if run.commit is None else run.commit[:12] + ("-dirty" * run.commit.endswith("-dirty"))
-        row = [run.label, run.status, str(run.seed), *accuracies, str(run.epochs), run.dataset, backbone]
-        rows.append([*row, minutes, commit, results.folder(run)])
-    return [*parts, Block("All runs", header, rows, [f"Folders: below {results.parent}."])], results.notes
+        records.append(asdict(run) | {"backbone": backbone, "minutes": minutes, "commit": commit})
+    unfinished = [record for record in records if record["status"] != "finished"]
+    if unfinished:
+        columns = "Method=label, Status=status, Reason=reason, Seed=seed, Folder=path"
+        yield _block("Not finished", columns, unfinished)
+    columns = "Method=label, Status=status, Seed=seed, Final top-1=final.top1:.2f, Best top-1=best.top1:.2f, "
+    columns += "Epochs=epochs, Dataset=dataset, Backbone=backbone, Minutes=minutes:.1f, Commit=commit, Folder=path"
+    yield _block("All runs", columns, records)
 
 
-def _configuration(results: Results) -> PartsAndNotes:
+def _configuration(results: Results, notes: list[str]) -> Iterator[Part]:
     """What all runs have in common once, then of each run what it has to itself."""
-    notes: list[str] = []
     values = [_settings(run, notes) for run in results.runs]
-    several = len(values) > 1
-    common = {key: text for key, text in values[0].items() if all(other.get(key) == text for other in values)}
-    parts: list[Part] = []
-    if several:
-        parts.append(
-            f"{len(common)} settings are the same in all {len(values)} runs and stand here once; below them, run by "
-            "run, those that differ."
-        )
-        parts.append(_folded(f"The same in all {len(values)} runs", common))
+    common = set.intersection(*(set(own.items()) for own in values)) if len(values) > 1 else set()
+    if common:
+        summary = f"The same in all {len(values)} runs; below, run by run, what differs"
+        yield _folded(summary, [pair for pair in values[0].items() if pair in common])
     for run, own in zip(results.runs, values, strict=True):
-        summary = f"{run.label}, seed {run.seed}, {run.dataset}, {run.status}: {results.folder(run)}"
-        differing = {key: text for key, text in own.items() if key not in common} if several else own
-        parts.append(_folded(summary, differing, open=not several))
-    return parts, notes
+        summary = f"{run.label}, seed {run.seed}, {run.dataset}, {run.status}: {run.path}"
+        yield _folded(summary, [pair for pair in own.items() if pair not in common], open=len(values) == 1)
 
 
-def _folded(summary: str, values: dict[str, str], open: bool = False) -> Group:
-    rows = [[key, text] for key, text in values.items()]
-    inner: list[Part] = [Block("Settings", ["Setting", "Value"], rows)] if rows else ["Nothing of its own."]
-    return Group(f"{summary} ({len(values)})", inner, open)
+def _folded(summary: str, pairs: list[tuple[str, str]], open: bool = False) -> Group:
+    part = Block("Settings", ["Setting", "Value"], list(map(list, pairs))) if pairs else "Nothing of its own."
+    return Group(f"{summary} ({len(pairs)})", [part], open)
 
 
 def _settings(run: Run, notes: list[str]) -> dict[str, str]:
     """The configuration, its checksum, and the summary without its results."""
-    config: dict[str, Any] = {}
-    made_with: dict[str, Any] = {}
-    try:
-        config = flatten(run.settings())
-    except RunError as error:
-        notes.append(str(error))
-    try:
-        summary = RunFolder(run.path).read_summary()
-        made_with = flatten({key: value for key, value in summary.items() if key not in ("final", "best", "classes")})
-        file = run.path / "config.yaml"
-        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-        made_with |= {"config_sha256": digest, "folder": str(run.path)}
-    except RunError as error:  # it could be read a moment ago
-        notes.append(str(error))
-    named = {f"config: {key}": value for key, value in config.items()}
-    named |= {f"made with: {key}": value for key, value in made_with.items()}
+    folder = RunFolder(run.path)
+    found: dict[str, Any] = {"made with: folder": str(run.path)}
+    for source, read in {"config: ": folder.read_settings, "made with: ": folder.read_summary}.items():
+        try:
+            values = read()
+        except RunError as error:
+            notes.append(str(error))
+            continue
+        kept = values.keys() - {"final", "best", "classes"}
+        found |= flatten({key: value for key, value in values.items() if key in kept}, source)
+    if folder.config_file.is_file():
+        found["made with: config_sha256"] = hashlib.sha256(folder.config_file.read_bytes()).hexdigest()
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        for key, value in named.items()
+        for key, value in found.items()
     }
 
 
 _TRAIN = "fgvc train experiment=NAME method=NAME"
-SECTIONS: dict[str, tuple[str, str, Callable[[Results], PartsAndNotes]]] = {
-    "accuracy": ("Accuracy", _TRAIN, _tables("accuracy")),
+_SPECTRA = partial(_view, "methods", "spectrum.npz", _spectra)
+SECTIONS: dict[str, tuple[str, str, Callable[[Results, list[str]], Iterable[Part]]]] = {
+    "accuracy": ("Accuracy", _TRAIN, partial(_table, "accuracy")),
     "training": ("Training", _TRAIN, _training),
-    "spectra": ("Spectra", f"{_TRAIN}    # a finished run keeps spectrum.npz", _spectra),
-    "conditions": ("Condition numbers", f"{_TRAIN} trainer.probe_images=32", _conditions),
+    "spectra": ("Spectra", f"{_TRAIN}    # a finished run keeps spectrum.npz", _SPECTRA),
+    "conditions": ("Condition numbers", f"{_TRAIN} trainer.probe_images=32", _conditioning),
     "audit": ("Gradient audit", "fgvc audit_gradients RUN", _audit),
     "confusions": ("Confusions", _TRAIN, _confusions),
     "attribution": ("Attribution", "fgvc attribute RUN --images 8", _attribution),
     "calibration": ("Calibration", "fgvc calibrate RUN", _calibration),
-    "hybrid": ("Hybrid protocol", f"{_TRAIN} hybrid.method=isqrt_cov", _tables("hybrid")),
-    "cost": ("Cost", _TRAIN, _tables("cost")),
+    "hybrid": ("Hybrid protocol", f"{_TRAIN} hybrid.method=isqrt_cov", partial(_table, "hybrid")),
+    "cost": ("Cost", _TRAIN, partial(_table, "cost")),
     "runs": ("Runs", _TRAIN, _runs),
     "configuration": ("Configuration and provenance", _TRAIN, _configuration),
 }
-"""Heading, command that makes the content, and function of each section, in the order of the page."""
+"""Heading, command that makes the content, and function of each section, in the order of the page; the function takes
+a list for its notes and raises UserError where there is nothing to show."""

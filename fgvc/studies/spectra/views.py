@@ -56,12 +56,17 @@ class Options:
 
 @dataclass(frozen=True)
 class View:
-    """What a view shows: one figure, its numbers as they are read, and the tidy table that the figure is drawn from."""
+    """What a view shows: a tidy table, its figure, which `draw` makes under the title, and its numbers to read."""
 
-    figure: Figure
+    draw: Callable[[pd.DataFrame, str], Figure]
+    title: str
     block: Block
     table: pd.DataFrame
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def figure(self) -> Figure:
+        return self.draw(self.table, self.title)
 
     @property
     def markdown(self) -> str:
@@ -103,7 +108,7 @@ def _methods(runs: Sequence[Run], options: Options) -> View:
     spectra.sort(key=lambda spectrum: method_order(spectrum.label))
     curves = curve_table(spectra)
     block = replace(spectra_block(spectra, options.smallest), notes=["Medians over the test images of all seeds."])
-    return View(spectra_figure(curves, setting.title), block, curves, notes)
+    return View(spectra_figure, setting.title, block, curves, notes)
 
 
 def conditions_block(history: pd.DataFrame) -> Block:
@@ -132,7 +137,8 @@ def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
     history, notes = condition_history(group)
     if history.empty:
         raise RunError("\n  ".join(["no run here has spectra by epoch:", *notes]))
-    return View(history_figure(history, setting.title), conditions_block(history), history.drop(columns="runs"), notes)
+    table = history.drop(columns="runs")
+    return View(history_figure, setting.title, conditions_block(history), table, notes)
 
 
 def _epochs(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
@@ -145,7 +151,7 @@ def _epochs(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
             values = part[part["epoch"] == epoch].set_index("index")["median"]
             rows.append([str(label), str(stage), str(epoch), f"{values[1]:.3g}", f"{values[part['rank'].iloc[0]]:.3g}"])
     header = ["Method", "stage", "epoch", "largest", "smallest non-zero"]
-    return View(epochs_figure(table, setting.title), Block("Spectra by epoch", header, rows), table, notes)
+    return View(epochs_figure, setting.title, Block("Spectra by epoch", header, rows), table, notes)
 
 
 def classes_block(table: pd.DataFrame) -> Block:
@@ -175,7 +181,7 @@ def _classes(runs: Sequence[Run], options: Options) -> View:
         group, lambda method, of: spectra_by_class(method.label, of, [spectrum(run) for run in of])
     )
     table = pd.concat(tables, ignore_index=True)
-    return View(classes_figure(table, setting.title), classes_block(table), table, notes)
+    return View(classes_figure, setting.title, classes_block(table), table, notes)
 
 
 def _backbones(runs: Sequence[Run], options: Options) -> View:
@@ -203,7 +209,7 @@ def _layers(runs: Sequence[Run], options: Options) -> View:
 
 def _shares(spectra: Sequence[MethodSpectrum], title: str, options: Options, notes: Sequence[str] = ()) -> View:
     curves = curve_table([as_shares(spectrum) for spectrum in spectra])
-    return View(shares_figure(curves, title), spectra_block(spectra, options.smallest), curves, list(notes))
+    return View(shares_figure, title, spectra_block(spectra, options.smallest), curves, list(notes))
 
 
 VIEWS: dict[str, Callable[[Sequence[Run], Options], View]] = {

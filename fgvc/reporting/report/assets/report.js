@@ -4,18 +4,21 @@
   const page = document.documentElement;
   const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 
-  // --- light and dark: as the system has it, or as the button was left; style.css does the rest ---
+  // --- light and dark: as the system has it, or as the button was left ---
   const system = matchMedia("(prefers-color-scheme: dark)");
   const button = document.getElementById("theme");
-  const showTheme = () => button.setAttribute("aria-pressed", page.dataset.theme === "dark" || (!page.dataset.theme && system.matches));
-  try { page.dataset.theme = sessionStorage.getItem("theme") ?? ""; } catch { /* no storage: the button works until the page is left */ }
+  const show = (theme) => {
+    page.dataset.theme = theme;
+    button.setAttribute("aria-pressed", theme === "dark");
+  };
+  const follow = () => show(system.matches ? "dark" : "light");
+  follow();
+  try { show(sessionStorage.getItem("theme") ?? page.dataset.theme); } catch { /* no storage: the choice ends with the page */ }
+  system.addEventListener("change", follow);
   button.addEventListener("click", () => {
-    page.dataset.theme = button.getAttribute("aria-pressed") === "true" ? "light" : "dark";
+    show(page.dataset.theme === "dark" ? "light" : "dark");
     try { sessionStorage.setItem("theme", page.dataset.theme); } catch { /* as above */ }
-    showTheme();
   });
-  system.addEventListener("change", showTheme);
-  showTheme();
 
   // --- sorting: numbers by value, cells without one last in both directions ---
   const collator = new Intl.Collator("en", { numeric: true });
@@ -28,11 +31,10 @@
     const direction = header.getAttribute("aria-sort") === "ascending" ? -1 : 1;
     headers.forEach((other) => other.setAttribute("aria-sort", "none"));
     header.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
-    const column = header.cellIndex;
-    const numeric = column > 0 && !header.classList.contains("words");
+    const numeric = header.cellIndex > 0 && !header.classList.contains("words");
     const key = (cell) => (cell.classList.contains("none") ? null : numeric ? number(cell.textContent.trim()) : cell.textContent);
     const body = header.closest("table").tBodies[0];
-    const keyed = [...body.rows].map((row) => [key(row.cells[column]), row]);
+    const keyed = [...body.rows].map((row) => [key(row.cells[header.cellIndex]), row]);
     keyed.sort(([a], [b]) => {
       if (a === null || b === null) return (a === null) - (b === null);
       return direction * (numeric ? (a > b) - (a < b) : collator.compare(a, b));
@@ -43,9 +45,7 @@
   for (const table of all(".table table")) {
     const headers = all("thead th", table);
     for (const header of headers) {
-      const press = document.createElement("button");
-      press.type = "button";
-      press.textContent = header.textContent;
+      const press = Object.assign(document.createElement("button"), { type: "button", textContent: header.textContent });
       press.addEventListener("click", () => sort(header, headers));
       header.replaceChildren(press);
       header.setAttribute("aria-sort", "none");
@@ -53,7 +53,10 @@
   }
 
   // --- filter: a row, a gallery or a curve is shown if each word stands in it or in a heading above it ---
+  const field = document.getElementById("words");
+  const rows = all("main tbody tr");
   let words = [];
+  let items = null; // made at the first word: a page may have many rows
   const has = (text) => words.every((word) => text.toLowerCase().includes(word));
   const headings = (element) => {
     const found = [];
@@ -66,8 +69,6 @@
     const heads = element.closest("table")?.tHead.rows[0].cells;
     return heads ? [...element.cells].map((cell, i) => `${heads[i].textContent} ${cell.textContent}`).join(" ") : element.textContent;
   };
-  const rows = all("main tbody tr");
-  let items = null; // made at the first word: a page may have many rows
 
   function filter() {
     words = [...field.value.toLowerCase().matchAll(/"([^"]+)"?|[^\s"]+/g)].map(([word, quoted]) => quoted ?? word);
@@ -90,13 +91,11 @@
     }
   }
 
-  const field = document.getElementById("words");
   let waiting = 0;
   field.addEventListener("input", () => {
     clearTimeout(waiting);
     waiting = setTimeout(filter, 150);
   });
-  field.form.addEventListener("submit", (event) => event.preventDefault());
 
   // --- charts: drawn when they come into view, again when the filter has changed ---
   const CONFIG = { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
@@ -107,10 +106,9 @@
     return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
   }
 
-  async function loadLibrary() {
-    const script = document.createElement("script");
-    script.textContent = await unpacked(document.getElementById("plotly")); // the page's policy allows it by its digest
-    document.head.append(script);
+  async function loadLibrary() { // the page's policy allows it by its digest
+    const textContent = await unpacked(document.getElementById("plotly"));
+    document.head.append(Object.assign(document.createElement("script"), { textContent }));
   }
 
   async function draw(plot) {
@@ -119,9 +117,9 @@
       await (library ??= loadLibrary());
       const figure = (plot.figure ??= JSON.parse(await unpacked(plot.nextElementSibling)));
       const above = headings(plot);
-      const legend = new Set();
       const traces = figure.data.filter(({ name, meta }) => !meta || has(`${name} ${meta} ${above}`));
-      for (const trace of traces.filter(({ mode, legendgroup }) => legendgroup && mode !== "lines")) {
+      const legend = new Set();
+      for (const trace of traces.filter(({ mode }) => mode === "lines+markers")) {
         trace.showlegend = !legend.has(trace.legendgroup);
         legend.add(trace.legendgroup);
       }
