@@ -18,7 +18,6 @@ from fgvc.errors import ConfigError, RunError
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import CovariancePooling, SpectralPooling
 from fgvc.runs.spectra import numerical_rank
-from fgvc.spectral import Band
 from fgvc.spectral.covariance import centred, covariance
 from fgvc.spectral.descriptor import symmetric_gradient
 from fgvc.spectral.eigen import symmetric_eigh
@@ -71,7 +70,7 @@ def eigenvector_maps(
         first = torch.as_tensor(numerical_rank(eigenvalues.cpu().numpy()), device=read.device).clamp(min=count) - count
     places = first[:, None] + torch.arange(count, device=read.device)  # (B, n)
     chosen = torch.take_along_dim(projections, places[:, :, None], dim=1)
-    maps = chosen.square().view(*chosen.shape[:2], *read.shape[2:])  # (B, n, M) -> (B, n, h, w)
+    maps = chosen.square().unflatten(2, read.shape[2:])  # (B, n, M) -> (B, n, h, w)
     values, trace = eigenvalues.gather(1, places), eigenvalues.sum(dim=1, keepdim=True)
     return EigenvectorMaps(values, maps, places, values / trace.clamp(min=torch.finfo(trace.dtype).tiny))
 
@@ -87,10 +86,9 @@ def band_energy(model: FineGrainedModel, images: Tensor, band: BandLike) -> Tens
         read = model.head.pooling_input(features)
         (resolved,) = resolve_bands(model, features, [band])
     energies = _decompose(read)[1].square()  # (B, d, M)
-    inside = energies if resolved is None else energies[:, resolved.start : resolved.stop]
-    total = energies.sum(dim=1)
-    share = torch.where(total > 0, inside.sum(dim=1) / torch.where(total > 0, total, 1), 0)
-    return share.view(len(share), *read.shape[2:])
+    start, stop = resolved or ALL
+    inside, total = energies[:, start:stop].sum(dim=1), energies.sum(dim=1)
+    return torch.where(total > 0, inside / torch.where(total > 0, total, 1), 0).unflatten(1, read.shape[2:])
 
 
 def _decompose(read: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,6 +97,7 @@ def _decompose(read: Tensor) -> tuple[Tensor, Tensor]:
     return eigenvalues.flip(-1), eigenvectors.flip(-1).mT @ centred(read, torch.float64)
 
 
+@torch.no_grad()
 def decomposition(score: ExplainedScore) -> Tensor:
     """What each location adds to the logit through the eigenvalues of a band, signed (ours; see the module).
 
@@ -112,12 +111,6 @@ def decomposition(score: ExplainedScore) -> Tensor:
     Raises:
         RunError: the head has no linear classifier on a covariance.
     """
-    return score.upsample(torch.stack([_logit_parts(score, band) for band in score.bands]))
-
-
-@torch.no_grad()
-def _logit_parts(score: ExplainedScore, band: Band | None) -> Tensor:
-    """`decomposition` at the pooling's locations, (B, h, w) float64; it sums to the logit without its bias."""
     head = score.model.head
     if not isinstance(head.pooling, CovariancePooling):
         raise RunError(
@@ -126,18 +119,20 @@ def _logit_parts(score: ExplainedScore, band: Band | None) -> Tensor:
         )
     if not isinstance(head.classifier, nn.Linear):
         raise RunError("decomposition needs a linear classifier; this one has hidden layers (method.hidden)")
-    # naming the whole spectrum turns a Newton-Schulz iteration into a map of eigenvalues
-    keep = ALL if band is None and not isinstance(head.pooling, SpectralPooling) else band
-    with restrict_spectrum(score.model, keep, gradient="exact"):
-        pooling = head.pooling
-    assert isinstance(pooling, SpectralPooling)
     # W of each class, (B, d, d) symmetric: y = <W, F(S)> + b
-    weights = symmetric_gradient(head.classifier.weight[score.classes].double(), pooling.channels)
+    weights = symmetric_gradient(head.classifier.weight[score.classes].double(), head.pooling.channels)
     read = head.pooling_input(score.features)
     eigenvalues, eigenvectors = symmetric_eigh(covariance(read))  # ascending, as `Eigenvalues` needs them
-    spectrum = Eigenvalues(eigenvalues, pooling.layer.keep)
-    gain = torch.where(spectrum.kept, pooling.layer.f.value(spectrum.clipped) / spectrum.clipped, 0)
     features = centred(read, torch.float64)
     along, pulled = eigenvectors.mT @ features, eigenvectors.mT @ weights @ features  # (B, d, M) each
-    parts = (gain[:, :, None] * along * pulled).sum(dim=1) / features.shape[-1]
-    return parts.view(len(parts), *read.shape[2:])
+    maps = []
+    for band in score.bands:
+        # naming the whole spectrum turns a Newton-Schulz iteration into a map of eigenvalues
+        keep = ALL if band is None and not isinstance(head.pooling, SpectralPooling) else band
+        with restrict_spectrum(score.model, keep, gradient="exact"):
+            pooling = head.pooling
+        assert isinstance(pooling, SpectralPooling)
+        spectrum = Eigenvalues(eigenvalues, pooling.layer.keep)
+        gain = torch.where(spectrum.kept, pooling.layer.f.value(spectrum.clipped) / spectrum.clipped, 0)
+        maps.append((gain[:, :, None] * along * pulled).sum(dim=1) / features.shape[-1])
+    return score.upsample(torch.stack(maps).unflatten(-1, read.shape[2:]))

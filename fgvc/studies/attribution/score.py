@@ -80,7 +80,13 @@ def prepare_score(
     logits = model.head(features)
     require_finite(logits, "the model's logits")
     predicted = logits.argmax(dim=1)
-    chosen = predicted if classes is None else _class_indices(classes, logits)
+    count, number = logits.shape
+    chosen = torch.as_tensor(predicted if classes is None else classes, dtype=torch.int64, device=logits.device)
+    chosen = chosen.expand(count) if chosen.ndim == 0 else chosen
+    if chosen.shape != (count,) or not ((chosen >= 0) & (chosen < number)).all():
+        raise ConfigError(
+            f"classes must be one index of {number} classes, or one for each of {count} images; got {classes}"
+        )
     return ExplainedScore(model, images, features, chosen, resolve_bands(model, features, bands)), predicted
 
 
@@ -108,25 +114,12 @@ def resolve_bands(model: FineGrainedModel, features: Tensor, bands: Sequence[Ban
     rank = 0
     if any(isinstance(band, str) and band != "all" for band in bands):
         rank = median_rank(covariance_eigenvalues(model.head.pooling_input(features)).cpu().numpy())
+    parsed = [parse_band(band, rank) if isinstance(band, str) else band for band in bands]
     try:
-        resolved = [parse_band(band, rank) if isinstance(band, str) else to_band(band) for band in bands]
-    except ConfigError:
-        raise
+        resolved = [to_band(band) for band in parsed]
     except ValueError as error:
         raise ConfigError(f"band: {error}") from error
     return [None if band == ALL else band for band in resolved]
-
-
-def _class_indices(classes: Tensor | Sequence[int] | int, logits: Tensor) -> Tensor:
-    """(B,) int64 on the device of the logits (B, num_classes)."""
-    count, number = logits.shape
-    chosen = torch.as_tensor(classes, dtype=torch.int64, device=logits.device)
-    chosen = chosen.expand(count) if chosen.ndim == 0 else chosen
-    if chosen.shape != (count,) or not ((chosen >= 0) & (chosen < number)).all():
-        raise ConfigError(
-            f"classes must be one index of {number} classes, or one for each of {count} images; got {classes}"
-        )
-    return chosen
 
 
 def require_finite(values: Tensor, name: str) -> None:
