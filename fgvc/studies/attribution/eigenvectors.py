@@ -70,7 +70,7 @@ def eigenvector_maps(
         first = torch.as_tensor(numerical_rank(eigenvalues.cpu().numpy()), device=read.device).clamp(min=count) - count
     places = first[:, None] + torch.arange(count, device=read.device)  # (B, n)
     chosen = torch.take_along_dim(projections, places[:, :, None], dim=1)
-    maps = chosen.square().unflatten(2, read.shape[2:])  # (B, n, M) -> (B, n, h, w)
+    maps = chosen.square().view(*chosen.shape[:2], *read.shape[2:])  # (B, n, M) -> (B, n, h, w)
     values, trace = eigenvalues.gather(1, places), eigenvalues.sum(dim=1, keepdim=True)
     return EigenvectorMaps(values, maps, places, values / trace.clamp(min=torch.finfo(trace.dtype).tiny))
 
@@ -88,7 +88,7 @@ def band_energy(model: FineGrainedModel, images: Tensor, band: BandLike) -> Tens
     energies = _decompose(read)[1].square()  # (B, d, M)
     start, stop = resolved or ALL
     inside, total = energies[:, start:stop].sum(dim=1), energies.sum(dim=1)
-    return torch.where(total > 0, inside / torch.where(total > 0, total, 1), 0).unflatten(1, read.shape[2:])
+    return torch.where(total > 0, inside / torch.where(total > 0, total, 1), 0).view(len(read), *read.shape[2:])
 
 
 def _decompose(read: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,4 +135,4 @@ def decomposition(score: ExplainedScore) -> Tensor:
         spectrum = Eigenvalues(eigenvalues, pooling.layer.keep)
         gain = torch.where(spectrum.kept, pooling.layer.f.value(spectrum.clipped) / spectrum.clipped, 0)
         maps.append((gain[:, :, None] * along * pulled).sum(dim=1) / features.shape[-1])
-    return score.upsample(torch.stack(maps).unflatten(-1, read.shape[2:]))
+    return score.upsample(torch.stack(maps).view(len(maps), len(read), *read.shape[2:]))

@@ -122,8 +122,7 @@ class Curves:
 
     def auc(self, kind: Kind) -> Tensor:
         """Area under each curve by the trapezoidal rule, (J, K, B). Small deletion and large insertion are good."""
-        area: Tensor = torch.trapezoid(getattr(self, kind), self.shares)
-        return area
+        return torch.trapezoid(getattr(self, kind), self.shares)
 
 
 @torch.no_grad()

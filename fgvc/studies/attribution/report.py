@@ -56,8 +56,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _scaled(heat: np.ndarray) -> np.ndarray:
-    scaled: np.ndarray = heat / (colour_limit(heat) or 1)
-    return scaled
+    return heat / (colour_limit(heat) or 1)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The tables and the figure of a study of attributions."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,7 +76,7 @@ def differences_markdown(differences: pd.DataFrame, pairs: Sequence[tuple[str, s
     return markdown_table(["Run", "of", "Map", "deletion ↓", "insertion ↑", "seeds x images"], rows)
 
 
-def _interval(row: dict[str, float], name: str, form: str = ".3f") -> str:
+def _interval(row: Mapping[Hashable, Any], name: str, form: str = ".3f") -> str:
     return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
 
 

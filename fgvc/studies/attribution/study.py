@@ -96,8 +96,7 @@ class AttributionStudy(NamedTuple):
 def mean_map(study: AttributionStudy, source: MapSource) -> np.ndarray:
     """One of `mean_maps` as an array (h, w). Raises KeyError where there is none."""
     table = study.mean_maps.set_index(list(_SOURCE)).loc[[tuple(source)]].sort_values("row")
-    cells: np.ndarray = table.drop(columns="row").to_numpy(dtype=float)
-    return cells
+    return table.drop(columns="row").to_numpy(dtype=float)
 
 
 def save_attribution_study(study: AttributionStudy, folder: Path) -> dict[Path, str]:
@@ -369,5 +368,4 @@ def _mean_maps(measured: Sequence[MapMeasures]) -> pd.DataFrame:
         for row, values in enumerate(torch.stack(seeds).mean(dim=0).tolist())
     ]
     names = [f"c{column}" for column in range(measured[0].cells.shape[-1])]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=[*COLUMNS["mean_maps"], *names])
-    return table
+    return pd.DataFrame(rows, columns=[*COLUMNS["mean_maps"], *names])

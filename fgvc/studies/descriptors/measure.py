@@ -107,8 +107,7 @@ def read_descriptors(path: Path, *, root: str | None = None, cache: str | None =
 def _entry_weights(channels: int) -> np.ndarray:
     """1 on the diagonal and sqrt(2) off it, (D,) in the order of the upper triangle."""
     row, column = np.triu_indices(channels)
-    weights: np.ndarray = np.where(row == column, 1, np.sqrt(2)).astype(np.float32)
-    return weights
+    return np.where(row == column, 1, np.sqrt(2)).astype(np.float32)
 
 
 def class_pairs(descriptors: Descriptors) -> pd.DataFrame:
@@ -136,8 +135,7 @@ def class_pairs(descriptors: Descriptors) -> pd.DataFrame:
     )
     table["confused"] = 100 * (table["first_as_second"] + table["second_as_first"]) / table["images"]
     table["accuracy"] = 100 * (right[i] + right[j]) / table["images"]
-    ordered: pd.DataFrame = table.sort_values(["distance", "first", "second"], ignore_index=True)
-    return ordered
+    return table.sort_values(["distance", "first", "second"], ignore_index=True)
 
 
 @dataclass(frozen=True)
@@ -196,8 +194,7 @@ def neighbour_table(descriptors: Descriptors) -> pd.DataFrame:
             rows.append(
                 (descriptors.label, descriptors.seed, metric, k, 100 * same, 100 * right, len(descriptors.targets))
             )
-    table: pd.DataFrame = pd.DataFrame(rows, columns=COLUMNS["neighbours"])
-    return table
+    return pd.DataFrame(rows, columns=COLUMNS["neighbours"])
 
 
 def _neighbours(descriptors: Descriptors, metric: str, k: int) -> np.ndarray:
@@ -210,8 +207,7 @@ def _neighbours(descriptors: Descriptors, metric: str, k: int) -> np.ndarray:
 def _majority(classes: np.ndarray) -> np.ndarray:
     """The most frequent class of each row (N, k); the first of equally frequent ones."""
     counts = (classes[:, :, None] == classes[:, None, :]).sum(axis=2)
-    winners: np.ndarray = np.take_along_axis(classes, counts.argmax(axis=1)[:, None], axis=1)[:, 0]
-    return winners
+    return np.take_along_axis(classes, counts.argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
 def queries(descriptors: Descriptors, images: int = 2, k: int = 5) -> pd.DataFrame:
@@ -229,8 +225,7 @@ def queries(descriptors: Descriptors, images: int = 2, k: int = 5) -> pd.DataFra
         for i in chosen
         for rank, j in enumerate(nearest[i], start=1)
     ]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=COLUMNS["queries"])
-    return table
+    return pd.DataFrame(rows, columns=COLUMNS["queries"])
 
 
 def embed(descriptors: Descriptors, *, seed: int = 0, perplexity: float = 30.0) -> pd.DataFrame:
@@ -248,7 +243,7 @@ def embed(descriptors: Descriptors, *, seed: int = 0, perplexity: float = 30.0) 
     """
     few = (len(descriptors.targets) - 1) / 3
     components = TSNE(perplexity=min(perplexity, few), init="pca", random_state=seed).fit_transform(descriptors.vectors)
-    table: pd.DataFrame = pd.DataFrame(
+    return pd.DataFrame(
         {
             "label": descriptors.label,
             "x": components[:, 0],
@@ -257,7 +252,6 @@ def embed(descriptors: Descriptors, *, seed: int = 0, perplexity: float = 30.0) 
             "predicted_class": [descriptors.classes[i] for i in descriptors.predicted],
         }
     )
-    return table
 
 
 class DescriptorStudy(NamedTuple):
@@ -350,5 +344,4 @@ def load_descriptor_study(folder: Path) -> DescriptorStudy:
 def _closest_and_most_confused(pairs: pd.DataFrame) -> pd.DataFrame:
     """The closest pairs, and those most often confused."""
     confused = pairs.sort_values(["confused", "distance"], ascending=[False, True]).head(_PAIRS)
-    both: pd.DataFrame = pd.concat([pairs.head(_PAIRS), confused]).drop_duplicates()
-    return both
+    return pd.concat([pairs.head(_PAIRS), confused]).drop_duplicates()

@@ -57,8 +57,7 @@ def approximation_errors(published: Path) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows, columns=["method", "r", "exact", "digits20", "float64"])
     table = table.join(printed[["error", "source"]].rename(columns={"error": "published"}), on=["method", "r"])
-    ordered: pd.DataFrame = table[["method", "r", "published", "exact", "digits20", "float64", "source"]]
-    return ordered
+    return table[["method", "r", "published", "exact", "digits20", "float64", "source"]]
 
 
 def _taylor_error(r: Fraction) -> float:
@@ -126,8 +125,7 @@ def gradient_bounds(published: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["method", "quantity", "form", "bound", "float64", "trigger"])
     printed = read_csv(published, ("method", "bound", "source"), as_text=True).set_index("method")
     table = table.join(printed[["bound", "source"]].rename(columns={"bound": "published"}), on="method")
-    ordered: pd.DataFrame = table[["method", "quantity", "form", "bound", "float64", "published", "trigger", "source"]]
-    return ordered
+    return table[["method", "quantity", "form", "bound", "float64", "published", "trigger", "source"]]
 
 
 def _chain(name: str) -> PublishedChain:

@@ -147,8 +147,7 @@ def summarise_gradients(table: pd.DataFrame) -> pd.DataFrame:
         Columns method, label, kept, channels, images (those with an exact gradient); norm_ratio, relative_error and
         cosine, each followed by *_lower and *_upper; largest and reaching, each followed by *_high and *_low; `BANDS`.
     """
-    summary: pd.DataFrame = pd.DataFrame([_summary(part) for _, part in table.groupby("method", sort=False)])
-    return summary
+    return pd.DataFrame([_summary(part) for _, part in table.groupby("method", sort=False)])
 
 
 def _summary(part: pd.DataFrame) -> dict[str, object]:

@@ -90,8 +90,7 @@ def precision_errors(
             descriptor, gradient = (np.where(failure == "", error, math.nan) for error in errors)
             columns = (name, label, images, conditions, descriptor, gradient, failure)
             frames.append(pd.DataFrame(dict(zip(ERROR_COLUMNS, columns, strict=True))))
-    table: pd.DataFrame = pd.concat(frames, ignore_index=True)
-    return table
+    return pd.concat(frames, ignore_index=True)
 
 
 def _pooling(method: str, channels: int, keep: int | None) -> tuple[Callable[[str], Pooling], str]:
@@ -150,8 +149,7 @@ def summarise_errors(errors: pd.DataFrame) -> pd.DataFrame:
             quantiles = np.quantile(values, [0.5, 0.95, 1], method="inverted_cdf") if len(values) else [math.nan] * 3
             row |= dict(zip((f"{what}_median", f"{what}_q95", f"{what}_max"), quantiles, strict=True))
         rows.append(row)
-    table: pd.DataFrame = pd.DataFrame(rows).reindex(columns=SUMMARY_COLUMNS)
-    return table
+    return pd.DataFrame(rows).reindex(columns=SUMMARY_COLUMNS)
 
 
 def eigenvalue_errors(x: Tensor) -> pd.DataFrame:
@@ -172,12 +170,9 @@ def eigenvalue_errors(x: Tensor) -> pd.DataFrame:
     error = (np.abs(narrow - wide) / np.where(used, wide, 1))[used]
     lost = (narrow <= (0 if is_thin(x) else eigenvalue_floor(torch.float32)))[used]
     frame = pd.DataFrame({"decade": np.minimum(np.floor(np.log10(size)), -1), "error": error, "null": lost})
-    rows = [
-        (int(decade), len(part), part["error"].median(), part["error"].max(), int(part["null"].sum()))
-        for decade, part in sorted(frame.groupby("decade"), reverse=True)
-    ]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=DECADE_COLUMNS)
-    return table
+    measures = {"eigenvalues": ("error", "size"), "error_median": ("error", "median"), "error_max": ("error", "max")}
+    found = frame.groupby("decade").agg(**measures, null=("null", "sum"))
+    return found.sort_index(ascending=False).reset_index().astype({"decade": int})
 
 
 FEATURES = ("channels", "locations")
@@ -248,8 +243,7 @@ def study_precision(
 
 
 def _with_shape(table: pd.DataFrame, shape: tuple[int, int]) -> pd.DataFrame:
-    whole: pd.DataFrame = table.assign(**dict(zip(FEATURES, shape, strict=True)))[[*FEATURES, *table.columns]]
-    return whole
+    return table.assign(**dict(zip(FEATURES, shape, strict=True)))[[*FEATURES, *table.columns]]
 
 
 def precision_pairs(runs: Sequence[Run]) -> pd.DataFrame:
@@ -275,8 +269,7 @@ def precision_pairs(runs: Sequence[Run]) -> pd.DataFrame:
     rows = [_pair(twins["float64"], twins["float32"]) for twins in found.values() if len(twins) == 2]
     if not rows:
         raise RunError("no two runs differ in method.spectral_dtype alone; train each with float64 and with float32")
-    table: pd.DataFrame = pd.DataFrame(rows, columns=PAIR_COLUMNS)
-    return table
+    return pd.DataFrame(rows, columns=PAIR_COLUMNS)
 
 
 def _all_but_precision(run: Run) -> str:

@@ -252,8 +252,7 @@ def smoothness_frame(
         "seed": config.seed,
     }
     types = {"seed": int, "step": int, "diverged": bool, **dict.fromkeys(MEASURES, float)}
-    frame: pd.DataFrame = pd.DataFrame([{**shared, **row} for row in rows], columns=SMOOTHNESS_COLUMNS).astype(types)
-    return frame
+    return pd.DataFrame([{**shared, **row} for row in rows], columns=SMOOTHNESS_COLUMNS).astype(types)
 
 
 def _setting(config: RunConfig) -> str:
@@ -312,8 +311,7 @@ def load_smoothness(path: Path) -> pd.DataFrame:
     for column, fits in kinds.items():
         if not fits(table[column]):
             raise RunError(f"{path}: column {column} holds {table[column].iloc[0]!r} or the like; restore the file")
-    typed: pd.DataFrame = table.assign(gradient=table["gradient"].astype(object).fillna(""))
-    return typed
+    return table.assign(gradient=table["gradient"].astype(object).fillna(""))
 
 
 def require_one_setting(table: pd.DataFrame) -> None:
@@ -335,11 +333,10 @@ def with_ranges(table: pd.DataFrame) -> pd.DataFrame:
     largest change of the gradient over its norm."""
     measured = table[~table["diverged"]]
     finite = np.isfinite(measured["loss_max"])
-    ranges: pd.DataFrame = measured.assign(
+    return measured.assign(
         loss_range=(measured["loss_max"] - measured["loss_min"].where(finite, 0)),  # infinite where a loss is
         relative_change=measured["gradient_change_max"] / measured["gradient_norm"],
     )
-    return ranges
 
 
 def summarise_smoothness(table: pd.DataFrame) -> pd.DataFrame:
@@ -374,8 +371,7 @@ def summarise_smoothness(table: pd.DataFrame) -> pd.DataFrame:
             row |= {f"{name}_lower": _quantile(part[name], 0.25), f"{name}_upper": _quantile(part[name], 0.75)}
             row |= {f"{name}_seed_min": min(seeds), f"{name}_seed_max": max(seeds)}
         rows.append(row)
-    summary: pd.DataFrame = pd.DataFrame(rows)
-    return summary
+    return pd.DataFrame(rows)
 
 
 def beta_ratios(table: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -398,8 +394,7 @@ def beta_ratios(table: pd.DataFrame, reference: str) -> pd.DataFrame:
         if len(ratios):
             lower, median, upper = (_quantile(ratios, share) for share in (0.25, 0.5, 0.75))
             rows.append((label, len(ratios), median, lower, upper))
-    ratios_table: pd.DataFrame = pd.DataFrame(rows, columns=["label", "points", "ratio", "lower", "upper"])
-    return ratios_table
+    return pd.DataFrame(rows, columns=["label", "points", "ratio", "lower", "upper"])
 
 
 def _quantile(values: "pd.Series[float]", share: float) -> float:

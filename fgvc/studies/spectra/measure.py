@@ -129,8 +129,7 @@ def curve_table(spectra: Sequence[MethodSpectrum]) -> pd.DataFrame:
                 curve = eigenvalue_curve(values)
                 quartiles = zip(curve.lower, curve.median, curve.upper, strict=True)
                 rows += [(*head, stage, index, *numbers) for index, numbers in enumerate(quartiles, start=1)]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=CURVE_COLUMNS)
-    return table
+    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 
 def load_curves(path: Path) -> pd.DataFrame:
@@ -188,8 +187,7 @@ def spectra_by_class(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum
         lower, median, upper = np.quantile(ranks[own], [0.25, 0.5, 0.75], method="inverted_cdf")
         condition = np.quantile(conditions[own], 0.5, method="inverted_cdf")
         rows.append((label, names[index], int(own.sum()), median, lower, upper, condition))
-    table: pd.DataFrame = pd.DataFrame(rows, columns=CLASS_COLUMNS)
-    return table
+    return pd.DataFrame(rows, columns=CLASS_COLUMNS)
 
 
 def load_classes(path: Path) -> pd.DataFrame:
@@ -233,8 +231,7 @@ def condition_history(group: Group) -> tuple[pd.DataFrame, list[str]]:
 def _measures(history: SpectrumHistory) -> pd.DataFrame:
     """Medians over images, one row an epoch."""
     measured = {m.__name__: [median_over_images(m(before)) for before in history.before] for m in _FUNCTIONS}
-    table: pd.DataFrame = pd.DataFrame({"epoch": history.epochs, **measured})
-    return table
+    return pd.DataFrame({"epoch": history.epochs, **measured})
 
 
 def _rows(label: str, runs: Sequence[Run], table: pd.DataFrame) -> list[dict[str, object]]:
@@ -275,8 +272,7 @@ def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
             curve = eigenvalue_curve(np.concatenate([value[place] for value in values]))
             for index, (lower, median, upper) in enumerate(zip(curve.lower, curve.median, curve.upper, strict=True)):
                 rows.append((stage, epoch, index + 1, lower, median, upper, rank))
-    table: pd.DataFrame = pd.DataFrame(rows, columns=EPOCH_COLUMNS)
-    return table
+    return pd.DataFrame(rows, columns=EPOCH_COLUMNS)
 
 
 def load_history(path: Path) -> pd.DataFrame:

@@ -163,5 +163,4 @@ def evaluate_bands(
         for of_class in [targets == index]
         for right in [int((classes[of_class] == index).sum())]
     ]
-    table: pd.DataFrame = pd.DataFrame(rows).astype({"stop": "Int64"})
-    return table
+    return pd.DataFrame(rows).astype({"stop": "Int64"})

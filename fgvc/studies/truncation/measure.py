@@ -147,8 +147,7 @@ def effects(grid: pd.DataFrame, reference: str, level: float = 0.95) -> pd.DataF
         mean = differences.mean() if len(differences) else np.nan
         row = {"label": label, "n": len(values), "mean": values.mean(), "std": values.std(ddof=1)}
         rows.append(row | {"difference": mean, "low": low, "high": high, "pairs": len(differences)})
-    table: pd.DataFrame = pd.DataFrame(rows)
-    return table
+    return pd.DataFrame(rows)
 
 
 def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -219,8 +218,7 @@ def by_run(cut: pd.DataFrame) -> pd.DataFrame:
     keys = ["label", "seed", *BAND, "rank"]
     table: pd.DataFrame = cut.groupby(keys, dropna=False, sort=False)[["images", "right"]].sum().reset_index()
     table["top1"] = 100 * table["right"] / table["images"]
-    tested: pd.DataFrame = table.reindex(columns=TESTED_COLUMNS)
-    return tested
+    return table.reindex(columns=TESTED_COLUMNS)
 
 
 def by_class(cut: pd.DataFrame) -> pd.DataFrame:
@@ -231,8 +229,7 @@ def by_class(cut: pd.DataFrame) -> pd.DataFrame:
     whole = table[(table["start"] == 0) & table["stop"].isna()].set_index(["label", "class"])["recall"]
     table["all"] = whole.loc[pd.MultiIndex.from_frame(table[["label", "class"]])].to_numpy()
     table["change"] = table["recall"] - table["all"]
-    classes: pd.DataFrame = table.reindex(columns=CLASS_COLUMNS)
-    return classes
+    return table.reindex(columns=CLASS_COLUMNS)
 
 
 def band_table(study: Study, reference: str) -> pd.DataFrame:
@@ -265,8 +262,7 @@ def band_table(study: Study, reference: str) -> pd.DataFrame:
             row = {"curve": curve, "kind": _kind(start, stop), "start": start, "stop": stop, "rank": rank}
             row |= {"n": len(values), "mean": values.mean(), "std": values.std(ddof=1) if len(values) > 1 else np.nan}
             rows.append(row | {"lowest": values.min(), "highest": values.max()})
-    table: pd.DataFrame = pd.DataFrame(rows).astype({"stop": "Int64"})
-    return table
+    return pd.DataFrame(rows).astype({"stop": "Int64"})
 
 
 def chance(study: Study) -> float:
@@ -279,7 +275,7 @@ def is_cut(study: Study) -> bool:
     return len(study.tested) > 0 or bool(((study.grid["start"] > 0) | study.grid["stop"].notna()).any())
 
 
-def _kind(start: int, stop: int) -> str:
+def _kind(start: Any, stop: Any) -> str:
     if pd.isna(stop):
         return "smallest" if start else "all"
     return "window" if start else "largest"
@@ -307,5 +303,4 @@ def load_study(folder: Path) -> Study:
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    table: pd.DataFrame = read_csv(path, columns, names=("label", "class")).astype({"stop": "Int64"})
-    return table
+    return read_csv(path, columns, names=("label", "class")).astype({"stop": "Int64"})
