@@ -19,7 +19,7 @@ from torch import Tensor
 from fgvc.data import boxes_in_view
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.restore import Restored, restore_run
-from fgvc.io import read_csv, to_csv
+from fgvc.io import read_csv, read_tables, write_tables
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import CovariancePooling
 from fgvc.runs.settings import one_setting
@@ -99,15 +99,14 @@ def mean_map(study: AttributionStudy, source: MapSource) -> np.ndarray:
     return table.drop(columns="row").to_numpy(dtype=float)
 
 
-def save_attribution_study(study: AttributionStudy, folder: Path) -> dict[Path, str]:
-    """The text of each file of a study, NAME.csv for each table."""
-    digits = {name: "%.3g" if name == "mean_maps" else "%.4g" for name in COLUMNS}
-    return {folder / f"{name}.csv": to_csv(table, digits[name]) for name, table in study._asdict().items()}
+def save_attribution_study(study: AttributionStudy, folder: Path) -> list[Path]:
+    """Write NAME.csv for each table; returns the paths."""
+    return write_tables(folder, study._asdict(), "%.4g", mean_maps="%.3g")
 
 
 def load_attribution_study(folder: Path) -> AttributionStudy:
-    """Read the files that `save_attribution_study` names. Raises RunError where one is missing or damaged."""
-    return AttributionStudy(*(read_study_table(folder / f"{name}.csv") for name in COLUMNS))
+    """Read the files of `save_attribution_study`. Raises RunError where one is missing or damaged."""
+    return AttributionStudy(**read_tables(folder, COLUMNS, _NAMES))
 
 
 def read_study_table(path: Path) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from fgvc.errors import DatasetError, RunError, WeightsError
 from fgvc.inference.restore import restore_run
-from fgvc.io import read_csv, to_csv
+from fgvc.io import read_tables
 from fgvc.pooling import CovariancePooling
 from fgvc.runs.settings import one_setting
 from fgvc.runs.summary import Run, read_run
@@ -328,17 +328,9 @@ def study_descriptors(
     ), notes
 
 
-def save_descriptor_study(study: DescriptorStudy, folder: Path) -> dict[Path, str]:
-    """The text of each file of a study, NAME.csv for each table."""
-    tables = study._asdict().items()
-    return {folder / f"{name}.csv": to_csv(table) for name, table in tables}
-
-
 def load_descriptor_study(folder: Path) -> DescriptorStudy:
-    """Read the files that `save_descriptor_study` names. Raises RunError where one is missing or damaged."""
-    return DescriptorStudy(
-        **{name: read_csv(folder / f"{name}.csv", columns, names=_NAMES) for name, columns in COLUMNS.items()}
-    )
+    """Read NAME.csv for each table of a study. Raises RunError where one is missing or damaged."""
+    return DescriptorStudy(**read_tables(folder, COLUMNS, _NAMES))
 
 
 def _closest_and_most_confused(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.pooling_inputs import load_features
-from fgvc.io import read_csv, to_csv
+from fgvc.io import read_tables, write_tables
 from fgvc.pooling import CovariancePooling, Pooling, create_pooling, pooling_label
 from fgvc.runs.spectra import nonzero_condition_number, numerical_rank
 from fgvc.runs.statistics import mcnemar, pair_predictions
@@ -177,16 +177,8 @@ def eigenvalue_errors(x: Tensor) -> pd.DataFrame:
 
 FEATURES = ("channels", "locations")
 PAIR_COLUMNS = (
-    "label",
-    "seed",
-    "float64",
-    "float32",
-    "difference",
-    "images",
-    "changed",
-    "only64",
-    "only32",
-    "confidence",
+    *("label", "seed", "float64", "float32", "difference"),
+    *("images", "changed", "only64", "only32", "confidence"),
 )
 DRAWN = ("iSQRT-COV", "MPN-COV", "SVD-TopN")
 """What `images` keeps, of the float32 spectra: methods without and with an eigendecomposition, and the leak."""
@@ -291,14 +283,12 @@ def _pair(wide: Run, narrow: Run) -> tuple[Any, ...]:
     return (wide.label, wide.seed, *top1, test.images, changed, test.only_first, test.only_second, confidence)
 
 
-def save_precision(study: PrecisionStudy, folder: Path) -> dict[Path, str]:
-    """The text of each file of a study: errors.csv, eigenvalues.csv and images.csv."""
-    return {folder / f"{name}.csv": to_csv(table, "%.3e") for name, table in study._asdict().items()}
+def save_precision(study: PrecisionStudy, folder: Path) -> list[Path]:
+    """Write errors.csv, eigenvalues.csv and images.csv; returns the paths."""
+    return write_tables(folder, study._asdict(), "%.3e")
 
 
 def load_precision(folder: Path) -> PrecisionStudy:
-    """Read the files that `save_precision` names. Raises RunError where one is missing or damaged."""
+    """Read the files of `save_precision`. Raises RunError where one is missing or damaged."""
     columns = {"errors": SUMMARY_COLUMNS, "eigenvalues": DECADE_COLUMNS, "images": ERROR_COLUMNS}
-    return PrecisionStudy(
-        *(read_csv(folder / f"{name}.csv", (*FEATURES, *own)) for name, own in columns.items()),
-    )
+    return PrecisionStudy(**read_tables(folder, {name: (*FEATURES, *own) for name, own in columns.items()}))

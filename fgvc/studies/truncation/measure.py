@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 
 from fgvc.errors import DatasetError, RunError, WeightsError
-from fgvc.io import read_csv, to_csv
+from fgvc.io import read_tables, write_tables
 from fgvc.pooling import published_gradient
 from fgvc.runs.settings import one_setting
 from fgvc.runs.spectra import median_rank
@@ -281,26 +281,23 @@ def _kind(start: Any, stop: Any) -> str:
     return "window" if start else "largest"
 
 
-def save_study(study: Study, folder: Path) -> dict[Path, str]:
-    """The text of each file of a study: grid.csv, and bands.csv and band_classes.csv where runs were cut."""
-    texts = {folder / "grid.csv": to_csv(study.grid, None)}
-    if len(study.tested):
-        texts[folder / "bands.csv"] = to_csv(study.tested, "%.4f")
-        texts[folder / "band_classes.csv"] = to_csv(study.classes, "%.4f")
-    return texts
+_FILES = {"grid": GRID_COLUMNS, "bands": TESTED_COLUMNS, "band_classes": CLASS_COLUMNS}
+
+
+def save_study(study: Study, folder: Path) -> list[Path]:
+    """Write grid.csv, and bands.csv and band_classes.csv where runs were cut; returns the paths."""
+    tables = dict(zip(_FILES, study if len(study.tested) else study[:1], strict=False))
+    return write_tables(folder, tables, "%.4f", grid=None)
 
 
 def load_study(folder: Path) -> Study:
-    """Read the files that `save_study` names; without bands.csv no run was cut at test time.
+    """Read the files of `save_study`; without bands.csv no run was cut at test time.
 
     Raises:
         RunError: a file is damaged, or grid.csv missing.
     """
-    grid = _read(folder / "grid.csv", GRID_COLUMNS)
-    if not (folder / "bands.csv").is_file():
-        return Study(grid, pd.DataFrame(columns=TESTED_COLUMNS), pd.DataFrame(columns=CLASS_COLUMNS))
-    return Study(grid, _read(folder / "bands.csv", TESTED_COLUMNS), _read(folder / "band_classes.csv", CLASS_COLUMNS))
-
-
-def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    return read_csv(path, columns, names=("label", "class")).astype({"stop": "Int64"})
+    cut = (folder / "bands.csv").is_file()
+    found = read_tables(folder, _FILES if cut else {"grid": GRID_COLUMNS}, ("label", "class"))
+    tables = {name: pd.DataFrame(columns=columns) for name, columns in _FILES.items()}
+    tables |= {name: table.astype({"stop": "Int64"}) for name, table in found.items()}
+    return Study(*tables.values())
