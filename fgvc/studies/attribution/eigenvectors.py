@@ -9,7 +9,7 @@ for a linear classifier y = <W, F(S)> + b, F(S) = sum_i f(l_i) u_i u_i^T. Since 
 the second sums to f(l_i) u_i^T W u_i over the locations, and to y - b over locations and eigenvalues.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,7 @@ from fgvc.studies.attribution.score import BandLike, ExplainedScore, frozen_eval
 from fgvc.studies.truncation.bands import ALL, restrict_spectrum
 
 
-@dataclass(frozen=True)
-class EigenvectorMaps:
+class EigenvectorMaps(NamedTuple):
     """Energies along n eigenvectors at each location, float64.
 
     Attributes:
@@ -49,14 +48,8 @@ def eigenvector_maps(
 ) -> EigenvectorMaps:
     """Where in each image its eigenvectors are strong.
 
-    Args:
-        model: a model in any mode; it is not changed.
-        images: (B, 3, H, W), normalised.
-        count: number of eigenvectors of each image.
-        smallest: take the smallest of the image's numerically non-zero eigenvalues, not the largest.
-
-    Raises:
-        ConfigError: bad images, or more eigenvectors than channels.
+    `count` eigenvectors of each image, of the largest eigenvalues or the smallest numerically non-zero ones. Raises
+    ConfigError where there are fewer channels; the rest as `explain`.
     """
     with frozen_evaluation(model):
         read = model.pooling_input(prepare_images(model, images))

@@ -158,7 +158,7 @@ def write_attribution(found: RunAttribution, folder: Path) -> list[Path]:
         f"{method}.{band}": maps[k] for method, maps in found.maps.items() for k, band in enumerate(found.bands)
     } | {"scores": found.scores, "predicted": found.predicted, "explained": found.explained}
     for end, eigenvectors in found.eigenvectors.items():
-        arrays |= {f"{end}.{name}": part.numpy() for name, part in vars(eigenvectors).items()}
+        arrays |= {f"{end}.{name}": part.numpy() for name, part in eigenvectors._asdict().items()}
     write_npz(folder / "maps.npz", arrays)
     record = {
         "schema": SCHEMA,
