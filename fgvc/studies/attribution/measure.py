@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -103,8 +103,7 @@ def centre_maps(count: int, size: tuple[int, int]) -> Tensor:
     return torch.outer(*bells).expand(count, *size).clone()
 
 
-Kind = Literal["deletion", "insertion"]
-KINDS: tuple[Kind, ...] = ("deletion", "insertion")
+KINDS = ("deletion", "insertion")
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class Curves:
     deletion: Tensor
     insertion: Tensor
 
-    def auc(self, kind: Kind) -> Tensor:
+    def auc(self, kind: str) -> Tensor:
         """Area under each curve by the trapezoidal rule, (J, K, B). Small deletion and large insertion are good."""
         return torch.trapezoid(getattr(self, kind), self.shares)
 
@@ -161,7 +160,7 @@ def deletion_insertion(
     height, width = images.shape[-2:]
     ranks = cell_ranks(maps, cell, seed=seed)
     counts = step_counts(ranks[0, 0].numel(), steps)
-    curves = {kind: torch.empty(len(heads), *maps.shape[:2], len(counts), dtype=torch.float64) for kind in KINDS}
+    curves = torch.empty(2, len(heads), *maps.shape[:2], len(counts), dtype=torch.float64)
 
     def probabilities(pictures: Tensor, target: int) -> Tensor:
         """(J, N) of pictures (N, 3, H, W)."""
@@ -173,15 +172,16 @@ def deletion_insertion(
     for b, (image, substitute) in enumerate(zip(images, reference, strict=True)):
         target = int(classes[b])
         ends = probabilities(torch.stack([image, substitute]), target)
+        deletion, insertion = curves[:, :, :, b]
+        deletion[..., 0] = insertion[..., -1] = ends[:, :1]
+        deletion[..., -1] = insertion[..., 0] = ends[:, 1:]
         for k, places in enumerate(ranks[:, b]):
             cells = places < counts[1:-1, None, None].to(places.device)  # (S - 1, h, w), those that are replaced
             masks = cells.repeat_interleave(cell, -2).repeat_interleave(cell, -1)[:, None, :height, :width]
-            for kind, under, over in zip(KINDS, (image, substitute), (substitute, image), strict=True):
-                curve = curves[kind][:, k, b]
-                curve[:, 0], curve[:, -1] = ends.T if kind == "deletion" else ends.T.flip(0)
-                if len(masks):
-                    curve[:, 1:-1] = probabilities(torch.where(masks, over, under), target)
-    return Curves(counts.double() / counts[-1], **curves)
+            if len(masks):
+                deletion[:, k, 1:-1] = probabilities(torch.where(masks, substitute, image), target)
+                insertion[:, k, 1:-1] = probabilities(torch.where(masks, image, substitute), target)
+    return Curves(counts.double() / counts[-1], *curves)
 
 
 def cell_ranks(maps: Tensor, cell: int, *, seed: int = 0) -> Tensor:
@@ -223,10 +223,9 @@ class Head:
     """A trained head that sees a band.
 
     Attributes:
-        label, seed: Label and seed of its run.
+        label, seed, model: Label, seed and model of its run.
         band: The band as tables write it: "all", "top8", "8:".
         keep: The band; None for all that the head was trained on.
-        model: Model of the run.
     """
 
     label: str
@@ -343,11 +342,10 @@ def measure(
 
 def _explained(heads: Sequence[Head], images: Tensor, classes: Tensor, methods: Sequence[str]) -> list[Tensor]:
     """Maps (B, H, W) of each method and head, in that order; the bands of a model are explained together."""
-    maps = []
-    for method in methods:
-        for _, group in groupby(heads, key=lambda head: id(head.model)):
-            same = list(group)
-            bands = [head.keep for head in same]
-            found = explain_bands(same[0].model, images, bands, method=method, classes=classes)
-            maps += [attribution.maps.cpu() for attribution in found]
-    return maps
+    by_model = [list(same) for _, same in groupby(heads, key=lambda head: id(head.model))]
+    found = [
+        explain_bands(same[0].model, images, [head.keep for head in same], method=method, classes=classes)
+        for method in methods
+        for same in by_model
+    ]
+    return [attribution.maps.cpu() for of_model in found for attribution in of_model]
