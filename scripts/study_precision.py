@@ -9,14 +9,10 @@ from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.io import write_tables
+from fgvc.presentation.style import save_figure
 from fgvc.runs import find_finished
 from fgvc.studies.precision.measure import STUDIED, precision_pairs, save_precision, study_precision
-from fgvc.studies.precision.show import (
-    eigenvalues_markdown,
-    errors_markdown,
-    pairs_markdown,
-    write_precision_figure,
-)
+from fgvc.studies.precision.show import eigenvalues_markdown, errors_figure, errors_markdown, pairs_markdown
 
 
 def main() -> None:
@@ -44,7 +40,7 @@ def main() -> None:
         print(f"{pairs_markdown(trained['pairs'])}\n")
     written = save_precision(study, given.output) + write_tables(given.output, trained)
     title = f"{given.images} test images of each of {len(given.runs)} runs"
-    written += write_precision_figure(study.images, title, given.output)
+    written += save_figure(errors_figure(study.images, title), given.output / "precision")
     print(f"written: {', '.join(map(str, written))}")
     end_with_notes(notes, strict=given.strict)
 

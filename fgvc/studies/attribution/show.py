@@ -80,18 +80,6 @@ def _interval(row: Mapping[Hashable, Any], name: str, form: str = ".3f") -> str:
     return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
 
 
-def cross_markdown(areas: pd.DataFrame, method: str, kind: str) -> str:
-    """Areas of every head's maps (rows) under every head's curves (columns), of one method; – where not judged."""
-    chosen = areas[areas["method"].isin([method, RANDOM.method, CENTRE.method])]
-    judges = list(dict.fromkeys(chosen[["judge", "judge_band"]].itertuples(index=False, name=None)))
-    rows = []
-    for (name, label, band), part in _groups(chosen, ["method", "label", "band"]):
-        by_judge = part.set_index(["judge", "judge_band"])[kind]
-        title = _head_name(label, band) if label != RANDOM.label else _method_name(name)
-        rows.append([title, *(f"{by_judge[judge]:.3f}" if judge in by_judge.index else "–" for judge in judges)])
-    return markdown_table(["Map of", *(_head_name(*judge) for judge in judges)], rows)
-
-
 def agreement_markdown(agreement: pd.DataFrame) -> str:
     """Rank correlations of two maps of an image, a column for each method: mean and interval over the images."""
     methods = list(dict.fromkeys(agreement["method"]))

@@ -138,8 +138,7 @@ def class_pairs(descriptors: Descriptors) -> pd.DataFrame:
     return table.sort_values(["distance", "first", "second"], ignore_index=True)
 
 
-@dataclass(frozen=True)
-class RankCorrelation:
+class RankCorrelation(NamedTuple):
     """Spearman's correlation with the ends of its 95 % interval."""
 
     value: float
@@ -313,7 +312,7 @@ def study_descriptors(
                 continue  # only the first seed of a method goes further
             every = class_pairs(descriptors)
             pairs[name] = _closest_and_most_confused(every).assign(label=name)
-            correlations.append({"label": name, **vars(similarity_and_confusion(every, seed=seed))})
+            correlations.append({"label": name, **similarity_and_confusion(every, seed=seed)._asdict()})
             top1 = float(np.mean([run.final.top1 for run in of_method if run.final]))
             if label == name or (label is None and (drawn is None or top1 > drawn[0])):
                 drawn = top1, descriptors
