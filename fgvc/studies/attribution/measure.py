@@ -38,7 +38,7 @@ from fgvc.spectral import Band
 from fgvc.studies.attribution.explain import explain_bands
 from fgvc.studies.attribution.perturbation import reference_images
 from fgvc.studies.attribution.score import TOGETHER
-from fgvc.studies.truncation.bands import restrict_spectrum
+from fgvc.studies.truncation.bands import band_logits
 
 _log = logging.getLogger(__name__)
 
@@ -236,14 +236,7 @@ class Head:
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits (N, classes) of the backbone's maps (N, C, h, w)."""
-        return self.logits_of_reduced(self.model.head.pooling_input(features))
-
-    def logits_of_reduced(self, reduced: Tensor) -> Tensor:
-        """Logits (N, classes) of what the pooling reads."""
-        head = self.model.head
-        with restrict_spectrum(head, self.keep, gradient="exact"):  # no gradient is taken; some rules know no bands
-            logits: Tensor = head.classifier(head.pooling(reduced))
-        return logits
+        return band_logits(self.model.head, self.model.head.pooling_input(features), self.keep)
 
 
 class MapSource(NamedTuple):

@@ -119,9 +119,7 @@ def grid_figure(columns: Sequence[Column], labels: Sequence[str], title: str, ca
     notes = 0.16 if any(column.notes for column in columns) else 0
     with figure_style():
         figure = new_figure(width, 0.7 + rows * (side + notes))
-        layout = figure.get_layout_engine()
-        assert isinstance(layout, ConstrainedLayoutEngine)
-        layout.set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+        figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0))
         ratios = [_LABELS, *[side] * len(columns)]
         panels = figure.subplots(rows, len(columns) + 1, squeeze=False, gridspec_kw={"width_ratios": ratios})
         for i, label in enumerate(labels):

@@ -16,7 +16,7 @@ from fgvc.models import FineGrainedModel
 from fgvc.runs.spectra import median_rank
 from fgvc.spectral import Band, Keep, covariance_eigenvalues
 from fgvc.spectral.maps import band as to_band
-from fgvc.studies.truncation.bands import ALL, parse_band, restrict_spectrum
+from fgvc.studies.truncation.bands import ALL, band_logits, parse_band
 from fgvc.training.step import untouched
 
 TOGETHER = 8
@@ -45,13 +45,8 @@ class ExplainedScore:
     bands: Sequence[Band | None]
 
     def logits(self, features: Tensor, band: Band | None) -> Tensor:
-        """Logits of all classes from the head that sees `band`: (N, C, h, w) -> (N, num_classes).
-
-        The gradient through the spectral layer is exact, whatever rule the head was trained with.
-        """
-        with restrict_spectrum(self.model, band, gradient="exact"):
-            logits: Tensor = self.model.head(features)
-        return logits
+        """Logits of all classes from the head that sees `band`: (N, C, h, w) -> (N, num_classes), as `band_logits`."""
+        return band_logits(self.model.head, self.model.head.pooling_input(features), band)
 
     def values(self, features: Tensor, band: Band | None) -> Tensor:
         """The explained logits (N,) of the maps (N, C, h, w); N is the number of images or a multiple of it."""

@@ -38,7 +38,7 @@ from fgvc.studies.attribution.measure import (
     rank_correlation,
 )
 from fgvc.studies.attribution.methods import require_methods
-from fgvc.studies.truncation.bands import ALL, parse_band
+from fgvc.studies.truncation.bands import ALL, band_logits, parse_band
 from fgvc.studies.truncation.measure import kept_band
 from fgvc.training.probe import evenly_spaced
 from fgvc.training.setup import fold_backbone, open_split
@@ -212,7 +212,7 @@ def _boxes(restored: Restored, indices: Sequence[int]) -> Tensor:
 def _head_rows(opened: _OpenedRun, measured: MapMeasures) -> list[dict[str, Any]]:
     """Rows of `AttributionStudy.heads`, one for each head of a run."""
     batches = [
-        (torch.stack([head.logits_of_reduced(reduced).cpu() for head in opened.heads]), targets)
+        (torch.stack([band_logits(head.model.head, reduced, head.keep).cpu() for head in opened.heads]), targets)
         for reduced, targets in opened.restored.pooling_inputs()
     ]
     classes = torch.cat([targets for _, targets in batches])
