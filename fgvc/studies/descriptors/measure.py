@@ -272,12 +272,7 @@ class DescriptorStudy(NamedTuple):
 
 
 def study_descriptors(
-    runs: Sequence[Run],
-    *,
-    label: str | None = None,
-    seed: int = 0,
-    root: str | None = None,
-    cache: str | None = None,
+    runs: Sequence[Run], *, label: str | None = None, seed: int = 0, root: str | None = None, cache: str | None = None
 ) -> tuple[DescriptorStudy, list[str]]:
     """Study the descriptors of runs of one setting.
 

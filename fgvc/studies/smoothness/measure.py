@@ -12,6 +12,7 @@ Lower is smoother. The step goes against the gradient, like that of an optimiser
 "grad" is what the rule returns, in both places.
 """
 
+import contextlib
 import logging
 import math
 import tempfile
@@ -181,37 +182,29 @@ def smoothness_curve(
     """
     if every < 1:
         raise ConfigError(f"every must be at least 1, got {every}; measure before every N-th step")
-    recorder = _Recorder(every, run_measure(config, step_factors, weights))
+    measure = run_measure(config, step_factors, weights)
+    rows: list[dict[str, Any]] = []
+    began = 0
+
+    def record(step: int, module: nn.Module, inputs: Tensor, loss: Callable[[Tensor], Tensor]) -> None:
+        nonlocal began
+        began = step
+        if (step - 1) % every:
+            return
+        with contextlib.suppress(EigendecompositionError):  # the step itself is about to fail by it, and says so
+            found = measure(module, inputs, loss)
+            if found.finite:
+                rows.append({"step": step, "diverged": False, **found.measures()})
+
     with tempfile.TemporaryDirectory(prefix="fgvc-smoothness-") as folder:
         trainer = replace(config.trainer, tracker=None)
         own = replace(config, run_dir=str(Path(folder) / "run"), resume="never", trainer=trainer)
         try:
-            train_run(own, before_step=recorder)
+            train_run(own, before_step=record)
         except DivergenceError as error:
             _log.info("%s", error)
-            recorder.rows.append({"step": recorder.step, "diverged": True})
-    return smoothness_frame(recorder.rows, config, "training", weights)
-
-
-class _Recorder:
-    """Measures before every N-th step of a training, the first included; `step` is the last that began."""
-
-    def __init__(self, every: int, measure: Measure) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.step = 0
-        self._every = every
-        self._measure = measure
-
-    def __call__(self, step: int, module: nn.Module, inputs: Tensor, loss: Callable[[Tensor], Tensor]) -> None:
-        self.step = step
-        if (step - 1) % self._every:
-            return
-        try:
-            found = self._measure(module, inputs, loss)
-        except EigendecompositionError:
-            return  # the step itself is about to fail by it, and says so
-        if found.finite:
-            self.rows.append({"step": step, "diverged": False, **found.measures()})
+            rows.append({"step": began, "diverged": True})
+    return smoothness_frame(rows, config, "training", weights)
 
 
 def run_measure(config: RunConfig, step_factors: Sequence[float], weights: Weights) -> Measure:
@@ -234,12 +227,7 @@ def smoothness_frame(
     Args:
         rows: each with step, diverged and, unless that is true, `Smoothness.measures()`.
         config: of the run.
-        point: "training", or the checkpoint.
-        weights: see `Weights`.
-        label: of the method, None: as its configuration says.
-
-    Returns:
-        A frame with `SMOOTHNESS_COLUMNS`.
+        point, weights, label: as in `SMOOTHNESS_COLUMNS`; None: the label that the configuration says.
     """
     method = config.method
     shared = {
