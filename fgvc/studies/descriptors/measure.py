@@ -91,7 +91,8 @@ def read_descriptors(path: Path, *, root: str | None = None, cache: str | None =
             targets.append(classes)
     matrix = torch.cat(vectors).numpy()
     if isinstance(head.pooling, CovariancePooling):
-        matrix = matrix * _entry_weights(head.pooling.channels)
+        row, column = np.triu_indices(head.pooling.channels)
+        matrix = matrix * np.where(row == column, 1, np.sqrt(2)).astype(np.float32)
     images = restored.images
     return Descriptors(
         label=run.label,
@@ -102,12 +103,6 @@ def read_descriptors(path: Path, *, root: str | None = None, cache: str | None =
         predicted=torch.cat(predicted).numpy(),
         vectors=matrix,
     )
-
-
-def _entry_weights(channels: int) -> np.ndarray:
-    """1 on the diagonal and sqrt(2) off it, (D,) in the order of the upper triangle."""
-    row, column = np.triu_indices(channels)
-    return np.where(row == column, 1, np.sqrt(2)).astype(np.float32)
 
 
 def class_pairs(descriptors: Descriptors) -> pd.DataFrame:
@@ -306,7 +301,8 @@ def study_descriptors(
             if name in pairs:
                 continue  # only the first seed of a method goes further
             every = class_pairs(descriptors)
-            pairs[name] = _closest_and_most_confused(every).assign(label=name)
+            confused = every.sort_values(["confused", "distance"], ascending=[False, True]).head(_PAIRS)
+            pairs[name] = pd.concat([every.head(_PAIRS), confused]).drop_duplicates().assign(label=name)
             correlations.append({"label": name, **similarity_and_confusion(every, seed=seed)._asdict()})
             top1 = float(np.mean([run.final.top1 for run in of_method if run.final]))
             if label == name or (label is None and (drawn is None or top1 > drawn[0])):
@@ -325,9 +321,3 @@ def study_descriptors(
 def load_descriptor_study(folder: Path) -> DescriptorStudy:
     """Read NAME.csv for each table of a study. Raises RunError where one is missing or damaged."""
     return DescriptorStudy(**read_tables(folder, COLUMNS, _NAMES))
-
-
-def _closest_and_most_confused(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The closest pairs, and those most often confused."""
-    confused = pairs.sort_values(["confused", "distance"], ascending=[False, True]).head(_PAIRS)
-    return pd.concat([pairs.head(_PAIRS), confused]).drop_duplicates()

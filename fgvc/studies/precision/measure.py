@@ -36,19 +36,13 @@ STUDIED: tuple[str, ...] = (
 methods of ICCV 2021 is that of MPN-COV: they share the square root."""
 
 
-class Arithmetic(NamedTuple):
-    """What is compared with float64: the precision of the features, and of the spectrum."""
-
-    features: torch.dtype
-    spectrum: str
-
-
-ARITHMETIC: dict[str, Arithmetic] = {
-    "float32 spectrum": Arithmetic(torch.float32, "float32"),
-    "bfloat16 features": Arithmetic(torch.bfloat16, "float64"),
-    "float16 features": Arithmetic(torch.float16, "float64"),
+ARITHMETIC: dict[str, tuple[torch.dtype, str]] = {
+    "float32 spectrum": (torch.float32, "float32"),
+    "bfloat16 features": (torch.bfloat16, "float64"),
+    "float16 features": (torch.float16, "float64"),
 }
-"""The option, and the two kinds of autocast: features, and the gradient that they get, rounded; a float64 spectrum."""
+"""What is compared with float64, the precision of the features and of the spectrum: the option, and the two kinds of
+autocast, in which the features and the gradient that they get are rounded."""
 
 FAILURES: tuple[str, ...] = ("no convergence", "not finite")
 ERROR_COLUMNS = ("arithmetic", "label", "image", "condition", "descriptor", "gradient", "failure")
@@ -83,8 +77,8 @@ def precision_errors(
     for method in methods:
         make, label = _pooling(method, x.shape[1], keep)
         reference = _passed(make("float64"), x.double(), grad)
-        for name, arithmetic in ARITHMETIC.items():
-            found, failure = _one_by_one(make(arithmetic.spectrum), x.to(arithmetic.features), grad)
+        for name, (features, spectrum) in ARITHMETIC.items():
+            found, failure = _one_by_one(make(spectrum), x.to(features), grad)
             errors = [_relative(part, whole) for part, whole in zip(found, reference, strict=True)]
             failure = np.where((failure == "") & ~np.isfinite(sum(errors)), "not finite", failure)
             descriptor, gradient = (np.where(failure == "", error, math.nan) for error in errors)
@@ -230,12 +224,9 @@ def study_precision(
         errors = precision_errors(inputs.features, inputs.grad, methods, keep=keep)
         drawn = errors[(errors["arithmetic"] == "float32 spectrum") & errors["label"].isin(DRAWN)]
         parts = (summarise_errors(errors), eigenvalue_errors(inputs.features), drawn)
-        frames.append(tuple(_with_shape(part, shape) for part in parts))
+        named = dict(zip(FEATURES, shape, strict=True))
+        frames.append(tuple(part.assign(**named)[[*FEATURES, *part.columns]] for part in parts))
     return PrecisionStudy(*(pd.concat(parts, ignore_index=True) for parts in zip(*frames, strict=True)))
-
-
-def _with_shape(table: pd.DataFrame, shape: tuple[int, int]) -> pd.DataFrame:
-    return table.assign(**dict(zip(FEATURES, shape, strict=True)))[[*FEATURES, *table.columns]]
 
 
 def precision_pairs(runs: Sequence[Run]) -> pd.DataFrame:

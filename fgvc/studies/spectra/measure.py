@@ -12,7 +12,6 @@ from fgvc.io import read_csv
 from fgvc.runs.settings import Group, Method, one_setting, sources
 from fgvc.runs.spectra import (
     Spectrum,
-    SpectrumHistory,
     condition_number,
     effective_rank,
     eigenvalue_curve,
@@ -219,19 +218,16 @@ def condition_history(group: Group) -> tuple[pd.DataFrame, list[str]]:
         kept = []
         for run in runs:
             try:
-                kept.append((run, _measures(run.history())))
+                history = run.history()
             except RunError as error:
                 notes.append(f"no history of {run.label}, seed {run.seed}: {error}")
+                continue
+            measured = {m.__name__: [median_over_images(m(before)) for before in history.before] for m in _FUNCTIONS}
+            kept.append((run, pd.DataFrame({"epoch": history.epochs, **measured})))
         if kept:
             rows += _rows(method.label, [run for run, _ in kept], pd.concat([table for _, table in kept]))
     table: pd.DataFrame = pd.DataFrame(rows, columns=(*COLUMNS, "seeds", "runs", "commits"))
     return table, notes
-
-
-def _measures(history: SpectrumHistory) -> pd.DataFrame:
-    """Medians over images, one row an epoch."""
-    measured = {m.__name__: [median_over_images(m(before)) for before in history.before] for m in _FUNCTIONS}
-    return pd.DataFrame({"epoch": history.epochs, **measured})
 
 
 def _rows(label: str, runs: Sequence[Run], table: pd.DataFrame) -> list[dict[str, object]]:
