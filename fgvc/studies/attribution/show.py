@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from fgvc.presentation.render import markdown_table, mean_and_spread
-from fgvc.presentation.style import COLUMN_WIDTH, figure_style, method_order, new_figure
+from fgvc.presentation.style import COLUMN_WIDTH, figure_style, legend_outside, method_order, new_figure
 from fgvc.studies.attribution.measure import CENTRE, KINDS, RANDOM, MapSource
 from fgvc.studies.attribution.methods import METHODS
 from fgvc.studies.attribution.study import AttributionStudy, mean_map
@@ -114,13 +114,8 @@ def _bands(study: AttributionStudy, label: str) -> list[str]:
     return list(dict.fromkeys(study.heads.loc[study.heads["label"] == label, "band"]))
 
 
-_LOOKS: tuple[dict[str, str], ...] = (
-    {"color": "#000000", "ls": "-"},
-    {"color": "#0072B2", "ls": "--"},
-    {"color": "#D55E00", "ls": "-."},
-    {"color": "#009E73", "ls": "--"},
-    {"color": "#AA4499", "ls": "-."},
-)
+_DASHES = {"#000000": "-", "#0072B2": "--", "#D55E00": "-.", "#009E73": "--", "#AA4499": "-."}
+_LOOKS = [{"color": colour, "ls": dash} for colour, dash in _DASHES.items()]
 _BASELINE_LOOKS = {RANDOM: {"color": "#999999", "ls": ":"}, CENTRE: {"color": "#666666", "ls": (0, (5, 1, 1, 1, 1, 1))}}
 
 
@@ -146,9 +141,8 @@ def attribution_figure(study: AttributionStudy, method: str | None = None, label
         panels[0].set_ylabel("probability of its class")
         size = f"{study.areas['images'].iloc[0]} images"
         top.suptitle(f"{METHODS[method].label}, {label}, {size}", fontsize=7)
-        handles, names = panels[0].get_legend_handles_labels()
         look = {"ncols": 4, "handlelength": 2.2, "columnspacing": 1.0, "handletextpad": 0.4}
-        top.legend(handles, names, loc="outside lower center", frameon=False, fontsize=6.5, **look)
+        legend_outside(top, "lower center", fontsize=6.5, **look)
         for lower in rest:
             _draw_mean_maps(lower, study, pictured)
     return figure

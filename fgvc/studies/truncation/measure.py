@@ -56,9 +56,14 @@ def read_grid(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
         for run in repetitions:
             row = _row(method.label, run)
             try:
-                row |= _spectrum_columns(run)
+                before = run.spectrum().before
             except RunError as error:
                 notes.append(f"without rank and factor: {error}")
+            else:
+                row["rank"] = median_rank(before)
+                if run.method == "seb":
+                    factor = 1 + seb_scale(torch.from_numpy(before).clamp(min=EIGENVALUE_FLOOR))
+                    row |= {"factor": float(factor.mean()), "factor_std": float(factor.std())}
             rows.append(row)
     table: pd.DataFrame = pd.DataFrame(rows, columns=GRID_COLUMNS).astype({"stop": "Int64", "rank": "Int64"})
     return table, notes
@@ -80,15 +85,6 @@ def _row(label: str, run: Run) -> dict[str, object]:
         "num_classes": run.num_classes,
         "commit": run.commit,
     }
-
-
-def _spectrum_columns(run: Run) -> dict[str, float]:
-    before = run.spectrum().before
-    found: dict[str, float] = {"rank": median_rank(before)}
-    if run.method == "seb":
-        factor = 1 + seb_scale(torch.from_numpy(before).clamp(min=EIGENVALUE_FLOOR))
-        found |= {"factor": float(factor.mean()), "factor_std": float(factor.std())}
-    return found
 
 
 def kept_band(run: Run) -> tuple[int, int | None]:
