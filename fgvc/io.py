@@ -352,6 +352,23 @@ def to_csv(table: pd.DataFrame, float_format: str | None = "%.6g", *, index: boo
     return text
 
 
+def write_tables(
+    folder: Path, tables: Mapping[str, pd.DataFrame], float_format: str | None = "%.6g", **others: str | None
+) -> list[Path]:
+    """Write NAME.csv for each frame, `others` with formats of their own; returns the paths."""
+    paths = [folder / f"{name}.csv" for name in tables]
+    for path, (name, table) in zip(paths, tables.items(), strict=True):
+        write_text_atomic(path, to_csv(table, others.get(name, float_format)))
+    return paths
+
+
+def read_tables(
+    folder: Path, columns: Mapping[str, tuple[str, ...]], names: tuple[str, ...] = ()
+) -> dict[str, pd.DataFrame]:
+    """Read NAME.csv for each name in `columns`; arguments and errors as `read_csv`."""
+    return {name: read_csv(folder / f"{name}.csv", own, names=names) for name, own in columns.items()}
+
+
 def read_csv(
     path: Path,
     columns: tuple[str, ...],

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
 from fgvc.inference.pooling_inputs import load_features
-from fgvc.io import to_csv, write_text_atomic
+from fgvc.io import write_tables
+from fgvc.presentation.style import save_figure
 from fgvc.studies.gradients.loewner import loewner_picture
 from fgvc.studies.gradients.measure import audit_gradients, summarise_gradients
-from fgvc.studies.gradients.show import gradients_markdown, write_loewner_figure
+from fgvc.studies.gradients.show import gradients_markdown, loewner_figure
 
 
 def main() -> None:
@@ -36,10 +37,9 @@ def main() -> None:
     picture = loewner_picture(inputs.features, keep=arguments.keep)
     picture = replace(picture, image=inputs.indices[picture.image])
     output = arguments.output or (arguments.source / "figures" if arguments.source.is_dir() else Path("figures"))
-    written = write_loewner_figure(picture, inputs.source, output)
-    for name, frame in (("gradients", summary), ("gradients_images", table), ("loewner", picture.table())):
-        written.append(output / f"{name}.csv")
-        write_text_atomic(written[-1], to_csv(frame, None))
+    written = save_figure(loewner_figure(picture, inputs.source), output / "loewner")
+    tables = {"gradients": summary, "gradients_images": table, "loewner": picture.table()}
+    written += write_tables(output, tables, None)
     loss = "standard normal, seed " + str(arguments.seed) if inputs.grad is None else "that of the run's cross-entropy"
     print(f"{gradients_markdown(summary)}\n\n{inputs.source}; dLoss/dDescriptor: {loss}.")
     print(f"written: {', '.join(map(str, written))}")

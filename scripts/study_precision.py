@@ -8,15 +8,11 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import to_csv, write_text_atomic
+from fgvc.io import write_tables
+from fgvc.presentation.style import save_figure
 from fgvc.runs import find_finished
 from fgvc.studies.precision.measure import STUDIED, precision_pairs, save_precision, study_precision
-from fgvc.studies.precision.show import (
-    eigenvalues_markdown,
-    errors_markdown,
-    pairs_markdown,
-    write_precision_figure,
-)
+from fgvc.studies.precision.show import eigenvalues_markdown, errors_figure, errors_markdown, pairs_markdown
 
 
 def main() -> None:
@@ -33,20 +29,18 @@ def main() -> None:
     given = parser.parse_args()
 
     study = study_precision(given.runs, images=given.images, methods=given.methods, keep=given.keep, root=given.root)
-    texts = save_precision(study, given.output)
     for channels, part in study.errors.groupby("channels", sort=False):
         print(f"{errors_markdown(part, 'arithmetic')}\n\nRelative errors, d = {channels}: median / 95 % / max.\n")
     print(f"{eigenvalues_markdown(study.eigenvalues)}\n\nEigenvalues in float32: median / max error (number).\n")
     notes: list[str] = []
+    trained = {}
     if given.trained:
         runs, notes = find_finished(given.trained)
-        pairs = precision_pairs(runs)
-        texts[given.output / "pairs.csv"] = to_csv(pairs)
-        print(f"{pairs_markdown(pairs)}\n")
-    for path, text in texts.items():
-        write_text_atomic(path, text)
+        trained["pairs"] = precision_pairs(runs)
+        print(f"{pairs_markdown(trained['pairs'])}\n")
+    written = save_precision(study, given.output) + write_tables(given.output, trained)
     title = f"{given.images} test images of each of {len(given.runs)} runs"
-    written = [*texts, *write_precision_figure(study.images, title, given.output)]
+    written += save_figure(errors_figure(study.images, title), given.output / "precision")
     print(f"written: {', '.join(map(str, written))}")
     end_with_notes(notes, strict=given.strict)
 

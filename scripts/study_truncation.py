@@ -8,7 +8,6 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import write_text_atomic
 from fgvc.runs import find_finished
 from fgvc.studies.truncation.measure import read_study, save_study
 from fgvc.studies.truncation.show import study_markdown, write_study_figures
@@ -34,11 +33,7 @@ def main() -> None:
     study, more = read_study(runs, cut=not arguments.no_cut, root=arguments.root, cache=arguments.cache)
     print(study_markdown(study, arguments.reference))
     output = arguments.output or arguments.results[0] / "study"
-    written = []
-    for path, text in save_study(study, output).items():
-        write_text_atomic(path, text)
-        written.append(path)
-    written += write_study_figures(study, arguments.reference, output)
+    written = save_study(study, output) + write_study_figures(study, arguments.reference, output)
     print(f"written: {', '.join(map(str, written))}")
     end_with_notes(notes + more, strict=arguments.strict)
 

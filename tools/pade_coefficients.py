@@ -8,6 +8,8 @@ the coefficients of P and Q, both by mpmath. With exact Taylor coefficients (all
 1 / (1 - r) is its own [0/1] approximant; the noise of 20 digits, about 1e-21, decides which solution appears.
 """
 
+import textwrap
+
 import mpmath
 
 DIGITS = 20
@@ -25,10 +27,10 @@ def coefficients(degree: int = DEGREE, digits: int = DIGITS) -> tuple[list[float
 def main() -> None:
     numerator, denominator = coefficients()
     print('"""Written by tools/pade_coefficients.py (mpmath, 20 digits); not to be edited. Constant term first."""\n')
+    print("# fmt: off")
     for name, values in (("NUMERATOR", numerator), ("DENOMINATOR", denominator)):
         print(f"{name}: tuple[float, ...] = (")
-        for value in values:
-            print(f"    {value!r},")
+        print(textwrap.indent(textwrap.fill(", ".join(map(repr, values)), 116, break_on_hyphens=False), "    "))
         print(")")
 
 

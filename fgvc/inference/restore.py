@@ -106,11 +106,7 @@ def restore_run(
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = RunFolder(path)
-    config = folder.read_config()
-    if root is not None:
-        config.dataset.root = root
-    if cache is not None:
-        config.cache.dir = cache
+    config = folder.read_config(root=root, cache=cache)
     backbone = restore_backbone(config)
     images = _read_split(config, split, backbone)
     require_classes(config, images.classes, read_classes(folder))

@@ -140,8 +140,7 @@ def reliability_curve(confidence: Tensor, right: Tensor, bins: int = BINS) -> pd
             "accuracy": np.bincount(place, right.double().cpu().numpy(), minlength=bins) / count,
         }
     )
-    held: pd.DataFrame = curve[images > 0].reset_index(drop=True)
-    return held
+    return curve[images > 0].reset_index(drop=True)
 
 
 def calibration_error(curve: pd.DataFrame) -> float:

@@ -98,7 +98,4 @@ def alexnet_bn(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def _build(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    model: nn.Module = build_model_with_cfg(
-        AlexNet, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs
-    )
-    return model
+    return build_model_with_cfg(AlexNet, name, pretrained, pretrained_filter_fn=checkpoint_filter_fn, **kwargs)

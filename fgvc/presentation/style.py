@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from fgvc.io import atomic_path
@@ -127,7 +127,7 @@ def staggered(position: int, count: int, step: int) -> tuple[int, int]:
     return position * step // count, step
 
 
-def legend_outside(figure: Figure, place: str, **looks: Any) -> None:
+def legend_outside(figure: Figure | SubFigure, place: str, **looks: Any) -> None:
     """A legend of the first panel's curves next to all panels; `looks` are options of `Figure.legend`."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     options: dict[str, Any] = {"loc": f"outside {place}", "frameon": False, **looks}

@@ -236,8 +236,8 @@ def _setting_block(part: pd.DataFrame) -> Block:
         rows.append([label, n, *measured, *(_published_text(cells, epoch, cited) for epoch in epochs)])
     marks: dict[tuple[int, int], int] = {}
     for column, epoch in ((2, "final"), (3, "best")):
-        measured = part[(part["origin"] == "measured") & (part["epoch"] == epoch)].set_index("label")["top1_mean"]
-        marks |= places([float(measured.get(row[0], math.nan)) for row in rows], column)
+        top1 = part[(part["origin"] == "measured") & (part["epoch"] == epoch)].set_index("label")["top1_mean"]
+        marks |= places([float(top1.get(row[0], math.nan)) for row in rows], column)
     header = ["Method", "n", "Final", f"Best (selected on {setting.selected_on})"]
     notes = [
         f"Mean ± sample standard deviation of the test top-1 in % over n seeds; {_counts(setting)}. "

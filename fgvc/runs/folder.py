@@ -139,8 +139,8 @@ class RunFolder:
             raise self._unreadable(f"it holds {type(settings).__name__}, not a mapping of settings")
         return settings
 
-    def read_config(self) -> RunConfig:
-        """Return the run's configuration.
+    def read_config(self, *, root: str | None = None, cache: str | None = None) -> RunConfig:
+        """Return the run's configuration, with other folders of the dataset and of cached features where given.
 
         In a finished run, unknown settings are ignored with a log line.
 
@@ -160,6 +160,8 @@ class RunFolder:
         except Exception as error:  # omegaconf raises many types; all mean that the file is not usable
             raise self._unreadable(str(error)) from error
         assert isinstance(config, RunConfig)
+        config.dataset.root = config.dataset.root if root is None else root
+        config.cache.dir = config.cache.dir if cache is None else cache
         return config
 
     def _unreadable(self, reason: str) -> RunError:

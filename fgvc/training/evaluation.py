@@ -44,7 +44,7 @@ class Evaluation:
             classes: name of each class index.
         """
         target, predicted = self.targets.tolist(), self.predicted.tolist()
-        table: pd.DataFrame = pd.DataFrame(
+        return pd.DataFrame(
             {
                 "path": paths,
                 "target": target,
@@ -55,7 +55,6 @@ class Evaluation:
                 "rank": self.rank.numpy(),
             }
         )
-        return table
 
 
 class ViewAverage(nn.Module):

@@ -284,8 +284,7 @@ def _repeat(
 
 def non_finite_samples(tensor: Tensor) -> list[int]:
     """Return the indices of the samples in (B, ...) that are not finite."""
-    indices: list[int] = (~tensor.isfinite().reshape(len(tensor), -1).all(dim=1)).nonzero().flatten().tolist()
-    return indices
+    return (~tensor.isfinite().reshape(len(tensor), -1).all(dim=1)).nonzero().flatten().tolist()
 
 
 def non_finite_entries(tensors: Mapping[str, Tensor]) -> list[str]:

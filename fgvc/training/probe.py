@@ -20,8 +20,7 @@ from fgvc.runs.spectra import (
 
 def evenly_spaced(total: int, count: int) -> list[int]:
     """Return up to `count` evenly spaced indices below `total`: neighbouring images belong to one class."""
-    indices: list[int] = torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long().tolist()
-    return indices
+    return torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long().tolist()
 
 
 class SpectrumProbe:

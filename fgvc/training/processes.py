@@ -30,8 +30,7 @@ def sum_over_processes(accelerator: Accelerator, numbers: list[float]) -> list[f
     # accelerate's reduce would convert to float32
     sums = torch.tensor(numbers, dtype=torch.float64, device=accelerator.device)
     dist.all_reduce(sums)
-    values: list[float] = sums.tolist()
-    return values
+    return sums.tolist()
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:

@@ -222,8 +222,7 @@ def test_an_empty_map_counts_as_empty_and_in_no_mean(study: AttributionStudy) ->
 
 
 def test_a_study_survives_its_files_and_is_drawn(study: AttributionStudy, tmp_path: Path) -> None:
-    for path, text in save_attribution_study(study, tmp_path).items():
-        path.write_text(text, encoding="utf-8")
+    assert all(path.is_file() for path in save_attribution_study(study, tmp_path))
     loaded = load_attribution_study(tmp_path)
     for name, table in study._asdict().items():
         pd.testing.assert_frame_equal(getattr(loaded, name), table, check_dtype=False, rtol=1e-2)
@@ -235,8 +234,6 @@ def test_a_study_survives_its_files_and_is_drawn(study: AttributionStudy, tmp_pa
     assert "top1 − 1:" in pairs and "-0.050 [-0.050, -0.050]" in pairs and "2 x 12" in pairs and "HiResCAM" in pairs
     agreement = shown.agreement_markdown(loaded.agreement)
     assert re.search(r"\| bands +\| +SEB \| +top1 \| .*\| +1.00 \[1.00, 1.00\] \|", agreement)
-    cross = shown.cross_markdown(loaded.areas, "gradcam", "deletion")
-    assert cross.splitlines()[0].count("SEB") == 3 and len(cross.splitlines()) == 2 + 5
     figure = shown.attribution_figure(loaded)
     names = [line.get_label() for line in figure.subfigs[0].axes[0].lines]
     assert names == ["all", "top1", "1:", "random map", "centred Gaussian"]

@@ -9,7 +9,7 @@ for a linear classifier y = <W, F(S)> + b, F(S) = sum_i f(l_i) u_i u_i^T. Since 
 the second sums to f(l_i) u_i^T W u_i over the locations, and to y - b over locations and eigenvalues.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from fgvc.errors import ConfigError, RunError
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import CovariancePooling, SpectralPooling
 from fgvc.runs.spectra import numerical_rank
-from fgvc.spectral import Band
 from fgvc.spectral.covariance import centred, covariance
 from fgvc.spectral.descriptor import symmetric_gradient
 from fgvc.spectral.eigen import symmetric_eigh
@@ -27,8 +26,7 @@ from fgvc.studies.attribution.score import BandLike, ExplainedScore, frozen_eval
 from fgvc.studies.truncation.bands import ALL, restrict_spectrum
 
 
-@dataclass(frozen=True)
-class EigenvectorMaps:
+class EigenvectorMaps(NamedTuple):
     """Energies along n eigenvectors at each location, float64.
 
     Attributes:
@@ -50,14 +48,8 @@ def eigenvector_maps(
 ) -> EigenvectorMaps:
     """Where in each image its eigenvectors are strong.
 
-    Args:
-        model: a model in any mode; it is not changed.
-        images: (B, 3, H, W), normalised.
-        count: number of eigenvectors of each image.
-        smallest: take the smallest of the image's numerically non-zero eigenvalues, not the largest.
-
-    Raises:
-        ConfigError: bad images, or more eigenvectors than channels.
+    `count` eigenvectors of each image, of the largest eigenvalues or the smallest numerically non-zero ones. Raises
+    ConfigError where there are fewer channels; the rest as `explain`.
     """
     with frozen_evaluation(model):
         read = model.pooling_input(prepare_images(model, images))
@@ -87,10 +79,9 @@ def band_energy(model: FineGrainedModel, images: Tensor, band: BandLike) -> Tens
         read = model.head.pooling_input(features)
         (resolved,) = resolve_bands(model, features, [band])
     energies = _decompose(read)[1].square()  # (B, d, M)
-    inside = energies if resolved is None else energies[:, resolved.start : resolved.stop]
-    total = energies.sum(dim=1)
-    share = torch.where(total > 0, inside.sum(dim=1) / torch.where(total > 0, total, 1), 0)
-    return share.view(len(share), *read.shape[2:])
+    start, stop = resolved or ALL
+    inside, total = energies[:, start:stop].sum(dim=1), energies.sum(dim=1)
+    return torch.where(total > 0, inside / torch.where(total > 0, total, 1), 0).view(len(read), *read.shape[2:])
 
 
 def _decompose(read: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,6 +90,7 @@ def _decompose(read: Tensor) -> tuple[Tensor, Tensor]:
     return eigenvalues.flip(-1), eigenvectors.flip(-1).mT @ centred(read, torch.float64)
 
 
+@torch.no_grad()
 def decomposition(score: ExplainedScore) -> Tensor:
     """What each location adds to the logit through the eigenvalues of a band, signed (ours; see the module).
 
@@ -112,12 +104,6 @@ def decomposition(score: ExplainedScore) -> Tensor:
     Raises:
         RunError: the head has no linear classifier on a covariance.
     """
-    return score.upsample(torch.stack([_logit_parts(score, band) for band in score.bands]))
-
-
-@torch.no_grad()
-def _logit_parts(score: ExplainedScore, band: Band | None) -> Tensor:
-    """`decomposition` at the pooling's locations, (B, h, w) float64; it sums to the logit without its bias."""
     head = score.model.head
     if not isinstance(head.pooling, CovariancePooling):
         raise RunError(
@@ -126,18 +112,20 @@ def _logit_parts(score: ExplainedScore, band: Band | None) -> Tensor:
         )
     if not isinstance(head.classifier, nn.Linear):
         raise RunError("decomposition needs a linear classifier; this one has hidden layers (method.hidden)")
-    # naming the whole spectrum turns a Newton-Schulz iteration into a map of eigenvalues
-    keep = ALL if band is None and not isinstance(head.pooling, SpectralPooling) else band
-    with restrict_spectrum(score.model, keep, gradient="exact"):
-        pooling = head.pooling
-    assert isinstance(pooling, SpectralPooling)
     # W of each class, (B, d, d) symmetric: y = <W, F(S)> + b
-    weights = symmetric_gradient(head.classifier.weight[score.classes].double(), pooling.channels)
+    weights = symmetric_gradient(head.classifier.weight[score.classes].double(), head.pooling.channels)
     read = head.pooling_input(score.features)
     eigenvalues, eigenvectors = symmetric_eigh(covariance(read))  # ascending, as `Eigenvalues` needs them
-    spectrum = Eigenvalues(eigenvalues, pooling.layer.keep)
-    gain = torch.where(spectrum.kept, pooling.layer.f.value(spectrum.clipped) / spectrum.clipped, 0)
     features = centred(read, torch.float64)
     along, pulled = eigenvectors.mT @ features, eigenvectors.mT @ weights @ features  # (B, d, M) each
-    parts = (gain[:, :, None] * along * pulled).sum(dim=1) / features.shape[-1]
-    return parts.view(len(parts), *read.shape[2:])
+    maps = []
+    for band in score.bands:
+        # naming the whole spectrum turns a Newton-Schulz iteration into a map of eigenvalues
+        keep = ALL if band is None and not isinstance(head.pooling, SpectralPooling) else band
+        with restrict_spectrum(score.model, keep, gradient="exact"):
+            pooling = head.pooling
+        assert isinstance(pooling, SpectralPooling)
+        spectrum = Eigenvalues(eigenvalues, pooling.layer.keep)
+        gain = torch.where(spectrum.kept, pooling.layer.f.value(spectrum.clipped) / spectrum.clipped, 0)
+        maps.append((gain[:, :, None] * along * pulled).sum(dim=1) / features.shape[-1])
+    return score.upsample(torch.stack(maps).view(len(maps), len(read), *read.shape[2:]))

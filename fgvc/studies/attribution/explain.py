@@ -97,13 +97,12 @@ def explain_bands(
         maps = METHODS[method].maps(score, **options).detach().float()
         with torch.no_grad():
             values = [score.values(score.features, band) for band in score.bands]
-    for of_band, value in zip(maps, values, strict=True):
+    found = []
+    for of_band, value, band in zip(maps, values, score.bands, strict=True):
         require_finite(of_band, f"maps of {method}")
         require_finite(value, "scores")
-    return [
-        Attribution(of_band, score.classes, value, predicted, band, method)
-        for of_band, value, band in zip(maps, values, score.bands, strict=True)
-    ]
+        found.append(Attribution(of_band, score.classes, value, predicted, band, method))
+    return found
 
 
 @dataclass(frozen=True)
@@ -128,13 +127,12 @@ def choose_images(dataset: ImageDataset, which: str, predictor: Predictor, seed:
 
     Args:
         dataset: the test split.
-        which: a number N of test images, see `spread`, or a file, or a folder of image files. A file of the test split
+        which: a number of test images, see `spread`, or a file, or a folder of image files. A file of the test split
             is recognised by its path.
         predictor: the run's; it reads any other file.
-        seed: seed of the choice.
+        seed: as in `spread`.
 
     Raises:
-        ConfigError: N is 0 or more than there are, or `seed` is negative.
         ImageError: no such file or folder, or one that cannot be read.
         DatasetError: a test image cannot be read.
     """
@@ -227,7 +225,7 @@ def attribute_run(
 
     Args:
         path: the run folder.
-        images: which ones, as in `choose_images`.
+        images, seed: which ones, as in `choose_images`.
         bands: texts of `parse_band`; the rank is the median of the run's spectrum.npz.
         methods: names in `METHODS`, with their default options.
         classes: names of the classes to explain, one for all images or one for each; "true" for the true ones. None:
@@ -236,13 +234,10 @@ def attribute_run(
         checkpoint: "last" or "best".
         root: folder of the dataset, where it has moved since training.
         batch_size: number of images that are explained at once.
-        seed: seed of the choice of images.
 
     Raises:
         ConfigError: an unknown method, band or class, or a number out of range.
-        RunError: as `restore_run` and `explain`.
-        ImageError: as `choose_images`.
-        DatasetError, WeightsError: as in training.
+        RunError, DatasetError, WeightsError, ImageError: as `restore_run`, `explain` and `choose_images`.
     """
     require_methods(methods)
     if batch_size < 1:
@@ -254,28 +249,19 @@ def attribute_run(
     model, names, transform = restored.model, restored.images.classes, restored.images.transform
     assert isinstance(transform, TransformSpec)
     chosen = choose_images(restored.images, images, Predictor(model, transform, names), seed)
-    targets = None if classes is None else _explained_classes(classes, names, chosen)
-    batches = [slice(start, start + batch_size) for start in range(0, len(chosen.names), batch_size)]
+    batches = torch.split(chosen.inputs, batch_size)
+    targets: Sequence[Tensor | None] = [None] * len(batches)
+    if classes is not None:
+        targets = torch.split(_explained_classes(classes, names, chosen), batch_size)
     # first, so that an error about eigenvectors does not come after minutes of perturbations
     ends = {}
     for end in ("largest", "smallest") if eigenvectors else ():
-        parts = [eigenvector_maps(model, chosen.inputs[b], eigenvectors, smallest=end == "smallest") for b in batches]
-        fields = zip(*(vars(part).values() for part in parts), strict=True)
-        ends[end] = EigenvectorMaps(*(torch.cat(field).cpu() for field in fields))
-
-    maps, seconds = {}, {}
+        parts = [eigenvector_maps(model, batch, eigenvectors, smallest=end == "smallest") for batch in batches]
+        ends[end] = EigenvectorMaps(*(torch.cat(field).cpu() for field in zip(*parts, strict=True)))
+    maps, seconds, of_bands = {}, {}, list(parsed.values())
     for method in dict.fromkeys(methods):
-        start = time.perf_counter()
-        found = [
-            explain_bands(
-                model,
-                chosen.inputs[batch],
-                list(parsed.values()),
-                method=method,
-                classes=None if targets is None else targets[batch],
-            )
-            for batch in batches
-        ]
+        start, inputs = time.perf_counter(), zip(batches, targets, strict=True)
+        found = [explain_bands(model, batch, of_bands, method=method, classes=own) for batch, own in inputs]
         maps[method] = _joined(found, "maps")
         seconds[method] = (time.perf_counter() - start) / len(chosen.names)
     return RunAttribution(

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ from fgvc.spectral import Band
 from fgvc.studies.attribution.explain import explain_bands
 from fgvc.studies.attribution.perturbation import reference_images
 from fgvc.studies.attribution.score import TOGETHER
-from fgvc.studies.truncation.bands import restrict_spectrum
+from fgvc.studies.truncation.bands import band_logits
 
 _log = logging.getLogger(__name__)
 
@@ -103,8 +103,7 @@ def centre_maps(count: int, size: tuple[int, int]) -> Tensor:
     return torch.outer(*bells).expand(count, *size).clone()
 
 
-Kind = Literal["deletion", "insertion"]
-KINDS: tuple[Kind, ...] = ("deletion", "insertion")
+KINDS = ("deletion", "insertion")
 
 
 @dataclass(frozen=True)
@@ -120,10 +119,9 @@ class Curves:
     deletion: Tensor
     insertion: Tensor
 
-    def auc(self, kind: Kind) -> Tensor:
+    def auc(self, kind: str) -> Tensor:
         """Area under each curve by the trapezoidal rule, (J, K, B). Small deletion and large insertion are good."""
-        area: Tensor = torch.trapezoid(getattr(self, kind), self.shares)
-        return area
+        return torch.trapezoid(getattr(self, kind), self.shares)
 
 
 @torch.no_grad()
@@ -162,7 +160,7 @@ def deletion_insertion(
     height, width = images.shape[-2:]
     ranks = cell_ranks(maps, cell, seed=seed)
     counts = step_counts(ranks[0, 0].numel(), steps)
-    curves = {kind: torch.empty(len(heads), *maps.shape[:2], len(counts), dtype=torch.float64) for kind in KINDS}
+    curves = torch.empty(2, len(heads), *maps.shape[:2], len(counts), dtype=torch.float64)
 
     def probabilities(pictures: Tensor, target: int) -> Tensor:
         """(J, N) of pictures (N, 3, H, W)."""
@@ -174,15 +172,16 @@ def deletion_insertion(
     for b, (image, substitute) in enumerate(zip(images, reference, strict=True)):
         target = int(classes[b])
         ends = probabilities(torch.stack([image, substitute]), target)
+        deletion, insertion = curves[:, :, :, b]
+        deletion[..., 0] = insertion[..., -1] = ends[:, :1]
+        deletion[..., -1] = insertion[..., 0] = ends[:, 1:]
         for k, places in enumerate(ranks[:, b]):
             cells = places < counts[1:-1, None, None].to(places.device)  # (S - 1, h, w), those that are replaced
             masks = cells.repeat_interleave(cell, -2).repeat_interleave(cell, -1)[:, None, :height, :width]
-            for kind, under, over in zip(KINDS, (image, substitute), (substitute, image), strict=True):
-                curve = curves[kind][:, k, b]
-                curve[:, 0], curve[:, -1] = ends.T if kind == "deletion" else ends.T.flip(0)
-                if len(masks):
-                    curve[:, 1:-1] = probabilities(torch.where(masks, over, under), target)
-    return Curves(counts.double() / counts[-1], **curves)
+            if len(masks):
+                deletion[:, k, 1:-1] = probabilities(torch.where(masks, substitute, image), target)
+                insertion[:, k, 1:-1] = probabilities(torch.where(masks, image, substitute), target)
+    return Curves(counts.double() / counts[-1], *curves)
 
 
 def cell_ranks(maps: Tensor, cell: int, *, seed: int = 0) -> Tensor:
@@ -224,10 +223,9 @@ class Head:
     """A trained head that sees a band.
 
     Attributes:
-        label, seed: Label and seed of its run.
+        label, seed, model: Label, seed and model of its run.
         band: The band as tables write it: "all", "top8", "8:".
         keep: The band; None for all that the head was trained on.
-        model: Model of the run.
     """
 
     label: str
@@ -238,14 +236,7 @@ class Head:
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits (N, classes) of the backbone's maps (N, C, h, w)."""
-        return self.logits_of_reduced(self.model.head.pooling_input(features))
-
-    def logits_of_reduced(self, reduced: Tensor) -> Tensor:
-        """Logits (N, classes) of what the pooling reads."""
-        head = self.model.head
-        with restrict_spectrum(head, self.keep, gradient="exact"):  # no gradient is taken; some rules know no bands
-            logits: Tensor = head.classifier(head.pooling(reduced))
-        return logits
+        return band_logits(self.model.head, self.model.head.pooling_input(features), self.keep)
 
 
 class MapSource(NamedTuple):
@@ -344,11 +335,10 @@ def measure(
 
 def _explained(heads: Sequence[Head], images: Tensor, classes: Tensor, methods: Sequence[str]) -> list[Tensor]:
     """Maps (B, H, W) of each method and head, in that order; the bands of a model are explained together."""
-    maps = []
-    for method in methods:
-        for _, group in groupby(heads, key=lambda head: id(head.model)):
-            same = list(group)
-            bands = [head.keep for head in same]
-            found = explain_bands(same[0].model, images, bands, method=method, classes=classes)
-            maps += [attribution.maps.cpu() for attribution in found]
-    return maps
+    by_model = [list(same) for _, same in groupby(heads, key=lambda head: id(head.model))]
+    found = [
+        explain_bands(same[0].model, images, [head.keep for head in same], method=method, classes=classes)
+        for method in methods
+        for same in by_model
+    ]
+    return [attribution.maps.cpu() for of_model in found for attribution in of_model]

@@ -1,11 +1,14 @@
 """Attributions by name, and those from gradients: of the pixels, and of the backbone's map (class activation maps).
 
 A class activation map runs the backbone once; each band costs one pass forward and back through the head.
+
+Every method takes the score y of an `ExplainedScore` and returns maps (K, B, H, W). It raises ConfigError where an
+option is out of its range, and RunError where a gradient is not finite.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +21,7 @@ from fgvc.studies.attribution.eigenvectors import decomposition
 from fgvc.studies.attribution.perturbation import extremal, occlusion, reference_images, rise
 from fgvc.studies.attribution.score import TOGETHER, ExplainedScore, require_finite
 
-_ROUNDING = 1e-6
-"""Up to this part of its mean size the mean of a gradient over the locations counts as zero."""
+_ROUNDING = 1e-6  # up to this part of its mean size the mean of a gradient over the locations counts as zero
 
 
 def gradcam(score: ExplainedScore) -> Tensor:
@@ -73,24 +75,14 @@ def integrated_gradients(score: ExplainedScore, steps: int = 32, reference: str 
         score: the score y; each band is integrated on its own.
         steps: nodes of the Gauss-Legendre rule.
         reference: r, see `reference_images`.
-
-    Returns:
-        (K, B, H, W).
-
-    Raises:
-        ConfigError: `steps` below 1, or an unknown reference.
-        RunError: a gradient is not finite.
     """
     if steps < 1:
         raise ConfigError(f"integrated_gradients needs steps of at least 1, got {steps}")
-    start = reference_images(score.images, reference)
-    batch_size = max(TOGETHER, len(score.images))
-    maps = []
+    options = {"target": score.classes, "n_steps": steps, "internal_batch_size": max(TOGETHER, len(score.images))}
+    start, maps = reference_images(score.images, reference), []
     for band in score.bands:
         integral = IntegratedGradients(lambda x, band=band: score.logits(score.model.backbone(x), band))
-        parts = integral.attribute(
-            score.images, start, target=score.classes, n_steps=steps, internal_batch_size=batch_size
-        )
+        parts = integral.attribute(score.images, start, **options)
         require_finite(parts, f"integrated gradients (band {band})")
         maps.append(parts.sum(dim=1))
     return torch.stack(maps)
@@ -106,53 +98,34 @@ def guided_backprop(score: ExplainedScore) -> Tensor:
     The map is the size of the gradient that arrives, summed over the three channels. ReLU6 counts as a ReLU that is cut
     off above: captum's rule is for nn.ReLU only and would silently skip those of EfficientNet-Lite.
 
-    Returns:
-        (K, B, H, W), not negative.
-
     Raises:
         RunError: the backbone has no ReLU or ReLU6, or other activations, for which there is no such rule.
     """
-    _require_rectifiers(score.model.backbone)
-    images = score.images.clone().requires_grad_()
-    maps = []
-    with _guided(score.model):
-        features = score.model.backbone(images)
-        for band in score.bands:
-            (gradient,) = torch.autograd.grad(score.values(features, band).sum(), images, retain_graph=True)
-            require_finite(gradient, f"gradients by the pixels (band {band})")
-            maps.append(gradient.abs().sum(dim=1))
-    return torch.stack(maps)
-
-
-def _require_rectifiers(backbone: nn.Module) -> None:
-    parts = list(backbone.modules())
-    others = {
-        type(part).__name__
-        for part in parts
-        if type(part).__module__ in _ACTIVATION_MODULES and not isinstance(part, (*_RECTIFIERS, nn.Identity))
-    }
+    parts = list(score.model.backbone.modules())
+    activations = [part for part in parts if type(part).__module__ in _ACTIVATION_MODULES]
+    others = {type(part).__name__ for part in activations if not isinstance(part, (*_RECTIFIERS, nn.Identity))}
     if others or not any(isinstance(part, _RECTIFIERS) for part in parts):
         raise RunError(
             f"guided_backprop has a rule for ReLU and ReLU6 only, and this backbone has "
             f"{', '.join(sorted(others)) or 'no module of either'}; use method=integrated_gradients"
         )
 
-
-@contextmanager
-def _guided(model: nn.Module) -> Iterator[None]:
-    """Within the block, gradients by the output of a rectifier are cut off below 0."""
-
     def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         # on the output: an inplace activation does not allow a backward hook on the module
         if output.requires_grad:
             output.register_hook(lambda gradient: gradient.clamp(min=0))  # type: ignore[no-untyped-call]  # torch's
 
-    handles = [part.register_forward_hook(hook) for part in model.modules() if isinstance(part, _RECTIFIERS)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    images, maps = score.images.clone().requires_grad_(), []
+    with ExitStack() as hooks:
+        for part in score.model.modules():
+            if isinstance(part, _RECTIFIERS):
+                hooks.enter_context(part.register_forward_hook(hook))
+        features = score.model.backbone(images)
+        for band in score.bands:
+            (gradient,) = torch.autograd.grad(score.values(features, band).sum(), images, retain_graph=True)
+            require_finite(gradient, f"gradients by the pixels (band {band})")
+            maps.append(gradient.abs().sum(dim=1))
+    return torch.stack(maps)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Attributions from the scores of an image seen through masks: occlusion, RISE, extremal perturbations.
 
 The backbone runs once for each mask and serves all bands; only extremal perturbations need a run for each band. The
-masks of RISE and of extremal perturbations are smooth by construction.
+masks of RISE and of extremal perturbations are smooth by construction. What the three take, return and raise is said in
+`fgvc.studies.attribution.methods`; `reference` is what a mask hides the image with, see `reference_images`.
 """
 
 import math
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -24,37 +26,22 @@ def occlusion(score: ExplainedScore, window: float = 0.2, stride: float = 0.1, r
     Args:
         score: the score y and its images x.
         window: side of the square, in shorter sides of the image.
-        stride: distance between two squares, in the same unit.
-        reference: what fills the square, see `reference_images`.
-
-    Returns:
-        (K, B, H, W), signed.
-
-    Raises:
-        ConfigError: an option is out of its range.
+        stride: distance between two squares, in the same unit. The last square of a row or column ends at the border.
+        reference: what fills the square.
     """
     _require_share("window", window)
     _require_share("stride", stride)
     if stride > window:
         raise ConfigError(f"stride={stride} leaves pixels uncovered by squares of window={window}; lower it")
     height, width = score.images.shape[-2:]
-    hides = _squares(height, width, window, stride).to(score.images)
+    edge, step = (max(round(part * min(height, width)), 1) for part in (window, stride))
+    tops, lefts = (sorted({*range(0, side - edge, step), side - edge}) for side in (height, width))
+    hides = score.images.new_zeros(len(tops) * len(lefts), height, width)  # 1 inside of a square
+    for mask, (top, left) in zip(hides, product(tops, lefts), strict=True):
+        mask[top : top + edge, left : left + edge] = 1
     whole = torch.stack([score.values(score.features, band) for band in score.bands])  # (K, B)
     falls = whole - _masked_scores(score, 1 - hides, reference)
     return torch.einsum("nkb,nhw->kbhw", falls, hides) / hides.sum(dim=0)
-
-
-def _squares(height: int, width: int, window: float, stride: float) -> Tensor:
-    """One mask a square, 1 inside, (N, height, width); the last square of a row or column ends at the border."""
-    side = min(height, width)
-    edge, step = max(round(window * side), 1), max(round(stride * side), 1)
-    tops = sorted({*range(0, height - edge, step), height - edge})
-    lefts = sorted({*range(0, width - edge, step), width - edge})
-    masks = torch.zeros(len(tops), len(lefts), height, width)
-    for i, top in enumerate(tops):
-        for j, left in enumerate(lefts):
-            masks[i, j, top : top + edge, left : left + edge] = 1
-    return masks.flatten(0, 1)
 
 
 def rise(
@@ -71,13 +58,7 @@ def rise(
         grid: cells of a mask along each side. They are shown or hidden at random, upsampled and shifted at random.
         keep: probability that a cell is shown.
         seed: seed of the masks.
-        reference: what is seen where a mask hides the image, see `reference_images`.
-
-    Returns:
-        (K, B, H, W), signed.
-
-    Raises:
-        ConfigError: an option is out of its range.
+        reference: what is seen where a mask hides the image.
     """
     _require_share("keep", keep)
     if masks < 2 or grid < 1:
@@ -95,10 +76,8 @@ def _random_masks(count: int, height: int, width: int, grid: int, keep: float, s
     rows, columns = math.ceil(height / grid), math.ceil(width / grid)
     size = ((grid + 1) * rows, (grid + 1) * columns)
     large = F.interpolate(cells, size=size, mode="bilinear", align_corners=False)[:, 0]
-    tops = torch.randint(rows, (count,), generator=generator).tolist()
-    lefts = torch.randint(columns, (count,), generator=generator).tolist()
-    shifted = [mask[i : i + height, j : j + width] for mask, i, j in zip(large, tops, lefts, strict=True)]
-    return torch.stack(shifted)
+    tops, lefts = (torch.randint(side, (count,), generator=generator).tolist() for side in (rows, columns))
+    return torch.stack([m[i : i + height, j : j + width] for m, i, j in zip(large, tops, lefts, strict=True)])
 
 
 _SIGMA = 3 / 32  # width of the smooth maximum's kernel in sides of the image: 21 of 224 pixels, as in the paper
@@ -127,14 +106,7 @@ def extremal(
         area: share of the image that is kept, in (0, 1).
         steps: steps of ascent, each one pass forward and back through the whole model.
         cells: cells of the parameters' grid along the shorter side.
-        reference: r, see `reference_images`.
-
-    Returns:
-        (K, B, H, W) masks from 0 to 1.
-
-    Raises:
-        ConfigError: an option is out of its range.
-        RunError: a gradient is not finite.
+        reference: r.
     """
     _require_share("area", area)
     if steps < 1 or cells < 2:
@@ -153,6 +125,8 @@ def _best_masks(
     rows, columns = (max(round(side / cell), 1) for side in images.shape[-2:])
     margin = max(round(_SIGMA * cells), 1)
     parameters = images.new_full((len(images), rows, columns), 0.5).requires_grad_()
+    kept = images.new_zeros((rows + 2 * margin) * (columns + 2 * margin))
+    kept[: round(area * rows * columns)] = 1
     with torch.no_grad():
         unit = score.values(score.features, band) - score.values(backbone(hidden), band)
         unit = unit.abs().clamp(min=torch.finfo(unit.dtype).tiny)
@@ -163,7 +137,8 @@ def _best_masks(
         masks = with_margin[:, margin:-margin, margin:-margin]
         seen = blend(images, hidden, score.upsample(masks))
         reward = score.values(backbone(seen), band) / unit
-        objective = reward - weight * _area_miss(with_margin, round(area * masks[0].numel()))
+        miss = with_margin.flatten(1).sort(dim=1, descending=True).values - kept
+        objective = reward - weight * miss.square().mean(dim=1)
         (parameters.grad,) = torch.autograd.grad(objective.sum(), parameters)
         require_finite(parameters.grad, f"gradients by the mask (band {band}, step {step + 1})")
         ascent.step()
@@ -192,14 +167,6 @@ def smooth_masks(cells: Tensor, sigma: float) -> Tensor:
     return (around * torch.softmax(_COLDNESS * around, dim=1)).sum(dim=1).view_as(cells)
 
 
-def _area_miss(masks: Tensor, kept: int) -> Tensor:
-    """Mean square of the sorted values of (B, h, w) minus those of a mask of `kept` ones and zeros: (B,)."""
-    values = masks.flatten(1).sort(dim=1, descending=True).values
-    binary = torch.zeros_like(values)
-    binary[:, :kept] = 1
-    return (values - binary).square().mean(dim=1)
-
-
 @torch.no_grad()
 def _masked_scores(score: ExplainedScore, masks: Tensor, reference: str) -> Tensor:
     """Scores of every image through every mask (N, H, W), for each band: (N, K, B)."""
@@ -223,15 +190,10 @@ _BLUR = 20 / 224  # standard deviation in sides of the image: 20 pixels of 224, 
 
 
 def reference_images(images: Tensor, reference: str) -> Tensor:
-    """What is seen where a mask hides an image (B, 3, H, W).
+    """What is seen where a mask hides a normalised image (B, 3, H, W).
 
-    Args:
-        images: normalised.
-        reference: "blur", the image under a Gaussian of 0.09 of its shorter side; "mean", the normalisation's mean
-            colour, which is 0.
-
-    Raises:
-        ConfigError: an unknown `reference`.
+    "blur": the image under a Gaussian of 0.09 of its shorter side. "mean": the normalisation's mean colour, which is 0.
+    Raises ConfigError for another `reference`.
     """
     if reference == "mean":
         return torch.zeros_like(images)

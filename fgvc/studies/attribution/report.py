@@ -56,8 +56,7 @@ def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _scaled(heat: np.ndarray) -> np.ndarray:
-    scaled: np.ndarray = heat / (colour_limit(heat) or 1)
-    return scaled
+    return heat / (colour_limit(heat) or 1)
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,7 @@ def grid_figure(columns: Sequence[Column], labels: Sequence[str], title: str, ca
     notes = 0.16 if any(column.notes for column in columns) else 0
     with figure_style():
         figure = new_figure(width, 0.7 + rows * (side + notes))
-        layout = figure.get_layout_engine()
-        assert isinstance(layout, ConstrainedLayoutEngine)
-        layout.set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+        figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0))
         ratios = [_LABELS, *[side] * len(columns)]
         panels = figure.subplots(rows, len(columns) + 1, squeeze=False, gridspec_kw={"width_ratios": ratios})
         for i, label in enumerate(labels):
@@ -159,7 +156,7 @@ def write_attribution(found: RunAttribution, folder: Path) -> list[Path]:
         f"{method}.{band}": maps[k] for method, maps in found.maps.items() for k, band in enumerate(found.bands)
     } | {"scores": found.scores, "predicted": found.predicted, "explained": found.explained}
     for end, eigenvectors in found.eigenvectors.items():
-        arrays |= {f"{end}.{name}": part.numpy() for name, part in vars(eigenvectors).items()}
+        arrays |= {f"{end}.{name}": part.numpy() for name, part in eigenvectors._asdict().items()}
     write_npz(folder / "maps.npz", arrays)
     record = {
         "schema": SCHEMA,

@@ -16,7 +16,7 @@ from fgvc.models import FineGrainedModel
 from fgvc.runs.spectra import median_rank
 from fgvc.spectral import Band, Keep, covariance_eigenvalues
 from fgvc.spectral.maps import band as to_band
-from fgvc.studies.truncation.bands import ALL, parse_band, restrict_spectrum
+from fgvc.studies.truncation.bands import ALL, band_logits, parse_band
 from fgvc.training.step import untouched
 
 TOGETHER = 8
@@ -45,13 +45,8 @@ class ExplainedScore:
     bands: Sequence[Band | None]
 
     def logits(self, features: Tensor, band: Band | None) -> Tensor:
-        """Logits of all classes from the head that sees `band`: (N, C, h, w) -> (N, num_classes).
-
-        The gradient through the spectral layer is exact, whatever rule the head was trained with.
-        """
-        with restrict_spectrum(self.model, band, gradient="exact"):
-            logits: Tensor = self.model.head(features)
-        return logits
+        """Logits of all classes from the head that sees `band`: (N, C, h, w) -> (N, num_classes), as `band_logits`."""
+        return band_logits(self.model.head, self.model.head.pooling_input(features), band)
 
     def values(self, features: Tensor, band: Band | None) -> Tensor:
         """The explained logits (N,) of the maps (N, C, h, w); N is the number of images or a multiple of it."""
@@ -80,7 +75,13 @@ def prepare_score(
     logits = model.head(features)
     require_finite(logits, "the model's logits")
     predicted = logits.argmax(dim=1)
-    chosen = predicted if classes is None else _class_indices(classes, logits)
+    count, number = logits.shape
+    chosen = torch.as_tensor(predicted if classes is None else classes, dtype=torch.int64, device=logits.device)
+    chosen = chosen.expand(count) if chosen.ndim == 0 else chosen
+    if chosen.shape != (count,) or not ((chosen >= 0) & (chosen < number)).all():
+        raise ConfigError(
+            f"classes must be one index of {number} classes, or one for each of {count} images; got {classes}"
+        )
     return ExplainedScore(model, images, features, chosen, resolve_bands(model, features, bands)), predicted
 
 
@@ -108,25 +109,12 @@ def resolve_bands(model: FineGrainedModel, features: Tensor, bands: Sequence[Ban
     rank = 0
     if any(isinstance(band, str) and band != "all" for band in bands):
         rank = median_rank(covariance_eigenvalues(model.head.pooling_input(features)).cpu().numpy())
+    parsed = [parse_band(band, rank) if isinstance(band, str) else band for band in bands]
     try:
-        resolved = [parse_band(band, rank) if isinstance(band, str) else to_band(band) for band in bands]
-    except ConfigError:
-        raise
+        resolved = [to_band(band) for band in parsed]
     except ValueError as error:
         raise ConfigError(f"band: {error}") from error
     return [None if band == ALL else band for band in resolved]
-
-
-def _class_indices(classes: Tensor | Sequence[int] | int, logits: Tensor) -> Tensor:
-    """(B,) int64 on the device of the logits (B, num_classes)."""
-    count, number = logits.shape
-    chosen = torch.as_tensor(classes, dtype=torch.int64, device=logits.device)
-    chosen = chosen.expand(count) if chosen.ndim == 0 else chosen
-    if chosen.shape != (count,) or not ((chosen >= 0) & (chosen < number)).all():
-        raise ConfigError(
-            f"classes must be one index of {number} classes, or one for each of {count} images; got {classes}"
-        )
-    return chosen
 
 
 def require_finite(values: Tensor, name: str) -> None:

@@ -1,7 +1,8 @@
 """The tables and the figure of a study of attributions."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 
 from fgvc.presentation.render import markdown_table, mean_and_spread
-from fgvc.presentation.style import COLUMN_WIDTH, figure_style, method_order, new_figure
+from fgvc.presentation.style import COLUMN_WIDTH, figure_style, legend_outside, method_order, new_figure
 from fgvc.studies.attribution.measure import CENTRE, KINDS, RANDOM, MapSource
 from fgvc.studies.attribution.methods import METHODS
 from fgvc.studies.attribution.study import AttributionStudy, mean_map
@@ -75,20 +76,8 @@ def differences_markdown(differences: pd.DataFrame, pairs: Sequence[tuple[str, s
     return markdown_table(["Run", "of", "Map", "deletion ↓", "insertion ↑", "seeds x images"], rows)
 
 
-def _interval(row: dict[str, float], name: str, form: str = ".3f") -> str:
+def _interval(row: Mapping[Hashable, Any], name: str, form: str = ".3f") -> str:
     return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
-
-
-def cross_markdown(areas: pd.DataFrame, method: str, kind: str) -> str:
-    """Areas of every head's maps (rows) under every head's curves (columns), of one method; – where not judged."""
-    chosen = areas[areas["method"].isin([method, RANDOM.method, CENTRE.method])]
-    judges = list(dict.fromkeys(chosen[["judge", "judge_band"]].itertuples(index=False, name=None)))
-    rows = []
-    for (name, label, band), part in _groups(chosen, ["method", "label", "band"]):
-        by_judge = part.set_index(["judge", "judge_band"])[kind]
-        title = _head_name(label, band) if label != RANDOM.label else _method_name(name)
-        rows.append([title, *(f"{by_judge[judge]:.3f}" if judge in by_judge.index else "–" for judge in judges)])
-    return markdown_table(["Map of", *(_head_name(*judge) for judge in judges)], rows)
 
 
 def agreement_markdown(agreement: pd.DataFrame) -> str:
@@ -125,13 +114,8 @@ def _bands(study: AttributionStudy, label: str) -> list[str]:
     return list(dict.fromkeys(study.heads.loc[study.heads["label"] == label, "band"]))
 
 
-_LOOKS: tuple[dict[str, str], ...] = (
-    {"color": "#000000", "ls": "-"},
-    {"color": "#0072B2", "ls": "--"},
-    {"color": "#D55E00", "ls": "-."},
-    {"color": "#009E73", "ls": "--"},
-    {"color": "#AA4499", "ls": "-."},
-)
+_DASHES = {"#000000": "-", "#0072B2": "--", "#D55E00": "-.", "#009E73": "--", "#AA4499": "-."}
+_LOOKS = [{"color": colour, "ls": dash} for colour, dash in _DASHES.items()]
 _BASELINE_LOOKS = {RANDOM: {"color": "#999999", "ls": ":"}, CENTRE: {"color": "#666666", "ls": (0, (5, 1, 1, 1, 1, 1))}}
 
 
@@ -157,9 +141,8 @@ def attribution_figure(study: AttributionStudy, method: str | None = None, label
         panels[0].set_ylabel("probability of its class")
         size = f"{study.areas['images'].iloc[0]} images"
         top.suptitle(f"{METHODS[method].label}, {label}, {size}", fontsize=7)
-        handles, names = panels[0].get_legend_handles_labels()
         look = {"ncols": 4, "handlelength": 2.2, "columnspacing": 1.0, "handletextpad": 0.4}
-        top.legend(handles, names, loc="outside lower center", frameon=False, fontsize=6.5, **look)
+        legend_outside(top, "lower center", fontsize=6.5, **look)
         for lower in rest:
             _draw_mean_maps(lower, study, pictured)
     return figure

@@ -5,11 +5,12 @@ result. Each number of an image is first averaged over the seeds. Intervals are 
 the same draws for every number, so that differences are paired. They hold for these heads on other such images.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from torch import Tensor
 from fgvc.data import boxes_in_view
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.restore import Restored, restore_run
-from fgvc.io import read_csv, to_csv
+from fgvc.io import read_csv, read_tables, write_tables
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import CovariancePooling
 from fgvc.runs.settings import one_setting
@@ -37,7 +38,7 @@ from fgvc.studies.attribution.measure import (
     rank_correlation,
 )
 from fgvc.studies.attribution.methods import require_methods
-from fgvc.studies.truncation.bands import ALL, parse_band
+from fgvc.studies.truncation.bands import ALL, band_logits, parse_band
 from fgvc.studies.truncation.measure import kept_band
 from fgvc.training.probe import evenly_spaced
 from fgvc.training.setup import fold_backbone, open_split
@@ -96,19 +97,17 @@ class AttributionStudy(NamedTuple):
 def mean_map(study: AttributionStudy, source: MapSource) -> np.ndarray:
     """One of `mean_maps` as an array (h, w). Raises KeyError where there is none."""
     table = study.mean_maps.set_index(list(_SOURCE)).loc[[tuple(source)]].sort_values("row")
-    cells: np.ndarray = table.drop(columns="row").to_numpy(dtype=float)
-    return cells
+    return table.drop(columns="row").to_numpy(dtype=float)
 
 
-def save_attribution_study(study: AttributionStudy, folder: Path) -> dict[Path, str]:
-    """The text of each file of a study, NAME.csv for each table."""
-    digits = {name: "%.3g" if name == "mean_maps" else "%.4g" for name in COLUMNS}
-    return {folder / f"{name}.csv": to_csv(table, digits[name]) for name, table in study._asdict().items()}
+def save_attribution_study(study: AttributionStudy, folder: Path) -> list[Path]:
+    """Write NAME.csv for each table; returns the paths."""
+    return write_tables(folder, study._asdict(), "%.4g", mean_maps="%.3g")
 
 
 def load_attribution_study(folder: Path) -> AttributionStudy:
-    """Read the files that `save_attribution_study` names. Raises RunError where one is missing or damaged."""
-    return AttributionStudy(*(read_study_table(folder / f"{name}.csv") for name in COLUMNS))
+    """Read the files of `save_attribution_study`. Raises RunError where one is missing or damaged."""
+    return AttributionStudy(**read_tables(folder, COLUMNS, _NAMES))
 
 
 def read_study_table(path: Path) -> pd.DataFrame:
@@ -170,14 +169,13 @@ def study_attribution(
     indices = evenly_spaced(total, images)
     pictures = [first.images[index][0] for index in indices]
     classes = torch.tensor([first.images.targets[index] for index in indices])
-    in_view = _boxes(first, indices) if boxes else None
     backbone = fold_backbone(first.config, first.backbone.eval(), first.device).to(memory_format=torch.channels_last)
+    options: dict[str, Any] = {"steps": steps, "cell": cell, "seed": seed}
+    options["boxes"] = _boxes(first, indices) if boxes else None
     measured = {}
     for number in sorted({item.run.seed for item in opened}):
         heads = [head for item in opened if item.run.seed == number for head in item.heads]
-        measured[number] = measure(
-            heads, backbone, pictures, classes, methods, boxes=in_view, steps=steps, cell=cell, seed=seed
-        )
+        measured[number] = measure(heads, backbone, pictures, classes, methods, **options)
     rows = [row for item in opened for row in _head_rows(item, measured[item.run.seed])]
     return tables(list(measured.values()), rows, seed=seed)
 
@@ -211,10 +209,10 @@ def _boxes(restored: Restored, indices: Sequence[int]) -> Tensor:
 
 
 @torch.inference_mode()
-def _head_rows(opened: _OpenedRun, measured: MapMeasures) -> list[dict[str, object]]:
+def _head_rows(opened: _OpenedRun, measured: MapMeasures) -> list[dict[str, Any]]:
     """Rows of `AttributionStudy.heads`, one for each head of a run."""
     batches = [
-        (torch.stack([head.logits_of_reduced(reduced).cpu() for head in opened.heads]), targets)
+        (torch.stack([band_logits(head.model.head, reduced, head.keep).cpu() for head in opened.heads]), targets)
         for reduced, targets in opened.restored.pooling_inputs()
     ]
     classes = torch.cat([targets for _, targets in batches])
@@ -223,13 +221,12 @@ def _head_rows(opened: _OpenedRun, measured: MapMeasures) -> list[dict[str, obje
         true = logits.gather(1, classes[:, None])  # (N, 1)
         others = logits.shape[1] - 1
         deletion = measured.curves.deletion[list(measured.heads).index(head), 0]  # (B, S + 1)
-        row: dict[str, object] = {"label": head.label, "seed": head.seed, "band": head.band}
-        row["top1"] = float(100 * (logits.argmax(dim=1) == classes).double().mean())
-        row["above"] = float(100 * ((logits < true).sum(dim=1) / others).mean())
-        row["margin"] = float((true[:, 0] - (logits.sum(dim=1) - true[:, 0]) / others).mean())
-        row["images"] = len(deletion)
-        row["whole"], row["reference"] = deletion[:, [0, -1]].mean(dim=0).tolist()
-        rows.append(row)
+        top1 = float(100 * (logits.argmax(dim=1) == classes).double().mean())
+        above = float(100 * ((logits < true).sum(dim=1) / others).mean())
+        margin = float((true[:, 0] - (logits.sum(dim=1) - true[:, 0]) / others).mean())
+        whole = deletion[:, [0, -1]].mean(dim=0).tolist()
+        row = (head.label, head.seed, head.band, top1, above, margin, len(deletion), *whole)
+        rows.append(dict(zip(COLUMNS["heads"], row, strict=True)))
     return rows
 
 
@@ -237,7 +234,7 @@ Areas = dict[tuple[str, str], dict[MapSource, dict[int, np.ndarray]]]
 """Areas under the deletion and the insertion curves, (2, B), by the judge's label and band, the map, and the seed."""
 
 
-def tables(measured: Sequence[MapMeasures], heads: Sequence[dict[str, object]], *, seed: int = 0) -> AttributionStudy:
+def tables(measured: Sequence[MapMeasures], heads: Sequence[dict[str, Any]], *, seed: int = 0) -> AttributionStudy:
     """All tables, from the measures of each seed on the same images and the rows of the table of heads."""
     count = measured[0].curves.deletion.shape[2]
     rng = np.random.default_rng(seed)
@@ -256,17 +253,20 @@ def tables(measured: Sequence[MapMeasures], heads: Sequence[dict[str, object]], 
         box_area, *_ = interval([part.box_area.numpy() for part, _ in own])
         return *source, np.isnan(half).mean(), *interval(half), *interval(inside), box_area, len(own), count
 
-    areas = _areas(measured)
+    areas, curves = _judged(measured)
+    shares = measured[0].curves.shares.tolist()
+    width = measured[0].cells.shape[-1]
     rows: dict[str, list[tuple[object, ...]]] = {
         "areas": [(*source, *judge, *both(seeds)) for judge, maps in areas.items() for source, seeds in maps.items()],
         "differences": [(*key, *both(seeds)) for key, seeds in _differences(areas)],
-        "curves": _curves(measured),
+        "curves": _means(curves, shares),
         "agreement": [(*key, *interval(seeds), len(seeds), count) for key, seeds in _agreement(measured).items()],
         "extents": [extent(source) for source in dict.fromkeys(source for part in measured for source in part.sources)],
+        "mean_maps": _means(_relative_maps(measured), range(measured[0].cells.shape[-2])),
     }
-    frames = {name: pd.DataFrame(found, columns=COLUMNS[name]) for name, found in rows.items()}
-    heads_frame: pd.DataFrame = pd.DataFrame(heads, columns=COLUMNS["heads"])
-    return AttributionStudy(heads=heads_frame, **frames, mean_maps=_mean_maps(measured))
+    columns = {**COLUMNS, "mean_maps": (*COLUMNS["mean_maps"], *(f"c{column}" for column in range(width)))}
+    frames = {name: pd.DataFrame(found, columns=columns[name]) for name, found in rows.items()}
+    return AttributionStudy(pd.DataFrame(heads, columns=COLUMNS["heads"]), **frames)
 
 
 def _interval(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, float]:
@@ -285,17 +285,30 @@ def _interval(values: np.ndarray, weights: np.ndarray) -> tuple[float, float, fl
     return float(of_image.sum() / there.sum()), float(low), float(high)
 
 
-def _areas(measured: Sequence[MapMeasures]) -> Areas:
-    """A head that sees a band judges only the maps of its own label and of no label."""
-    areas: Areas = {}
+def _means(seeds: Mapping[tuple[str, ...], Sequence[Tensor]], index: Iterable[float]) -> list[tuple[object, ...]]:
+    """A row for each key and each number of the index: means over the seeds of (len(index), columns)."""
+    means = {key: torch.stack(list(of_key)).mean(dim=0).tolist() for key, of_key in seeds.items()}
+    return [(*key, i, *row) for key, rows in means.items() for i, row in zip(index, rows, strict=True)]
+
+
+def _judged(measured: Sequence[MapMeasures]) -> tuple[Areas, dict[tuple[str, ...], list[Tensor]]]:
+    """Areas; and of the maps that a whole head judges of its own label or of no label, mean curves (S + 1, 2).
+
+    A head that sees a band judges only the maps of its own label and of no label.
+    """
+    areas: Areas = defaultdict(lambda: defaultdict(dict))
+    curves: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
     for part in measured:
-        both = np.stack([part.curves.auc(kind).numpy() for kind in KINDS], axis=2)  # (J, K, 2, B)
-        for head, of_head in zip(part.heads, both, strict=True):
-            for source, values in zip(part.sources, of_head, strict=True):
-                if head.band == "all" or source.label in (head.label, RANDOM.label):
-                    of_judge = areas.setdefault((head.label, head.band), {})
-                    of_judge.setdefault(source, {})[part.seed] = values
-    return areas
+        both = torch.stack([part.curves.auc(kind) for kind in KINDS], dim=2).numpy()  # (J, K, 2, B)
+        means = torch.stack([part.curves.deletion, part.curves.insertion], dim=-1).mean(dim=2)  # (J, K, S + 1, 2)
+        for head, of_head, of_means in zip(part.heads, both, means, strict=True):
+            for source, values, curve in zip(part.sources, of_head, of_means, strict=True):
+                own, whole = source.label in (head.label, RANDOM.label), head.band == "all"
+                if own or whole:
+                    areas[head.label, head.band][source][part.seed] = values
+                if own and whole:
+                    curves[(*source, head.label, head.band)].append(curve)
+    return areas, curves
 
 
 def _differences(areas: Areas) -> Iterator[tuple[tuple[str, ...], dict[int, np.ndarray]]]:
@@ -307,37 +320,20 @@ def _differences(areas: Areas) -> Iterator[tuple[tuple[str, ...], dict[int, np.n
                 yield (*first, *second, *judge), {seed: maps[first][seed] - maps[second][seed] for seed in seeds}
 
 
-def _curves(measured: Sequence[MapMeasures]) -> list[tuple[object, ...]]:
-    curves: dict[tuple[str, ...], list[Tensor]] = {}
-    for part in measured:
-        both = torch.stack([part.curves.deletion, part.curves.insertion], dim=-1).mean(dim=2)  # (J, K, S + 1, 2)
-        for head, of_head in zip(part.heads, both, strict=True):
-            for source, curve in zip(part.sources, of_head, strict=True):
-                if head.band == "all" and source.label in (head.label, RANDOM.label):
-                    curves.setdefault((*source, head.label, head.band), []).append(curve)
-    shares = measured[0].curves.shares.tolist()
-    return [
-        (*key, share, *values)
-        for key, seeds in curves.items()
-        for share, values in zip(shares, torch.stack(seeds).mean(dim=0).tolist(), strict=True)
-    ]
-
-
 def _agreement(measured: Sequence[MapMeasures]) -> dict[tuple[str, ...], list[np.ndarray]]:
     """Correlations (B,) for every seed or pair of seeds, by (between, label, band, method, other)."""
-    found: dict[tuple[str, ...], list[np.ndarray]] = {}
+    found: dict[tuple[str, ...], list[np.ndarray]] = defaultdict(list)
     for part in measured:
         maps = zip(part.sources, part.cells, strict=True)
         for (a, first), (b, second) in combinations(maps, 2):
             between, other = _difference(a, b)
             if between not in ("", RANDOM.method) and a != RANDOM:
-                found.setdefault((between, *a, other), []).append(rank_correlation(first, second).numpy())
+                found[(between, *a, other)].append(rank_correlation(first, second).numpy())
     for one, another in combinations(measured, 2):
         others = dict(zip(another.sources, another.cells, strict=True))
         for source, cells in zip(one.sources, one.cells, strict=True):
             if source in others and source.label != RANDOM.label:
-                key = ("seeds", *source, "another seed")
-                found.setdefault(key, []).append(rank_correlation(cells, others[source]).numpy())
+                found[("seeds", *source, "another seed")].append(rank_correlation(cells, others[source]).numpy())
     return found
 
 
@@ -355,19 +351,13 @@ def _difference(a: MapSource, b: MapSource) -> tuple[str, str]:
     return "", ""
 
 
-def _mean_maps(measured: Sequence[MapMeasures]) -> pd.DataFrame:
-    maps: dict[MapSource, list[Tensor]] = {}
+def _relative_maps(measured: Sequence[MapMeasures]) -> dict[tuple[str, ...], list[Tensor]]:
+    """Of each seed the positive values (h, w) of a map in units of their mean, averaged over the maps not empty."""
+    maps: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
     for part in measured:
         mass = part.cells.clamp(min=0)
         even = mass.mean(dim=(2, 3), keepdim=True)
-        scaled = torch.where(even > 0, mass / even, torch.nan).nanmean(dim=1)  # without empty maps
+        scaled = torch.where(even > 0, mass / even, torch.nan).nanmean(dim=1)
         for source, cells in zip(part.sources, scaled, strict=True):
-            maps.setdefault(source, []).append(cells)
-    rows = [
-        (*source, row, *values)
-        for source, seeds in maps.items()
-        for row, values in enumerate(torch.stack(seeds).mean(dim=0).tolist())
-    ]
-    names = [f"c{column}" for column in range(measured[0].cells.shape[-1])]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=[*COLUMNS["mean_maps"], *names])
-    return table
+            maps[tuple(source)].append(cells)
+    return maps

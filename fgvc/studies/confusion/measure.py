@@ -21,8 +21,7 @@ def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.Da
     target, predicted = _indices(predictions, len(classes))
     k = len(classes)
     counts = np.bincount(target * k + predicted, minlength=k * k).reshape(k, k)
-    matrix: pd.DataFrame = pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=pd.Index(classes))
-    return matrix
+    return pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=pd.Index(classes))
 
 
 def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
@@ -39,7 +38,7 @@ def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
     wrong = counts * ~np.eye(len(counts), dtype=bool)
     worst = wrong.argmax(axis=1)
     intervals = np.array([_wilson(*pair) for pair in zip(correct.tolist(), images.tolist(), strict=True)])
-    table: pd.DataFrame = pd.DataFrame(
+    return pd.DataFrame(
         {
             "class": list(classes),
             "images": images,
@@ -53,7 +52,6 @@ def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
             "confused_count": wrong.max(axis=1),
         }
     )
-    return table
 
 
 def top_confusions(predictions: pd.DataFrame, classes: Sequence[str], count: int = 10) -> pd.DataFrame:
@@ -68,7 +66,7 @@ def top_confusions(predictions: pd.DataFrame, classes: Sequence[str], count: int
     counts = matrix[true, predicted]
     shares = _per_cent(counts, images[true])
     order = np.lexsort((predicted, true, -shares, -counts))[:count]
-    table: pd.DataFrame = pd.DataFrame(
+    return pd.DataFrame(
         {
             "true": [classes[i] for i in true[order]],
             "predicted": [classes[i] for i in predicted[order]],
@@ -78,7 +76,6 @@ def top_confusions(predictions: pd.DataFrame, classes: Sequence[str], count: int
             "share": shares[order],
         }
     )
-    return table
 
 
 def confusion_order(matrix: np.ndarray) -> np.ndarray:

@@ -51,10 +51,7 @@ def plot_confusion(axes: Axes, matrix: pd.DataFrame, order: Sequence[int]) -> tu
     images = (
         axes.imshow(wrong, cmap=_WRONG, norm=PowerNorm(0.5, 0, highest), interpolation="nearest"),
         axes.imshow(
-            np.ma.masked_where(~diagonal, shares),
-            cmap=_RIGHT,
-            norm=Normalize(0, 100),
-            interpolation="nearest",
+            np.ma.masked_where(~diagonal, shares), cmap=_RIGHT, norm=Normalize(0, 100), interpolation="nearest"
         ),
     )
     if k <= _COUNTED:

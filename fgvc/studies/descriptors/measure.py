@@ -22,7 +22,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from fgvc.errors import DatasetError, RunError, WeightsError
 from fgvc.inference.restore import restore_run
-from fgvc.io import read_csv, to_csv
+from fgvc.io import read_tables
 from fgvc.pooling import CovariancePooling
 from fgvc.runs.settings import one_setting
 from fgvc.runs.summary import Run, read_run
@@ -91,7 +91,8 @@ def read_descriptors(path: Path, *, root: str | None = None, cache: str | None =
             targets.append(classes)
     matrix = torch.cat(vectors).numpy()
     if isinstance(head.pooling, CovariancePooling):
-        matrix = matrix * _entry_weights(head.pooling.channels)
+        row, column = np.triu_indices(head.pooling.channels)
+        matrix = matrix * np.where(row == column, 1, np.sqrt(2)).astype(np.float32)
     images = restored.images
     return Descriptors(
         label=run.label,
@@ -102,13 +103,6 @@ def read_descriptors(path: Path, *, root: str | None = None, cache: str | None =
         predicted=torch.cat(predicted).numpy(),
         vectors=matrix,
     )
-
-
-def _entry_weights(channels: int) -> np.ndarray:
-    """1 on the diagonal and sqrt(2) off it, (D,) in the order of the upper triangle."""
-    row, column = np.triu_indices(channels)
-    weights: np.ndarray = np.where(row == column, 1, np.sqrt(2)).astype(np.float32)
-    return weights
 
 
 def class_pairs(descriptors: Descriptors) -> pd.DataFrame:
@@ -136,12 +130,10 @@ def class_pairs(descriptors: Descriptors) -> pd.DataFrame:
     )
     table["confused"] = 100 * (table["first_as_second"] + table["second_as_first"]) / table["images"]
     table["accuracy"] = 100 * (right[i] + right[j]) / table["images"]
-    ordered: pd.DataFrame = table.sort_values(["distance", "first", "second"], ignore_index=True)
-    return ordered
+    return table.sort_values(["distance", "first", "second"], ignore_index=True)
 
 
-@dataclass(frozen=True)
-class RankCorrelation:
+class RankCorrelation(NamedTuple):
     """Spearman's correlation with the ends of its 95 % interval."""
 
     value: float
@@ -196,8 +188,7 @@ def neighbour_table(descriptors: Descriptors) -> pd.DataFrame:
             rows.append(
                 (descriptors.label, descriptors.seed, metric, k, 100 * same, 100 * right, len(descriptors.targets))
             )
-    table: pd.DataFrame = pd.DataFrame(rows, columns=COLUMNS["neighbours"])
-    return table
+    return pd.DataFrame(rows, columns=COLUMNS["neighbours"])
 
 
 def _neighbours(descriptors: Descriptors, metric: str, k: int) -> np.ndarray:
@@ -210,8 +201,7 @@ def _neighbours(descriptors: Descriptors, metric: str, k: int) -> np.ndarray:
 def _majority(classes: np.ndarray) -> np.ndarray:
     """The most frequent class of each row (N, k); the first of equally frequent ones."""
     counts = (classes[:, :, None] == classes[:, None, :]).sum(axis=2)
-    winners: np.ndarray = np.take_along_axis(classes, counts.argmax(axis=1)[:, None], axis=1)[:, 0]
-    return winners
+    return np.take_along_axis(classes, counts.argmax(axis=1)[:, None], axis=1)[:, 0]
 
 
 def queries(descriptors: Descriptors, images: int = 2, k: int = 5) -> pd.DataFrame:
@@ -229,8 +219,7 @@ def queries(descriptors: Descriptors, images: int = 2, k: int = 5) -> pd.DataFra
         for i in chosen
         for rank, j in enumerate(nearest[i], start=1)
     ]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=COLUMNS["queries"])
-    return table
+    return pd.DataFrame(rows, columns=COLUMNS["queries"])
 
 
 def embed(descriptors: Descriptors, *, seed: int = 0, perplexity: float = 30.0) -> pd.DataFrame:
@@ -248,7 +237,7 @@ def embed(descriptors: Descriptors, *, seed: int = 0, perplexity: float = 30.0) 
     """
     few = (len(descriptors.targets) - 1) / 3
     components = TSNE(perplexity=min(perplexity, few), init="pca", random_state=seed).fit_transform(descriptors.vectors)
-    table: pd.DataFrame = pd.DataFrame(
+    return pd.DataFrame(
         {
             "label": descriptors.label,
             "x": components[:, 0],
@@ -257,7 +246,6 @@ def embed(descriptors: Descriptors, *, seed: int = 0, perplexity: float = 30.0) 
             "predicted_class": [descriptors.classes[i] for i in descriptors.predicted],
         }
     )
-    return table
 
 
 class DescriptorStudy(NamedTuple):
@@ -279,12 +267,7 @@ class DescriptorStudy(NamedTuple):
 
 
 def study_descriptors(
-    runs: Sequence[Run],
-    *,
-    label: str | None = None,
-    seed: int = 0,
-    root: str | None = None,
-    cache: str | None = None,
+    runs: Sequence[Run], *, label: str | None = None, seed: int = 0, root: str | None = None, cache: str | None = None
 ) -> tuple[DescriptorStudy, list[str]]:
     """Study the descriptors of runs of one setting.
 
@@ -318,8 +301,9 @@ def study_descriptors(
             if name in pairs:
                 continue  # only the first seed of a method goes further
             every = class_pairs(descriptors)
-            pairs[name] = _closest_and_most_confused(every).assign(label=name)
-            correlations.append({"label": name, **vars(similarity_and_confusion(every, seed=seed))})
+            confused = every.sort_values(["confused", "distance"], ascending=[False, True]).head(_PAIRS)
+            pairs[name] = pd.concat([every.head(_PAIRS), confused]).drop_duplicates().assign(label=name)
+            correlations.append({"label": name, **similarity_and_confusion(every, seed=seed)._asdict()})
             top1 = float(np.mean([run.final.top1 for run in of_method if run.final]))
             if label == name or (label is None and (drawn is None or top1 > drawn[0])):
                 drawn = top1, descriptors
@@ -334,21 +318,6 @@ def study_descriptors(
     ), notes
 
 
-def save_descriptor_study(study: DescriptorStudy, folder: Path) -> dict[Path, str]:
-    """The text of each file of a study, NAME.csv for each table."""
-    tables = study._asdict().items()
-    return {folder / f"{name}.csv": to_csv(table) for name, table in tables}
-
-
 def load_descriptor_study(folder: Path) -> DescriptorStudy:
-    """Read the files that `save_descriptor_study` names. Raises RunError where one is missing or damaged."""
-    return DescriptorStudy(
-        **{name: read_csv(folder / f"{name}.csv", columns, names=_NAMES) for name, columns in COLUMNS.items()}
-    )
-
-
-def _closest_and_most_confused(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The closest pairs, and those most often confused."""
-    confused = pairs.sort_values(["confused", "distance"], ascending=[False, True]).head(_PAIRS)
-    both: pd.DataFrame = pd.concat([pairs.head(_PAIRS), confused]).drop_duplicates()
-    return both
+    """Read NAME.csv for each table of a study. Raises RunError where one is missing or damaged."""
+    return DescriptorStudy(**read_tables(folder, COLUMNS, _NAMES))

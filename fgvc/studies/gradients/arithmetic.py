@@ -57,8 +57,7 @@ def approximation_errors(published: Path) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows, columns=["method", "r", "exact", "digits20", "float64"])
     table = table.join(printed[["error", "source"]].rename(columns={"error": "published"}), on=["method", "r"])
-    ordered: pd.DataFrame = table[["method", "r", "published", "exact", "digits20", "float64", "source"]]
-    return ordered
+    return table[["method", "r", "published", "exact", "digits20", "float64", "source"]]
 
 
 def _taylor_error(r: Fraction) -> float:
@@ -126,8 +125,7 @@ def gradient_bounds(published: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["method", "quantity", "form", "bound", "float64", "trigger"])
     printed = read_csv(published, ("method", "bound", "source"), as_text=True).set_index("method")
     table = table.join(printed[["bound", "source"]].rename(columns={"bound": "published"}), on="method")
-    ordered: pd.DataFrame = table[["method", "quantity", "form", "bound", "float64", "published", "trigger", "source"]]
-    return ordered
+    return table[["method", "quantity", "form", "bound", "float64", "published", "trigger", "source"]]
 
 
 def _chain(name: str) -> PublishedChain:
@@ -169,11 +167,7 @@ def _exact_at_floor() -> float:
     return float(GRADIENTS["exact"](SQRT, spectrum).off_diagonal[0, 0, 1])
 
 
-_ARITHMETICS = {
-    "exact": "exact arithmetic",
-    "digits20": "20 digits",
-    "float64": "float64",
-}
+_ARITHMETICS = {"exact": "exact arithmetic", "digits20": "20 digits", "float64": "float64"}
 
 _ERROR_NOTES = (
     "Exact arithmetic: of Taylor r^101 / (1 − r); of Padé with the coefficients rounded to float64, in rational "
@@ -212,18 +206,11 @@ def approximation_error_block(table: pd.DataFrame) -> Block:
 
 def gradient_bounds_block(table: pd.DataFrame) -> Block:
     """Of `fgvc.studies.gradients.arithmetic.gradient_bounds`: one row a rule."""
-    rows = [
-        [
-            row["method"],
-            f"|{row['quantity']}|",
-            row["form"],
-            _bound(row["bound"]),
-            "not published" if pd.isna(row["published"]) else str(row["published"]),
-            _bound(row["float64"]),
-            row["trigger"],
-        ]
-        for row in table.to_dict("records")
-    ]
+    rows = []
+    for row in table.to_dict("records"):
+        published = "not published" if pd.isna(row["published"]) else str(row["published"])
+        bounds = [_bound(row["bound"]), published, _bound(row["float64"])]
+        rows.append([row["method"], f"|{row['quantity']}|", row["form"], *bounds, row["trigger"]])
     header = ["Gradient", "Quantity", "Form", "Bound", "Published", "float64", "Reached by"]
     return Block("Upper bounds of the gradients", header, rows, [*_BOUND_NOTES, *_sources(table)])
 

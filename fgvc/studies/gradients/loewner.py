@@ -187,8 +187,7 @@ class LoewnerPicture:
     def table(self) -> pd.DataFrame:
         """What `load_picture` needs: image, keep (missing for None) and eigenvalue, a row an eigenvalue, descending."""
         table: pd.DataFrame = pd.DataFrame({"image": self.image, "keep": self.keep, "eigenvalue": self.eigenvalues})
-        typed: pd.DataFrame = table.astype({"keep": "Int64"})
-        return typed
+        return table.astype({"keep": "Int64"})
 
 
 def loewner_picture(x: Tensor, methods: Sequence[str] = DRAWN, *, keep: int | None = None) -> LoewnerPicture:
@@ -227,8 +226,7 @@ def picture_of_spectrum(
     descending = eigenvalues.flip(0).numpy()[None]
 
     def flipped(layer: SpectralLayer) -> np.ndarray:
-        matrix: np.ndarray = loewner_matrix(eigenvalues[None], layer).flip(0, 1).numpy()
-        return matrix
+        return loewner_matrix(eigenvalues[None], layer).flip(0, 1).numpy()
 
     return LoewnerPicture(
         image,

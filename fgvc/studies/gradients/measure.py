@@ -14,8 +14,7 @@ each two, (4 / M) (inner - inner*)_ii^2 l_i of each one. Two null eigenvalues, l
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,48 +42,6 @@ from fgvc.studies.gradients.loewner import (
 ROUNDING = 1e-9  # a relative error below this is rounding; where it sits has no meaning
 
 
-@dataclass(frozen=True)
-class GradientAudit:
-    """Compare one gradient on one image with the exact gradient of the same map; NaN where the exact one is zero.
-
-    Attributes:
-        method, label: Name as in `AUDITED`, and in tables.
-        kept, channels: Number of eigenvalues that the map sees, and of all.
-        image: Index in the batch.
-        rank: Number of eigenvalues l > d eps l_max; the others are null.
-        exact_norm: Norm of the exact gradient g* of the features.
-        norm_ratio, relative_error, cosine: Ratio ||g|| / ||g*||, ||g - g*|| / ||g*||, and the cosine of g and g*.
-        largest: Largest |L_ij| over the spectrum as the decomposition of the d x d covariance finds it, slopes L_ii and
-            null eigenvalues (rounding noise) included; NaN for the released SVD-PI, which is no Loewner matrix.
-        largest_high, largest_low: Its two eigenvalues, null ones as 0.
-        reaching, reaching_high, reaching_low: The same three without pairs of null eigenvalues.
-        diagonal, both_large, mixed, both_small, null: Shares of the squared error, see `BANDS`; they sum to 1. NaN
-            where the relative error is below `ROUNDING`.
-    """
-
-    method: str
-    label: str
-    kept: int
-    channels: int
-    image: int
-    rank: int
-    exact_norm: float
-    norm_ratio: float
-    relative_error: float
-    cosine: float
-    largest: float
-    largest_high: float
-    largest_low: float
-    reaching: float
-    reaching_high: float
-    reaching_low: float
-    diagonal: float
-    both_large: float
-    mixed: float
-    both_small: float
-    null: float
-
-
 def audit_gradients(
     x: Tensor,
     methods: Sequence[str] | None = None,
@@ -103,7 +60,20 @@ def audit_gradients(
         seed: of the drawn `grad`.
 
     Returns:
-        One row a method and image with the columns of `GradientAudit`.
+        One row a method and image; numbers are NaN where the exact gradient is zero:
+
+        method, label: name as in `AUDITED`, and in tables.
+        kept, channels: number of eigenvalues that the map sees, and of all.
+        image: index in the batch.
+        rank: number of eigenvalues l > d eps l_max; the others are null.
+        exact_norm: norm of the exact gradient g* of the features.
+        norm_ratio, relative_error, cosine: ratio ||g|| / ||g*||, ||g - g*|| / ||g*||, and the cosine of g and g*.
+        largest: largest |L_ij| over the spectrum as the decomposition of the d x d covariance finds it, slopes L_ii and
+            null eigenvalues (rounding noise) included; NaN for the released SVD-PI, which is no Loewner matrix.
+        largest_high, largest_low: its two eigenvalues, null ones as 0.
+        reaching, reaching_high, reaching_low: the same three without pairs of null eigenvalues.
+        diagonal, both_large, mixed, both_small, null: shares of the squared error, see `BANDS`; they sum to 1. NaN
+            where the relative error is below `ROUNDING`.
 
     Raises:
         ValueError: `x` or `grad` of another shape.
@@ -119,7 +89,7 @@ def audit_gradients(
     if grad.shape != (count, width):
         raise ValueError(f"expected a gradient of shape {(count, width)}, got {tuple(grad.shape)}")
     audited = [audited_gradient(method, channels, keep) for method in methods or AUDITED]
-    rows: list[GradientAudit] = []
+    rows: list[dict[str, Any]] = []
     for image in range(count):
         part = slice(image, image + 1)
         try:
@@ -147,8 +117,7 @@ def summarise_gradients(table: pd.DataFrame) -> pd.DataFrame:
         Columns method, label, kept, channels, images (those with an exact gradient); norm_ratio, relative_error and
         cosine, each followed by *_lower and *_upper; largest and reaching, each followed by *_high and *_low; `BANDS`.
     """
-    summary: pd.DataFrame = pd.DataFrame([_summary(part) for _, part in table.groupby("method", sort=False)])
-    return summary
+    return pd.DataFrame([_summary(part) for _, part in table.groupby("method", sort=False)])
 
 
 def _summary(part: pd.DataFrame) -> dict[str, object]:
@@ -186,7 +155,7 @@ class _Gradient(NamedTuple):
     inner: Tensor
 
 
-def _audit_image(index: int, x: Tensor, grad: Tensor, audited: Sequence[AuditedGradient]) -> list[GradientAudit]:
+def _audit_image(index: int, x: Tensor, grad: Tensor, audited: Sequence[AuditedGradient]) -> list[dict[str, Any]]:
     """The rows of one image, x (1, d, H, W) and grad (1, d (d + 1) / 2) float64."""
     found, vectors = symmetric_eigh(covariance(x))
     projected = (vectors.mT @ symmetric_gradient(grad, x.shape[1]) @ vectors)[0]
@@ -212,7 +181,7 @@ def _released(image: _Image) -> _Gradient:
     return _Gradient(through_covariance(matrix_gradient, image.x), inner)
 
 
-def _row(index: int, image: _Image, audited: AuditedGradient, exact: _Gradient) -> GradientAudit:
+def _row(index: int, image: _Image, audited: AuditedGradient, exact: _Gradient) -> dict[str, Any]:
     got = _released(image) if audited.released else _gradient(image, audited.layer)
     g, reference = got.features.flatten(), exact.features.flatten()
     norm, exact_norm = float(g.norm()), float(reference.norm())
@@ -222,25 +191,21 @@ def _row(index: int, image: _Image, audited: AuditedGradient, exact: _Gradient) 
     if not relative_error > ROUNDING:
         shares = dict.fromkeys(BANDS, math.nan)
     channels = len(weights)
-    return GradientAudit(
-        method=audited.method,
-        label=audited.label,
-        kept=_kept(audited.layer, channels),
-        channels=channels,
-        image=index,
-        rank=int((weights > 0).sum()),
-        exact_norm=exact_norm,
-        norm_ratio=norm / exact_norm if exact_norm else math.nan,
-        relative_error=relative_error,
-        cosine=float(g @ reference) / (norm * exact_norm) if norm * exact_norm else math.nan,
+    first, end = (0, channels) if audited.layer.keep is None else audited.layer.keep.limits(channels)
+    return {
+        "method": audited.method,
+        "label": audited.label,
+        "kept": end - first,
+        "channels": channels,
+        "image": index,
+        "rank": int((weights > 0).sum()),
+        "exact_norm": exact_norm,
+        "norm_ratio": norm / exact_norm if exact_norm else math.nan,
+        "relative_error": relative_error,
+        "cosine": float(g @ reference) / (norm * exact_norm) if norm * exact_norm else math.nan,
         **_largest(image.found, weights, audited),
         **shares,
-    )
-
-
-def _kept(layer: SpectralLayer, channels: int) -> int:
-    first, end = (0, channels) if layer.keep is None else layer.keep.limits(channels)
-    return end - first
+    }
 
 
 def _largest(found: Tensor, weights: Tensor, audited: AuditedGradient) -> dict[str, float]:

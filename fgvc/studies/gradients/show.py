@@ -6,7 +6,6 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -21,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 from fgvc.presentation.render import Block, block_markdown
-from fgvc.presentation.style import PAGE_WIDTH, caption, figure_style, new_figure, save_figure
+from fgvc.presentation.style import PAGE_WIDTH, caption, figure_style, new_figure
 
 if TYPE_CHECKING:  # it imports torch, which tables do without
     from fgvc.studies.gradients.loewner import LoewnerMatrix, LoewnerPicture
@@ -188,8 +187,3 @@ def _colour_bars(figure: Figure, grid: GridSpec, values: LogNorm, errors: LogNor
         bar.set_label(label, fontsize=7)
         bar.ax.tick_params(labelsize=6)
         bar.ax.minorticks_off()
-
-
-def write_loewner_figure(picture: LoewnerPicture, source: str, folder: Path) -> list[Path]:
-    """Write `loewner.png` and `loewner.pdf` to a folder; returns their paths."""
-    return save_figure(loewner_figure(picture, source), folder / "loewner")

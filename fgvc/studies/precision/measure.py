@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.pooling_inputs import load_features
-from fgvc.io import read_csv, to_csv
+from fgvc.io import read_tables, write_tables
 from fgvc.pooling import CovariancePooling, Pooling, create_pooling, pooling_label
 from fgvc.runs.spectra import nonzero_condition_number, numerical_rank
 from fgvc.runs.statistics import mcnemar, pair_predictions
@@ -36,19 +36,13 @@ STUDIED: tuple[str, ...] = (
 methods of ICCV 2021 is that of MPN-COV: they share the square root."""
 
 
-class Arithmetic(NamedTuple):
-    """What is compared with float64: the precision of the features, and of the spectrum."""
-
-    features: torch.dtype
-    spectrum: str
-
-
-ARITHMETIC: dict[str, Arithmetic] = {
-    "float32 spectrum": Arithmetic(torch.float32, "float32"),
-    "bfloat16 features": Arithmetic(torch.bfloat16, "float64"),
-    "float16 features": Arithmetic(torch.float16, "float64"),
+ARITHMETIC: dict[str, tuple[torch.dtype, str]] = {
+    "float32 spectrum": (torch.float32, "float32"),
+    "bfloat16 features": (torch.bfloat16, "float64"),
+    "float16 features": (torch.float16, "float64"),
 }
-"""The option, and the two kinds of autocast: features, and the gradient that they get, rounded; a float64 spectrum."""
+"""What is compared with float64, the precision of the features and of the spectrum: the option, and the two kinds of
+autocast, in which the features and the gradient that they get are rounded."""
 
 FAILURES: tuple[str, ...] = ("no convergence", "not finite")
 ERROR_COLUMNS = ("arithmetic", "label", "image", "condition", "descriptor", "gradient", "failure")
@@ -83,15 +77,14 @@ def precision_errors(
     for method in methods:
         make, label = _pooling(method, x.shape[1], keep)
         reference = _passed(make("float64"), x.double(), grad)
-        for name, arithmetic in ARITHMETIC.items():
-            found, failure = _one_by_one(make(arithmetic.spectrum), x.to(arithmetic.features), grad)
+        for name, (features, spectrum) in ARITHMETIC.items():
+            found, failure = _one_by_one(make(spectrum), x.to(features), grad)
             errors = [_relative(part, whole) for part, whole in zip(found, reference, strict=True)]
             failure = np.where((failure == "") & ~np.isfinite(sum(errors)), "not finite", failure)
             descriptor, gradient = (np.where(failure == "", error, math.nan) for error in errors)
             columns = (name, label, images, conditions, descriptor, gradient, failure)
             frames.append(pd.DataFrame(dict(zip(ERROR_COLUMNS, columns, strict=True))))
-    table: pd.DataFrame = pd.concat(frames, ignore_index=True)
-    return table
+    return pd.concat(frames, ignore_index=True)
 
 
 def _pooling(method: str, channels: int, keep: int | None) -> tuple[Callable[[str], Pooling], str]:
@@ -150,8 +143,7 @@ def summarise_errors(errors: pd.DataFrame) -> pd.DataFrame:
             quantiles = np.quantile(values, [0.5, 0.95, 1], method="inverted_cdf") if len(values) else [math.nan] * 3
             row |= dict(zip((f"{what}_median", f"{what}_q95", f"{what}_max"), quantiles, strict=True))
         rows.append(row)
-    table: pd.DataFrame = pd.DataFrame(rows).reindex(columns=SUMMARY_COLUMNS)
-    return table
+    return pd.DataFrame(rows).reindex(columns=SUMMARY_COLUMNS)
 
 
 def eigenvalue_errors(x: Tensor) -> pd.DataFrame:
@@ -172,26 +164,15 @@ def eigenvalue_errors(x: Tensor) -> pd.DataFrame:
     error = (np.abs(narrow - wide) / np.where(used, wide, 1))[used]
     lost = (narrow <= (0 if is_thin(x) else eigenvalue_floor(torch.float32)))[used]
     frame = pd.DataFrame({"decade": np.minimum(np.floor(np.log10(size)), -1), "error": error, "null": lost})
-    rows = [
-        (int(decade), len(part), part["error"].median(), part["error"].max(), int(part["null"].sum()))
-        for decade, part in sorted(frame.groupby("decade"), reverse=True)
-    ]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=DECADE_COLUMNS)
-    return table
+    measures = {"eigenvalues": ("error", "size"), "error_median": ("error", "median"), "error_max": ("error", "max")}
+    found = frame.groupby("decade").agg(**measures, null=("null", "sum"))
+    return found.sort_index(ascending=False).reset_index().astype({"decade": int})
 
 
 FEATURES = ("channels", "locations")
 PAIR_COLUMNS = (
-    "label",
-    "seed",
-    "float64",
-    "float32",
-    "difference",
-    "images",
-    "changed",
-    "only64",
-    "only32",
-    "confidence",
+    *("label", "seed", "float64", "float32", "difference"),
+    *("images", "changed", "only64", "only32", "confidence"),
 )
 DRAWN = ("iSQRT-COV", "MPN-COV", "SVD-TopN")
 """What `images` keeps, of the float32 spectra: methods without and with an eigendecomposition, and the leak."""
@@ -243,13 +224,9 @@ def study_precision(
         errors = precision_errors(inputs.features, inputs.grad, methods, keep=keep)
         drawn = errors[(errors["arithmetic"] == "float32 spectrum") & errors["label"].isin(DRAWN)]
         parts = (summarise_errors(errors), eigenvalue_errors(inputs.features), drawn)
-        frames.append(tuple(_with_shape(part, shape) for part in parts))
+        named = dict(zip(FEATURES, shape, strict=True))
+        frames.append(tuple(part.assign(**named)[[*FEATURES, *part.columns]] for part in parts))
     return PrecisionStudy(*(pd.concat(parts, ignore_index=True) for parts in zip(*frames, strict=True)))
-
-
-def _with_shape(table: pd.DataFrame, shape: tuple[int, int]) -> pd.DataFrame:
-    whole: pd.DataFrame = table.assign(**dict(zip(FEATURES, shape, strict=True)))[[*FEATURES, *table.columns]]
-    return whole
 
 
 def precision_pairs(runs: Sequence[Run]) -> pd.DataFrame:
@@ -275,8 +252,7 @@ def precision_pairs(runs: Sequence[Run]) -> pd.DataFrame:
     rows = [_pair(twins["float64"], twins["float32"]) for twins in found.values() if len(twins) == 2]
     if not rows:
         raise RunError("no two runs differ in method.spectral_dtype alone; train each with float64 and with float32")
-    table: pd.DataFrame = pd.DataFrame(rows, columns=PAIR_COLUMNS)
-    return table
+    return pd.DataFrame(rows, columns=PAIR_COLUMNS)
 
 
 def _all_but_precision(run: Run) -> str:
@@ -298,14 +274,12 @@ def _pair(wide: Run, narrow: Run) -> tuple[Any, ...]:
     return (wide.label, wide.seed, *top1, test.images, changed, test.only_first, test.only_second, confidence)
 
 
-def save_precision(study: PrecisionStudy, folder: Path) -> dict[Path, str]:
-    """The text of each file of a study: errors.csv, eigenvalues.csv and images.csv."""
-    return {folder / f"{name}.csv": to_csv(table, "%.3e") for name, table in study._asdict().items()}
+def save_precision(study: PrecisionStudy, folder: Path) -> list[Path]:
+    """Write errors.csv, eigenvalues.csv and images.csv; returns the paths."""
+    return write_tables(folder, study._asdict(), "%.3e")
 
 
 def load_precision(folder: Path) -> PrecisionStudy:
-    """Read the files that `save_precision` names. Raises RunError where one is missing or damaged."""
+    """Read the files of `save_precision`. Raises RunError where one is missing or damaged."""
     columns = {"errors": SUMMARY_COLUMNS, "eigenvalues": DECADE_COLUMNS, "images": ERROR_COLUMNS}
-    return PrecisionStudy(
-        *(read_csv(folder / f"{name}.csv", (*FEATURES, *own)) for name, own in columns.items()),
-    )
+    return PrecisionStudy(**read_tables(folder, {name: (*FEATURES, *own) for name, own in columns.items()}))

@@ -1,14 +1,12 @@
 """Tables and figure of float32 against float64 spectra."""
 
-from pathlib import Path
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fgvc.presentation.render import markdown_table
-from fgvc.presentation.style import COLUMN_WIDTH, by_method, figure_style, method_style, new_figure, save_figure
+from fgvc.presentation.style import COLUMN_WIDTH, by_method, figure_style, method_style, new_figure
 
 _MARKERS = ("o", "^", "s", "D", "v", "P")
 _COLUMNS = {"channels": "d = {}", "arithmetic": "{}"}
@@ -114,8 +112,3 @@ def errors_figure(images: pd.DataFrame, setting: str) -> Figure:
             handles=columns, loc="outside lower center", ncols=2, frameon=False, fontsize=6.5, handletextpad=0.1
         )
     return figure
-
-
-def write_precision_figure(images: pd.DataFrame, setting: str, folder: Path) -> list[Path]:
-    """precision.png and precision.pdf in `folder`."""
-    return save_figure(errors_figure(images, setting), folder / "precision")

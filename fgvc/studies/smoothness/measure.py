@@ -12,6 +12,7 @@ Lower is smoother. The step goes against the gradient, like that of an optimiser
 "grad" is what the rule returns, in both places.
 """
 
+import contextlib
 import logging
 import math
 import tempfile
@@ -181,37 +182,29 @@ def smoothness_curve(
     """
     if every < 1:
         raise ConfigError(f"every must be at least 1, got {every}; measure before every N-th step")
-    recorder = _Recorder(every, run_measure(config, step_factors, weights))
+    measure = run_measure(config, step_factors, weights)
+    rows: list[dict[str, Any]] = []
+    began = 0
+
+    def record(step: int, module: nn.Module, inputs: Tensor, loss: Callable[[Tensor], Tensor]) -> None:
+        nonlocal began
+        began = step
+        if (step - 1) % every:
+            return
+        with contextlib.suppress(EigendecompositionError):  # the step itself is about to fail by it, and says so
+            found = measure(module, inputs, loss)
+            if found.finite:
+                rows.append({"step": step, "diverged": False, **found.measures()})
+
     with tempfile.TemporaryDirectory(prefix="fgvc-smoothness-") as folder:
         trainer = replace(config.trainer, tracker=None)
         own = replace(config, run_dir=str(Path(folder) / "run"), resume="never", trainer=trainer)
         try:
-            train_run(own, before_step=recorder)
+            train_run(own, before_step=record)
         except DivergenceError as error:
             _log.info("%s", error)
-            recorder.rows.append({"step": recorder.step, "diverged": True})
-    return smoothness_frame(recorder.rows, config, "training", weights)
-
-
-class _Recorder:
-    """Measures before every N-th step of a training, the first included; `step` is the last that began."""
-
-    def __init__(self, every: int, measure: Measure) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.step = 0
-        self._every = every
-        self._measure = measure
-
-    def __call__(self, step: int, module: nn.Module, inputs: Tensor, loss: Callable[[Tensor], Tensor]) -> None:
-        self.step = step
-        if (step - 1) % self._every:
-            return
-        try:
-            found = self._measure(module, inputs, loss)
-        except EigendecompositionError:
-            return  # the step itself is about to fail by it, and says so
-        if found.finite:
-            self.rows.append({"step": step, "diverged": False, **found.measures()})
+            rows.append({"step": began, "diverged": True})
+    return smoothness_frame(rows, config, "training", weights)
 
 
 def run_measure(config: RunConfig, step_factors: Sequence[float], weights: Weights) -> Measure:
@@ -234,12 +227,7 @@ def smoothness_frame(
     Args:
         rows: each with step, diverged and, unless that is true, `Smoothness.measures()`.
         config: of the run.
-        point: "training", or the checkpoint.
-        weights: see `Weights`.
-        label: of the method, None: as its configuration says.
-
-    Returns:
-        A frame with `SMOOTHNESS_COLUMNS`.
+        point, weights, label: as in `SMOOTHNESS_COLUMNS`; None: the label that the configuration says.
     """
     method = config.method
     shared = {
@@ -252,8 +240,7 @@ def smoothness_frame(
         "seed": config.seed,
     }
     types = {"seed": int, "step": int, "diverged": bool, **dict.fromkeys(MEASURES, float)}
-    frame: pd.DataFrame = pd.DataFrame([{**shared, **row} for row in rows], columns=SMOOTHNESS_COLUMNS).astype(types)
-    return frame
+    return pd.DataFrame([{**shared, **row} for row in rows], columns=SMOOTHNESS_COLUMNS).astype(types)
 
 
 def _setting(config: RunConfig) -> str:
@@ -312,8 +299,7 @@ def load_smoothness(path: Path) -> pd.DataFrame:
     for column, fits in kinds.items():
         if not fits(table[column]):
             raise RunError(f"{path}: column {column} holds {table[column].iloc[0]!r} or the like; restore the file")
-    typed: pd.DataFrame = table.assign(gradient=table["gradient"].astype(object).fillna(""))
-    return typed
+    return table.assign(gradient=table["gradient"].astype(object).fillna(""))
 
 
 def require_one_setting(table: pd.DataFrame) -> None:
@@ -335,11 +321,10 @@ def with_ranges(table: pd.DataFrame) -> pd.DataFrame:
     largest change of the gradient over its norm."""
     measured = table[~table["diverged"]]
     finite = np.isfinite(measured["loss_max"])
-    ranges: pd.DataFrame = measured.assign(
+    return measured.assign(
         loss_range=(measured["loss_max"] - measured["loss_min"].where(finite, 0)),  # infinite where a loss is
         relative_change=measured["gradient_change_max"] / measured["gradient_norm"],
     )
-    return ranges
 
 
 def summarise_smoothness(table: pd.DataFrame) -> pd.DataFrame:
@@ -374,8 +359,7 @@ def summarise_smoothness(table: pd.DataFrame) -> pd.DataFrame:
             row |= {f"{name}_lower": _quantile(part[name], 0.25), f"{name}_upper": _quantile(part[name], 0.75)}
             row |= {f"{name}_seed_min": min(seeds), f"{name}_seed_max": max(seeds)}
         rows.append(row)
-    summary: pd.DataFrame = pd.DataFrame(rows)
-    return summary
+    return pd.DataFrame(rows)
 
 
 def beta_ratios(table: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -398,8 +382,7 @@ def beta_ratios(table: pd.DataFrame, reference: str) -> pd.DataFrame:
         if len(ratios):
             lower, median, upper = (_quantile(ratios, share) for share in (0.25, 0.5, 0.75))
             rows.append((label, len(ratios), median, lower, upper))
-    ratios_table: pd.DataFrame = pd.DataFrame(rows, columns=["label", "points", "ratio", "lower", "upper"])
-    return ratios_table
+    return pd.DataFrame(rows, columns=["label", "points", "ratio", "lower", "upper"])
 
 
 def _quantile(values: "pd.Series[float]", share: float) -> float:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.io import to_csv, write_text_atomic
+from fgvc.io import write_tables, write_text_atomic
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import (
     PAGE_WIDTH,
@@ -112,11 +112,9 @@ def smoothness_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
 
 def _caption(table: pd.DataFrame) -> str:
     """What is drawn, in up to three lines."""
-    training = (table["point"] == "training").all()
-    if training:
-        lines = "Line: median over seeds; band: all seeds."
-    else:
-        lines = f"Points: batches at the {table['point'].iloc[0]} weights, median over runs."
+    point = table["point"].iloc[0]
+    batches = f"Points: batches at the {point} weights, median over runs."
+    lines = "Line: median over seeds; band: all seeds." if point == "training" else batches
     marks = [" ×: diverged." * bool(table["diverged"].any()), " ▲: not finite." * bool(np.isinf(table["beta"]).any())]
     measures = _MEASURES.format(weights=_WEIGHTS[table["weights"].iloc[0]])
     return textwrap.fill(f"{measures} {lines}{''.join(marks)}", 150)
@@ -135,9 +133,8 @@ def smoothness_markdown(table: pd.DataFrame) -> str:
     header = ["Method", "seeds", "points", "‖g‖", "range of the loss", "change of g", "relative to ‖g‖", "β"]
     rows = [_cells(part.iloc[0]) for _, part in by_method(summary)]
     sizes = f"{table['step_size_min'].min():.2g} to {table['step_size_max'].max():.2g}"
-    where = (
-        "measured steps" if (table["point"] == "training").all() else f"batches at the {table['point'].iloc[0]} weights"
-    )
+    point = table["point"].iloc[0]  # the same in all rows
+    where = "measured steps" if point == "training" else f"batches at the {point} weights"
     notes = (
         f"{table['setting'].iloc[0]}. Medians [quartiles] over {where} of all seeds {{range of the seeds' medians}}. "
         + _MEASURES.format(weights=_WEIGHTS[table["weights"].iloc[0]])
@@ -171,13 +168,8 @@ def beta_markdown(table: pd.DataFrame, reference: str) -> str:
 
 def _cells(row: "pd.Series[Any]") -> list[str]:
     seeds = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row["diverged"] else "")
-    return [
-        row["label"],
-        seeds,
-        str(row["points"]),
-        f"{row['gradient_norm']:.3g}",
-        *(_spread(row, n) for n in SUMMARISED),
-    ]
+    counts = [row["label"], seeds, str(row["points"])]
+    return [*counts, f"{row['gradient_norm']:.3g}", *(_spread(row, name) for name in SUMMARISED)]
 
 
 def _spread(row: "pd.Series[Any]", name: str) -> str:
@@ -194,7 +186,6 @@ def write_smoothness(table: pd.DataFrame, folder: Path, title: str | None = None
         RunError: as `summarise_smoothness`; nothing is written then.
     """
     figure, text = smoothness_figure(table, title), smoothness_markdown(table)
-    files = [folder / "smoothness.csv", folder / "smoothness.md"]
-    write_text_atomic(files[0], to_csv(table))
-    write_text_atomic(files[1], text + "\n")
-    return files + save_figure(figure, folder / "smoothness")
+    written = [*write_tables(folder, {"smoothness": table}), folder / "smoothness.md"]
+    write_text_atomic(written[-1], text + "\n")
+    return written + save_figure(figure, folder / "smoothness")

@@ -222,14 +222,10 @@ def _pooling(method: MethodConfig, channels: int) -> CovariancePooling:
 
 
 def _finished(path: Path, root: str | None, cache: str | None) -> tuple[Run, RunConfig]:
-    config = RunFolder(path).read_config()
+    config = RunFolder(path).read_config(root=root, cache=cache)
     run = read_run(path)
     if not run.finished:
         raise RunError(f"{path}: status {run.status}, not finished; finish the run first")
-    if root is not None:
-        config.dataset.root = root
-    if cache is not None:
-        config.cache.dir = cache
     return run, config
 
 

@@ -12,7 +12,6 @@ from fgvc.io import read_csv
 from fgvc.runs.settings import Group, Method, one_setting, sources
 from fgvc.runs.spectra import (
     Spectrum,
-    SpectrumHistory,
     condition_number,
     effective_rank,
     eigenvalue_curve,
@@ -129,8 +128,7 @@ def curve_table(spectra: Sequence[MethodSpectrum]) -> pd.DataFrame:
                 curve = eigenvalue_curve(values)
                 quartiles = zip(curve.lower, curve.median, curve.upper, strict=True)
                 rows += [(*head, stage, index, *numbers) for index, numbers in enumerate(quartiles, start=1)]
-    table: pd.DataFrame = pd.DataFrame(rows, columns=CURVE_COLUMNS)
-    return table
+    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 
 def load_curves(path: Path) -> pd.DataFrame:
@@ -188,8 +186,7 @@ def spectra_by_class(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum
         lower, median, upper = np.quantile(ranks[own], [0.25, 0.5, 0.75], method="inverted_cdf")
         condition = np.quantile(conditions[own], 0.5, method="inverted_cdf")
         rows.append((label, names[index], int(own.sum()), median, lower, upper, condition))
-    table: pd.DataFrame = pd.DataFrame(rows, columns=CLASS_COLUMNS)
-    return table
+    return pd.DataFrame(rows, columns=CLASS_COLUMNS)
 
 
 def load_classes(path: Path) -> pd.DataFrame:
@@ -221,20 +218,16 @@ def condition_history(group: Group) -> tuple[pd.DataFrame, list[str]]:
         kept = []
         for run in runs:
             try:
-                kept.append((run, _measures(run.history())))
+                history = run.history()
             except RunError as error:
                 notes.append(f"no history of {run.label}, seed {run.seed}: {error}")
+                continue
+            measured = {m.__name__: [median_over_images(m(before)) for before in history.before] for m in _FUNCTIONS}
+            kept.append((run, pd.DataFrame({"epoch": history.epochs, **measured})))
         if kept:
             rows += _rows(method.label, [run for run, _ in kept], pd.concat([table for _, table in kept]))
     table: pd.DataFrame = pd.DataFrame(rows, columns=(*COLUMNS, "seeds", "runs", "commits"))
     return table, notes
-
-
-def _measures(history: SpectrumHistory) -> pd.DataFrame:
-    """Medians over images, one row an epoch."""
-    measured = {m.__name__: [median_over_images(m(before)) for before in history.before] for m in _FUNCTIONS}
-    table: pd.DataFrame = pd.DataFrame({"epoch": history.epochs, **measured})
-    return table
 
 
 def _rows(label: str, runs: Sequence[Run], table: pd.DataFrame) -> list[dict[str, object]]:
@@ -275,8 +268,7 @@ def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
             curve = eigenvalue_curve(np.concatenate([value[place] for value in values]))
             for index, (lower, median, upper) in enumerate(zip(curve.lower, curve.median, curve.upper, strict=True)):
                 rows.append((stage, epoch, index + 1, lower, median, upper, rank))
-    table: pd.DataFrame = pd.DataFrame(rows, columns=EPOCH_COLUMNS)
-    return table
+    return pd.DataFrame(rows, columns=EPOCH_COLUMNS)
 
 
 def load_history(path: Path) -> pd.DataFrame:

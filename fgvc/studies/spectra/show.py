@@ -193,8 +193,7 @@ def some_epochs(curves: pd.DataFrame, count: int = 6) -> pd.DataFrame:
     epochs = sorted(set(curves["epoch"]))
     last = len(epochs) - 1
     chosen = {epochs[0], *(epochs[min(i, last)] for i in np.geomspace(1, max(last, 1), count - 1).round().astype(int))}
-    found: pd.DataFrame = curves[curves["epoch"].isin(chosen) & (curves["index"] <= curves["rank"])]
-    return found
+    return curves[curves["epoch"].isin(chosen) & (curves["index"] <= curves["rank"])]
 
 
 def epochs_figure(curves: pd.DataFrame, title: str) -> Figure:

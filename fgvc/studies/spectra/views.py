@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fgvc.errors import RunError
-from fgvc.io import to_csv, write_text_atomic
+from fgvc.io import write_tables
 from fgvc.presentation.render import Block, block_markdown
 from fgvc.presentation.style import method_order, save_figure
 from fgvc.runs import Run, group_runs
@@ -75,10 +75,7 @@ class View:
 
     def write(self, name: str, folder: Path) -> list[Path]:
         """Write NAME.png, NAME.pdf and NAME.csv; returns their paths."""
-        written = save_figure(self.figure, folder / name)
-        written.append(folder / f"{name}.csv")
-        write_text_atomic(written[-1], to_csv(self.table, "%.5g"))
-        return written
+        return [*save_figure(self.figure, folder / name), *write_tables(folder, {name: self.table}, "%.5g")]
 
 
 def _of_each_method(group: Group, look: Callable[[Method, Sequence[Run]], T]) -> tuple[list[T], list[str]]:
@@ -120,16 +117,8 @@ def conditions_block(history: pd.DataFrame) -> Block:
             numbers = [f"{row['condition_number']:.2e}", f"{row['nonzero_condition_number']:.2e}"]
             numbers += [f"{row['effective_rank']:.2f}", f"{row['participation_ratio']:.2f}"]
             rows.append([label, str(row["epoch"]), str(row["n"]), *numbers])
-    header = [
-        "Method",
-        "epoch",
-        "seeds",
-        "condition number",
-        "of the non-zero",
-        "effective rank",
-        "participation ratio",
-    ]
-    return Block("Conditioning", header, rows)
+    header = ["Method", "epoch", "seeds", "condition number", "of the non-zero"]
+    return Block("Conditioning", [*header, "effective rank", "participation ratio"], rows)
 
 
 def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001

@@ -114,14 +114,20 @@ def standard_bands(rank: int, width: int = 8) -> list[Band]:
     return list(dict.fromkeys([ALL, *largest, *smallest, *windows]))
 
 
+def band_logits(head: PoolingHead, features: Tensor, keep: Keep | None) -> Tensor:
+    """Logits of a head that sees only these eigenvalues, from what its pooling reads: (B, C, H, W) -> (B, classes).
+
+    The gradient is exact, whatever rule the head was trained with; some rules know no bands.
+    """
+    with restrict_spectrum(head, keep, gradient="exact"):
+        logits: Tensor = head.classifier(head.pooling(features))
+    return logits
+
+
 @torch.inference_mode()
 def band_predictions(head: PoolingHead, features: Tensor, bands: Sequence[Band]) -> Tensor:
     """Classes that a head predicts with each band, from what its pooling reads: (B, C, H, W) -> (len(bands), B)."""
-    predicted = []
-    for keep in bands:
-        with restrict_spectrum(head, keep, gradient="exact"):  # no gradient is taken; some rules know no bands
-            predicted.append(head.classifier(head.pooling(features)).argmax(dim=1))
-    return torch.stack(predicted)
+    return torch.stack([band_logits(head, features, keep).argmax(dim=1) for keep in bands])
 
 
 def evaluate_bands(
@@ -163,5 +169,4 @@ def evaluate_bands(
         for of_class in [targets == index]
         for right in [int((classes[of_class] == index).sum())]
     ]
-    table: pd.DataFrame = pd.DataFrame(rows).astype({"stop": "Int64"})
-    return table
+    return pd.DataFrame(rows).astype({"stop": "Int64"})

@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 
 from fgvc.errors import DatasetError, RunError, WeightsError
-from fgvc.io import read_csv, to_csv
+from fgvc.io import read_tables, write_tables
 from fgvc.pooling import published_gradient
 from fgvc.runs.settings import one_setting
 from fgvc.runs.spectra import median_rank
@@ -56,9 +56,14 @@ def read_grid(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
         for run in repetitions:
             row = _row(method.label, run)
             try:
-                row |= _spectrum_columns(run)
+                before = run.spectrum().before
             except RunError as error:
                 notes.append(f"without rank and factor: {error}")
+            else:
+                row["rank"] = median_rank(before)
+                if run.method == "seb":
+                    factor = 1 + seb_scale(torch.from_numpy(before).clamp(min=EIGENVALUE_FLOOR))
+                    row |= {"factor": float(factor.mean()), "factor_std": float(factor.std())}
             rows.append(row)
     table: pd.DataFrame = pd.DataFrame(rows, columns=GRID_COLUMNS).astype({"stop": "Int64", "rank": "Int64"})
     return table, notes
@@ -80,15 +85,6 @@ def _row(label: str, run: Run) -> dict[str, object]:
         "num_classes": run.num_classes,
         "commit": run.commit,
     }
-
-
-def _spectrum_columns(run: Run) -> dict[str, float]:
-    before = run.spectrum().before
-    found: dict[str, float] = {"rank": median_rank(before)}
-    if run.method == "seb":
-        factor = 1 + seb_scale(torch.from_numpy(before).clamp(min=EIGENVALUE_FLOOR))
-        found |= {"factor": float(factor.mean()), "factor_std": float(factor.std())}
-    return found
 
 
 def kept_band(run: Run) -> tuple[int, int | None]:
@@ -147,8 +143,7 @@ def effects(grid: pd.DataFrame, reference: str, level: float = 0.95) -> pd.DataF
         mean = differences.mean() if len(differences) else np.nan
         row = {"label": label, "n": len(values), "mean": values.mean(), "std": values.std(ddof=1)}
         rows.append(row | {"difference": mean, "low": low, "high": high, "pairs": len(differences)})
-    table: pd.DataFrame = pd.DataFrame(rows)
-    return table
+    return pd.DataFrame(rows)
 
 
 def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -219,8 +214,7 @@ def by_run(cut: pd.DataFrame) -> pd.DataFrame:
     keys = ["label", "seed", *BAND, "rank"]
     table: pd.DataFrame = cut.groupby(keys, dropna=False, sort=False)[["images", "right"]].sum().reset_index()
     table["top1"] = 100 * table["right"] / table["images"]
-    tested: pd.DataFrame = table.reindex(columns=TESTED_COLUMNS)
-    return tested
+    return table.reindex(columns=TESTED_COLUMNS)
 
 
 def by_class(cut: pd.DataFrame) -> pd.DataFrame:
@@ -231,8 +225,7 @@ def by_class(cut: pd.DataFrame) -> pd.DataFrame:
     whole = table[(table["start"] == 0) & table["stop"].isna()].set_index(["label", "class"])["recall"]
     table["all"] = whole.loc[pd.MultiIndex.from_frame(table[["label", "class"]])].to_numpy()
     table["change"] = table["recall"] - table["all"]
-    classes: pd.DataFrame = table.reindex(columns=CLASS_COLUMNS)
-    return classes
+    return table.reindex(columns=CLASS_COLUMNS)
 
 
 def band_table(study: Study, reference: str) -> pd.DataFrame:
@@ -265,8 +258,7 @@ def band_table(study: Study, reference: str) -> pd.DataFrame:
             row = {"curve": curve, "kind": _kind(start, stop), "start": start, "stop": stop, "rank": rank}
             row |= {"n": len(values), "mean": values.mean(), "std": values.std(ddof=1) if len(values) > 1 else np.nan}
             rows.append(row | {"lowest": values.min(), "highest": values.max()})
-    table: pd.DataFrame = pd.DataFrame(rows).astype({"stop": "Int64"})
-    return table
+    return pd.DataFrame(rows).astype({"stop": "Int64"})
 
 
 def chance(study: Study) -> float:
@@ -279,33 +271,29 @@ def is_cut(study: Study) -> bool:
     return len(study.tested) > 0 or bool(((study.grid["start"] > 0) | study.grid["stop"].notna()).any())
 
 
-def _kind(start: int, stop: int) -> str:
+def _kind(start: Any, stop: Any) -> str:
     if pd.isna(stop):
         return "smallest" if start else "all"
     return "window" if start else "largest"
 
 
-def save_study(study: Study, folder: Path) -> dict[Path, str]:
-    """The text of each file of a study: grid.csv, and bands.csv and band_classes.csv where runs were cut."""
-    texts = {folder / "grid.csv": to_csv(study.grid, None)}
-    if len(study.tested):
-        texts[folder / "bands.csv"] = to_csv(study.tested, "%.4f")
-        texts[folder / "band_classes.csv"] = to_csv(study.classes, "%.4f")
-    return texts
+_FILES = {"grid": GRID_COLUMNS, "bands": TESTED_COLUMNS, "band_classes": CLASS_COLUMNS}
+
+
+def save_study(study: Study, folder: Path) -> list[Path]:
+    """Write grid.csv, and bands.csv and band_classes.csv where runs were cut; returns the paths."""
+    tables = dict(zip(_FILES, study if len(study.tested) else study[:1], strict=False))
+    return write_tables(folder, tables, "%.4f", grid=None)
 
 
 def load_study(folder: Path) -> Study:
-    """Read the files that `save_study` names; without bands.csv no run was cut at test time.
+    """Read the files of `save_study`; without bands.csv no run was cut at test time.
 
     Raises:
         RunError: a file is damaged, or grid.csv missing.
     """
-    grid = _read(folder / "grid.csv", GRID_COLUMNS)
-    if not (folder / "bands.csv").is_file():
-        return Study(grid, pd.DataFrame(columns=TESTED_COLUMNS), pd.DataFrame(columns=CLASS_COLUMNS))
-    return Study(grid, _read(folder / "bands.csv", TESTED_COLUMNS), _read(folder / "band_classes.csv", CLASS_COLUMNS))
-
-
-def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    table: pd.DataFrame = read_csv(path, columns, names=("label", "class")).astype({"stop": "Int64"})
-    return table
+    cut = (folder / "bands.csv").is_file()
+    found = read_tables(folder, _FILES if cut else {"grid": GRID_COLUMNS}, ("label", "class"))
+    tables = {name: pd.DataFrame(columns=columns) for name, columns in _FILES.items()}
+    tables |= {name: table.astype({"stop": "Int64"}) for name, table in found.items()}
+    return Study(*tables.values())

@@ -75,8 +75,7 @@ def _windows(table: pd.DataFrame) -> pd.DataFrame:
     """Windows, and the first one of their width, whose kind is "largest"."""
     inside = table["kind"] == "window"
     widths = set((table["stop"] - table["start"])[inside])
-    found: pd.DataFrame = table[inside | ((table["kind"] == "largest") & table["stop"].isin(widths))]
-    return found
+    return table[inside | ((table["kind"] == "largest") & table["stop"].isin(widths))]
 
 
 def _positions(points: pd.DataFrame, kind: Kind, rank: int) -> np.ndarray:
@@ -108,7 +107,7 @@ def plot_effects(axes: Axes, compared: pd.DataFrame, grid: pd.DataFrame, referen
         reference: the label that the others are compared with.
     """
     shown = compared[compared["label"] != reference]
-    shown = shown.loc[sorted(shown.index, key=lambda i: method_order(shown.loc[i, "label"]), reverse=True)]
+    shown = shown.loc[sorted(shown.index, key=lambda i: method_order(str(shown.loc[i, "label"])), reverse=True)]
     base = grid[grid["label"] == reference].set_index("seed")["top1"]
     for place, row in enumerate(shown.to_dict("records")):
         style, difference = method_style(row["label"]), row["difference"]
