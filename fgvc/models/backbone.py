@@ -12,6 +12,7 @@ import copy
 import difflib
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,6 +122,7 @@ def create_backbone(
     weights: str | Path | None = None,
     last_stride: int | None = None,
     image_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a backbone by its timm name.
 
@@ -133,6 +135,7 @@ def create_backbone(
             and shapes of the weights; None keeps it.
         image_size: side of the square images in pixels; None means the architecture's native size. A CNN also takes
             images of other sizes; a transformer with a fixed size is built for this one.
+        options: further arguments of the timm model, e.g. {"zero_init_last": False}.
 
     Raises:
         ConfigError: unknown name, or a setting that is impossible or contradicts another one.
@@ -145,7 +148,7 @@ def create_backbone(
         )
     if last_stride not in (None, 1):
         raise ConfigError(f"backbone.last_stride={last_stride!r}: choose 1 (no stride in the last stage) or null")
-    model = _create_timm_model(name, pretrained=pretrained, image_size=image_size)
+    model = _create_timm_model(name, pretrained=pretrained, image_size=image_size, options=options or {})
     layout = {key: tensor.shape for key, tensor in model.state_dict().items()}
     if last_stride == 1:
         _remove_last_stride(model, name)
@@ -227,7 +230,7 @@ def _fed_by(model: nn.Module, image: Tensor) -> list[tuple[str, str]]:
     return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
 
 
-def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None) -> nn.Module:
+def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None, options: Mapping[str, Any]) -> nn.Module:
     """Create timm's whole model with this name; raise its errors as user errors."""
     hosted = any(mark in name for mark in ":/")  # hf_hub:owner/name, local-dir:path: timm finds the architecture there
     architecture, _, tag = name.partition(".")
@@ -249,9 +252,10 @@ def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None) -
     try:
         # passes the image size only to models that are built for one size
         arguments = resolve_model_input_args(name, {"img_size": image_size})
-        model: nn.Module = timm.create_model(pretrained=pretrained, **arguments)
+        model: nn.Module = timm.create_model(pretrained=pretrained, **arguments, **options)
     except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
         size = "" if image_size is None else f" for image_size={image_size} (null means its native size)"
+        size += f" with backbone.options={dict(options)}" if options else ""
         raise ConfigError(f"backbone.name={name} cannot be built{size}: {_first_line(error)}") from error
     except Exception as error:  # the hub's client raises many types, also from its HTTP library and the system
         if not (pretrained or hosted):

@@ -62,7 +62,8 @@ class BackboneConfig:
         weights: Weights to load instead: a .safetensors or .pth file, or package:NAME for a file in an installed
             package.
         frozen: Whether to compute the feature maps once, cache them, and train only the head on them.
-        last_stride: Stride of a ResNet's last stage: 1 removes it, as the papers do; None keeps it.
+        last_stride: Stride of a ResNet's last stage: 1 removes it, as covariance networks do; None keeps it.
+        options: Arguments of the timm model, e.g. {zero_init_last: false}.
     """
 
     name: str = MISSING
@@ -70,6 +71,7 @@ class BackboneConfig:
     weights: str | None = None
     frozen: bool = False
     last_stride: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

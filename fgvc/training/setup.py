@@ -143,6 +143,7 @@ def build_backbone(config: RunConfig) -> Backbone:
         weights=config.backbone.weights,
         last_stride=config.backbone.last_stride,
         image_size=config.dataset.transform.size,
+        options=config.backbone.options,
     )
 
 

@@ -113,6 +113,8 @@ def test_cnn_takes_images_of_other_sizes() -> None:
 
 
 def test_published_preparation_of_the_architecture_is_known() -> None:
+    with pytest.raises(ConfigError, match=r"cannot be built with backbone.options={'zero': 1}.*zero"):
+        create_backbone("resnet18", options={"zero": 1})
     assert create_backbone("vit_tiny_patch16_224").data_config["input_size"] == (3, 224, 224)  # native
     config = create_backbone("tf_efficientnet_lite0").data_config
     assert config["mean"] == config["std"] == (0.5, 0.5, 0.5)

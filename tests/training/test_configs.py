@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import ROOT
 from hydra import compose, initialize_config_dir
 
@@ -12,6 +13,7 @@ from fgvc.pooling import list_poolings
 from fgvc.runs.config import RunConfig, check_config, to_run_config
 from fgvc.training import train_run
 from fgvc.training.launch import register_choices
+from fgvc.training.setup import build_backbone
 
 CONFIGS = ROOT / "configs"
 OPTIONS = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS)
@@ -64,6 +66,14 @@ PROTOCOLS: dict[str, dict[str, object]] = {
     | {"epochs": 60, "batch_size": 256, "milestones": [30, 45], "weight_decay": 1e-4}
     | {"resize": "short", "resize_size": 256, "last_stride": 1},
 }
+# the released scripts as written
+AS_WRITTEN: dict[str, object] = {"last_stride": None, "reduction": None}
+PROTOCOLS |= {
+    **{f"released_{data}_seb": PROTOCOLS[f"{data}_resnet50"] | AS_WRITTEN for data in ("cub", "cars", "aircraft")},
+    "released_imagenet_svd_pade": PROTOCOLS["imagenet_resnet50"] | {"last_stride": None, "reduction": 256},
+    "released_cub_isqrt_cov": PROTOCOLS["cub_resnet50"]
+    | {"lr": 1.2e-3, "epochs": 100, "milestones": [], "classifier_factor": 5, "clip": None},
+}
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -92,7 +102,19 @@ def test_published_protocols(name: str) -> None:
     # nothing of a later recipe
     assert (trainer.mixup, trainer.cutmix, trainer.ema_decay, trainer.label_smoothing) == (0, 0, None, 0)
     assert (config.recipe, config.schedule.warmup_epochs, transform.randaugment) == (None, 0, None)
-    assert config.backbone.pretrained == (not name.startswith("imagenet"))
+    assert config.backbone.pretrained == ("imagenet" not in name)
+    assert name.endswith(("_resnet50", "alexnet", "_bn", f"_{config.method.name}"))
+
+
+@pytest.mark.parametrize("name", ["imagenet_resnet50", "imagenet_resnet50_hybrid", "released_imagenet_svd_pade"])
+def test_imagenet_from_scratch_starts_as_the_released_code(name: str) -> None:
+    config = composed(f"experiment={name}")
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config.backbone.name = compose("train", overrides=[f"experiment={name}"]).backbone.name
+    backbone = build_backbone(config)
+    assert backbone.data_config["interpolation"] == "bilinear"
+    norms = [module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(norms) == 53 and all(bool((norm.weight == 1).all()) for norm in norms)
 
 
 @pytest.mark.parametrize("name", sorted(set(PUBLISHED) - set(PROTOCOLS)))
