@@ -1,6 +1,7 @@
 """Builds the parts of a run from its configuration: images or cached feature maps, the module to train, loaders."""
 
 import logging
+import os
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
 from fgvc.data import (
@@ -72,8 +73,10 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
     With `training=False`, a run trained in fp16 on a GPU may be evaluated in float32 on a CPU.
 
     Raises:
-        ConfigError: the device cannot train in `trainer.precision`.
+        ConfigError: the device cannot train in `trainer.precision`, or an environment variable contradicts the
+            configuration.
     """
+    check_environment(config.trainer.precision, config.trainer.accumulation)
     set_deterministic(config.trainer.deterministic)  # before anything runs on a GPU
     AcceleratorState._reset_state()  # one process may train several runs with different precisions
     precision = config.trainer.precision
@@ -81,7 +84,13 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
     timeout = InitProcessGroupKwargs(timeout=_PROCESS_TIMEOUT)
     try:
         accelerator = Accelerator(
-            mixed_precision=precision, log_with=config.trainer.tracker, project_dir=path, kwargs_handlers=[timeout]
+            mixed_precision=precision,
+            dynamo_backend="no",
+            # `Stepper` weighs the micro-batches itself; a plugin, since a plain number gives way to a variable
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=config.trainer.tracker,
+            project_dir=path,
+            kwargs_handlers=[timeout],
         )
     except ValueError as error:  # this version of accelerate or torch does not support it on this device
         raise ConfigError(f"trainer.precision={precision}: {error}; use trainer.precision=no") from error
@@ -91,6 +100,46 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
             "trainer.precision=fp16 needs a GPU, but this run would train on the cpu; use trainer.precision=bf16 or no"
         )
     return accelerator
+
+
+_OFF = ("", "0", "f", "false", "n", "no", "off")
+
+
+def check_environment(precision: str, accumulation: int) -> None:
+    """Check that no environment variable asks accelerate, torch or oneDNN for other results than the configuration.
+
+    What chooses a device passes, as does what `accelerate launch` sets unasked.
+
+    Args:
+        precision: `trainer.precision`.
+        accumulation: `trainer.accumulation`.
+
+    Raises:
+        ConfigError: a variable contradicts the configuration.
+    """
+    allowed = {
+        "ACCELERATE_MIXED_PRECISION": ("", "no", precision),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("", "1", str(accumulation)),
+        "ACCELERATE_DYNAMO_BACKEND": ("", "no"),
+        "ACCELERATE_DOWNCAST_BF16": _OFF,
+        # DeepSpeed, FSDP, Megatron-LM, ...
+        **{name: _OFF for name in os.environ if name.startswith("ACCELERATE_USE_") and name != "ACCELERATE_USE_CPU"},
+        "NVIDIA_TF32_OVERRIDE": ("",),
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _OFF,
+        "PYTORCH_MPS_FAST_MATH": _OFF,
+        # float32 convolutions in bfloat16
+        "DNNL_DEFAULT_FPMATH_MODE": ("", "strict"),
+        "ONEDNN_DEFAULT_FPMATH_MODE": ("", "strict"),
+    }
+    for name, values in allowed.items():
+        value = os.environ.get(name, "")
+        if value.lower() not in values:
+            fine = [allowed for allowed in dict.fromkeys(values) if allowed][:2]
+            raise ConfigError(
+                f"the environment variable {name}={value} would change the result, which comes from the configuration "
+                f"alone (trainer.precision={precision}, trainer.accumulation={accumulation}); unset it"
+                + (f", or set it to {' or '.join(fine)}" if fine else "")
+            )
 
 
 def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:

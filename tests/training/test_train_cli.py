@@ -188,6 +188,49 @@ def test_bfloat16_and_tensorboard(tmp_path: Path, train_here: Train) -> None:
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("ACCELERATE_DYNAMO_BACKEND", "inductor"),
+        ("ACCELERATE_USE_DEEPSPEED", "true"),
+        ("ACCELERATE_USE_FSDP", "true"),
+        ("ACCELERATE_USE_MEGATRON_LM", "1"),
+        ("NVIDIA_TF32_OVERRIDE", "0"),
+        ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1"),
+        ("DNNL_DEFAULT_FPMATH_MODE", "BF16"),
+    ],
+)
+def test_a_variable_that_would_change_the_result_is_refused(
+    tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    refused(train_here(tmp_path, "run_dir=run"), f"{variable}={value}", "unset it")
+    assert not (tmp_path / "run").exists()
+
+
+def test_variables_that_agree_with_the_configuration_change_nothing(
+    finished: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of `accelerate launch`, and of a user who says the same twice."""
+    agreeing = {
+        "MIXED_PRECISION": "no",
+        "DYNAMO_BACKEND": "no",
+        "DYNAMO_MODE": "default",
+        "GRADIENT_ACCUMULATION_STEPS": "2",
+        "USE_FSDP": "false",
+    }
+    assert train_here(finished, "run_dir=plain", "trainer.accumulation=2").returncode == 0
+    for name, value in agreeing.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert train_here(finished, "run_dir=agreeing", "trainer.accumulation=2").returncode == 0
+    weights = [load_file(finished / name / "checkpoints" / "last.safetensors") for name in ("plain", "agreeing")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    refused(train_here(finished, "run_dir=more", "trainer.accumulation=2"), "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4")
+
+
 def test_a_full_disk_leaves_the_saved_epochs_whole(
     tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
