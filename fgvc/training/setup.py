@@ -1,7 +1,10 @@
 """Builds the parts of a run from its configuration: images or cached feature maps, the module to train, loaders."""
 
+import hashlib
+import json
 import logging
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +22,7 @@ from fgvc.data import (
     TransformSpec,
     cached_features,
     create_dataset,
+    fingerprint,
     normalization_from_timm,
     require_readable,
     split_validation,
@@ -54,7 +58,9 @@ class Prepared:
         test: Test images.
         validation: Images held out to select the best epoch; None if there are none.
         feature_seconds: Time spent on computing feature maps; 0 if they came from the cache or are not used.
-        weights_digest: sha256 of the backbone's weights before training.
+        digests: SHA-256 by name of what the run is made from: "weights" (of the backbone before training), "classes",
+            and "train_list", "validation_list", "test_list" (paths, classes, regions and sizes of the files, so equal
+            for a copy in another folder).
     """
 
     trained: FineGrainedModel | PoolingHead
@@ -64,7 +70,7 @@ class Prepared:
     test: ImageDataset
     validation: ImageDataset | None
     feature_seconds: float
-    weights_digest: str
+    digests: dict[str, str]
 
 
 def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) -> Accelerator:
@@ -142,8 +148,12 @@ def check_environment(precision: str, accumulation: int) -> None:
             )
 
 
-def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
+def prepare(
+    config: RunConfig, accelerator: Accelerator, check_digests: Callable[[Mapping[str, str]], None] = lambda _: None
+) -> Prepared:
     """Read the dataset, build the model, compute or load the feature maps of a frozen backbone, make the loaders.
+
+    `check_digests` is called with `Prepared.digests` before feature maps are computed.
 
     Raises:
         DatasetError, ConfigError, WeightsError: as raised by the parts.
@@ -160,7 +170,14 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
     if validation is not None:
         validation = validation.with_transform(test.transform)
     model = build_model(config, backbone, len(train.classes))
-    digest = weights_digest(backbone)
+    digests = {
+        "weights": weights_digest(backbone),
+        "classes": hashlib.sha256(json.dumps(train.classes).encode()).hexdigest(),
+        "train_list": fingerprint(train, times=False),
+        **({} if validation is None else {"validation_list": fingerprint(validation, times=False)}),
+        "test_list": fingerprint(test, times=False),
+    }
+    check_digests(digests)
     backbone.to(device)
     trained = trained_part(config, model)
     read: dict[str, Any] = {"train": train, "test": test, "validation": validation}
@@ -169,7 +186,7 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
         extractor = fold_backbone(config, backbone, device)
         for name, split in read.items():
             if split is not None:
-                read[name] = features = split_features(config, split, extractor, digest, device)
+                read[name] = features = split_features(config, split, extractor, digests["weights"], device)
                 seconds += 0.0 if features.from_cache else features.seconds
     loaders = create_loaders(
         **read,
@@ -181,7 +198,7 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
         eval_batch_size=config.trainer.eval_batch_size,
         workers=config.trainer.workers,
     )
-    return Prepared(trained, model.head, loaders, train, test, validation, seconds, digest)
+    return Prepared(trained, model.head, loaders, train, test, validation, seconds, digests)
 
 
 def build_backbone(config: RunConfig) -> Backbone:
