@@ -123,9 +123,27 @@ def test_everything_that_matters_is_in_the_key(dataset: ImageDataset) -> None:
         features_of(dataset, Backbone(), transform(training=False)).path,
         features_of(dataset, Backbone(), dtype="float16").path,
         features_of(dataset.subset([0, 1]), Backbone()).path,
+        features_of(dataset, lambda images: torch.zeros(len(images), 3, 4, 4), device="meta").path,
     }
+    with torch.autocast("cpu"):
+        paths.add(features_of(dataset, Backbone()).path)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")  # bfloat16 on a CPU, TF32 on a GPU
+    try:
+        paths.add(features_of(dataset, Backbone()).path)
+    finally:
+        torch.set_float32_matmul_precision(before)
     Image.new("RGB", (20, 20)).save(dataset.paths[0])
-    assert len({*paths, features_of(dataset, Backbone()).path}) == 7
+    assert len({*paths, features_of(dataset, Backbone()).path}) == 10
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_maps_computed_with_tf32_are_not_those_of_float32(
+    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = features_of(dataset, Backbone(), device="cuda").path
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
+    assert features_of(dataset, Backbone(), device="cuda").path != rounded
 
 
 @pytest.mark.parametrize(
@@ -134,10 +152,11 @@ def test_everything_that_matters_is_in_the_key(dataset: ImageDataset) -> None:
         lambda path: path.write_bytes(path.read_bytes()[:-8]),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes() + b"x"),
+        lambda path: path.write_bytes(path.read_bytes()[:400] + bytes(100) + path.read_bytes()[500:]),
         lambda path: path.with_suffix(".json").write_text('{"shape": '),
         lambda path: path.with_suffix(".json").write_text("{}"),
     ],
-    ids=["short", "empty", "long", "half a card", "empty card"],
+    ids=["short", "empty", "long", "zeros in its middle", "half a card", "empty card"],
 )
 def test_a_damaged_file_is_computed_again(
     dataset: ImageDataset, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
