@@ -75,6 +75,11 @@ class StepBatches(Sampler[list[int]]):
         return min(self.batch_size, self.n - step * self.batch_size)
 
 
+def smallest_batch(n: int, batch_size: int, accumulation: int) -> int:
+    """Return the number of images in the smallest micro-batch of an epoch over n images, over all processes."""
+    return max((n % batch_size or batch_size) // accumulation, 1)
+
+
 @dataclass(frozen=True)
 class Loaders:
     """Batches of (inputs, targets).

@@ -37,9 +37,12 @@ from fgvc.models import (
     load_checkpoint,
     weights_digest,
 )
+from fgvc.pooling import CovariancePooling
 from fgvc.runs.config import RunConfig
-from fgvc.training.batches import Loaders, create_loaders
+from fgvc.training.batches import Loaders, create_loaders, smallest_batch
+from fgvc.training.learner import head_of
 from fgvc.training.seeds import set_deterministic
+from fgvc.training.step import untouched
 
 _log = logging.getLogger(__name__)
 
@@ -166,6 +169,8 @@ def prepare(
     test = ready_split(config, test, backbone, training=False)
     if train.classes != test.classes:
         raise DatasetError(f"{config.dataset.root}: training and test split differ in their classes")
+    if len(train.classes) < 2:
+        raise DatasetError(f"{config.dataset.root} has one class, {train.classes[0]}; training needs two or more")
     train, validation = hold_out(config, train)
     if validation is not None:
         validation = validation.with_transform(test.transform)
@@ -178,8 +183,9 @@ def prepare(
         "test_list": fingerprint(test, times=False),
     }
     check_digests(digests)
-    backbone.to(device)
-    trained = trained_part(config, model)
+    trained = trained_part(config, model.to(device))
+    if config.trainer.epochs:
+        try_training(config, trained, backbone, len(train), device)
     read: dict[str, Any] = {"train": train, "test": test, "validation": validation}
     seconds = 0.0
     if config.backbone.frozen:
@@ -245,6 +251,58 @@ def trained_part(config: RunConfig, model: FineGrainedModel) -> FineGrainedModel
         return model.to(memory_format=torch.channels_last)
     model.backbone.requires_grad_(False).eval()
     return model.head
+
+
+def try_training(
+    config: RunConfig, trained: FineGrainedModel | PoolingHead, backbone: Backbone, images: int, device: torch.device
+) -> None:
+    """Take one backward pass up to the pooling, on random numbers, to see now what would fail during an epoch.
+
+    Parameters of a trained backbone that get no gradient are frozen, since several processes cannot train them.
+
+    Args:
+        config: configuration of the run.
+        trained: module to train, on `device`; afterwards it is as before.
+        backbone: backbone of the run, trained or not.
+        images: number of training images.
+        device: device of the run.
+
+    Raises:
+        ConfigError: a covariance would be that of one location, or a batch normalisation would see a single number.
+    """
+    size, trainer = config.dataset.transform.size, config.trainer
+    pooling = head_of(trained).pooling
+    if isinstance(pooling, CovariancePooling) and backbone.out_shape[1:] == (1, 1):
+        raise ConfigError(
+            f"the map of {backbone.name} has a single location at dataset.transform.size={size}, and a covariance "
+            f"needs two or more (method={config.method.name}); choose a larger size, or method=gap"
+        )
+    smallest = smallest_batch(images, trainer.batch_size, trainer.accumulation)
+    shape = backbone.out_shape if config.backbone.frozen else (3, size, size)
+    with untouched(trained):
+        try:
+            maps = trained.train().pooling_input(torch.randn(min(smallest, 2), *shape, device=device))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            near = sorted(range(2, images + 1), key=lambda number: abs(number - trainer.batch_size))
+            fitting = (number for number in near if smallest_batch(images, number, trainer.accumulation) > 1)
+            raise ConfigError(
+                f"trainer.batch_size={trainer.batch_size} with trainer.accumulation={trainer.accumulation} leaves a "
+                f"batch of one of the {images} training images, for which a batch normalisation has a single number; "
+                f"set trainer.batch_size={next(fitting, images)}"
+            ) from error
+        if isinstance(trained, FineGrainedModel):
+            maps.sum().backward()
+    unused = [(name, p) for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+    for _, parameter in unused:
+        parameter.requires_grad_(False)
+    if unused:
+        _log.info(
+            "%s: %d parameters, such as %s, do not change the map and stay as they are",
+            *(backbone.name, len(unused), unused[0][0]),
+        )
+    trained.zero_grad()
 
 
 def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -> Backbone:

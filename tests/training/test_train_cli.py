@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import SMALL, Train, refused, run, train
+from PIL import Image
 from safetensors.torch import load_file
 
 
@@ -143,6 +144,33 @@ def test_mistakes_exit_with_2_and_name_what_is_valid(
     done = train_here(tmp_path, *overrides, "run_dir=run")
     refused(done, *parts)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_would_fail_during_an_epoch_is_refused_before_it(tmp_path: Path, train_here: Train, here: Train) -> None:
+    """A batch normalisation after a global pooling sees one number of each image; a covariance needs two locations."""
+    normalised = ["method=gap", "backbone.name=skresnet18", "run_dir=run"]
+    one = ("normalisation has a single number", "of one of the 12 training images")
+    refused(train_here(tmp_path, *normalised, "trainer.batch_size=11"), *one, "set trainer.batch_size=10")
+    refused(train_here(tmp_path, *normalised, "trainer.accumulation=4"), *one, "set trainer.batch_size=12")
+    done = train_here(tmp_path, "backbone.name=resnet18", "dataset.transform.size=32", "run_dir=run")
+    refused(done, "single location at dataset.transform.size=32", "method=seb")
+    frozen = ["backbone.name=resnet18", "backbone.frozen=true", "dataset.transform.size=32", "run_dir=run"]
+    refused(train_here(tmp_path, *frozen), "single location")
+    assert not list(tmp_path.rglob("*.npy"))  # no feature maps were computed
+
+    for name in ("train/wren/1.png", "test/wren/2.png"):
+        (tmp_path / "own" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "own" / name)
+    own = ["dataset=folder", "dataset.root=own", "backbone.name=test_resnet", "backbone.weights=null", "method=gap"]
+    refused(here("train.py", *own, "run_dir=run", cwd=tmp_path), "own has one class, wren", "two")
+    assert not (tmp_path / "run").exists()
+
+    assert train_here(tmp_path, *normalised, "trainer.batch_size=10", "trainer.epochs=1").returncode == 0
+
+
+def test_parameters_that_do_not_change_the_map_are_frozen_with_a_note(tmp_path: Path, train_here: Train) -> None:
+    done = train_here(tmp_path, "backbone.name=hrnet_w18_small", "method=gap", "trainer.max_steps=1", "run_dir=run")
+    assert done.returncode == 0 and "hrnet_w18_small: 66 parameters" in done.stderr, done.stderr
 
 
 def test_a_bad_image_is_refused_before_training_or_skipped(finished: Path, tmp_path: Path, train_here: Train) -> None:
