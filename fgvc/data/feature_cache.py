@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fgvc.data.dataset import ImageDataset, fingerprint
+from fgvc.data.dataset import ImageDataset, collate, fingerprint
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.transforms import TransformSpec
 from fgvc.errors import ConfigError, DatasetError
@@ -106,7 +106,8 @@ def cached_features(
         found = _find(path, dataset)  # another run may have written it meanwhile
         if found is not None:
             return found
-        loader = DataLoader(dataset.with_transform(fixed), batch_size=batch_size, num_workers=workers)
+        images = dataset.with_transform(fixed)
+        loader = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=collate)
         batches = _extract_views(loader, extract, views, torch.device(device), np.dtype(dtype))
         start = time.perf_counter()
         shape = _write(path, batches, len(dataset), views, max_gb)

@@ -293,7 +293,7 @@ def try_training(
                 f"set trainer.batch_size={next(fitting, images)}"
             ) from error
         if isinstance(trained, FineGrainedModel):
-            maps.sum().backward()
+            torch.autograd.backward(maps.sum())
     unused = [(name, p) for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
     for _, parameter in unused:
         parameter.requires_grad_(False)
