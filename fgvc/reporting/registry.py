@@ -13,7 +13,7 @@ from fgvc.presentation.table import Table
 from fgvc.reporting.accuracy import accuracy_table, load_published, table_blocks
 from fgvc.reporting.run_tables import condition_numbers, cost, differences, hybrid
 from fgvc.reporting.speed import SPEED_NOTE, is_record, load_record, speed_block, speed_frame
-from fgvc.runs import Run, config_notes, find_finished, group_runs
+from fgvc.runs import Run, find_finished, group_runs
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Inputs:
 
     @cached_property
     def finished(self) -> tuple[list[Run], list[str]]:
-        """The finished runs, and notes on the others, on doubtful averages and on several datasets. Raises RunError."""
+        """The finished runs, and notes on the others and on several datasets. Raises RunError."""
         benchmarks = {file.parent for file in self.records}
         folders = [
             path
@@ -51,7 +51,7 @@ class Inputs:
         datasets = list(dict.fromkeys(run.dataset for run in runs))
         if len(datasets) > 1:
             notes.append(f"runs of {len(datasets)} datasets ({', '.join(datasets)}): each has a table of its own")
-        return runs, notes + config_notes(runs)
+        return runs, notes
 
     @cached_property
     def accuracy(self) -> pd.DataFrame:
