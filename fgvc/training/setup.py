@@ -38,6 +38,7 @@ from fgvc.models import (
     weights_digest,
 )
 from fgvc.pooling import CovariancePooling
+from fgvc.provenance import PRECISION_VARIABLES
 from fgvc.runs.config import RunConfig
 from fgvc.training.batches import Loaders, create_loaders, smallest_batch
 from fgvc.training.learner import head_of
@@ -133,12 +134,9 @@ def check_environment(precision: str, accumulation: int) -> None:
         "ACCELERATE_DOWNCAST_BF16": _OFF,
         # DeepSpeed, FSDP, Megatron-LM, ...
         **{name: _OFF for name in os.environ if name.startswith("ACCELERATE_USE_") and name != "ACCELERATE_USE_CPU"},
-        "NVIDIA_TF32_OVERRIDE": ("",),
+        **dict.fromkeys(PRECISION_VARIABLES, ("", "strict")),  # what oneDNN calls its default
         "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _OFF,
         "PYTORCH_MPS_FAST_MATH": _OFF,
-        # float32 convolutions in bfloat16
-        "DNNL_DEFAULT_FPMATH_MODE": ("", "strict"),
-        "ONEDNN_DEFAULT_FPMATH_MODE": ("", "strict"),
     }
     for name, values in allowed.items():
         value = os.environ.get(name, "")
@@ -152,7 +150,7 @@ def check_environment(precision: str, accumulation: int) -> None:
 
 
 def prepare(
-    config: RunConfig, accelerator: Accelerator, check_digests: Callable[[Mapping[str, str]], None] = lambda _: None
+    config: RunConfig, accelerator: Accelerator, check_digests: Callable[[Mapping[str, str]], None]
 ) -> Prepared:
     """Read the dataset, build the model, compute or load the feature maps of a frozen backbone, make the loaders.
 

@@ -115,7 +115,7 @@ def test_a_hit_computes_nothing(dataset: ImageDataset) -> None:
     assert cache_files(dataset) == [".json", ".npy"]
 
 
-def test_everything_that_matters_is_in_the_key(dataset: ImageDataset) -> None:
+def test_everything_that_matters_is_in_the_key(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = {
         features_of(dataset, Backbone()).path,
         features_of(dataset, Backbone(), key_parts={"weights": "other"}).path,
@@ -125,6 +125,9 @@ def test_everything_that_matters_is_in_the_key(dataset: ImageDataset) -> None:
         features_of(dataset.subset([0, 1]), Backbone()).path,
         features_of(dataset, lambda images: torch.zeros(len(images), 3, 4, 4), device="meta").path,
     }
+    with monkeypatch.context() as changed:
+        changed.setenv("DNNL_DEFAULT_FPMATH_MODE", "BF16")
+        paths.add(features_of(dataset, Backbone()).path)
     with torch.autocast("cpu"):
         paths.add(features_of(dataset, Backbone()).path)
     before = torch.get_float32_matmul_precision()
@@ -134,7 +137,7 @@ def test_everything_that_matters_is_in_the_key(dataset: ImageDataset) -> None:
     finally:
         torch.set_float32_matmul_precision(before)
     Image.new("RGB", (20, 20)).save(dataset.paths[0])
-    assert len({*paths, features_of(dataset, Backbone()).path}) == 10
+    assert len({*paths, features_of(dataset, Backbone()).path}) == 11
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
