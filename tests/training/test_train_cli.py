@@ -285,7 +285,7 @@ def test_a_copied_state_continues_elsewhere_and_only_the_same_run(
 ) -> None:
     source = str(finished / "run")
     root = f"dataset.root={finished / 'datasets' / 'synthetic'}"
-    refused(train_here(tmp_path, "run_dir=copy", f"resume={source}", root), "dataset.root was")
+    assert train_here(tmp_path, "run_dir=copy", f"resume={source}", root).returncode == 0  # the images lie elsewhere
     refused(train_here(finished, "run_dir=copy", f"resume={source}", "method=gap"), "method.name was seb, now gap")
     done = train_here(finished, "run_dir=copy", f"resume={source}")
     assert done.returncode == 0, done.stderr
