@@ -89,13 +89,39 @@ def tf32_allowed() -> dict[str, bool]:
     These are torch's settings; fgvc does not change them. The default is yes for convolutions and no for matrix
     products. The spectral layers never use TF32, see `fgvc.spectral.precision.full_precision`. Not run on a GPU.
     """
+    precision = float32_precision("cuda")
+    return {name: precision[name] == "tf32" for name in ("matmul", "convolution")}
+
+
+PRECISION_VARIABLES = (
+    *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "PYTORCH_MPS_FAST_MATH"),
+    *("DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_DEFAULT_FPMATH_MODE"),
+)
+"""Environment variables that change the precision of float32 products in cuBLAS, cuDNN, Metal and oneDNN."""
+
+
+def float32_precision(device: str) -> dict[str, str]:
+    """Return what torch rounds the factors of float32 products to on a kind of device, such as "cpu" or "cuda".
+
+    Keys: "matmul" and "convolution", e.g. "tf32", "bf16", "ieee" or "none" (torch's default), "autocast", and
+    those of `PRECISION_VARIABLES` that are set.
+    """
     import torch
 
-    backends: dict[str, Any] = {"matmul": torch.backends.cuda.matmul, "convolution": torch.backends.cudnn}
-    if hasattr(torch.backends.cudnn, "conv"):  # torch >= 2.9, where the older names may raise
-        backends["convolution"] = torch.backends.cudnn.conv
-        return {name: backend.fp32_precision == "tf32" for name, backend in backends.items()}
-    return {name: bool(backend.allow_tf32) for name, backend in backends.items()}
+    backends: Any = torch.backends
+    if hasattr(backends.cudnn, "conv"):  # torch >= 2.9, where the older names may raise
+        cuda, cpu = (backends.cuda.matmul, backends.cudnn.conv), (backends.mkldnn.matmul, backends.mkldnn.conv)
+        matmul, convolution = (backend.fp32_precision for backend in (cuda if device == "cuda" else cpu))
+    else:
+        older = (backends.cuda.matmul, backends.cudnn)
+        matmul, convolution = ("tf32" if backend.allow_tf32 else "ieee" for backend in older)
+    autocast = device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+    return {
+        "matmul": matmul,
+        "convolution": convolution,
+        "autocast": str(torch.get_autocast_dtype(device)) if autocast else "no",
+        **{name: os.environ[name] for name in PRECISION_VARIABLES if os.environ.get(name)},
+    }
 
 
 def reset_peak_memory() -> None:

@@ -1,7 +1,7 @@
 """Datasets, transforms and cached feature maps."""
 
 from fgvc.data.checks import require_readable, verified_content, was_verified
-from fgvc.data.dataset import ImageDataset, Samples, fingerprint, split_validation
+from fgvc.data.dataset import ImageDataset, Samples, collate, fingerprint, split_validation
 from fgvc.data.feature_cache import cached_features
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.folder import image_files
@@ -27,6 +27,7 @@ __all__ = [
     "ViewTransform",
     "boxes_in_view",
     "cached_features",
+    "collate",
     "copy_rgb",
     "create_dataset",
     "decode_rgb",

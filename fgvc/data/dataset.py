@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from fgvc.data.image_file import Box, Region, UnreadableImageError, decode_rgb
-from fgvc.errors import ConfigError, DatasetError
+from fgvc.errors import ConfigError, DatasetError, OutOfMemoryError
 
 Transform = Callable[[Image.Image], Any]
 
@@ -109,6 +110,21 @@ class ImageDataset(Dataset[tuple[Any, int]]):
     def subset(self, indices: Sequence[int]) -> "ImageDataset":
         """The images at `indices`, in that order, with all classes kept."""
         return ImageDataset(self.samples.take(indices), self.root, self.transform, self.crop)
+
+
+def collate(samples: list[Any]) -> Any:
+    """Make a batch; in a loader's worker its tensors lie in shared memory. Raises OutOfMemoryError if that is full."""
+    try:
+        return default_collate(samples)
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        place = "/dev/shm"
+        size = f", which has {shutil.disk_usage(place).total / 2**20:,.0f} MiB," if Path(place).is_dir() else ""
+        raise OutOfMemoryError(
+            f"an image-loading process has no room for a batch in shared memory: {place}{size} is full; set "
+            f"trainer.workers=0, or enlarge {place} (mount -o remount,size=2G {place}; docker run --shm-size=2g)"
+        ) from error
 
 
 def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:

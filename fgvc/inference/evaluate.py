@@ -11,7 +11,7 @@ import pandas as pd
 from torch import nn
 from torch.utils.data import DataLoader
 
-from fgvc.data import VIEWS, TransformSpec, ViewTransform, resized_spec
+from fgvc.data import VIEWS, TransformSpec, ViewTransform, collate, resized_spec
 from fgvc.errors import RunError
 from fgvc.inference.restore import Restored, restore_run
 from fgvc.inference.temperature import calibration_error, reliability_curve
@@ -137,7 +137,7 @@ def _module_and_loader(restored: Restored, transform: ViewTransform, own: Transf
     # each image takes the memory of several views
     batch_size = max(inference_batch_size(config, restored.device) // VIEWS[transform.views], 1)
     images: Any = restored.images.with_transform(transform)
-    loader: Loader = DataLoader(images, batch_size=batch_size, num_workers=config.trainer.workers)
+    loader: Loader = DataLoader(images, batch_size=batch_size, num_workers=config.trainer.workers, collate_fn=collate)
     return ViewAverage(restored.model), loader
 
 

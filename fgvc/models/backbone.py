@@ -2,8 +2,8 @@
 
 The map comes from timm's `forward_intermediates`. For a CNN it is the output of the last stage, before a head
 convolution. For a transformer it is the grid of patch tokens, without class, distillation and register tokens. If the
-architecture normalises before it pools, the final norm is included. All layers after the map are removed, so every
-remaining parameter gets a gradient.
+architecture normalises before it pools, the final norm is included. All layers after the map are removed; what it still
+does not use (the higher branches of HRNet) is frozen where training starts, see `fgvc.training.setup.try_training`.
 
 Shapes: B images, H x W pixels, C channels, h x w the map's grid.
 """
@@ -81,7 +81,8 @@ class Backbone(nn.Module):
                 f"choose for example {' or '.join(map(str, near))}"
             )
         self.model.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
-        self.out_channels = self._probe_channels()
+        self.out_shape = self._probe_shape()  # (C, h, w)
+        self.out_channels = self.out_shape[0]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the map of the last stage: (B, 3, H, W) -> (B, C, h, w)."""
@@ -90,7 +91,7 @@ class Backbone(nn.Module):
         )
         return maps[-1]
 
-    def _probe_channels(self) -> int:
+    def _probe_shape(self) -> tuple[int, int, int]:
         # a real image, not one on the meta device, since some models cache tensors of their first forward pass
         size = self.data_config["input_size"]
         training = self.training
@@ -112,7 +113,8 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"backbone.name={self.name}: its features are {found}, not a map (B, C, h, w); choose another backbone"
             )
-        return features.shape[1]
+        _, channels, height, width = features.shape
+        return channels, height, width
 
 
 def create_backbone(

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,15 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def texts(self, name: str) -> dict[str, str]:
-        """Content by file name: NAME.md, NAME.tex, NAME.html, and a CSV for each frame."""
+        """Content by file name: NAME.md, NAME.tex, NAME.html, and a CSV for each frame.
+
+        The notes stand under the first block.
+        """
+        blocks = [replace(block, notes=[*block.notes, *self.notes]) for block in self.blocks[:1]] + self.blocks[1:]
         texts = {
-            f"{name}.md": to_markdown(self.title, self.blocks),
-            f"{name}.tex": to_latex(self.blocks),
-            f"{name}.html": to_html(self.title, self.blocks),
+            f"{name}.md": to_markdown(self.title, blocks),
+            f"{name}.tex": to_latex(blocks),
+            f"{name}.html": to_html(self.title, blocks),
         }
         return texts | {f"{frame}.csv": to_csv(table) for frame, table in self.frames.items()}
 

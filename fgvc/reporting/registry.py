@@ -12,7 +12,7 @@ from fgvc.io import read_csv
 from fgvc.presentation.table import Table
 from fgvc.reporting.accuracy import accuracy_table, load_published, table_blocks
 from fgvc.reporting.run_tables import condition_numbers, cost, differences, hybrid
-from fgvc.runs import Run, config_notes, find_finished, group_runs
+from fgvc.runs import Run, find_finished, group_runs
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Inputs:
 
     @cached_property
     def finished(self) -> tuple[list[Run], list[str]]:
-        """The finished runs, and notes on the others, on doubtful averages and on several datasets. Raises RunError."""
+        """The finished runs, and notes on the others and on several datasets. Raises RunError."""
         if not self.results:
             raise RunError("no folder of runs given; this table is made from runs, e.g. results/cub80_frozen")
         runs, notes = find_finished(self.results)
@@ -40,7 +40,7 @@ class Inputs:
             if run.test_classes is not None and run.num_classes is not None and run.test_classes < run.num_classes:
                 found = f"{run.test_classes} of {run.num_classes} classes of {run.dataset}"
                 notes.append(f"the mean class accuracy averages over {found}; the others have no test image")
-        return runs, list(dict.fromkeys(notes + config_notes(runs)))
+        return runs, list(dict.fromkeys(notes))
 
     @cached_property
     def accuracy(self) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
-from fgvc.runs.settings import Method, Setting, config_notes, group_runs
+from fgvc.runs.settings import Method, Setting, group_runs
 from fgvc.runs.spectra import Spectrum, SpectrumHistory
 from fgvc.runs.summary import (
     Accuracy,
@@ -23,7 +23,6 @@ __all__ = [
     "Setting",
     "Spectrum",
     "SpectrumHistory",
-    "config_notes",
     "find_finished",
     "find_runs",
     "group_runs",

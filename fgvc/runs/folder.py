@@ -35,14 +35,15 @@ class Role(NamedTuple):
 _ROLES = {
     **dict.fromkeys(
         (
-            *("run_dir", "resume", "method.eigh_device", "cache.dir", "cache.max_gb"),
+            # a dataset may move; another one is found by its digests
+            *("run_dir", "resume", "dataset.root", "method.eigh_device", "cache.dir", "cache.max_gb"),
             *("trainer.workers", "trainer.tracker", "trainer.probe_images"),
             *("trainer.save_minutes", "trainer.save_steps"),
             *("trainer.on_divergence", "trainer.divergence_factor", "trainer.divergence_window"),
         ),
         Role(changes_result=False, may_change=True),
     ),
-    **dict.fromkeys(("name", "dataset.root"), Role(changes_result=False, may_change=False)),
+    "name": Role(changes_result=False, may_change=False),
     # with "skip" a finished run may have skipped steps
     **dict.fromkeys(("trainer.on_non_finite", "trainer.max_skips"), Role(changes_result=True, may_change=True)),
 }

@@ -1,13 +1,16 @@
 """Which runs may be compared and which may be averaged.
 
 Runs of one setting share a table. Runs of one setting and one method are repetitions, averaged over their seeds. A
-setting comes from the summary; `config_notes` names other differences between repetitions, e.g. in the learning rate.
+setting comes from the summary. Runs that differ in another setting that changes the result, e.g. the learning rate, are
+no repetitions: they are rows of their own, and the label says what differs.
 """
 
+import functools
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fgvc.errors import RunError
 from fgvc.runs.config import default_settings, flatten
@@ -55,6 +58,9 @@ Group = dict[Method, list[Run]]
 def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
     """Group finished runs by setting and method; sort the runs of a method by seed.
 
+    Runs of one method that differ in a setting, e.g. "GAP [optimizer.lr=0.01]", count as different methods. The label
+    of a run is that of its method.
+
     GAP has no covariance to reduce. Without a reduction, it joins every setting that differs only in the reduction.
 
     Raises:
@@ -65,10 +71,19 @@ def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
         setting = Setting(**{field.name: getattr(run, field.name) for field in fields(Setting)})
         group = settings.setdefault(setting, {})
         group.setdefault(Method(run.method, run.gradient, run.label), []).append(run)
-    for group in settings.values():
-        for method, repetitions in group.items():
-            group[method] = _by_seed(repetitions)
-    return _with_first_order({setting: _with_gradient_in_label(group) for setting, group in settings.items()})
+    return _with_first_order(
+        {setting: _with_variants(_with_gradient_in_label(group)) for setting, group in settings.items()}
+    )
+
+
+def _with_variants(group: Group) -> Group:
+    """Part the runs of each method by their variant, sorted by seed, and name it in the labels."""
+    parted: Group = {}
+    for method, runs in group.items():
+        for variant, repetitions in _by_variant(runs).items():
+            label = f"{method.label} [{variant}]" if variant else method.label
+            parted[method._replace(label=label)] = [replace(run, label=label) for run in _by_seed(repetitions)]
+    return parted
 
 
 def one_setting(runs: Iterable[Run]) -> tuple[Setting, Group]:
@@ -96,26 +111,46 @@ def sources(runs: Sequence[Run]) -> dict[str, str]:
     }
 
 
-def config_notes(runs: Iterable[Run]) -> list[str]:
-    """Return a note for every setting that differs between repetitions, other than the seed.
+def _by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Split the runs of one method by the settings that change the result; a key names those that differ.
 
-    The summary lacks some settings, e.g. the learning rate. A folder without config.yaml is not compared.
+    The summary lacks some settings, e.g. the learning rate. Runs without a readable config.yaml are apart from others.
     """
-    defaults = flatten(default_settings())
-    notes: dict[str, None] = {}  # an ordered set, since GAP may belong to several settings
-    for group in group_runs(runs).values():
-        for method, repetitions in group.items():
-            with_config = [run for run in repetitions if (run.path / "config.yaml").is_file()]
-            # an older run does not know a newer setting: it did what its default does
-            configs = [defaults | flatten(run.settings()) for run in with_config]
-            keys = {key for config in configs for key in config}
-            for key in sorted(key for key in keys - {"seed"} if role(key).changes_result):
-                values = [repr(config.get(key)) for config in configs]
-                if len(set(values)) > 1:
-                    paths = ", ".join(str(run.path) for run in repetitions)
-                    found = ", ".join(dict.fromkeys(values))
-                    notes[f"{method.label}: {key} differs between averaged runs ({found}): {paths}"] = None
-    return list(notes)
+    settings = [_result_settings(run) for run in runs]
+    known = [values for values in settings if values is not None]
+    keys = sorted({key for values in known for key in values})
+    differing = [key for key in keys if len({repr(values.get(key)) for values in known}) > 1]
+    variants: dict[str, list[Run]] = {}
+    for run, values in zip(runs, settings, strict=True):
+        if values is None:
+            name = "settings unknown" if known else ""
+        else:
+            name = ", ".join(f"{key}={_shown(values.get(key))}" for key in differing)
+        variants.setdefault(name, []).append(run)
+    return variants
+
+
+def _result_settings(run: Run) -> dict[str, Any] | None:
+    """Return the settings that change a run's result, other than the seed; None if they cannot be read."""
+    try:
+        given = flatten(run.settings())
+    except RunError:
+        return None
+    settings = _defaults() | given  # an older run does not know a newer setting: it did what its default does
+    if settings["backbone.weights"] is not None and run.weights_digest is not None:
+        settings["backbone.weights"] = run.weights_digest[:12]  # the file may lie elsewhere
+    # the reduction is in `Setting`; a first-order method has none, whatever its configuration says
+    left_out = ("seed", "method.reduction")
+    return {key: value for key, value in settings.items() if role(key).changes_result and key not in left_out}
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return flatten(default_settings())
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _by_seed(runs: Sequence[Run]) -> list[Run]:

@@ -96,6 +96,10 @@ class Run:
 
     def settings(self) -> dict[str, Any]:
         """Return config.yaml, nested and untyped. Raises RunError if it is missing or damaged."""
+        return self._settings
+
+    @functools.cached_property
+    def _settings(self) -> dict[str, Any]:
         return RunFolder(self.path).read_settings()
 
     def spectrum(self) -> Spectrum:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from fgvc.data import FeatureSet, ImageDataset
+from fgvc.data import FeatureSet, ImageDataset, collate
 from fgvc.training.processes import leave_signals_to_the_main_process
 from fgvc.training.seeds import SeededSamples, derived_seed
 
@@ -73,6 +73,11 @@ class StepBatches(Sampler[list[int]]):
     def step_size(self, step: int) -> int:
         """Return the number of images in a step, over all processes."""
         return min(self.batch_size, self.n - step * self.batch_size)
+
+
+def smallest_batch(n: int, batch_size: int, accumulation: int) -> int:
+    """Return the number of images in the smallest micro-batch of an epoch over n images, over all processes."""
+    return max((n % batch_size or batch_size) // accumulation, 1)
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ def create_loader(
         batch_sampler=batch_sampler,
         # reading cached features is faster than sending them from a worker process
         num_workers=0 if isinstance(samples, FeatureSet) else workers,
+        collate_fn=collate,
         worker_init_fn=leave_signals_to_the_main_process,
         generator=torch.Generator(),  # its own, so a loader draws none of the run's random numbers
     )

@@ -43,6 +43,7 @@ class Trainer:
         log: progress of the run and its written records.
         folder: folder of the run.
         states: saved states of the run.
+        digests: digests of what the run is made from, saved with each state.
         interruption: request to stop, checked between steps.
         stages: poolings of a hybrid run by epoch; None for a run with one stage.
     """
@@ -60,6 +61,7 @@ class Trainer:
         log: RunLog,
         folder: RunFolder,
         states: StateStore,
+        digests: dict[str, str],
         interruption: Interruption,
         stages: Stages | None = None,
     ) -> None:
@@ -73,6 +75,7 @@ class Trainer:
         self.log = log
         self.folder = folder
         self.states = states
+        self.digests = digests
         self.interruption = interruption
         self.stages = stages
         self.accelerator = learner.accelerator
@@ -290,7 +293,7 @@ class Trainer:
         self.log.write()
         self.progress.watch = self.guard.watch.state_dict()
         state = {**self.learner.state_dict(), **self.log.state_dict(), "generators": generators}
-        self.states.write(state, epoch=self.progress.epoch, step=self.progress.step)
+        self.states.write(state, epoch=self.progress.epoch, step=self.progress.step, digests=self.digests)
 
     def _position(self) -> str:
         """Return the position of the run in words."""

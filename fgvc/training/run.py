@@ -8,7 +8,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from fgvc.data import fingerprint, verified_content
+from fgvc.data import verified_content
 from fgvc.errors import Interrupted, OutOfMemoryError, RunError, UserError
 from fgvc.io import to_csv, write_text_atomic
 from fgvc.pooling import is_second_order, pooling_label
@@ -74,7 +74,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
         check_hybrid(config)
     folder = RunFolder(Path(config.run_dir) if config.run_dir else default_run_dir(config))
     states = StateStore(folder.checkpoints)
-    find_source(config, folder, states)  # report a mistake before reading the data
+    source = find_source(config, folder, states)  # report a mistake before reading the data
     if folder.is_finished():
         _log.info("%s is finished already; give another run_dir= to train again", folder.path)
         return folder.path
@@ -85,10 +85,11 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
         main = accelerator.is_main_process
         seed_epoch(config.seed, 0)
         with accelerator.main_process_first():  # then the others find the feature maps in the cache
-            prepared = prepare(config, accelerator)
+            prepared = prepare(config, accelerator, partial(require_same_digests, config, source))
         with folder.locked() if main else contextlib.nullcontext():
             trainer = create_trainer(config, prepared, accelerator, folder, states, interruption, started, before_step)
             source = find_source(config, folder, states)  # again, since another process may have written
+            require_same_digests(config, source, prepared.digests)
             if source is not None:
                 trainer.restore(*source)
             if main and (source is None or source[0] is not folder):
@@ -159,6 +160,35 @@ def _require_same(folder: RunFolder, config: RunConfig) -> None:
         )
 
 
+_INPUTS = {
+    "weights": "weights of the backbone",
+    "classes": "classes",
+    "train_list": "training images",
+    "validation_list": "held-out images",
+    "test_list": "test images",
+}
+
+
+def require_same_digests(
+    config: RunConfig, source: tuple[RunFolder, StateStore] | None, digests: Mapping[str, str]
+) -> None:
+    """Raise RunError if a run to continue began with other weights, images or classes; `digests` are those of now."""
+    if source is None:
+        return
+    folder, states = source
+    before = states.digests()
+    if not before:
+        _log.warning("%s: its states hold no digests of weights and images, so these are not compared", folder.path)
+        return
+    changed = [text for name, text in _INPUTS.items() if before.get(name) != digests.get(name)]
+    if changed:
+        raise RunError(
+            f"{folder.path} began with other {', '.join(changed)} than are there now (dataset.root="
+            f"{config.dataset.root}, backbone.weights={config.backbone.weights}); restore them to continue, or give "
+            "another run_dir= to train again"
+        )
+
+
 def create_trainer(
     config: RunConfig,
     prepared: Prepared,
@@ -199,6 +229,7 @@ def create_trainer(
         log=RunLog(folder, writes=accelerator.is_main_process, started=started),
         folder=folder,
         states=states,
+        digests=prepared.digests,
         interruption=interruption,
         stages=stages,
     )
@@ -255,7 +286,6 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """Return the summary's entries that do not change during the run: its settings, data, versions and machine."""
     switch, method = config.switch_epoch, config.method
     label = pooling_label(method.name, method.gradient, method.shown_options)
-    validation = prepared.validation
     return {
         "name": config.name,
         "recipe": config.recipe,
@@ -279,12 +309,9 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "test_images": len(prepared.test.paths),
         "test_classes": len(set(prepared.test.targets)),
         "out_features": prepared.head.pooling.out_features,
-        "weights_digest": prepared.weights_digest,
-        # computed from paths, classes, regions and file sizes, so equal on another machine with the same files
+        "weights_digest": prepared.digests["weights"],
         "dataset_fingerprint": {
-            "train_list": fingerprint(prepared.train, times=False),
-            "validation_list": validation and fingerprint(validation, times=False),
-            "test_list": fingerprint(prepared.test, times=False),
+            **{name: prepared.digests.get(name) for name in ("train_list", "validation_list", "test_list")},
             "verified_content": verified_content(prepared.test.root),
         },
         "config_hash": config_hash(config),
@@ -296,13 +323,11 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Return the SHA-256 of the settings that a resumed run must keep, without the folder of the dataset.
+    """Return the SHA-256 of the settings that a resumed run must keep.
 
     Versions of fgvc with different settings give different hashes. `dataset_fingerprint` identifies the images.
     """
-    settings = fixed_settings(config)
-    settings.pop("dataset.root")
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(fixed_settings(config), sort_keys=True).encode()).hexdigest()
 
 
 # RuntimeErrors of PyTorch on CPU and MPS, cuDNN and cuBLAS when memory runs out

@@ -1,6 +1,10 @@
 """Builds the parts of a run from its configuration: images or cached feature maps, the module to train, loaders."""
 
+import hashlib
+import json
 import logging
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
 from fgvc.data import (
@@ -18,6 +22,7 @@ from fgvc.data import (
     TransformSpec,
     cached_features,
     create_dataset,
+    fingerprint,
     normalization_from_timm,
     require_readable,
     split_validation,
@@ -32,9 +37,13 @@ from fgvc.models import (
     load_checkpoint,
     weights_digest,
 )
+from fgvc.pooling import CovariancePooling
+from fgvc.provenance import PRECISION_VARIABLES
 from fgvc.runs.config import RunConfig
-from fgvc.training.batches import Loaders, create_loaders
+from fgvc.training.batches import Loaders, create_loaders, smallest_batch
+from fgvc.training.learner import head_of
 from fgvc.training.seeds import set_deterministic
+from fgvc.training.step import untouched
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +62,9 @@ class Prepared:
         test: Test images.
         validation: Images held out to select the best epoch; None if there are none.
         feature_seconds: Time spent on computing feature maps; 0 if they came from the cache or are not used.
-        weights_digest: sha256 of the backbone's weights before training.
+        digests: SHA-256 by name of what the run is made from: "weights" (of the backbone before training), "classes",
+            and "train_list", "validation_list", "test_list" (paths, classes, regions and sizes of the files, so equal
+            for a copy in another folder).
     """
 
     trained: FineGrainedModel | PoolingHead
@@ -63,7 +74,7 @@ class Prepared:
     test: ImageDataset
     validation: ImageDataset | None
     feature_seconds: float
-    weights_digest: str
+    digests: dict[str, str]
 
 
 def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) -> Accelerator:
@@ -72,8 +83,10 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
     With `training=False`, a run trained in fp16 on a GPU may be evaluated in float32 on a CPU.
 
     Raises:
-        ConfigError: the device cannot train in `trainer.precision`.
+        ConfigError: the device cannot train in `trainer.precision`, or an environment variable contradicts the
+            configuration.
     """
+    check_environment(config.trainer.precision, config.trainer.accumulation)
     set_deterministic(config.trainer.deterministic)  # before anything runs on a GPU
     AcceleratorState._reset_state()  # one process may train several runs with different precisions
     precision = config.trainer.precision
@@ -81,7 +94,13 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
     timeout = InitProcessGroupKwargs(timeout=_PROCESS_TIMEOUT)
     try:
         accelerator = Accelerator(
-            mixed_precision=precision, log_with=config.trainer.tracker, project_dir=path, kwargs_handlers=[timeout]
+            mixed_precision=precision,
+            dynamo_backend="no",
+            # `Stepper` weighs the micro-batches itself; a plugin, since a plain number gives way to a variable
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            log_with=config.trainer.tracker,
+            project_dir=path,
+            kwargs_handlers=[timeout],
         )
     except ValueError as error:  # this version of accelerate or torch does not support it on this device
         raise ConfigError(f"trainer.precision={precision}: {error}; use trainer.precision=no") from error
@@ -93,8 +112,49 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
     return accelerator
 
 
-def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
+_OFF = ("", "0", "f", "false", "n", "no", "off")
+
+
+def check_environment(precision: str, accumulation: int) -> None:
+    """Check that no environment variable asks accelerate, torch or oneDNN for other results than the configuration.
+
+    What chooses a device passes, as does what `accelerate launch` sets unasked.
+
+    Args:
+        precision: `trainer.precision`.
+        accumulation: `trainer.accumulation`.
+
+    Raises:
+        ConfigError: a variable contradicts the configuration.
+    """
+    allowed = {
+        "ACCELERATE_MIXED_PRECISION": ("", "no", precision),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("", "1", str(accumulation)),
+        "ACCELERATE_DYNAMO_BACKEND": ("", "no"),
+        "ACCELERATE_DOWNCAST_BF16": _OFF,
+        # DeepSpeed, FSDP, Megatron-LM, ...
+        **{name: _OFF for name in os.environ if name.startswith("ACCELERATE_USE_") and name != "ACCELERATE_USE_CPU"},
+        **dict.fromkeys(PRECISION_VARIABLES, ("", "strict")),  # what oneDNN calls its default
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _OFF,
+        "PYTORCH_MPS_FAST_MATH": _OFF,
+    }
+    for name, values in allowed.items():
+        value = os.environ.get(name, "")
+        if value.lower() not in values:
+            fine = [allowed for allowed in dict.fromkeys(values) if allowed][:2]
+            raise ConfigError(
+                f"the environment variable {name}={value} would change the result, which comes from the configuration "
+                f"alone (trainer.precision={precision}, trainer.accumulation={accumulation}); unset it"
+                + (f", or set it to {' or '.join(fine)}" if fine else "")
+            )
+
+
+def prepare(
+    config: RunConfig, accelerator: Accelerator, check_digests: Callable[[Mapping[str, str]], None]
+) -> Prepared:
     """Read the dataset, build the model, compute or load the feature maps of a frozen backbone, make the loaders.
+
+    `check_digests` is called with `Prepared.digests` before feature maps are computed.
 
     Raises:
         DatasetError, ConfigError, WeightsError: as raised by the parts.
@@ -107,20 +167,30 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
     test = ready_split(config, test, backbone, training=False)
     if train.classes != test.classes:
         raise DatasetError(f"{config.dataset.root}: training and test split differ in their classes")
+    if len(train.classes) < 2:
+        raise DatasetError(f"{config.dataset.root} has one class, {train.classes[0]}; training needs two or more")
     train, validation = hold_out(config, train)
     if validation is not None:
         validation = validation.with_transform(test.transform)
     model = build_model(config, backbone, len(train.classes))
-    digest = weights_digest(backbone)
-    backbone.to(device)
-    trained = trained_part(config, model)
+    digests = {
+        "weights": weights_digest(backbone),
+        "classes": hashlib.sha256(json.dumps(train.classes).encode()).hexdigest(),
+        "train_list": fingerprint(train, times=False),
+        **({} if validation is None else {"validation_list": fingerprint(validation, times=False)}),
+        "test_list": fingerprint(test, times=False),
+    }
+    check_digests(digests)
+    trained = trained_part(config, model.to(device))
+    if config.trainer.epochs:
+        try_training(config, trained, backbone, len(train), device)
     read: dict[str, Any] = {"train": train, "test": test, "validation": validation}
     seconds = 0.0
     if config.backbone.frozen:
         extractor = fold_backbone(config, backbone, device)
         for name, split in read.items():
             if split is not None:
-                read[name] = features = split_features(config, split, extractor, digest, device)
+                read[name] = features = split_features(config, split, extractor, digests["weights"], device)
                 seconds += 0.0 if features.from_cache else features.seconds
     loaders = create_loaders(
         **read,
@@ -132,7 +202,7 @@ def prepare(config: RunConfig, accelerator: Accelerator) -> Prepared:
         eval_batch_size=config.trainer.eval_batch_size,
         workers=config.trainer.workers,
     )
-    return Prepared(trained, model.head, loaders, train, test, validation, seconds, digest)
+    return Prepared(trained, model.head, loaders, train, test, validation, seconds, digests)
 
 
 def build_backbone(config: RunConfig) -> Backbone:
@@ -180,6 +250,58 @@ def trained_part(config: RunConfig, model: FineGrainedModel) -> FineGrainedModel
         return model.to(memory_format=torch.channels_last)
     model.backbone.requires_grad_(False).eval()
     return model.head
+
+
+def try_training(
+    config: RunConfig, trained: FineGrainedModel | PoolingHead, backbone: Backbone, images: int, device: torch.device
+) -> None:
+    """Take one backward pass up to the pooling, on random numbers, to see now what would fail during an epoch.
+
+    Parameters of a trained backbone that get no gradient are frozen, since several processes cannot train them.
+
+    Args:
+        config: configuration of the run.
+        trained: module to train, on `device`; afterwards it is as before.
+        backbone: backbone of the run, trained or not.
+        images: number of training images.
+        device: device of the run.
+
+    Raises:
+        ConfigError: a covariance would be that of one location, or a batch normalisation would see a single number.
+    """
+    size, trainer = config.dataset.transform.size, config.trainer
+    pooling = head_of(trained).pooling
+    if isinstance(pooling, CovariancePooling) and backbone.out_shape[1:] == (1, 1):
+        raise ConfigError(
+            f"the map of {backbone.name} has a single location at dataset.transform.size={size}, and a covariance "
+            f"needs two or more (method={config.method.name}); choose a larger size, or method=gap"
+        )
+    smallest = smallest_batch(images, trainer.batch_size, trainer.accumulation)
+    shape = backbone.out_shape if config.backbone.frozen else (3, size, size)
+    with untouched(trained):
+        try:
+            maps = trained.train().pooling_input(torch.randn(min(smallest, 2), *shape, device=device))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            near = sorted(range(2, images + 1), key=lambda number: abs(number - trainer.batch_size))
+            fitting = (number for number in near if smallest_batch(images, number, trainer.accumulation) > 1)
+            raise ConfigError(
+                f"trainer.batch_size={trainer.batch_size} with trainer.accumulation={trainer.accumulation} leaves a "
+                f"batch of one of the {images} training images, for which a batch normalisation has a single number; "
+                f"set trainer.batch_size={next(fitting, images)}"
+            ) from error
+        if isinstance(trained, FineGrainedModel):
+            torch.autograd.backward(maps.sum())
+    unused = [(name, p) for name, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+    for _, parameter in unused:
+        parameter.requires_grad_(False)
+    if unused:
+        _log.info(
+            "%s: %d parameters, such as %s, do not change the map and stay as they are",
+            *(backbone.name, len(unused), unused[0][0]),
+        )
+    trained.zero_grad()
 
 
 def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -> Backbone:

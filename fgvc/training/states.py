@@ -1,5 +1,6 @@
 """The progress of a run, its written records, and the saved states to resume it from."""
 
+import contextlib
 import logging
 import math
 import time
@@ -208,6 +209,14 @@ class StateStore:
             torch.save(state, file)
         write_json_atomic(_card(path), {**about, "bytes": path.stat().st_size, **file_digests(path, ["sha256"])})
         self._keep([*complete[: KEPT - 1], path])
+
+    def digests(self) -> dict[str, str]:
+        """Return the digests that the newest readable card holds; empty if there is none."""
+        for path in self._complete():
+            with contextlib.suppress(OSError, ValueError):
+                digests = read_json_object(_card(path)).get("digests")
+                return digests if isinstance(digests, dict) else {}
+        return {}
 
     def clear(self) -> None:
         """Delete all states; they belong to another run than the one that begins."""

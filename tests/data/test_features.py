@@ -115,7 +115,7 @@ def test_a_hit_computes_nothing(dataset: ImageDataset) -> None:
     assert cache_files(dataset) == [".json", ".npy"]
 
 
-def test_everything_that_matters_is_in_the_key(dataset: ImageDataset) -> None:
+def test_everything_that_matters_is_in_the_key(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = {
         features_of(dataset, Backbone()).path,
         features_of(dataset, Backbone(), key_parts={"weights": "other"}).path,
@@ -123,9 +123,30 @@ def test_everything_that_matters_is_in_the_key(dataset: ImageDataset) -> None:
         features_of(dataset, Backbone(), transform(training=False)).path,
         features_of(dataset, Backbone(), dtype="float16").path,
         features_of(dataset.subset([0, 1]), Backbone()).path,
+        features_of(dataset, lambda images: torch.zeros(len(images), 3, 4, 4), device="meta").path,
     }
+    with monkeypatch.context() as changed:
+        changed.setenv("DNNL_DEFAULT_FPMATH_MODE", "BF16")
+        paths.add(features_of(dataset, Backbone()).path)
+    with torch.autocast("cpu"):
+        paths.add(features_of(dataset, Backbone()).path)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")  # bfloat16 on a CPU, TF32 on a GPU
+    try:
+        paths.add(features_of(dataset, Backbone()).path)
+    finally:
+        torch.set_float32_matmul_precision(before)
     Image.new("RGB", (20, 20)).save(dataset.paths[0])
-    assert len({*paths, features_of(dataset, Backbone()).path}) == 7
+    assert len({*paths, features_of(dataset, Backbone()).path}) == 11
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_maps_computed_with_tf32_are_not_those_of_float32(
+    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = features_of(dataset, Backbone(), device="cuda").path
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
+    assert features_of(dataset, Backbone(), device="cuda").path != rounded
 
 
 @pytest.mark.parametrize(
@@ -134,10 +155,11 @@ def test_everything_that_matters_is_in_the_key(dataset: ImageDataset) -> None:
         lambda path: path.write_bytes(path.read_bytes()[:-8]),
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes() + b"x"),
+        lambda path: path.write_bytes(path.read_bytes()[:400] + bytes(100) + path.read_bytes()[500:]),
         lambda path: path.with_suffix(".json").write_text('{"shape": '),
         lambda path: path.with_suffix(".json").write_text("{}"),
     ],
-    ids=["short", "empty", "long", "half a card", "empty card"],
+    ids=["short", "empty", "long", "zeros in its middle", "half a card", "empty card"],
 )
 def test_a_damaged_file_is_computed_again(
     dataset: ImageDataset, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture

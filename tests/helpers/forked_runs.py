@@ -31,7 +31,9 @@ End = tuple[str, int]
 """A moment, and how often it has come when something happens; from 1."""
 
 
-def train_until(cwd: Path, overrides: list[str], *ends: End, number: int = signal.SIGKILL) -> int:
+def train_until(
+    cwd: Path, overrides: list[str], *ends: End, number: int = signal.SIGKILL, base: list[str] = SMALL
+) -> int:
     """`scripts/train.py` on the small set; returns its exit status, or minus the signal that ended it.
 
     Args:
@@ -39,9 +41,11 @@ def train_until(cwd: Path, overrides: list[str], *ends: End, number: int = signa
         overrides: of the command line.
         ends: when the process sends itself the signal `number`.
         number: of the signal.
+        base: overrides before those, of the small set.
     """
     (cwd / "log").unlink(missing_ok=True)
-    return _wait(_fork(cwd, overrides, {moment: (count, _signal_to_self(number)) for moment, count in ends}))
+    events = {moment: (count, _signal_to_self(number)) for moment, count in ends}
+    return _wait(_fork(cwd, [*base, *overrides], events))
 
 
 def train_in_processes(
@@ -58,7 +62,7 @@ def train_in_processes(
         environment = {key: str(value) for key, value in ranks.items()}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
         last = rank == count - 1 and happens is not None
-        children.append(_fork(cwd, overrides, {at[0]: (at[1], happens)} if last else {}, environment))
+        children.append(_fork(cwd, [*SMALL, *overrides], {at[0]: (at[1], happens)} if last else {}, environment))
     return [_wait(child) for child in children]
 
 
@@ -101,7 +105,7 @@ def _train(cwd: Path, overrides: list[str], events: Mapping[str, Any]) -> int:
     for moment, (count, happens) in events.items():
         owner, name = MOMENTS[moment]
         setattr(owner, name, _counted(getattr(owner, name), count, happens))
-    sys.argv = ["train.py", *SMALL, *overrides]
+    sys.argv = ["train.py", *overrides]
     with contextlib.suppress(KeyError):
         del os.environ["HYDRA_FULL_ERROR"]
     try:

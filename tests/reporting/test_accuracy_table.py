@@ -4,11 +4,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from command_line import ROOT, Train, refused, run
+from command_line import ROOT, Done, Train, refused, run
 from run_folders import accuracy, change_summary, write_config, write_run
 
 from fgvc.errors import RunError
@@ -162,16 +163,32 @@ def test_names_cannot_break_the_markdown(tmp_path: Path) -> None:
 
 def test_script_tabulates_the_finished_and_notes_the_rest(tmp_path: Path, here: Train) -> None:
     for seed in (0, 1):
-        write_config(write_run(tmp_path / f"seed{seed}", seed=seed, top1=90.0), optimizer={"lr": 0.1 + seed})
+        write_run(tmp_path / f"seed{seed}", seed=seed, top1=90.0)
     write_run(tmp_path / "stopped", seed=2, status="stopped", reason="interrupted", final=None, best=None)
     done = here("make_tables.py", ".", cwd=tmp_path)
     assert done.returncode == 0 and "note: left out stopped: status stopped (interrupted)\n" in done.stderr
-    assert "optimizer.lr differs" in done.stderr
     for kind in ("md", "tex", "html", "csv"):
         file = Path("tables", f"accuracy.{kind}")
         text = (tmp_path / file).read_text(encoding="utf-8")
         assert ("90," if kind == "csv" else "90.00") in text and str(file) in done.stdout
     assert (tmp_path / "tables" / "accuracy.md").read_text(encoding="utf-8") in done.stdout
+
+
+def test_rates_are_rows_of_their_own_and_what_is_left_out_stands_in_the_files(
+    tmp_path: Path, here: Callable[..., Done]
+) -> None:
+    for number, (rate, top1) in enumerate(((0.1, 10.0), (0.1, 12.0), (0.001, 30.0))):
+        path = write_run(tmp_path / f"run{number}", "gap", seed=number, top1=top1)
+        write_config(path, method={"name": "gap"}, optimizer={"lr": rate})
+    write_run(tmp_path / "stopped", "seb", status="stopped", reason="killed", final=None, best=None)
+    done = here("make_tables.py", tmp_path, "--output", tmp_path / "tables", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "tables" / "accuracy.md").read_text(encoding="utf-8")
+    assert re.search(r"^\| GAP \[optimizer.lr=0.001\] +\| +1 \| +\*\*30.00", text, re.M), text
+    assert re.search(r"^\| GAP \[optimizer.lr=0.1\] +\| +2 \| +\*11.00 ± 1.41", text, re.M), text
+    for kind in ("md", "tex", "html"):
+        page = (tmp_path / "tables" / f"accuracy.{kind}").read_text(encoding="utf-8")
+        assert "status stopped (killed)" in page, kind
 
 
 def test_script_shows_a_traceback_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from run_folders import accuracy, write_config, write_run, write_spectrum
 
 from fgvc.errors import RunError
-from fgvc.runs import Method, config_notes, find_runs, group_runs, read_run, split_finished
+from fgvc.runs import Method, find_runs, group_runs, read_run, split_finished
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import role
 
@@ -167,12 +167,19 @@ def test_another_first_order_method_joins_as_gap_does(tmp_path: Path) -> None:
     assert setting.reduction == 64 and sorted(method.label for method in group) == ["GAP", "GeM", "SEB"]
 
 
+def rows(tmp_path: Path, *names: str) -> dict[str, list[int]]:
+    """The rows of the one setting of these run folders: the seeds by label."""
+    (group,) = group_runs(find_runs([tmp_path / name for name in names])).values()
+    assert all(run.label == method.label for method, runs in group.items() for run in runs)
+    return {method.label: [run.seed for run in runs] for method, runs in group.items()}
+
+
 def test_a_setting_that_an_older_run_does_not_know_is_no_difference(tmp_path: Path) -> None:
     for seed, trainer in enumerate(({}, {"label_smoothing": 0.0}, {"label_smoothing": 0.1})):
         write_config(write_run(tmp_path / f"seed{seed}", seed=seed), trainer=trainer)
-    assert config_notes(find_runs([tmp_path / "seed0", tmp_path / "seed1"])) == []
-    (note,) = config_notes(find_runs([tmp_path / "seed0", tmp_path / "seed2"]))
-    assert "trainer.label_smoothing differs between averaged runs (0.0, 0.1)" in note
+    assert rows(tmp_path, "seed0", "seed1") == {"SEB": [0, 1]}
+    named = {"SEB [trainer.label_smoothing=0.0]": [0], "SEB [trainer.label_smoothing=0.1]": [2]}
+    assert rows(tmp_path, "seed0", "seed2") == named
 
 
 def test_unreduced_second_order_runs_stay_a_setting_of_their_own(tmp_path: Path) -> None:
@@ -181,13 +188,30 @@ def test_unreduced_second_order_runs_stay_a_setting_of_their_own(tmp_path: Path)
     assert sorted(str(setting.reduction) for setting in group_runs(find_runs([tmp_path]))) == ["64", "None"]
 
 
-def test_averaged_runs_of_different_configuration_are_noted(tmp_path: Path) -> None:
-    for seed, rate in enumerate((0.1, 0.1, 0.2)):
-        path = write_run(tmp_path / f"seed{seed}", seed=seed)
-        write_config(path, seed=seed, run_dir=str(path), trainer={"workers": seed}, optimizer={"lr": rate})
-    (note,) = config_notes(find_runs([tmp_path]))
-    assert "optimizer.lr differs" in note and "0.1, 0.2" in note and str(tmp_path / "seed2") in note
-    assert config_notes(find_runs([tmp_path / "seed0", tmp_path / "seed1"])) == []
+def test_runs_of_different_configuration_are_rows_named_by_what_differs(tmp_path: Path) -> None:
+    for number, (seed, rate) in enumerate(((0, 0.1), (1, 0.1), (0, 0.2))):
+        path = write_run(tmp_path / f"run{number}", seed=seed)
+        write_config(path, seed=seed, run_dir=str(path), trainer={"workers": number}, optimizer={"lr": rate})
+    assert rows(tmp_path, "run0", "run1") == {"SEB": [0, 1]}
+    both = {"SEB [optimizer.lr=0.1]": [0, 1], "SEB [optimizer.lr=0.2]": [0]}
+    assert rows(tmp_path, "run0", "run1", "run2") == both
+    write_run(tmp_path / "run3", seed=1)  # without a configuration
+    assert rows(tmp_path, "run0", "run1", "run2", "run3") == both | {"SEB [settings unknown]": [1]}
+
+
+def test_weights_are_told_apart_by_their_values_not_by_where_their_file_lies(tmp_path: Path) -> None:
+    for seed, digest in enumerate(("a" * 64, "a" * 64, "b" * 64)):
+        path = write_run(tmp_path / f"seed{seed}", seed=seed, weights_digest=digest)
+        write_config(path, backbone={"weights": f"/disk{seed}/weights.pth"})
+    assert rows(tmp_path, "seed0", "seed1") == {"SEB": [0, 1]}
+    named = {"SEB [backbone.weights=aaaaaaaaaaaa]": [0], "SEB [backbone.weights=bbbbbbbbbbbb]": [2]}
+    assert rows(tmp_path, "seed0", "seed2") == named
+
+
+def test_the_reduction_of_a_configuration_is_nothing_to_gap(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_config(write_run(tmp_path / f"seed{seed}", "gap", seed=seed), method={"reduction": 64 + seed})
+    assert rows(tmp_path, "seed0", "seed1") == {"GAP": [0, 1]}
 
 
 def all_settings() -> dict[str, Any]:
@@ -197,14 +221,15 @@ def all_settings() -> dict[str, Any]:
     return flatten({str(key): value for key, value in container.items()})
 
 
-def test_a_table_notes_a_setting_exactly_where_it_changes_the_result(tmp_path: Path) -> None:
+def test_runs_are_told_apart_by_a_setting_exactly_where_it_changes_the_result(tmp_path: Path) -> None:
     first, second = (write_run(tmp_path / f"seed{seed}", seed=seed) for seed in (0, 1))
-    noted = set()
+    parted = set()
     for key in all_settings():
         for path, value in ((first, 1), (second, 2)):
             write_config(path, **OmegaConf.to_container(OmegaConf.from_dotlist([f"{key}={value}"])))
-        noted |= {key} if config_notes(find_runs([tmp_path])) else set()
-    assert {key for key in all_settings() if key not in noted} == {
+        parted |= {key} if len(rows(tmp_path, "seed0", "seed1")) > 1 else set()
+    assert {key for key in all_settings() if key not in parted} == {
+        "method.reduction",  # the summary has it
         *("name", "seed", "run_dir", "resume", "dataset.root", "method.eigh_device", "cache.dir", "cache.max_gb"),
         *("trainer.workers", "trainer.tracker", "trainer.probe_images", "trainer.save_minutes", "trainer.save_steps"),
         *("trainer.on_divergence", "trainer.divergence_factor", "trainer.divergence_window"),

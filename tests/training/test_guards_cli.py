@@ -3,7 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from command_line import ROOT, Train, refused
+from command_line import ROOT, SMALL, Train, refused
 from forked_runs import train_in_processes, train_until
 from PIL import Image
 from safetensors.torch import load_file
@@ -38,6 +42,10 @@ def poisoned(tmp_path: Path, train_here: Train) -> Path:
         maps = np.lib.format.open_memmap(path, mode="r+")
         if maps.shape[:2] == (2, 12):
             maps[:, 2, 0, 0, 0] = np.nan
+            maps.flush()
+            card = json.loads(path.with_suffix(".json").read_text())
+            card["crc32"] = f"{zlib.crc32(path.read_bytes()):08x}"  # else it would be computed again
+            path.with_suffix(".json").write_text(json.dumps(card))
     return tmp_path
 
 
@@ -235,3 +243,27 @@ def test_a_gradient_of_an_earlier_part_of_the_step_is_named_all_the_same(
     assert "gradients that are not finite: backbone." in done.stderr and "their norm is not" not in done.stderr
     (saved,) = (tmp_path / "run" / "failed_steps").iterdir()
     assert repeat(tmp_path, saved).isfinite()
+
+
+def test_a_full_dev_shm_is_named_with_its_size_and_what_to_do(tmp_path: Path) -> None:
+    """With 4 MB of it, as in a container, in a mount namespace of this test alone."""
+    mount = "mount -t tmpfs -o size=4m tmpfs /dev/shm"
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-m", "sh", "-c", mount], check=False).returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    large = ["dataset.transform.size=224", "dataset.options.train_per_class=16", "method=gap", "trainer.batch_size=16"]
+    for frozen in ("false", "true"):  # then the maps are what is computed
+        settings = [*SMALL, *large, "trainer.workers=2", "trainer.eval_batch_size=16", f"backbone.frozen={frozen}"]
+        command = [sys.executable, str(ROOT / "scripts" / "train.py"), *settings, f"run_dir=run-{frozen}"]
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", *command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        for part in ("/dev/shm, which has 4 MiB, is full", "trainer.workers=0", "enlarge /dev/shm"):
+            assert part in done.stderr, done.stderr
+    summary = json.loads((tmp_path / "run-false" / "summary.json").read_text())
+    assert summary["status"] == "failed" and "/dev/shm" in summary["reason"]

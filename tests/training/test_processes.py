@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 from command_line import ROOT, SMALL, Train, refused
 from forked_runs import train_in_processes, train_until
 from safetensors.torch import load_file
+from torch import nn
 
 from fgvc.training.batches import StepBatches
 from fgvc.training.states import StateStore
@@ -168,6 +170,22 @@ def test_several_processes_on_cpus_refuse_to_train_batch_normalisation(tmp_path:
     said = (tmp_path / "log").read_text()
     assert "Traceback" not in said and "2 processes on CPUs cannot train backbone." in said, said
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_parameters_without_a_gradient_do_not_stop_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = timm.create_model
+
+    def with_an_unused_layer(*arguments: Any, **options: Any) -> nn.Module:
+        model: nn.Module = create(*arguments, **options)
+        model.unused = nn.Linear(2, 2)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", with_an_unused_layer)
+    command = [*WITHOUT_NORMALISATION, "run_dir=run"]
+    assert train_in_processes(tmp_path, command, 2) == [0, 0], (tmp_path / "log").read_text()
+    assert "2 parameters, such as model.unused.weight" in (tmp_path / "log").read_text()
 
 
 def test_accelerate_launch(tmp_path: Path) -> None:

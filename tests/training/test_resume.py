@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ import pytest
 import torch
 from command_line import Train, refused
 from forked_runs import MOMENTS, train_in_processes, train_until
-from safetensors.torch import load_file
+from miniature import write_miniature
+from safetensors.torch import load_file, save_file
 
 from fgvc.errors import RunError
 from fgvc.io import load_pytorch
+from fgvc.models import create_backbone
 from fgvc.training.states import StateStore
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
@@ -218,6 +221,85 @@ def test_states_of_another_number_of_processes_and_of_earlier_versions(tmp_path:
     (old / "checkpoints" / "state.pt").write_bytes(b"")
     (old / "config.yaml").write_text((old / "config.yaml").read_text().replace("run_dir: run", "run_dir: old"))
     refused(train_here(tmp_path, "run_dir=old", "trainer.save_steps=1"), "state.pt", "earlier version")
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Working folder of a run on frozen features that was killed in its second epoch, its weights and its images."""
+    cwd = tmp_path_factory.mktemp("stopped")
+    model = create_backbone("test_resnet").model
+    for name, scale in (("first", 1.0), ("second", 1.5)):
+        save_file({key: scale * value for key, value in model.state_dict().items()}, cwd / f"{name}.safetensors")
+    write_miniature("cub", cwd / "birds")
+    shutil.copytree(cwd / "birds", cwd / "moved", copy_function=shutil.copyfile)
+    shutil.copy(cwd / "first.safetensors", cwd / "weights.safetensors")
+    assert train_until(cwd, ["run_dir=stopped"], ("evaluation", 2), base=STOPPED) < 0, (cwd / "log").read_text()
+    assert train_until(cwd, ["run_dir=straight"], base=STOPPED) == 0, (cwd / "log").read_text()
+    return cwd
+
+
+STOPPED = [
+    *("dataset=cub", "dataset.root=birds", "dataset.transform.size=64", "method=seb", "method.reduction=8"),
+    *("backbone.name=test_resnet", "backbone.weights=weights.safetensors", "backbone.frozen=true"),
+    *("trainer.epochs=2", "trainer.batch_size=4", "trainer.workers=0"),
+]
+
+
+def replace_weights(cwd: Path) -> None:
+    shutil.copy(cwd / "second.safetensors", cwd / "weights.safetensors")
+
+
+def add_an_image(cwd: Path) -> None:
+    for file, line in (("images", "added.jpg"), ("image_class_labels", "1"), ("train_test_split", "1")):
+        with (cwd / "birds" / f"{file}.txt").open("a") as table:
+            table.write(f"99 {line}\n")
+    shutil.copy(next((cwd / "birds" / "images").rglob("*.jpg")), cwd / "birds" / "images" / "added.jpg")
+
+
+def rename_a_test_image(cwd: Path) -> None:
+    splits = (cwd / "birds" / "train_test_split.txt").read_text().split()
+    number = splits[splits[1::2].index("0") * 2]
+    lines = (cwd / "birds" / "images.txt").read_text().splitlines()
+    (old,) = (line.split()[1] for line in lines if line.split()[0] == number)
+    (cwd / "birds" / "images" / old).rename(cwd / "birds" / "images" / "renamed.jpg")
+    text = (cwd / "birds" / "images.txt").read_text()
+    (cwd / "birds" / "images.txt").write_text(text.replace(old, "renamed.jpg"))
+
+
+def rename_a_class(cwd: Path) -> None:
+    file = cwd / "birds" / "classes.txt"
+    file.write_text(file.read_text().replace("Le Conte's Sparrow", "Nelson's Sparrow"))
+
+
+@pytest.mark.parametrize(
+    ("change", "named", "not_named"),
+    [
+        (replace_weights, "weights of the backbone than", "images"),
+        (add_an_image, "training images than", "test images"),
+        (rename_a_test_image, "test images than", "training images"),
+        (rename_a_class, "classes, training images", "weights of"),
+    ],
+)
+def test_a_run_is_not_continued_on_other_weights_images_or_classes(
+    stopped: Path, tmp_path: Path, here: Train, change: Callable[[Path], None], named: str, not_named: str
+) -> None:
+    cwd = tmp_path / "copy"
+    shutil.copytree(stopped, cwd)
+    (cwd / "stopped" / "summary.json").unlink()  # the states know it too
+    change(cwd)
+    done = here("train.py", *STOPPED, "run_dir=stopped", cwd=cwd)
+    refused(done, "stopped began with other", named, "restore them", "run_dir=")
+    assert not_named not in done.stderr
+    refused(here("train.py", *STOPPED, "run_dir=elsewhere", "resume=stopped", cwd=cwd), named)
+    assert len(list((cwd / "results" / "cache").glob("*.npy"))) == 2  # nothing was computed for it
+
+
+def test_a_dataset_that_moved_is_the_same(stopped: Path, tmp_path: Path, here: Train) -> None:
+    shutil.copytree(stopped, tmp_path / "copy")
+    (tmp_path / "copy" / "birds").rename(tmp_path / "copy" / "gone")
+    done = here("train.py", *STOPPED, "run_dir=stopped", "dataset.root=moved", cwd=tmp_path / "copy")
+    assert done.returncode == 0 and "continuing stopped" in done.stderr, done.stderr
+    assert_same_run(tmp_path / "copy" / "stopped", tmp_path / "copy" / "straight")
 
 
 def a_store(tmp_path: Path, states: int) -> StateStore:

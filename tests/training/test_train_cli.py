@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import SMALL, Train, refused, run, train
+from PIL import Image
 from safetensors.torch import load_file
 
 
@@ -146,6 +147,33 @@ def test_mistakes_exit_with_2_and_name_what_is_valid(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_would_fail_during_an_epoch_is_refused_before_it(tmp_path: Path, train_here: Train, here: Train) -> None:
+    """A batch normalisation after a global pooling sees one number of each image; a covariance needs two locations."""
+    normalised = ["method=gap", "backbone.name=skresnet18", "run_dir=run"]
+    one = ("normalisation has a single number", "of one of the 12 training images")
+    refused(train_here(tmp_path, *normalised, "trainer.batch_size=11"), *one, "set trainer.batch_size=10")
+    refused(train_here(tmp_path, *normalised, "trainer.accumulation=4"), *one, "set trainer.batch_size=12")
+    done = train_here(tmp_path, "backbone.name=resnet18", "dataset.transform.size=32", "run_dir=run")
+    refused(done, "single location at dataset.transform.size=32", "method=seb")
+    frozen = ["backbone.name=resnet18", "backbone.frozen=true", "dataset.transform.size=32", "run_dir=run"]
+    refused(train_here(tmp_path, *frozen), "single location")
+    assert not list(tmp_path.rglob("*.npy"))  # no feature maps were computed
+
+    for name in ("train/wren/1.png", "test/wren/2.png"):
+        (tmp_path / "own" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "own" / name)
+    own = ["dataset=folder", "dataset.root=own", "backbone.name=test_resnet", "backbone.weights=null", "method=gap"]
+    refused(here("train.py", *own, "run_dir=run", cwd=tmp_path), "own has one class, wren", "two")
+    assert not (tmp_path / "run").exists()
+
+    assert train_here(tmp_path, *normalised, "trainer.batch_size=10", "trainer.epochs=1").returncode == 0
+
+
+def test_parameters_that_do_not_change_the_map_are_frozen_with_a_note(tmp_path: Path, train_here: Train) -> None:
+    done = train_here(tmp_path, "backbone.name=hrnet_w18_small", "method=gap", "trainer.max_steps=1", "run_dir=run")
+    assert done.returncode == 0 and "hrnet_w18_small: 66 parameters" in done.stderr, done.stderr
+
+
 def test_a_bad_image_is_refused_before_training_or_skipped(finished: Path, tmp_path: Path, train_here: Train) -> None:
     shutil.copytree(finished / "datasets", tmp_path / "datasets")
     image = sorted((tmp_path / "datasets").rglob("train_*.jpg"))[0]
@@ -189,6 +217,49 @@ def test_bfloat16_and_tensorboard(tmp_path: Path, train_here: Train) -> None:
     assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+        ("ACCELERATE_DYNAMO_BACKEND", "inductor"),
+        ("ACCELERATE_USE_DEEPSPEED", "true"),
+        ("ACCELERATE_USE_FSDP", "true"),
+        ("ACCELERATE_USE_MEGATRON_LM", "1"),
+        ("NVIDIA_TF32_OVERRIDE", "0"),
+        ("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1"),
+        ("DNNL_DEFAULT_FPMATH_MODE", "BF16"),
+    ],
+)
+def test_a_variable_that_would_change_the_result_is_refused(
+    tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    refused(train_here(tmp_path, "run_dir=run"), f"{variable}={value}", "unset it")
+    assert not (tmp_path / "run").exists()
+
+
+def test_variables_that_agree_with_the_configuration_change_nothing(
+    finished: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of `accelerate launch`, and of a user who says the same twice."""
+    agreeing = {
+        "MIXED_PRECISION": "no",
+        "DYNAMO_BACKEND": "no",
+        "DYNAMO_MODE": "default",
+        "GRADIENT_ACCUMULATION_STEPS": "2",
+        "USE_FSDP": "false",
+    }
+    assert train_here(finished, "run_dir=plain", "trainer.accumulation=2").returncode == 0
+    for name, value in agreeing.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert train_here(finished, "run_dir=agreeing", "trainer.accumulation=2").returncode == 0
+    weights = [load_file(finished / name / "checkpoints" / "last.safetensors") for name in ("plain", "agreeing")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    refused(train_here(finished, "run_dir=more", "trainer.accumulation=2"), "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4")
+
+
 def test_a_full_disk_leaves_the_saved_epochs_whole(
     tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +290,7 @@ def test_a_copied_state_continues_elsewhere_and_only_the_same_run(
 ) -> None:
     source = str(finished / "run")
     root = f"dataset.root={finished / 'datasets' / 'synthetic'}"
-    refused(train_here(tmp_path, "run_dir=copy", f"resume={source}", root), "dataset.root was")
+    assert train_here(tmp_path, "run_dir=copy", f"resume={source}", root).returncode == 0  # the images lie elsewhere
     refused(train_here(finished, "run_dir=copy", f"resume={source}", "method=gap"), "method.name was seb, now gap")
     done = train_here(finished, "run_dir=copy", f"resume={source}")
     assert done.returncode == 0, done.stderr

@@ -161,10 +161,11 @@ def smoothness_of_runs(
     if methods and len(labels) > 1:
         raise ConfigError(f"{path} holds runs of {', '.join(labels)}; measure other methods at the weights of one")
     frames = []
-    for run in runs:
+    for run in (run for repetitions in group.values() for run in repetitions):
         _log.info("measuring %s", run.path)
         try:
-            frames.append(smoothness_of_run(run.path, methods, **measure))
+            frame = smoothness_of_run(run.path, methods, **measure)
+            frames.append(frame if methods else frame.assign(label=run.label))
         except (RunError, DatasetError, WeightsError) as error:
             notes.append(f"left out {run.path}: {error}")
     if not frames:

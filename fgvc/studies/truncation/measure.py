@@ -177,7 +177,8 @@ def read_study(
         RunError: as `read_grid`.
     """
     grid, notes = read_grid(runs)
-    whole = [run for run in runs if cut and kept_band(run) == (0, None)]
+    _, group = one_setting(runs)
+    whole = [run for of_method in group.values() for run in of_method if cut and kept_band(run) == (0, None)]
     table, left_out = cut_at_test_time(whole, root=root, cache=cache)
     notes += left_out
     if table is None:
