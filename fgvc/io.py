@@ -36,7 +36,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` on success, delete it on any failure.
 
     A missing folder is created. The content is flushed to the disk before the rename, so that after a crash `path`
-    holds either the old or the new content.
+    holds either the old or the new content. The file has the mode that the umask gives, whatever the writer made it.
 
     Raises:
         OSError: as in the writing code or the rename. For a full disk it names `path` and replaces the library's error.
@@ -47,6 +47,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         yield temporary
+        plain_mode(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -63,6 +64,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if _is_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
+
+
+def plain_mode(path: Path) -> None:
+    """Give a file the mode that the umask gives a new one: safetensors makes its files readable for their owner alone."""
+    probe = path.with_name(f".{uuid.uuid4().hex[:8]}.mode.tmp")
+    try:
+        probe.touch()
+        if (mode := probe.stat().st_mode) != path.stat().st_mode:
+            path.chmod(mode)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _is_disk_full(error: BaseException) -> bool:

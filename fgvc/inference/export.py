@@ -9,7 +9,7 @@ from fgvc.data.cards import list_cards, load_card
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.export_formats import WRITERS, Facts
 from fgvc.inference.restore import load_model, read_classes, restored_method
-from fgvc.io import atomic_folder, read_json, write_json_atomic, write_text_atomic
+from fgvc.io import atomic_folder, plain_mode, read_json, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import is_second_order
 from fgvc.provenance import commit_label, versions
@@ -65,6 +65,8 @@ def export_run(
     facts = {"format": to, "checkpoint": checkpoint, "run": run} | _describe(folder, model, checkpoint)
     with atomic_folder(output, replace=True) as temporary:
         facts |= WRITERS[to](model, facts, temporary)
+        for file in temporary.iterdir():
+            plain_mode(file)
         write_json_atomic(temporary / _FACTS_FILE, facts)
         write_text_atomic(temporary / "README.md", model_card(facts, cards))
     return output
