@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import struct
 import subprocess
 import time
@@ -44,13 +45,17 @@ from fgvc.data import (
 )
 from fgvc.data.cards import load_card
 from fgvc.data.checks import check_images
+from fgvc.data.extract import extract
 from fgvc.data.imagenet import sort_validation
+from fgvc.data.layout import read_lines
 from fgvc.data.mat import read_mat
 from fgvc.errors import ConfigError, DatasetError, RunError, UserError, WeightsError
+from fgvc.inference.pooling_inputs import load_features
 from fgvc.inference.restore import read_weights
 from fgvc.io import read_csv, to_csv
 from fgvc.models.weights import load_backbone_weights
 from fgvc.runs.folder import RunFolder
+from fgvc.runs.spectra import SpectrumHistory
 from fgvc.runs.summary import find_runs, read_predictions, read_run
 
 ORIENTATION = 0x0112
@@ -135,7 +140,6 @@ NO_IMAGES: dict[str, tuple[bytes, str]] = {
     "numbers of 32 bits": (encoded(Image.new("I", (4, 4), 70_000), "TIFF"), "32-bit numbers"),
     "fractions": (encoded(Image.new("F", (4, 4), 0.5), "TIFF"), "32-bit numbers"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n", "not an image"),
-    "a page of HTML": (b"<html>404</html>", "not an image"),
     "text that unpacks to 60 MB in a PNG": (
         encoded(Image.new("L", (4, 4)))[:33]
         + (lambda data: struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data)))(
@@ -202,6 +206,79 @@ def test_a_fingerprint_tells_upright_images_from_stored_ones(tmp_path: Path) -> 
 def read_images(root: Path) -> object:
     bad = check_images(create_dataset("folder", root=root))
     raise DatasetError("; ".join(f"{image.path}: {image.reason}" for image in bad))
+
+
+@contextlib.contextmanager
+def in_seconds(seconds: int) -> Iterator[None]:
+    """What waits for ever is ended."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt("it waits")  # no reader catches it
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+STAND_INS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a pipe": (os.mkfifo, "not a regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+    "a file without an end": (lambda path: path.symlink_to("/proc/self/pagemap"), "not a regular file"),
+    "a Git LFS pointer": (lambda path: path.write_bytes(LFS), "Git LFS pointer"),
+    "a web page": (lambda path: path.write_bytes(b"\n<!DOCTYPE html><html>404</html>"), "a web page"),
+}
+FOREIGN: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "image": ("a.jpg", lambda path: decoded(path)),
+    "weights": ("w.safetensors", lambda path: load_weights(path)),
+    "weights of PyTorch": ("w.pth", lambda path: load_weights(path)),
+    "weights of a run": ("checkpoints/last.safetensors", lambda path: read_weights(RunFolder(path.parents[1]), "last")),
+    "feature maps": ("a.npy", lambda path: load_features(path)),
+    "summary": ("summary.json", lambda path: read_run(path.parent)),
+    "configuration": ("config.yaml", lambda path: RunFolder(path.parent).read_config()),
+    "predictions": ("predictions.csv", lambda path: read_predictions(path)),
+    "spectrum": ("spectrum.npz", lambda path: SpectrumHistory.read(path)),
+    "card": ("cub.yaml", lambda path: load_card(path.parent, "cub")),
+    "archive": ("a.tar.gz", lambda path: extract(path, path.parent / "out")),
+    "zip": ("a.zip", lambda path: extract(path, path.parent / "out")),
+    "file that is no archive": ("a.txt", lambda path: extract(path, path.parent / "out")),
+    "MATLAB file": ("a.mat", lambda path: read_mat(path, "a")),
+    "list": ("a.txt", lambda path: read_lines(path)),
+}
+
+
+def decoded(path: Path) -> object:
+    (bad,) = check_images(ImageDataset(Samples(["a"], [path], [0]), path.parent))
+    raise DatasetError(f"{bad.path}: {bad.reason}")
+
+
+@pytest.mark.parametrize("stand_in", STAND_INS)
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_what_is_no_file_or_another_one_is_named_at_once(tmp_path: Path, foreign: str, stand_in: str) -> None:
+    name, read = FOREIGN[foreign]
+    place, words = STAND_INS[stand_in]
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place(path)
+    with bounded(), in_seconds(20), pytest.raises(UserError, match=words) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("foreign", ["summary", "configuration", "predictions", "card", "list", "image"])
+def test_files_of_an_absurd_size_are_not_read(tmp_path: Path, foreign: str) -> None:
+    name, read = FOREIGN[foreign]
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # sparse: it takes no place on the disk
+    with bounded(), pytest.raises(UserError, match=r"longer than \d+ bytes \(1099511627776\)") as caught:
+        read(path)
+    assert str(path) in str(caught.value)
 
 
 def linked(root: Path) -> None:

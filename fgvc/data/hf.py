@@ -12,9 +12,10 @@ from typing import Any
 from PIL import Image
 
 from fgvc.data.dataset import Samples
+from fgvc.data.image_file import MAX_BYTES
 from fgvc.data.layout import require_inside, write_once
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import read_json, write_json_atomic
+from fgvc.io import read_foreign, read_json, write_json_atomic
 
 _RECORD, _CLASSES = "hf.json", "classes.json"
 _LABEL_TYPES = re.compile(r"u?int\d+|(large_)?string")
@@ -193,9 +194,10 @@ def _content(where: str, image: Mapping[str, Any] | None) -> bytes | None:
     if image is None or (image["bytes"] is None and image["path"] is None):
         return None
     try:
-        content: bytes = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-    except OSError as error:
-        raise DatasetError(f"{where}: {image['path']}: {error.strerror}; restore the file") from error
+        content: bytes = read_foreign(Path(image["path"]), MAX_BYTES) if image["bytes"] is None else image["bytes"]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise DatasetError(f"{where}: {image['path']}: {reason}; restore the file") from error
     return content
 
 

@@ -9,6 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fgvc.io import open_foreign
+
+MAX_BYTES = 1 << 30
+"""Largest image file; Pillow reads some kinds whole."""
+
 _PROGRAMS = ("EPS", "WMF")  # formats that Pillow passes to another program (Ghostscript) or to the system
 _WIDE_GREY = ("PNG", "PPM")  # formats whose grey values have 16 bits in Pillow's mode I
 
@@ -69,7 +74,7 @@ def decode_rgb(path: Path, region: Region | None = None, *, upright: bool = Fals
             decompression bombs, pixels of unknown range, or an empty region.
     """
     try:
-        with Image.open(path, formats=_formats()) as image:
+        with open_foreign(path, MAX_BYTES) as file, Image.open(file, formats=_formats()) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:  # Pillow itself refuses only twice the limit
                 size = f"{image.width} x {image.height} pixels"

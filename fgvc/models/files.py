@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fgvc.errors import WeightsError
-from fgvc.io import atomic_path, load_pytorch
+from fgvc.io import atomic_path, load_pytorch, open_foreign
 
 State = dict[str, torch.Tensor]
 Layout = Mapping[str, torch.Size]
@@ -38,7 +38,7 @@ def locate_weights(source: str | Path, setting: str) -> Path:
     if package != str(source):
         return _find_in_package(package, setting)
     path = Path(source).expanduser()
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise WeightsError(f"{setting}={source} {kind}; give the path of a file ({', '.join(_SUFFIXES)})")
     return path
@@ -72,7 +72,7 @@ def read_tensors(path: Path) -> State:
         WeightsError: the file is unreadable, holds no named tensors, or asks for foreign code.
     """
     try:
-        with path.open("rb"):  # safetensors would report a file without read permission as missing
+        with open_foreign(path):  # safetensors would report a file without read permission as missing
             content: Any = load_file(path) if path.suffix == ".safetensors" else _read_pytorch(path)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -83,7 +83,7 @@ def read_tensors(path: Path) -> State:
         ) from error
     except Exception as error:  # the readers of both formats raise many types on damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path} cannot be read ({reason}); it may be cut short: fetch it again") from error
+        raise WeightsError(f"{path} cannot be read ({reason}); fetch it again") from error
     while isinstance(content, dict) and (key := next((k for k in _CONTAINERS if isinstance(content.get(k), dict)), "")):
         content = content[key]
     tensors = content.items() if isinstance(content, dict) else ()

@@ -1,6 +1,5 @@
 """The sections of the report: each is one function from results to its parts and to notes on what is left out."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from fgvc.errors import RunError, UserError
-from fgvc.io import read_csv, read_json_object
+from fgvc.io import file_digests, read_csv, read_json_object
 from fgvc.presentation.render import Block
 from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import make_tables
@@ -423,7 +422,7 @@ def _settings(run: Run, notes: list[str]) -> dict[str, str]:
         summary = RunFolder(run.path).read_summary()
         made_with = flatten({key: value for key, value in summary.items() if key not in ("final", "best", "classes")})
         file = run.path / "config.yaml"
-        digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+        digest = file_digests(file, ["sha256"])["sha256"] if file.is_file() else None
         made_with |= {"config_sha256": digest, "folder": str(run.path)}
     except RunError as error:  # it could be read a moment ago
         notes.append(str(error))
