@@ -182,6 +182,7 @@ def open_regular(path: Path) -> BinaryIO:
     return file
 
 
+_BOM = b"\xef\xbb\xbf"
 _STAND_INS = {
     b"version https://git-lfs": "a Git LFS pointer in place of the file; get the file by: git lfs pull",
     b"<!doctype html": "a web page in place of the file (an error or a login page?); get the file itself",
@@ -191,7 +192,7 @@ _STAND_INS = {
 
 def stand_in(head: bytes) -> str | None:
     """Return what took the place of a file that begins with these bytes, and the fix; None if it may be the file."""
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    text = head.removeprefix(_BOM).lstrip().lower()
     return next((meaning for start, meaning in _STAND_INS.items() if text.startswith(start)), None)
 
 
@@ -219,10 +220,10 @@ def open_foreign(path: Path, limit: int | None = None) -> BinaryIO:
     return file
 
 
-def read_foreign(path: Path, limit: int) -> bytes:
-    """Return the content of a file. Raises OSError and ValueError as `open_foreign`."""
+def read_foreign_text(path: Path, limit: int) -> str:
+    """Return the text of a file without a byte order mark. Raises as `open_foreign`, ValueError if it is not UTF-8."""
     with open_foreign(path, limit) as file:
-        return file.read(os.fstat(file.fileno()).st_size)
+        return file.read().removeprefix(_BOM).decode("utf-8")
 
 
 _MAX_JSON, _MAX_CSV = 1 << 25, 1 << 26  # bytes; summaries and predictions of ImageNet have a tenth of it
@@ -237,7 +238,7 @@ MAX_GROWTH, ALLOWANCE = 20, 1 << 26
 def read_json(path: Path) -> Any:
     """Return the value in a JSON file. Raises ValueError if it is not UTF-8, not JSON, too long or too deep."""
     try:
-        return json.loads(read_foreign(path, _MAX_JSON).decode("utf-8"))
+        return json.loads(read_foreign_text(path, _MAX_JSON))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -259,7 +260,7 @@ def read_plain_yaml(path: Path) -> str:
         ValueError: not UTF-8 or not YAML; too long, too deeply nested, or with an alias, a tag, an interpolation or a
             number that is too long.
     """
-    text = read_foreign(path, _MAX_YAML).decode("utf-8")
+    text = read_foreign_text(path, _MAX_YAML)
     depth = 0
     try:
         # events come while the text is parsed, so parsing stops at the first refused event
@@ -437,7 +438,7 @@ def read_csv(
             header, or one of `numbers` holds text or nothing.
     """
     try:
-        content = read_foreign(path, _MAX_CSV).decode("utf-8-sig")
+        content = read_foreign_text(path, _MAX_CSV)
         header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file; restore it") from error

@@ -15,7 +15,7 @@ from fgvc.data.dataset import Samples
 from fgvc.data.image_file import MAX_BYTES
 from fgvc.data.layout import require_inside, write_once
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import read_foreign, read_json, write_json_atomic
+from fgvc.io import open_foreign, read_json, write_json_atomic
 
 _RECORD, _CLASSES = "hf.json", "classes.json"
 _LABEL_TYPES = re.compile(r"u?int\d+|(large_)?string")
@@ -194,11 +194,13 @@ def _content(where: str, image: Mapping[str, Any] | None) -> bytes | None:
     if image is None or (image["bytes"] is None and image["path"] is None):
         return None
     try:
-        content: bytes = read_foreign(Path(image["path"]), MAX_BYTES) if image["bytes"] is None else image["bytes"]
+        if image["bytes"] is not None:
+            return bytes(image["bytes"])
+        with open_foreign(Path(image["path"]), MAX_BYTES) as file:
+            return file.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", error)
         raise DatasetError(f"{where}: {image['path']}: {reason}; restore the file") from error
-    return content
 
 
 def _extension(content: bytes) -> str:

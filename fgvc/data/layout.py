@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.errors import DatasetError
-from fgvc.io import atomic_folder, read_foreign, read_json, write_json_atomic
+from fgvc.io import atomic_folder, read_foreign_text, read_json, write_json_atomic
 from fgvc.resources import resource_folder
 
 _SHOWN = 5  # names in a message before "and N more"
@@ -78,7 +78,7 @@ def read_text(path: Path) -> str:
         DatasetError: missing, no regular file, too long, or not UTF-8.
     """
     try:
-        text = read_foreign(path, _MAX_TEXT).decode("utf-8-sig")
+        text = read_foreign_text(path, _MAX_TEXT)
     except UnicodeDecodeError as error:
         raise DatasetError(
             f"{path}: not UTF-8 text (byte 0x{error.object[error.start]:02x} at offset {error.start}); save it as UTF-8"
