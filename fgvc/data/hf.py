@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from fgvc.data.dataset import Samples
+from fgvc.data.folder import is_litter
 from fgvc.data.image_file import MAX_BYTES
 from fgvc.data.layout import require_inside, write_once
 from fgvc.errors import ConfigError, DatasetError
@@ -89,7 +90,7 @@ def _read(root: Path, split: str) -> Samples:
         folders = {entry["folder"]: entry["name"] for entry in classes}
         places = [require_inside(root / split, folder, root / _CLASSES) for folder in folders]
         # every file, whatever its extension: the check of the images has to find what is not an image
-        found = [sorted(place.iterdir()) for place in places]
+        found = [sorted(path for path in place.iterdir() if not is_litter(path.name)) for place in places]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{root}: damaged ({error}); delete it, it will be made again") from error
     return Samples(

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import importlib
+import importlib.util
 import math
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -14,6 +16,7 @@ from fgvc.io import open_foreign
 MAX_BYTES = 1 << 30
 """Largest image file; Pillow reads some kinds whole."""
 
+HEIF_ENDINGS, HEIF_FIX = (".heic", ".heif", ".hif"), "pip install 'fgvc[heif]'"
 _PROGRAMS = ("EPS", "WMF")  # formats that Pillow passes to another program (Ghostscript) or to the system
 _MAX_PROPORTION = 100  # to a short side of 448 pixels, that is 80 MB
 _STRIP = 1 << 20  # pixels made opaque at once
@@ -107,7 +110,15 @@ def copy_rgb(image: Image.Image) -> Image.Image:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    if importlib.util.find_spec("pillow_heif") is not None:  # the extra "heif"
+        importlib.import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in Image.ID if name not in _PROGRAMS)
+
+
+def image_endings() -> set[str]:
+    """The endings of files that can be decoded, lower-case, with their dot."""
+    formats = _formats()  # first, as this may register more
+    return {ending for ending, name in Image.registered_extensions().items() if name in formats}
 
 
 def _require_pixels(image: Image.Image) -> None:
@@ -170,5 +181,7 @@ def _reason(source: Path | BinaryIO, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         if isinstance(source, Path) and source.stat().st_size == 0:  # the file exists: it has been read
             return "empty file (0 bytes)"
+        if isinstance(source, Path) and source.suffix.lower() in HEIF_ENDINGS and "HEIF" not in _formats():
+            return f"an image of this kind needs another library: {HEIF_FIX}"
         return "not an image in a format that Pillow knows"
     return str(error) or type(error).__name__

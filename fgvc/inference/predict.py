@@ -305,16 +305,11 @@ def find_images(source: Path) -> list[Path]:
     """Return `source` if it is a file, or the image files in that folder at any depth, sorted.
 
     Raises:
-        ImageError: `source` does not exist, or the folder has no image file.
-        DatasetError: a folder cannot be read, or a name is not Unicode.
+        ImageError: `source` does not exist.
+        DatasetError: the folder has no image file or cannot be read, or a name is not Unicode.
     """
     if source.is_dir():
-        found = image_files(source)
-        if not found:
-            raise ImageError(
-                f"{source}: no image files (known by extension, such as .jpg or .png); give another folder"
-            )
-        return found
+        return image_files(source)
     if not source.exists():
         raise ImageError(f"{source}: no such file or folder; give the path of an image")
     require_unicode(source.parent, source.name)
