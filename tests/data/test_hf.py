@@ -200,7 +200,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         (tmp_path / "folder" / split / "b").mkdir()
         (tmp_path / "folder" / split / "b" / "x.png").write_bytes(encoded(40, "PNG"))
 
-    def refuse(path: Path, limit: int) -> None:
+    def refuse(path: Path, _limit: int) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("fgvc.data.hf.open_foreign", refuse)
