@@ -1,26 +1,28 @@
 """Files: atomic writing, locks between processes, safe reading of untrusted files, tables as CSV, and checksums.
 
-No code in an untrusted file is executed, and reading takes memory and time in proportion to its size. A reader raises
-OSError if a file cannot be opened, and ValueError with the reason if its content is wrong. The caller adds the file's
-name and the fix; only `read_csv` does so itself.
+No code in an untrusted file is executed, and reading takes memory and time in proportion to its size. Only regular
+files are opened, see `open_regular`. A reader raises OSError if a file cannot be opened, and ValueError with the reason
+if its content is wrong. The caller adds the file's name and the fix; only `read_csv` does so itself.
 """
 
 import contextlib
 import csv
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import pickle
 import re
 import shutil
+import stat
 import uuid
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -36,7 +38,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` on success, delete it on any failure.
 
     A missing folder is created. The content is flushed to the disk before the rename, so that after a crash `path`
-    holds either the old or the new content.
+    holds either the old or the new content. The file has the mode that the umask gives, whatever the writer made it.
 
     Raises:
         OSError: as in the writing code or the rename. It names `path`, not the temporary file; for a full disk or a
@@ -50,6 +52,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         yield temporary
+        plain_mode(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -69,6 +72,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if number is not None:
             raise OSError(number, os.strerror(number), str(path)) from error
         raise
+
+
+def plain_mode(path: Path) -> None:
+    """Give a file the mode that the umask gives a new one: what safetensors writes, its owner alone could read."""
+    probe = path.with_name(f".{uuid.uuid4().hex[:8]}.mode.tmp")
+    try:
+        probe.touch()
+        if (mode := probe.stat().st_mode) != path.stat().st_mode:
+            path.chmod(mode)
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _no_room(error: BaseException) -> int | None:
@@ -160,6 +174,66 @@ def write_json_atomic(path: Path, value: Any) -> None:
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is a pipe, a device or a socket: reading those may wait, or never end.
+    """
+    wait_for_nobody = getattr(os, "O_NONBLOCK", 0)  # of a pipe, opening alone would wait for a writer
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | wait_for_nobody))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("not a regular file, but a pipe, a device or a socket")
+    return file
+
+
+_BOM = b"\xef\xbb\xbf"
+_STAND_INS = {
+    b"version https://git-lfs": "a Git LFS pointer in place of the file; get the file by: git lfs pull",
+    b"<!doctype html": "a web page in place of the file (an error or a login page?); get the file itself",
+    b"<html": "a web page in place of the file (an error or a login page?); get the file itself",
+}
+
+
+def stand_in(head: bytes) -> str | None:
+    """Return what took the place of a file that begins with these bytes, and the fix; None if it may be the file."""
+    text = head.removeprefix(_BOM).lstrip().lower()
+    return next((meaning for start, meaning in _STAND_INS.items() if text.startswith(start)), None)
+
+
+def open_foreign(path: Path, limit: int | None = None) -> BinaryIO:
+    """Open a file whose content may be anything.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is no regular file, has more than `limit` bytes, or something else took its place (`stand_in`).
+    """
+    file = open_regular(path)
+    try:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise ValueError(f"longer than {limit} bytes ({size})")
+        head = os.read(file.fileno(), 64)
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        if head and not size:
+            raise ValueError("not a regular file, but one of the system, which may have no end")
+        if problem := stand_in(head):
+            raise ValueError(problem)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def read_foreign_text(path: Path, limit: int) -> str:
+    """Return the text of a file without a byte order mark. Raises as `open_foreign`, ValueError if it is not UTF-8."""
+    with open_foreign(path, limit) as file:
+        return file.read().removeprefix(_BOM).decode("utf-8")
+
+
+_MAX_JSON, _MAX_CSV = 1 << 25, 1 << 26  # bytes; summaries and predictions of ImageNet have a tenth of it
 _MAX_YAML = 1 << 18  # bytes; cards and configurations have about a hundredth of it
 _MAX_YAML_DEPTH = 32
 _MAX_NUMBER = 1000  # characters; Python limits only decimal numbers, to 4300
@@ -169,9 +243,9 @@ MAX_GROWTH, ALLOWANCE = 20, 1 << 26
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file. Raises ValueError if it is not UTF-8, not JSON, or nested too deeply."""
+    """Return the value in a JSON file. Raises ValueError if it is not UTF-8, not JSON, too long or too deep."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_foreign_text(path, _MAX_JSON))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -193,11 +267,7 @@ def read_plain_yaml(path: Path) -> str:
         ValueError: not UTF-8 or not YAML; too long, too deeply nested, or with an alias, a tag, an interpolation or a
             number that is too long.
     """
-    with path.open("rb") as file:
-        content = file.read(_MAX_YAML + 1)
-    if len(content) > _MAX_YAML:
-        raise ValueError(f"longer than {_MAX_YAML} bytes")
-    text = content.decode("utf-8")
+    text = read_foreign_text(path, _MAX_YAML)
     depth = 0
     try:
         # events come while the text is parsed, so parsing stops at the first refused event
@@ -238,12 +308,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError: it is not such an archive, cut off, damaged, a decompression bomb, or holds objects.
     """
-    with path.open("rb") as file, _damage_as_value_error():
+    with open_foreign(path) as file, _damage_as_value_error():
         if not zipfile.is_zipfile(file):  # NumPy would assume a pickle and advise to load it as one
             raise ValueError("not an .npz archive, or cut off")
+        refuse_growth(file)
+        _refuse_short_arrays(file)
         file.seek(0)
-        refuse_growth(path)
-        _refuse_short_arrays(path)
         with np.load(file, allow_pickle=False) as archive:
             return {name: np.asarray(archive[name]) for name in archive.files}
 
@@ -259,30 +329,30 @@ def _damage_as_value_error() -> Iterator[None]:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _refuse_short_arrays(path: Path) -> None:
+def _refuse_short_arrays(file: IO[bytes]) -> None:
     """Raise ValueError for an array shorter than its header says, since NumPy first allocates the announced size."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
-            with archive.open(member) as file:
-                version = np.lib.format.read_magic(file)
+            with archive.open(member) as content:
+                version = np.lib.format.read_magic(content)
                 if version not in ((1, 0), (2, 0)):
                     raise ValueError(f"{member.filename}: version {version} of the format")
                 read = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
-                shape, _, dtype = read(file)
+                shape, _, dtype = read(content)
                 # objects are a pickle of unknown size; np.load refuses them without reading
                 if not dtype.hasobject and math.prod(shape) * dtype.itemsize > member.file_size:
                     raise ValueError(f"{member.filename}: cut off, announces {dtype} of shape {shape}")
 
 
-def refuse_growth(path: Path) -> None:
+def refuse_growth(file: IO[bytes]) -> None:
     """Refuse a zip that is a decompression bomb, before unpacking anything.
 
     Raises:
         ValueError: it is a decompression bomb, or not a readable zip.
     """
-    with _damage_as_value_error(), zipfile.ZipFile(path) as archive:
+    with _damage_as_value_error(), zipfile.ZipFile(file) as archive:
         size = sum(member.file_size for member in archive.infolist())
-    if size > growth_limit(path):
+    if size > growth_limit(os.fstat(file.fileno()).st_size):
         raise ValueError(f"unpacks to {size} bytes, more than {MAX_GROWTH} times its size")
 
 
@@ -295,22 +365,25 @@ def load_pytorch(path: Path) -> Any:
         ValueError: it is a decompression bomb.
         Exception: other types, if the file is damaged.
     """
-    if zipfile.is_zipfile(path):
-        refuse_growth(path)
-        with zipfile.ZipFile(path) as archive:
-            programs = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
-    else:
-        programs = [path.read_bytes()]
-    if any(b"\nbytearray\n" in program for program in programs):
-        raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
-    import torch  # here, since tables do not need it
+    with open_foreign(path) as file:
+        if zipfile.is_zipfile(file):
+            refuse_growth(file)
+            with zipfile.ZipFile(file) as archive:
+                programs = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+        else:
+            file.seek(0)
+            programs = [file.read(os.fstat(file.fileno()).st_size)]
+        if any(b"\nbytearray\n" in program for program in programs):
+            raise pickle.UnpicklingError("GLOBAL builtins.bytearray")
+        import torch  # here, since tables do not need it
 
-    return torch.load(path, map_location="cpu", weights_only=True)
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def growth_limit(path: Path) -> int:
-    """Return the largest allowed size of a file's unpacked content, in bytes."""
-    return MAX_GROWTH * path.stat().st_size + ALLOWANCE
+def growth_limit(size: int) -> int:
+    """Return the largest allowed size of what a file of `size` bytes unpacks to, in bytes."""
+    return MAX_GROWTH * size + ALLOWANCE
 
 
 _CHUNK = 1 << 20  # bytes
@@ -330,7 +403,7 @@ def file_digests(path: Path, algorithms: Collection[str]) -> dict[str, str]:
     if not digests:
         return {}
     size = path.stat().st_size
-    with path.open("rb") as file, byte_bar(f"checking {path.name}", size, hide=size < _SHOW_ABOVE) as bar:
+    with open_regular(path) as file, byte_bar(f"checking {path.name}", size, hide=size < _SHOW_ABOVE) as bar:
         while chunk := file.read(_CHUNK):
             for digest in digests.values():
                 digest.update(chunk)
@@ -389,8 +462,8 @@ def read_csv(
             header, or one of `numbers` holds text or nothing.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = csv.reader(file, strict=True)
+        content = read_foreign_text(path, _MAX_CSV)
+        header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file; restore it") from error
     except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or empty
@@ -409,13 +482,13 @@ def read_csv(
         bad = text.loc[pd.to_numeric(text[name], errors="coerce").isna(), name]
         if len(bad):
             raise RunError(f"{path}, row {bad.index[0] + 1}: {name} is {bad.iloc[0]!r}, not a number; restore the file")
-    return text if as_text else _typed(path, text, names)
+    return text if as_text else _typed(path, content, text, names)
 
 
-def _typed(path: Path, text: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
+def _typed(path: Path, content: str, text: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
     """Return the table with the types that pandas finds. Raises RunError if pandas reads other rows than `text` has."""
     try:
-        table: pd.DataFrame = pd.read_csv(path, index_col=False)
+        table: pd.DataFrame = pd.read_csv(io.StringIO(content, newline=""), index_col=False)
     except Exception as error:  # its parsers raise many types
         raise RunError(f"{path}: cannot be read as CSV ({error}); restore the file") from error
     if table.shape != text.shape:

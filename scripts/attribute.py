@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--images", default="6", metavar="N|PATH", help="N test images, a file, or a folder (6)")
     parser.add_argument("--bands", type=_names, default=["all"], help="all, top16, bottom16, 8:24 ..., comma-separated")
     parser.add_argument("--method", type=_names, default=["gradcam"], help=f"{', '.join(METHODS)} (gradcam)")
-    parser.add_argument("--classes", type=_names, help="class to explain, or one per image; true: the true classes")
+    parser.add_argument("--classes", help="class to explain, or one per image, comma-separated; true: the true classes")
     parser.add_argument("--eigenvectors", type=int, default=0, metavar="N", help="draw N from each end of the spectrum")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of N test images (0)")

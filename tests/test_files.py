@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from fgvc.io import atomic_folder, atomic_path, locked, read_npz
+from fgvc.models.files import write_weights
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -55,6 +56,24 @@ def test_a_full_disk_is_said_whatever_a_library_makes_of_it(
         save({"a": torch.zeros(100_000)}, temporary)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "weights"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(params=[0o002, 0o027, 0o077], ids=oct)
+def mode(request: pytest.FixtureRequest) -> Iterator[int]:
+    """The mode of a new file, by this umask."""
+    before = os.umask(request.param)
+    yield 0o666 & ~request.param
+    os.umask(before)
+
+
+def test_weights_have_the_mode_of_any_new_file(tmp_path: Path, mode: int) -> None:
+    """safetensors makes a file that its owner alone may read."""
+    path = tmp_path / "new" / "w.safetensors"
+    for _ in range(2):  # the second replaces a file whose mode is another
+        write_weights(path, {"a": torch.zeros(1)})
+        assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o666) == (mode, mode)
+        path.chmod(0o600)
+    assert [file.name for file in path.parent.iterdir()] == ["w.safetensors"]
 
 
 def test_what_came_in_the_meantime_is_kept(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import struct
 import subprocess
+import sys
 import time
 import tracemalloc
 import zipfile
@@ -38,19 +40,24 @@ from fgvc.data import (
     Samples,
     TransformSpec,
     cached_features,
+    copy_rgb,
     create_dataset,
     fingerprint,
     prepare_dataset,
 )
 from fgvc.data.cards import load_card
 from fgvc.data.checks import check_images
+from fgvc.data.extract import extract
 from fgvc.data.imagenet import sort_validation
+from fgvc.data.layout import read_lines
 from fgvc.data.mat import read_mat
 from fgvc.errors import ConfigError, DatasetError, RunError, UserError, WeightsError
+from fgvc.inference.pooling_inputs import load_features
 from fgvc.inference.restore import read_weights
 from fgvc.io import read_csv, to_csv
 from fgvc.models.weights import load_backbone_weights
 from fgvc.runs.folder import RunFolder
+from fgvc.runs.spectra import SpectrumHistory
 from fgvc.runs.summary import find_runs, read_predictions, read_run
 
 ORIENTATION = 0x0112
@@ -99,7 +106,39 @@ GREY = np.array([[0, 255, 256, 0x1234, 0x80FF, 0xFFFF]], dtype=np.uint16)
 AS_GREY = [(int(value) >> 8,) * 3 for value in GREY[0]]
 PGM = b"P5 6 1 65535\n" + GREY.astype(">u2").tobytes()
 # left and right end of the first row
+
+
+def png(depth: int, colour: int, row: bytes, clear: bytes) -> bytes:
+    """A PNG of 4 x 1 pixels with a transparent colour; Pillow writes none of these."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 4, 1, depth, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"tRNS", clear), (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def greys(*values: int) -> list[tuple[int, int, int]]:
+    return [(value,) * 3 for value in values]
+
+
+DEEP = (0, 0x1234, 0x80FF, 0xFFFF)
 IMAGES: dict[str, tuple[str, bytes, Any]] = {
+    "1 bit with a clear colour": ("0.png", png(1, 0, b"\x50", b"\0\0"), greys(255, 255, 255, 255)),
+    "2 bits with a clear colour": ("0.png", png(2, 0, b"\x1b", b"\0\1"), greys(0, 255, 170, 255)),
+    "4 bits with a clear colour": ("0.png", png(4, 0, b"\x05\x5f", b"\0\5"), greys(0, 255, 255, 255)),
+    "8 bits with a clear colour": ("0.png", png(8, 0, b"\0\5\6\xff", b"\0\5"), greys(0, 255, 6, 255)),
+    "16 bits with a clear colour": (
+        "0.png",
+        png(16, 0, struct.pack(">4H", *DEEP), struct.pack(">H", 0)),
+        greys(255, 0x12, 0x80, 255),
+    ),
+    "16 bits of colour with a clear one": (
+        "0.png",
+        png(16, 2, struct.pack(">12H", *(v for v in DEEP for _ in range(3))), struct.pack(">3H", *[0x1234] * 3)),
+        greys(0, 255, 0x80, 255),
+    ),
     "a PNG named .jpg": ("0.jpg", encoded(Image.new("RGB", (8, 4), RED)), [RED, RED]),
     "a JPEG named .png": ("0.png", encoded(Image.new("RGB", (8, 4), RED), "JPEG"), [(254, 0, 0), (254, 0, 0)]),
     "CMYK": ("0.tif", encoded(Image.new("CMYK", (8, 4), (0, 255, 255, 0)), "TIFF"), [RED, RED]),
@@ -126,6 +165,7 @@ def test_images_of_any_kind_are_what_a_viewer_shows(tmp_path: Path, fault: str) 
     name, content, expected = IMAGES[fault]
     image, _ = create_dataset("folder", root=folder_of(tmp_path, name, content))[0]
     row = [image.getpixel((x, 0)) for x in range(image.width)]
+    assert np.array_equal(image, copy_rgb(Image.open(io.BytesIO(content))))
     found = row if len(expected) > 2 else [row[0], row[-1]]
     assert image.mode == "RGB"
     assert np.abs(np.array(found, dtype=int) - np.array(expected)).max() <= 2  # JPEG and WebP round
@@ -135,7 +175,6 @@ NO_IMAGES: dict[str, tuple[bytes, str]] = {
     "numbers of 32 bits": (encoded(Image.new("I", (4, 4), 70_000), "TIFF"), "32-bit numbers"),
     "fractions": (encoded(Image.new("F", (4, 4), 0.5), "TIFF"), "32-bit numbers"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n", "not an image"),
-    "a page of HTML": (b"<html>404</html>", "not an image"),
     "text that unpacks to 60 MB in a PNG": (
         encoded(Image.new("L", (4, 4)))[:33]
         + (lambda data: struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data)))(
@@ -202,6 +241,107 @@ def test_a_fingerprint_tells_upright_images_from_stored_ones(tmp_path: Path) -> 
 def read_images(root: Path) -> object:
     bad = check_images(create_dataset("folder", root=root))
     raise DatasetError("; ".join(f"{image.path}: {image.reason}" for image in bad))
+
+
+@contextlib.contextmanager
+def in_seconds(seconds: int) -> Iterator[None]:
+    """What waits for ever is ended."""
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt("it waits")  # no reader catches it
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
+STAND_INS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a pipe": (os.mkfifo, "not a regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+    "a file without an end": (lambda path: path.symlink_to("/proc/self/pagemap"), "not a regular file"),
+    "a Git LFS pointer": (lambda path: path.write_bytes(LFS), "Git LFS pointer"),
+    "a web page": (lambda path: path.write_bytes(b"\n<!DOCTYPE html><html>404</html>"), "a web page"),
+}
+FOREIGN: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "image": ("a.jpg", lambda path: decoded(path)),
+    "weights": ("w.safetensors", lambda path: load_weights(path)),
+    "weights of PyTorch": ("w.pth", lambda path: load_weights(path)),
+    "weights of a run": ("checkpoints/last.safetensors", lambda path: read_weights(RunFolder(path.parents[1]), "last")),
+    "feature maps": ("a.npy", lambda path: load_features(path)),
+    "summary": ("summary.json", lambda path: read_run(path.parent)),
+    "configuration": ("config.yaml", lambda path: RunFolder(path.parent).read_config()),
+    "predictions": ("predictions.csv", lambda path: read_predictions(path)),
+    "spectrum": ("spectrum.npz", lambda path: SpectrumHistory.read(path)),
+    "card": ("cub.yaml", lambda path: load_card(path.parent, "cub")),
+    "archive": ("a.tar.gz", lambda path: extract(path, path.parent / "out")),
+    "zip": ("a.zip", lambda path: extract(path, path.parent / "out")),
+    "file that is no archive": ("a.txt", lambda path: extract(path, path.parent / "out")),
+    "MATLAB file": ("a.mat", lambda path: read_mat(path, "a")),
+    "list": ("a.txt", lambda path: read_lines(path)),
+}
+
+
+def decoded(path: Path) -> object:
+    (bad,) = check_images(ImageDataset(Samples(["a"], [path], [0]), path.parent))
+    raise DatasetError(f"{bad.path}: {bad.reason}")
+
+
+@pytest.mark.parametrize("stand_in", STAND_INS)
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_what_is_no_file_or_another_one_is_named_at_once(tmp_path: Path, foreign: str, stand_in: str) -> None:
+    name, read = FOREIGN[foreign]
+    place, words = STAND_INS[stand_in]
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place(path)
+    with bounded(), in_seconds(20), pytest.raises(UserError, match=words) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("foreign", ["summary", "configuration", "predictions", "card", "list", "image"])
+def test_files_of_an_absurd_size_are_not_read(tmp_path: Path, foreign: str) -> None:
+    name, read = FOREIGN[foreign]
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # sparse: it takes no place on the disk
+    with bounded(), pytest.raises(UserError, match=r"longer than \d+ bytes \(1099511627776\)") as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from fgvc.data import TransformSpec, UnreadableImageError, decode_rgb
+spec = TransformSpec(size=448, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    try:
+        print(*spec(decode_rgb(Path(path))).shape)
+    except UnreadableImageError as error:
+        print(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_an_image_takes_memory_in_proportion_to_its_pixels(tmp_path: Path) -> None:
+    kinds = {"tall": ("RGB", (1, 6000)), "wide": ("L", (60_000, 1)), "long": ("RGB", (10, 1000))}
+    for name, (mode, size) in (kinds | {"large": ("RGBA", (9400, 9400))}).items():
+        Image.new(mode, size).save(tmp_path / f"{name}.png", compress_level=1)
+    files = [str(tmp_path / f"{name}.png") for name in ("tall", "wide", "long", "large")]
+    done = subprocess.run([sys.executable, "-c", MEASURE, *files], capture_output=True, text=True, check=True, cwd=ROOT)
+    tall, wide, long, large, megabytes = done.stdout.splitlines()
+    assert tall == "1 x 6000 pixels, one side more than 100 times the other; cut it"
+    assert wide.startswith("60000 x 1 pixels")
+    assert (long, large) == ("3 448 448", "3 448 448")
+    assert int(megabytes) < 950  # 88 million pixels as the file has them, and as RGB: 707
 
 
 def linked(root: Path) -> None:
@@ -553,6 +693,30 @@ def test_a_pickle_that_asks_for_memory_alone(tmp_path: Path, form: str) -> None:
         path.write_bytes(program)
     with bounded(), pytest.raises(WeightsError, match=r"w\.pth is refused: it asks for builtins\.bytearray"):
         load_weights(path)
+
+
+def test_tensors_that_repeat_a_few_numbers_are_a_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"weight": torch.ones(1, 2).expand(3, 2), "bias": torch.ones(3)}, path)
+    load_weights(path)
+    torch.save({"weight": torch.ones(1, 2).expand(30_000_000, 2), "bias": torch.ones(3)}, path)
+    with (
+        bounded(),
+        pytest.raises(WeightsError, match=r"refused: its tensors have 240000012 bytes, more than 20"),
+    ):
+        load_weights(path)
+
+
+def test_a_container_that_holds_itself(tmp_path: Path) -> None:
+    circle: dict[str, Any] = {"weight": torch.ones(3, 2)}
+    circle["state_dict"] = circle
+    torch.save(circle, tmp_path / "w.pth")
+    with (
+        bounded(),
+        in_seconds(20),
+        pytest.raises(WeightsError, match=r"does not fit Linear: 1 missing \(bias\)"),
+    ):
+        load_weights(tmp_path / "w.pth")
 
 
 def test_an_array_that_announces_a_petabyte(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def read_cars(root: Path, split: str, *, boxes: bool = False) -> Samples:
     with devkit/ and cars_test_annos_withlabels.mat, which may lie in devkit/ or next to it.
 
     Args:
-        root: folder with one of the layouts, or its parent where the folder is named stanford_cars.
+        root: folder with one of the layouts, or its parent where the folder is named stanford_cars. The
+            images may lie one folder deeper, cars_train/cars_train/, as Kaggle's copy has them.
         split: "train" or "test".
         boxes: also read the bounding boxes.
 
@@ -75,7 +76,9 @@ def _devkit(folder: Path, split: str) -> _Source:
     devkit = folder / "devkit"
     path = devkit / "cars_train_annos.mat" if split == "train" else _test_labels(folder, devkit)
     names = read_mat(devkit / "cars_meta.mat", "class_names")["class_names"]
-    return _Source(path, read_mat(path, "annotations")["annotations"], names, folder / f"cars_{split}", "fname")
+    images = folder / f"cars_{split}"
+    images = images / images.name if (images / images.name).is_dir() else images
+    return _Source(path, read_mat(path, "annotations")["annotations"], names, images, "fname")
 
 
 def _test_labels(folder: Path, devkit: Path) -> Path:

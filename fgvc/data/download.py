@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -14,12 +15,13 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from fgvc.errors import DatasetError
-from fgvc.io import byte_bar, locked, read_json_object, write_json_atomic
+from fgvc.io import byte_bar, locked, read_json_object, stand_in, write_json_atomic
 
 logger = logging.getLogger(__name__)
 pooch.get_logger().setLevel(logging.WARNING)
 
 _CHUNK = 1 << 20  # bytes
+_LENGTH = re.compile(r"[0-9]{1,18}")  # not "\u00b2", and not the thousands of digits that Python refuses to read
 _TRANSIENT_STATUS = (408, 416, 429, 500, 502, 503, 504)
 
 
@@ -106,8 +108,8 @@ def _transfer_error(url: str, part: Path, size: int | None, space: float, timeou
     """One try to complete `part`: None, or the reason why it failed where another try may succeed."""
     try:
         _transfer(url, part, size, space, timeout)
-    except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL, requests.TooManyRedirects) as error:
-        raise DownloadError(f"{url}: {error}") from error
+    except (ValueError, requests.TooManyRedirects) as error:  # requests raises many types for addresses and headers
+        raise DownloadError(f"{url}: the server sends on to what cannot be followed ({error})") from error
     except (requests.RequestException, HTTPError) as error:
         return str(error) or type(error).__name__
     return None
@@ -138,11 +140,11 @@ def _transfer(url: str, part: Path, size: int | None, space: float, timeout: flo
             raise DownloadError(f"{url}: the server refuses, HTTP status {status} ({response.reason})")
         if status == 200:
             first = next(chunks, b"")
-            page = first[:64].lstrip().lower().startswith((b"<!doctype html", b"<html"))
-            if page or response.headers.get("Content-Type", "").startswith("text/html"):
-                raise DownloadError(f"{url}: the server sent a web page in place of the file (an error or login page?)")
+            page = response.headers.get("Content-Type", "").startswith("text/html")
+            if problem := stand_in(b"<html" if page else first):
+                raise DownloadError(f"{url}: the server sent {problem}")
             _discard(part)
-            origin = {"url": url, "validator": validator, "size": int(length) if length.isdigit() else None}
+            origin = {"url": url, "validator": validator, "size": int(length) if _LENGTH.fullmatch(length) else None}
             have, chunks = 0, itertools.chain([first], chunks)
         else:
             continued = resumed and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
@@ -171,7 +173,7 @@ def _append(part: Path, chunks: Iterable[bytes], total: int | None) -> None:
                 for chunk in chunks:
                     file.write(chunk)
                     bar.update(len(chunk))
-                    if total is not None and bar.n > total:
+                    if total is not None and file.tell() > total:  # a bar that is not shown does not count
                         break
                 file.flush()
                 os.fsync(file.fileno())
@@ -188,7 +190,8 @@ def _read_origin(part: Path) -> dict[str, Any]:
         found = read_json_object(_sidecar(part))
     except (OSError, ValueError):
         found = {}  # the origin of the partial file is unknown
-    return {key: found.get(key) for key in ("url", "validator", "size")}
+    kinds = {"url": str, "validator": str, "size": int}
+    return {key: found[key] if isinstance(found.get(key), kind) else None for key, kind in kinds.items()}
 
 
 def _size(path: Path) -> int:

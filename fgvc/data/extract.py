@@ -14,7 +14,7 @@ from typing import IO
 
 from fgvc.data.layout import leads_out
 from fgvc.errors import DatasetError
-from fgvc.io import MAX_GROWTH, byte_bar, growth_limit
+from fgvc.io import MAX_GROWTH, byte_bar, growth_limit, open_foreign
 
 _TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)
@@ -47,11 +47,12 @@ def extract(archive: Path, target: Path, *, name: str | None = None, nested: boo
     target.mkdir(parents=True, exist_ok=True)
     name = name or archive.name
     is_zip = name.lower().endswith(".zip")
-    if not is_zip and not name.lower().endswith(_TAR_ENDINGS):
-        shutil.copyfile(archive, target / name)
-        return
     try:
-        with archive.open("rb") as file, byte_bar(f"unpacking {archive.name}", archive.stat().st_size) as bar:
+        if not is_zip and not name.lower().endswith(_TAR_ENDINGS):
+            with open_foreign(archive) as file, (target / name).open("wb") as copy:
+                shutil.copyfileobj(file, copy)
+            return
+        with open_foreign(archive) as file, byte_bar(f"unpacking {archive.name}", archive.stat().st_size) as bar:
             zipped = _unpack_zip(archive, file, target)
             for _ in zipped if is_zip else _unpack_tar(archive, file, target, "r|*", nested):
                 bar.update(file.tell() - bar.n)
@@ -108,7 +109,7 @@ def _unpack_zip(archive: Path, file: IO[bytes], target: Path) -> Iterator[None]:
 
 
 def _limit_growth(archive: Path, size: int) -> None:
-    if size > growth_limit(archive):
+    if size > growth_limit(archive.stat().st_size):
         raise DatasetError(f"{archive}: unpacks to more than {MAX_GROWTH} times its size; is it the right archive?")
 
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fgvc.io import open_foreign
+
 
 def open_maps(path: Path) -> NDArray[np.floating]:
     """Map a .npy file of feature maps into memory.
@@ -17,7 +19,7 @@ def open_maps(path: Path) -> NDArray[np.floating]:
         FileNotFoundError: it is missing, or was evicted.
         ValueError: it is not such a file, or shorter than its header says.
     """
-    with np.errstate(over="ignore"):  # a damaged header may promise any size
+    with open_foreign(path), np.errstate(over="ignore"):  # a damaged header may promise any size
         maps = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(maps, np.memmap) or maps.dtype.kind != "f":
         raise ValueError("no array of floating-point numbers")

@@ -12,9 +12,11 @@ from typing import Any
 from PIL import Image
 
 from fgvc.data.dataset import Samples
+from fgvc.data.folder import is_litter
+from fgvc.data.image_file import MAX_BYTES
 from fgvc.data.layout import require_inside, write_once
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import read_json, write_json_atomic
+from fgvc.io import open_foreign, read_json, write_json_atomic
 
 _RECORD, _CLASSES = "hf.json", "classes.json"
 _LABEL_TYPES = re.compile(r"u?int\d+|(large_)?string")
@@ -88,7 +90,7 @@ def _read(root: Path, split: str) -> Samples:
         folders = {entry["folder"]: entry["name"] for entry in classes}
         places = [require_inside(root / split, folder, root / _CLASSES) for folder in folders]
         # every file, whatever its extension: the check of the images has to find what is not an image
-        found = [sorted(place.iterdir()) for place in places]
+        found = [sorted(path for path in place.iterdir() if not is_litter(path.name)) for place in places]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{root}: damaged ({error}); delete it, it will be made again") from error
     return Samples(
@@ -193,10 +195,13 @@ def _content(where: str, image: Mapping[str, Any] | None) -> bytes | None:
     if image is None or (image["bytes"] is None and image["path"] is None):
         return None
     try:
-        content: bytes = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
-    except OSError as error:
-        raise DatasetError(f"{where}: {image['path']}: {error.strerror}; restore the file") from error
-    return content
+        if image["bytes"] is not None:
+            return bytes(image["bytes"])
+        with open_foreign(Path(image["path"]), MAX_BYTES) as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise DatasetError(f"{where}: {image['path']}: {reason}; restore the file") from error
 
 
 def _extension(content: bytes) -> str:

@@ -2,14 +2,24 @@
 
 import contextlib
 import functools
+import importlib
+import importlib.util
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fgvc.io import open_foreign
+
+MAX_BYTES = 1 << 30
+"""Largest image file; Pillow reads some kinds whole."""
+
+HEIF_ENDINGS, HEIF_FIX = (".heic", ".heif", ".hif"), "pip install 'fgvc[heif]'"
 _PROGRAMS = ("EPS", "WMF")  # formats that Pillow passes to another program (Ghostscript) or to the system
+_MAX_PROPORTION = 100  # to a short side of 448 pixels, that is 80 MB
+_STRIP = 1 << 20  # pixels made opaque at once
 _WIDE_GREY = ("PNG", "PPM")  # formats whose grey values have 16 bits in Pillow's mode I
 
 Box = tuple[float, float, float, float]
@@ -53,45 +63,44 @@ class Region(NamedTuple):
         return image if pixels == (0, 0, *image.size) else image.crop(pixels)
 
 
-def decode_rgb(path: Path, region: Region | None = None, *, upright: bool = False) -> Image.Image:
+def decode_rgb(source: Path | BinaryIO, region: Region | None = None, *, upright: bool = False) -> Image.Image:
     """Decode a whole image file to RGB and cut out the region.
 
     The content tells the format, not the name. The first of several frames or pages counts. Transparent parts become
     white, as on a page, because the colour stored there is arbitrary. Channels of 16 bits keep their upper eight.
 
     Args:
-        path: the file.
+        source: the path of the file, or the file opened for reading.
         region: None for the whole picture.
         upright: turn the picture by its EXIF orientation.
 
     Raises:
         UnreadableImageError: missing, empty, truncated, not an image, more pixels than Pillow's limit against
-            decompression bombs, pixels of unknown range, or an empty region.
+            decompression bombs, one side more than 100 times the other, pixels of unknown range, or an empty region.
     """
     try:
-        with Image.open(path, formats=_formats()) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:  # Pillow itself refuses only twice the limit
-                size = f"{image.width} x {image.height} pixels"
-                raise UnreadableImageError(f"{size}, more than Pillow's limit of {limit}")
-            rgb = _to_rgb(image, upright=upright)
-            return rgb if region is None else region.cut(rgb)
+        opened = open_foreign(source, MAX_BYTES) if isinstance(source, Path) else contextlib.nullcontext(source)
+        with opened as file, Image.open(file, formats=_formats()) as image:
+            _require_pixels(image)
+            rgb = _to_rgb(image, _clear_colour(image), upright=upright)
+        return _require_proportions(rgb if region is None else region.cut(rgb))
     except UnreadableImageError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on damaged files
-        raise UnreadableImageError(_reason(path, error)) from error
+        raise UnreadableImageError(_reason(source, error)) from error
 
 
 def copy_rgb(image: Image.Image) -> Image.Image:
     """An upright RGB copy of an open image, equal to the one that `decode_rgb` makes from its file.
 
     Raises:
-        UnreadableImageError: pixels of unknown range, or the file behind the image is damaged.
+        UnreadableImageError: as `decode_rgb`.
     """
     try:
-        own = image.copy()
+        _require_pixels(image)
+        clear, own = _clear_colour(image), image.copy()
         own.format = image.format  # a copy has none, and in mode I the format decides which value is white
-        return _to_rgb(own, upright=True)
+        return _require_proportions(_to_rgb(own, clear, upright=True))
     except UnreadableImageError:
         raise
     except Exception as error:  # as in `decode_rgb`: Pillow may not have read the whole file yet
@@ -101,28 +110,78 @@ def copy_rgb(image: Image.Image) -> Image.Image:
 @functools.cache
 def _formats() -> tuple[str, ...]:
     Image.init()
+    if importlib.util.find_spec("pillow_heif") is not None:  # the extra "heif"
+        importlib.import_module("pillow_heif").register_heif_opener()
     return tuple(name for name in Image.ID if name not in _PROGRAMS)
 
 
-def _to_rgb(image: Image.Image, *, upright: bool) -> Image.Image:
+def image_endings() -> set[str]:
+    """The endings of files that can be decoded, lower-case, with their dot."""
+    formats = _formats()  # first, as this may register more
+    return {ending for ending, name in Image.registered_extensions().items() if name in formats}
+
+
+def _require_pixels(image: Image.Image) -> None:
+    size, limit = f"{image.width} x {image.height} pixels", Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:  # Pillow itself refuses only twice the limit
+        raise UnreadableImageError(f"{size}, more than Pillow's limit of {limit}")
+    if not image.width * image.height:
+        raise UnreadableImageError(f"{size}: it is empty")
+
+
+def _require_proportions(image: Image.Image) -> Image.Image:
+    """The image. Raises UnreadableImageError if enlarging its short side would take memory out of proportion."""
+    if max(image.size) > _MAX_PROPORTION * min(image.size):
+        size = f"{image.width} x {image.height} pixels"
+        raise UnreadableImageError(f"{size}, one side more than {_MAX_PROPORTION} times the other; cut it")
+    return image
+
+
+def _clear_colour(image: Image.Image) -> Any:
+    """The transparent colour of an image that is not loaded yet, on the scale of Pillow's pixels.
+
+    Pillow brings pixels of 2, 4 and 16 bits to 8 (except grey of 16), but not this colour.
+    """
+    clear, tiles = image.info.get("transparency"), getattr(image, "tile", None)
+    stored = str(tiles[0][3]) if tiles else ""
+    if stored in ("L;2", "L;4") and isinstance(clear, int):
+        return clear * 255 // (2 ** int(stored[-1]) - 1)
+    if isinstance(clear, tuple) and (stored.startswith("RGB;16") or max(clear) > 255):
+        return tuple(channel >> 8 for channel in clear)
+    return clear
+
+
+def _to_rgb(image: Image.Image, clear: Any, *, upright: bool) -> Image.Image:
     image.load()
+    if clear is not None:
+        image.info["transparency"] = clear
     if upright:
         with contextlib.suppress(Exception):  # damaged metadata do not spoil the picture
             ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _WIDE_GREY):
         # as Pillow converts 16-bit colour; its conversion of 16-bit grey would make all values above 255 white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        grey = (values >> 8).astype(np.uint8)
+        if clear is not None:
+            grey[values == clear] = 255
+        image = Image.fromarray(grey)
     elif image.mode in ("I", "F"):
         raise UnreadableImageError("pixels are 32-bit numbers with unknown black and white; save it with 8 bits")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    paper = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
+    result = Image.new("RGB", image.size)
+    rows = max(_STRIP // image.width, 1)
+    for top in range(0, image.height, rows):  # in strips, since the whole takes three copies of four channels
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        result.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return result
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(source: Path | BinaryIO, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        if path.stat().st_size == 0:  # the file exists: it has been read
+        if isinstance(source, Path) and source.stat().st_size == 0:  # the file exists: it has been read
             return "empty file (0 bytes)"
+        if isinstance(source, Path) and source.suffix.lower() in HEIF_ENDINGS and "HEIF" not in _formats():
+            return f"an image of this kind needs another library: {HEIF_FIX}"
         return "not an image in a format that Pillow knows"
     return str(error) or type(error).__name__

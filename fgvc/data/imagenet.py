@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fgvc.data.dataset import Samples
-from fgvc.data.folder import read_class_folders
+from fgvc.data.folder import is_litter, read_class_folders
 from fgvc.data.layout import find_folder, listing, reachable, read_table, read_text, unique_names
 from fgvc.data.mat import field, integers, read_mat, texts
 from fgvc.errors import DatasetError
@@ -67,7 +67,7 @@ def sort_validation(root: Path) -> None:
             raise DatasetError(f"{path}: missing; {_KIT}.tar.gz must be among the archives")
     wordnet_ids = _wordnet_ids(kit / _META)
     with reachable():
-        images = sorted(path for path in (root / "val").iterdir() if path.is_file())
+        images = sorted(path for path in (root / "val").iterdir() if path.is_file() and not is_litter(path.name))
     labels = read_text(kit / _LABELS).split()
     if len(labels) != len(images):
         raise DatasetError(f"{kit / _LABELS}: {len(labels)} labels for {len(images)} images in val; unpack them again")

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.errors import DatasetError
-from fgvc.io import atomic_folder, read_json, write_json_atomic
+from fgvc.io import atomic_folder, read_foreign_text, read_json, write_json_atomic
 from fgvc.resources import resource_folder
 
 _SHOWN = 5  # names in a message before "and N more"
+_MAX_TEXT = 1 << 28  # bytes; lists of a million images have half of it
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")  # Python refuses to read thousands of digits
 
 
@@ -74,16 +75,17 @@ def read_text(path: Path) -> str:
     """The text of a file, without a byte order mark.
 
     Raises:
-        DatasetError: missing, or not UTF-8.
+        DatasetError: missing, no regular file, too long, or not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DatasetError(f"{path}: {error.strerror}; unpack the archive again") from error
+        text = read_foreign_text(path, _MAX_TEXT)
     except UnicodeDecodeError as error:
         raise DatasetError(
             f"{path}: not UTF-8 text (byte 0x{error.object[error.start]:02x} at offset {error.start}); save it as UTF-8"
         ) from error
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: {getattr(error, 'strerror', error)}; unpack the archive again") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_lines(path: Path) -> list[str]:

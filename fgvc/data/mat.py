@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fgvc.errors import DatasetError
-from fgvc.io import growth_limit
+from fgvc.io import growth_limit, open_foreign
 
 _SECONDS = 60
 _CHILD = Path(__file__).with_name("mat_child.py")
@@ -30,7 +30,7 @@ def read_mat(path: Path, *names: str) -> Mapping[str, Any]:
     Raises:
         DatasetError: missing, damaged, of another version, a decompression bomb, or a variable is not in it.
     """
-    if not path.is_file():
+    if not path.exists():
         raise DatasetError(f"{path}: missing; unpack the archive again")
     try:
         state = path.stat()
@@ -53,8 +53,8 @@ def read_mat(path: Path, *names: str) -> Mapping[str, Any]:
 @functools.lru_cache(maxsize=4)  # both splits of a dataset are read from the same files
 def _read(path: Path, names: tuple[str, ...], _state: tuple[int, ...]) -> dict[str, Any]:
     """The answer of the child. Raises ValueError where it ends without one."""
-    command = [sys.executable, str(_CHILD), str(growth_limit(path)), *names]
-    with path.open("rb") as file:
+    command = [sys.executable, str(_CHILD), str(growth_limit(path.stat().st_size)), *names]
+    with open_foreign(path) as file:
         done = subprocess.run(command, stdin=file, capture_output=True, timeout=_SECONDS, check=False)
     if done.returncode != 0:
         raise ValueError(f"the reader ended with status {done.returncode}")

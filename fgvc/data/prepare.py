@@ -14,7 +14,7 @@ from fgvc.data.extract import extract
 from fgvc.data.imagenet import sort_validation
 from fgvc.data.verify import Checksums, is_current, verify
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import atomic_folder, checksum_problem, file_digests
+from fgvc.io import atomic_folder, checksum_problem, file_digests, open_foreign
 
 logger = logging.getLogger(__name__)
 
@@ -166,12 +166,15 @@ def _identify(card: Card, file: Path) -> Archive:
 
 
 def _check(archive: Archive, file: Path) -> None:
-    """Raise DatasetError if the size of `file`, or else its checksum, is not that of the archive."""
+    """Raise DatasetError if something took the place of `file`, or its size or checksum is not that of the archive."""
     size = file.stat().st_size
-    if archive.size not in (None, size):
-        problem: str | None = f"has {size} bytes, expected {archive.size}"
-    else:
-        problem = checksum_problem(file, archive.checksums)
+    try:
+        open_foreign(file).close()
+        problem = checksum_problem(file, archive.checksums) if archive.size in (None, size) else None
+        if archive.size not in (None, size):
+            problem = f"has {size} bytes, expected {archive.size}"
+    except ValueError as error:
+        problem = str(error)
     if problem is not None:
         raise DatasetError(f"{file}: {problem}; not the file that the card describes. Delete it and get it again")
     if not archive.checksums:

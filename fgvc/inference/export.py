@@ -1,6 +1,5 @@
 """Export of a trained model as safetensors, ONNX, a timm folder or a PyTorch program, each with a model card."""
 
-import hashlib
 from pathlib import Path
 
 from fgvc.data import effective_options, normalization_from_timm
@@ -9,7 +8,7 @@ from fgvc.data.cards import list_cards, load_card
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.export_formats import WRITERS, Facts
 from fgvc.inference.restore import load_model, read_classes, restored_method
-from fgvc.io import atomic_folder, read_json, write_json_atomic, write_text_atomic
+from fgvc.io import atomic_folder, file_digests, plain_mode, read_json, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import is_second_order
 from fgvc.provenance import commit_label, versions
@@ -59,12 +58,14 @@ def export_run(
         raise ConfigError(f"unknown format {to!r}; choose one of {', '.join(WRITERS)}")
     folder = RunFolder(path)
     output = path / "exports" / f"{to}-{checkpoint}" if output is None else output
-    run = hashlib.sha256(folder.config_file.read_bytes()).hexdigest() if folder.config_file.is_file() else ""
+    run = file_digests(folder.config_file, ["sha256"])["sha256"] if folder.config_file.is_file() else ""
     _require_free(output, run, overwrite)
     model = load_model(path, checkpoint)
     facts = {"format": to, "checkpoint": checkpoint, "run": run} | _describe(folder, model, checkpoint)
     with atomic_folder(output, replace=True) as temporary:
         facts |= WRITERS[to](model, facts, temporary)
+        for file in temporary.iterdir():
+            plain_mode(file)
         write_json_atomic(temporary / _FACTS_FILE, facts)
         write_text_atomic(temporary / "README.md", model_card(facts, cards))
     return output

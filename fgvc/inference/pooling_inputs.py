@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Subset
 
 from fgvc.errors import ConfigError, DatasetError, RunError
 from fgvc.inference.restore import restore_run
+from fgvc.io import open_foreign
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling
 from fgvc.runs import RunFolder
@@ -54,14 +55,15 @@ def load_features(path: Path, images: int = 64, *, root: str | None = None) -> P
         raise ConfigError(f"images must be at least 1, got {images}")
     if path.is_dir():
         return _from_run(path, images, root)
-    if path.is_file():
+    if path.exists():
         return _from_file(path, images)
     raise DatasetError(f"{path} does not exist; give the folder of a finished run, or a .npy file of feature maps")
 
 
 def _from_file(path: Path, images: int) -> PoolingInputs:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with open_foreign(path):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # not .npy, damaged, or pickled objects: NumPy raises many types
         raise DatasetError(f"{path} is not a .npy file of numbers ({error}); write it with numpy.save") from error
     shape = getattr(array, "shape", ())  # an .npz archive has none

@@ -5,12 +5,15 @@ predictor = fgvc.load_run("results/cub80_frozen/tf_efficientnet_lite0/seb/seed0"
 print(predictor.predict("bird.jpg").names)
 """
 
+import io
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import BinaryIO, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,8 +29,14 @@ from fgvc.models import FineGrainedModel
 from fgvc.runs.folder import RunFolder
 from fgvc.training.setup import build_transform, fold_backbone
 
-ImageSource = Image.Image | str | Path
-"""An image: a Pillow image of any mode, or the path of a file."""
+ImageSource = Image.Image | str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
+"""An image, one of:
+
+- a Pillow image of any mode;
+- the path of an image file, its bytes, or the file opened for reading;
+- an array as Pillow gives it: uint8 of shape (H, W), (H, W, 3) or (H, W, 4);
+- a tensor as torchvision gives it: (1, H, W) or (3, H, W), uint8 or floating-point numbers from 0 to 1.
+"""
 
 
 @dataclass(frozen=True)
@@ -115,15 +124,17 @@ class Predictor:
         change a probability by rounding only, by less than 1e-4.
 
         Args:
-            images: one image or several, see `ImageSource`.
+            images: one image or several, see `ImageSource`; several are a list, or an array or tensor of 4 dimensions.
             top: number of names; all classes if there are fewer.
 
         Raises:
-            ImageError: an image is missing or cannot be decoded.
+            ImageError: an image is missing, cannot be decoded, or is of another type.
             ConfigError: `top` is below 1.
             RunError: the model gives logits that are not finite.
         """
-        if isinstance(images, ImageSource):
+        if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+            images = list(images)
+        if not isinstance(images, Sequence) or isinstance(images, str | bytes | bytearray):
             return self._predict([images], top)[0]
         size = self.batch_size
         batches = (images[start : start + size] for start in range(0, len(images), size))
@@ -133,14 +144,13 @@ class Predictor:
         """Return the model's input for an image: (3, size, size) float32, normalised.
 
         Raises:
-            ImageError: the image is missing or cannot be decoded.
+            ImageError: the image is missing, cannot be decoded, or is of another type.
         """
         try:
-            rgb = copy_rgb(image) if isinstance(image, Image.Image) else decode_rgb(Path(image), upright=True)
+            return self.transform(_read_rgb(image))
         except UnreadableImageError as error:
-            name = "the image" if isinstance(image, Image.Image) else image
+            name = image if isinstance(image, str | os.PathLike) else "the image"
             raise ImageError(f"{name} cannot be read: {error}") from error
-        return self.transform(rgb)
 
     @torch.inference_mode()
     def logits(self, batch: Tensor) -> Tensor:
@@ -169,6 +179,47 @@ class Predictor:
 
     def _predict(self, images: Sequence[ImageSource], top: int) -> list[Prediction]:
         return self.decide(self.logits(torch.stack([self.prepare(image) for image in images])), top)
+
+
+def _read_rgb(image: ImageSource) -> Image.Image:
+    """An upright RGB image. Raises UnreadableImageError."""
+    if isinstance(image, str | os.PathLike):
+        return decode_rgb(Path(image), upright=True)
+    if isinstance(image, Image.Image):
+        return copy_rgb(image)
+    if isinstance(image, bytes | bytearray):
+        return decode_rgb(io.BytesIO(image), upright=True)
+    if isinstance(image, np.ndarray | Tensor):
+        return copy_rgb(Image.fromarray(_as_pillow(image)))
+    if hasattr(image, "read"):
+        return decode_rgb(image, upright=True)
+    raise UnreadableImageError(f"{type(image).__name__}; {_TAKEN}")
+
+
+_TAKEN = (
+    "give a Pillow image, a path, the bytes of an image file, a uint8 array (H, W), (H, W, 3) or (H, W, 4), "
+    "or a tensor (1, H, W) or (3, H, W) of uint8 or of numbers from 0 to 1"
+)
+
+
+def _as_pillow(image: np.ndarray | Tensor) -> np.ndarray:
+    """An array or a tensor as the uint8 array that Pillow takes. Raises UnreadableImageError."""
+    found = f"{image.dtype} of shape {tuple(image.shape)}"
+    if isinstance(image, Tensor) and image.ndim == 3 and len(image) in (1, 3):
+        if image.is_floating_point():
+            if not ((image >= 0) & (image <= 1)).all():
+                raise UnreadableImageError(
+                    f"{found} with numbers below 0, above 1 or NaN; give those before normalising"
+                )
+            image = (image * 255).round().to(torch.uint8)
+        array = image.detach().cpu().movedim(0, -1).squeeze(-1).numpy()
+    else:
+        array = np.empty(0) if isinstance(image, Tensor) else image
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise UnreadableImageError(f"{found}; {_TAKEN}")
+    if not array.size:
+        raise UnreadableImageError(f"{found}: it is empty")
+    return np.ascontiguousarray(array)
 
 
 def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.device | None = None) -> Predictor:
@@ -254,16 +305,11 @@ def find_images(source: Path) -> list[Path]:
     """Return `source` if it is a file, or the image files in that folder at any depth, sorted.
 
     Raises:
-        ImageError: `source` does not exist, or the folder has no image file.
-        DatasetError: a folder cannot be read, or a name is not Unicode.
+        ImageError: `source` does not exist.
+        DatasetError: the folder has no image file or cannot be read, or a name is not Unicode.
     """
     if source.is_dir():
-        found = image_files(source)
-        if not found:
-            raise ImageError(
-                f"{source}: no image files (known by extension, such as .jpg or .png); give another folder"
-            )
-        return found
+        return image_files(source)
     if not source.exists():
         raise ImageError(f"{source}: no such file or folder; give the path of an image")
     require_unicode(source.parent, source.name)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from fgvc.data import FeatureSet, ImageDataset
 from fgvc.errors import RunError
+from fgvc.io import open_foreign
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
 from fgvc.runs.config import MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder
@@ -186,13 +187,14 @@ def restored_method(config: RunConfig, run: Run, checkpoint: str) -> MethodConfi
 def read_weights(folder: RunFolder, which: str) -> dict[str, Tensor]:
     """Return the "best" or "last" weights of a run by name. Raises RunError if the file is missing or damaged."""
     file = folder.weights_file(which)
-    if not file.is_file():
+    if not file.exists():
         when = "when the run ends" if which == "last" else "after its first epoch"
         raise RunError(f"{file} is missing: the {which} weights are written {when}")
     try:
-        return load_file(file)
+        with open_foreign(file):
+            return load_file(file)
     except Exception as error:  # safetensors and the file system raise many types
-        raise RunError(f"{file} is damaged: {error}; train the run again") from error
+        raise RunError(f"{file} is damaged: {error}; restore it, or train the run again") from error
 
 
 def read_classes(folder: RunFolder) -> list[str]:

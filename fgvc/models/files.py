@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fgvc.errors import WeightsError
-from fgvc.io import atomic_path, load_pytorch
+from fgvc.io import MAX_GROWTH, atomic_path, growth_limit, load_pytorch, open_foreign
 
 State = dict[str, torch.Tensor]
 Layout = Mapping[str, torch.Size]
@@ -25,7 +25,8 @@ COUNTER = "num_batches_tracked"  # counter of BatchNorm: absent in old files, no
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state", "model_state_dict", "net")
-_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")  # DataParallel, torch.compile
+# attributes of Lightning modules, at the front alone; DataParallel and torch.compile anywhere
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod|model|net)\.)+|(?<=\.)(?:module|_orig_mod)\.")
 
 
 def locate_weights(source: str | Path, setting: str) -> Path:
@@ -38,7 +39,7 @@ def locate_weights(source: str | Path, setting: str) -> Path:
     if package != str(source):
         return _find_in_package(package, setting)
     path = Path(source).expanduser()
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise WeightsError(f"{setting}={source} {kind}; give the path of a file ({', '.join(_SUFFIXES)})")
     return path
@@ -66,13 +67,14 @@ def read_tensors(path: Path) -> State:
     """Return the tensors of a file by name, in its order, without containers and prefixes of wrappers.
 
     Containers are entries such as `state_dict` next to others (`epoch`, `optimizer`, ...). The prefixes of wrappers
-    (`module.` of DataParallel, `_orig_mod.` of torch.compile) are removed at any place in a name.
+    (`module.` of DataParallel, `_orig_mod.` of torch.compile) are removed at any place in a name, those of the usual
+    attributes of a Lightning module (`model.`, `net.`) at its front.
 
     Raises:
-        WeightsError: the file is unreadable, holds no named tensors, or asks for foreign code.
+        WeightsError: the file is unreadable, holds no named tensors, asks for foreign code, or is a decompression bomb.
     """
     try:
-        with path.open("rb"):  # safetensors would report a file without read permission as missing
+        with open_foreign(path):  # safetensors would report a file without read permission as missing
             content: Any = load_file(path) if path.suffix == ".safetensors" else _read_pytorch(path)
     except pickle.UnpicklingError as error:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -83,13 +85,18 @@ def read_tensors(path: Path) -> State:
         ) from error
     except Exception as error:  # the readers of both formats raise many types on damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path} cannot be read ({reason}); it may be cut short: fetch it again") from error
-    while isinstance(content, dict) and (key := next((k for k in _CONTAINERS if isinstance(content.get(k), dict)), "")):
-        content = content[key]
+        raise WeightsError(f"{path} cannot be read ({reason}); fetch it again") from error
+    for _ in _CONTAINERS:  # a container may hold itself
+        if isinstance(content, dict):
+            content = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), dict)), content)
     tensors = content.items() if isinstance(content, dict) else ()
     state = {_WRAPPERS.sub("", str(name)): tensor for name, tensor in tensors if isinstance(tensor, torch.Tensor)}
     if not state:
         raise WeightsError(f"{path} holds no named tensors; expected the state_dict() of a model")
+    # a view may repeat a few stored numbers any number of times
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if size > growth_limit(path.stat().st_size):
+        raise WeightsError(f"{path} is refused: its tensors have {size} bytes, more than {MAX_GROWTH} times its size")
     return state
 
 

@@ -1,6 +1,5 @@
 """A finished table: blocks to read, tidy frames to compute with, and where each of its numbers comes from."""
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from fgvc.io import to_csv
+from fgvc.io import file_digests, to_csv
 from fgvc.presentation.render import Block, to_html, to_latex, to_markdown
 
 FORMATS = ("md", "tex", "html", "csv")
@@ -59,7 +58,7 @@ class Table:
 
 def _run(path: Path) -> dict[str, str | None]:
     config = path / "config.yaml"
-    digest = hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else None
+    digest = file_digests(config, ["sha256"])["sha256"] if config.is_file() else None
     return {"path": str(path), "config_sha256": digest}
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from fgvc.errors import RunError
+from fgvc.io import open_foreign
 from fgvc.presentation.render import Block
 from fgvc.presentation.style import method_order
 from fgvc.runs import Run, Setting, group_runs
@@ -260,9 +261,9 @@ def _head_parameters(run: Run) -> float:
     """From the header of the saved weights; NaN without them. Of a frozen backbone the head alone is saved."""
     path = run.path / "checkpoints" / "last.safetensors"
     try:
-        with safe_open(path, framework="np") as file:
+        with open_foreign(path), safe_open(path, framework="np") as file:
             names = [name for name in file.keys() if run.frozen or name.startswith("head.")]  # noqa: SIM118
             shapes = [file.get_slice(name).get_shape() for name in names if not name.endswith(_BUFFERS)]
-    except (OSError, SafetensorError):
+    except (OSError, ValueError, SafetensorError):
         return math.nan
     return float(sum(math.prod(shape) for shape in shapes))

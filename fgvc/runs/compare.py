@@ -11,7 +11,7 @@ import pandas as pd
 from safetensors.numpy import load_file
 
 from fgvc.errors import RunError
-from fgvc.io import read_csv, read_npz
+from fgvc.io import open_foreign, read_csv, read_npz
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.statistics import pair_predictions
@@ -232,7 +232,8 @@ def _weights(which: str, first: Run, second: Run) -> Distance:
     for run in (first, second):
         file = RunFolder(run.path).weights_file(which)
         try:
-            tensors.append(load_file(file))
+            with open_foreign(file):
+                tensors.append(load_file(file))
         except Exception as error:  # safetensors and the file system raise many types
             raise RunError(f"{file} cannot be read ({error})") from error
     return weights_distance(which, *tensors)

@@ -123,14 +123,14 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Return whether summary.json says that the run is finished; if it is damaged, warn and return False."""
         try:
-            return self.summary_file.is_file() and self.read_summary().get("status") == "finished"
+            return self.summary_file.exists() and self.read_summary().get("status") == "finished"
         except RunError as error:
             _log.warning("%s; the run counts as unfinished", error)
             return False
 
     def read_settings(self) -> dict[str, Any]:
         """Return config.yaml nested and untyped (see `read_config`). Raises RunError if it is missing or damaged."""
-        if not self.config_file.is_file():
+        if not self.config_file.exists():
             raise RunError(f"{self.path} is not a run folder: it has no config.yaml; name the folder of one run")
         try:
             settings = yaml.safe_load(read_plain_yaml(self.config_file))

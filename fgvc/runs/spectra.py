@@ -75,7 +75,7 @@ class SpectrumHistory:
         Raises:
             RunError: the file is missing (trainer.probe_images=0) or damaged.
         """
-        if not path.is_file():
+        if not path.exists():
             reason = "saved no spectra by epoch (trainer.probe_images=0, or an earlier version)"
             raise RunError(f"{path}: no such file; the run {reason}: repeat it")
         arrays = _read(path, ("before", "epochs"))

@@ -62,6 +62,17 @@ def test_parent_folder_is_accepted(devkit: Path) -> None:
     assert len(create_dataset("cars", root=devkit.parent)) == 6
 
 
+def test_images_may_lie_a_folder_deeper_as_in_the_copy_of_kaggle(devkit: Path) -> None:
+    before = {split: create_dataset("cars", root=devkit, split=split) for split in ("train", "test")}
+    for split, dataset in before.items():
+        (devkit / f"cars_{split}").rename(devkit / "images")
+        (devkit / f"cars_{split}").mkdir()
+        (devkit / "images").rename(devkit / f"cars_{split}" / f"cars_{split}")
+        deeper = create_dataset("cars", root=devkit, split=split)
+        assert [path.name for path in deeper.paths] == [path.name for path in dataset.paths]
+        assert deeper.targets == dataset.targets and deeper[0][1] == dataset.targets[0]
+
+
 def test_test_labels_may_lie_in_either_place_and_are_asked_for(devkit: Path) -> None:
     labels = devkit / "cars_test_annos_withlabels.mat"
     before = create_dataset("cars", root=devkit, split="test").targets

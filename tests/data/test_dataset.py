@@ -1,11 +1,13 @@
 """create_dataset, the folder adapter, ImageDataset, validation splits, unreadable images."""
 
 import hashlib
+import importlib.util
 import logging
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
@@ -13,7 +15,9 @@ import fgvc.data.dataset
 from fgvc.data import (
     ImageDataset,
     Samples,
+    UnreadableImageError,
     create_dataset,
+    decode_rgb,
     fingerprint,
     list_datasets,
     require_readable,
@@ -68,6 +72,58 @@ def test_folder_reads_any_depth_but_nothing_hidden_and_no_circle(root: Path) -> 
     (auk / "zz.jpg").symlink_to(auk / "0.jpg")
     found = [path.relative_to(auk).as_posix() for path in create_dataset("folder", root=root).paths[:10]]
     assert found == [*(f"{number}.jpg" for number in range(6)), "b/1.jpg", "b/c/0.JPG", "b-c/0.jpg", "zz.jpg"]
+
+
+LITTER = ("@eaDir", "__MACOSX", ".ipynb_checkpoints", ".thumbnails", "#recycle")
+
+
+def test_litter_of_systems_and_drives_is_neither_class_nor_image(root: Path) -> None:
+    before = create_dataset("folder", root=root)
+    for place in (root / "train", root / "train" / "auk", root / "val", root / "val" / "wren"):
+        for name in LITTER:
+            (place / name).mkdir()
+            write_image(place / name / "0.jpg")
+        for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "._0.jpg"):
+            (place / name).touch()
+    after = create_dataset("folder", root=root)
+    assert (after.classes, after.paths) == (before.classes, before.paths)
+
+
+def test_what_is_no_image_by_its_ending_is_counted(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    auk, wren = root / "train" / "auk", root / "train" / "wren"
+    before = create_dataset("folder", root=root).paths
+    write_image(root / "0.png")
+    for path in (auk / "a.jpg?w=300", auk / "b.xyz", wren / "c.xyz", wren / "d.XYZ", wren / "photograph"):
+        path.write_bytes((root / "0.png").read_bytes())
+    (wren / "gone.jpg").symlink_to("nowhere")
+    for _ in range(2):
+        assert create_dataset("folder", root=root).paths == before
+    (note,) = [record.getMessage() for record in caplog.records]
+    assert note.startswith(f"{root / 'train'}: left out 6 files that are no images by their ending: 3 .xyz, ")
+    assert all(part in note for part in ("1 .jpg?w=300", "1 without an ending", "1 links or special files"))
+    for image in auk.glob("*.jpg"):
+        image.rename(image.with_suffix(".webq"))
+    with pytest.raises(DatasetError, match=r"auk: no image files \(.*\), but 6 \.webq, 1 .*; add some or remove it"):
+        create_dataset("folder", root=root)
+
+
+def test_photographs_of_phones_are_read_with_the_extra_and_named_without(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = root / "train" / "auk" / "z.HEIC"
+    if importlib.util.find_spec("pillow_heif") is None:
+        path.write_bytes(b"\0\0\0\x18ftypheic")
+        create_dataset("folder", root=root)
+        assert "1 .heic (to read .heic, .heif, .hif: pip install 'fgvc[heif]')" in caplog.text
+        with pytest.raises(UnreadableImageError, match=r"needs another library: pip install 'fgvc\[heif\]'"):
+            decode_rgb(path)
+        return
+    create_dataset("folder", root=root)  # lets Pillow write them too
+    Image.new("RGB", (64, 48), (200, 30, 30)).save(path, "HEIF", quality=95)
+    dataset = create_dataset("folder", root=root)
+    image, target = dataset[dataset.paths.index(path)]
+    assert target == 0 and image.size == (64, 48)
+    assert np.abs(np.asarray(image).astype(int) - (200, 30, 30)).max() < 8
 
 
 @pytest.mark.parametrize(("split", "other"), [("train", "val"), ("val", "train")])
@@ -216,7 +272,7 @@ def test_bad_images_are_refused_or_skipped(damaged: Path, caplog: pytest.LogCapt
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
     dataset = create_dataset("folder", root=damaged)
     for image, reason in zip(
-        check_images(dataset, workers=2), ("1.jpg 0 bytes", "2.jpg truncated", "4.jpg not an image"), strict=True
+        check_images(dataset, workers=2), ("1.jpg 0 bytes", "2.jpg truncated", "4.jpg a web page"), strict=True
     ):
         assert all(part in f"{image.path}: {image.reason}" for part in reason.split(" ", 1))
     with pytest.raises(DatasetError, match=r"2\.jpg: .*truncated.*on_bad_image=skip"):

@@ -204,10 +204,26 @@ def test_a_file_longer_than_expected_is_refused(server: FileServer, tmp_path: Pa
     assert fetch(server, tmp_path, size=300_000).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/a.tar"])
+def test_no_more_is_taken_than_the_card_says(server: FileServer, tmp_path: Path) -> None:
+    server.files["/a.tar"], server.lengths = bytes(40 << 20), False
+    limit = 200_000 + (1 << 20)  # a chunk more
+    with files_limited_to(limit), pytest.raises(DatasetError, match="more than 200000 bytes; what arrived is deleted"):
+        fetch(server, tmp_path, size=200_000)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "-5", "9" * 5000, "many"])
+def test_a_content_length_that_is_no_number_is_not_relied_on(server: FileServer, tmp_path: Path, length: str) -> None:
+    server.length = length
+    assert fetch(server, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "place", ["file:///etc/passwd", "ftp://127.0.0.1/a.tar", "data:x", "http://[::1", "http://127.0.0.1:x/", "/\u00b2"]
+)
 def test_only_http_is_followed(server: FileServer, tmp_path: Path, place: str) -> None:
     server.redirect = place
-    with pytest.raises(DatasetError, match=f"a.tar: .*{place}"):
+    with pytest.raises(DatasetError, match=r"a.tar: the server sends on to what cannot be followed \(.*"):
         fetch(server, tmp_path)
     assert len(server.requests) == 1 and not list(tmp_path.iterdir())
 

@@ -200,10 +200,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         (tmp_path / "folder" / split / "b").mkdir()
         (tmp_path / "folder" / split / "b" / "x.png").write_bytes(encoded(40, "PNG"))
 
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, _limit: int) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("fgvc.data.hf.open_foreign", refuse)
     with pytest.raises(DatasetError, match=r"split 'train': .*x\.png: Permission denied"):
         create_dataset("hf", root=tmp_path / "out", path=str(tmp_path / "folder"))
 

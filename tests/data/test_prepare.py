@@ -286,6 +286,9 @@ def test_local_archives_that_are_refused(place: Place) -> None:
     file.rename(place.folder / "birds.tgz")
     with pytest.raises(DatasetError, match=rf"has 1 bytes, expected {len(place.archive)}"):
         place.prepare(place.folder / "birds.tgz")
+    (place.folder / "birds.tgz").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DatasetError, match=r"birds\.tgz: a Git LFS pointer in place of the file"):
+        place.prepare(place.folder / "birds.tgz")
     file.write_bytes(place.archive)
     (place.folder / "birds.tgz").write_bytes(place.archive)
     with pytest.raises(DatasetError, match=r"is birds\.tgz, and so is"):

@@ -20,6 +20,7 @@ class FileServer:
         cut_after: bytes after which a response breaks off; one entry is used up by each response.
         announce: added to the true Content-Length.
         lengths: send a Content-Length.
+        length: send this one, whatever the true one is.
         redirect: address that every request is sent on to.
         status: answer every request with this status instead; one entry is used up by each response.
         content_type: of every response.
@@ -33,6 +34,7 @@ class FileServer:
     cut_after: list[int] = field(default_factory=list)
     announce: int = 0
     lengths: bool = True
+    length: str | None = None
     redirect: str | None = None
     status: list[int] = field(default_factory=list)
     content_type: str = "application/octet-stream"
@@ -68,7 +70,7 @@ class FileServer:
         request.send_response(206 if start else 200)
         request.send_header("Content-Type", self.content_type)
         if self.lengths:
-            request.send_header("Content-Length", str(len(content) - start + self.announce))
+            request.send_header("Content-Length", self.length or str(len(content) - start + self.announce))
         if self.validators:
             request.send_header("ETag", etag)
         if start:

@@ -114,6 +114,8 @@ def test_the_cards_snippet_gives_the_logits_of_the_run(
     output = tmp_path / "export"
     exported(export(runs / run, "--to", to, "--checkpoint", "best", "--output", output))
     card = (output / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "new").touch()
+    assert {file.stat().st_mode for file in output.iterdir()} == {(tmp_path / "new").stat().st_mode}
     (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     monkeypatch.chdir(output)
     names: dict[str, Any] = {}

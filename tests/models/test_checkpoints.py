@@ -356,8 +356,8 @@ def without(name: str) -> Callable[[State], State]:
         (lambda state: state | {"fc.bias": torch.ones(4)}, ["1 are of another shape", "(4,) for (5,)"]),
         (lambda state: state | {"fc.weight": torch.tensor(1.0)}, ["1 are of another shape", "() for (5, 21)"]),
         (
-            lambda state: {f"net.{n}": t for n, t in state.items()},
-            ["no known format", "net.conv1.weight", "torchvision"],
+            lambda state: {f"trunk.{n}": t for n, t in state.items()},
+            ["no known format", "trunk.conv1.weight", "torchvision"],
         ),
         (lambda _: timm.create_model("resnet10t").state_dict(), ["timm or torchvision", "no place", "are missing"]),
         (lambda _: {}, ["holds no named tensors"]),

@@ -53,6 +53,10 @@ def test_file_formats(resnet18: State, tmp_path: Path, suffix: str) -> None:
         lambda state: {"state_dict": {n: t * 0 for n, t in state.items()}, "state_dict_ema": state},
         lambda state: {"model": {"state_dict": state}},
         lambda state: {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
+        # as Lightning saves a module whose network is its attribute `model` or `net`
+        lambda state: {"state_dict": {"loss.weight": torch.ones(2), **{f"model.{n}": t for n, t in state.items()}}},
+        lambda state: {"state_dict": {f"net.module.{name}": tensor for name, tensor in state.items()}},
+        lambda state: {"state_dict": {f"model.backbone.{name}": tensor for name, tensor in state.items()}},
         lambda state: {"head.classifier.weight": torch.ones(3), **{f"backbone.model.{n}": t for n, t in state.items()}},
     ],
 )
@@ -160,7 +164,7 @@ def test_damaged_and_foreign_files_are_refused(resnet18: State, tmp_path: Path) 
         "cut.safetensors": "cannot be read",
         "cut.pth": "cannot be read",
         "empty.pth": "cannot be read",
-        "page.pth": "is refused: it is damaged or not a PyTorch file",
+        "page.pth": "a web page in place of the file",
         "list.pth": "holds no named tensors",
         "absent.pth": "does not exist",
         "": "is a folder",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -146,8 +147,50 @@ def test_what_cannot_be_named_is_refused(home: Path, tmp_path: Path) -> None:
         predictor.predict(tmp_path / "gone.png")
     with pytest.raises(ImageError, match="the image cannot be read: pixels are 32-bit"):
         predictor.predict([image, Image.new("F", (40, 40))])
-    with pytest.raises(TypeError):
-        predictor.predict(np.zeros((40, 40, 3)))  # type: ignore[call-overload]
+
+
+def test_an_image_may_be_an_array_a_tensor_or_the_content_of_a_file(home: Path, tmp_path: Path) -> None:
+    predictor, pixels = fgvc.load_run(home / "tuned"), np.random.default_rng(0).integers(0, 256, (40, 60, 4), np.uint8)
+    colour, grey = pixels[..., :3], pixels[..., 0]
+    tensor, path = torch.from_numpy(colour).movedim(2, 0), tmp_path / "a.png"
+    Image.fromarray(colour).save(path)
+    with path.open("rb") as file:
+        for image in (colour, tensor, tensor / 255, (tensor / 255).double(), path.read_bytes(), str(path), file):
+            assert torch.equal(predictor.prepare(image), predictor.prepare(Image.fromarray(colour))), type(image)
+    for image in (grey, torch.from_numpy(grey)[None], torch.from_numpy(grey)[None] / 255):
+        assert torch.equal(predictor.prepare(image), predictor.prepare(Image.fromarray(grey)))
+    assert torch.equal(predictor.prepare(pixels), predictor.prepare(Image.fromarray(pixels)))
+    expected = predictor.predict(path).probabilities
+    batches = ([path.read_bytes()], (colour,), colour[None], tensor[None])
+    assert all(predictor.predict(images)[0].probabilities == expected for images in batches)
+    assert predictor.predict(path.read_bytes()).probabilities == predictor.predict(tensor).probabilities == expected
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (np.zeros((40, 40, 3)), r"float64 of shape \(40, 40, 3\); give"),
+        (np.zeros((3, 40, 40), np.uint8), r"uint8 of shape \(3, 40, 40\); give"),
+        (np.zeros((40, 0, 3), np.uint8), r"\(40, 0, 3\): it is empty"),
+        (torch.zeros(40, 40, 3), r"torch.float32 of shape \(40, 40, 3\); give"),
+        (torch.zeros(3, 0, 40), r"\(3, 0, 40\): it is empty"),
+        (torch.full((3, 40, 40), -2.1), "numbers below 0, above 1 or NaN; give those before normalising"),
+        (torch.full((3, 40, 40), np.nan), "numbers below 0, above 1 or NaN"),
+        (torch.zeros(3, 40, 40, dtype=torch.int64), "torch.int64"),
+        (Image.new("RGB", (0, 0)), "0 x 0 pixels: it is empty"),
+        (Image.new("RGB", (1, 6000)), "1 x 6000 pixels, one side more than 100 times the other"),
+        (b"", "not an image"),
+        (b"<html></html>", "not an image"),
+        (None, "NoneType; give a Pillow image, a path,"),
+        (3, "int; give"),
+        ({"a": 1}, "dict; give"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_its_type(home: Path, image: Any, words: str) -> None:
+    predictor = fgvc.load_run(home / "tuned")
+    for images in (image, [image]):
+        with pytest.raises(ImageError, match=f"the image cannot be read: .*{words}"):
+            predictor.predict(images)
 
 
 def test_weights_that_give_no_numbers_are_refused(copy: Callable[[str], Path]) -> None:

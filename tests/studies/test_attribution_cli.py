@@ -1,13 +1,14 @@
 """scripts/attribute.py: the files it writes, the images it takes, what it refuses; and the pictures."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from command_line import Done, Train, refused
+from command_line import SMALL, Done, Train, refused
 from PIL import Image
 
 from fgvc.errors import ConfigError
@@ -80,6 +81,27 @@ def test_files_of_the_users_own_and_of_the_test_split(home: Path, here: Here) ->
     assert {item["explained"] for item in items} == {test.classes[1]}
     assert not (home / "seb" / "attribution" / "maps" / "000_gradcam_all.png").exists()
     refused(here("attribute.py", "seb", "--images", "mine", "--classes", "true", cwd=home), "a.png is not known")
+
+
+def test_a_class_with_a_comma_in_its_name_can_be_explained(tmp_path: Path, here: Here) -> None:
+    classes = ["Tinca tinca", "bream", "tench", "tench, Tinca tinca"]
+    for number, name in enumerate(classes):
+        for split in ("train", "test"):
+            path = tmp_path / "data" / split / name / "0.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (64, 64), (60 * number, 0, 0)).save(path)
+    small = [setting for setting in SMALL if "dataset=" not in setting and "options" not in setting]
+    data = ["dataset=folder", f"dataset.root={tmp_path / 'data'}", "dataset.name=own", "trainer.max_steps=1"]
+    assert here("train.py", *small, *data, "run_dir=run", cwd=tmp_path).returncode == 0
+    for text, expected in {
+        "tench, Tinca tinca": ["tench, Tinca tinca"] * 4,
+        "bream,tench, Tinca tinca,tench,Tinca tinca": ["bream", "tench, Tinca tinca", "tench", "Tinca tinca"],
+    }.items():
+        done = here("attribute.py", "run", "--images", "4", "--classes", text, "--output", "out", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        items = json.loads((tmp_path / "out" / "attribution.json").read_text(encoding="utf-8"))["items"]
+        assert [item["explained"] for item in items] == expected
+        shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The sections of the report: each is one function that yields its parts and notes what it leaves out."""
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from fgvc.errors import RunError, UserError
-from fgvc.io import read_csv, read_json_object
+from fgvc.io import file_digests, read_csv, read_json_object
 from fgvc.presentation.render import Block
 from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import TABLES
@@ -336,7 +335,7 @@ def _settings(run: Run, notes: list[str]) -> dict[str, str]:
         kept = values.keys() - {"final", "best", "classes"}
         found |= flatten({key: value for key, value in values.items() if key in kept}, source)
     if folder.config_file.is_file():
-        found["made with: config_sha256"] = hashlib.sha256(folder.config_file.read_bytes()).hexdigest()
+        found["made with: config_sha256"] = file_digests(folder.config_file, ["sha256"])["sha256"]
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         for key, value in found.items()

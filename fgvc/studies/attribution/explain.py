@@ -214,7 +214,7 @@ def attribute_run(
     *,
     bands: Sequence[str] = ("all",),
     methods: Sequence[str] = ("gradcam",),
-    classes: Sequence[str] | None = None,
+    classes: str | Sequence[str] | None = None,
     eigenvectors: int = 0,
     checkpoint: str = "last",
     root: str | None = None,
@@ -228,8 +228,8 @@ def attribute_run(
         images, seed: which ones, as in `choose_images`.
         bands: texts of `parse_band`; the rank is the median of the run's spectrum.npz.
         methods: names in `METHODS`, with their default options.
-        classes: names of the classes to explain, one for all images or one for each; "true" for the true ones. None:
-            those that the whole head predicts.
+        classes: names of the classes to explain, one for all images or one for each, as a list or as a text with
+            commas; "true" for the true ones. None: those that the whole head predicts.
         eigenvectors: number of eigenvectors at each end of the spectrum to picture.
         checkpoint: "last" or "best".
         root: folder of the dataset, where it has moved since training.
@@ -280,8 +280,21 @@ def attribute_run(
     )
 
 
-def _explained_classes(classes: Sequence[str], names: Sequence[str], images: ChosenImages) -> Tensor:
+def _split_names(text: str, names: Sequence[str]) -> list[str]:
+    """The names in a text with commas; a name may hold commas itself: of those that fit, the longest counts."""
+    parts, found = text.split(","), []
+    while parts:
+        ends = (end for end in range(len(parts), 1, -1) if ",".join(parts[:end]).strip() in names)
+        end = next(ends, 1)
+        found.append(",".join(parts[:end]).strip())
+        parts = parts[end:]
+    return found
+
+
+def _explained_classes(classes: str | Sequence[str], names: Sequence[str], images: ChosenImages) -> Tensor:
     """Class index of each image, (N,)."""
+    if isinstance(classes, str):
+        classes = _split_names(classes, names)
     if list(classes) == ["true"]:
         if None in images.targets:
             name = images.names[images.targets.index(None)]
