@@ -20,13 +20,6 @@ def root(tmp_path: Path) -> Path:
     return write_miniature("dogs", tmp_path / "dogs", train_per_class=2, test_per_class=1)
 
 
-def test_classes_targets_and_order(root: Path) -> None:
-    train, test = (create_dataset("dogs", root=root, split=split) for split in ("train", "test"))
-    assert train.classes == test.classes == ["Chihuahua", "black-and-tan coonhound", "Saint Bernard"]
-    assert (train.targets, test.targets) == ([0, 0, 1, 1, 2, 2], [0, 1, 2])
-    assert train.relative_paths()[0] == f"Images/{FIRST}.jpg"
-
-
 def test_lists_may_lie_in_a_folder_of_their_own(root: Path) -> None:
     before = create_dataset("dogs", root=root).paths
     (root / "lists").mkdir()
@@ -36,8 +29,6 @@ def test_lists_may_lie_in_a_folder_of_their_own(root: Path) -> None:
 
 
 def test_annotations_are_read_only_when_asked_for(root: Path) -> None:
-    box = create_dataset("dogs", root=root, crop="bbox")
-    assert np.asarray(box[0][0])[..., 0].min() > 180  # class 0 is red
     shutil.rmtree(root / "Annotation")
     assert create_dataset("dogs", root=root).boxes is None
 
