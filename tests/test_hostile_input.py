@@ -26,24 +26,17 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from command_line import ROOT, SMALL, Done, Train, refused
+from command_line import ROOT, SMALL, Done, Train, refused, succeeded
 from miniature import write_imagenet_kit, write_miniature
 from PIL import EpsImagePlugin, Image
 from run_folders import write_config, write_run
 from scipy.io import savemat
 from torch import nn
 
-from fgvc.data import (
-    ImageDataset,
-    Samples,
-    TransformSpec,
-    cached_features,
-    create_dataset,
-    fingerprint,
-    prepare_dataset,
-)
+from fgvc.data import ImageDataset, Samples, TransformSpec, cached_features, create_dataset, prepare_dataset
 from fgvc.data.cards import load_card
 from fgvc.data.checks import check_images
+from fgvc.data.dataset import fingerprint
 from fgvc.data.imagenet import sort_validation
 from fgvc.data.mat import read_mat
 from fgvc.errors import ConfigError, DatasetError, RunError, UserError, WeightsError
@@ -182,21 +175,17 @@ def test_own_photographs_are_upright(
     assert (image.size, image.getpixel(red)) == (size, RED)
 
 
-def test_official_datasets_stay_as_their_boxes_count_them(tmp_path: Path) -> None:
-    dataset = create_dataset("cub", root=small_cub(tmp_path))
-    dataset.paths[0].write_bytes(turned(6))
-    assert dataset[0][0].size == (3, 2)
-
-
-def test_a_fingerprint_tells_upright_images_from_stored_ones(tmp_path: Path) -> None:
+def test_a_fingerprint_tells_upright_images_from_stored_ones_as_official_datasets_have_them(tmp_path: Path) -> None:
     path = tmp_path / "0.png"
     path.write_bytes(turned(6))
-    upright, stored = (
-        ImageDataset(Samples(["a"], [path], [0], upright=upright), tmp_path) for upright in (True, False)
-    )
+    both = (ImageDataset(Samples(["a"], [path], [0], upright=upright), tmp_path) for upright in (True, False))
+    upright, stored = both
     assert fingerprint(upright) != fingerprint(stored)
     assert (upright.decode(0).size, stored.decode(0).size) == ((2, 3), (3, 2))
     assert upright.subset([0]).decode(0).size == (2, 3)
+    official = create_dataset("cub", root=small_cub(tmp_path))
+    official.paths[0].write_bytes(turned(6))
+    assert official[0][0].size == (3, 2)  # as its boxes count
 
 
 def read_images(root: Path) -> object:
@@ -257,12 +246,10 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
     assert [found.path for found in find_runs([tmp_path / "runs"])] == [run]
 
 
-@pytest.mark.parametrize(
-    "name", ["a b.png", "zwei\nZeilen.png", "žluťoučký 鳥 🐦.png", "'\"`$(x);.png", "a\u2028\x85b.png"]
-)
-def test_names_of_files_are_taken_letter_for_letter(tmp_path: Path, name: str) -> None:
-    dataset = create_dataset("folder", root=folder_of(tmp_path / "with a blank", name))
-    assert (dataset.relative_paths()[0], dataset[0][0].size) == (f"train/auk/{name}", (4, 4))
+def test_names_of_files_are_taken_letter_for_letter(tmp_path: Path) -> None:
+    for name in ("a b.png", "zwei\nZeilen.png", "žluťoučký 鳥 🐦.png", "'\"`$(x);.png", "a\u2028\x85b.png"):
+        dataset = create_dataset("folder", root=folder_of(tmp_path / f"before {name}", name))
+        assert (dataset.relative_paths()[0], dataset[0][0].size) == (f"train/auk/{name}", (4, 4))
 
 
 def test_line_separators_of_unicode_are_part_of_a_name(tmp_path: Path) -> None:
@@ -660,10 +647,8 @@ def test_a_run_on_classes_of_any_name(tmp_path: Path, here: Callable[..., Done])
             Image.new("RGB", (64, 64), (40 * target, 90 * number, 0)).save(path)
     small = [setting for setting in SMALL if "dataset=" not in setting and "options" not in setting]
     place = ["dataset=folder", f"dataset.root={root}", "dataset.name=own", "run_dir=a run"]
-    done = here("train.py", *small, *place, "trainer.epochs=1", "method=gap", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    done = here("evaluate.py", "a run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeeded(here("train.py", *small, *place, "trainer.epochs=1", "method=gap", cwd=tmp_path))
+    succeeded(here("evaluate.py", "a run", cwd=tmp_path))
     for file in ("predictions.csv", "predictions-last.csv"):
         found = read_predictions(tmp_path / "a run" / file)
         assert sorted(found["target_class"]) == sorted(names)

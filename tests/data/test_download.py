@@ -46,17 +46,11 @@ def test_a_file_arrives_whole_and_alone(server: FileServer, tmp_path: Path) -> N
     assert (len(server.requests), server.served) == (1, len(CONTENT))
 
 
-def test_a_cut_connection_is_continued_in_the_same_call(server: FileServer, tmp_path: Path) -> None:
-    server.cut_after = [100_000, 50_000]
-    assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert [asked for _, asked in server.requests] == [None, "bytes=100000-", "bytes=150000-"]
-    assert server.served == len(CONTENT)
-
-
-def test_progress_is_never_given_up_on(server: FileServer, tmp_path: Path) -> None:
+def test_a_cut_connection_is_continued_as_long_as_there_is_progress(server: FileServer, tmp_path: Path) -> None:
     server.cut_after = [20_000] * 12
     assert fetch(server, tmp_path, attempts=2).read_bytes() == CONTENT
-    assert (len(server.requests), server.served) == (13, len(CONTENT))
+    assert [asked for _, asked in server.requests] == [None, *(f"bytes={20_000 * i}-" for i in range(1, 13))]
+    assert server.served == len(CONTENT)
 
 
 def test_a_later_call_continues_what_an_earlier_one_left(server: FileServer, tmp_path: Path) -> None:
@@ -151,11 +145,10 @@ def test_two_calls_at_once_do_not_write_to_the_same_file(
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha256"])
-def test_a_wrong_checksum_refuses_and_is_not_trusted_later(server: FileServer, tmp_path: Path, algorithm: str) -> None:
+def test_a_wrong_checksum_refuses_and_leaves_nothing(server: FileServer, tmp_path: Path, algorithm: str) -> None:
     expected = "0" * len(SUMS[algorithm])
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError, match=f"expected {algorithm}:{expected} but got {SUMS[algorithm]}"):
         fetch(server, tmp_path, checksums={algorithm: expected})
-    assert f"expected {algorithm}:{expected} but got {SUMS[algorithm]}" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 

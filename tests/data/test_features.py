@@ -11,37 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from counted_backbone import COUNT, Backbone, images_in
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fgvc.data import FeatureSet, ImageDataset, Samples, TransformSpec, cached_features
+from fgvc.data import FeatureSet, ImageDataset, TransformSpec, cached_features
 from fgvc.errors import ConfigError, DatasetError
-
-COUNT = 7
-
-
-class Backbone:
-    """Average pooling, counted; the flip test needs it to see left from right, which it does."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, images: Tensor) -> Tensor:
-        assert torch.is_inference_mode_enabled()
-        assert images.is_contiguous(memory_format=torch.channels_last)
-        self.calls += 1
-        return torch.nn.functional.avg_pool2d(images, 4)
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> ImageDataset:
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / "images" / f"{number}.png" for number in range(COUNT)]
-    paths[0].parent.mkdir()
-    for path in paths:
-        Image.fromarray(rng.integers(0, 256, (20, 16, 3), dtype=np.uint8)).save(path)
-    return ImageDataset(Samples(["a", "b"], paths, [0, 1, 0, 1, 0, 1, 1]), tmp_path)
+    return images_in(tmp_path)
 
 
 def transform(training: bool = True, **options: Any) -> TransformSpec:
@@ -179,15 +160,11 @@ def test_too_little_room_is_seen_before_writing(dataset: ImageDataset, monkeypat
 
 
 def test_an_interrupted_computation_leaves_nothing_behind(dataset: ImageDataset) -> None:
-    backbone = Backbone()
-
-    def interrupted(images: Tensor) -> Tensor:
-        if backbone.calls == 3:
-            raise KeyboardInterrupt
-        return backbone(images)
+    def interrupt() -> None:
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        features_of(dataset, interrupted)
+        features_of(dataset, Backbone(interrupt, at=4))
     assert cache_files(dataset) == []
 
 

@@ -15,22 +15,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import Train, refused
-from PIL import Image
+from command_line import Train, refused, succeeded
+from counted_backbone import COUNT, Backbone, images_in
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
-from fgvc.data import (
-    FeatureSet,
-    ImageDataset,
-    Samples,
-    TransformSpec,
-    cached_features,
-    feature_set,
-)
+from fgvc.data import FeatureSet, ImageDataset, TransformSpec, cached_features, feature_set
 from fgvc.errors import ConfigError
 
-COUNT = 7
 SIZE = 128 + COUNT * 3 * 4 * 4 * 4  # header and maps of one entry in bytes
 # forked children have torch imported already, which takes seconds
 context = multiprocessing.get_context("fork")
@@ -39,28 +30,6 @@ context = multiprocessing.get_context("fork")
 @pytest.fixture
 def dataset(tmp_path: Path) -> ImageDataset:
     return images_in(tmp_path)
-
-
-def images_in(root: Path) -> ImageDataset:
-    rng = np.random.default_rng(0)
-    paths = [root / "images" / f"{number}.png" for number in range(COUNT)]
-    paths[0].parent.mkdir()
-    for path in paths:
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
-    return ImageDataset(Samples(["a", "b"], paths, [0, 1, 0, 1, 0, 1, 1]), root)
-
-
-class Backbone:
-    """Average pooling; `meanwhile` runs in its call of number `at`."""
-
-    def __init__(self, meanwhile: Callable[[], object] = lambda: None, at: int = 2) -> None:
-        self.calls, self.at, self.meanwhile = 0, at, meanwhile
-
-    def __call__(self, images: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls == self.at:
-            self.meanwhile()
-        return avg_pool2d(images, 4)
 
 
 def features_of(
@@ -366,8 +335,7 @@ def test_a_limit_on_the_command_line(tmp_path: Path, train_here: Train) -> None:
     before = set((tmp_path / "cache").glob("features-*"))
     limit = f"cache.max_gb={1.2e-9 * sum(path.stat().st_size for path in before)}"
     # the weights of this backbone are drawn with the seed: other maps
-    done = train_here(tmp_path, *frozen, "run_dir=b", "seed=1", limit)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(train_here(tmp_path, *frozen, "run_dir=b", "seed=1", limit))
     assert done.stderr.count("evicted from the feature cache") == 2
     after = set((tmp_path / "cache").glob("features-*"))
     assert len(after) == len(before) == 4 and not after & before

@@ -80,6 +80,12 @@ def train(cwd: Path, *overrides: str) -> Done:
     return run("train.py", *SMALL, *overrides, cwd=cwd)
 
 
+def succeeded(done: Done) -> Done:
+    """Exit status 0; otherwise the failure shows stderr."""
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def refused(done: Done, *parts: str) -> None:
     """Exit status 2, one readable message that holds `parts`, no traceback."""
     assert done.returncode == 2, done.stderr

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import SMALL, run
+from command_line import SMALL, run, succeeded
 from safetensors.torch import load_file, save_file
 
 from fgvc.data import ViewTransform, resized_spec
@@ -26,9 +26,9 @@ CPU = torch.device("cpu")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Working folder of two finished runs: `tuned`, whose backbone was trained, and `frozen`."""
     cwd = tmp_path_factory.mktemp("runs")
-    for name, overrides in {"tuned": [], "frozen": ["backbone.frozen=true", "cache.dir=cache"]}.items():
-        done = run("train.py", *SMALL, "trainer.epochs=1", f"run_dir={name}", *overrides, cwd=cwd)
-        assert done.returncode == 0, done.stderr
+    frozen = ["backbone.frozen=true", "cache.dir=cache", "trainer.epochs=1"]
+    for name, overrides in {"tuned": [], "frozen": frozen}.items():
+        succeeded(run("train.py", *SMALL, f"run_dir={name}", *overrides, cwd=cwd))
     return cwd
 
 
@@ -55,9 +55,22 @@ def copy(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 def test_command_line_writes_what_it_says(runs: Path) -> None:
     before = {file: file.read_bytes() for file in (runs / "tuned").rglob("*") if file.is_file()}
-    done = run("evaluate.py", "tuned", "--views", "ten_crop", "--resize-size", "72", "--output", "out", cwd=runs)
-    assert done.returncode == 0, done.stderr
-    name = "last-ten_crop-resize72"
+    done = succeeded(
+        run(
+            "evaluate.py",
+            "tuned",
+            "--views",
+            "ten_crop",
+            "--resize-size",
+            "72",
+            "--checkpoint",
+            "best",
+            "--output",
+            "out",
+            cwd=runs,
+        )
+    )
+    name = "best-ten_crop-resize72"
     written = done.stdout.split("written: ")[1].strip().split(", ")
     assert sorted(written) == sorted(f"out/{file.name}" for file in (runs / "out").iterdir())
     assert {Path(file).name for file in written} == {
@@ -68,7 +81,7 @@ def test_command_line_writes_what_it_says(runs: Path) -> None:
     }
     record = json.loads((runs / "out" / f"evaluation-{name}.json").read_text())
     assert (record["views"], record["size"], record["resize_size"], record["images"]) == ("ten_crop", 64, 72, 9)
-    assert (record["checkpoint"], record["root"]) == ("last", "datasets/synthetic") and record["seconds"] > 0
+    assert (record["checkpoint"], record["root"]) == ("best", "datasets/synthetic") and record["seconds"] > 0
     assert f"top-1 {record['top1']:.2f} %" in done.stdout and "views: ten_crop" in done.stdout
 
     predictions = pd.read_csv(runs / "out" / f"predictions-{name}.csv")
@@ -89,9 +102,10 @@ def test_a_single_view_repeats_the_training_and_mirror_does_not_overwrite_it(
     name: str, copy: Callable[..., Path]
 ) -> None:
     path = copy(name)
-    single, mirror = evaluate_run(path), evaluate_run(path, views="mirror")
+    single, best, mirror = evaluate_run(path), evaluate_run(path, checkpoint="best"), evaluate_run(path, views="mirror")
     summary = json.loads((path / "summary.json").read_text())
     assert single.record["top1"] == pytest.approx(summary["final"]["top1"])
+    assert best.record["top1"] == pytest.approx(summary["best"]["top1"])
     trained, repeated = pd.read_csv(path / "predictions.csv"), pd.read_csv(path / "predictions-last.csv")
     pd.testing.assert_frame_equal(trained, repeated, atol=1e-5)
     assert list(trained) == ["path", "target", "predicted", "target_class", "predicted_class", "confidence", "rank"]

@@ -77,14 +77,6 @@ def test_summary_of_zero_covariances_has_no_condition() -> None:
     assert np.isnan(summary.nonzero_condition_number) and summary.effective_rank_before == 0
 
 
-@pytest.mark.parametrize("change", [{"dataset": "cub"}, {"backbone": "resnet50"}, {"image_size": 448}])
-def test_spectra_of_several_settings_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
-    write_run(tmp_path / "a")
-    write_run(tmp_path / "b", "mpn_cov", **change)
-    with pytest.raises(RunError, match="2 settings"):
-        pool_spectra(find_runs([tmp_path]))
-
-
 def test_spectra_of_different_width_are_not_pooled(tmp_path: Path) -> None:
     for seed, channels in ((0, 64), (1, 32)):
         write_spectrum(write_run(tmp_path / f"seb{seed}", seed=seed), channels=channels)

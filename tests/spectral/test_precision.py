@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from command_line import Train, a_config, refused
+from command_line import Train, a_config, refused, succeeded
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -198,10 +198,15 @@ def test_both_stages_of_a_hybrid_run_have_the_precision() -> None:
 def test_a_run_trains_in_float32_says_so_and_is_not_continued_in_float64(
     tmp_path: Path, train_here: Train, precision: str
 ) -> None:
-    done = train_here(
-        tmp_path, "run_dir=run", f"trainer.precision={precision}", "method.spectral_dtype=float32", "trainer.epochs=1"
+    succeeded(
+        train_here(
+            tmp_path,
+            "run_dir=run",
+            f"trainer.precision={precision}",
+            "method.spectral_dtype=float32",
+            "trainer.epochs=1",
+        )
     )
-    assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["label"], summary["spectral_dtype"]) == ("SEB [dtype=float32]", "float32")
     again = train_here(tmp_path, "run_dir=run", "trainer.epochs=1")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import Done, Train, refused
+from command_line import Done, Train, refused, succeeded
 from PIL import Image
 
 from fgvc.errors import ConfigError
@@ -25,19 +25,19 @@ def home(tmp_path_factory: pytest.TempPathFactory, train_here: Train, monkeypatc
     folder = tmp_path_factory.getbasetemp() / "attribution"
     if not folder.exists():
         folder.mkdir()
-        done = train_here(folder, "dataset.transform.size=96", "trainer.epochs=1", "run_dir=seb")
-        assert done.returncode == 0, done.stderr
+        succeeded(train_here(folder, "dataset.transform.size=96", "trainer.epochs=1", "run_dir=seb"))
     monkeypatch.chdir(folder)  # the run names its dataset relative to it
     return folder
 
 
 def test_files_of_a_run(home: Path, here: Here) -> None:
-    done = here(
-        *("attribute.py", "seb", "--images", "3", "--bands", "top1,1:3", "--method", "hirescam"),
-        *("--eigenvectors", "2", "--batch-size", "2"),
-        cwd=home,
+    done = succeeded(
+        here(
+            *("attribute.py", "seb", "--images", "3", "--bands", "top1,1:3", "--method", "hirescam"),
+            *("--eigenvectors", "2", "--batch-size", "2"),
+            cwd=home,
+        )
     )
-    assert done.returncode == 0, done.stderr
     assert "hirescam: " in done.stdout and " s per image, 2 bands" in done.stdout
     folder = home / "seb" / "attribution"
     record = json.loads((folder / "attribution.json").read_text(encoding="utf-8"))
@@ -72,8 +72,9 @@ def test_files_of_the_users_own_and_of_the_test_split(home: Path, here: Here) ->
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(images / "a.png")
     test = restore_run(home / "seb").images
     (images / "b.png").symlink_to((home / test.paths[2]).resolve())
-    done = here("attribute.py", "seb", "--images", "mine", "--classes", test.classes[1], "--output", "out", cwd=home)
-    assert done.returncode == 0, done.stderr
+    succeeded(
+        here("attribute.py", "seb", "--images", "mine", "--classes", test.classes[1], "--output", "out", cwd=home)
+    )
     items = json.loads((home / "out" / "attribution.json").read_text(encoding="utf-8"))["items"]
     assert [item["image"] for item in items] == [str(Path("mine", "a.png")), test.relative_paths()[2]]
     assert [item["class"] for item in items] == [None, test.classes[test.targets[2]]]
@@ -106,8 +107,7 @@ def test_refused(home: Path, here: Here, arguments: list[str], parts: list[str])
 def test_a_run_without_a_spectrum_has_no_bands(tmp_path: Path, train_here: Train, here: Here) -> None:
     assert train_here(tmp_path, "method=gap", "run_dir=gap", "trainer.epochs=1").returncode == 0
     refused(here("attribute.py", "gap", "--bands", "top1", cwd=tmp_path), "normalises no covariance", "mpn_cov")
-    done = here("attribute.py", "gap", "--images", "3", "--classes", "true", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeeded(here("attribute.py", "gap", "--images", "3", "--classes", "true", cwd=tmp_path))
     assert (tmp_path / "gap" / "attribution" / "grid_gradcam.png").is_file()
 
 

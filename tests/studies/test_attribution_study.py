@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Done, refused
+from command_line import Done, refused, succeeded
 from miniature import write_miniature
 
 from fgvc.data import boxes_in_view, create_dataset
@@ -60,11 +60,9 @@ BIRDS = [
 def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Callable[..., Done]) -> None:
     root = write_miniature("cub", tmp_path / "birds")
     for method in ("mpn_cov", "gap"):
-        done = here("train.py", *BIRDS, f"method={method}", f"run_dir=runs/{method}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        succeeded(here("train.py", *BIRDS, f"method={method}", f"run_dir=runs/{method}", cwd=tmp_path))
     options = ("--images", 4, "--bands", "top1,1:", "--method", "hirescam", "--steps", 3, "--output", "out")
-    done = here("study_attribution.py", "runs", *options, "--boxes", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(here("study_attribution.py", "runs", *options, "--boxes", cwd=tmp_path))
     assert "4 of 4 images" in done.stderr and "| MPN-COV, top1 " in done.stdout and "inside the box" in done.stdout
     files = {f"{name}.csv" for name in COLUMNS} | {"attribution.png", "attribution.pdf"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
@@ -89,8 +87,7 @@ def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Callable[..
     (root / "bounding_boxes.txt").unlink()
     with pytest.raises(DatasetError, match="it holds the bounding boxes"):
         study_attribution(find_finished([tmp_path / "runs"])[0], images=4, bands=["top1"], boxes=True)
-    other = here("train.py", *BIRDS, "method=mpn_cov", "seed=1", "run_dir=runs/other", cwd=tmp_path)
-    assert other.returncode == 0, other.stderr
+    succeeded(here("train.py", *BIRDS, "method=mpn_cov", "seed=1", "run_dir=runs/other", cwd=tmp_path))
     with pytest.raises(RunError, match="differ in the weights of their backbones"):
         study_attribution(find_finished([tmp_path / "runs"])[0], images=4, bands=["top1"])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import Done, Train, refused
+from command_line import Done, Train, refused, succeeded
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from run_folders import write_run, write_spectrum
@@ -280,8 +280,7 @@ def test_views_from_the_command_line(trained: Path, train_here: Train, here: Cal
         overrides = [f"method={method}", "backbone.frozen=true", "name=v", "trainer.epochs=1"]
         assert train_here(trained, *overrides).returncode == 0
     names = [argument for name in ("methods", "conditions", "epochs", "classes") for argument in ("--view", name)]
-    done = here("plot_spectra.py", *names, "results/v", "--images", 9, "--smallest", 3, cwd=trained)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(here("plot_spectra.py", *names, "results/v", "--images", 9, "--smallest", 3, cwd=trained))
     assert "share of the 3 smallest before" in done.stdout
     files = {file.name for file in (trained / "results" / "v" / "figures").iterdir()}
     assert files == {f"{n}.{k}" for n in ("spectra", "conditions", "epochs", "classes") for k in ("png", "pdf", "csv")}
@@ -289,8 +288,7 @@ def test_views_from_the_command_line(trained: Path, train_here: Train, here: Cal
     assert len(classes) == 6 and set(classes["images"]) == {3}
 
     run = "results/v/test_resnet/mpn_cov/seed0"
-    done = here("plot_spectra.py", run, "--view", "layers", "--images", 4, "--output", "out", cwd=trained)
-    assert done.returncode == 0, done.stderr
+    succeeded(here("plot_spectra.py", run, "--view", "layers", "--images", 4, "--output", "out", cwd=trained))
     layers = pd.read_csv(trained / "out" / "layers.csv")
     assert layers["label"].nunique() == 3 and set(layers["images"]) == {4}
     refused(here("plot_spectra.py", "results/v", "--view", "layers", cwd=trained), "2 were given")

@@ -4,53 +4,18 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from fgvc.errors import ConfigError, DatasetError
 from fgvc.models import PoolingHead
 from fgvc.spectral import EigendecompositionError
-from fgvc.training.guard import Cause, LossWatch, find_cause, non_finite_entries, non_finite_samples
+from fgvc.training.guard import Cause, LossWatch, find_cause, non_finite_entries
 from fgvc.training.run import memory_advice
-from fgvc.training.step import copy_buffers, restore_buffers
-
-
-class Samples(Dataset[int]):
-    """Six samples; reading one of them does `harm`."""
-
-    def __init__(self, bad: int, harm: Callable[[], object]) -> None:
-        self.bad, self.harm = bad, harm
-
-    def __len__(self) -> int:
-        return 6
-
-    def __getitem__(self, index: int) -> int:
-        if index == self.bad:
-            self.harm()
-        return index
-
-
-def refuse() -> None:
-    try:
-        raise OSError("cut short")
-    except OSError as error:
-        raise DatasetError("birds/4.jpg: cut short.\nReplace it") from error
-
-
-def test_a_refusal_in_a_worker_comes_through_with_its_own_message() -> None:
-    loader = DataLoader(Samples(bad=4, harm=refuse), batch_size=1, num_workers=1)
-    with pytest.raises(DatasetError) as caught:
-        list(loader)
-    assert str(caught.value) == "birds/4.jpg: cut short.\nReplace it"
-    with pytest.raises(ConfigError, match=r"^Caught in the act$"):
-        raise ConfigError("Caught in the act")
-
 
 LEFT_OPEN = """
 from torch.utils.data import DataLoader
@@ -173,12 +138,6 @@ def test_a_healthy_step_has_no_cause() -> None:
     assert look(a_head(), *a_batch()) == Cause(None, [])
 
 
-def test_inputs_that_are_not_finite_are_named() -> None:
-    inputs, targets = a_batch()
-    inputs[2, 0, 1, 1] = math.inf
-    assert look(a_head(), inputs, targets).samples == [2] and non_finite_samples(inputs) == [2]
-
-
 def test_weights_that_are_not_finite_are_named() -> None:
     head = a_head("gap")
     with torch.no_grad():
@@ -247,13 +206,3 @@ def test_a_gradient_that_no_layer_hands_back_is_named_by_its_weight() -> None:
 
     inputs, targets = a_batch()
     assert look(Scale(), inputs[:, :3], targets).layer == "the gradient of scale"
-
-
-def test_buffers_are_put_back_after_a_failed_step() -> None:
-    head, (inputs, _) = a_head("gap"), a_batch()
-    head.reduction = nn.BatchNorm2d(6)
-    before = copy_buffers(head)
-    head(inputs * math.nan)
-    assert bool(head.reduction.running_mean.isnan().all())
-    restore_buffers(head, before)
-    assert bool(head.reduction.running_mean.eq(0).all()) and int(head.reduction.num_batches_tracked) == 0

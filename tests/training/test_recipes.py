@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
-from command_line import ROOT, Train, refused, run
+from command_line import ROOT, Train, refused, run, succeeded
 
 from fgvc.inference.restore import read_weights
 from fgvc.models import PoolingHead
@@ -167,8 +167,7 @@ def test_steps_that_end_before_the_switch_are_refused(tmp_path: Path, train_here
 def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(
     tmp_path: Path, train_here: Train, here: Train
 ) -> None:
-    done = train_here(tmp_path, "run_dir=run", "trainer.ema_decay=0.5")
-    assert done.returncode == 0, done.stderr
+    succeeded(train_here(tmp_path, "run_dir=run", "trainer.ema_decay=0.5"))
     folder = RunFolder(tmp_path / "run")
     state, last = StateStore(folder.checkpoints).read(), read_weights(folder, "last")
     name = "head.classifier.weight"
@@ -220,8 +219,7 @@ def test_a_frozen_head_starts_from_and_returns_to_initial_weights(
     """The backbone comes from the file, in training as in a later evaluation."""
     assert train_here(tmp_path, "run_dir=whole", "seed=5").returncode == 0
     weights = "initial_weights=whole/checkpoints/last.safetensors"
-    done = train_here(tmp_path, "run_dir=head", "backbone.frozen=true", "trainer.epochs=1", weights)
-    assert done.returncode == 0, done.stderr
+    succeeded(train_here(tmp_path, "run_dir=head", "backbone.frozen=true", "trainer.epochs=1", weights))
     evaluated = here("evaluate.py", "head", cwd=tmp_path)
     assert f"{summary_of(tmp_path / 'head')['final']['top1']:.2f}" in evaluated.stdout, evaluated.stderr
 
@@ -238,8 +236,7 @@ SMALLER = [
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name[0] != "_" and not name.endswith("_seb")])
 def test_dry_run_of_every_experiment(tmp_path: Path, here: Train, name: str) -> None:
-    done = here("train.py", f"experiment={name}", *SMALLER, "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(here("train.py", f"experiment={name}", *SMALLER, "--dry-run", cwd=tmp_path))
     for words in ("dry run: ", "2 steps", " random images of 64 px; losses "):
         assert words in done.stdout
     assert "nan" not in done.stdout
@@ -252,7 +249,6 @@ def test_dry_run_of_every_experiment(tmp_path: Path, here: Train, name: str) -> 
 )
 def test_dry_run_at_full_size(tmp_path: Path, name: str) -> None:
     """With the experiment's own backbone, from random weights, and its own image size, as a user starts it."""
-    done = run("train.py", f"experiment={name}", "dataset.root=nowhere", "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(run("train.py", f"experiment={name}", "dataset.root=nowhere", "--dry-run", cwd=tmp_path))
     assert "2 steps" in done.stdout and "nan" not in done.stdout
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from command_line import Train, a_config
+from command_line import Train, a_config, succeeded
 from miniature import write_miniature
 from run_folders import write_run
 
@@ -40,8 +40,7 @@ def _free(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_run_records_what_it_was_made_with(tmp_path: Path, train_here: Train) -> None:
-    done = train_here(tmp_path, "run_dir=run", "trainer.epochs=1", "trainer.deterministic=true")
-    assert done.returncode == 0, done.stderr
+    succeeded(train_here(tmp_path, "run_dir=run", "trainer.epochs=1", "trainer.deterministic=true"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert {"python", "fgvc", "torch", "timm", "numpy", "pillow"} <= set(summary["versions"])
     assert (summary["commit"], summary["dirty"]) == tuple(source_state().values())

@@ -171,7 +171,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_used(
     assert f"{states[1].relative_to(cwd)} is damaged (sha256 is" in said and "continuing damaged after" in said, said
     assert_same_run(cwd / "damaged", cwd / "straight")
 
-    (cwd / "damaged" / "summary.json").unlink()
+    (cwd / "damaged" / "summary.json").unlink()  # all states are damaged
     for state in (cwd / "damaged" / "checkpoints").glob("state-*.pt"):
         state.write_bytes(state.read_bytes()[:1000])
     refused(train_here(cwd, *command), "1000 bytes", "were written", "none is left", "delete")
@@ -225,20 +225,6 @@ def a_store(tmp_path: Path, states: int) -> StateStore:
     for number in range(1, states + 1):
         store.write({"number": number, "weights": torch.full((100,), float(number))}, epoch=number)
     return store
-
-
-def test_the_two_newest_states_are_kept(tmp_path: Path) -> None:
-    store = a_store(tmp_path, 4)
-    assert store.exists() and store.read()["number"] == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "state-000003.json",
-        "state-000003.pt",
-        "state-000004.json",
-        "state-000004.pt",
-    ]
-    assert json.loads((tmp_path / "state-000004.json").read_text())["epoch"] == 4
-    store.keep_newest()
-    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["state-000004.pt"]
 
 
 def test_a_damaged_state_does_not_take_the_place_of_a_whole_one(tmp_path: Path) -> None:
@@ -313,11 +299,6 @@ def test_a_damaged_state_or_card(tmp_path: Path, file: str, content: bytes, capl
 def test_no_state_is_left(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no state"):
         StateStore(tmp_path).read()
-    store = a_store(tmp_path, 2)
-    for path in tmp_path.glob("*.pt"):
-        path.write_bytes(b"?")
-    with pytest.raises(RunError, match=r"state-000002\.pt is damaged .*state-000001\.pt is damaged"):
-        store.read()
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import SMALL, Train, refused, run, train
+from command_line import SMALL, Train, refused, run, succeeded, train
 from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Working folder of a finished run in `run` with the backbone trained."""
+    """Working folder of a finished run in `run` with the backbone trained, in bfloat16 and with tensorboard."""
     cwd = tmp_path_factory.mktemp("finetune")
-    done = train(cwd, "run_dir=run")
-    assert done.returncode == 0, done.stderr
+    succeeded(train(cwd, "run_dir=run", "trainer.precision=bf16", "trainer.tracker=tensorboard"))
     return cwd
 
 
@@ -44,24 +43,10 @@ def test_run_folder_is_complete(finished: Path) -> None:
 
     spectrum = np.load(folder / "spectrum.npz")
     assert spectrum["before"].shape == spectrum["after"].shape == (9, 8)
-    assert {file.name for file in (folder / "checkpoints").iterdir()} == {
-        "best.safetensors",
-        "last.safetensors",
-        "state-000002.pt",
-        "state-000002.json",
-    }
+    kept = {"best.safetensors", "last.safetensors", "state-000002.pt", "state-000002.json"}
+    assert {file.name for file in (folder / "checkpoints").iterdir()} == kept
+    assert list(folder.rglob("events.out.tfevents.*"))
     assert not [file for file in folder.rglob("*") if ".tmp" in file.name]
-
-
-@pytest.mark.parametrize("checkpoint", ["last", "best"])
-def test_evaluate_repeats_the_result(finished: Path, checkpoint: str) -> None:
-    done = run("evaluate.py", "run", "--checkpoint", checkpoint, cwd=finished)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((finished / "run" / "summary.json").read_text())
-    evaluation = json.loads((finished / "run" / f"evaluation-{checkpoint}.json").read_text())
-    expected = summary["final" if checkpoint == "last" else "best"]
-    assert evaluation["top1"] == pytest.approx(expected["top1"])
-    assert f"{expected['top1']:.2f}" in done.stdout
 
 
 def test_a_finished_run_is_not_repeated_and_never_overwritten(finished: Path, train_here: Train) -> None:
@@ -75,8 +60,7 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(finished: Path, tr
 
 def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: Path, here: Train) -> None:
     overrides = ["backbone.frozen=true", "trainer.val_fraction=0.25", "trainer.batch_size=3", "cache.dir=cache"]
-    sweep = run("train.py", "-m", *SMALL[:5], *SMALL[6:], *overrides, "method=gap,mpn_cov", "seed=0,1", cwd=tmp_path)
-    assert sweep.returncode == 0, sweep.stderr
+    succeeded(run("train.py", "-m", *SMALL[:5], *SMALL[6:], *overrides, "method=gap,mpn_cov", "seed=0,1", cwd=tmp_path))
     folders = sorted((tmp_path / "results" / "custom" / "test_resnet").glob("*/seed*"))
     assert [str(folder.relative_to(folder.parents[1])) for folder in folders] == [
         "gap/seed0",
@@ -93,14 +77,12 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
     evaluated = here("evaluate.py", str(folders[3]), cwd=tmp_path)
     assert f"{summaries[3]['final']['top1']:.2f}" in evaluated.stdout
 
-    table = here("make_tables.py", "results", "--strict", cwd=tmp_path)
-    assert table.returncode == 0, table.stderr
+    table = succeeded(here("make_tables.py", "results", "--strict", cwd=tmp_path))
     mean = sum(summary["final"]["top1"] for summary in summaries[2:]) / 2
     accuracy = table.stdout.split("## Differences")[0]
     (row,) = [line for line in accuracy.splitlines() if line.startswith("| MPN-COV")]
     assert f"{mean:.2f} ±" in row and "Best (selected on validation)" in table.stdout
-    plot = here("plot_spectra.py", "results", cwd=tmp_path)
-    assert plot.returncode == 0, plot.stderr
+    succeeded(here("plot_spectra.py", "results", cwd=tmp_path))
     assert (tmp_path / "results" / "figures" / "spectra.pdf").stat().st_size > 5000
 
 
@@ -181,13 +163,6 @@ def test_a_run_is_not_evaluated_on_another_dataset(finished: Path, tmp_path: Pat
     refused(done, "4 classes", "3", "same dataset")
 
 
-def test_bfloat16_and_tensorboard(tmp_path: Path, train_here: Train) -> None:
-    done = train_here(tmp_path, "run_dir=run", "trainer.precision=bf16", "trainer.tracker=tensorboard")
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
-    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
-
-
 def test_a_full_disk_leaves_the_saved_epochs_whole(
     tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +175,8 @@ def test_a_full_disk_leaves_the_saved_epochs_whole(
     save = torch.save
     monkeypatch.setattr(torch, "save", full)
     done = train_here(tmp_path, "run_dir=run")
-    assert done.returncode == 1 and "no space left" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: no space left on the disk (run/checkpoints/state-000002.pt); free some" in done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
     assert not list(tmp_path.rglob("*.tmp*"))
     monkeypatch.undo()
@@ -216,8 +192,7 @@ def test_a_copied_state_continues_elsewhere_and_only_the_same_run(
     root = f"dataset.root={finished / 'datasets' / 'synthetic'}"
     refused(train_here(tmp_path, "run_dir=copy", f"resume={source}", root), "dataset.root was")
     refused(train_here(finished, "run_dir=copy", f"resume={source}", "method=gap"), "method.name was seb, now gap")
-    done = train_here(finished, "run_dir=copy", f"resume={source}")
-    assert done.returncode == 0, done.stderr
+    succeeded(train_here(finished, "run_dir=copy", f"resume={source}"))
     for which in ("best", "last"):
         ours, theirs = (load_file(finished / r / "checkpoints" / f"{which}.safetensors") for r in ("copy", "run"))
         assert all(ours[name].equal(theirs[name]) for name in theirs)
