@@ -26,7 +26,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from command_line import ROOT, SMALL, Done, Train, refused, succeeded
+from command_line import ROOT, SMALL, Train, refused, succeeded
 from miniature import write_imagenet_kit, write_miniature
 from PIL import EpsImagePlugin, Image
 from run_folders import write_config, write_run
@@ -636,7 +636,7 @@ def test_csv_loses_nothing(tmp_path: Path) -> None:
     assert read["=class"].tolist() == NAMES and read["number"].tolist() == table["number"].tolist()
 
 
-def test_a_run_on_classes_of_any_name(tmp_path: Path, here: Callable[..., Done]) -> None:
+def test_a_run_on_classes_of_any_name(tmp_path: Path, here: Train) -> None:
     """From the images to the tables, in a folder with blanks in its name."""
     names = ["=1+1", "007", "NA", "zwei\nZeilen", "ünï, $\\frac{$"]
     root = tmp_path / "own images"

@@ -242,9 +242,7 @@ def test_only_ten_bad_images_are_named(root: Path) -> None:
     assert "bad10" not in str(caught.value)
 
 
-def test_a_passed_check_is_remembered_until_a_file_changes(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_is_remembered_until_files_change(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = create_dataset("folder", root=root)
     stamps = tmp_path / "stamps"
     require_readable(dataset, stamp_dir=stamps)

@@ -73,9 +73,7 @@ def test_what_was_whole_before_the_rename_is_not_asked_for_again(server: FileSer
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_server_that_cannot_continue_is_asked_from_the_start(
-    server: FileServer, tmp_path: Path, ranges: bool
-) -> None:
+def test_a_server_that_cannot_continue_starts_over(server: FileServer, tmp_path: Path, ranges: bool) -> None:
     server.ranges, server.validators = ranges, not ranges
     server.cut_after = [100_000]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
@@ -126,7 +124,7 @@ def test_a_shorter_file_on_the_server_starts_over(server: FileServer, tmp_path: 
     assert [asked for _, asked in server.requests] == [None, "bytes=200000-", None]
 
 
-def test_two_calls_at_once_do_not_write_to_the_same_file(
+def test_the_second_of_two_calls_is_refused(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer, refusals = server.answer, []
@@ -224,9 +222,7 @@ def test_a_web_page_in_between_does_not_cost_what_has_arrived(server: FileServer
     assert server.requests[-1][1] == "bytes=100000-"
 
 
-def test_too_small_a_disk_is_found_before_the_transfer(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_small_a_disk_is_found_first(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 400_001, 599_999))
     with pytest.raises(DatasetError, match="needs 1 MB, 1 MB are free"):

@@ -81,9 +81,7 @@ def test_long_names_fit_into_a_folder_name(tmp_path: Path) -> None:
     assert all(len(path.parent.name) < 60 for path in dataset.paths)
 
 
-def test_the_second_reading_needs_neither_source_nor_library(
-    saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reading_again_needs_no_source_or_library(saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = create_dataset("hf", root=tmp_path / "out", path=saved)
     Path(saved).rename(tmp_path / "elsewhere")
     monkeypatch.setitem(sys.modules, "datasets", None)

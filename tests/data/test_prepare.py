@@ -284,9 +284,7 @@ def test_an_archive_without_a_checksum_is_taken_with_a_notice(place: Place, capl
 
 
 @pytest.mark.parametrize("verified", [True, False])
-def test_archives_of_a_dataset_that_is_there_are_not_unpacked(
-    ready: Place, caplog: pytest.LogCaptureFixture, verified: bool
-) -> None:
+def test_what_is_there_is_not_unpacked_again(ready: Place, caplog: pytest.LogCaptureFixture, verified: bool) -> None:
     if not verified:
         (ready.root / "fingerprint.json").unlink()
     (ready.folder / "birds.tgz").write_bytes(b"never read")

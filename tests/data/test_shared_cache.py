@@ -195,9 +195,7 @@ def test_runs_at_once_stay_below_the_limit_together(dataset: ImageDataset) -> No
     assert kinds(dataset) == [".json"] * 2 + [".npy"] * 2
 
 
-def test_an_entry_evicted_as_it_is_opened_is_computed_again(
-    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_evicted_on_opening_is_computed_again(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     path = features_of(dataset, Backbone()).path
     open_maps, calls = feature_set.open_maps, []
 
@@ -312,9 +310,7 @@ def test_a_cache_that_may_only_be_read_is_used(unprivileged: Path) -> None:
     assert kinds(read_only) == [".json", ".npy"]
 
 
-def test_without_locks_all_works_but_nothing_is_cleaned_up(
-    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_locks_all_works_but_no_cleaning_up(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 

@@ -20,6 +20,7 @@ from fgvc.io import read_csv
 from fgvc.pooling import create_pooling
 
 CPU = torch.device("cpu")
+Copy = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copy(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def copy(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Copy:
     """A copy of a run with replacements in its config.yaml; the working folder is that of the runs."""
     monkeypatch.chdir(runs)
 
@@ -55,30 +56,14 @@ def copy(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 def test_command_line_writes_what_it_says(runs: Path) -> None:
     before = {file: file.read_bytes() for file in (runs / "tuned").rglob("*") if file.is_file()}
-    done = succeeded(
-        run(
-            "evaluate.py",
-            "tuned",
-            "--views",
-            "ten_crop",
-            "--resize-size",
-            "72",
-            "--checkpoint",
-            "best",
-            "--output",
-            "out",
-            cwd=runs,
-        )
-    )
+    options = ["--views", "ten_crop", "--resize-size", "72", "--checkpoint", "best", "--output", "out"]
+    done = succeeded(run("evaluate.py", "tuned", *options, cwd=runs))
     name = "best-ten_crop-resize72"
     written = done.stdout.split("written: ")[1].strip().split(", ")
     assert sorted(written) == sorted(f"out/{file.name}" for file in (runs / "out").iterdir())
-    assert {Path(file).name for file in written} == {
-        *(f"{kind}-{name}.csv" for kind in ("predictions", "per_class", "confusion")),
-        *(f"confusion-{name}.{kind}" for kind in ("png", "pdf")),
-        f"confusions-{name}.md",
-        f"evaluation-{name}.json",
-    }
+    files = {f"{kind}-{name}.csv" for kind in ("predictions", "per_class", "confusion")}
+    files |= {f"confusion-{name}.png", f"confusion-{name}.pdf", f"confusions-{name}.md", f"evaluation-{name}.json"}
+    assert {Path(file).name for file in written} == files
     record = json.loads((runs / "out" / f"evaluation-{name}.json").read_text())
     assert (record["views"], record["size"], record["resize_size"], record["images"]) == ("ten_crop", 64, 72, 9)
     assert (record["checkpoint"], record["root"]) == ("best", "datasets/synthetic") and record["seconds"] > 0
@@ -98,9 +83,7 @@ def test_command_line_writes_what_it_says(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tuned", "frozen"])
-def test_a_single_view_repeats_the_training_and_mirror_does_not_overwrite_it(
-    name: str, copy: Callable[..., Path]
-) -> None:
+def test_a_single_view_repeats_the_training_and_mirror_does_not_overwrite_it(name: str, copy: Copy) -> None:
     path = copy(name)
     single, best, mirror = evaluate_run(path), evaluate_run(path, checkpoint="best"), evaluate_run(path, views="mirror")
     summary = json.loads((path / "summary.json").read_text())
@@ -132,7 +115,7 @@ def test_views_are_the_average_by_hand(
     np.testing.assert_allclose(found["confidence"], confidence, rtol=1e-4)
 
 
-def test_the_size_of_a_batch_changes_nothing_and_a_repetition_not_a_bit(copy: Callable[..., Path]) -> None:
+def test_the_size_of_a_batch_changes_nothing_and_a_repetition_not_a_bit(copy: Copy) -> None:
     path = copy("tuned", eval_batch_size="5")  # two images of two views, the last batch is smaller
     first = evaluate_run(path, views="mirror").predictions
     pd.testing.assert_frame_equal(evaluate_run(path, views="mirror").predictions, first)
@@ -140,7 +123,7 @@ def test_the_size_of_a_batch_changes_nothing_and_a_repetition_not_a_bit(copy: Ca
     pd.testing.assert_frame_equal(evaluate_run(copy("tuned"), views="mirror").predictions, first, atol=1e-5)
 
 
-def test_only_what_is_needed_is_read_and_cached(copy: Callable[..., Path], tmp_path: Path) -> None:
+def test_only_what_is_needed_is_read_and_cached(copy: Copy, tmp_path: Path) -> None:
     path = copy("frozen", dir=str(tmp_path / "fresh"))
     evaluate_run(path, views="mirror")
     assert [file.name.split("-")[0] for file in (tmp_path / "fresh").iterdir()] == ["readable"]
@@ -151,7 +134,7 @@ def test_only_what_is_needed_is_read_and_cached(copy: Callable[..., Path], tmp_p
     assert np.load(features).shape[:2] == (1, 9)  # the test split alone
 
 
-def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Callable[..., Path]) -> None:
+def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Copy) -> None:
     path = copy("frozen", method="isqrt_cov", switch_epoch="1")
     file = path / "summary.json"
     summary = json.loads(file.read_text())
@@ -163,7 +146,7 @@ def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Callable[
         restore_run(path, CPU, checkpoint="best")
 
 
-def test_weights_that_give_no_numbers_are_refused(copy: Callable[..., Path]) -> None:
+def test_weights_that_give_no_numbers_are_refused(copy: Copy) -> None:
     path = copy("frozen")
     file = path / "checkpoints" / "last.safetensors"
     weights = load_file(file)
@@ -173,7 +156,7 @@ def test_weights_that_give_no_numbers_are_refused(copy: Callable[..., Path]) -> 
     assert not list(path.glob("*-last*"))
 
 
-def test_ten_crop_without_room(copy: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_ten_crop_without_room(copy: Copy, caplog: pytest.LogCaptureFixture) -> None:
     square = copy("frozen", resize="square")
     with pytest.raises(ConfigError, match=r"resize_size.*--resize-size N"):
         evaluate_run(square, views="ten_crop")

@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from command_line import Done, refused, succeeded, trainable
+from command_line import Train, refused, succeeded, trainable
 from miniature import write_miniature
 from run_folders import change_summary
 from safetensors import safe_open
@@ -24,7 +23,7 @@ from fgvc.runs.config import BackboneConfig, DatasetConfig, HybridConfig, Method
 from fgvc.training import train_run
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-Export = Callable[..., Done]
+Export = Train
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def export(here: Callable[..., Done], tmp_path: Path) -> Export:
+def export(here: Train, tmp_path: Path) -> Export:
     return lambda *arguments: here("export.py", *map(str, arguments), cwd=tmp_path)
 
 
@@ -133,9 +132,7 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Exp
         ({"crop": "bbox"}, "RGB, without the 20 rows of the banner at the bottom, cut to the object's bounding box"),
     ],
 )
-def test_the_card_says_what_is_cut_off_an_image(
-    options: dict[str, Any], cut: str, tmp_path: Path, export: Export
-) -> None:
+def test_the_card_says_how_images_are_cut(options: dict[str, Any], cut: str, tmp_path: Path, export: Export) -> None:
     write_miniature("aircraft", tmp_path / "data", classes=2)
     planes = DatasetConfig("planes", adapter="aircraft", root=str(tmp_path / "data"), options=options)
     config = trainable(tmp_path, dataset=planes, method=MethodConfig(name="gap"))
@@ -222,9 +219,7 @@ def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Export)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
-def test_an_exported_model_is_compared_with_the_run(
-    runs: Path, export: Export, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exported_models_are_compared_with_the_run(runs: Path, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = torch.export.load
 
     def other(file: Path) -> Any:
@@ -252,9 +247,7 @@ def test_saved_weights_are_compared_with_the_run(
     assert not (runs / run / "exports" / f"{to}-last").exists()
 
 
-def test_a_backbone_that_timm_computes_differently_is_refused(
-    runs: Path, export: Export, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backbone_that_timm_changes_is_refused(runs: Path, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
 
     def other(*arguments: Any, **options: Any) -> Any:

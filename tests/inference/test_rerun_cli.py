@@ -148,9 +148,7 @@ def test_what_is_missing_or_of_another_kind_is_not_called_equal(pair: tuple[Path
         assert part in found and part in comparison_markdown(comparison), part
 
 
-def test_only_finished_runs_that_this_version_reads_are_repeated(
-    pair: tuple[Path, Path], tmp_path: Path, here: Train
-) -> None:
+def test_only_finished_runs_of_this_version_are_repeated(pair: tuple[Path, Path], tmp_path: Path, here: Train) -> None:
     copy = pair[1]
     refused(here("rerun.py", tmp_path / "nothing", cwd=tmp_path), "nothing", "config.yaml")
     for inside in (copy, copy / "again"):
@@ -164,9 +162,7 @@ def test_only_finished_runs_that_this_version_reads_are_repeated(
     assert not (tmp_path / "copy-rerun").exists()
 
 
-def test_another_dataset_is_refused_and_changed_files_are_told(
-    pair: tuple[Path, Path], tmp_path: Path, here: Train
-) -> None:
+def test_another_dataset_is_refused_and_changes_are_told(pair: tuple[Path, Path], tmp_path: Path, here: Train) -> None:
     copy = pair[1]
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["dataset"]["adapter"], config["dataset"]["options"] = "cub", {}  # the layout the images are in

@@ -19,6 +19,7 @@ from fgvc.models import CheckpointReport, FineGrainedModel, create_model, load_c
 from fgvc.models.formats import list_formats
 
 State = dict[str, Tensor]
+Change = Callable[[State], Any]
 CLASSES = 5
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -160,7 +161,7 @@ def old(state: State) -> Any:
 
 
 def converted(
-    published: nn.Module, path: Path, container: Callable[[State], Any] = bare, **ours: Any
+    published: nn.Module, path: Path, container: Change = bare, **ours: Any
 ) -> tuple[FineGrainedModel, CheckpointReport]:
     """Our model with the published one's weights, by way of a file; the logits of both are compared."""
     torch.save(container(dict(reversed(published.state_dict().items()))), path)
@@ -180,7 +181,7 @@ RESNET18 = {"name": "resnet18", "reduction": 6, "last_stride": 1}
 
 @pytest.mark.parametrize("container", [bare, training_checkpoint, all_wrapped, old])
 @pytest.mark.parametrize("method", ["isqrt_cov", "mpn_cov"])
-def test_one_part(tmp_path: Path, method: str, container: Callable[[State], Any]) -> None:
+def test_one_part(tmp_path: Path, method: str, container: Change) -> None:
     published = randomised(OnePart(method=method))
     model, report = converted(published, tmp_path / "w.pth.tar", container, method=method, **RESNET26)
     assert (report.format, report.folded, report.left_out) == ("MPN-COV ResNet in one part", False, ())
@@ -192,7 +193,7 @@ def test_one_part(tmp_path: Path, method: str, container: Callable[[State], Any]
 
 @pytest.mark.parametrize("container", [bare, all_wrapped, features_wrapped])
 @pytest.mark.parametrize("method", ["isqrt_cov", "mpn_cov"])
-def test_three_parts(tmp_path: Path, method: str, container: Callable[[State], Any]) -> None:
+def test_three_parts(tmp_path: Path, method: str, container: Change) -> None:
     whole = OnePart(BasicBlock, method, whole=True)
     # everything of a pretrained one but its classifier is the features; the representation has no layers
     pretrained = ThreeParts(nn.Sequential(*list(OnePart(BasicBlock).children())[:-1]), 6, [], method, None)
@@ -227,7 +228,7 @@ def alexnet(method: str, hidden: list[int], d: int | None, *, batch_norm: bool) 
     ],
 )
 def test_alexnet_in_three_parts(
-    tmp_path: Path, name: str, method: str, hidden: list[int], d: int | None, container: Callable[[State], Any]
+    tmp_path: Path, name: str, method: str, hidden: list[int], d: int | None, container: Change
 ) -> None:
     published = randomised(alexnet(method, hidden, d, batch_norm=name == "alexnet_bn"))
     ours = {"name": name, "method": method, "reduction": d, "hidden": hidden}
@@ -322,7 +323,7 @@ def test_the_released_resnet50_has_a_place_for_every_tensor(tmp_path: Path) -> N
     assert report.loaded == len(state) == len(model.state_dict())
 
 
-def without(name: str) -> Callable[[State], State]:
+def without(name: str) -> Change:
     return lambda state: {key: tensor for key, tensor in state.items() if key != name}
 
 
@@ -346,9 +347,7 @@ def without(name: str) -> Callable[[State], State]:
         (lambda _: {}, ["holds no named tensors"]),
     ],
 )
-def test_what_does_not_fit_is_listed_and_changes_nothing(
-    tmp_path: Path, change: Callable[[State], State], parts: list[str]
-) -> None:
+def test_what_does_not_fit_is_listed_and_changes_nothing(tmp_path: Path, change: Change, parts: list[str]) -> None:
     path = tmp_path / "w.pth"
     torch.save(change(OnePart(BasicBlock).state_dict()), path)
     model = create_model(method="isqrt_cov", num_classes=CLASSES, **RESNET18)

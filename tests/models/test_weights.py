@@ -134,9 +134,7 @@ def test_transformer_saved_at_another_size_is_resized_as_timm_does(name: str, si
         ("resnet18", "swin_tiny_patch4_window7_224", ["swin_tiny_patch4_window7_224", "missing"]),
     ],
 )
-def test_another_architectures_file_is_refused_and_changes_nothing(
-    saved: str, wanted: str, words: list[str], tmp_path: Path
-) -> None:
+def test_a_file_of_another_network_changes_nothing(saved: str, wanted: str, words: list[str], tmp_path: Path) -> None:
     torch.save(timm.create_model(saved).state_dict(), tmp_path / "w.pth")
     model = timm.create_model(wanted)
     before = weights_digest(model)
@@ -170,9 +168,7 @@ def test_damaged_and_foreign_files_are_refused(resnet18: State, tmp_path: Path) 
         assert str(tmp_path / name) in str(caught.value)
 
 
-def test_package_is_searched_without_importing_it(
-    resnet18: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_package_is_searched_without_import(resnet18: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "some_weights" / "models"
     folder.mkdir(parents=True)
     (folder.parent / "__init__.py").write_text("raise RuntimeError('imported')")

@@ -99,22 +99,14 @@ def test_unfinished_runs_are_noted_and_the_rest_kept(tmp_path: Path) -> None:
         split_finished(find_runs([tmp_path / "b"]))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"dataset": "cub"},
-        {"backbone": "resnet50"},
-        {"frozen": False},
-        {"image_size": 448},
-        {"reduction": 128},
-        {"epochs": 30},
-        {"test_images": 100},
-        {"selected_on": "validation"},
-    ],
-)
-def test_runs_of_different_settings_are_never_pooled(tmp_path: Path, change: dict[str, object]) -> None:
+CHANGES = {"dataset": "cub", "backbone": "resnet50", "frozen": False, "image_size": 448, "reduction": 128}
+CHANGES |= {"epochs": 30, "test_images": 100, "selected_on": "validation"}
+
+
+@pytest.mark.parametrize("setting", CHANGES)
+def test_runs_of_different_settings_are_never_pooled(tmp_path: Path, setting: str) -> None:
     write_run(tmp_path / "a", seed=0)
-    write_run(tmp_path / "b", seed=1, **change)
+    write_run(tmp_path / "b", seed=1, **{setting: CHANGES[setting]})
     groups = group_runs(find_runs([tmp_path]))
     assert [len(runs) for group in groups.values() for runs in group.values()] == [1, 1]
     assert len(groups) == 2

@@ -195,18 +195,9 @@ def test_both_stages_of_a_hybrid_run_have_the_precision() -> None:
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_run_trains_in_float32_says_so_and_is_not_continued_in_float64(
-    tmp_path: Path, train_here: Train, precision: str
-) -> None:
-    succeeded(
-        train_here(
-            tmp_path,
-            "run_dir=run",
-            f"trainer.precision={precision}",
-            "method.spectral_dtype=float32",
-            "trainer.epochs=1",
-        )
-    )
+def test_a_run_in_float32_says_so_and_stays_in_it(tmp_path: Path, train_here: Train, precision: str) -> None:
+    narrow = [f"trainer.precision={precision}", "method.spectral_dtype=float32"]
+    succeeded(train_here(tmp_path, "run_dir=run", *narrow, "trainer.epochs=1"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["label"], summary["spectral_dtype"]) == ("SEB [dtype=float32]", "float32")
     again = train_here(tmp_path, "run_dir=run", "trainer.epochs=1")

@@ -178,9 +178,7 @@ def test_rank_correlation_is_spearmans() -> None:
 
 @pytest.mark.parametrize("crop", [None, "bbox"])
 @pytest.mark.parametrize("recipe", [{"resize_size": 70}, {"resize": "square", "crop": "none"}, {}])
-def test_boxes_go_through_crop_and_resize_with_their_image(
-    tmp_path: Path, crop: str | None, recipe: dict[str, object]
-) -> None:
+def test_boxes_are_cropped_and_resized_with_images(tmp_path: Path, crop: str | None, recipe: dict[str, object]) -> None:
     """Every image is dark noise with a bright box: where the box is after the transform, it is bright."""
     root = write_miniature("cub", tmp_path / "cub", size=(120, 90))
     spec = TransformSpec(size=60, training=False, **MEAN, **recipe)

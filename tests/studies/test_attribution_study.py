@@ -1,14 +1,13 @@
 """The study of attributions: what it measures of trained runs, its tables, files and figure, what it refuses."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Done, refused, succeeded
+from command_line import Train, refused, succeeded
 from miniature import write_miniature
 
 from fgvc.data import boxes_in_view, create_dataset
@@ -44,20 +43,13 @@ from fgvc.studies.attribution.study import (
 from fgvc.studies.truncation.bands import evaluate_bands
 
 BIRDS = [
-    "dataset=cub",
-    "dataset.root=birds",
-    "dataset.transform.size=64",
-    "backbone.name=test_resnet",
-    "backbone.weights=null",
-    "backbone.frozen=true",
-    "method.reduction=6",
-    "trainer.epochs=1",
-    "trainer.batch_size=4",
-    "trainer.workers=0",
+    *("dataset=cub", "dataset.root=birds", "dataset.transform.size=64"),
+    *("backbone.name=test_resnet", "backbone.weights=null", "backbone.frozen=true", "method.reduction=6"),
+    *("trainer.epochs=1", "trainer.batch_size=4", "trainer.workers=0"),
 ]
 
 
-def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Callable[..., Done]) -> None:
+def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Train) -> None:
     root = write_miniature("cub", tmp_path / "birds")
     for method in ("mpn_cov", "gap"):
         succeeded(here("train.py", *BIRDS, f"method={method}", f"run_dir=runs/{method}", cwd=tmp_path))

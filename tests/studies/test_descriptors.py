@@ -1,13 +1,12 @@
 """The descriptor study: similar classes, neighbours, the map, on known descriptors and on a trained run."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Done, Train, refused, succeeded
+from command_line import Train, refused, succeeded
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -90,7 +89,7 @@ def test_the_map_repeats_itself_and_parts_what_is_apart() -> None:
     assert nearest > np.linalg.norm(apart[:, None] - apart, axis=2).max() / 2
 
 
-def test_the_study_from_the_command_line(tmp_path: Path, train_here: Train, here: Callable[..., Done]) -> None:
+def test_the_study_from_the_command_line(tmp_path: Path, train_here: Train, here: Train) -> None:
     for method in ("mpn_cov", "gap"):
         overrides = [f"method={method}", "backbone.frozen=true", "name=d", "trainer.epochs=1"]
         assert train_here(tmp_path, *overrides).returncode == 0

@@ -154,7 +154,7 @@ def test_released_power_iteration_vanishes_as_the_released_layer_does(golden_fil
         assert (released < 1e-12).all() and (released > 0).all() and (abs(described - 1) < 0.1).all()
 
 
-def test_released_power_iteration_does_not_vanish_with_the_projector_of_each_eigenvector(
+def test_released_power_iteration_does_not_vanish_with_a_projector_for_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its parts, seen where eigenvectors are missing: U of the three largest eigenvalues leaves a projector."""

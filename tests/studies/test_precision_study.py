@@ -140,9 +140,8 @@ def test_the_script_on_a_trained_run(tmp_path: Path, train_here: Train, here: Tr
     def study(*arguments: object) -> Done:
         return here("study_precision.py", "wide", *arguments, "--images", 4, cwd=tmp_path)
 
-    found = succeeded(
-        study("--methods", "isqrt_cov", "mpn_cov", "svd_topn", "--trained", "wide", "narrow", "--output", "out")
-    )
+    methods = ["--methods", "isqrt_cov", "mpn_cov", "svd_topn"]
+    found = succeeded(study(*methods, "--trained", "wide", "narrow", "--output", "out"))
     assert "Relative errors, d = 8" in found.stdout and "| MPN-COV |     1 |" in found.stdout
     files = {"errors.csv", "eigenvalues.csv", "images.csv", "pairs.csv", "precision.png", "precision.pdf"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import Done, Train, refused, succeeded
+from command_line import Train, refused, succeeded
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from run_folders import write_run, write_spectrum
@@ -97,9 +97,7 @@ def test_legend_and_table_are_in_the_order_of_methods_and_pool_the_seeds(folder:
 
 
 @pytest.mark.parametrize("before", [np.zeros((2, 4)), np.ones((1, 1))], ids=["constant features", "one channel"])
-def test_degenerate_spectra_are_drawn_the_same_every_time_with_embedded_fonts(
-    tmp_path: Path, before: np.ndarray
-) -> None:
+def test_degenerate_spectra_are_drawn_alike_every_time_with_embedded_fonts(tmp_path: Path, before: np.ndarray) -> None:
     curves = curve_table([MethodSpectrum("GAP", (0,), before, None)])
     first, second = (save_figure(spectra_figure(curves, "title"), tmp_path / name) for name in ("a", "b"))
     assert [one.read_bytes() for one in first] == [other.read_bytes() for other in second]
@@ -275,7 +273,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("views")
 
 
-def test_views_from_the_command_line(trained: Path, train_here: Train, here: Callable[..., Done]) -> None:
+def test_views_from_the_command_line(trained: Path, train_here: Train, here: Train) -> None:
     for method in ("mpn_cov", "gap"):
         overrides = [f"method={method}", "backbone.frozen=true", "name=v", "trainer.epochs=1"]
         assert train_here(trained, *overrides).returncode == 0

@@ -1,13 +1,12 @@
 """Parts of the spectrum: what a head makes of them, and the study of runs that keep them."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Done, Train, refused, succeeded
+from command_line import Train, refused, succeeded
 from run_folders import write_config, write_run
 from scipy import stats
 
@@ -189,7 +188,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("study")
 
 
-def test_the_study_from_the_command_line(trained: Path, train_here: Train, here: Callable[..., Done]) -> None:
+def test_the_study_from_the_command_line(trained: Path, train_here: Train, here: Train) -> None:
     frozen = ["backbone.frozen=true", "name=s", "trainer.epochs=1"]
     for overrides in (
         ["method=mpn_cov", "method.gradient=exact"],

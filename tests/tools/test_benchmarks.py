@@ -19,7 +19,7 @@ import pytest
 import report
 import spectral
 import torch
-from command_line import ROOT, succeeded
+from command_line import ROOT
 
 from fgvc.cli import exit_on_user_error
 from fgvc.pooling import create_pooling, list_poolings, pooling_label
@@ -44,16 +44,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A result of the real command line, and what it printed."""
     output = tmp_path_factory.mktemp("benchmark") / "spectral.json"
     script = [sys.executable, str(BENCHMARKS / "spectral.py"), "--shapes", *TINY]
-    done = succeeded(
-        subprocess.run(
-            [*script, "--repetitions", "2", "--output", str(output)],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            env=os.environ
-            | {"PYTHONPATH": str(BENCHMARKS.parent), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"},
-        )
-    )
+    command = [*script, "--repetitions", "2", "--output", str(output)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=env)
+    assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return output, done.stdout
 
@@ -74,9 +68,7 @@ def test_saved_result(run: tuple[Path, str]) -> None:
             assert case["peak_bytes"] > 0
 
 
-def test_tables_name_every_method_and_come_back_from_the_file(
-    run: tuple[Path, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_name_every_method_and_come_back(run: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     path, printed = run
     labels = [*map(pooling_label, list_poolings()), "MPN-COV (exact)", "SVD-TopN (exact)", "torch.linalg.eigh alone"]
     for label in labels:

@@ -150,9 +150,7 @@ def leaking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("how", "ended"), [("polite", 143), ("plain", -15)])
-def test_a_run_is_watched_and_told_to_end(
-    leaking: Path, how: str, ended: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_watched_and_ended(leaking: Path, how: str, ended: int, capsys: pytest.CaptureFixture[str]) -> None:
     watched = ["--minutes", 3 / 60, "--interval", 0.05, "--strict", "--output", leaking]
     assert status(*watched, how) == 1
     out, err = capsys.readouterr()

@@ -142,7 +142,6 @@ def test_hybrid_switches_at_the_last_decay() -> None:
         (["hybrid.method=isqrt_cov", "+hybrid.options.steps=3"], "steps"),
         (["hybrid.switch_epoch=3"], "need hybrid.method"),
         (["trainer.mixup=0.2", "trainer.batch_size=9"], "must be even, got 9"),
-        (["trainer.mixup=-1"], "trainer.mixup"),
         (["trainer.ema_decay=1"], "trainer.ema_decay"),
     ],
 )

@@ -155,9 +155,7 @@ def test_out_of_memory_says_what_to_set(tmp_path: Path, train_here: Train, monke
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_file_that_a_worker_cannot_read_is_one_message(
-    tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_no_worker_can_read_is_one_message(tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(path: Path, *arguments: object, **options: object) -> Image.Image:
         if get_worker_info() is not None and path.name == f"{split}_0002.jpg":
             raise UnreadableImageError("broken data stream")
@@ -173,9 +171,7 @@ def test_a_file_that_a_worker_cannot_read_is_one_message(
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
 
 
-def test_steps_that_the_loss_scaler_leaves_out_are_counted(
-    tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_skips_of_the_loss_scaler_count(tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp16 on the CPU, where accelerate does without: with torch's scaler, at a scale that overflows."""
 
     def create(*_: object, **__: object) -> Accelerator:

@@ -115,9 +115,7 @@ def test_a_folder_is_continued_where_it_holds_a_state(tmp_path: Path) -> None:
     assert find_source(a_config(), folder, states) == (folder, states)
 
 
-def test_unknown_settings_of_a_finished_run_are_left_out_with_a_note(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unknown_settings_of_a_finished_run_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = RunFolder(tmp_path)
     folder.begin(a_config(), {"status": "finished"})
     with folder.config_file.open("a") as file:

@@ -72,9 +72,7 @@ def test_a_run_keeps_the_spectra_of_each_epoch_and_is_not_disturbed(tmp_path: Pa
     refused(train_here(tmp_path, "trainer.probe_images=-1"), "trainer.probe_images", "-1")
 
 
-def test_a_continued_run_looks_at_the_images_of_its_history(
-    tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_continued_run_keeps_its_images(tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as stopped:
         save = Trainer._save
 

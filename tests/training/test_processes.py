@@ -29,11 +29,8 @@ UNEVEN = [
     "dataset.options.train_per_class=7",
     "trainer.batch_size=8",
     "trainer.eval_batch_size=2",
-    "dataset.transform.crop=random_resized",
-    "method=isqrt_cov",
-    *WITHOUT_NORMALISATION,
-    "trainer.ema_decay=0.9",
 ]
+UNEVEN += ["method=isqrt_cov", *WITHOUT_NORMALISATION, "dataset.transform.crop=random_resized", "trainer.ema_decay=0.9"]
 COLUMNS = ["train_loss", "test_loss", "train_top1", "test_top1", "test_mean_class"]
 
 

@@ -24,19 +24,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked
 
 # five steps an epoch with a state after each; all that is random, across the switch of a hybrid run
 EVERYTHING = [
-    "trainer.save_steps=1",
-    "trainer.workers=1",
-    "trainer.label_smoothing=0.1",
-    "trainer.cutmix=1.0",
-    "trainer.batch_size=2",
-    "trainer.mixup=0.4",
-    "trainer.ema_decay=0.9",
-    "trainer.val_fraction=0.25",
-    "dataset.transform.crop=random_resized",
-    "dataset.transform.randaugment=rand-m9-mstd0.5-inc1",
-    "method=mpn_cov",
-    "hybrid.method=isqrt_cov",
-    "hybrid.switch_epoch=1",
+    *("trainer.save_steps=1", "trainer.workers=1", "trainer.batch_size=2", "trainer.val_fraction=0.25"),
+    *("trainer.label_smoothing=0.1", "trainer.cutmix=1.0", "trainer.mixup=0.4", "trainer.ema_decay=0.9"),
+    *("dataset.transform.crop=random_resized", "dataset.transform.randaugment=rand-m9-mstd0.5-inc1"),
+    *("method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1"),
 ]
 FROZEN = ["trainer.save_steps=1", "backbone.frozen=true", "trainer.batch_size=3"]
 
@@ -187,9 +178,7 @@ def test_one_process_at_a_time_writes_a_folder(tmp_path: Path, train_here: Train
     assert train_here(tmp_path, "run_dir=run").returncode == 0
 
 
-def test_a_damaged_summary_is_written_anew_and_what_a_killed_run_left_deleted(
-    tmp_path: Path, train_here: Train
-) -> None:
+def test_a_damaged_summary_is_rewritten_and_what_a_killed_run_left_deleted(tmp_path: Path, train_here: Train) -> None:
     assert train_here(tmp_path, "run_dir=run").returncode == 0
     weights = (tmp_path / "run" / "checkpoints" / "last.safetensors").read_bytes()
     (tmp_path / "run" / "summary.json").write_text('{"status": ')

@@ -62,12 +62,8 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
     overrides = ["backbone.frozen=true", "trainer.val_fraction=0.25", "trainer.batch_size=3", "cache.dir=cache"]
     succeeded(run("train.py", "-m", *SMALL[:5], *SMALL[6:], *overrides, "method=gap,mpn_cov", "seed=0,1", cwd=tmp_path))
     folders = sorted((tmp_path / "results" / "custom" / "test_resnet").glob("*/seed*"))
-    assert [str(folder.relative_to(folder.parents[1])) for folder in folders] == [
-        "gap/seed0",
-        "gap/seed1",
-        "mpn_cov/seed0",
-        "mpn_cov/seed1",
-    ]
+    found = [str(folder.relative_to(folder.parents[1])) for folder in folders]
+    assert found == ["gap/seed0", "gap/seed1", "mpn_cov/seed0", "mpn_cov/seed1"]
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     assert all(summary["best"]["selected_on"] == "validation" for summary in summaries)
     assert all(summary["train_images"] == 9 for summary in summaries)
@@ -95,7 +91,8 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
         (["trainer.epoch=3"], ["epoch", "epochs", "batch_size"]),
         (["+trainer.epoch=3"], ["epoch", "epochs"]),
         (["trainer.epochs=many"], ["trainer.epochs", "many"]),
-        (["trainer.epochs=-1"], ["trainer.epochs", "-1"]),
+        *(([f"trainer.{key}=-1"], [f"trainer.{key}", "-1"]) for key in ("epochs", "clip_norm", "workers", "mixup")),
+        *(([f"{key}=-1"], [key, "-1"]) for key in ("optimizer.classifier_factor", "optimizer.momentum", "seed")),
         (["backbone.name=resnet51"], ["resnet51", "resnet50"]),
         (["backbone.weights=none.pth"], ["none.pth"]),
         (["method.gradient=magic"], ["magic", "exact"]),
@@ -107,21 +104,14 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
         (["schedule.milestones=[4,2]"], ["schedule.milestones must ascend"]),
         (["optimizer.name=lion"], ["lion", "adamw"]),
         (["optimizer.lr=0"], ["lr", "0.0"]),
-        (["optimizer.classifier_factor=-1"], ["classifier_factor", "-1"]),
         (["resume=no/such/run"], ["no/such/run", "not a run folder"]),
-        (["trainer.clip_norm=-1"], ["trainer.clip_norm", "-1"]),
         (["trainer.label_smoothing=2"], ["trainer.label_smoothing", "2"]),
-        (["trainer.workers=-1"], ["trainer.workers", "-1"]),
-        (["optimizer.momentum=-1"], ["optimizer.momentum", "-1"]),
-        (["seed=-1"], ["seed", "-1"]),
         (["method=isqrt_cov", "+method.options.iterations=0"], ["iterations", "0"]),
         (["dataset.options.classes=abc"], ["classes", "abc"]),
         (["trainer.precision=int8"], ["int8", "bf16"]),
     ],
 )
-def test_mistakes_exit_with_2_and_name_what_is_valid(
-    tmp_path: Path, overrides: list[str], parts: list[str], train_here: Train
-) -> None:
+def test_mistakes_name_what_is_valid(tmp_path: Path, overrides: list[str], parts: list[str], train_here: Train) -> None:
     done = train_here(tmp_path, *overrides, "run_dir=run")
     refused(done, *parts)
     assert not (tmp_path / "run").exists()
@@ -140,9 +130,7 @@ def test_a_bad_image_is_refused_before_training_or_skipped(finished: Path, tmp_p
 
 @pytest.mark.parametrize("batch_size", [4, 12])
 @pytest.mark.parametrize("method", ["gap", "seb"])
-def test_divergence_stops_the_run_and_keeps_the_good_weights(
-    tmp_path: Path, train_here: Train, method: str, batch_size: int
-) -> None:
+def test_divergence_stops_and_keeps_the_best(tmp_path: Path, train_here: Train, method: str, batch_size: int) -> None:
     # epoch 1 at an ordinary rate, epoch 2 at one that no network survives; with a batch of 12 that is the epoch's only
     # step, so that the evaluation is the first to meet the damage
     rate = ["schedule.milestones=[1]", "schedule.gamma=1e38", "trainer.clip_norm=null"]
