@@ -23,7 +23,6 @@ from fgvc.runs.config import BackboneConfig, DatasetConfig, HybridConfig, Method
 from fgvc.training import train_run
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-Export = Train
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def export(here: Train, tmp_path: Path) -> Export:
+def export(here: Train, tmp_path: Path) -> Train:
     return lambda *arguments: here("export.py", *map(str, arguments), cwd=tmp_path)
 
 
@@ -79,7 +78,7 @@ def export(here: Train, tmp_path: Path) -> Export:
     ],
 )
 def test_the_cards_snippet_gives_the_logits_of_the_run(
-    runs: Path, run: str, to: str, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+    runs: Path, run: str, to: str, tmp_path: Path, export: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "export"
     succeeded(export(runs / run, "--to", to, "--checkpoint", "best", "--output", output))
@@ -98,7 +97,7 @@ def test_the_cards_snippet_gives_the_logits_of_the_run(
         torch.testing.assert_close(logits, load_model(runs / run, "best")(IMAGES), rtol=1e-4, atol=1e-5)
 
 
-def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Export) -> None:
+def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Train) -> None:
     succeeded(export(runs / "isqrt_cov", "--to", "safetensors", "--output", tmp_path / "out"))
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     summary = json.loads((runs / "isqrt_cov" / "summary.json").read_text())
@@ -132,7 +131,7 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Exp
         ({"crop": "bbox"}, "RGB, without the 20 rows of the banner at the bottom, cut to the object's bounding box"),
     ],
 )
-def test_the_card_says_how_images_are_cut(options: dict[str, Any], cut: str, tmp_path: Path, export: Export) -> None:
+def test_the_card_says_how_images_are_cut(options: dict[str, Any], cut: str, tmp_path: Path, export: Train) -> None:
     write_miniature("aircraft", tmp_path / "data", classes=2)
     planes = DatasetConfig("planes", adapter="aircraft", root=str(tmp_path / "data"), options=options)
     config = trainable(tmp_path, dataset=planes, method=MethodConfig(name="gap"))
@@ -149,7 +148,7 @@ def test_the_card_says_how_images_are_cut(options: dict[str, Any], cut: str, tmp
     ("run", "method", "options"), [("hybrid", "svd_pade", {}), ("stopped", "isqrt_cov", {"iterations": 2})]
 )
 def test_a_hybrid_run_is_described_by_the_stage_of_its_weights(
-    runs: Path, run: str, method: str, options: dict[str, Any], tmp_path: Path, export: Export
+    runs: Path, run: str, method: str, options: dict[str, Any], tmp_path: Path, export: Train
 ) -> None:
     succeeded(export(runs / run, "--to", "safetensors", "--checkpoint", "best", "--output", tmp_path / "out"))
     facts = json.loads((tmp_path / "out" / "export.json").read_text())
@@ -160,7 +159,7 @@ def test_a_hybrid_run_is_described_by_the_stage_of_its_weights(
 
 
 @pytest.mark.parametrize("run", ["seb", "gap", "wide", "vit"])
-def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: Export) -> None:
+def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: Train) -> None:
     succeeded(export(runs / run, "--to", "timm", "--output", tmp_path / "out"))
     network = timm.create_model(f"local-dir:{tmp_path / 'out'}", num_classes=0, pretrained=True).eval()
     model = load_model(runs / run)
@@ -185,7 +184,7 @@ def test_timm_resizes_to_the_size_of_the_run() -> None:
     assert [pair for pair in pairs if math.floor(pair[0] / crop_pct(*pair)) != pair[1]] == []
 
 
-def test_refusals_name_what_works(runs: Path, tmp_path: Path, export: Export) -> None:
+def test_refusals_name_what_works(runs: Path, tmp_path: Path, export: Train) -> None:
     refused(export(runs / "seb", "--to", "onnx"), "seb", "eigendecomposition", "pt2", "isqrt_cov")
     refused(export(runs / "seb", "--to", "coreml"), "coreml", "safetensors, onnx, timm, pt2")
     refused(export(runs, "--to", "pt2"), "config.yaml")
@@ -203,7 +202,7 @@ def test_refusals_name_what_works(runs: Path, tmp_path: Path, export: Export) ->
     assert not list(tmp_path.rglob("exports/*"))
 
 
-def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Export) -> None:
+def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Train) -> None:
     output = tmp_path / "out"
     output.mkdir()  # empty: nothing to lose
     for _ in range(2):  # an export of the same run is replaced
@@ -219,7 +218,7 @@ def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Export)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
-def test_exported_models_are_compared_with_the_run(runs: Path, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exported_models_are_compared_with_the_run(runs: Path, export: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = torch.export.load
 
     def other(file: Path) -> Any:
@@ -235,7 +234,7 @@ def test_exported_models_are_compared_with_the_run(runs: Path, export: Export, m
 
 @pytest.mark.parametrize(("run", "to"), [("seb", "safetensors"), ("wide", "timm")])
 def test_saved_weights_are_compared_with_the_run(
-    runs: Path, run: str, to: str, export: Export, monkeypatch: pytest.MonkeyPatch
+    runs: Path, run: str, to: str, export: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def other(file: Path) -> dict[str, torch.Tensor]:
         tensors = load_file(file)
@@ -247,7 +246,7 @@ def test_saved_weights_are_compared_with_the_run(
     assert not (runs / run / "exports" / f"{to}-last").exists()
 
 
-def test_a_backbone_that_timm_changes_is_refused(runs: Path, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backbone_that_timm_changes_is_refused(runs: Path, export: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
 
     def other(*arguments: Any, **options: Any) -> Any:

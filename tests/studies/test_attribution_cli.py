@@ -15,8 +15,6 @@ from fgvc.studies.attribution import explain
 from fgvc.studies.attribution.explain import spread
 from fgvc.studies.attribution.report import band_columns, colour_limit, difference, grid_figure, overlay
 
-Here = Train
-
 
 @pytest.fixture
 def home(tmp_path_factory: pytest.TempPathFactory, train_here: Train, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -29,7 +27,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, train_here: Train, monkeypatc
     return folder
 
 
-def test_files_of_a_run(home: Path, here: Here) -> None:
+def test_files_of_a_run(home: Path, here: Train) -> None:
     options = [
         "--images",
         "3",
@@ -71,7 +69,7 @@ def test_files_of_a_run(home: Path, here: Here) -> None:
             assert picture.size == (96, 96) and picture.mode == "RGB"
 
 
-def test_files_of_the_users_own_and_of_the_test_split(home: Path, here: Here) -> None:
+def test_files_of_the_users_own_and_of_the_test_split(home: Path, here: Train) -> None:
     images = home / "mine"
     images.mkdir()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(images / "a.png")
@@ -102,12 +100,12 @@ def test_files_of_the_users_own_and_of_the_test_split(home: Path, here: Here) ->
         (["nothing"], ["nothing"]),
     ],
 )
-def test_refused(home: Path, here: Here, arguments: list[str], parts: list[str]) -> None:
+def test_refused(home: Path, here: Train, arguments: list[str], parts: list[str]) -> None:
     refused(here("attribute.py", *arguments, "--output", "none", cwd=home), *parts)
     assert not (home / "none").exists()
 
 
-def test_a_run_without_a_spectrum_has_no_bands(tmp_path: Path, train_here: Train, here: Here) -> None:
+def test_a_run_without_a_spectrum_has_no_bands(tmp_path: Path, train_here: Train, here: Train) -> None:
     assert train_here(tmp_path, "method=gap", "run_dir=gap", "trainer.epochs=1").returncode == 0
     refused(here("attribute.py", "gap", "--bands", "top1", cwd=tmp_path), "normalises no covariance", "mpn_cov")
     succeeded(here("attribute.py", "gap", "--images", "3", "--classes", "true", cwd=tmp_path))
