@@ -318,11 +318,7 @@ def attempt(target: Target, root: Path, content: bytes) -> None:
 
 VALUES = st.recursive(
     st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(),
-        st.floats(),
-        st.text(max_size=9),
+        *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
         st.sampled_from(["../x", "a" * 300, "${a}", "1" * 5000, "", "\ud800", 10**400, -1, 0, 2**63]),
     ),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),

@@ -27,6 +27,7 @@ import pytest
 import torch
 import yaml
 from command_line import ROOT, SMALL, Train, refused, succeeded
+from damage import replace_text
 from miniature import write_imagenet_kit, write_miniature
 from PIL import EpsImagePlugin, Image
 from run_folders import write_config, write_run
@@ -235,12 +236,8 @@ def test_what_may_not_be_read_is_named(unprivileged: Path, fault: str) -> None:
 
 def test_links_in_a_circle(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "data", "0.png")
-    auk = root / "train" / "auk"
-    (auk / "self.png").symlink_to(auk / "self.png")
-    (auk / "a.png").symlink_to(auk / "b.png")
-    (auk / "b.png").symlink_to(auk / "a.png")
     (root / "train" / "circle").symlink_to(root / "train" / "circle")
-    assert create_dataset("folder", root=root).paths == [auk / "0.png"]
+    assert create_dataset("folder", root=root).paths == [root / "train" / "auk" / "0.png"]
     run = write_run(tmp_path / "runs" / "a")
     (run / "up").symlink_to(tmp_path / "runs")
     assert [found.path for found in find_runs([tmp_path / "runs"])] == [run]
@@ -256,8 +253,7 @@ def test_line_separators_of_unicode_are_part_of_a_name(tmp_path: Path) -> None:
     root = small_cub(tmp_path)
     path = create_dataset("cub", root=root).paths[0]
     path.rename(path.with_name("a\u2028b\x85.jpg"))
-    table = root / "images.txt"
-    table.write_text(table.read_text().replace(path.name, "a\u2028b\x85.jpg"))
+    replace_text("images.txt", path.name, "a\u2028b\x85.jpg")(root)
     assert create_dataset("cub", root=root).paths[0].name == "a\u2028b\x85.jpg"
 
 
@@ -276,8 +272,7 @@ def test_names_in_another_encoding_are_refused_at_once(tmp_path: Path, place: st
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     root = small_cub(tmp_path)
     path = create_dataset("cub", root=root).paths[0]
-    table = root / "images.txt"
-    table.write_text(table.read_text().replace(f"{path.parent.name}/{path.name}", name))
+    replace_text("images.txt", f"{path.parent.name}/{path.name}", name)(root)
     with pytest.raises(DatasetError, match=r"(?i)name too long"):
         create_dataset("cub", root=root)
 
@@ -420,10 +415,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "no JSON": (safetensors(b"{" * 50), "cannot be read"),
     "offsets beyond the end": (safetensors(GOOD | {"bias": entry(24, 1 << 40, [1 << 38])}), "cannot be read"),
     "a shape whose size overflows": (safetensors(GOOD | {"bias": entry(24, 36, [1 << 63, 1 << 63])}), "cannot be read"),
-    "wrong shapes": (
-        safetensors(GOOD | {"weight": entry(0, 24, [2, 3])}),
-        r"1 of another shape .*\(2, 3\) for \(3, 2\)",
-    ),
+    "wrong shapes": (safetensors(GOOD | {"weight": entry(0, 24, [2, 3])}), r"shape .*\(2, 3\) for \(3, 2\)"),
     "no tensors": (safetensors({}, b""), "holds no named tensors"),
 }
 

@@ -65,6 +65,7 @@ def test_folder_reads_any_depth_but_nothing_hidden_and_no_circle(root: Path) -> 
         write_image(auk / name)
     (auk / "b" / "loop").symlink_to(auk)
     (auk / "gone.jpg").symlink_to(auk / "nowhere.jpg")
+    (auk / "self.jpg").symlink_to(auk / "self.jpg")
     (auk / "zz.jpg").symlink_to(auk / "0.jpg")
     found = [path.relative_to(auk).as_posix() for path in create_dataset("folder", root=root).paths[:10]]
     assert found == [*(f"{number}.jpg" for number in range(6)), "b/1.jpg", "b/c/0.JPG", "b-c/0.jpg", "zz.jpg"]

@@ -97,34 +97,27 @@ def test_a_hit_computes_nothing(dataset: ImageDataset) -> None:
 
 
 def test_everything_that_matters_is_in_the_key(dataset: ImageDataset) -> None:
-    paths = {
-        features_of(dataset, Backbone()).path,
-        features_of(dataset, Backbone(), key_parts={"weights": "other"}).path,
-        features_of(dataset, Backbone(), transform(size=12)).path,
-        features_of(dataset, Backbone(), transform(training=False)).path,
-        features_of(dataset, Backbone(), dtype="float16").path,
-        features_of(dataset.subset([0, 1]), Backbone()).path,
-    }
+    changes = [{}, {"key_parts": {"weights": "other"}}, {"dtype": "float16"}]
+    changes += [{"spec": transform(size=12)}, {"spec": transform(training=False)}]
+    paths = {features_of(dataset, Backbone(), **change).path for change in changes}
+    paths.add(features_of(dataset.subset([0, 1]), Backbone()).path)
     Image.new("RGB", (20, 20)).save(dataset.paths[0])
     assert len({*paths, features_of(dataset, Backbone()).path}) == 7
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: path.write_bytes(path.read_bytes()[:-8]),
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(path.read_bytes() + b"x"),
-        lambda path: path.with_suffix(".json").write_text('{"shape": '),
-        lambda path: path.with_suffix(".json").write_text("{}"),
-    ],
-    ids=["short", "empty", "long", "half a card", "empty card"],
-)
-def test_a_damaged_file_is_computed_again(
-    dataset: ImageDataset, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
-) -> None:
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "short": lambda content: content[:-8],
+    "long": lambda content: content + b"x",
+    "half a card": lambda _: b'{"shape": ',
+    "empty card": lambda _: b"{}",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_computed_again(dataset: ImageDataset, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     good = features_of(dataset, Backbone(), transform(training=False)).batch(range(COUNT))[0]
-    damage(next((dataset.root / "cache").glob("*.npy")))
+    (path,) = (dataset.root / "cache").glob("*.json" if "card" in damage else "*.npy")
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
     backbone = Backbone()
     with caplog.at_level(logging.WARNING):
         again = features_of(dataset, backbone, transform(training=False))

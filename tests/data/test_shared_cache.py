@@ -238,15 +238,11 @@ def test_no_limit_evicts_nothing_and_a_lower_one_only_when_something_is_added(da
     assert use(dataset, "d", 2)
 
 
-def test_an_entry_larger_than_the_limit_evicts_nothing(dataset: ImageDataset) -> None:
+def test_an_entry_larger_than_the_limit_evicts_nothing_and_a_file_without_a_card_can_go(dataset: ImageDataset) -> None:
     use(dataset, "a", None)
     with pytest.raises(ConfigError, match=r"those in use 0 GB.*Raise cache\.max_gb to 1\.4[78]e-06"):
         features_of(dataset, Backbone(), "b", entries=0.9)
     assert kinds(dataset) == [".json", ".npy"]
-
-
-def test_a_file_without_a_card_counts_and_can_go(dataset: ImageDataset) -> None:
-    use(dataset, "a", None)
     next((dataset.root / "cache").glob("*.json")).unlink()
     use(dataset, "b", 1)
     assert kinds(dataset) == [".json", ".npy"]

@@ -11,7 +11,7 @@ from accelerate.utils import set_seed
 from PIL import Image, ImageOps
 from torchvision.transforms import TenCrop
 
-from fgvc.data import VIEWS, TransformSpec, ViewTransform, normalization_from_timm, resized_spec
+from fgvc.data import VIEWS, TransformSpec, ViewTransform, resized_spec
 from fgvc.errors import ConfigError
 
 BASE: dict[str, Any] = {"size": 16, "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.25, 0.2), "interpolation": "bilinear"}
@@ -121,14 +121,6 @@ def test_repr_is_that_of_earlier_versions() -> None:
     )
 
 
-def test_equal_recipes_have_equal_keys() -> None:
-    spec = TransformSpec(**BASE, training=True)
-    assert repr(spec) == repr(TransformSpec(**{**BASE, "mean": [0.5, 0.4, 0.3]}, training=True, resize_size=16))
-    copy = pickle.loads(pickle.dumps(spec))
-    assert copy == spec
-    assert copy.deterministic()(gradient_image(20, 20)).shape == (3, 16, 16)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -146,12 +138,6 @@ def test_equal_recipes_have_equal_keys() -> None:
 def test_contradictions_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TransformSpec(**{**BASE, "training": False, **change})
-
-
-def test_normalization_from_timm() -> None:
-    config = {"input_size": (3, 224, 224), "mean": [0.1, 0.2, 0.3], "std": (1, 2, 3), "interpolation": "bicubic"}
-    spec = TransformSpec(size=8, training=False, **normalization_from_timm(config))
-    assert (spec.mean, spec.std, spec.interpolation) == ((0.1, 0.2, 0.3), (1, 2, 3), "bicubic")
 
 
 def recipe(training: bool = False, **changes: Any) -> TransformSpec:

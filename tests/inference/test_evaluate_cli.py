@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import SMALL, run, succeeded
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from fgvc.data import ViewTransform, resized_spec
@@ -35,20 +36,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Copy:
-    """A copy of a run with replacements in its config.yaml; the working folder is that of the runs."""
+    """A copy of a run with overrides of its config.yaml; the working folder is that of the runs."""
     monkeypatch.chdir(runs)
 
-    def make(name: str, **replacements: str) -> Path:
-        path = tmp_path / name
-        shutil.copytree(runs / name, path)
-        config = (path / "config.yaml").read_text()
-        for old, new in replacements.items():
-            assert f"{old}: " in config
-            config = "\n".join(
-                f"{line.split(old)[0]}{old}: {new}" if line.strip().startswith(f"{old}: ") else line
-                for line in config.splitlines()
-            )
-        (path / "config.yaml").write_text(config)
+    def make(name: str, *overrides: str) -> Path:
+        path = Path(shutil.copytree(runs / name, tmp_path / name))
+        config = OmegaConf.merge(OmegaConf.load(path / "config.yaml"), OmegaConf.from_dotlist(list(overrides)))
+        OmegaConf.save(config, path / "config.yaml")
         return path
 
     return make
@@ -116,7 +110,7 @@ def test_views_are_the_average_by_hand(
 
 
 def test_the_size_of_a_batch_changes_nothing_and_a_repetition_not_a_bit(copy: Copy) -> None:
-    path = copy("tuned", eval_batch_size="5")  # two images of two views, the last batch is smaller
+    path = copy("tuned", "trainer.eval_batch_size=5")  # two images of two views, the last batch is smaller
     first = evaluate_run(path, views="mirror").predictions
     pd.testing.assert_frame_equal(evaluate_run(path, views="mirror").predictions, first)
     shutil.rmtree(path)
@@ -124,7 +118,7 @@ def test_the_size_of_a_batch_changes_nothing_and_a_repetition_not_a_bit(copy: Co
 
 
 def test_only_what_is_needed_is_read_and_cached(copy: Copy, tmp_path: Path) -> None:
-    path = copy("frozen", dir=str(tmp_path / "fresh"))
+    path = copy("frozen", f"cache.dir={tmp_path / 'fresh'}")
     evaluate_run(path, views="mirror")
     assert [file.name.split("-")[0] for file in (tmp_path / "fresh").iterdir()] == ["readable"]
     evaluate_run(path)
@@ -135,7 +129,7 @@ def test_only_what_is_needed_is_read_and_cached(copy: Copy, tmp_path: Path) -> N
 
 
 def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Copy) -> None:
-    path = copy("frozen", method="isqrt_cov", switch_epoch="1")
+    path = copy("frozen", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1")
     file = path / "summary.json"
     summary = json.loads(file.read_text())
     file.write_text(json.dumps(summary | {"epochs": 2, "best": summary["best"] | {"epoch": 1}}))
@@ -157,7 +151,7 @@ def test_weights_that_give_no_numbers_are_refused(copy: Copy) -> None:
 
 
 def test_ten_crop_without_room(copy: Copy, caplog: pytest.LogCaptureFixture) -> None:
-    square = copy("frozen", resize="square")
+    square = copy("frozen", "dataset.transform.resize=square")
     with pytest.raises(ConfigError, match=r"resize_size.*--resize-size N"):
         evaluate_run(square, views="ten_crop")
     shutil.rmtree(square)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from fgvc.inference.export_formats import crop_pct
 from fgvc.inference.restore import load_model
-from fgvc.runs.config import BackboneConfig, DatasetConfig, HybridConfig, MethodConfig
+from fgvc.runs.config import DatasetConfig, HybridConfig, MethodConfig
 from fgvc.training import train_run
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
@@ -29,25 +29,18 @@ IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of finished runs; their dataset has been moved to `moved`."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, method, backbone, frozen, last_stride in [
-        ("seb", "seb", "test_resnet", False, None),
-        ("frozen", "seb", "test_resnet", True, None),
-        ("isqrt_cov", "isqrt_cov", "test_resnet", False, None),
-        ("hybrid", "svd_pade", "test_resnet", False, None),
-        ("gap", "gap", "test_resnet", False, None),
-        ("wide", "gap", "resnet10t", False, 1),
-        ("vit", "gap", "test_vit", False, None),  # built for one image size
-    ]:
-        options, hidden = ({"iterations": 4}, [5]) if method == "isqrt_cov" else ({}, [])
-        config = trainable(
-            folder,
-            name=name,
-            run_dir=str(folder / name),
-            backbone=BackboneConfig(name=backbone, last_stride=last_stride, frozen=frozen),
-            method=MethodConfig(name=method, reduction=8, hidden=hidden, options=options),
-        )
+    methods = {"seb": "seb", "frozen": "seb", "isqrt_cov": "isqrt_cov", "hybrid": "svd_pade"}
+    for name, method in (methods | dict.fromkeys(("gap", "wide", "vit"), "gap")).items():
+        config = trainable(folder, name=name, run_dir=str(folder / name), method=MethodConfig(name=method, reduction=8))
         config.trainer.batch_size = 6
         config.dataset.transform.resize_size = 93 if name == "gap" else 72
+        config.backbone.frozen = name == "frozen"
+        if name == "isqrt_cov":
+            config.method.options, config.method.hidden = {"iterations": 4}, [5]
+        if name == "wide":
+            config.backbone.name, config.backbone.last_stride = "resnet10t", 1
+        if name == "vit":
+            config.backbone.name = "test_vit"  # built for one image size
         if name == "hybrid":
             config.trainer.epochs = 2
             config.hybrid = HybridConfig(method="isqrt_cov", options={"iterations": 2}, switch_epoch=1)
@@ -67,14 +60,8 @@ def export(here: Train, tmp_path: Path) -> Train:
 @pytest.mark.parametrize(
     ("run", "to"),
     [
-        ("seb", "safetensors"),
-        ("frozen", "safetensors"),
-        ("isqrt_cov", "safetensors"),
-        ("hybrid", "safetensors"),
-        ("stopped", "safetensors"),
-        ("isqrt_cov", "onnx"),
-        ("seb", "pt2"),
-        ("gap", "timm"),
+        *((run, "safetensors") for run in ("seb", "frozen", "isqrt_cov", "hybrid", "stopped")),
+        *(("isqrt_cov", "onnx"), ("seb", "pt2"), ("gap", "timm")),
     ],
 )
 def test_the_cards_snippet_gives_the_logits_of_the_run(
@@ -102,17 +89,11 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Tra
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     summary = json.loads((runs / "isqrt_cov" / "summary.json").read_text())
     for part in (
-        "# iSQRT-COV [iterations=4] on test_resnet, synthetic",
-        "`isqrt_cov`, iterations=4",
-        f"| final | 1 | {summary['final']['top1']:.2f} |",
-        "selected on the test images",
+        *("# iSQRT-COV [iterations=4] on test_resnet, synthetic", "`isqrt_cov`, iterations=4", "hidden layers of 5"),
+        *(f"| final | 1 | {summary['final']['top1']:.2f} |", "selected on the test images"),
         "the shorter side resized to 72 pixels (bilinear), the centre of 64 x 64 pixels",
-        f"torch {version('torch')}",
-        "random weights",
-        "hidden layers of 5",
-        "synthetic: Synthetic matchings",
-        "| licence of the images | Apache-2.0 |",
-        "one of these 3 classes",
+        *(f"torch {version('torch')}", "random weights", "synthetic: Synthetic matchings"),
+        *("| licence of the images | Apache-2.0 |", "one of these 3 classes"),
     ):
         assert part in card, part
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:

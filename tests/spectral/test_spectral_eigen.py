@@ -265,11 +265,8 @@ def far(matrix: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("choice", "accelerator", "computed_on"),
     [
-        ("auto", "cuda", "cuda"),
-        ("cpu", "cuda", "cpu"),
-        ("same", "cuda", "cuda"),
-        ("auto", "mps", "cpu"),
-        ("same", "mps", "mps"),
+        *(("auto", "cuda", "cuda"), ("cpu", "cuda", "cpu"), ("same", "cuda", "cuda")),
+        *(("auto", "mps", "cpu"), ("same", "mps", "mps")),
     ],
 )
 def test_choice_of_the_device(choice: str, accelerator: str, computed_on: str, monkeypatch: pytest.MonkeyPatch) -> None:

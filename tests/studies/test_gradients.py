@@ -120,13 +120,9 @@ def test_bands_of_a_spectrum_with_a_null_eigenvalue() -> None:
         assert row["rank"] == 4
         places[i, j] = [band for band in BANDS if row[band] > 1e-9]
         assert row[places[i, j][0]] == pytest.approx(1)
-    assert places == {
-        (0, 1): ["both_large"],
-        (0, 2): ["mixed"],
-        (2, 3): ["both_small"],
-        (1, 4): ["null"],
-        (3, 3): ["diagonal"],
-    }
+    found = {pair: bands for pair, (bands,) in places.items()}
+    assert found.pop((3, 3)) == "diagonal" and found.pop((1, 4)) == "null"
+    assert found == {(0, 1): "both_large", (0, 2): "mixed", (2, 3): "both_small"}
     # of three, the middle one belongs to the larger half
     assert audit_one(diagonal(8.0, 4.0, 1.0), "svd_pi-released", triangle([0, 1, 0], [0, 0], [0]))["both_large"] > 0.99
 
@@ -166,10 +162,8 @@ def test_released_power_iteration_does_not_vanish_with_a_projector_for_each(
     ratio = 2 / 5  # 2 / ||diag(4, 3, 0)||_F, summed over 21 powers
     series = (1 - ratio**21) / (1 - ratio) / 5
     expected = torch.zeros(3, 3, dtype=torch.float64)
-    expected[2, 0], expected[2, 1] = (
-        series * math.sqrt(4),
-        series * math.sqrt(3),
-    )  # dLoss/dU = 2 G U sqrt(l), G_ij = 1/2
+    # dLoss/dU = 2 G U sqrt(l), G_ij = 1/2
+    expected[2, 0], expected[2, 1] = series * math.sqrt(4), series * math.sqrt(3)
     torch.testing.assert_close(released_power_iteration(x, grad)[0], expected)
 
 
@@ -337,9 +331,7 @@ def test_mistakes_exit_with_2(runs: Path, tmp_path: Path, here: Train) -> None:
     np.save(tmp_path / "whole.npy", good.astype(np.int64))
     np.save(tmp_path / "nan.npy", broken)
     np.save(tmp_path / "constant.npy", np.ones((2, 60, 3, 3)))
-    np.savez(tmp_path / "archive.npz", good)
     (tmp_path / "text.npy").write_text("not numbers")
-    (tmp_path / "empty.npy").write_text("")
     np.save(tmp_path / "good.npy", good)
     change_summary(shutil.copytree(runs / "gap", tmp_path / "unfinished"), status="stopped")
     for arguments, parts in {
@@ -349,9 +341,7 @@ def test_mistakes_exit_with_2(runs: Path, tmp_path: Path, here: Train) -> None:
         ("whole.npy",): ["whole.npy", "int64"],
         ("nan.npy",): ["nan.npy", "image 1"],
         ("constant.npy",): ["exact gradient", "2 images"],
-        ("archive.npz",): ["archive.npz"],
         ("text.npy",): ["text.npy"],
-        ("empty.npy",): ["empty.npy"],
         ("good.npy",): ["keep=N", "6"],
         ("good.npy", "--keep", 0): ["keep", "0"],
         ("good.npy", "--images", 0): ["images", "0"],

@@ -88,20 +88,13 @@ def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "nothing"], ", ".join(cases.list_cases())),
-        (["--profile", "nothing"], "svd_topn:exact"),
-        (["--methods", "gap:exact"], "no choice of gradient"),
-        (["--methods", "seb@float16"], "float64, float32"),
-        (["--shapes", "2x8x3"], "10x256x14x14"),
-        (["--shapes", "2x8x3x0"], "10x256x14x14"),
-        (["--repetitions", "0"], "at least 1"),
-        (["--threads", "0"], "at least 1"),
-        (["--seed", "-1"], "at least 0"),
-        (["--device", "abacus"], "choose cpu"),
-        (["--from", "no.json"], "no.json"),
-        (["--features", "no.npy"], "no.npy"),
+        *((["--methods", "nothing"], ", ".join(cases.list_cases())), (["--profile", "nothing"], "svd_topn:exact")),
+        *((["--methods", "gap:exact"], "no choice of gradient"), (["--methods", "seb@float16"], "float64, float32")),
+        *((["--shapes", shape], "10x256x14x14") for shape in ("2x8x3", "2x8x3x0")),
+        *(([option, "0"], "at least 1") for option in ("--repetitions", "--threads")),
+        *((["--seed", "-1"], "at least 0"), (["--device", "abacus"], "choose cpu"), (["--output", "."], "give a file")),
+        *((["--from", "no.json"], "no.json"), (["--features", "no.npy"], "no.npy")),
         (["--features", "no.npy", "--shapes", "2x8x3x3"], "leave out --shapes"),
-        (["--output", "."], "give a file"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

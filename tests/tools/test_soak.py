@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import soak
-import watch
 from command_line import ROOT
 from growth import SAMPLE_COLUMNS, SoakRecord, growth, load_samples, save_soak_record
 
@@ -178,13 +177,6 @@ def test_settings_that_cannot_work(tmp_path: Path, capsys: pytest.CaptureFixture
     assert status("--output", tmp_path) == 2
     assert status("--from", tmp_path) == 2
     assert capsys.readouterr().err.count("error: ") == 6
-
-
-def test_size_of_a_folder(tmp_path: Path) -> None:
-    assert watch.folder_mb(tmp_path / "none") == 0
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "b" / "f").write_bytes(bytes(2**20))
-    assert watch.folder_mb(tmp_path) == 1
 
 
 @pytest.mark.slow

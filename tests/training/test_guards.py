@@ -77,23 +77,20 @@ def test_a_loss_that_grows_and_stays_is_a_divergence() -> None:
     assert watched_losses([4.4 * 1.2**step for step in range(100)])  # from the first step on
 
 
-@pytest.mark.parametrize(
-    "losses",
-    [
-        pytest.param(losses, id=name)
-        for name, losses in {
-            "bad batches": [0.1 if step % 9 else 1e6 for step in range(300)],
-            "bursts": ([0.1] * 60 + [500.0] * 45) * 4,
-            "a burst": [0.1] * 100 + [500.0] * 24 + [0.1] * 100,
-            "a restart that stays below guessing": [0.01] * 100 + [3.9] * 200,
-            "a slow start": [50.0] * 200 + [5.0] * 100,
-            "never learns": [4.39] * 300,
-            "a lucky first batch": [0.1, 0.2, *[50.0] * 200],
-        }.items()
-    ],
-)
-def test_healthy_or_hopeless_losses_are_no_divergence(losses: list[float]) -> None:
-    assert watched_losses(losses) == []
+NO_DIVERGENCE = {
+    "bad batches": [0.1 if step % 9 else 1e6 for step in range(300)],
+    "bursts": ([0.1] * 60 + [500.0] * 45) * 4,
+    "a burst": [0.1] * 100 + [500.0] * 24 + [0.1] * 100,
+    "a restart that stays below guessing": [0.01] * 100 + [3.9] * 200,
+    "a slow start": [50.0] * 200 + [5.0] * 100,
+    "never learns": [4.39] * 300,
+    "a lucky first batch": [0.1, 0.2, *[50.0] * 200],
+}
+
+
+@pytest.mark.parametrize("kind", NO_DIVERGENCE)
+def test_healthy_or_hopeless_losses_are_no_divergence(kind: str) -> None:
+    assert watched_losses(NO_DIVERGENCE[kind]) == []
 
 
 def test_a_watch_continues_where_its_state_ends() -> None:

@@ -13,7 +13,7 @@ from fgvc.errors import RunError
 from fgvc.models import create_model
 from fgvc.runs.spectra import Spectrum, SpectrumHistory, condition_number, effective_rank, nonzero_condition_number
 from fgvc.training.loop import Trainer
-from fgvc.training.probe import evenly_spaced, spectrum_measures
+from fgvc.training.probe import spectrum_measures
 
 SPECTRUM = Spectrum(
     before=np.array([[4.0, 1.0, 1e-17], [8.0, 2.0, 1.0], [0.0, 0.0, 0.0]]),
@@ -21,11 +21,6 @@ SPECTRUM = Spectrum(
     targets=np.array([0, 1, 1]),
     indices=np.array([0, 2, 4]),
 )
-
-
-def test_images_are_spread_evenly() -> None:
-    assert evenly_spaced(9, 5) == [0, 2, 4, 6, 8]
-    assert evenly_spaced(3, 10) == [0, 1, 2]
 
 
 def test_measures_are_medians_over_images() -> None:

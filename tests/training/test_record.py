@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,21 +61,16 @@ def test_a_run_records_what_it_was_made_with(tmp_path: Path, train_here: Train) 
 
 def test_the_hash_of_the_settings_is_of_what_is_computed() -> None:
     config = a_config()
-    same = [
-        a_config(run_dir="elsewhere", resume="never"),
-        a_config(dataset=DatasetConfig(name="synthetic", root="elsewhere")),
-        a_config(cache=CacheConfig(dir="elsewhere")),
-    ]
-    assert {config_hash(each) for each in (config, *same)} == {config_hash(config)}
+    same = [a_config(run_dir="elsewhere", resume="never"), a_config(cache=CacheConfig(dir="elsewhere"))]
+    same.append(a_config(dataset=DatasetConfig(name="synthetic", root="elsewhere")))
+    assert {config_hash(each) for each in same} == {config_hash(config)}
     others = [
-        a_config(seed=1),
-        a_config(trainer=TrainerConfig(label_smoothing=0.1)),
+        *(a_config(seed=1), a_config(trainer=TrainerConfig(label_smoothing=0.1))),
         a_config(trainer=TrainerConfig(deterministic=True)),
         a_config(method=MethodConfig(name="seb", options={"scale": 2.0})),
         a_config(dataset=DatasetConfig(name="synthetic", root="r", options={"seed": 1})),
     ]
     assert len({config_hash(each) for each in (config, *others)}) == 1 + len(others)
-    assert config_hash(replace(config)) == config_hash(config)
 
 
 def test_a_copy_of_the_images_has_the_same_fingerprint_without_times(tmp_path: Path) -> None:

@@ -268,12 +268,8 @@ def test_states_of_another_run_are_not_continued(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("state-000002.pt", b""),
-        ("state-000002.pt", b"\x80\x04N."),  # a pickle
-        ("state-000002.json", b""),
-        ("state-000002.json", b"[]"),
-        ("state-000002.json", b'{"bytes": 1}'),
-        ("state-000002.json", b"\xff\xfe"),
+        *(("state-000002.pt", content) for content in (b"", b"\x80\x04N.")),  # the second is a pickle
+        *(("state-000002.json", content) for content in (b"", b"[]", b'{"bytes": 1}', b"\xff\xfe")),
     ],
 )
 def test_a_damaged_state_or_card(tmp_path: Path, file: str, content: bytes, caplog: pytest.LogCaptureFixture) -> None:

