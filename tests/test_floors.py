@@ -13,18 +13,8 @@ import fgvc
 PACKAGE = ROOT / "fgvc"
 # the ground first; a module that is no folder stands by itself
 GROUND = (("errors", "__init__"), ("io", "resources", "provenance", "cli"))
-ABOVE = (
-    "spectral",
-    "pooling",
-    "runs",
-    "presentation",
-    "data",
-    "models",
-    "training",
-    "inference",
-    "studies",
-    "reporting",
-)
+ABOVE = ["spectral", "pooling", "runs", "presentation", "data", "models"]
+ABOVE += ["training", "inference", "studies", "reporting"]
 FLOORS = (*GROUND, *((name,) for name in ABOVE))
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 

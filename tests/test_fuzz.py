@@ -43,6 +43,7 @@ from fgvc.runs.spectra import Spectrum, SpectrumHistory
 from fgvc.runs.summary import read_predictions, read_run
 from fgvc.studies.confusion.measure import confusion_matrix
 
+KIT = "ILSVRC2012_devkit_t12/data"
 SECONDS = 10  # for one file of a few kilobytes, with room for a busy machine
 CARDS = ROOT / "datasets"
 SHORT = settings(max_examples=12, derandomize=True, database=None, deadline=None)
@@ -184,26 +185,20 @@ def read_predicted(root: Path) -> object:
     return confusion_matrix(read_predictions(root / "predictions.csv"), ["auk", "tern"])
 
 
+CUB = ("images", "image_class_labels", "train_test_split", "classes", "bounding_boxes")
+AIRCRAFT = ("variants", "images_variant_trainval", "images_box")
 TARGETS = {
-    **{
-        f"cub {name}": dataset("cub", f"{name}.txt")
-        for name in ("images", "image_class_labels", "train_test_split", "classes", "bounding_boxes")
-    },
+    **{f"cub {name}": dataset("cub", f"{name}.txt") for name in CUB},
     **{f"nabirds {name}": dataset("nabirds", f"{name}.txt") for name in ("images", "image_class_labels", "classes")},
     "cars joint": dataset("cars", "cars_annos.mat"),
     "cars train": dataset("cars", "devkit/cars_train_annos.mat", "cars_devkit"),
     "cars meta": dataset("cars", "devkit/cars_meta.mat", "cars_devkit"),
-    **{
-        f"aircraft {name}": dataset("aircraft", f"data/{name}.txt")
-        for name in ("variants", "images_variant_trainval", "images_box")
-    },
+    **{f"aircraft {name}": dataset("aircraft", f"data/{name}.txt") for name in AIRCRAFT},
     "dogs list": dataset("dogs", "train_list.mat"),
     "dogs box": dataset("dogs", "Annotation/n02085620-Chihuahua/n02085620_1"),
     "imagenet names": dataset("imagenet", "LOC_synset_mapping.txt"),
-    "devkit meta": Target(make_devkit, "ILSVRC2012_devkit_t12/data/meta.mat", read_devkit),
-    "devkit labels": Target(
-        make_devkit, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", read_devkit
-    ),
+    "devkit meta": Target(make_devkit, f"{KIT}/meta.mat", read_devkit),
+    "devkit labels": Target(make_devkit, f"{KIT}/ILSVRC2012_validation_ground_truth.txt", read_devkit),
     "jpeg": image("0.jpg"),
     "png": image("0.png", "P"),
     "gif": image("0.gif", "P"),

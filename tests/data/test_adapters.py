@@ -225,10 +225,7 @@ def test_imagenet_names_what_is_not_sorted_or_missing(imagenet: Path) -> None:
     with pytest.raises(DatasetError, match=rf"{SYNSETS}: no name for n01440765"):
         create_dataset("imagenet", root=imagenet)
     (imagenet / "val" / "ILSVRC2012_val_00000001.JPEG").touch()
-    with pytest.raises(
-        DatasetError,
-        match=r"ILSVRC2012_val_00000001.JPEG and other images are not sorted into classes. Move .*imagenet",
-    ):
+    with pytest.raises(DatasetError, match=r"val_00000001.JPEG and other images are not sorted .* Move .*imagenet"):
         create_dataset("imagenet", root=imagenet)
     (imagenet / "val").rename(imagenet / "valid")
     with pytest.raises(DatasetError, match=r"val missing.*found in .*: .*train, valid.*datasets/imagenet\.yaml"):

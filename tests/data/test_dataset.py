@@ -90,14 +90,6 @@ def test_folder_says_what_is_missing(root: Path) -> None:
         create_dataset("folder", root=root)
 
 
-def test_with_transform_and_subset_leave_the_original_alone(root: Path) -> None:
-    dataset = create_dataset("folder", root=root)
-    changed = dataset.with_transform(lambda image: image.size).subset([8, 0])
-    assert [changed[i] for i in range(2)] == [((32, 24), 1), ((32, 24), 0)]
-    assert changed.classes == dataset.classes
-    assert (len(dataset), dataset.transform) == (9, None)
-
-
 def test_validation_is_stratified_disjoint_and_seeded(root: Path) -> None:
     dataset = create_dataset("folder", root=root)
     train, validation = split_validation(dataset, 1 / 3, seed=0)

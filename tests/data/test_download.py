@@ -40,12 +40,6 @@ def leave_a_part(server: FileServer, folder: Path, size: int = 100_000) -> None:
         fetch(server, folder, attempts=1)
 
 
-def test_a_file_arrives_whole_and_alone(server: FileServer, tmp_path: Path) -> None:
-    assert fetch(server, tmp_path / "new").read_bytes() == CONTENT
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.tar"]
-    assert (len(server.requests), server.served) == (1, len(CONTENT))
-
-
 def test_a_cut_connection_is_continued_as_long_as_there_is_progress(server: FileServer, tmp_path: Path) -> None:
     server.cut_after = [20_000] * 12
     assert fetch(server, tmp_path, attempts=2).read_bytes() == CONTENT
@@ -124,9 +118,7 @@ def test_a_shorter_file_on_the_server_starts_over(server: FileServer, tmp_path: 
     assert [asked for _, asked in server.requests] == [None, "bytes=200000-", None]
 
 
-def test_the_second_of_two_calls_is_refused(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_call_at_once_is_refused(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer, refusals = server.answer, []
 
     def meanwhile(request: Any) -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from counted_backbone import COUNT, Backbone, images_in
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fgvc.data import FeatureSet, ImageDataset, TransformSpec, cached_features
@@ -30,9 +29,7 @@ def transform(training: bool = True, **options: Any) -> TransformSpec:
     return TransformSpec(training=training, **recipe)
 
 
-def features_of(
-    dataset: ImageDataset, extract: Callable[[Tensor], Tensor], spec: TransformSpec | None = None, **options: Any
-) -> FeatureSet:
+def features_of(dataset: ImageDataset, extract: Any, spec: TransformSpec | None = None, **options: Any) -> FeatureSet:
     options = {"key_parts": {"weights": "w"}, "cache_dir": dataset.root / "cache", "batch_size": 3, **options}
     return cached_features(dataset, spec or transform(), extract, **options)
 

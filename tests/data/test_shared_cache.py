@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from command_line import Train, refused, succeeded
 from counted_backbone import COUNT, Backbone, images_in
-from torch import Tensor
 
 from fgvc.data import FeatureSet, ImageDataset, TransformSpec, cached_features, feature_set
 from fgvc.errors import ConfigError
@@ -32,9 +31,7 @@ def dataset(tmp_path: Path) -> ImageDataset:
     return images_in(tmp_path)
 
 
-def features_of(
-    dataset: ImageDataset, extract: Callable[[Tensor], Tensor], name: str = "a", entries: float | None = None
-) -> FeatureSet:
+def features_of(dataset: ImageDataset, extract: Backbone, name: str = "a", entries: float | None = None) -> FeatureSet:
     """Maps of a backbone called `name`, in a cache limited to so many entries."""
     spec = TransformSpec(training=False, size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
     limit = None if entries is None else entries * SIZE / 1e9

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from fgvc.data import create_dataset, synthetic
 from fgvc.errors import ConfigError, DatasetError
 
+Floats, Integers = NDArray[np.float64], NDArray[np.int64]
 SMALL = {"classes": 3, "train_per_class": 2, "test_per_class": 1, "size": 64}
 CLASSES, TRAIN, TEST = 6, 24, 12  # per class, in the tests of honesty
 
@@ -135,7 +136,7 @@ def test_shapes_have_equal_areas() -> None:
     assert np.ptp(areas) / np.mean(areas) < 0.06
 
 
-def layouts(split: int, count: int) -> tuple[list[synthetic.Layout], NDArray[np.int64]]:
+def layouts(split: int, count: int) -> tuple[list[synthetic.Layout], Integers]:
     found = [
         synthetic.draw_layout(np.random.default_rng([split, target, number]), target, 0.7)
         for target in range(CLASSES)
@@ -144,22 +145,20 @@ def layouts(split: int, count: int) -> tuple[list[synthetic.Layout], NDArray[np.
     return found, np.repeat(np.arange(CLASSES), count)
 
 
-def moments(descriptors: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def moments(descriptors: Floats) -> tuple[Floats, Floats]:
     """Mean (d,) and upper triangle of the covariance of local descriptors (locations, d)."""
     covariance = np.cov(descriptors.T, bias=True)
     return descriptors.mean(axis=0), covariance[np.triu_indices(len(covariance))]
 
 
-def accuracy(
-    train: NDArray[np.float64], y: NDArray[np.int64], test: NDArray[np.float64], z: NDArray[np.int64]
-) -> float:
+def accuracy(train: Floats, y: Integers, test: Floats, z: Integers) -> float:
     """Top-1 of a linear classifier on standardised features."""
     centre, scale = train.mean(axis=0), train.std(axis=0) + 1e-9
     model = LogisticRegression(C=0.1, max_iter=500).fit((train - centre) / scale, y)
     return float(model.score((test - centre) / scale, z))
 
 
-def pixel_descriptors(image: Image.Image) -> NDArray[np.float64]:
+def pixel_descriptors(image: Image.Image) -> Floats:
     """Per element: five colour channels and three measures of shape, (25, 8), found from the pixels alone."""
     size = image.width
     hue, saturation, _ = np.moveaxis(np.asarray(image.convert("HSV")).astype(float), -1, 0)

@@ -34,11 +34,7 @@ End = tuple[str, int]
 def train_until(cwd: Path, overrides: list[str], *ends: End, number: int = signal.SIGKILL) -> int:
     """`scripts/train.py` on the small set; returns its exit status, or minus the signal that ended it.
 
-    Args:
-        cwd: working folder; stdout and stderr go to `log` in it.
-        overrides: of the command line.
-        ends: when the process sends itself the signal `number`.
-        number: of the signal.
+    Stdout and stderr go to `log` in `cwd`. At each of `ends` the process sends itself the signal `number`.
     """
     (cwd / "log").unlink(missing_ok=True)
     return _wait(_fork(cwd, overrides, {moment: (count, _signal_to_self(number)) for moment, count in ends}))

@@ -6,15 +6,8 @@ from typing import Any
 
 import numpy as np
 
-LABELS = {
-    "gap": "GAP",
-    "bilinear": "B-CNN",
-    "isqrt_cov": "iSQRT-COV",
-    "mpn_cov": "MPN-COV",
-    "svd_pade": "SVD-Padé",
-    "svd_topn": "SVD-TopN",
-    "seb": "SEB",
-}
+LABELS = {"gap": "GAP", "bilinear": "B-CNN", "isqrt_cov": "iSQRT-COV", "mpn_cov": "MPN-COV", "seb": "SEB"}
+LABELS |= {"svd_pade": "SVD-Padé", "svd_topn": "SVD-TopN"}
 
 
 def accuracy(top1: float, epoch: int = 15) -> dict[str, Any]:

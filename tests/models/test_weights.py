@@ -214,7 +214,6 @@ def test_demo_weights_give_the_features_of_the_mapping_by_hand() -> None:
     with torch.inference_mode():
         features = backbone(images)
         torch.testing.assert_close(full.forward_head(full.bn2(full.conv_head(features))), full(images))
-        torch.testing.assert_close(
-            features, full.forward_intermediates(images, indices=1, intermediates_only=True)[-1], rtol=0, atol=0
-        )
+        by_hand = full.forward_intermediates(images, indices=1, intermediates_only=True)[-1]
+        torch.testing.assert_close(features, by_hand, rtol=0, atol=0)
         assert not torch.allclose(features, random(images), atol=0.1)

@@ -162,9 +162,7 @@ def test_a_temperature_comes_from_images_that_were_held_out(name: str, split: st
     assert sum(row["images"] for row in found.record["before"]["reliability"]) == images
 
 
-def test_a_calibration_holds_for_the_weights_it_was_made_with(
-    copy: Copy, home: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_calibration_holds_for_its_own_weights(copy: Copy, home: Path, caplog: pytest.LogCaptureFixture) -> None:
     run, image = copy("frozen"), next((home / "data" / "test").rglob("*.png"))
     plain = fgvc.load_run(run).predict(image)
     last, best = fgvc.calibrate_run(run), fgvc.calibrate_run(run, checkpoint="best")
@@ -189,9 +187,7 @@ def test_a_calibration_holds_for_the_weights_it_was_made_with(
     assert fgvc.load_run(run, "best").calibrated
 
 
-def test_images_that_determine_no_temperature_leave_the_run_uncalibrated(
-    copy: Copy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_without_a_temperature_leave_the_run_uncalibrated(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     run = copy("frozen")
     monkeypatch.setattr("fgvc.inference.calibrate.fit_temperature", lambda *_: 0.05)  # as where all are right
     assert "determine no temperature" in fgvc.calibrate_run(run).text
@@ -267,9 +263,7 @@ def test_command_line_refuses_in_one_line(predict: Train, copy: Copy, home: Path
     assert not (run / "predicted").exists()
 
 
-def test_a_run_that_cannot_be_written_to_is_calibrated_for_the_call(
-    copy: Copy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_cannot_be_written_to_is_calibrated_for_a_call(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "calibration.json")
 

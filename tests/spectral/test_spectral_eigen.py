@@ -197,9 +197,7 @@ def test_unknown_rank_is_said_to_be_unknown(returns_nan: bool, inject: Inject, m
 
     inject(lambda _: True)
     monkeypatch.setattr(torch.linalg, "eigvalsh", eigvalsh)
-    with pytest.raises(
-        EigendecompositionError, match=r"trace 3\.000e\+00, rank unknown of 3, condition number unknown"
-    ):
+    with pytest.raises(EigendecompositionError, match="rank unknown of 3, condition number unknown"):
         symmetric_eigh(torch.eye(3)[None])
 
 

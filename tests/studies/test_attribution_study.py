@@ -54,9 +54,8 @@ def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Train) -> N
     data = create_dataset("cub", root=root, split="test", boxes=True)
     restored = restore_run(tmp_path / "runs" / "mpn_cov")
     boxes = boxes_in_view(data.with_transform(restored.images.transform), [0, 2, 3, 5])
-    assert extents.loc[tuple(measure.CENTRE), "inside"] == pytest.approx(
-        measure.share_inside(measure.centre_maps(4, (64, 64)), boxes).mean().item(), rel=1e-3
-    )
+    central = measure.share_inside(measure.centre_maps(4, (64, 64)), boxes).mean().item()
+    assert extents.loc[tuple(measure.CENTRE), "inside"] == pytest.approx(central, rel=1e-3)
     even = measure.share_inside(torch.ones(4, 64, 64), boxes).mean().item()  # which is the boxes' share of the area
     assert extents.loc[tuple(measure.CENTRE), "box_area"] == pytest.approx(even, rel=1e-3)
 

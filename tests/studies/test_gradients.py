@@ -150,9 +150,7 @@ def test_released_power_iteration_vanishes_as_the_released_layer_does(golden_fil
         assert (released < 1e-12).all() and (released > 0).all() and (abs(described - 1) < 0.1).all()
 
 
-def test_released_power_iteration_does_not_vanish_with_a_projector_for_each(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_released_power_iteration_does_not_vanish_with_a_projector_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parts, seen where eigenvectors are missing: U of the three largest eigenvalues leaves a projector."""
     x, grad = diagonal(4.0, 3.0, 2.0), torch.ones(1, 6, dtype=torch.float64)
     lam, u = torch.tensor([[2.0, 3.0, 4.0]]).double(), torch.eye(3, dtype=torch.float64).flip(0)[None]

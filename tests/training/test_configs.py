@@ -57,13 +57,12 @@ PROTOCOLS: dict[str, dict[str, object]] = {
     "imagenet_alexnet": FROM_SCRATCH
     | {"epochs": 30, "batch_size": 128, "milestones": [10, 20], "weight_decay": 5e-4}
     | {"resize": "short", "resize_size": 256, "last_stride": None, "hidden": [4096, 4096]},
-    "imagenet_alexnet_bn": FROM_SCRATCH
-    | {"epochs": 30, "batch_size": 128, "milestones": [10, 20], "weight_decay": 5e-4}
-    | {"resize": "short", "resize_size": 256, "last_stride": None, "hidden": [4096, 4096]},
     "imagenet_resnet50": FROM_SCRATCH
     | {"epochs": 60, "batch_size": 256, "milestones": [30, 45], "weight_decay": 1e-4}
     | {"resize": "short", "resize_size": 256, "last_stride": 1},
 }
+
+PROTOCOLS["imagenet_alexnet_bn"] = PROTOCOLS["imagenet_alexnet"]
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)

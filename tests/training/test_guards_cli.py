@@ -27,6 +27,9 @@ from fgvc.spectral import EigendecompositionError
 from fgvc.training.loop import Trainer
 
 RUNS = ("straight", "run")
+# the loss grows, and the watch is quick to see it
+WILD = ["trainer.clip_norm=null", "method=gap", "trainer.batch_size=1", "trainer.epochs=3", "optimizer.lr=1"]
+WILD += ["trainer.divergence_window=4", "trainer.divergence_factor=1.2"]
 FROZEN = ["backbone.frozen=true", "cache.dir=cache", "trainer.batch_size=3", "trainer.clip_norm=null"]
 
 
@@ -117,11 +120,9 @@ def test_a_nan_in_one_of_two_processes_stops_both_and_is_named_by_its_own(poison
 
 
 def test_a_loss_that_grows_and_stays_grown_is_a_divergence(tmp_path: Path, train_here: Train) -> None:
-    wild = ["trainer.clip_norm=null", "method=gap", "trainer.batch_size=1", "trainer.epochs=3", "optimizer.lr=1"]
-    watch = ["trainer.divergence_window=4", "trainer.divergence_factor=1.2"]
-    ignored = train_here(tmp_path, *wild, *watch, "run_dir=ignored", "trainer.on_divergence=ignore")
+    ignored = train_here(tmp_path, *WILD, "run_dir=ignored", "trainer.on_divergence=ignore")
     assert ignored.returncode == 0 and "diverges" not in ignored.stderr
-    warned = train_here(tmp_path, *wild, *watch, "run_dir=warned", "trainer.on_divergence=warn")
+    warned = train_here(tmp_path, *WILD, "run_dir=warned", "trainer.on_divergence=warn")
     assert warned.returncode == 0 and "the training loss diverges" in warned.stderr
     refused(train_here(tmp_path, "trainer.divergence_factor=1"), "trainer.divergence_factor", "1")
     refused(train_here(tmp_path, "trainer.divergence_window=0"), "trainer.divergence_window", "0")
@@ -130,12 +131,10 @@ def test_a_loss_that_grows_and_stays_grown_is_a_divergence(tmp_path: Path, train
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 def test_a_divergence_is_seen_at_the_same_step_by_a_run_that_was_stopped_on_the_way(tmp_path: Path) -> None:
-    wild = ["trainer.clip_norm=null", "method=gap", "trainer.batch_size=1", "trainer.epochs=3", "optimizer.lr=1"]
-    watch = ["trainer.divergence_window=4", "trainer.divergence_factor=1.2"]
-    assert train_until(tmp_path, [*wild, *watch, "run_dir=straight"]) == 1
+    assert train_until(tmp_path, [*WILD, "run_dir=straight"]) == 1
     (told,) = (line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error: "))
     step = int(told.split(", step ")[1].split(",")[0])
-    stopped = [*wild, *watch, "run_dir=stopped"]
+    stopped = [*WILD, "run_dir=stopped"]
     assert train_until(tmp_path, stopped, ("step", step - 2), number=signal.SIGTERM) == 143
     assert train_until(tmp_path, stopped) == 1
     assert told.split(";")[0] in (tmp_path / "log").read_text()
@@ -210,7 +209,7 @@ class NanGradient(torch.autograd.Function):
         return grad * torch.nan
 
 
-def test_a_gradient_of_an_earlier_part_of_the_step_is_named_all_the_same(
+def test_a_gradient_of_an_earlier_part_is_named(
     tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The micro-batch that is repeated, the last, is finite by itself."""

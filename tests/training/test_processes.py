@@ -72,11 +72,8 @@ def test_accumulation_gives_the_step_of_the_whole_batch_but_for_batch_normalisat
     assert_same_curve(tmp_path / "run3", tmp_path / "run1", 1e-5)
     assert train_in_processes(tmp_path, [*settings, "trainer.accumulation=2", "run_dir=run2x2"], 2) == [0, 0]
     assert_same_curve(tmp_path / "run2x2", tmp_path / "run1", 1e-5)
-    refused(
-        train_here(tmp_path, "trainer.mixup=1", "trainer.batch_size=6", "trainer.accumulation=2"),
-        "multiple of 4",
-        "2 parts",
-    )
+    mixed = ["trainer.mixup=1", "trainer.batch_size=6", "trainer.accumulation=2"]
+    refused(train_here(tmp_path, *mixed), "multiple of 4", "2 parts")
     refused(train_here(tmp_path, "trainer.accumulation=0"), "trainer.accumulation", "0")
 
 
