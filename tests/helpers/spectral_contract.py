@@ -254,4 +254,4 @@ class SpectralContract(DescriptorContract):
         if shape[-2:] == (1, 1) or (empty_band and self.is_derivative):
             assert of_fused.abs().max() == of_chain.abs().max() == 0
         else:
-            assert relative(of_fused, of_chain) < 1e-9
+            assert relative(of_fused, of_chain) < 1e-8  # null eigenvalues are noise to the chain: 1e-10 to 1.3e-9
