@@ -5,7 +5,7 @@ import runpy
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,9 +68,7 @@ def unprivileged() -> Iterator[Path]:
 
 
 @pytest.fixture
-def here(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> Callable[..., Done]:
+def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Train:
     """`run` in this process, sparing the seconds of the imports: for the many ways to be refused."""
 
     def call(script: str, *arguments: object, cwd: Path) -> Done:
@@ -90,5 +88,5 @@ def here(
 
 
 @pytest.fixture
-def train_here(here: Callable[..., Done]) -> Train:
+def train_here(here: Train) -> Train:
     return lambda cwd, *overrides: here("train.py", *SMALL, *overrides, cwd=cwd)

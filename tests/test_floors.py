@@ -8,22 +8,14 @@ from pathlib import Path
 import pytest
 from command_line import ROOT
 
+import fgvc
+
 PACKAGE = ROOT / "fgvc"
 # the ground first; a module that is no folder stands by itself
-FLOORS = (
-    ("errors", "__init__"),
-    ("io", "resources", "provenance", "cli"),
-    ("spectral",),
-    ("pooling",),
-    ("runs",),
-    ("presentation",),
-    ("data",),
-    ("models",),
-    ("training",),
-    ("inference",),
-    ("studies",),
-    ("reporting",),
-)
+GROUND = (("errors", "__init__"), ("io", "resources", "provenance", "cli"))
+ABOVE = ["spectral", "pooling", "runs", "presentation", "data", "models"]
+ABOVE += ["training", "inference", "studies", "reporting"]
+FLOORS = (*GROUND, *((name,) for name in ABOVE))
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 
@@ -70,6 +62,9 @@ def test_nothing_imports_in_a_circle() -> None:
     assert not edges.keys() - free
 
 
-def test_run_folders_are_read_without_torch() -> None:
-    code = "import sys, fgvc.runs, fgvc.runs.compare, fgvc.runs.statistics; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("modules", ["fgvc", "fgvc.runs, fgvc.runs.compare, fgvc.runs.statistics", "fgvc.reporting"])
+def test_package_run_folders_and_tables_do_without_torch(modules: str) -> None:
+    code = f"import sys, {modules}; assert 'load_run' in dir(fgvc); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+    with pytest.raises(AttributeError, match="'lode_run'"):
+        fgvc.lode_run  # type: ignore[attr-defined]  # noqa: B018

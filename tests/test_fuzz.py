@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from miniature import write_imagenet_kit, write_miniature
 from PIL import Image
-from run_folders import write_config, write_run, write_spectrum
+from run_folders import write_config, write_metrics, write_run, write_spectrum
 from safetensors.torch import save_file
 from scipy.io import loadmat, savemat
 from scipy.sparse import csc_matrix
@@ -39,18 +39,17 @@ from fgvc.errors import UserError
 from fgvc.inference.restore import read_weights
 from fgvc.models.weights import load_backbone_weights
 from fgvc.runs.folder import RunFolder
-from fgvc.runs.spectra import SpectrumHistory
+from fgvc.runs.spectra import Spectrum, SpectrumHistory
 from fgvc.runs.summary import read_predictions, read_run
 from fgvc.studies.confusion.measure import confusion_matrix
 
+KIT = "ILSVRC2012_devkit_t12/data"
 SECONDS = 10  # for one file of a few kilobytes, with room for a busy machine
 CARDS = ROOT / "datasets"
 SHORT = settings(max_examples=12, derandomize=True, database=None, deadline=None)
-FEW = settings(SHORT, max_examples=3)  # each example starts a process
-LONG = settings(
-    max_examples=int(os.environ.get("FGVC_FUZZ_EXAMPLES", "300")),
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
+LONG = settings(max_examples=int(os.environ.get("FGVC_FUZZ_EXAMPLES", "300")), deadline=None)
+each_length = pytest.mark.parametrize(
+    "length", [SHORT, pytest.param(LONG, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 
 
@@ -104,19 +103,13 @@ def make_run(root: Path) -> None:
     parts = {"dataset": {"name": "cub", "root": "data"}, "backbone": {"name": "resnet18"}, "method": {"name": "seb"}}
     write_config(root, name="x", seed=1, **parts)
     write_spectrum(root, images=3, channels=4)
-    (root / "metrics.csv").write_text("epoch,train_loss,test_top1\n1,0.5,90\n2,0.4,91.5\n")
+    write_metrics(root, epochs=2)
     (root / "predictions.csv").write_text(
         'path,target,predicted,confidence,target_class\ntest/a.jpg,0,1,0.5,auk\n"test/b, c.jpg",1,1,1e-3,"a ""tern"""\n'
     )
-    before = np.sort(np.random.default_rng(0).random((2, 3, 4)))[..., ::-1]
-    np.savez(
-        root / "spectrum_history.npz",
-        epochs=np.array([0, 1]),
-        before=before,
-        after=before,
-        targets=np.arange(3),
-        indices=np.arange(3),
-    )
+    rows = np.sort(np.random.default_rng(0).random((3, 4)))[:, ::-1]
+    spectrum = Spectrum(rows, rows, np.arange(3), np.arange(3))
+    SpectrumHistory([0, 1], [spectrum] * 2).write(root / "spectrum_history.npz")
 
 
 def make_image(root: Path, name: str, mode: str = "RGB", **options: Any) -> None:
@@ -192,26 +185,20 @@ def read_predicted(root: Path) -> object:
     return confusion_matrix(read_predictions(root / "predictions.csv"), ["auk", "tern"])
 
 
+CUB = ("images", "image_class_labels", "train_test_split", "classes", "bounding_boxes")
+AIRCRAFT = ("variants", "images_variant_trainval", "images_box")
 TARGETS = {
-    **{
-        f"cub {name}": dataset("cub", f"{name}.txt")
-        for name in ("images", "image_class_labels", "train_test_split", "classes", "bounding_boxes")
-    },
+    **{f"cub {name}": dataset("cub", f"{name}.txt") for name in CUB},
     **{f"nabirds {name}": dataset("nabirds", f"{name}.txt") for name in ("images", "image_class_labels", "classes")},
     "cars joint": dataset("cars", "cars_annos.mat"),
     "cars train": dataset("cars", "devkit/cars_train_annos.mat", "cars_devkit"),
     "cars meta": dataset("cars", "devkit/cars_meta.mat", "cars_devkit"),
-    **{
-        f"aircraft {name}": dataset("aircraft", f"data/{name}.txt")
-        for name in ("variants", "images_variant_trainval", "images_box")
-    },
+    **{f"aircraft {name}": dataset("aircraft", f"data/{name}.txt") for name in AIRCRAFT},
     "dogs list": dataset("dogs", "train_list.mat"),
     "dogs box": dataset("dogs", "Annotation/n02085620-Chihuahua/n02085620_1"),
     "imagenet names": dataset("imagenet", "LOC_synset_mapping.txt"),
-    "devkit meta": Target(make_devkit, "ILSVRC2012_devkit_t12/data/meta.mat", read_devkit),
-    "devkit labels": Target(
-        make_devkit, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", read_devkit
-    ),
+    "devkit meta": Target(make_devkit, f"{KIT}/meta.mat", read_devkit),
+    "devkit labels": Target(make_devkit, f"{KIT}/ILSVRC2012_validation_ground_truth.txt", read_devkit),
     "jpeg": image("0.jpg"),
     "png": image("0.png", "P"),
     "gif": image("0.gif", "P"),
@@ -326,11 +313,7 @@ def attempt(target: Target, root: Path, content: bytes) -> None:
 
 VALUES = st.recursive(
     st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(),
-        st.floats(),
-        st.text(max_size=9),
+        *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=9)),
         st.sampled_from(["../x", "a" * 300, "${a}", "1" * 5000, "", "\ud800", 10**400, -1, 0, 2**63]),
     ),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
@@ -370,7 +353,6 @@ CELLS = st.one_of(
     st.sampled_from([np.array([["a", "bc"]]), csc_matrix(np.eye(2)), np.empty((0, 0)), 1j, {"a": 1}]),
 )
 MATS = ["cars joint", "dogs list", "devkit meta"]
-MATLAB = [name for name, target in TARGETS.items() if target.file.endswith(".mat")]
 
 
 def check_mat(name: str, place: Place, data: st.DataObject) -> None:
@@ -432,55 +414,35 @@ CHECKS = [
     *((check_rows, name) for name in ("metrics", "predictions")),
 ]
 Check = Callable[[str, Place, st.DataObject], None]
-
-
-def check_bytes(name: str, place: Place, edits: Edits, alone: bytes | None) -> None:
-    target, root = place(name)
-    attempt(target, root, edited((root / target.file).read_bytes(), edits) if alone is None else alone)
-
-
 ALONE = st.one_of(st.none(), st.none(), st.none(), st.binary(max_size=200))
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [name for name in TARGETS if name not in MATLAB])
-@SHORT
-@given(edits=EDITS, alone=ALONE)
-def test_bytes(name: str, place: Place, edits: Edits, alone: bytes | None) -> None:
-    check_bytes(name, place, edits, alone)
+def of_length(length: settings, name: str) -> settings:
+    """Few of the short examples where each starts a process."""
+    few = length is SHORT and TARGETS[name].file.endswith(".mat")
+    return settings(length, max_examples=3 if few else length.max_examples, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", MATLAB)
-@FEW
-@given(edits=EDITS, alone=ALONE, data=st.data())
-def test_matlab_files(name: str, place: Place, edits: Edits, alone: bytes | None, data: st.DataObject) -> None:
-    check_bytes(name, place, edits, alone)
-    if name in MATS:
-        check_mat(name, place, data)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
+@each_length
 @pytest.mark.parametrize("name", TARGETS)
-@LONG
-@given(edits=EDITS, alone=ALONE)
-def test_bytes_for_long(name: str, place: Place, edits: Edits, alone: bytes | None) -> None:
-    check_bytes(name, place, edits, alone)
+def test_bytes(name: str, place: Place, length: settings) -> None:
+    @of_length(length, name)
+    @given(edits=EDITS, alone=ALONE)
+    def damaged(edits: Edits, alone: bytes | None) -> None:
+        target, root = place(name)
+        attempt(target, root, edited((root / target.file).read_bytes(), edits) if alone is None else alone)
+
+    damaged()
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("check", "name"), [pair for pair in CHECKS if pair[0] is not check_mat])
-@SHORT
-@given(data=st.data())
-def test_content(check: Check, name: str, place: Place, data: st.DataObject) -> None:
-    check(name, place, data)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
+@each_length
 @pytest.mark.parametrize(("check", "name"), CHECKS)
-@LONG
-@given(data=st.data())
-def test_content_for_long(check: Check, name: str, place: Place, data: st.DataObject) -> None:
-    check(name, place, data)
+def test_content(check: Check, name: str, place: Place, length: settings) -> None:
+    @of_length(length, name)
+    @given(data=st.data())
+    def changed(data: st.DataObject) -> None:
+        check(name, place, data)
+
+    changed()

@@ -28,7 +28,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from command_line import ROOT, SMALL, Done, Train, refused
+from command_line import ROOT, SMALL, Train, refused, succeeded
+from damage import replace_text
 from miniature import write_imagenet_kit, write_miniature
 from PIL import EpsImagePlugin, Image
 from run_folders import write_config, write_run
@@ -221,21 +222,17 @@ def test_own_photographs_are_upright(
     assert (image.size, image.getpixel(red)) == (size, RED)
 
 
-def test_official_datasets_stay_as_their_boxes_count_them(tmp_path: Path) -> None:
-    dataset = create_dataset("cub", root=small_cub(tmp_path))
-    dataset.paths[0].write_bytes(turned(6))
-    assert dataset[0][0].size == (3, 2)
-
-
-def test_a_fingerprint_tells_upright_images_from_stored_ones(tmp_path: Path) -> None:
+def test_a_fingerprint_tells_upright_images_from_stored_ones_as_official_datasets_have_them(tmp_path: Path) -> None:
     path = tmp_path / "0.png"
     path.write_bytes(turned(6))
-    upright, stored = (
-        ImageDataset(Samples(["a"], [path], [0], upright=upright), tmp_path) for upright in (True, False)
-    )
+    both = (ImageDataset(Samples(["a"], [path], [0], upright=upright), tmp_path) for upright in (True, False))
+    upright, stored = both
     assert fingerprint(upright) != fingerprint(stored)
     assert (upright.decode(0).size, stored.decode(0).size) == ((2, 3), (3, 2))
     assert upright.subset([0]).decode(0).size == (2, 3)
+    official = create_dataset("cub", root=small_cub(tmp_path))
+    official.paths[0].write_bytes(turned(6))
+    assert official[0][0].size == (3, 2)  # as its boxes count
 
 
 def read_images(root: Path) -> object:
@@ -386,31 +383,24 @@ def test_what_may_not_be_read_is_named(unprivileged: Path, fault: str) -> None:
 
 def test_links_in_a_circle(tmp_path: Path) -> None:
     root = folder_of(tmp_path / "data", "0.png")
-    auk = root / "train" / "auk"
-    (auk / "self.png").symlink_to(auk / "self.png")
-    (auk / "a.png").symlink_to(auk / "b.png")
-    (auk / "b.png").symlink_to(auk / "a.png")
     (root / "train" / "circle").symlink_to(root / "train" / "circle")
-    assert create_dataset("folder", root=root).paths == [auk / "0.png"]
+    assert create_dataset("folder", root=root).paths == [root / "train" / "auk" / "0.png"]
     run = write_run(tmp_path / "runs" / "a")
     (run / "up").symlink_to(tmp_path / "runs")
     assert [found.path for found in find_runs([tmp_path / "runs"])] == [run]
 
 
-@pytest.mark.parametrize(
-    "name", ["a b.png", "zwei\nZeilen.png", "žluťoučký 鳥 🐦.png", "'\"`$(x);.png", "a\u2028\x85b.png"]
-)
-def test_names_of_files_are_taken_letter_for_letter(tmp_path: Path, name: str) -> None:
-    dataset = create_dataset("folder", root=folder_of(tmp_path / "with a blank", name))
-    assert (dataset.relative_paths()[0], dataset[0][0].size) == (f"train/auk/{name}", (4, 4))
+def test_names_of_files_are_taken_letter_for_letter(tmp_path: Path) -> None:
+    for name in ("a b.png", "zwei\nZeilen.png", "žluťoučký 鳥 🐦.png", "'\"`$(x);.png", "a\u2028\x85b.png"):
+        dataset = create_dataset("folder", root=folder_of(tmp_path / f"before {name}", name))
+        assert (dataset.relative_paths()[0], dataset[0][0].size) == (f"train/auk/{name}", (4, 4))
 
 
 def test_line_separators_of_unicode_are_part_of_a_name(tmp_path: Path) -> None:
     root = small_cub(tmp_path)
     path = create_dataset("cub", root=root).paths[0]
     path.rename(path.with_name("a\u2028b\x85.jpg"))
-    table = root / "images.txt"
-    table.write_text(table.read_text().replace(path.name, "a\u2028b\x85.jpg"))
+    replace_text("images.txt", path.name, "a\u2028b\x85.jpg")(root)
     assert create_dataset("cub", root=root).paths[0].name == "a\u2028b\x85.jpg"
 
 
@@ -429,8 +419,7 @@ def test_names_in_another_encoding_are_refused_at_once(tmp_path: Path, place: st
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     root = small_cub(tmp_path)
     path = create_dataset("cub", root=root).paths[0]
-    table = root / "images.txt"
-    table.write_text(table.read_text().replace(f"{path.parent.name}/{path.name}", name))
+    replace_text("images.txt", f"{path.parent.name}/{path.name}", name)(root)
     with pytest.raises(DatasetError, match=r"(?i)name too long"):
         create_dataset("cub", root=root)
 
@@ -573,10 +562,7 @@ LIES: dict[str, tuple[bytes, str]] = {
     "no JSON": (safetensors(b"{" * 50), "cannot be read"),
     "offsets beyond the end": (safetensors(GOOD | {"bias": entry(24, 1 << 40, [1 << 38])}), "cannot be read"),
     "a shape whose size overflows": (safetensors(GOOD | {"bias": entry(24, 36, [1 << 63, 1 << 63])}), "cannot be read"),
-    "wrong shapes": (
-        safetensors(GOOD | {"weight": entry(0, 24, [2, 3])}),
-        r"1 of another shape .*\(2, 3\) for \(3, 2\)",
-    ),
+    "wrong shapes": (safetensors(GOOD | {"weight": entry(0, 24, [2, 3])}), r"shape .*\(2, 3\) for \(3, 2\)"),
     "no tensors": (safetensors({}, b""), "holds no named tensors"),
 }
 
@@ -813,7 +799,7 @@ def test_csv_loses_nothing(tmp_path: Path) -> None:
     assert read["=class"].tolist() == NAMES and read["number"].tolist() == table["number"].tolist()
 
 
-def test_a_run_on_classes_of_any_name(tmp_path: Path, here: Callable[..., Done]) -> None:
+def test_a_run_on_classes_of_any_name(tmp_path: Path, here: Train) -> None:
     """From the images to the tables, in a folder with blanks in its name."""
     names = ["=1+1", "007", "NA", "zwei\nZeilen", "ünï, $\\frac{$"]
     root = tmp_path / "own images"
@@ -824,10 +810,8 @@ def test_a_run_on_classes_of_any_name(tmp_path: Path, here: Callable[..., Done])
             Image.new("RGB", (64, 64), (40 * target, 90 * number, 0)).save(path)
     small = [setting for setting in SMALL if "dataset=" not in setting and "options" not in setting]
     place = ["dataset=folder", f"dataset.root={root}", "dataset.name=own", "run_dir=a run"]
-    done = here("train.py", *small, *place, "trainer.epochs=1", "method=gap", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    done = here("evaluate.py", "a run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    succeeded(here("train.py", *small, *place, "trainer.epochs=1", "method=gap", cwd=tmp_path))
+    succeeded(here("evaluate.py", "a run", cwd=tmp_path))
     for file in ("predictions.csv", "predictions-last.csv"):
         found = read_predictions(tmp_path / "a run" / file)
         assert sorted(found["target_class"]) == sorted(names)

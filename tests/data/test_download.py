@@ -40,23 +40,11 @@ def leave_a_part(server: FileServer, folder: Path, size: int = 100_000) -> None:
         fetch(server, folder, attempts=1)
 
 
-def test_a_file_arrives_whole_and_alone(server: FileServer, tmp_path: Path) -> None:
-    assert fetch(server, tmp_path / "new").read_bytes() == CONTENT
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.tar"]
-    assert (len(server.requests), server.served) == (1, len(CONTENT))
-
-
-def test_a_cut_connection_is_continued_in_the_same_call(server: FileServer, tmp_path: Path) -> None:
-    server.cut_after = [100_000, 50_000]
-    assert fetch(server, tmp_path).read_bytes() == CONTENT
-    assert [asked for _, asked in server.requests] == [None, "bytes=100000-", "bytes=150000-"]
-    assert server.served == len(CONTENT)
-
-
-def test_progress_is_never_given_up_on(server: FileServer, tmp_path: Path) -> None:
+def test_a_cut_connection_is_continued_as_long_as_there_is_progress(server: FileServer, tmp_path: Path) -> None:
     server.cut_after = [20_000] * 12
     assert fetch(server, tmp_path, attempts=2).read_bytes() == CONTENT
-    assert (len(server.requests), server.served) == (13, len(CONTENT))
+    assert [asked for _, asked in server.requests] == [None, *(f"bytes={20_000 * i}-" for i in range(1, 13))]
+    assert server.served == len(CONTENT)
 
 
 def test_a_later_call_continues_what_an_earlier_one_left(server: FileServer, tmp_path: Path) -> None:
@@ -79,9 +67,7 @@ def test_what_was_whole_before_the_rename_is_not_asked_for_again(server: FileSer
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_server_that_cannot_continue_is_asked_from_the_start(
-    server: FileServer, tmp_path: Path, ranges: bool
-) -> None:
+def test_a_server_that_cannot_continue_starts_over(server: FileServer, tmp_path: Path, ranges: bool) -> None:
     server.ranges, server.validators = ranges, not ranges
     server.cut_after = [100_000]
     assert fetch(server, tmp_path).read_bytes() == CONTENT
@@ -132,9 +118,7 @@ def test_a_shorter_file_on_the_server_starts_over(server: FileServer, tmp_path: 
     assert [asked for _, asked in server.requests] == [None, "bytes=200000-", None]
 
 
-def test_two_calls_at_once_do_not_write_to_the_same_file(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_call_at_once_is_refused(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer, refusals = server.answer, []
 
     def meanwhile(request: Any) -> None:
@@ -151,11 +135,10 @@ def test_two_calls_at_once_do_not_write_to_the_same_file(
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha256"])
-def test_a_wrong_checksum_refuses_and_is_not_trusted_later(server: FileServer, tmp_path: Path, algorithm: str) -> None:
+def test_a_wrong_checksum_refuses_and_leaves_nothing(server: FileServer, tmp_path: Path, algorithm: str) -> None:
     expected = "0" * len(SUMS[algorithm])
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError, match=f"expected {algorithm}:{expected} but got {SUMS[algorithm]}"):
         fetch(server, tmp_path, checksums={algorithm: expected})
-    assert f"expected {algorithm}:{expected} but got {SUMS[algorithm]}" in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
@@ -247,9 +230,7 @@ def test_a_web_page_in_between_does_not_cost_what_has_arrived(server: FileServer
     assert server.requests[-1][1] == "bytes=100000-"
 
 
-def test_too_small_a_disk_is_found_before_the_transfer(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_small_a_disk_is_found_first(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 400_001, 599_999))
     with pytest.raises(DatasetError, match="needs 1 MB, 1 MB are free"):

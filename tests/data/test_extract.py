@@ -51,14 +51,6 @@ def test_other_files_are_copied_and_the_given_name_decides(tmp_path: Path) -> No
     assert folder_bytes(tmp_path / "out") == PLAIN | {"labels.mat": b"MATLAB"}
 
 
-def test_nested_tars_become_folders(tmp_path: Path) -> None:
-    inner = {f"n{i}.tar": tar_bytes({f"n{i}_{j}.JPEG": bytes([i, j]) * 700 for j in range(3)}) for i in range(3)}
-    extract(write_tar(tmp_path / "train.tar", inner), tmp_path / "out", nested=True)
-    assert folder_bytes(tmp_path / "out") == {
-        f"n{i}/n{i}_{j}.JPEG": bytes([i, j]) * 700 for i in range(3) for j in range(3)
-    }
-
-
 def test_a_hostile_member_of_a_nested_tar_is_refused(tmp_path: Path) -> None:
     archive = write_tar(tmp_path / "train.tar", {"n0.tar": tar_bytes({"../../evil": b"x"})})
     with pytest.raises(DatasetError, match=r"'\.\./\.\./evil' has a name that leads out"):
@@ -97,23 +89,15 @@ def test_names_that_lead_out(tmp_path: Path, name: str, kind: str) -> None:
     assert not Path("/tmp/evil-fgvc").exists()
 
 
-KINDS = {
-    "symlink out": (tarfile.SYMTYPE, "../../evil"),
-    "symlink in": (tarfile.SYMTYPE, "good"),
-    "absolute symlink": (tarfile.SYMTYPE, "/etc/passwd"),
-    "hard link": (tarfile.LNKTYPE, "good"),
-    "character device": (tarfile.CHRTYPE, ""),
-    "block device": (tarfile.BLKTYPE, ""),
-    "pipe": (tarfile.FIFOTYPE, ""),
-}
+KINDS = [*((tarfile.SYMTYPE, link) for link in ("../../evil", "good", "/etc/passwd")), (tarfile.LNKTYPE, "good")]
+KINDS += [(device, "") for device in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_plain_files_and_folders(tmp_path: Path, kind: str) -> None:
-    type_, link = KINDS[kind]
+@pytest.mark.parametrize(("kind", "link"), KINDS)
+def test_only_plain_files_and_folders(tmp_path: Path, kind: bytes, link: str) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         add(tar, "good", b"1")
-        add(tar, "bad", kind=type_, link=link)
+        add(tar, "bad", kind=kind, link=link)
         add(tar, "bad/evil", b"evil")
     refused(tmp_path / "x.tar", tmp_path / "out", "'bad' is a link or a device")
 

@@ -43,6 +43,12 @@ def table(labels: list[Any], label_type: Any = None, images: list[Any] | None = 
     )
 
 
+def image_folder(folder: Path) -> None:
+    for split, name in (("train", "a b"), ("train", "c"), ("test", "a b"), ("test", "c")):
+        (folder / split / name).mkdir(parents=True)
+        (folder / split / name / "x.png").write_bytes(encoded(40, "PNG"))
+
+
 def save(folder: Path, **splits: Any) -> str:
     datasets.DatasetDict(splits).save_to_disk(str(folder))
     return str(folder)
@@ -75,9 +81,7 @@ def test_long_names_fit_into_a_folder_name(tmp_path: Path) -> None:
     assert all(len(path.parent.name) < 60 for path in dataset.paths)
 
 
-def test_the_second_reading_needs_neither_source_nor_library(
-    saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reading_again_needs_no_source_or_library(saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = create_dataset("hf", root=tmp_path / "out", path=saved)
     Path(saved).rename(tmp_path / "elsewhere")
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -102,9 +106,7 @@ def test_parquet_and_image_folders(tmp_path: Path) -> None:
     parquet.mkdir()
     table([3, 0]).to_parquet(str(parquet / "train-0.parquet"))
     table([1]).to_parquet(str(parquet / "validation-0.parquet"))
-    for split, name in (("train", "a b"), ("train", "c"), ("test", "a b"), ("test", "c")):
-        (folder / split / name).mkdir(parents=True)
-        (folder / split / name / "x.png").write_bytes(encoded(40, "PNG"))
+    image_folder(folder)
     for source, classes, targets in ((parquet, NAMES, ([0, 3], [1])), (folder, ["a b", "c"], ([0, 1], [0, 1]))):
         root = tmp_path / f"out_{source.name}"
         splits = [create_dataset("hf", root=root, split=split, path=str(source)) for split in ("train", "test")]
@@ -194,11 +196,7 @@ def test_unusable_rows_are_named_and_nothing_is_left(tmp_path: Path, train: Any,
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for split in ("train", "test"):
-        (tmp_path / "folder" / split / "a").mkdir(parents=True)
-        (tmp_path / "folder" / split / "a" / "x.png").write_bytes(encoded(40, "PNG"))
-        (tmp_path / "folder" / split / "b").mkdir()
-        (tmp_path / "folder" / split / "b" / "x.png").write_bytes(encoded(40, "PNG"))
+    image_folder(tmp_path / "folder")
 
     def refuse(path: Path, _limit: int) -> None:
         raise PermissionError(13, "Permission denied", str(path))

@@ -63,9 +63,7 @@ def test_a_variable_that_is_missing(tmp_path: Path) -> None:
     ("program", "words"),
     [("import time; time.sleep(60)", "timed out after 1 second"), ("import os; os.abort()", "status -6")],
 )
-def test_a_reader_that_hangs_or_crashes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, words: str
-) -> None:
+def test_a_reader_that_hangs_or_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, words: str) -> None:
     savemat(tmp_path / "a.mat", {"a": 1})
     (tmp_path / "child.py").write_text(program)
     monkeypatch.setattr("fgvc.data.mat._CHILD", tmp_path / "child.py")

@@ -15,22 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import Train, refused
-from PIL import Image
-from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from command_line import Train, refused, succeeded
+from counted_backbone import COUNT, Backbone, images_in
 
-from fgvc.data import (
-    FeatureSet,
-    ImageDataset,
-    Samples,
-    TransformSpec,
-    cached_features,
-    feature_set,
-)
+from fgvc.data import FeatureSet, ImageDataset, TransformSpec, cached_features, feature_set
 from fgvc.errors import ConfigError
 
-COUNT = 7
 SIZE = 128 + COUNT * 3 * 4 * 4 * 4  # header and maps of one entry in bytes
 # forked children have torch imported already, which takes seconds
 context = multiprocessing.get_context("fork")
@@ -41,31 +31,7 @@ def dataset(tmp_path: Path) -> ImageDataset:
     return images_in(tmp_path)
 
 
-def images_in(root: Path) -> ImageDataset:
-    rng = np.random.default_rng(0)
-    paths = [root / "images" / f"{number}.png" for number in range(COUNT)]
-    paths[0].parent.mkdir()
-    for path in paths:
-        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
-    return ImageDataset(Samples(["a", "b"], paths, [0, 1, 0, 1, 0, 1, 1]), root)
-
-
-class Backbone:
-    """Average pooling; `meanwhile` runs in its call of number `at`."""
-
-    def __init__(self, meanwhile: Callable[[], object] = lambda: None, at: int = 2) -> None:
-        self.calls, self.at, self.meanwhile = 0, at, meanwhile
-
-    def __call__(self, images: Tensor) -> Tensor:
-        self.calls += 1
-        if self.calls == self.at:
-            self.meanwhile()
-        return avg_pool2d(images, 4)
-
-
-def features_of(
-    dataset: ImageDataset, extract: Callable[[Tensor], Tensor], name: str = "a", entries: float | None = None
-) -> FeatureSet:
+def features_of(dataset: ImageDataset, extract: Backbone, name: str = "a", entries: float | None = None) -> FeatureSet:
     """Maps of a backbone called `name`, in a cache limited to so many entries."""
     spec = TransformSpec(training=False, size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
     limit = None if entries is None else entries * SIZE / 1e9
@@ -226,9 +192,7 @@ def test_runs_at_once_stay_below_the_limit_together(dataset: ImageDataset) -> No
     assert kinds(dataset) == [".json"] * 2 + [".npy"] * 2
 
 
-def test_an_entry_evicted_as_it_is_opened_is_computed_again(
-    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_entry_evicted_on_opening_is_computed_again(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     path = features_of(dataset, Backbone()).path
     open_maps, calls = feature_set.open_maps, []
 
@@ -271,15 +235,11 @@ def test_no_limit_evicts_nothing_and_a_lower_one_only_when_something_is_added(da
     assert use(dataset, "d", 2)
 
 
-def test_an_entry_larger_than_the_limit_evicts_nothing(dataset: ImageDataset) -> None:
+def test_an_entry_larger_than_the_limit_evicts_nothing_and_a_file_without_a_card_can_go(dataset: ImageDataset) -> None:
     use(dataset, "a", None)
     with pytest.raises(ConfigError, match=r"those in use 0 GB.*Raise cache\.max_gb to 1\.4[78]e-06"):
         features_of(dataset, Backbone(), "b", entries=0.9)
     assert kinds(dataset) == [".json", ".npy"]
-
-
-def test_a_file_without_a_card_counts_and_can_go(dataset: ImageDataset) -> None:
-    use(dataset, "a", None)
     next((dataset.root / "cache").glob("*.json")).unlink()
     use(dataset, "b", 1)
     assert kinds(dataset) == [".json", ".npy"]
@@ -343,9 +303,7 @@ def test_a_cache_that_may_only_be_read_is_used(unprivileged: Path) -> None:
     assert kinds(read_only) == [".json", ".npy"]
 
 
-def test_without_locks_all_works_but_nothing_is_cleaned_up(
-    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_locks_all_works_but_no_cleaning_up(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -366,8 +324,7 @@ def test_a_limit_on_the_command_line(tmp_path: Path, train_here: Train) -> None:
     before = set((tmp_path / "cache").glob("features-*"))
     limit = f"cache.max_gb={1.2e-9 * sum(path.stat().st_size for path in before)}"
     # the weights of this backbone are drawn with the seed: other maps
-    done = train_here(tmp_path, *frozen, "run_dir=b", "seed=1", limit)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(train_here(tmp_path, *frozen, "run_dir=b", "seed=1", limit))
     assert done.stderr.count("evicted from the feature cache") == 2
     after = set((tmp_path / "cache").glob("features-*"))
     assert len(after) == len(before) == 4 and not after & before

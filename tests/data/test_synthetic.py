@@ -13,28 +13,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
-from fgvc.data import create_dataset
-from fgvc.data.synthetic import (
-    COLOURS,
-    MAX_CLASSES,
-    SHAPES,
-    Layout,
-    class_matching,
-    class_name,
-    draw_image,
-    draw_layout,
-    write_synthetic,
-)
+from fgvc.data import create_dataset, synthetic
 from fgvc.errors import ConfigError, DatasetError
 
+Floats, Integers = NDArray[np.float64], NDArray[np.int64]
 SMALL = {"classes": 3, "train_per_class": 2, "test_per_class": 1, "size": 64}
 CLASSES, TRAIN, TEST = 6, 24, 12  # per class, in the tests of honesty
 
 
 def test_same_arguments_same_bytes(tmp_path: Path) -> None:
-    first = folder_bytes(write_synthetic(tmp_path / "a", **SMALL))
-    assert first == folder_bytes(write_synthetic(tmp_path / "b", **SMALL))
-    other = folder_bytes(write_synthetic(tmp_path / "c", **{**SMALL, "seed": 1}))
+    first = folder_bytes(synthetic.write_synthetic(tmp_path / "a", **SMALL))
+    assert first == folder_bytes(synthetic.write_synthetic(tmp_path / "b", **SMALL))
+    other = folder_bytes(synthetic.write_synthetic(tmp_path / "c", **{**SMALL, "seed": 1}))
+    assert json.loads(first["synthetic.json"]) == {**SMALL, "agreement": 0.7, "seed": 0}
     images = [name for name in first if name.endswith(".jpg")]
     assert len(images) == 9
     assert all(first[name] != other[name] for name in images)
@@ -44,7 +35,7 @@ def test_same_arguments_same_bytes(tmp_path: Path) -> None:
 def test_made_on_demand_and_read_like_cub(tmp_path: Path) -> None:
     root = tmp_path / "deep" / "synthetic"
     train, test = (create_dataset("synthetic", root=root, split=split, **SMALL) for split in ("train", "test"))
-    assert train.classes == [f"{index + 1:03d}.{class_name(index)}" for index in range(3)]
+    assert train.classes == [f"{index + 1:03d}.{synthetic.class_name(index)}" for index in range(3)]
     assert (train.targets, test.targets) == ([0, 0, 1, 1, 2, 2], [0, 1, 2])
     assert train[0][0].size == (64, 64)
     assert create_dataset("cub", root=root).paths == train.paths
@@ -55,23 +46,21 @@ def test_defaults_agree_with_the_card(tmp_path: Path, monkeypatch: pytest.Monkey
     """Also that `write_synthetic` and the adapter have the same defaults: another recipe would be refused."""
     monkeypatch.setattr("fgvc.data.synthetic.draw_image", lambda *_: Image.new("RGB", (8, 8)))  # for speed
     card = yaml.safe_load((ROOT / "datasets" / "synthetic.yaml").read_text("utf-8"))
-    write_synthetic(tmp_path / "set")
+    synthetic.write_synthetic(tmp_path / "set")
     train, test = (create_dataset("synthetic", root=tmp_path / "set", split=split) for split in ("train", "test"))
     assert (len(train.classes), len(train), len(test)) == (card["classes"], *card["splits"].values())
 
 
 def test_losing_a_race_takes_the_winner_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fgvc.data.synthetic as module
-
-    write = module._write
+    write = synthetic._write
 
     def slow_write(root: Path, recipe: object) -> None:
         write(root, recipe)  # type: ignore[arg-type]
-        monkeypatch.setattr(module, "_write", write)
-        write_synthetic(tmp_path / "set", **SMALL)
+        monkeypatch.setattr(synthetic, "_write", write)
+        synthetic.write_synthetic(tmp_path / "set", **SMALL)
 
-    monkeypatch.setattr(module, "_write", slow_write)
-    write_synthetic(tmp_path / "set", **SMALL)
+    monkeypatch.setattr(synthetic, "_write", slow_write)
+    synthetic.write_synthetic(tmp_path / "set", **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
@@ -81,23 +70,23 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("fgvc.data.layout.write_json_atomic", stop)
     with pytest.raises(KeyboardInterrupt):
-        write_synthetic(tmp_path / "set", **SMALL)
+        synthetic.write_synthetic(tmp_path / "set", **SMALL)
     assert not list(tmp_path.iterdir())
 
 
 def test_other_content_is_never_taken_or_overwritten(tmp_path: Path) -> None:
-    root = write_synthetic(tmp_path / "set", **SMALL)
+    root = synthetic.write_synthetic(tmp_path / "set", **SMALL)
     before = folder_bytes(root)
     with pytest.raises(DatasetError, match=r"synthetic\.json.*'seed': 0.*'seed': 5.*delete"):
         create_dataset("synthetic", root=root, **SMALL, seed=5)
     assert folder_bytes(root) == before
     (root / "synthetic.json").write_text("{")
     with pytest.raises(DatasetError, match="not valid JSON"):
-        write_synthetic(root, **SMALL)
+        synthetic.write_synthetic(root, **SMALL)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").touch()
     with pytest.raises(DatasetError, match=r"other: not empty and without synthetic\.json"):
-        write_synthetic(tmp_path / "other", **SMALL)
+        synthetic.write_synthetic(tmp_path / "other", **SMALL)
 
 
 @pytest.mark.parametrize(
@@ -105,31 +94,31 @@ def test_other_content_is_never_taken_or_overwritten(tmp_path: Path) -> None:
 )
 def test_arguments_out_of_range(tmp_path: Path, wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))}.*{next(iter(wrong.values()))}|at least 1"):
-        write_synthetic(tmp_path / "set", **wrong)  # type: ignore[arg-type]
+        synthetic.write_synthetic(tmp_path / "set", **wrong)  # type: ignore[arg-type]
 
 
 def test_matchings_are_permutations_that_agree_at_most_once() -> None:
-    matchings = [class_matching(index) for index in range(MAX_CLASSES)]
-    assert all(sorted(matching) == list(range(len(COLOURS))) for matching in matchings)
+    matchings = [synthetic.class_matching(index) for index in range(synthetic.MAX_CLASSES)]
+    assert all(sorted(matching) == list(range(len(synthetic.COLOURS))) for matching in matchings)
     for one, other in combinations(matchings, 2):
         assert sum(a == b for a, b in zip(one, other, strict=True)) <= 1
-    assert len({class_name(index) for index in range(MAX_CLASSES)}) == MAX_CLASSES
+    assert len({synthetic.class_name(index) for index in range(synthetic.MAX_CLASSES)}) == synthetic.MAX_CLASSES
 
 
 @pytest.mark.parametrize("agreement", [0.0, 0.7, 1.0])
 def test_every_image_holds_each_colour_and_shape_equally_often(agreement: float) -> None:
-    for class_index in range(MAX_CLASSES):
-        layout = draw_layout(np.random.default_rng(class_index), class_index, agreement)
-        assert np.bincount(layout.colours).tolist() == [5] * len(COLOURS)
-        assert np.bincount(layout.shapes).tolist() == [5] * len(SHAPES)
+    for class_index in range(synthetic.MAX_CLASSES):
+        layout = synthetic.draw_layout(np.random.default_rng(class_index), class_index, agreement)
+        assert np.bincount(layout.colours).tolist() == [5] * len(synthetic.COLOURS)
+        assert np.bincount(layout.shapes).tolist() == [5] * len(synthetic.SHAPES)
 
 
 def test_agreement_is_the_share_that_follows_the_matching() -> None:
     for agreement in (0.0, 0.6, 1.0):
         shares = []
         for seed in range(200):
-            layout = draw_layout(np.random.default_rng(seed), 7, agreement)
-            shares.append(np.mean(np.asarray(class_matching(7))[layout.shapes] == layout.colours))
+            layout = synthetic.draw_layout(np.random.default_rng(seed), 7, agreement)
+            shares.append(np.mean(np.asarray(synthetic.class_matching(7))[layout.shapes] == layout.colours))
         # those who do not follow it meet their colour by chance, 1 in 5 (a little more often: few are shuffled)
         assert np.mean(shares) == pytest.approx(agreement + (1 - agreement) / 5, abs=0.03)
 
@@ -137,41 +126,39 @@ def test_agreement_is_the_share_that_follows_the_matching() -> None:
 def test_shapes_have_equal_areas() -> None:
     """Unequal areas would let the mean colour tell which colour has the large shape."""
     areas = []
-    for shape in range(len(SHAPES)):
+    for shape in range(len(synthetic.SHAPES)):
         brightness = []
         for seed in range(6):
-            layout = Layout(np.full(25, 2), np.full(25, shape))
-            pixels = np.asarray(draw_image(np.random.default_rng(seed), layout, 200)).astype(int)
+            layout = synthetic.Layout(np.full(25, 2), np.full(25, shape))
+            pixels = np.asarray(synthetic.draw_image(np.random.default_rng(seed), layout, 200)).astype(int)
             brightness.append(((pixels[..., 1] - pixels[..., [0, 2]].max(axis=-1)) > 40).mean())  # green pixels
         areas.append(np.mean(brightness))
     assert np.ptp(areas) / np.mean(areas) < 0.06
 
 
-def layouts(split: int, count: int) -> tuple[list[Layout], NDArray[np.int64]]:
+def layouts(split: int, count: int) -> tuple[list[synthetic.Layout], Integers]:
     found = [
-        draw_layout(np.random.default_rng([split, target, number]), target, 0.7)
+        synthetic.draw_layout(np.random.default_rng([split, target, number]), target, 0.7)
         for target in range(CLASSES)
         for number in range(count)
     ]
     return found, np.repeat(np.arange(CLASSES), count)
 
 
-def moments(descriptors: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def moments(descriptors: Floats) -> tuple[Floats, Floats]:
     """Mean (d,) and upper triangle of the covariance of local descriptors (locations, d)."""
     covariance = np.cov(descriptors.T, bias=True)
     return descriptors.mean(axis=0), covariance[np.triu_indices(len(covariance))]
 
 
-def accuracy(
-    train: NDArray[np.float64], y: NDArray[np.int64], test: NDArray[np.float64], z: NDArray[np.int64]
-) -> float:
+def accuracy(train: Floats, y: Integers, test: Floats, z: Integers) -> float:
     """Top-1 of a linear classifier on standardised features."""
     centre, scale = train.mean(axis=0), train.std(axis=0) + 1e-9
     model = LogisticRegression(C=0.1, max_iter=500).fit((train - centre) / scale, y)
     return float(model.score((test - centre) / scale, z))
 
 
-def pixel_descriptors(image: Image.Image) -> NDArray[np.float64]:
+def pixel_descriptors(image: Image.Image) -> Floats:
     """Per element: five colour channels and three measures of shape, (25, 8), found from the pixels alone."""
     size = image.width
     hue, saturation, _ = np.moveaxis(np.asarray(image.convert("HSV")).astype(float), -1, 0)
@@ -196,15 +183,10 @@ def test_pixels_have_equal_means_and_telling_covariances() -> None:
     for split, count in ((0, TRAIN), (1, TEST)):
         found, targets = layouts(split, count)
         rng = np.random.default_rng(split)
-        pairs = [moments(pixel_descriptors(draw_image(rng, one, 160))) for one in found]
+        pairs = [moments(pixel_descriptors(synthetic.draw_image(rng, one, 160))) for one in found]
         sets.append((*(np.stack(part) for part in zip(*pairs, strict=True)), targets))
     (mean, covariance, y), (test_mean, test_covariance, z) = sets
     by_mean, by_covariance = accuracy(mean, y, test_mean, z), accuracy(covariance, y, test_covariance, z)
     print(f"\nlinear classifier on the mean {by_mean:.3f}, on the covariance {by_covariance:.3f}")
     assert by_mean < 2 / CLASSES
     assert by_covariance > 0.8
-
-
-def test_synthetic_json_states_the_recipe(tmp_path: Path) -> None:
-    root = write_synthetic(tmp_path / "set", **SMALL)
-    assert json.loads((root / "synthetic.json").read_text()) == {**SMALL, "agreement": 0.7, "seed": 0}

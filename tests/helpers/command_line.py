@@ -20,16 +20,10 @@ from fgvc.runs.config import (
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
-    "dataset=synthetic",
-    "dataset.transform.size=64",
+    *("dataset=synthetic", "dataset.transform.size=64"),
     "+dataset.options={classes: 3, train_per_class: 4, test_per_class: 3, size: 64}",
-    "backbone.name=test_resnet",
-    "backbone.weights=null",
-    "method=seb",
-    "method.reduction=8",
-    "trainer.epochs=2",
-    "trainer.batch_size=4",
-    "trainer.workers=0",
+    *("backbone.name=test_resnet", "backbone.weights=null", "method=seb", "method.reduction=8"),
+    *("trainer.epochs=2", "trainer.batch_size=4", "trainer.workers=0"),
 ]
 
 
@@ -78,6 +72,12 @@ def run(script: str, *arguments: object, cwd: Path) -> Done:
 
 def train(cwd: Path, *overrides: str) -> Done:
     return run("train.py", *SMALL, *overrides, cwd=cwd)
+
+
+def succeeded(done: Done) -> Done:
+    """Exit status 0; otherwise the failure shows stderr."""
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def refused(done: Done, *parts: str) -> None:

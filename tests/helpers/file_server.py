@@ -11,35 +11,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class FileServer:
-    """Files by path, and how the server behaves.
+    """Files by path, and how the server behaves; a response uses up one entry of `cut_after` and `status`."""
 
-    Attributes:
-        files: content by path, such as "/a.tar".
-        ranges: heed Range and If-Range.
-        validators: send an ETag, which is that of the content.
-        cut_after: bytes after which a response breaks off; one entry is used up by each response.
-        announce: added to the true Content-Length.
-        lengths: send a Content-Length.
-        length: send this one, whatever the true one is.
-        redirect: address that every request is sent on to.
-        status: answer every request with this status instead; one entry is used up by each response.
-        content_type: of every response.
-        requests: (path, Range header) of each request so far.
-        served: bytes of content sent so far.
-    """
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    ranges: bool = True
-    validators: bool = True
-    cut_after: list[int] = field(default_factory=list)
-    announce: int = 0
-    lengths: bool = True
-    length: str | None = None
-    redirect: str | None = None
-    status: list[int] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)  # content by path, such as "/a.tar"
+    ranges: bool = True  # heed Range and If-Range
+    validators: bool = True  # send an ETag, which is that of the content
+    cut_after: list[int] = field(default_factory=list)  # bytes after which a response breaks off
+    announce: int = 0  # added to the true Content-Length
+    lengths: bool = True  # send a Content-Length
+    length: str | None = None  # sent in place of the true one
+    redirect: str | None = None  # address that every request is sent on to
+    status: list[int] = field(default_factory=list)  # sent in place of the file
     content_type: str = "application/octet-stream"
-    requests: list[tuple[str, str | None]] = field(default_factory=list)
-    served: int = 0
+    requests: list[tuple[str, str | None]] = field(default_factory=list)  # path and Range header so far
+    served: int = 0  # bytes of content so far
     address: str = ""
 
     def url(self, path: str) -> str:

@@ -36,12 +36,8 @@ def train_until(
 ) -> int:
     """`scripts/train.py` on the small set; returns its exit status, or minus the signal that ended it.
 
-    Args:
-        cwd: working folder; stdout and stderr go to `log` in it.
-        overrides: of the command line.
-        ends: when the process sends itself the signal `number`.
-        number: of the signal.
-        base: overrides before those, of the small set.
+    Stdout and stderr go to `log` in `cwd`. At each of `ends` the process sends itself the signal `number`. `base` are
+    overrides before the others.
     """
     (cwd / "log").unlink(missing_ok=True)
     events = {moment: (count, _signal_to_self(number)) for moment, count in ends}

@@ -38,16 +38,12 @@ def write_miniature(
     """Write a miniature to the new folder `root`, ready for `create_dataset`, and return it; the seed fixes everything.
 
     Every image is dark noise with a filled box in the colour of its class; the annotations give the box. Class names
-    have blanks, dashes and slashes like the official ones. Images of aircraft have a white banner, 20 rows high.
+    have blanks, dashes and slashes like the official ones. Images of aircraft have a white banner, 20 rows high, and
+    their training images are divided into train and val. "cars_devkit" is the second layout of "cars".
 
     Args:
-        name: dataset, e.g. "cub"; "cars_devkit" is the second layout of "cars".
-        root: folder to make.
-        classes: at least 2.
-        train_per_class, test_per_class: images of each class in each split; aircraft divides the first into train and
-            val.
+        classes: 2 or 3.
         size: width and height in pixels, with the banner, each at least 48.
-        seed: seed of all random numbers.
     """
     root.mkdir(parents=True)
     _WRITERS[name](root, Plan(classes, {"train": train_per_class, "test": test_per_class}, size, seed))
@@ -66,26 +62,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to draw.
-
-    Attributes:
-        classes: Number of classes.
-        per_class: Number of images of each class in "train" and "test".
-        size: Width and height in pixels.
-        seed: Seed of all random numbers.
-    """
+    """What to draw: images of each class in "train" and "test", of a width and height in pixels."""
 
     classes: int
     per_class: Mapping[str, int]
     size: tuple[int, int]
     seed: int
-
-    def names(self, bases: Sequence[str]) -> list[str]:
-        """One name for each class; beyond the given names a number is added."""
-        return [
-            bases[index] if index < len(bases) else f"{bases[index % len(bases)]} {index // len(bases) + 1}"
-            for index in range(self.classes)
-        ]
 
     def pictures(self, banner: int = 0) -> list[Picture]:
         """All images, class by class, with boxes above the banner."""
@@ -116,7 +98,7 @@ class Plan:
 
 def write_cub(root: Path, plan: Plan) -> None:
     """CUB-200-2011."""
-    names = [f"{index:03d}.{name}" for index, name in enumerate(plan.names(_BIRDS), start=1)]
+    names = [f"{index:03d}.{name}" for index, name in enumerate(_BIRDS[: plan.classes], start=1)]
     files = {str(p.serial): f"{names[p.target]}/{names[p.target][4:]}_{p.serial:04d}.jpg" for p in plan.pictures()}
     labels = {str(index): name for index, name in enumerate(names, start=1)}
     _write_birds(root, plan, files, labels, first_class=1, decimals=1)
@@ -124,7 +106,7 @@ def write_cub(root: Path, plan: Plan) -> None:
 
 def write_nabirds(root: Path, plan: Plan) -> None:
     """NABirds: ids are text, and classes.txt also lists inner nodes of the hierarchy."""
-    names = plan.names(_VARIANT_BIRDS)
+    names = _VARIANT_BIRDS[: plan.classes]
     ids = {p.serial: f"{p.serial:08x}-21dc-4d0c-bfe1-4cae3c85c829" for p in plan.pictures()}
     files = {ids[p.serial]: f"{295 + p.target:04d}/{ids[p.serial].replace('-', '')}.jpg" for p in plan.pictures()}
     inner = {"0": "Birds", "1": "Ducks, Geese, and Swans", "22": names[0]}
@@ -160,7 +142,7 @@ def write_cars(root: Path, plan: Plan) -> None:
         values = {"class": np.uint8(picture.target + 1), "test": np.uint8(picture.split == "test")}
         rows.append({"relative_im_path": name, **_car_box(picture), **values})
     savemat(
-        root / "cars_annos.mat", {"annotations": _structs(rows), "class_names": _cells(plan.names(_CARS), row=True)}
+        root / "cars_annos.mat", {"annotations": _structs(rows), "class_names": _cells(_CARS[: plan.classes], row=True)}
     )
 
 
@@ -168,14 +150,16 @@ def write_cars_devkit(root: Path, plan: Plan) -> None:
     """Stanford Cars in parts: cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat."""
     devkit = root / "devkit"
     devkit.mkdir(parents=True)
-    savemat(devkit / "cars_meta.mat", {"class_names": _cells(plan.names(_CARS), row=True)})
+    savemat(devkit / "cars_meta.mat", {"class_names": _cells(_CARS[: plan.classes], row=True)})
     for split, path in (("train", devkit / "cars_train_annos.mat"), ("test", root / "cars_test_annos_withlabels.mat")):
         rows = []
         for number, picture in enumerate((p for p in plan.pictures() if p.split == split), start=1):
             plan.draw(picture, root / f"cars_{split}" / f"{number:05d}.jpg")
             rows.append({**_car_box(picture), "class": np.uint8(picture.target + 1), "fname": f"{number:05d}.jpg"})
         savemat(path, {"annotations": _structs(rows)})
-    savemat(devkit / "cars_test_annos.mat", {"annotations": _structs([_without(row, "class") for row in rows])})
+    for row in rows:
+        del row["class"]
+    savemat(devkit / "cars_test_annos.mat", {"annotations": _structs(rows)})
 
 
 def _car_box(picture: Picture) -> dict[str, Any]:
@@ -187,7 +171,7 @@ def _car_box(picture: Picture) -> dict[str, Any]:
 def write_aircraft(root: Path, plan: Plan) -> None:
     """FGVC-Aircraft 2013b; the first half of the training images of a class is train, the others val."""
     data = root / "data"
-    variants = plan.names(_VARIANTS)
+    variants = _VARIANTS[: plan.classes]
     levels = {
         "variant": variants,
         "family": [_FAMILIES[0] if index < 2 else _FAMILIES[1] for index in range(plan.classes)],
@@ -215,7 +199,7 @@ def write_aircraft(root: Path, plan: Plan) -> None:
 
 def write_dogs(root: Path, plan: Plan) -> None:
     """Stanford Dogs: Images/, Annotation/ and the lists."""
-    breeds = [f"n{2085620 + 100 * index:08d}-{name}" for index, name in enumerate(plan.names(_BREEDS))]
+    breeds = [f"n{2085620 + 100 * index:08d}-{name}" for index, name in enumerate(_BREEDS[: plan.classes])]
     for split in ("train", "test"):
         pictures = [picture for picture in plan.pictures() if picture.split == split]
         stems = [f"{breeds[p.target]}/{breeds[p.target].partition('-')[0]}_{p.serial}" for p in pictures]
@@ -247,7 +231,7 @@ def write_imagenet(root: Path, plan: Plan) -> None:
     for picture in plan.pictures():
         split = "train" if picture.split == "train" else "val"
         plan.draw(picture, root / split / wnids[picture.target] / f"{wnids[picture.target]}_{picture.serial}.JPEG")
-    _write_table(root / "LOC_synset_mapping.txt", dict(zip(wnids, plan.names(_SYNSETS), strict=True)))
+    _write_table(root / "LOC_synset_mapping.txt", dict(zip(wnids, _SYNSETS[: plan.classes], strict=True)))
 
 
 def write_imagenet_kit(root: Path, labels: Sequence[object], synsets: Sequence[tuple[int, str, int]]) -> None:
@@ -261,17 +245,13 @@ def write_imagenet_kit(root: Path, labels: Sequence[object], synsets: Sequence[t
 
 def write_folder(root: Path, plan: Plan) -> None:
     """Class folders under train/ and test/."""
-    names = plan.names(_OWN)
+    names = _OWN[: plan.classes]
     for picture in plan.pictures():
         plan.draw(picture, root / picture.split / names[picture.target] / f"{picture.serial:04d}.jpg")
 
 
 def _write_table(path: Path, table: Mapping[str, str]) -> None:
     write_text_atomic(path, "".join(f"{key} {value}\n" for key, value in table.items()))
-
-
-def _without(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != name}
 
 
 def _structs(rows: Sequence[Mapping[str, Any]]) -> np.ndarray[Any, np.dtype[Any]]:

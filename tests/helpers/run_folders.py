@@ -6,15 +6,8 @@ from typing import Any
 
 import numpy as np
 
-LABELS = {
-    "gap": "GAP",
-    "bilinear": "B-CNN",
-    "isqrt_cov": "iSQRT-COV",
-    "mpn_cov": "MPN-COV",
-    "svd_pade": "SVD-Padé",
-    "svd_topn": "SVD-TopN",
-    "seb": "SEB",
-}
+LABELS = {"gap": "GAP", "bilinear": "B-CNN", "isqrt_cov": "iSQRT-COV", "mpn_cov": "MPN-COV", "seb": "SEB"}
+LABELS |= {"svd_pade": "SVD-Padé", "svd_topn": "SVD-TopN"}
 
 
 def accuracy(top1: float, epoch: int = 15) -> dict[str, Any]:
@@ -28,32 +21,15 @@ def write_run(
     """Write a run folder without a spectrum; `changes` replace fields of the summary, `selected_on` that of `best`."""
     selected_on = changes.pop("selected_on", "test")
     gradient = changes.get("gradient")
-    summary: dict[str, Any] = {
-        "name": "cub80_frozen",
-        "method": method,
-        "gradient": None,
-        "label": LABELS[method] + (f" ({gradient})" if gradient else ""),
-        "dataset": "cub80",
-        "backbone": "tf_efficientnet_lite0",
-        "frozen": True,
-        "reduction": None if method == "gap" else 64,
-        "image_size": 224,
-        "seed": 0,
-        "epochs": 15,
-        "num_classes": 80,
-        "train_images": 2317,
-        "test_images": 2400,
-        "out_features": 2080,
-        "final": accuracy(top1),
-        "best": accuracy(top1 + 0.3 if best is None else best, 12) | {"selected_on": selected_on},
-        "seconds": {"features": 80.1, "train": 20.0, "eval": 6.0, "total": 110.0},
-        "peak_memory_mb": 1200.0,
-        "status": "finished",
-        "reason": None,
-        "versions": {},
-        "commit": "0123abc",
-        "command": "train.py",
-    }
+    label = LABELS[method] + (f" ({gradient})" if gradient else "")
+    summary: dict[str, Any] = {"name": "cub80_frozen", "method": method, "gradient": None, "label": label}
+    summary |= {"dataset": "cub80", "num_classes": 80, "train_images": 2317, "test_images": 2400, "image_size": 224}
+    summary |= {"backbone": "tf_efficientnet_lite0", "frozen": True, "reduction": None if method == "gap" else 64}
+    summary |= {"out_features": 2080, "seed": 0, "epochs": 15, "status": "finished", "reason": None}
+    summary |= {"final": accuracy(top1), "best": accuracy(top1 + 0.3 if best is None else best, 12)}
+    summary["best"]["selected_on"] = selected_on
+    summary |= {"seconds": {"features": 80.1, "train": 20.0, "eval": 6.0, "total": 110.0}, "peak_memory_mb": 1200.0}
+    summary |= {"versions": {}, "commit": "0123abc", "command": "train.py"}
     path.mkdir(parents=True)
     (path / "summary.json").write_text(json.dumps(summary | changes), encoding="utf-8")
     return path

@@ -56,25 +56,12 @@ class Place:
         return self.folder / "data" / "cub"
 
     def write_card(self, **changes: Any) -> None:
-        archive = {
-            "name": "birds.tgz",
-            "url": self.server.url("/birds.tgz"),
-            "md5": hashlib.md5(self.archive).hexdigest(),
-            "size": len(self.archive),
-        }
-        card = {
-            "title": "Small birds",
-            "citation": "none",
-            "licence": "none",
-            "homepage": None,
-            "archives": [archive | changes.pop("archive", {})],
-            "manual": "Ask the birds.",
-            "classes": CLASSES,
-            "splits": {"train": CLASSES * TRAIN, "test": CLASSES * TEST},
-            "images_per_class": {"train": [TRAIN, TRAIN], "test": [TEST, TEST]},
-            "train": "experiment=birds",
-            "layout": "as CUB",
-        }
+        archive = {"name": "birds.tgz", "url": self.server.url("/birds.tgz"), "size": len(self.archive)}
+        archive |= {"md5": hashlib.md5(self.archive).hexdigest(), **changes.pop("archive", {})}
+        card = {"title": "Small birds", "citation": "none", "licence": "none", "homepage": None, "layout": "as CUB"}
+        card |= {"archives": [archive], "manual": "Ask the birds.", "train": "experiment=birds", "classes": CLASSES}
+        card |= {"splits": {"train": CLASSES * TRAIN, "test": CLASSES * TEST}}
+        card |= {"images_per_class": {"train": [TRAIN, TRAIN], "test": [TEST, TEST]}}
         (self.folder / "cards").mkdir(exist_ok=True)
         (self.folder / "cards" / "cub.yaml").write_text(yaml.safe_dump(card | changes))
 

@@ -39,23 +39,25 @@ def relative(ours: Tensor, reference: Tensor) -> float:
     return float((ours - reference).norm() / reference.norm())
 
 
+def coupled_iteration(s: Tensor, iterations: int = 5) -> Tensor:
+    """The coupled iteration of Li et al. (CVPR 2018), step by step, for autograd to differentiate."""
+    trace = s.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    y, z = s / trace, torch.eye(s.shape[-1], dtype=s.dtype).expand_as(s)
+    for _ in range(iterations):
+        t = (3 * torch.eye(s.shape[-1], dtype=s.dtype) - z @ y) / 2
+        y, z = y @ t, t @ z
+    return trace.sqrt() * y
+
+
 @dataclass(frozen=True)
 class Reference:
-    """A layer in mpmath.
+    """A layer in mpmath."""
 
-    Attributes:
-        f: eigenvalues, clipped -> their images.
-        reciprocal_gap: K~(high, low) of the published chain, or None for the exact derivative.
-        keep: number of largest eigenvalues that are kept, or (start, stop) of them in descending order.
-        leak: the published SVD-TopN: K~ on clipped eigenvalues, every slope let through.
-        backward_f: the map whose exact derivative is taken in place of that of f (SVD-Newton).
-    """
-
-    f: Callable[[Values], Values]
-    reciprocal_gap: Callable[[mpf, mpf], mpf] | None = None
-    keep: int | tuple[int, int | None] | None = None
-    leak: bool = False
-    backward_f: Callable[[Values], Values] | None = None
+    f: Callable[[Values], Values]  # eigenvalues, clipped -> their images
+    reciprocal_gap: Callable[[mpf, mpf], mpf] | None = None  # K~(high, low) of the published chain; None: exact
+    keep: int | tuple[int, int | None] | None = None  # number of largest ones, or (start, stop) in descending order
+    leak: bool = False  # the published SVD-TopN: K~ on clipped eigenvalues, every slope let through
+    backward_f: Callable[[Values], Values] | None = None  # whose exact derivative is taken instead (SVD-Newton)
 
     def clip(self, found: Values) -> Values:
         """Ascending eigenvalues as the map sees them."""

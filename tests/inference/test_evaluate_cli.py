@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import SMALL, run
+from command_line import SMALL, run, succeeded
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from fgvc.data import ViewTransform, resized_spec
@@ -20,34 +21,28 @@ from fgvc.io import read_csv
 from fgvc.pooling import create_pooling
 
 CPU = torch.device("cpu")
+Copy = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Working folder of two finished runs: `tuned`, whose backbone was trained, and `frozen`."""
     cwd = tmp_path_factory.mktemp("runs")
-    for name, overrides in {"tuned": [], "frozen": ["backbone.frozen=true", "cache.dir=cache"]}.items():
-        done = run("train.py", *SMALL, "trainer.epochs=1", f"run_dir={name}", *overrides, cwd=cwd)
-        assert done.returncode == 0, done.stderr
+    frozen = ["backbone.frozen=true", "cache.dir=cache", "trainer.epochs=1"]
+    for name, overrides in {"tuned": [], "frozen": frozen}.items():
+        succeeded(run("train.py", *SMALL, f"run_dir={name}", *overrides, cwd=cwd))
     return cwd
 
 
 @pytest.fixture
-def copy(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """A copy of a run with replacements in its config.yaml; the working folder is that of the runs."""
+def copy(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Copy:
+    """A copy of a run with overrides of its config.yaml; the working folder is that of the runs."""
     monkeypatch.chdir(runs)
 
-    def make(name: str, **replacements: str) -> Path:
-        path = tmp_path / name
-        shutil.copytree(runs / name, path)
-        config = (path / "config.yaml").read_text()
-        for old, new in replacements.items():
-            assert f"{old}: " in config
-            config = "\n".join(
-                f"{line.split(old)[0]}{old}: {new}" if line.strip().startswith(f"{old}: ") else line
-                for line in config.splitlines()
-            )
-        (path / "config.yaml").write_text(config)
+    def make(name: str, *overrides: str) -> Path:
+        path = Path(shutil.copytree(runs / name, tmp_path / name))
+        config = OmegaConf.merge(OmegaConf.load(path / "config.yaml"), OmegaConf.from_dotlist(list(overrides)))
+        OmegaConf.save(config, path / "config.yaml")
         return path
 
     return make
@@ -55,20 +50,17 @@ def copy(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
 
 def test_command_line_writes_what_it_says(runs: Path) -> None:
     before = {file: file.read_bytes() for file in (runs / "tuned").rglob("*") if file.is_file()}
-    done = run("evaluate.py", "tuned", "--views", "ten_crop", "--resize-size", "72", "--output", "out", cwd=runs)
-    assert done.returncode == 0, done.stderr
-    name = "last-ten_crop-resize72"
+    options = ["--views", "ten_crop", "--resize-size", "72", "--checkpoint", "best", "--output", "out"]
+    done = succeeded(run("evaluate.py", "tuned", *options, cwd=runs))
+    name = "best-ten_crop-resize72"
     written = done.stdout.split("written: ")[1].strip().split(", ")
     assert sorted(written) == sorted(f"out/{file.name}" for file in (runs / "out").iterdir())
-    assert {Path(file).name for file in written} == {
-        *(f"{kind}-{name}.csv" for kind in ("predictions", "per_class", "confusion")),
-        *(f"confusion-{name}.{kind}" for kind in ("png", "pdf")),
-        f"confusions-{name}.md",
-        f"evaluation-{name}.json",
-    }
+    files = {f"{kind}-{name}.csv" for kind in ("predictions", "per_class", "confusion")}
+    files |= {f"confusion-{name}.png", f"confusion-{name}.pdf", f"confusions-{name}.md", f"evaluation-{name}.json"}
+    assert {Path(file).name for file in written} == files
     record = json.loads((runs / "out" / f"evaluation-{name}.json").read_text())
     assert (record["views"], record["size"], record["resize_size"], record["images"]) == ("ten_crop", 64, 72, 9)
-    assert (record["checkpoint"], record["root"]) == ("last", "datasets/synthetic") and record["seconds"] > 0
+    assert (record["checkpoint"], record["root"]) == ("best", "datasets/synthetic") and record["seconds"] > 0
     assert f"top-1 {record['top1']:.2f} %" in done.stdout and "views: ten_crop" in done.stdout
 
     predictions = pd.read_csv(runs / "out" / f"predictions-{name}.csv")
@@ -85,13 +77,12 @@ def test_command_line_writes_what_it_says(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tuned", "frozen"])
-def test_a_single_view_repeats_the_training_and_mirror_does_not_overwrite_it(
-    name: str, copy: Callable[..., Path]
-) -> None:
+def test_a_single_view_repeats_the_training_and_mirror_does_not_overwrite_it(name: str, copy: Copy) -> None:
     path = copy(name)
-    single, mirror = evaluate_run(path), evaluate_run(path, views="mirror")
+    single, best, mirror = evaluate_run(path), evaluate_run(path, checkpoint="best"), evaluate_run(path, views="mirror")
     summary = json.loads((path / "summary.json").read_text())
     assert single.record["top1"] == pytest.approx(summary["final"]["top1"])
+    assert best.record["top1"] == pytest.approx(summary["best"]["top1"])
     trained, repeated = pd.read_csv(path / "predictions.csv"), pd.read_csv(path / "predictions-last.csv")
     pd.testing.assert_frame_equal(trained, repeated, atol=1e-5)
     assert list(trained) == ["path", "target", "predicted", "target_class", "predicted_class", "confidence", "rank"]
@@ -118,16 +109,16 @@ def test_views_are_the_average_by_hand(
     np.testing.assert_allclose(found["confidence"], confidence, rtol=1e-4)
 
 
-def test_the_size_of_a_batch_changes_nothing_and_a_repetition_not_a_bit(copy: Callable[..., Path]) -> None:
-    path = copy("tuned", eval_batch_size="5")  # two images of two views, the last batch is smaller
+def test_the_size_of_a_batch_changes_nothing_and_a_repetition_not_a_bit(copy: Copy) -> None:
+    path = copy("tuned", "trainer.eval_batch_size=5")  # two images of two views, the last batch is smaller
     first = evaluate_run(path, views="mirror").predictions
     pd.testing.assert_frame_equal(evaluate_run(path, views="mirror").predictions, first)
     shutil.rmtree(path)
     pd.testing.assert_frame_equal(evaluate_run(copy("tuned"), views="mirror").predictions, first, atol=1e-5)
 
 
-def test_only_what_is_needed_is_read_and_cached(copy: Callable[..., Path], tmp_path: Path) -> None:
-    path = copy("frozen", dir=str(tmp_path / "fresh"))
+def test_only_what_is_needed_is_read_and_cached(copy: Copy, tmp_path: Path) -> None:
+    path = copy("frozen", f"cache.dir={tmp_path / 'fresh'}")
     evaluate_run(path, views="mirror")
     assert [file.name.split("-")[0] for file in (tmp_path / "fresh").iterdir()] == ["readable"]
     evaluate_run(path)
@@ -137,8 +128,8 @@ def test_only_what_is_needed_is_read_and_cached(copy: Callable[..., Path], tmp_p
     assert np.load(features).shape[:2] == (1, 9)  # the test split alone
 
 
-def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Callable[..., Path]) -> None:
-    path = copy("frozen", method="isqrt_cov", switch_epoch="1")
+def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Copy) -> None:
+    path = copy("frozen", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1")
     file = path / "summary.json"
     summary = json.loads(file.read_text())
     file.write_text(json.dumps(summary | {"epochs": 2, "best": summary["best"] | {"epoch": 1}}))
@@ -149,7 +140,7 @@ def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Callable[
         restore_run(path, CPU, checkpoint="best")
 
 
-def test_weights_that_give_no_numbers_are_refused(copy: Callable[..., Path]) -> None:
+def test_weights_that_give_no_numbers_are_refused(copy: Copy) -> None:
     path = copy("frozen")
     file = path / "checkpoints" / "last.safetensors"
     weights = load_file(file)
@@ -159,8 +150,8 @@ def test_weights_that_give_no_numbers_are_refused(copy: Callable[..., Path]) -> 
     assert not list(path.glob("*-last*"))
 
 
-def test_ten_crop_without_room(copy: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
-    square = copy("frozen", resize="square")
+def test_ten_crop_without_room(copy: Copy, caplog: pytest.LogCaptureFixture) -> None:
+    square = copy("frozen", "dataset.transform.resize=square")
     with pytest.raises(ConfigError, match=r"resize_size.*--resize-size N"):
         evaluate_run(square, views="ten_crop")
     shutil.rmtree(square)

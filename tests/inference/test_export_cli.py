@@ -4,115 +4,71 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import timm
 import torch
-from command_line import Done, refused, trainable
+from command_line import Train, refused, succeeded, trainable
 from miniature import write_miniature
+from run_folders import change_summary
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fgvc.data import TransformSpec, create_dataset
 from fgvc.inference.export_formats import crop_pct
 from fgvc.inference.restore import load_model
-from fgvc.runs.config import BackboneConfig, DatasetConfig, HybridConfig, MethodConfig
+from fgvc.runs.config import DatasetConfig, HybridConfig, MethodConfig
 from fgvc.training import train_run
 
 IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
-DATA = {"classes": 3, "train_per_class": 4, "test_per_class": 3, "size": 64}
-
-Export = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of finished runs; their dataset has been moved to `moved`."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, method, backbone, frozen, last_stride in [
-        ("seb", "seb", "test_resnet", False, None),
-        ("frozen", "seb", "test_resnet", True, None),
-        ("isqrt_cov", "isqrt_cov", "test_resnet", False, None),
-        ("hybrid", "svd_pade", "test_resnet", False, None),
-        ("gap", "gap", "test_resnet", False, None),
-        ("wide", "gap", "resnet10t", False, 1),
-        ("vit", "gap", "test_vit", False, None),  # built for one image size
-    ]:
-        options, hidden = ({"iterations": 4}, [5]) if method == "isqrt_cov" else ({}, [])
-        config = trainable(
-            folder,
-            name=name,
-            run_dir=str(folder / name),
-            backbone=BackboneConfig(name=backbone, last_stride=last_stride, frozen=frozen),
-            method=MethodConfig(name=method, reduction=8, hidden=hidden, options=options),
-        )
+    methods = {"seb": "seb", "frozen": "seb", "isqrt_cov": "isqrt_cov", "hybrid": "svd_pade"}
+    for name, method in (methods | dict.fromkeys(("gap", "wide", "vit"), "gap")).items():
+        config = trainable(folder, name=name, run_dir=str(folder / name), method=MethodConfig(name=method, reduction=8))
         config.trainer.batch_size = 6
         config.dataset.transform.resize_size = 93 if name == "gap" else 72
+        config.backbone.frozen = name == "frozen"
+        if name == "isqrt_cov":
+            config.method.options, config.method.hidden = {"iterations": 4}, [5]
+        if name == "wide":
+            config.backbone.name, config.backbone.last_stride = "resnet10t", 1
+        if name == "vit":
+            config.backbone.name = "test_vit"  # built for one image size
         if name == "hybrid":
             config.trainer.epochs = 2
             config.hybrid = HybridConfig(method="isqrt_cov", options={"iterations": 2}, switch_epoch=1)
         train_run(config)
-    _stop_after_first_stage(folder / "hybrid", folder / "stopped")
+    # the best weights are of the first stage, as in a run that was stopped there
+    stopped = Path(shutil.copytree(folder / "hybrid", folder / "stopped"))
+    change_summary(stopped, best=json.loads((stopped / "summary.json").read_text())["best"] | {"epoch": 1})
     (folder / "data").rename(folder / "moved")
     return folder
 
 
-def _stop_after_first_stage(hybrid: Path, stopped: Path) -> None:
-    """A copy of a hybrid run whose best weights are of the first stage, as in one that was stopped there."""
-    shutil.copytree(hybrid, stopped)
-    summary = json.loads((hybrid / "summary.json").read_text())
-    summary["best"]["epoch"] = 1
-    (stopped / "summary.json").write_text(json.dumps(summary))
-
-
 @pytest.fixture
-def export(here: Callable[..., Done], tmp_path: Path) -> Export:
+def export(here: Train, tmp_path: Path) -> Train:
     return lambda *arguments: here("export.py", *map(str, arguments), cwd=tmp_path)
-
-
-def exported(done: Done) -> None:
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("run", ["seb", "frozen"])
-def test_the_model_of_a_run_repeats_its_predictions(runs: Path, run: str) -> None:
-    model = load_model(runs / run)
-    transform = TransformSpec(
-        size=64, resize_size=72, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", training=False
-    )
-    recorded = pd.read_csv(runs / run / "predictions.csv")
-    images = create_dataset("synthetic", root=runs / "moved", split="test", transform=transform, **DATA)
-    config = model.backbone.data_config
-    assert (config["interpolation"], config["mean"]) == ("bilinear", (0.5,) * 3)
-    with torch.inference_mode():
-        confidence, predicted = model(torch.stack([image for image, _ in images])).softmax(1).max(1)
-    assert predicted.tolist() == recorded["predicted"].tolist()
-    assert confidence.tolist() == pytest.approx(recorded["confidence"].tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
     ("run", "to"),
     [
-        ("seb", "safetensors"),
-        ("frozen", "safetensors"),
-        ("isqrt_cov", "safetensors"),
-        ("hybrid", "safetensors"),
-        ("stopped", "safetensors"),
-        ("isqrt_cov", "onnx"),
-        ("seb", "pt2"),
-        ("gap", "timm"),
+        *((run, "safetensors") for run in ("seb", "frozen", "isqrt_cov", "hybrid", "stopped")),
+        *(("isqrt_cov", "onnx"), ("seb", "pt2"), ("gap", "timm")),
     ],
 )
 def test_the_cards_snippet_gives_the_logits_of_the_run(
-    runs: Path, run: str, to: str, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+    runs: Path, run: str, to: str, tmp_path: Path, export: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "export"
-    exported(export(runs / run, "--to", to, "--checkpoint", "best", "--output", output))
+    succeeded(export(runs / run, "--to", to, "--checkpoint", "best", "--output", output))
     card = (output / "README.md").read_text(encoding="utf-8")
     (tmp_path / "new").touch()
     assert {file.stat().st_mode for file in output.iterdir()} == {(tmp_path / "new").stat().st_mode}
@@ -130,22 +86,16 @@ def test_the_cards_snippet_gives_the_logits_of_the_run(
         torch.testing.assert_close(logits, load_model(runs / run, "best")(IMAGES), rtol=1e-4, atol=1e-5)
 
 
-def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Export) -> None:
-    exported(export(runs / "isqrt_cov", "--to", "safetensors", "--output", tmp_path / "out"))
+def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Train) -> None:
+    succeeded(export(runs / "isqrt_cov", "--to", "safetensors", "--output", tmp_path / "out"))
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     summary = json.loads((runs / "isqrt_cov" / "summary.json").read_text())
     for part in (
-        "# iSQRT-COV [iterations=4] on test_resnet, synthetic",
-        "`isqrt_cov`, iterations=4",
-        f"| final | 1 | {summary['final']['top1']:.2f} |",
-        "selected on the test images",
+        *("# iSQRT-COV [iterations=4] on test_resnet, synthetic", "`isqrt_cov`, iterations=4", "hidden layers of 5"),
+        *(f"| final | 1 | {summary['final']['top1']:.2f} |", "selected on the test images"),
         "the shorter side resized to 72 pixels (bilinear), the centre of 64 x 64 pixels",
-        f"torch {version('torch')}",
-        "random weights",
-        "hidden layers of 5",
-        "synthetic: Synthetic matchings",
-        "| licence of the images | Apache-2.0 |",
-        "one of these 3 classes",
+        *(f"torch {version('torch')}", "random weights", "synthetic: Synthetic matchings"),
+        *("| licence of the images | Apache-2.0 |", "one of these 3 classes"),
     ):
         assert part in card, part
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
@@ -164,15 +114,13 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Exp
         ({"crop": "bbox"}, "RGB, without the 20 rows of the banner at the bottom, cut to the object's bounding box"),
     ],
 )
-def test_the_card_says_what_is_cut_off_an_image(
-    options: dict[str, Any], cut: str, tmp_path: Path, export: Export
-) -> None:
+def test_the_card_says_how_images_are_cut(options: dict[str, Any], cut: str, tmp_path: Path, export: Train) -> None:
     write_miniature("aircraft", tmp_path / "data", classes=2)
     planes = DatasetConfig("planes", adapter="aircraft", root=str(tmp_path / "data"), options=options)
     config = trainable(tmp_path, dataset=planes, method=MethodConfig(name="gap"))
     config.dataset.transform.size = 32
     train_run(config)
-    exported(export(tmp_path / "run", "--to", "safetensors", "--output", tmp_path / "out"))
+    succeeded(export(tmp_path / "run", "--to", "safetensors", "--output", tmp_path / "out"))
     assert cut in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     read = json.loads((tmp_path / "out" / "export.json").read_text())["dataset_options"]
     defaults = {"boxes": False, "level": "variant", "remove_banner": True, "crop": None}
@@ -183,9 +131,9 @@ def test_the_card_says_what_is_cut_off_an_image(
     ("run", "method", "options"), [("hybrid", "svd_pade", {}), ("stopped", "isqrt_cov", {"iterations": 2})]
 )
 def test_a_hybrid_run_is_described_by_the_stage_of_its_weights(
-    runs: Path, run: str, method: str, options: dict[str, Any], tmp_path: Path, export: Export
+    runs: Path, run: str, method: str, options: dict[str, Any], tmp_path: Path, export: Train
 ) -> None:
-    exported(export(runs / run, "--to", "safetensors", "--checkpoint", "best", "--output", tmp_path / "out"))
+    succeeded(export(runs / run, "--to", "safetensors", "--checkpoint", "best", "--output", tmp_path / "out"))
     facts = json.loads((tmp_path / "out" / "export.json").read_text())
     assert (facts["method"], facts["options"], facts["gradient"]) == (method, options, None)
     assert facts["hybrid"] == {"first": "isqrt_cov", "switch_epoch": 1, "then": "svd_pade"}
@@ -194,8 +142,8 @@ def test_a_hybrid_run_is_described_by_the_stage_of_its_weights(
 
 
 @pytest.mark.parametrize("run", ["seb", "gap", "wide", "vit"])
-def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: Export) -> None:
-    exported(export(runs / run, "--to", "timm", "--output", tmp_path / "out"))
+def test_timm_loads_the_backbone(runs: Path, run: str, tmp_path: Path, export: Train) -> None:
+    succeeded(export(runs / run, "--to", "timm", "--output", tmp_path / "out"))
     network = timm.create_model(f"local-dir:{tmp_path / 'out'}", num_classes=0, pretrained=True).eval()
     model = load_model(runs / run)
     state = model.backbone.model.state_dict()
@@ -219,7 +167,7 @@ def test_timm_resizes_to_the_size_of_the_run() -> None:
     assert [pair for pair in pairs if math.floor(pair[0] / crop_pct(*pair)) != pair[1]] == []
 
 
-def test_refusals_name_what_works(runs: Path, tmp_path: Path, export: Export) -> None:
+def test_refusals_name_what_works(runs: Path, tmp_path: Path, export: Train) -> None:
     refused(export(runs / "seb", "--to", "onnx"), "seb", "eigendecomposition", "pt2", "isqrt_cov")
     refused(export(runs / "seb", "--to", "coreml"), "coreml", "safetensors, onnx, timm, pt2")
     refused(export(runs, "--to", "pt2"), "config.yaml")
@@ -237,13 +185,13 @@ def test_refusals_name_what_works(runs: Path, tmp_path: Path, export: Export) ->
     assert not list(tmp_path.rglob("exports/*"))
 
 
-def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Export) -> None:
+def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Train) -> None:
     output = tmp_path / "out"
     output.mkdir()  # empty: nothing to lose
     for _ in range(2):  # an export of the same run is replaced
-        exported(export(runs / "seb", "--to", "safetensors", "--output", output))
+        succeeded(export(runs / "seb", "--to", "safetensors", "--output", output))
     refused(export(runs / "gap", "--to", "safetensors", "--output", output), "another run", "--overwrite")
-    exported(export(runs / "gap", "--to", "safetensors", "--output", output, "--overwrite"))
+    succeeded(export(runs / "gap", "--to", "safetensors", "--output", output, "--overwrite"))
     assert json.loads((output / "export.json").read_text())["method"] == "gap"
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").touch()
@@ -253,9 +201,7 @@ def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Export)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
 
 
-def test_an_exported_model_is_compared_with_the_run(
-    runs: Path, export: Export, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_exported_models_are_compared_with_the_run(runs: Path, export: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = torch.export.load
 
     def other(file: Path) -> Any:
@@ -271,7 +217,7 @@ def test_an_exported_model_is_compared_with_the_run(
 
 @pytest.mark.parametrize(("run", "to"), [("seb", "safetensors"), ("wide", "timm")])
 def test_saved_weights_are_compared_with_the_run(
-    runs: Path, run: str, to: str, export: Export, monkeypatch: pytest.MonkeyPatch
+    runs: Path, run: str, to: str, export: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def other(file: Path) -> dict[str, torch.Tensor]:
         tensors = load_file(file)
@@ -283,9 +229,7 @@ def test_saved_weights_are_compared_with_the_run(
     assert not (runs / run / "exports" / f"{to}-last").exists()
 
 
-def test_a_backbone_that_timm_computes_differently_is_refused(
-    runs: Path, export: Export, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backbone_that_timm_changes_is_refused(runs: Path, export: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     create = timm.create_model
 
     def other(*arguments: Any, **options: Any) -> Any:

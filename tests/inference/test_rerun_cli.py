@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from archives import folder_bytes
-from command_line import Train, refused, trainable
+from command_line import Train, refused, succeeded, trainable
 from safetensors.torch import load_file, save_file
 
 from fgvc.data.synthetic import write_synthetic
@@ -49,8 +49,7 @@ def change_json(file: Path, change: Callable[[dict], object]) -> None:
 def test_a_run_is_repeated_to_the_last_bit_and_left_alone(finished: Path, tmp_path: Path, here: Train) -> None:
     before = folder_bytes(finished)
     again = tmp_path / "again"
-    done = here("rerun.py", finished, "--run-dir", again, "--cache", "anew", "--strict", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(here("rerun.py", finished, "--run-dir", again, "--cache", "anew", "--strict", cwd=tmp_path))
     assert done.stdout.startswith("# MPN-COV on synthetic, seed 0: bit-identical\n")
     assert "| cache.dir " in done.stdout and "Weights: bit-identical (last, best)." in done.stdout
     assert "epoch 2/2" in done.stderr
@@ -64,8 +63,7 @@ def test_a_run_is_repeated_to_the_last_bit_and_left_alone(finished: Path, tmp_pa
 
 def test_beside_the_run_with_features_of_the_cache(pair: tuple[Path, Path], here: Train) -> None:
     copy = pair[1]
-    done = here("rerun.py", "copy", cwd=copy.parent)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(here("rerun.py", "copy", cwd=copy.parent))
     assert (copy.parent / "copy-rerun" / "summary.json").is_file()
     assert "`copy-rerun` read its feature maps from a cache" in done.stdout
 
@@ -150,9 +148,7 @@ def test_what_is_missing_or_of_another_kind_is_not_called_equal(pair: tuple[Path
         assert part in found and part in comparison_markdown(comparison), part
 
 
-def test_only_finished_runs_that_this_version_reads_are_repeated(
-    pair: tuple[Path, Path], tmp_path: Path, here: Train
-) -> None:
+def test_only_finished_runs_of_this_version_are_repeated(pair: tuple[Path, Path], tmp_path: Path, here: Train) -> None:
     copy = pair[1]
     refused(here("rerun.py", tmp_path / "nothing", cwd=tmp_path), "nothing", "config.yaml")
     for inside in (copy, copy / "again"):
@@ -166,9 +162,7 @@ def test_only_finished_runs_that_this_version_reads_are_repeated(
     assert not (tmp_path / "copy-rerun").exists()
 
 
-def test_another_dataset_is_refused_and_changed_files_are_told(
-    pair: tuple[Path, Path], tmp_path: Path, here: Train
-) -> None:
+def test_another_dataset_is_refused_and_changes_are_told(pair: tuple[Path, Path], tmp_path: Path, here: Train) -> None:
     copy = pair[1]
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["dataset"]["adapter"], config["dataset"]["options"] = "cub", {}  # the layout the images are in

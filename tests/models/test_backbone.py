@@ -17,26 +17,14 @@ from fgvc.models.backbone import Backbone, create_backbone, fold_batch_norm
 
 # name, image size, channels, side of the map
 FAMILIES = [
-    ("resnet18", 64, 512, 2),
-    ("resnet50", 64, 2048, 2),
-    ("resnet50d", 64, 2048, 2),
-    ("tf_efficientnet_lite0", 64, 320, 2),
-    ("efficientnet_b0", 64, 320, 2),
-    ("mobilenetv3_small_050", 64, 288, 2),
-    ("convnext_atto", 64, 320, 2),
-    ("convnextv2_atto", 64, 320, 2),
-    ("densenet121", 64, 1024, 2),
-    ("vgg11", 64, 512, 2),
-    ("regnetx_002", 64, 368, 2),
-    ("mambaout_femto", 64, 288, 2),
-    ("swin_tiny_patch4_window7_224", 224, 768, 7),
-    ("swin_s3_tiny_224", 224, 768, 7),
-    ("vit_tiny_patch16_224", 96, 192, 6),
-    ("deit_tiny_distilled_patch16_224", 96, 192, 6),
-    ("vit_small_patch14_dinov2", 56, 384, 4),
-    ("vit_small_patch14_reg4_dinov2", 56, 384, 4),
-    ("vit_small_patch16_dinov3", 64, 384, 4),
-    ("eva02_tiny_patch14_224", 56, 192, 4),
+    *(("resnet18", 64, 512, 2), ("resnet50", 64, 2048, 2), ("resnet50d", 64, 2048, 2), ("regnetx_002", 64, 368, 2)),
+    *(("tf_efficientnet_lite0", 64, 320, 2), ("efficientnet_b0", 64, 320, 2), ("mobilenetv3_small_050", 64, 288, 2)),
+    *(("convnext_atto", 64, 320, 2), ("convnextv2_atto", 64, 320, 2), ("mambaout_femto", 64, 288, 2)),
+    *(("densenet121", 64, 1024, 2), ("vgg11", 64, 512, 2)),
+    *(("swin_tiny_patch4_window7_224", 224, 768, 7), ("swin_s3_tiny_224", 224, 768, 7)),
+    *(("vit_tiny_patch16_224", 96, 192, 6), ("deit_tiny_distilled_patch16_224", 96, 192, 6)),
+    *(("vit_small_patch14_dinov2", 56, 384, 4), ("vit_small_patch14_reg4_dinov2", 56, 384, 4)),
+    *(("vit_small_patch16_dinov3", 64, 384, 4), ("eva02_tiny_patch14_224", 56, 192, 4)),
     ("maxvit_pico_rw_256", 128, 256, 4),
 ]
 
@@ -236,17 +224,12 @@ def normalisations(model: nn.Module) -> int:
 @torch.no_grad()
 def test_folded_features_are_the_same_with_fewer_normalisations(name: str) -> None:
     model = trained_looking(create_backbone(name))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     folded = fold_batch_norm(model, images(64))
+    assert all(tensor.equal(before[key]) for key, tensor in model.state_dict().items())
     assert normalisations(folded) < normalisations(model)
     other = images(64).flip(0) * 0.7
     torch.testing.assert_close(folded(other), model(other), rtol=1e-3, atol=1e-4 * float(model(other).abs().max()))
-
-
-def test_folding_leaves_the_original_untouched() -> None:
-    model = trained_looking(create_backbone("resnet18"))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fold_batch_norm(model, images(64))
-    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
 
 class UsedTwice(nn.Module):
@@ -261,11 +244,8 @@ class UsedTwice(nn.Module):
         return self.norm(y) + y
 
 
-def test_a_network_that_folding_would_change_is_left_alone() -> None:
+def test_a_network_that_folding_would_change_is_left_alone_and_one_in_training_refused() -> None:
     model = trained_looking(UsedTwice())
     assert fold_batch_norm(model, images(64)) is model
-
-
-def test_folding_in_training_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="eval"):
         fold_batch_norm(UsedTwice(), images(64))

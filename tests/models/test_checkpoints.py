@@ -11,6 +11,7 @@ import torch
 import torchvision
 from command_line import ROOT
 from safetensors.torch import save_file
+from spectral_contract import coupled_iteration
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -19,19 +20,9 @@ from fgvc.models import CheckpointReport, FineGrainedModel, create_model, load_c
 from fgvc.models.formats import list_formats
 
 State = dict[str, Tensor]
+Change = Callable[[State], Any]
 CLASSES = 5
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-def newton_schulz(cov: Tensor) -> Tensor:
-    """Square root by five coupled iterations after scaling by the trace, written out."""
-    eye = torch.eye(cov.shape[-1], dtype=cov.dtype)
-    trace = cov.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
-    y, z = cov / trace, eye.expand_as(cov)
-    for _ in range(5):
-        t = (3 * eye - z @ y) / 2
-        y, z = y @ t, t @ z
-    return trace.sqrt() * y
 
 
 def eigen_root(cov: Tensor) -> Tensor:
@@ -39,7 +30,7 @@ def eigen_root(cov: Tensor) -> Tensor:
     return vectors @ torch.diag_embed(values.clamp(min=torch.finfo(cov.dtype).eps).sqrt()) @ vectors.mT
 
 
-ROOTS: dict[str, Callable[[Tensor], Tensor]] = {"isqrt_cov": newton_schulz, "mpn_cov": eigen_root}
+ROOTS: dict[str, Callable[[Tensor], Tensor]] = {"isqrt_cov": coupled_iteration, "mpn_cov": eigen_root}
 
 
 def descriptor(maps: Tensor, method: str, *, whole: bool = False) -> Tensor:
@@ -123,11 +114,6 @@ def three_parts(block: type[nn.Module], method: str, *, d: int | None, last_stri
     return ThreeParts(nn.Sequential(*list(net.children())[:-2]), net.fc.in_features, [], method, d)
 
 
-def three_parts_pretrained(block: type[nn.Module], method: str, d: int) -> ThreeParts:
-    """Everything of the one-part model but its classifier is the features; the representation has no layers."""
-    return ThreeParts(nn.Sequential(*list(OnePart(block, d=d).children())[:-1]), d, [], method, None)
-
-
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     """Weights and batch statistics far from their initial values, in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
@@ -141,21 +127,15 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def bare(state: State) -> Any:
-    return state
-
-
 def training_checkpoint(state: State) -> Any:
     """As the released main.py saves it after training with one process a machine."""
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
-    best = torch.tensor(87.3)
-    return {
-        "epoch": 3,
-        "arch": "resnet50",
-        "state_dict": OrderedDict(state),
-        "best_prec1": best,
-        "optimizer": optimizer,
-    }
+    about = {"epoch": 3, "arch": "resnet50", "best_prec1": torch.tensor(87.3), "optimizer": optimizer}
+    return about | {"state_dict": OrderedDict(state)}
+
+
+def bare(state: State) -> Any:
+    return state
 
 
 def all_wrapped(state: State) -> Any:
@@ -171,7 +151,7 @@ def old(state: State) -> Any:
 
 
 def converted(
-    published: nn.Module, path: Path, container: Callable[[State], Any] = bare, **ours: Any
+    published: nn.Module, path: Path, container: Change = bare, **ours: Any
 ) -> tuple[FineGrainedModel, CheckpointReport]:
     """Our model with the published one's weights, by way of a file; the logits of both are compared."""
     torch.save(container(dict(reversed(published.state_dict().items()))), path)
@@ -191,7 +171,7 @@ RESNET18 = {"name": "resnet18", "reduction": 6, "last_stride": 1}
 
 @pytest.mark.parametrize("container", [bare, training_checkpoint, all_wrapped, old])
 @pytest.mark.parametrize("method", ["isqrt_cov", "mpn_cov"])
-def test_one_part(tmp_path: Path, method: str, container: Callable[[State], Any]) -> None:
+def test_one_part(tmp_path: Path, method: str, container: Change) -> None:
     published = randomised(OnePart(method=method))
     model, report = converted(published, tmp_path / "w.pth.tar", container, method=method, **RESNET26)
     assert (report.format, report.folded, report.left_out) == ("MPN-COV ResNet in one part", False, ())
@@ -201,27 +181,21 @@ def test_one_part(tmp_path: Path, method: str, container: Callable[[State], Any]
     assert int(model.state_dict()[counters[0]]) == (0 if container is old else 7)
 
 
-@pytest.mark.parametrize("method", ["isqrt_cov", "mpn_cov"])
-def test_a_classifier_of_the_whole_matrix_is_folded(tmp_path: Path, method: str) -> None:
-    published = randomised(OnePart(BasicBlock, method, whole=True))
-    _, report = converted(published, tmp_path / "w.pth", method=method, **RESNET18)
-    assert report.folded
-
-
 @pytest.mark.parametrize("container", [bare, all_wrapped, features_wrapped])
 @pytest.mark.parametrize("method", ["isqrt_cov", "mpn_cov"])
-def test_three_parts(tmp_path: Path, method: str, container: Callable[[State], Any]) -> None:
-    published = randomised(three_parts(BasicBlock, method, d=6, last_stride=1))
-    _, report = converted(published, tmp_path / "w.pth", container, method=method, **RESNET18)
-    assert report.format == "ResNet in three parts"
-
-
-@pytest.mark.parametrize("container", [bare, features_wrapped])
-@pytest.mark.parametrize("method", ["isqrt_cov", "mpn_cov"])
-def test_three_parts_of_a_pretrained_model(tmp_path: Path, method: str, container: Callable[[State], Any]) -> None:
-    published = randomised(three_parts_pretrained(BasicBlock, method, d=6))
-    _, report = converted(published, tmp_path / "w.pth", container, method=method, **RESNET18)
-    assert report.format == "MPN-COV ResNet in three parts"
+def test_three_parts(tmp_path: Path, method: str, container: Change) -> None:
+    whole = OnePart(BasicBlock, method, whole=True)
+    # everything of a pretrained one but its classifier is the features; the representation has no layers
+    pretrained = ThreeParts(nn.Sequential(*list(OnePart(BasicBlock).children())[:-1]), 6, [], method, None)
+    for published, title in (
+        (three_parts(BasicBlock, method, d=6, last_stride=1), "ResNet in three parts"),
+        (pretrained, "MPN-COV ResNet in three parts"),
+        (whole, "MPN-COV ResNet in one part"),
+    ):
+        if published is whole and container is features_wrapped:
+            continue
+        _, report = converted(randomised(published), tmp_path / "w.pth", container, method=method, **RESNET18)
+        assert (report.format, report.folded) == (title, published is whole)
 
 
 def alexnet(method: str, hidden: list[int], d: int | None, *, batch_norm: bool) -> ThreeParts:
@@ -243,9 +217,7 @@ def alexnet(method: str, hidden: list[int], d: int | None, *, batch_norm: bool) 
         ("alexnet", "gap", [], None, bare),
     ],
 )
-def test_alexnet_in_three_parts(
-    tmp_path: Path, name: str, method: str, hidden: list[int], d: int | None, container: Callable[[State], Any]
-) -> None:
+def test_alexnet(tmp_path: Path, name: str, method: str, hidden: list[int], d: int | None, container: Change) -> None:
     published = randomised(alexnet(method, hidden, d, batch_norm=name == "alexnet_bn"))
     ours = {"name": name, "method": method, "reduction": d, "hidden": hidden}
     _, report = converted(published, tmp_path / "w.pth", container, **ours)
@@ -339,7 +311,7 @@ def test_the_released_resnet50_has_a_place_for_every_tensor(tmp_path: Path) -> N
     assert report.loaded == len(state) == len(model.state_dict())
 
 
-def without(name: str) -> Callable[[State], State]:
+def without(name: str) -> Change:
     return lambda state: {key: tensor for key, tensor in state.items() if key != name}
 
 
@@ -363,9 +335,7 @@ def without(name: str) -> Callable[[State], State]:
         (lambda _: {}, ["holds no named tensors"]),
     ],
 )
-def test_what_does_not_fit_is_listed_and_changes_nothing(
-    tmp_path: Path, change: Callable[[State], State], parts: list[str]
-) -> None:
+def test_what_does_not_fit_is_listed_and_changes_nothing(tmp_path: Path, change: Change, parts: list[str]) -> None:
     path = tmp_path / "w.pth"
     torch.save(change(OnePart(BasicBlock).state_dict()), path)
     model = create_model(method="isqrt_cov", num_classes=CLASSES, **RESNET18)

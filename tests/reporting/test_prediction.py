@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import ROOT, Done, refused
+from command_line import Train, refused, trainable
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -24,17 +22,10 @@ from fgvc.inference.calibrate import read_calibration
 from fgvc.inference.restore import restore_run
 from fgvc.inference.temperature import fit_temperature
 from fgvc.io import read_csv
-from fgvc.runs.config import (
-    BackboneConfig,
-    DatasetConfig,
-    MethodConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainerConfig,
-    TransformConfig,
-)
+from fgvc.runs.config import DatasetConfig, MethodConfig, OptimizerConfig, TrainerConfig, TransformConfig
 from fgvc.training import train_run
 
+Copy = Callable[[str], Path]
 CLASSES = ["=1+1", "$x^2$ & co", "Gänsegeier"]
 
 
@@ -52,24 +43,23 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 file = folder / "data" / split / name / f"{number}.png"
                 Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file)
     for name, frozen, fraction, rate in (("tuned", False, 0.5, 0.01), ("frozen", True, 0.0, 0.03)):
-        config = RunConfig(
+        transform = TransformConfig(size=32, resize_size=36)
+        config = trainable(
+            folder,
             name=name,
             run_dir=str(folder / name),
-            dataset=DatasetConfig(
-                name="folder", root=str(folder / "data"), transform=TransformConfig(size=32, resize_size=36)
-            ),
-            backbone=BackboneConfig(name="test_resnet", frozen=frozen),
+            dataset=DatasetConfig(name="folder", root=str(folder / "data"), transform=transform),
             method=MethodConfig(name="gap"),
             trainer=TrainerConfig(batch_size=6, workers=0, epochs=6 if frozen else 4, val_fraction=fraction),
             optimizer=OptimizerConfig(name="adamw", lr=rate),
         )
-        config.cache.dir = str(folder / "cache")
+        config.backbone.frozen = frozen
         train_run(config)
     return folder
 
 
 @pytest.fixture
-def copy(home: Path, tmp_path: Path) -> Callable[[str], Path]:
+def copy(home: Path, tmp_path: Path) -> Copy:
     """A copy of a run to be written into."""
 
     def make(name: str) -> Path:
@@ -79,7 +69,7 @@ def copy(home: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def predict(here: Callable[..., Done], tmp_path: Path) -> Callable[..., Done]:
+def predict(here: Train, tmp_path: Path) -> Train:
     return lambda *arguments: here("predict.py", *arguments, cwd=tmp_path)
 
 
@@ -88,13 +78,6 @@ def without_data(run: Path) -> Path:
     file = run / "config.yaml"
     file.write_text(file.read_text().replace("/data", "/elsewhere"))
     return run
-
-
-def test_importing_the_package_does_not_import_torch() -> None:
-    code = "import sys, fgvc; assert 'torch' not in sys.modules; assert 'load_run' in dir(fgvc)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-    with pytest.raises(AttributeError, match="'lode_run'"):
-        fgvc.lode_run  # type: ignore[attr-defined]  # noqa: B018
 
 
 @pytest.mark.parametrize("name", ["tuned", "frozen"])
@@ -193,7 +176,7 @@ def test_what_is_no_image_is_refused_by_its_type(home: Path, image: Any, words: 
             predictor.predict(images)
 
 
-def test_weights_that_give_no_numbers_are_refused(copy: Callable[[str], Path]) -> None:
+def test_weights_that_give_no_numbers_are_refused(copy: Copy) -> None:
     run = copy("tuned")
     file = run / "checkpoints" / "last.safetensors"
     weights = load_file(file)
@@ -205,9 +188,7 @@ def test_weights_that_give_no_numbers_are_refused(copy: Callable[[str], Path]) -
 
 
 @pytest.mark.parametrize(("name", "split", "images"), [("tuned", "validation", 12), ("frozen", "test", 24)])
-def test_a_temperature_comes_from_images_that_were_held_out(
-    name: str, split: str, images: int, copy: Callable[[str], Path]
-) -> None:
+def test_a_temperature_comes_from_images_that_were_held_out(name: str, split: str, images: int, copy: Copy) -> None:
     run = copy(name)
     found = fgvc.calibrate_run(str(run))
     assert (found.split, found.images) == (split, images)
@@ -224,9 +205,7 @@ def test_a_temperature_comes_from_images_that_were_held_out(
     assert sum(row["images"] for row in found.record["before"]["reliability"]) == images
 
 
-def test_a_calibration_holds_for_the_weights_it_was_made_with(
-    copy: Callable[[str], Path], home: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_calibration_holds_for_its_own_weights(copy: Copy, home: Path, caplog: pytest.LogCaptureFixture) -> None:
     run, image = copy("frozen"), next((home / "data" / "test").rglob("*.png"))
     plain = fgvc.load_run(run).predict(image)
     last, best = fgvc.calibrate_run(run), fgvc.calibrate_run(run, checkpoint="best")
@@ -251,9 +230,7 @@ def test_a_calibration_holds_for_the_weights_it_was_made_with(
     assert fgvc.load_run(run, "best").calibrated
 
 
-def test_images_that_determine_no_temperature_leave_the_run_uncalibrated(
-    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_without_a_temperature_leave_the_run_uncalibrated(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     run = copy("frozen")
     monkeypatch.setattr("fgvc.inference.calibrate.fit_temperature", lambda *_: 0.05)  # as where all are right
     assert "determine no temperature" in fgvc.calibrate_run(run).text
@@ -261,7 +238,7 @@ def test_images_that_determine_no_temperature_leave_the_run_uncalibrated(
     assert (predictor.calibrated, predictor.temperature) == (False, 1.0) and predictor.calibration is not None
 
 
-def test_command_line_names_one_image(predict: Callable[..., Done], copy: Callable[[str], Path], home: Path) -> None:
+def test_command_line_names_one_image(predict: Train, copy: Copy, home: Path) -> None:
     run, image = copy("frozen"), home / "data" / "test" / CLASSES[0] / "1.png"
     done = predict(run, image, "--top", 2)
     assert done.returncode == 0, done.stderr
@@ -276,9 +253,7 @@ def test_command_line_names_one_image(predict: Callable[..., Done], copy: Callab
     assert "note: " not in done.stderr
 
 
-def test_command_line_prints_one_json_document(
-    predict: Callable[..., Done], copy: Callable[[str], Path], home: Path, tmp_path: Path
-) -> None:
+def test_command_line_prints_one_json_document(predict: Train, copy: Copy, home: Path, tmp_path: Path) -> None:
     run, image = without_data(copy("tuned")), home / "data" / "test" / CLASSES[1] / "0.png"
     done = predict(run, image, image.parent.parent / CLASSES[2] / "0.png", "--json", "--overlay", tmp_path / "drawn")
     assert done.returncode == 0, done.stderr
@@ -293,9 +268,7 @@ def test_command_line_prints_one_json_document(
     assert "calibrate" in done.stderr and "--root PATH" in done.stderr
 
 
-def test_command_line_names_a_folder_and_tells_broken_files(
-    predict: Callable[..., Done], copy: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_command_line_names_a_folder_and_tells_broken_files(predict: Train, copy: Copy, tmp_path: Path) -> None:
     folder, run = tmp_path / "photographs", copy("frozen")
     (folder / "deep").mkdir(parents=True)
     for name in ("b.png", "deep/=cmd().png", "a.png"):
@@ -316,9 +289,7 @@ def test_command_line_names_a_folder_and_tells_broken_files(
     assert (tmp_path / "strict.csv").read_text() == table.read_text()
 
 
-def test_command_line_refuses_in_one_line(
-    predict: Callable[..., Done], copy: Callable[[str], Path], home: Path, tmp_path: Path
-) -> None:
+def test_command_line_refuses_in_one_line(predict: Train, copy: Copy, home: Path, tmp_path: Path) -> None:
     run, image = copy("frozen"), next((home / "data" / "test").rglob("*.png"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.jpg").write_text("no image")
@@ -335,9 +306,7 @@ def test_command_line_refuses_in_one_line(
     assert not (run / "predicted").exists()
 
 
-def test_a_run_that_cannot_be_written_to_is_calibrated_for_the_call(
-    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_cannot_be_written_to_is_calibrated_for_a_call(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied", "calibration.json")
 
@@ -346,9 +315,7 @@ def test_a_run_that_cannot_be_written_to_is_calibrated_for_the_call(
     assert predictor.calibrated and "used once and not saved" in notes[0]
 
 
-def test_calibrating_several_runs_writes_tables_and_diagrams(
-    here: Callable[..., Done], copy: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_calibrating_several_runs_writes_tables_and_diagrams(here: Train, copy: Copy, tmp_path: Path) -> None:
     done = here("calibrate.py", copy("tuned"), copy("frozen"), "--output", "found", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "from 12 validation images" in done.stdout and "from 24 test images" in done.stdout

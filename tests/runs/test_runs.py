@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 from typing import Any
 
@@ -6,17 +5,14 @@ import numpy as np
 import pytest
 from command_line import a_config
 from omegaconf import OmegaConf
-from run_folders import accuracy, write_config, write_run, write_spectrum
+from run_folders import accuracy, change_summary, write_config, write_run, write_spectrum
 
 from fgvc.errors import RunError
 from fgvc.runs import Method, find_runs, group_runs, read_run, split_finished
+from fgvc.runs import spectra as measures
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import role
-
-
-def edit_summary(path: Path, **changes: object) -> None:
-    file = path / "summary.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+from fgvc.studies.spectra.measure import MethodSpectrum, pool_spectra, summarise
 
 
 def test_runs_are_found_at_any_depth_once_and_in_order(tmp_path: Path) -> None:
@@ -49,19 +45,10 @@ def test_folder_without_a_run_says_what_was_looked_for(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_summary_names_file_and_value(tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    path = write_run(tmp_path / "run")
-    edit_summary(path, **changes)
+    path = change_summary(write_run(tmp_path / "run"), **changes)
     with pytest.raises(RunError, match=message) as error:
         read_run(path)
     assert str(path / "summary.json") in str(error.value)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "finished"'])
-def test_truncated_summary_is_a_run_error(tmp_path: Path, text: str) -> None:
-    path = write_run(tmp_path / "run")
-    (path / "summary.json").write_text(text)
-    with pytest.raises(RunError, match=r"summary\.json"):
-        read_run(path)
 
 
 def test_damaged_pieces_are_run_errors(tmp_path: Path) -> None:
@@ -114,22 +101,14 @@ def test_unfinished_runs_are_noted_and_the_rest_kept(tmp_path: Path) -> None:
         split_finished(find_runs([tmp_path / "b"]))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"dataset": "cub"},
-        {"backbone": "resnet50"},
-        {"frozen": False},
-        {"image_size": 448},
-        {"reduction": 128},
-        {"epochs": 30},
-        {"test_images": 100},
-        {"selected_on": "validation"},
-    ],
-)
-def test_runs_of_different_settings_are_never_pooled(tmp_path: Path, change: dict[str, object]) -> None:
+CHANGES = {"dataset": "cub", "backbone": "resnet50", "frozen": False, "image_size": 448, "reduction": 128}
+CHANGES |= {"epochs": 30, "test_images": 100, "selected_on": "validation"}
+
+
+@pytest.mark.parametrize("setting", CHANGES)
+def test_runs_of_different_settings_are_never_pooled(tmp_path: Path, setting: str) -> None:
     write_run(tmp_path / "a", seed=0)
-    write_run(tmp_path / "b", seed=1, **change)
+    write_run(tmp_path / "b", seed=1, **{setting: CHANGES[setting]})
     groups = group_runs(find_runs([tmp_path]))
     assert [len(runs) for group in groups.values() for runs in group.values()] == [1, 1]
     assert len(groups) == 2
@@ -162,7 +141,7 @@ def test_gap_joins_the_settings_it_matches_but_for_the_reduction(tmp_path: Path)
 def test_another_first_order_method_joins_as_gap_does(tmp_path: Path) -> None:
     write_run(tmp_path / "gap", "gap")
     write_run(tmp_path / "seb")
-    edit_summary(write_run(tmp_path / "gem", "gap", label="GeM", second_order=False), method="gem")
+    change_summary(write_run(tmp_path / "gem", "gap", label="GeM", second_order=False), method="gem")
     ((setting, group),) = group_runs(find_runs([tmp_path])).items()
     assert setting.reduction == 64 and sorted(method.label for method in group) == ["GAP", "GeM", "SEB"]
 
@@ -240,3 +219,71 @@ def test_what_a_continued_run_may_change_changes_no_result_but_for_steps_left_ou
     free = {key for key in all_settings() if role(key).may_change}
     assert {key for key in free if role(key).changes_result} == {"trainer.on_non_finite", "trainer.max_skips"}
     assert "seed" not in free and "trainer.batch_size" not in free and "trainer.save_minutes" in free
+
+
+EQUAL = np.full((1, 4), 2.0)
+SINGLE = np.array([[5.0, 0.0, 0.0, 0.0]])
+ZERO = np.zeros((1, 4))
+NOISY = np.array([[8.0, 2.0, 1e-17, -1e-17]])
+ALL = np.concatenate([EQUAL, SINGLE, ZERO, NOISY])
+
+
+def test_condition_numbers_with_and_without_the_null_space() -> None:
+    np.testing.assert_array_equal(measures.condition_number(ALL), [1, np.inf, np.inf, np.inf])
+    np.testing.assert_array_equal(measures.nonzero_condition_number(ALL), [1, 1, np.nan, 4])
+    np.testing.assert_array_equal(measures.numerical_rank(ALL), [4, 1, 0, 2])
+
+
+def test_a_resolved_condition_number_of_1e13_is_not_taken_for_noise() -> None:
+    eigenvalues = np.geomspace(1, 1e-13, 64)[None]
+    assert measures.numerical_rank(eigenvalues)[0] == 64
+    assert measures.nonzero_condition_number(eigenvalues)[0] == pytest.approx(1e13)
+
+
+def test_effective_rank_of_known_spectra() -> None:
+    entropy = -(0.8 * np.log(0.8) + 0.2 * np.log(0.2))
+    np.testing.assert_allclose(measures.effective_rank(ALL), [4, 1, 0, np.exp(entropy)])
+    np.testing.assert_allclose(measures.effective_rank(1e5 * ALL), measures.effective_rank(ALL))
+
+
+def test_participation_ratio_of_known_spectra() -> None:
+    np.testing.assert_allclose(measures.participation_ratio(ALL), [4, 1, 0, 100 / 68])
+
+
+def test_curve_is_made_of_order_statistics_and_survives_zeros() -> None:
+    eigenvalues = np.array([[16.0, 0.0], [8.0, 1e-3], [4.0, 1e-2], [2.0, 1e-1]])
+    curve = measures.eigenvalue_curve(eigenvalues)
+    np.testing.assert_array_equal(curve.median, [4.0, 1e-3])
+    np.testing.assert_array_equal(curve.lower, [2.0, 0.0])
+    np.testing.assert_array_equal(curve.upper, [8.0, 1e-2])
+
+
+def test_seeds_of_a_method_are_pooled_and_methods_kept_apart(tmp_path: Path) -> None:
+    for seed in (3, 1):
+        write_spectrum(write_run(tmp_path / f"seb{seed}", seed=seed), images=10, seed=seed)
+    write_spectrum(write_run(tmp_path / "gap", "gap"), images=7, channels=320)
+    spectra = {spectrum.label: spectrum for spectrum in pool_spectra(find_runs([tmp_path]))}
+    assert spectra["SEB"].seeds == (1, 3) and spectra["SEB"].before.shape == (20, 64)
+    assert spectra["GAP"].after is None and spectra["GAP"].before.shape == (7, 320)
+    np.testing.assert_array_equal(spectra["SEB"].before[10:], find_runs([tmp_path / "seb3"])[0].spectrum().before)
+
+
+def test_summary_of_rank_deficient_covariances(tmp_path: Path) -> None:
+    write_spectrum(write_run(tmp_path / "seb"), images=11, locations=49)
+    (spectrum,) = pool_spectra(find_runs([tmp_path]))
+    summary = summarise(spectrum)
+    assert (summary.images, summary.channels, summary.rank) == (11, 64, 48)
+    assert summary.condition_number > 1e12 > summary.nonzero_condition_number
+    assert summary.effective_rank_after is not None and summary.effective_rank_after > summary.effective_rank_before
+
+
+def test_summary_of_zero_covariances_has_no_condition() -> None:
+    summary = summarise(MethodSpectrum("GAP", (0,), np.zeros((3, 4)), None))
+    assert np.isnan(summary.nonzero_condition_number) and summary.effective_rank_before == 0
+
+
+def test_spectra_of_different_width_are_not_pooled(tmp_path: Path) -> None:
+    for seed, channels in ((0, 64), (1, 32)):
+        write_spectrum(write_run(tmp_path / f"seb{seed}", seed=seed), channels=channels)
+    with pytest.raises(RunError, match="differ in width"):
+        pool_spectra(find_runs([tmp_path]))

@@ -1,6 +1,7 @@
 """Every spectral layer under the contract of `spectral_contract.py`, and what distinguishes the gradient rules."""
 
 import runpy
+from collections.abc import Callable
 from functools import partial
 
 import mpmath
@@ -8,7 +9,18 @@ import pytest
 import torch
 from command_line import ROOT
 from mpmath import mpf
-from spectral_contract import Reference, SpectralContract, Values, random, relative, rotated
+from spectral_contract import (
+    DescriptorContract,
+    Reference,
+    SpectralContract,
+    Values,
+    coupled_iteration,
+    random,
+    relative,
+    rotated,
+)
+from torch import Tensor
+from torch.autograd import gradcheck
 
 import fgvc.pooling  # noqa: F401  # adds the gradient rules of its methods to GRADIENTS
 from fgvc.spectral import (
@@ -19,18 +31,21 @@ from fgvc.spectral import (
     AmplifiedSquareRoot,
     Power,
     Rescaled,
+    covariance,
     matrix_log,
     matrix_power,
     matrix_sqrt,
     newton,
+    newton_schulz_descriptor,
+    newton_schulz_sqrt,
     power_iteration,
     scaling_eigen_branch,
     seb_spectral,
     spectral_map,
     taylor,
     trunc,
+    upper_triangle,
 )
-from fgvc.spectral.maps import Eigenvalues
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
 from fgvc.spectral.rules import pade_ratio
 
@@ -50,7 +65,7 @@ def amplified(lam: Values) -> Values:
     return [mpmath.sqrt(x) * (1 + 2 * mpmath.exp(-x / end)) for x in lam]
 
 
-def coupled_iteration(lam: Values) -> Values:
+def iterated(lam: Values) -> Values:
     """Ten steps of the coupled iteration of [CVPR 2018] on each eigenvalue."""
     tau = mpmath.fsum(lam)
     images = []
@@ -84,11 +99,8 @@ class TestExactAmplifiedRoot(SpectralContract):
 
 
 class TestExactRescaled(SpectralContract):
-    f, gradient, reference = (
-        Rescaled(SCALED_SQRT, 1.7),
-        "exact",
-        Reference(lambda lam: [mpf(1.7) * x for x in seb(lam)]),
-    )
+    f, gradient = Rescaled(SCALED_SQRT, 1.7), "exact"
+    reference = Reference(lambda lam: [mpf(1.7) * x for x in seb(lam)])
 
 
 class TestExactPower(SpectralContract):
@@ -150,7 +162,7 @@ class TestPowerIteration(SpectralContract):
 
 
 class TestNewton(SpectralContract):
-    f, gradient, reference = SQRT, "newton", Reference(square_root, backward_f=coupled_iteration)
+    f, gradient, reference = SQRT, "newton", Reference(square_root, backward_f=iterated)
 
 
 class TestTopNPublished(SpectralContract):
@@ -168,30 +180,6 @@ class TestBandPublished(SpectralContract):
 
 def test_every_rule_is_under_the_contract() -> None:
     assert {contract.gradient for contract in SpectralContract.__subclasses__()} == set(GRADIENTS)
-
-
-def loewner(gradient: str, eigenvalues: list[float]) -> torch.Tensor:
-    lam = torch.tensor([eigenvalues], dtype=torch.float64)
-    return GRADIENTS[gradient](SQRT, Eigenvalues(lam)).off_diagonal[0]
-
-
-@pytest.mark.parametrize("r", [0.0, 0.1, 0.5, 0.9, 0.99, 0.999, 1 - 1e-6, 1 - 1e-9, 1 - 1e-12])
-def test_k_rules_miss_the_exact_gradient_by_their_analytic_error(r: float) -> None:
-    lam = [3 * r, 3.0]
-    exact = loewner("exact", lam)[0, 1]
-    rounding = 100 * 2**-53 / (1 - r)
-    # 1 - (1 - r) sum_{k < n} r^k = r^n; the power of a rounded r carries n roundings
-    for gradient, missing in (("taylor", r**101), ("power_iteration", r**20), ("ordinary", 0.0), ("pade", 0.0)):
-        error = 1 - float(loewner(gradient, lam)[0, 1] / exact)
-        assert error == pytest.approx(missing, abs=rounding + 1e-13), gradient
-    gap = lam[1] - lam[0]
-    assert 1 - float(loewner("trunc", lam)[0, 1] / exact) == pytest.approx(max(1 - 1e10 * gap, 0), abs=rounding)
-
-
-@pytest.mark.parametrize("gradient", ["ordinary", "trunc", "taylor", "pade", "power_iteration"])
-def test_published_rules_lose_what_a_tie_carries(gradient: str) -> None:
-    assert loewner(gradient, [2.0, 2.0])[0, 1] == 0
-    assert loewner("exact", [2.0, 2.0])[0, 1] == pytest.approx(1 / (2 * 2**0.5))
 
 
 def test_pade_ratio_against_the_function_it_approximates() -> None:
@@ -214,16 +202,12 @@ def test_pade_coefficients_are_those_of_the_script() -> None:
     assert (tuple(numerator), tuple(denominator)) == (NUMERATOR, DENOMINATOR)
 
 
-def test_power_of_one_half_is_the_square_root_and_minus_one_half_whitens() -> None:
+def test_named_powers_and_the_logarithm() -> None:
     s = rotated([0.1, 0.35, 0.8, 2.0])
     torch.testing.assert_close(matrix_power(s, 0.5), matrix_sqrt(s))
     white = matrix_power(s, -0.5)
     torch.testing.assert_close(white @ s @ white, torch.eye(4, dtype=torch.float64)[None])
-
-
-def test_logarithm_undoes_the_matrix_exponential() -> None:
-    a = random(2, 4, 4)
-    torch.testing.assert_close(matrix_log(torch.linalg.matrix_exp(a + a.mT)), a + a.mT)
+    torch.testing.assert_close(matrix_log(torch.linalg.matrix_exp(s)), s)
 
 
 def test_spectral_branch_amplifies_small_eigenvalues_and_ignores_the_scale() -> None:
@@ -236,31 +220,12 @@ def test_spectral_branch_amplifies_small_eigenvalues_and_ignores_the_scale() -> 
     torch.testing.assert_close(seb_spectral(9 * s), 3 * seb_spectral(s))
 
 
-def test_leak_of_the_published_truncation() -> None:
-    """The slope of sqrt at the floor, 0.5 eps^(-1/2), comes through for each dropped eigenvalue."""
-    s = rotated([0.1, 0.35, 0.8, 2.0]).requires_grad_()
-    weights = random(1, 4, 4)
-    norms = []
-    for gradient in ("exact", "topn_published"):
-        (g,) = torch.autograd.grad((matrix_sqrt(s, gradient, keep=2) * weights).sum(), s)
-        norms.append(float(g.norm()))
-    assert norms[0] < 10
-    assert norms[1] > 0.1 * 0.5 * torch.finfo(torch.float64).eps ** -0.5
-
-
 @pytest.mark.parametrize(
     ("factory", "value"),
     [
-        (trunc, 0.0),
-        (trunc, float("nan")),
-        (taylor, -1),
-        (power_iteration, 0),
-        (newton, 0),
-        (taylor, 2.5),
-        (power_iteration, 2.5),
-        (newton, 2.5),
-        (Power, 0.0),
-        (Power, float("inf")),
+        *((trunc, 0.0), (trunc, float("nan"))),
+        *((taylor, -1), (taylor, 2.5), (power_iteration, 0), (newton, 0)),
+        *((Power, 0.0), (Power, float("inf"))),
         (AmplifiedSquareRoot, -1.0),
         (partial(AmplifiedSquareRoot, 1.0), 0.0),
         (partial(Rescaled, SQRT), 0.0),
@@ -283,13 +248,52 @@ def test_rules_with_other_parameters_are_taken_as_they_are() -> None:
 
 def test_combinations_without_meaning_are_refused() -> None:
     s = rotated([0.1, 1.0])
-    with pytest.raises(ValueError, match="give keep=N"):
-        matrix_sqrt(s, "topn_published")
-    with pytest.raises(ValueError, match="square root of all eigenvalues"):
-        scaling_eigen_branch(s, "newton")
     with pytest.raises(ValueError, match="square root of all eigenvalues"):
         matrix_sqrt(s, "newton", keep=1)
-    with pytest.raises(ValueError, match="keep must be a whole number of at least 1"):
-        matrix_sqrt(s, keep=0)
     with pytest.raises(ValueError, match=", ".join(GRADIENTS)):
         spectral_map(s, SQRT, "magic")
+
+
+class TestNewtonSchulz(DescriptorContract):
+    def layer(self, matrix: Tensor) -> Tensor:
+        return newton_schulz_sqrt(matrix)
+
+    def descriptor(self, x: Tensor) -> Tensor:
+        return newton_schulz_descriptor(x)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 5, 10])
+@pytest.mark.parametrize("shape", [(2, 4, 3, 3), (3, 6, 2, 2), (2, 5, 1, 5)])  # more, fewer, as many locations
+def test_value_and_gradient_are_those_of_the_published_iteration(iterations: int, shape: tuple[int, ...]) -> None:
+    x = random(*shape).requires_grad_()
+    weights = random(shape[0], shape[1] * (shape[1] + 1) // 2, seed=1)
+    expected = upper_triangle(coupled_iteration(covariance(x), iterations))
+    (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), x)
+    for ours in (
+        newton_schulz_descriptor(x, iterations),
+        upper_triangle(newton_schulz_sqrt(covariance(x), iterations)),
+    ):
+        assert relative(ours.detach(), expected.detach()) < 1e-13
+        (gradient,) = torch.autograd.grad((ours * weights).sum(), x)
+        assert relative(gradient, expected_gradient) < 1e-12
+
+
+@pytest.mark.parametrize("eigenvalues", [[2.0, 2.0, 2.0, 0.5, 0.5], [0.0, 0.0, 1.0], [1e-12, 1e-6, 1.0], [3.0]])
+def test_gradient_at_repeated_and_small_eigenvalues(eigenvalues: list[float]) -> None:
+    assert gradcheck(newton_schulz_sqrt, rotated(eigenvalues).requires_grad_())
+
+
+def test_many_iterations_converge_and_stay() -> None:
+    s = rotated([1.0, 0.7, 0.5, 0.4, 1e-4])
+    for iterations in (20, 60):
+        torch.testing.assert_close(newton_schulz_sqrt(s, iterations), matrix_sqrt(s))
+
+
+@pytest.mark.parametrize("function", [newton_schulz_sqrt, newton_schulz_descriptor])
+def test_refusals(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        function(covariance(random(1, 4, 3, 3)), 0)
+    with pytest.raises(ValueError, match=r"\(B, d, d\)|\(B, C, H, W\)"):
+        function(torch.zeros(3, 4))
+    with pytest.raises(TypeError, match="floating-point"):
+        function(torch.zeros(2, 3, 3, dtype=torch.int64))

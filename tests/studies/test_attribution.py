@@ -371,13 +371,8 @@ def test_rise_sees_the_same_masks_for_every_image_and_band() -> None:
 @pytest.mark.parametrize(
     ("text", "band"),
     [
-        ("all", (0, None)),
-        ("top16", (0, 16)),
-        ("bottom16", (32, None)),
-        ("bottom48", (0, None)),
-        ("8:24", (8, 24)),
-        ("8:", (8, None)),
-        (":24", (0, 24)),
+        *(("all", (0, None)), ("top16", (0, 16)), ("bottom16", (32, None)), ("bottom48", (0, None))),
+        *(("8:24", (8, 24)), ("8:", (8, None)), (":24", (0, 24))),
     ],
 )
 def test_bands_by_name(text: str, band: tuple[int, int | None]) -> None:

@@ -14,19 +14,7 @@ from fgvc.data import ImageDataset, TransformSpec, boxes_in_view, create_dataset
 from fgvc.data.image_file import Region
 from fgvc.errors import DatasetError
 from fgvc.models import PoolingHead
-from fgvc.studies.attribution.measure import (
-    KINDS,
-    Curves,
-    cell_means,
-    cell_ranks,
-    centre_maps,
-    deletion_insertion,
-    half_mass_area,
-    random_maps,
-    rank_correlation,
-    share_inside,
-    step_counts,
-)
+from fgvc.studies.attribution import measure
 
 MEAN = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear"}
 
@@ -47,17 +35,17 @@ def perfect(size: int = 24) -> Tensor:
     return found
 
 
-def curves(maps: Tensor, **options: int) -> Curves:
+def curves(maps: Tensor, **options: int) -> measure.Curves:
     """Of white images under maps (K, H, W), black where deleted."""
     images = torch.ones(2, 3, 24, 24)
     several = maps[:, None].expand(-1, 2, -1, -1)
     ones = torch.ones(2, dtype=torch.int64)
     settings = {"steps": 9, "cell": 4, **options}
-    return deletion_insertion(lambda x: x, [head], images, ones, several, reference=images * 0, **settings)
+    return measure.deletion_insertion(lambda x: x, [head], images, ones, several, reference=images * 0, **settings)
 
 
 def test_the_map_of_what_the_model_sees_beats_a_random_and_a_reversed_one() -> None:
-    found = curves(torch.stack([perfect(), random_maps(1, (24, 24))[0], -perfect()]))
+    found = curves(torch.stack([perfect(), measure.random_maps(1, (24, 24))[0], -perfect()]))
     assert found.deletion.shape == found.insertion.shape == (1, 3, 2, 10)
     best, chance, worst = found.auc("deletion")[0, :, 0].tolist()
     assert best + 0.1 < chance < worst - 0.1
@@ -78,7 +66,7 @@ def test_curves_by_hand() -> None:
 
     maps = torch.tensor([[[[4.0, 2.0], [3.0, 1.0]]]])
     zero = torch.zeros(1, dtype=torch.int64)
-    found = deletion_insertion(
+    found = measure.deletion_insertion(
         lambda x: x, [weighed, lambda x: -weighed(x)], images, zero, maps, reference=images * 0, steps=9, cell=1
     )
     assert found.shares.tolist() == [0, 0.25, 0.5, 0.75, 1]  # no more steps than cells
@@ -103,53 +91,58 @@ def test_heads_together_and_images_in_any_batch_are_as_one_by_one() -> None:
         calls.append(len(x))
         return convolution(x)
 
-    both = deletion_insertion(backbone, heads, images, classes, maps, batch_size=64, **settings)
+    both = measure.deletion_insertion(backbone, heads, images, classes, maps, batch_size=64, **settings)
     # the two ends of an image once, the three steps between them for each kind and map; never once a head
     assert sum(calls) == 3 * (2 + 2 * 2 * 3)
     for j, head in enumerate(heads):
         for b in range(3):
             alone = slice(b, b + 1)
-            one = deletion_insertion(
+            one = measure.deletion_insertion(
                 convolution, [head], images[alone], classes[alone], maps[:, alone], batch_size=1, **settings
             )
-            for kind in KINDS:
+            for kind in measure.KINDS:
                 ours, theirs = getattr(both, kind)[j, :, alone], getattr(one, kind)[0]
                 assert torch.allclose(ours, theirs, atol=1e-5), (kind, j, b)
 
 
 def test_cells_at_the_edge_average_what_is_there() -> None:
     maps = torch.arange(15.0).reshape(1, 3, 5)
-    assert cell_means(maps, 2).tolist() == [[[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]]
-    assert cell_ranks(maps, 2).tolist() == [[[5, 4, 3], [2, 1, 0]]]
-    assert step_counts(6, 4).tolist() == [0, 2, 3, 4, 6] and step_counts(3, 100).tolist() == [0, 1, 2, 3]
+    assert measure.cell_means(maps, 2).tolist() == [[[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]]
+    assert measure.cell_ranks(maps, 2).tolist() == [[[5, 4, 3], [2, 1, 0]]]
+    assert measure.step_counts(6, 4).tolist() == [0, 2, 3, 4, 6] and measure.step_counts(3, 100).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
     with pytest.raises(ValueError, match="at least 1 step"):
-        step_counts(3, 0)
+        measure.step_counts(3, 0)
 
 
 def test_ties_go_in_one_random_order_that_no_map_profits_from() -> None:
     flat = torch.zeros(2, 12, 12)
-    first, second = cell_ranks(flat, 2)
+    first, second = measure.cell_ranks(flat, 2)
     assert torch.equal(first, second) and sorted(first.flatten().tolist()) == list(range(36))
     assert not torch.equal(first.flatten(), torch.arange(36))
-    assert not torch.equal(first, cell_ranks(flat, 2, seed=1)[0])
+    assert not torch.equal(first, measure.cell_ranks(flat, 2, seed=1)[0])
     flat[0, :2, :2] = 1
-    assert cell_ranks(flat, 2)[0, 0, 0] == 0
+    assert measure.cell_ranks(flat, 2)[0, 0, 0] == 0
 
 
 @pytest.mark.parametrize("maps", [torch.rand(2, 1, 9, 9), torch.rand(1, 9, 9), torch.rand(1, 2, 9, 8)])
 def test_maps_of_other_images_are_refused(maps: Tensor) -> None:
     with pytest.raises(ValueError, match=r"expected maps \(K, 2, H, W\)"):
-        deletion_insertion(lambda x: x, [head], torch.rand(2, 3, 9, 9), torch.zeros(2), maps)
+        measure.deletion_insertion(lambda x: x, [head], torch.rand(2, 3, 9, 9), torch.zeros(2), maps)
     with pytest.raises(ValueError, match="NaN or infinity in the maps"):
-        cell_ranks(torch.full((1, 4, 4), torch.nan), 2)
+        measure.cell_ranks(torch.full((1, 4, 4), torch.nan), 2)
 
 
 def test_share_inside_counts_parts_of_pixels() -> None:
     maps = torch.tensor([[[1.0, 2.0], [3.0, -9.0]], [[0.0, 0.0], [0.0, -1.0]]])
     boxes = torch.tensor([[0.5, 0.0, 2.0, 1.5], [0.0, 0.0, 2.0, 2.0]])
-    inside, nothing = share_inside(maps, boxes)
+    inside, nothing = measure.share_inside(maps, boxes)
     assert inside == pytest.approx((0.5 * 1 + 2 + 0.25 * 3) / 6) and nothing.isnan()
-    even = share_inside(torch.ones(1, 10, 20), torch.tensor([[5.0, 0.0, 15.0, 10.0]]))
+    even = measure.share_inside(torch.ones(1, 10, 20), torch.tensor([[5.0, 0.0, 15.0, 10.0]]))
     assert even.item() == pytest.approx(0.5)
 
 
@@ -157,30 +150,28 @@ def test_half_mass_area_and_maps_that_know_nothing() -> None:
     maps = torch.zeros(4, 4, 5)
     maps[0, 0, 0], maps[1] = 1, 1
     maps[2, 0] = torch.tensor([4.0, 1, 1, 1, 1])
-    found = half_mass_area(maps)
+    found = measure.half_mass_area(maps)
     assert found[:3].tolist() == pytest.approx([1 / 20, 1 / 2, 1 / 20]) and found[3].isnan()
-    centre = centre_maps(2, (10, 20))
+    centre = measure.centre_maps(2, (10, 20))
     assert centre.shape == (2, 10, 20) and centre[1].argmax() % 20 in (9, 10)
     assert torch.allclose(centre, centre.flip(1)) and torch.allclose(centre, centre.flip(2))
-    first, again = random_maps(3, (8, 8), seed=1), random_maps(3, (8, 8), seed=1)
+    first, again = measure.random_maps(3, (8, 8), seed=1), measure.random_maps(3, (8, 8), seed=1)
     assert torch.equal(first, again) and not torch.equal(first[0], first[1])
 
 
 def test_rank_correlation_is_spearmans() -> None:
     a, b = torch.rand(3, 4, 5).mul(4).round(), torch.rand(3, 4, 5)  # with ties
     b[2] = a[2].exp()
-    found = rank_correlation(a, b)
+    found = measure.rank_correlation(a, b)
     for i in range(3):
         assert found[i] == pytest.approx(spearmanr(a[i].flatten(), b[i].flatten()).statistic)
     assert found[2] == pytest.approx(1)
-    assert rank_correlation(torch.zeros(1, 3, 3), b[:1, :3, :3]).isnan().all()
+    assert measure.rank_correlation(torch.zeros(1, 3, 3), b[:1, :3, :3]).isnan().all()
 
 
 @pytest.mark.parametrize("crop", [None, "bbox"])
 @pytest.mark.parametrize("recipe", [{"resize_size": 70}, {"resize": "square", "crop": "none"}, {}])
-def test_boxes_go_through_crop_and_resize_with_their_image(
-    tmp_path: Path, crop: str | None, recipe: dict[str, object]
-) -> None:
+def test_boxes_are_cropped_and_resized_with_images(tmp_path: Path, crop: str | None, recipe: dict[str, object]) -> None:
     """Every image is dark noise with a bright box: where the box is after the transform, it is bright."""
     root = write_miniature("cub", tmp_path / "cub", size=(120, 90))
     spec = TransformSpec(size=60, training=False, **MEAN, **recipe)
@@ -190,7 +181,7 @@ def test_boxes_go_through_crop_and_resize_with_their_image(
     maps = torch.stack([data[i][0] for i in range(len(data))]).amax(dim=1) + 1
     maps = torch.where(maps > 0.9, 1.0, 0.0)  # of the box's colour
     assert (maps.mean(dim=(1, 2)) > 0.02).all()
-    assert (share_inside(maps, boxes) > 0.93).all()
+    assert (measure.share_inside(maps, boxes) > 0.93).all()
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     assert torch.allclose(maps.sum(dim=(1, 2)).double(), area, rtol=0.12, atol=30)
     if crop == "bbox" and recipe.get("resize") == "square":

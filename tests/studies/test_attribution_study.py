@@ -1,14 +1,13 @@
 """The study of attributions: what it measures of trained runs, its tables, files and figure, what it refuses."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Done, refused
+from command_line import Train, refused, succeeded
 from miniature import write_miniature
 
 from fgvc.data import boxes_in_view, create_dataset
@@ -18,20 +17,8 @@ from fgvc.models import create_model
 from fgvc.runs import find_finished
 from fgvc.runs.summary import read_run
 from fgvc.spectral import Band
-from fgvc.studies.attribution import explain
+from fgvc.studies.attribution import explain, measure
 from fgvc.studies.attribution import show as shown
-from fgvc.studies.attribution.measure import (
-    CENTRE,
-    KINDS,
-    RANDOM,
-    Curves,
-    Head,
-    MapMeasures,
-    MapSource,
-    centre_maps,
-    deletion_insertion,
-    share_inside,
-)
 from fgvc.studies.attribution.study import (
     COLUMNS,
     AttributionStudy,
@@ -44,27 +31,18 @@ from fgvc.studies.attribution.study import (
 from fgvc.studies.truncation.bands import evaluate_bands
 
 BIRDS = [
-    "dataset=cub",
-    "dataset.root=birds",
-    "dataset.transform.size=64",
-    "backbone.name=test_resnet",
-    "backbone.weights=null",
-    "backbone.frozen=true",
-    "method.reduction=6",
-    "trainer.epochs=1",
-    "trainer.batch_size=4",
-    "trainer.workers=0",
+    *("dataset=cub", "dataset.root=birds", "dataset.transform.size=64"),
+    *("backbone.name=test_resnet", "backbone.weights=null", "backbone.frozen=true", "method.reduction=6"),
+    *("trainer.epochs=1", "trainer.batch_size=4", "trainer.workers=0"),
 ]
 
 
-def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Callable[..., Done]) -> None:
+def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Train) -> None:
     root = write_miniature("cub", tmp_path / "birds")
     for method in ("mpn_cov", "gap"):
-        done = here("train.py", *BIRDS, f"method={method}", f"run_dir=runs/{method}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        succeeded(here("train.py", *BIRDS, f"method={method}", f"run_dir=runs/{method}", cwd=tmp_path))
     options = ("--images", 4, "--bands", "top1,1:", "--method", "hirescam", "--steps", 3, "--output", "out")
-    done = here("study_attribution.py", "runs", *options, "--boxes", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(here("study_attribution.py", "runs", *options, "--boxes", cwd=tmp_path))
     assert "4 of 4 images" in done.stderr and "| MPN-COV, top1 " in done.stdout and "inside the box" in done.stdout
     files = {f"{name}.csv" for name in COLUMNS} | {"attribution.png", "attribution.pdf"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
@@ -76,11 +54,10 @@ def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Callable[..
     data = create_dataset("cub", root=root, split="test", boxes=True)
     restored = restore_run(tmp_path / "runs" / "mpn_cov")
     boxes = boxes_in_view(data.with_transform(restored.images.transform), [0, 2, 3, 5])
-    assert extents.loc[tuple(CENTRE), "inside"] == pytest.approx(
-        share_inside(centre_maps(4, (64, 64)), boxes).mean().item(), rel=1e-3
-    )
-    even = share_inside(torch.ones(4, 64, 64), boxes).mean().item()  # which is the boxes' share of the area
-    assert extents.loc[tuple(CENTRE), "box_area"] == pytest.approx(even, rel=1e-3)
+    central = measure.share_inside(measure.centre_maps(4, (64, 64)), boxes).mean().item()
+    assert extents.loc[tuple(measure.CENTRE), "inside"] == pytest.approx(central, rel=1e-3)
+    even = measure.share_inside(torch.ones(4, 64, 64), boxes).mean().item()  # which is the boxes' share of the area
+    assert extents.loc[tuple(measure.CENTRE), "box_area"] == pytest.approx(even, rel=1e-3)
 
     study_here = ("study_attribution.py", "runs", "--bands")
     refused(here(*study_here, "top1", "--images", 7, cwd=tmp_path), "images=7: the test split of birds has 6")
@@ -89,8 +66,7 @@ def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Callable[..
     (root / "bounding_boxes.txt").unlink()
     with pytest.raises(DatasetError, match="it holds the bounding boxes"):
         study_attribution(find_finished([tmp_path / "runs"])[0], images=4, bands=["top1"], boxes=True)
-    other = here("train.py", *BIRDS, "method=mpn_cov", "seed=1", "run_dir=runs/other", cwd=tmp_path)
-    assert other.returncode == 0, other.stderr
+    succeeded(here("train.py", *BIRDS, "method=mpn_cov", "seed=1", "run_dir=runs/other", cwd=tmp_path))
     with pytest.raises(RunError, match="differ in the weights of their backbones"):
         study_attribution(find_finished([tmp_path / "runs"])[0], images=4, bands=["top1"])
 
@@ -123,9 +99,9 @@ def assert_areas_are_those_of_explain(study: AttributionStudy, run: Path) -> Non
     images = torch.stack([restored.images[i][0] for i in (0, 2, 3, 5)])
     classes = torch.tensor([restored.images.targets[i] for i in (0, 2, 3, 5)])
     maps = explain(model.eval(), images, method="hirescam", band=(1, None), classes=classes).maps
-    curves = deletion_insertion(model.backbone, [model.head], images, classes, maps[None], steps=3, cell=16)
+    curves = measure.deletion_insertion(model.backbone, [model.head], images, classes, maps[None], steps=3, cell=16)
     areas = study.areas.set_index(["label", "band", "method", "judge", "judge_band"])
-    for kind in KINDS:
+    for kind in measure.KINDS:
         expected = curves.auc(kind).mean().item()
         assert areas.loc[("MPN-COV", "1:", "hirescam", "MPN-COV", "all"), kind] == pytest.approx(expected, rel=1e-3)
     assert ("MPN-COV", "1:", "hirescam", "GAP", "all") in areas.index
@@ -134,14 +110,14 @@ def assert_areas_are_those_of_explain(study: AttributionStudy, run: Path) -> Non
     assert whole[("MPN-COV", "all")] == pytest.approx(curves.deletion[0, 0, :, 0].mean().item(), rel=1e-3)
 
 
-MAPS = [MapSource("SEB", band, method) for method in ("gradcam", "hirescam") for band in ("all", "top1", "1:")]
+MAPS = [measure.MapSource("SEB", band, method) for method in ("gradcam", "hirescam") for band in ("all", "top1", "1:")]
 
 
-def fabricated(seed: int, shift: float = 0.0, images: int = 12) -> MapMeasures:
+def fabricated(seed: int, shift: float = 0.0, images: int = 12) -> measure.MapMeasures:
     """Three heads; deletion under head j of map k of image b starts at 0.6 and ends at 0.1, 0.1 k + shift between."""
     model = create_model("test_resnet", method="seb", num_classes=3, reduction=4)
-    heads = [Head("SEB", seed, band, None, model) for band in ("all", "top1", "1:")]
-    maps = [*MAPS, RANDOM, CENTRE]
+    heads = [measure.Head("SEB", seed, band, None, model) for band in ("all", "top1", "1:")]
+    maps = [*MAPS, measure.RANDOM, measure.CENTRE]
     rng = torch.Generator().manual_seed(seed)
     deletion = torch.empty(3, len(maps), images, 3, dtype=torch.float64)
     deletion[..., 0], deletion[..., 2] = 0.6, 0.1
@@ -154,7 +130,7 @@ def fabricated(seed: int, shift: float = 0.0, images: int = 12) -> MapMeasures:
     cells[2] -= 0.5  # evidence against the class
     shares = torch.tensor([0, 0.5, 1], dtype=torch.float64)
     no_boxes = (torch.full_like(half, torch.nan), torch.full((images,), torch.nan))
-    return MapMeasures(heads, maps, Curves(shares, deletion, deletion.flip(-1)), cells, half, *no_boxes)
+    return measure.MapMeasures(heads, maps, measure.Curves(shares, deletion, deletion.flip(-1)), cells, half, *no_boxes)
 
 
 HEADS = [

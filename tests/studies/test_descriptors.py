@@ -1,33 +1,23 @@
 """The descriptor study: similar classes, neighbours, the map, on known descriptors and on a trained run."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Done, Train, refused
+from command_line import Train, refused, succeeded
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from fgvc.errors import RunError
 from fgvc.inference.restore import restore_run
 from fgvc.spectral import symmetric_from_triangle
-from fgvc.studies.descriptors.measure import (
-    Descriptors,
-    class_pairs,
-    embed,
-    load_descriptor_study,
-    neighbour_table,
-    queries,
-    read_descriptors,
-    similarity_and_confusion,
-)
+from fgvc.studies.descriptors import measure
 from fgvc.studies.descriptors.show import confusable_classes, embedding_figure
 
 
-def three_classes(per_class: int = 20) -> Descriptors:
+def three_classes(per_class: int = 20) -> measure.Descriptors:
     """Classes a and b overlap, c is far from both; b is taken for a in a quarter of its images."""
     rng = np.random.default_rng(0)
     centres = np.array([[0.0, 0.0], [1.0, 0.0], [30.0, 0.0]])
@@ -36,11 +26,11 @@ def three_classes(per_class: int = 20) -> Descriptors:
     predicted[per_class : per_class + per_class // 4] = 0
     vectors = (centres[targets] + rng.normal(size=(3 * per_class, 2))).astype(np.float32)
     paths = [f"{i}.jpg" for i in range(3 * per_class)]
-    return Descriptors("MPN-COV", 0, ["a", "b", "c"], paths, targets, predicted, vectors)
+    return measure.Descriptors("MPN-COV", 0, ["a", "b", "c"], paths, targets, predicted, vectors)
 
 
 def test_the_closest_pair_comes_first_with_its_confusions() -> None:
-    pairs = class_pairs(three_classes())
+    pairs = measure.class_pairs(three_classes())
     assert pairs.loc[0, ["first", "second"]].tolist() == ["a", "b"]
     assert pairs.loc[0, ["first_as_second", "second_as_first", "images"]].tolist() == [0, 5, 40]
     assert pairs["accuracy"].tolist() == [87.5, 87.5, 100]  # of a and b, b and c, a and c
@@ -54,17 +44,17 @@ def test_correlation_of_closeness_and_confusion() -> None:
     i, j = np.triu_indices(12, 1)
     distance = rng.uniform(1, 2, size=len(i))
     pairs = pd.DataFrame({"first": i, "second": j, "distance": distance, "confused": 1 / distance})
-    found = similarity_and_confusion(pairs, resamples=100)
+    found = measure.similarity_and_confusion(pairs, resamples=100)
     assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
-    unrelated = similarity_and_confusion(pairs.assign(confused=rng.permutation(distance)), resamples=300)
+    unrelated = measure.similarity_and_confusion(pairs.assign(confused=rng.permutation(distance)), resamples=300)
     assert unrelated.low < 0 < unrelated.high
-    assert np.isnan(similarity_and_confusion(pairs.assign(confused=0.0), resamples=10).value)
+    assert np.isnan(measure.similarity_and_confusion(pairs.assign(confused=0.0), resamples=10).value)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_neighbours_are_those_of_a_leave_one_out_classifier(metric: str) -> None:
     found = three_classes()
-    table = neighbour_table(found).set_index(["metric", "k"])
+    table = measure.neighbour_table(found).set_index(["metric", "k"])
     for k in (1, 5):  # c is so far that of five neighbours two classes are never level
         classifier = KNeighborsClassifier(k, metric=metric, algorithm="brute")
         expected = 100 * cross_val_score(classifier, found.vectors, found.targets, cv=LeaveOneOut()).mean()
@@ -75,31 +65,30 @@ def test_neighbours_are_those_of_a_leave_one_out_classifier(metric: str) -> None
 
 def test_queries_are_the_images_among_strangers() -> None:
     found = three_classes()
-    table = queries(found, images=2, k=3)
+    table = measure.queries(found, images=2, k=3)
     assert table["rank"].tolist() == [1, 2, 3, 1, 2, 3]
     assert set(table["query_class"]) <= {"a", "b"} and "c" not in set(table["neighbour_class"])
     assert not (table["query"] == table["neighbour"]).any()
 
 
 def test_the_map_repeats_itself_and_parts_what_is_apart() -> None:
-    table = embed(three_classes(), seed=3)
-    pd.testing.assert_frame_equal(table, embed(three_classes(), seed=3))
+    table = measure.embed(three_classes(), seed=3)
+    pd.testing.assert_frame_equal(table, measure.embed(three_classes(), seed=3))
     apart = table[table["class"] == "c"][["x", "y"]].to_numpy()
     others = table[table["class"] != "c"][["x", "y"]].to_numpy()
     nearest = np.linalg.norm(apart[:, None] - others, axis=2).min()
     assert nearest > np.linalg.norm(apart[:, None] - apart, axis=2).max() / 2
 
 
-def test_the_study_from_the_command_line(tmp_path: Path, train_here: Train, here: Callable[..., Done]) -> None:
+def test_the_study_from_the_command_line(tmp_path: Path, train_here: Train, here: Train) -> None:
     for method in ("mpn_cov", "gap"):
         overrides = [f"method={method}", "backbone.frozen=true", "name=d", "trainer.epochs=1"]
         assert train_here(tmp_path, *overrides).returncode == 0
-    done = here("study_descriptors.py", "results/d", "--map", "MPN-COV", "--output", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(here("study_descriptors.py", "results/d", "--map", "MPN-COV", "--output", "out", cwd=tmp_path))
     assert "| MPN-COV |" in done.stdout and "Closest pairs of classes of MPN-COV" in done.stdout
     names = ("pairs", "correlations", "neighbours", "queries", "embedding")
     tables = {name: pd.read_csv(tmp_path / "out" / f"{name}.csv") for name in names}
-    study = load_descriptor_study(tmp_path / "out")
+    study = measure.load_descriptor_study(tmp_path / "out")
     for name in names:
         pd.testing.assert_frame_equal(getattr(study, name), tables[name])
     assert len(embedding_figure(study.embedding, study.pairs).axes) == 1
@@ -112,16 +101,16 @@ def test_the_study_from_the_command_line(tmp_path: Path, train_here: Train, here
     arguments = ("study_descriptors.py", "results/d", "--output", "part")
     done = here(*arguments, cwd=tmp_path)
     assert done.returncode == 0 and "note: left out results/d/test_resnet/gap/seed0: " in done.stderr
-    assert set(load_descriptor_study(tmp_path / "part").neighbours["label"]) == {"MPN-COV"}
+    assert set(measure.load_descriptor_study(tmp_path / "part").neighbours["label"]) == {"MPN-COV"}
     assert here(*arguments, "--strict", cwd=tmp_path).returncode == 1
     refused(here(*arguments, "--map", "GAP", cwd=tmp_path), "no run of GAP could be studied", "gap/seed0")
     (tmp_path / "part" / "queries.csv").unlink()
     with pytest.raises(RunError, match=r"queries\.csv"):
-        load_descriptor_study(tmp_path / "part")
+        measure.load_descriptor_study(tmp_path / "part")
 
     run = tmp_path / "results" / "d" / "test_resnet" / "mpn_cov" / "seed0"
     moved = {"root": str(tmp_path / "datasets" / "synthetic"), "cache": str(tmp_path / "results" / "cache")}
-    found = read_descriptors(run, **moved)
+    found = measure.read_descriptors(run, **moved)
     assert (found.predicted == pd.read_csv(run / "predictions.csv")["predicted"]).all()
     # a distance of descriptors is the Frobenius distance of the matrices
     restored = restore_run(run, torch.device("cpu"), **moved)

@@ -2,15 +2,13 @@
 
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import ROOT, Train, refused, run, train
+from command_line import Train, refused, run, succeeded, train
 from matplotlib.image import imread
 from run_folders import change_summary
 from safetensors.torch import load_file
@@ -122,13 +120,8 @@ def test_bands_of_a_spectrum_with_a_null_eigenvalue() -> None:
         assert row["rank"] == 4
         places[i, j] = [band for band in BANDS if row[band] > 1e-9]
         assert row[places[i, j][0]] == pytest.approx(1)
-    assert places == {
-        (0, 1): ["both_large"],
-        (0, 2): ["mixed"],
-        (2, 3): ["both_small"],
-        (1, 4): ["null"],
-        (3, 3): ["diagonal"],
-    }
+    found = {pair: bands for pair, (bands,) in places.items()}
+    assert found == {(0, 1): "both_large", (0, 2): "mixed", (2, 3): "both_small", (1, 4): "null", (3, 3): "diagonal"}
     # of three, the middle one belongs to the larger half
     assert audit_one(diagonal(8.0, 4.0, 1.0), "svd_pi-released", triangle([0, 1, 0], [0, 0], [0]))["both_large"] > 0.99
 
@@ -156,9 +149,7 @@ def test_released_power_iteration_vanishes_as_the_released_layer_does(golden_fil
         assert (released < 1e-12).all() and (released > 0).all() and (abs(described - 1) < 0.1).all()
 
 
-def test_released_power_iteration_does_not_vanish_with_the_projector_of_each_eigenvector(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_released_power_iteration_does_not_vanish_with_a_projector_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parts, seen where eigenvectors are missing: U of the three largest eigenvalues leaves a projector."""
     x, grad = diagonal(4.0, 3.0, 2.0), torch.ones(1, 6, dtype=torch.float64)
     lam, u = torch.tensor([[2.0, 3.0, 4.0]]).double(), torch.eye(3, dtype=torch.float64).flip(0)[None]
@@ -168,11 +159,9 @@ def test_released_power_iteration_does_not_vanish_with_the_projector_of_each_eig
     ratio = 2 / 5  # 2 / ||diag(4, 3, 0)||_F, summed over 21 powers
     series = (1 - ratio**21) / (1 - ratio) / 5
     expected = torch.zeros(3, 3, dtype=torch.float64)
-    expected[2, 0], expected[2, 1] = (
-        series * math.sqrt(4),
-        series * math.sqrt(3),
-    )  # dLoss/dU = 2 G U sqrt(l), G_ij = 1/2
-    torch.testing.assert_close(released_power_iteration(x, grad)[0], expected)
+    # dLoss/dU = 2 G U sqrt(l), G_ij = 1/2
+    expected[2, 0], expected[2, 1] = series * math.sqrt(4), series * math.sqrt(3)
+    torch.testing.assert_close(released_power_iteration(x, grad)[0], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_loss_is_given_or_drawn_from_the_seed() -> None:
@@ -253,11 +242,6 @@ def test_many_null_eigenvalues_do_not_fill_the_panels() -> None:
     assert picture.rank == 8 and figure.axes[0].images[0].get_array().shape == (10, 10)
 
 
-def test_tables_do_without_torch() -> None:
-    probe = "import sys, fgvc.reporting; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT).returncode == 0
-
-
 def test_file_of_a_cache_gives_evenly_spaced_images_of_its_first_view(tmp_path: Path) -> None:
     maps = np.arange(2 * 9 * 4 * 2 * 3, dtype=np.float32).reshape(2, 9, 4, 2, 3)
     np.save(tmp_path / "cache.npy", maps)
@@ -282,8 +266,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "topn": ["method=svd_topn", "+method.options.keep=4", *frozen],
         "gap": ["method=gap", *frozen],
     }.items():
-        done = train(cwd, *overrides, "trainer.epochs=1", f"run_dir={name}")
-        assert done.returncode == 0, done.stderr
+        succeeded(train(cwd, *overrides, "trainer.epochs=1", f"run_dir={name}"))
     return cwd
 
 
@@ -310,8 +293,7 @@ def test_script_audits_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["seb", "topn"])
 def test_script_audits_a_run(runs: Path, name: str, here: Train) -> None:
-    done = here("audit_gradients.py", name, "--keep", 2, "--images", 4, cwd=runs)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(here("audit_gradients.py", name, "--keep", 2, "--images", 4, cwd=runs))
     assert "4 of 9 test images of " + name in done.stdout and "cross-entropy" in done.stdout
     folder = runs / name / "figures"
     assert {file.suffix for file in folder.iterdir()} == {".csv", ".pdf", ".png"}
@@ -346,9 +328,7 @@ def test_mistakes_exit_with_2(runs: Path, tmp_path: Path, here: Train) -> None:
     np.save(tmp_path / "whole.npy", good.astype(np.int64))
     np.save(tmp_path / "nan.npy", broken)
     np.save(tmp_path / "constant.npy", np.ones((2, 60, 3, 3)))
-    np.savez(tmp_path / "archive.npz", good)
     (tmp_path / "text.npy").write_text("not numbers")
-    (tmp_path / "empty.npy").write_text("")
     np.save(tmp_path / "good.npy", good)
     change_summary(shutil.copytree(runs / "gap", tmp_path / "unfinished"), status="stopped")
     for arguments, parts in {
@@ -358,9 +338,7 @@ def test_mistakes_exit_with_2(runs: Path, tmp_path: Path, here: Train) -> None:
         ("whole.npy",): ["whole.npy", "int64"],
         ("nan.npy",): ["nan.npy", "image 1"],
         ("constant.npy",): ["exact gradient", "2 images"],
-        ("archive.npz",): ["archive.npz"],
         ("text.npy",): ["text.npy"],
-        ("empty.npy",): ["empty.npy"],
         ("good.npy",): ["keep=N", "6"],
         ("good.npy", "--keep", 0): ["keep", "0"],
         ("good.npy", "--images", 0): ["images", "0"],

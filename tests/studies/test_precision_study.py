@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Done, Train, refused
+from command_line import Done, Train, refused, succeeded
 from records import SCHEMA, CaseRecord, Record, ShapeRecord
 from report import times_markdown
 from run_folders import change_summary, write_config, write_run
@@ -131,8 +131,7 @@ def test_times_are_compared_round_by_round() -> None:
 
 
 def test_the_script_on_a_trained_run(tmp_path: Path, train_here: Train, here: Train) -> None:
-    done = train_here(tmp_path, "run_dir=wide", "method=mpn_cov", "trainer.epochs=1")
-    assert done.returncode == 0, done.stderr
+    succeeded(train_here(tmp_path, "run_dir=wide", "method=mpn_cov", "trainer.epochs=1"))
     narrow = change_summary(shutil.copytree(tmp_path / "wide", tmp_path / "narrow"), spectral_dtype="float32")
     config = (narrow / "config.yaml").read_text()
     (narrow / "config.yaml").write_text(config.replace("spectral_dtype: float64", "spectral_dtype: float32"))
@@ -140,8 +139,8 @@ def test_the_script_on_a_trained_run(tmp_path: Path, train_here: Train, here: Tr
     def study(*arguments: object) -> Done:
         return here("study_precision.py", "wide", *arguments, "--images", 4, cwd=tmp_path)
 
-    found = study("--methods", "isqrt_cov", "mpn_cov", "svd_topn", "--trained", "wide", "narrow", "--output", "out")
-    assert found.returncode == 0, found.stderr
+    methods = ["--methods", "isqrt_cov", "mpn_cov", "svd_topn"]
+    found = succeeded(study(*methods, "--trained", "wide", "narrow", "--output", "out"))
     assert "Relative errors, d = 8" in found.stdout and "| MPN-COV |     1 |" in found.stdout
     files = {"errors.csv", "eigenvalues.csv", "images.csv", "pairs.csv", "precision.png", "precision.pdf"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files

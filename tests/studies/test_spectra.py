@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import Done, Train, refused
+from command_line import Train, refused, succeeded
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from run_folders import write_run, write_spectrum
@@ -16,27 +16,8 @@ from fgvc.errors import RunError
 from fgvc.presentation.style import METHOD_STYLES, figure_style, method_order, method_style, new_figure, save_figure
 from fgvc.runs import find_runs
 from fgvc.runs.spectra import smallest_share
+from fgvc.studies.spectra import measure, show
 from fgvc.studies.spectra.layers import look_again
-from fgvc.studies.spectra.measure import (
-    MethodSpectrum,
-    as_shares,
-    curve_table,
-    load_classes,
-    load_curves,
-    load_curves_by_epoch,
-    load_history,
-    pool_spectra,
-)
-from fgvc.studies.spectra.show import (
-    classes_figure,
-    epochs_figure,
-    history_figure,
-    plot_eigenvalues,
-    shares_figure,
-    some_epochs,
-    spectra_figure,
-    spectra_markdown,
-)
 from fgvc.studies.spectra.views import VIEWS, Options
 
 
@@ -66,7 +47,9 @@ def test_curve_is_the_median_over_images_of_all_seeds() -> None:
     before = np.array([[9.0, 1.0], [7.0, 2.0], [5.0, 3.0]])
     with figure_style():
         axes = new_figure(3.3, 2.5).subplots()
-        plot_eigenvalues(axes, curve_table([MethodSpectrum("SEB", (0, 1), before, before**0.5)]), "before")
+        show.plot_eigenvalues(
+            axes, measure.curve_table([measure.MethodSpectrum("SEB", (0, 1), before, before**0.5)]), "before"
+        )
     (line,) = axes.lines
     np.testing.assert_array_equal(line.get_xdata(), [1, 2])
     np.testing.assert_array_equal(line.get_ydata(), [7, 2])
@@ -74,7 +57,7 @@ def test_curve_is_the_median_over_images_of_all_seeds() -> None:
 
 
 def test_axes_end_at_the_numerical_rank_not_at_rounding_noise(folder: Path) -> None:
-    figure = spectra_figure(curve_table(pool_spectra(find_runs([folder]))), "title")
+    figure = show.spectra_figure(measure.curve_table(measure.pool_spectra(find_runs([folder]))), "title")
     for axes, methods in zip(figure.axes, (3, 2), strict=True):
         assert len(axes.lines) == methods
         bottom, top = axes.get_ylim()
@@ -86,22 +69,20 @@ def test_axes_end_at_the_numerical_rank_not_at_rounding_noise(folder: Path) -> N
 
 
 def test_legend_and_table_are_in_the_order_of_methods_and_pool_the_seeds(folder: Path) -> None:
-    spectra = pool_spectra(find_runs([folder]))
-    (legend,) = spectra_figure(curve_table(spectra), "title").legends
+    spectra = measure.pool_spectra(find_runs([folder]))
+    (legend,) = show.spectra_figure(measure.curve_table(spectra), "title").legends
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["GAP (d = 320)", "iSQRT-COV (d = 64)", "SEB (d = 64)"]
-    lines = spectra_markdown(spectra).splitlines()
+    lines = show.spectra_markdown(spectra).splitlines()
     gap, isqrt, _ = ([part.strip() for part in line.split("|")[1:-1]] for line in lines[2:])
     assert gap[:5] == ["GAP", "2", "24", "320", "48"] and gap[8] == gap[10] == "–"
     assert isqrt[:5] == ["iSQRT-COV", "2", "24", "64", "48"]
 
 
 @pytest.mark.parametrize("before", [np.zeros((2, 4)), np.ones((1, 1))], ids=["constant features", "one channel"])
-def test_degenerate_spectra_are_drawn_the_same_every_time_with_embedded_fonts(
-    tmp_path: Path, before: np.ndarray
-) -> None:
-    curves = curve_table([MethodSpectrum("GAP", (0,), before, None)])
-    first, second = (save_figure(spectra_figure(curves, "title"), tmp_path / name) for name in ("a", "b"))
+def test_degenerate_spectra_are_drawn_alike_every_time_with_embedded_fonts(tmp_path: Path, before: np.ndarray) -> None:
+    curves = measure.curve_table([measure.MethodSpectrum("GAP", (0,), before, None)])
+    first, second = (save_figure(show.spectra_figure(curves, "title"), tmp_path / name) for name in ("a", "b"))
     assert [one.read_bytes() for one in first] == [other.read_bytes() for other in second]
     pdf = first[1].read_bytes()
     assert b"/FontFile2" in pdf and b"/Type3" not in pdf
@@ -217,8 +198,8 @@ def test_spectra_by_class(runs: Path) -> None:
 
 def test_backbones_are_compared_by_shares_of_the_trace(runs: Path) -> None:
     write_arrays(write_run(runs / "other", "mpn_cov", backbone="resnet50"), 10_000.0)
-    (spectrum, *_) = pool_spectra(find_runs([runs / "seed0"]))
-    np.testing.assert_allclose(as_shares(spectrum).before.sum(axis=1), 1)
+    (spectrum, *_) = measure.pool_spectra(find_runs([runs / "seed0"]))
+    np.testing.assert_allclose(measure.as_shares(spectrum).before.sum(axis=1), 1)
     table, _, _ = view("backbones", runs)
     assert table["label"].unique().tolist() == ["resnet50 (224 px)", "tf_efficientnet_lite0 (224 px)"]
     assert (table.groupby("label")["median"].sum() < 1.2).all()
@@ -229,11 +210,11 @@ def test_backbones_are_compared_by_shares_of_the_trace(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "load", "draw"),
     [
-        ("methods", load_curves, spectra_figure),
-        ("conditions", load_history, history_figure),
-        ("epochs", load_curves_by_epoch, epochs_figure),
-        ("classes", load_classes, classes_figure),
-        ("backbones", load_curves, shares_figure),
+        ("methods", measure.load_curves, show.spectra_figure),
+        ("conditions", measure.load_history, show.history_figure),
+        ("epochs", measure.load_curves_by_epoch, show.epochs_figure),
+        ("classes", measure.load_classes, show.classes_figure),
+        ("backbones", measure.load_curves, show.shares_figure),
     ],
 )
 def test_what_a_view_writes_draws_its_figure_without_the_runs(
@@ -255,7 +236,7 @@ def test_what_a_view_writes_draws_its_figure_without_the_runs(
 
 def test_the_epochs_shown_are_mostly_early_ones() -> None:
     def shown(epochs: range) -> list[int]:
-        return some_epochs(pd.DataFrame({"epoch": epochs, "index": 1, "rank": 1}))["epoch"].tolist()
+        return show.some_epochs(pd.DataFrame({"epoch": epochs, "index": 1, "rank": 1}))["epoch"].tolist()
 
     assert shown(range(16)) == [0, 1, 2, 4, 8, 15]
     assert shown(range(3, 6)) == [3, 4, 5] and shown(range(2)) == [0, 1] and shown(range(1)) == [0]
@@ -275,13 +256,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("views")
 
 
-def test_views_from_the_command_line(trained: Path, train_here: Train, here: Callable[..., Done]) -> None:
+def test_views_from_the_command_line(trained: Path, train_here: Train, here: Train) -> None:
     for method in ("mpn_cov", "gap"):
         overrides = [f"method={method}", "backbone.frozen=true", "name=v", "trainer.epochs=1"]
         assert train_here(trained, *overrides).returncode == 0
     names = [argument for name in ("methods", "conditions", "epochs", "classes") for argument in ("--view", name)]
-    done = here("plot_spectra.py", *names, "results/v", "--images", 9, "--smallest", 3, cwd=trained)
-    assert done.returncode == 0, done.stderr
+    done = succeeded(here("plot_spectra.py", *names, "results/v", "--images", 9, "--smallest", 3, cwd=trained))
     assert "share of the 3 smallest before" in done.stdout
     files = {file.name for file in (trained / "results" / "v" / "figures").iterdir()}
     assert files == {f"{n}.{k}" for n in ("spectra", "conditions", "epochs", "classes") for k in ("png", "pdf", "csv")}
@@ -289,8 +269,7 @@ def test_views_from_the_command_line(trained: Path, train_here: Train, here: Cal
     assert len(classes) == 6 and set(classes["images"]) == {3}
 
     run = "results/v/test_resnet/mpn_cov/seed0"
-    done = here("plot_spectra.py", run, "--view", "layers", "--images", 4, "--output", "out", cwd=trained)
-    assert done.returncode == 0, done.stderr
+    succeeded(here("plot_spectra.py", run, "--view", "layers", "--images", 4, "--output", "out", cwd=trained))
     layers = pd.read_csv(trained / "out" / "layers.csv")
     assert layers["label"].nunique() == 3 and set(layers["images"]) == {4}
     refused(here("plot_spectra.py", "results/v", "--view", "layers", cwd=trained), "2 were given")

@@ -44,13 +44,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A result of the real command line, and what it printed."""
     output = tmp_path_factory.mktemp("benchmark") / "spectral.json"
     script = [sys.executable, str(BENCHMARKS / "spectral.py"), "--shapes", *TINY]
-    done = subprocess.run(
-        [*script, "--repetitions", "2", "--output", str(output)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        env=os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"},
-    )
+    command = [*script, "--repetitions", "2", "--output", str(output)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=env)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return output, done.stdout
@@ -72,9 +68,7 @@ def test_saved_result(run: tuple[Path, str]) -> None:
             assert case["peak_bytes"] > 0
 
 
-def test_tables_name_every_method_and_come_back_from_the_file(
-    run: tuple[Path, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tables_name_every_method_and_come_back(run: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     path, printed = run
     labels = [*map(pooling_label, list_poolings()), "MPN-COV (exact)", "SVD-TopN (exact)", "torch.linalg.eigh alone"]
     for label in labels:
@@ -101,20 +95,13 @@ def test_tables_of_kept_results_are_those_kept_with_them(name: str, capsys: pyte
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "nothing"], ", ".join(cases.list_cases())),
-        (["--profile", "nothing"], "svd_topn:exact"),
-        (["--methods", "gap:exact"], "no choice of gradient"),
-        (["--methods", "seb@float16"], "float64, float32"),
-        (["--shapes", "2x8x3"], "10x256x14x14"),
-        (["--shapes", "2x8x3x0"], "10x256x14x14"),
-        (["--repetitions", "0"], "at least 1"),
-        (["--threads", "0"], "at least 1"),
-        (["--seed", "-1"], "at least 0"),
-        (["--device", "abacus"], "choose cpu"),
-        (["--from", "no.json"], "no.json"),
-        (["--features", "no.npy"], "no.npy"),
+        *((["--methods", "nothing"], ", ".join(cases.list_cases())), (["--profile", "nothing"], "svd_topn:exact")),
+        *((["--methods", "gap:exact"], "no choice of gradient"), (["--methods", "seb@float16"], "float64, float32")),
+        *((["--shapes", shape], "10x256x14x14") for shape in ("2x8x3", "2x8x3x0")),
+        *(([option, "0"], "at least 1") for option in ("--repetitions", "--threads")),
+        *((["--seed", "-1"], "at least 0"), (["--device", "abacus"], "choose cpu"), (["--output", "."], "give a file")),
+        *((["--from", "no.json"], "no.json"), (["--features", "no.npy"], "no.npy")),
         (["--features", "no.npy", "--shapes", "2x8x3x3"], "leave out --shapes"),
-        (["--output", "."], "give a file"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

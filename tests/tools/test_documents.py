@@ -5,18 +5,10 @@ import runpy
 import shutil
 from pathlib import Path
 
+import documents
 import pandas as pd
 import pytest
 from command_line import ROOT
-from documents import (
-    FromFiles,
-    draw_figure,
-    figure_is_current,
-    page_text,
-    stale_pages,
-    table_names,
-    write_pages,
-)
 from matplotlib.figure import Figure
 
 from fgvc.errors import ConfigError, RunError, UserError
@@ -42,19 +34,19 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-TABLES = {"list": FromFiles(("kept.csv",), listing)}
+TABLES = {"list": documents.FromFiles(("kept.csv",), listing)}
 
 
 def test_a_stale_table_is_found_and_rewritten_in_place(root: Path) -> None:
     page = root / "page.md"
-    assert stale_pages([page], TABLES, root) == [page]
-    assert write_pages([page], TABLES, root) == [page]
+    assert documents.stale_pages([page], TABLES, root) == [page]
+    assert documents.write_pages([page], TABLES, root) == [page]
     text = page.read_text()
     assert text.startswith("Text.\n\n<!-- table: list -->\n\n| n |\n| -- |\n| 1 |\n| 2 |\n\n<!-- end of table -->")
     assert text.endswith("\n\nMore.\n") and "old" not in text
-    assert stale_pages([page], TABLES, root) == write_pages([page], TABLES, root) == []
+    assert documents.stale_pages([page], TABLES, root) == documents.write_pages([page], TABLES, root) == []
     (root / "kept.csv").write_text("n\n3\n")
-    assert stale_pages([page], TABLES, root) == [page]
+    assert documents.stale_pages([page], TABLES, root) == [page]
 
 
 @pytest.mark.parametrize(
@@ -68,20 +60,20 @@ def test_a_stale_table_is_found_and_rewritten_in_place(root: Path) -> None:
 def test_broken_pages_are_named(root: Path, text: str, message: str) -> None:
     (root / "page.md").write_text(text)
     with pytest.raises(ConfigError, match=message):
-        page_text(root / "page.md", TABLES, root)
+        documents.page_text(root / "page.md", TABLES, root)
 
 
 def test_a_figure_knows_its_data_and_its_looks(root: Path) -> None:
-    kept, path = FromFiles(("kept.csv",), curve), root / "figure.png"
-    assert not figure_is_current(path, kept, root)
-    draw_figure(path, kept, root)
-    assert figure_is_current(path, kept, root)
-    assert not figure_is_current(path, FromFiles(("kept.csv",), lambda _: new_figure(2, 2)), root)
+    kept, path = documents.FromFiles(("kept.csv",), curve), root / "figure.png"
+    assert not documents.figure_is_current(path, kept, root)
+    documents.draw_figure(path, kept, root)
+    assert documents.figure_is_current(path, kept, root)
+    assert not documents.figure_is_current(path, documents.FromFiles(("kept.csv",), lambda _: new_figure(2, 2)), root)
     (root / "kept.csv").write_text("n\n1\n2 \n")
-    assert not figure_is_current(path, kept, root)
+    assert not documents.figure_is_current(path, kept, root)
     (root / "kept.csv").unlink()
     with pytest.raises(ConfigError, match=r"kept.csv: cannot be read"):
-        figure_is_current(path, kept, root)
+        documents.figure_is_current(path, kept, root)
 
 
 def damage(path: Path, kind: str) -> None:
@@ -112,21 +104,23 @@ def test_a_damaged_file_is_named_by_whatever_is_made_of_it(tmp_path: Path, kind:
 def test_text_in_place_of_a_number_is_named(root: Path) -> None:
     (root / "kept.csv").write_text("n\nmany\n")
     with pytest.raises(RunError, match=r"kept\.csv: nothing can be made of it \(ValueError: "):
-        FromFiles(("kept.csv",), lambda path: f"{pd.read_csv(path)['n'][0]:.2f}")(root)
+        documents.FromFiles(("kept.csv",), lambda path: f"{pd.read_csv(path)['n'][0]:.2f}")(root)
 
 
 @pytest.mark.parametrize("page", DOCS["PAGES"], ids=lambda page: page.name)
 def test_the_tables_of_the_documentation_are_current(page: Path) -> None:
-    assert page.read_text(encoding="utf-8") == page_text(page, DOCS["TABLES"], ROOT), "run `make tables`"
+    assert page.read_text(encoding="utf-8") == documents.page_text(page, DOCS["TABLES"], ROOT), "run `make tables`"
 
 
 def test_every_table_that_is_made_stands_in_a_page() -> None:
-    assert {name for page in DOCS["PAGES"] for name in table_names(page)} == set(DOCS["TABLES"])
+    assert {name for page in DOCS["PAGES"] for name in documents.table_names(page)} == set(DOCS["TABLES"])
 
 
 @pytest.mark.parametrize("name", DOCS["FIGURES"])
 def test_the_figures_of_the_documentation_are_current(name: str) -> None:
-    assert figure_is_current(DOCS["FIGURE_FOLDER"] / f"{name}.png", DOCS["FIGURES"][name], ROOT), "run `make tables`"
+    assert documents.figure_is_current(DOCS["FIGURE_FOLDER"] / f"{name}.png", DOCS["FIGURES"][name], ROOT), (
+        "run `make tables`"
+    )
 
 
 def test_every_figure_of_the_documentation_is_made() -> None:

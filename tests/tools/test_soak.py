@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import soak
-import watch
 from command_line import ROOT
 from growth import SAMPLE_COLUMNS, SoakRecord, growth, load_samples, save_soak_record
 
@@ -20,6 +19,7 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 Curve = Callable[[np.ndarray], np.ndarray]
+Finished = Callable[..., Path]
 
 
 def hour(memory: Curve, every: float = 5.0) -> pd.DataFrame:
@@ -75,7 +75,7 @@ def status(*arguments: object) -> int:
 
 
 @pytest.fixture
-def finished(tmp_path: Path) -> Callable[..., Path]:
+def finished(tmp_path: Path) -> Finished:
     def write(memory: Curve, exit_status: int = 143, stopped: bool = True) -> Path:
         hour(memory).to_csv(tmp_path / "soak.csv", index=False)
         machine = {"cpu": "C", "cores": 2, "system": "S"}
@@ -86,7 +86,7 @@ def finished(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def test_the_report_of_saved_samples(finished: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_of_saved_samples(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     folder = finished(lambda t: 400 + 30 * t)
     assert status("--from", folder) == 0
     out, err = capsys.readouterr()
@@ -102,8 +102,8 @@ def test_the_report_of_saved_samples(finished: Callable[..., Path], capsys: pyte
     assert status("--from", finished(lambda t: 400 + 0 * t), "--strict") == 0
 
 
-def test_where_the_system_tells_no_anonymous_memory_the_resident_is_judged(
-    finished: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+def test_without_anonymous_memory_the_resident_is_judged(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = finished(lambda t: 400 + 30 * t)
     load_samples(folder / "soak.csv").assign(anonymous_mb=np.nan).to_csv(folder / "soak.csv", index=False)
@@ -116,7 +116,7 @@ def test_where_the_system_tells_no_anonymous_memory_the_resident_is_judged(
     [(0, False, 0), (143, True, 0), (-15, True, 0), (1, True, 1), (1, False, 1), (143, False, 1), (-9, True, 1)],
 )
 def test_a_run_that_fails_fails_the_soak(
-    finished: Callable[..., Path], exit_status: int, stopped: bool, expected: int, capsys: pytest.CaptureFixture[str]
+    finished: Finished, exit_status: int, stopped: bool, expected: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert status("--from", finished(lambda t: 400 + 0 * t, exit_status, stopped)) == expected
     assert f"exit status {exit_status}" in "".join(capsys.readouterr())
@@ -150,9 +150,7 @@ def leaking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("how", "ended"), [("polite", 143), ("plain", -15)])
-def test_a_run_is_watched_and_told_to_end(
-    leaking: Path, how: str, ended: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_watched_and_ended(leaking: Path, how: str, ended: int, capsys: pytest.CaptureFixture[str]) -> None:
     watched = ["--minutes", 3 / 60, "--interval", 0.05, "--strict", "--output", leaking]
     assert status(*watched, how) == 1
     out, err = capsys.readouterr()
@@ -180,13 +178,6 @@ def test_settings_that_cannot_work(tmp_path: Path, capsys: pytest.CaptureFixture
     assert status("--output", tmp_path) == 2
     assert status("--from", tmp_path) == 2
     assert capsys.readouterr().err.count("error: ") == 6
-
-
-def test_size_of_a_folder(tmp_path: Path) -> None:
-    assert watch.folder_mb(tmp_path / "none") == 0
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "b" / "f").write_bytes(bytes(2**20))
-    assert watch.folder_mb(tmp_path) == 1
 
 
 @pytest.mark.slow

@@ -10,12 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fgvc.errors import ConfigError, RunError
-from fgvc.inference.restore import read_weights
-from fgvc.models.files import write_weights
-from fgvc.runs.config import (
-    OptimizerConfig,
-    ScheduleConfig,
-)
+from fgvc.runs.config import OptimizerConfig, ScheduleConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.training.batches import StepBatches
 from fgvc.training.evaluation import ViewAverage, accuracy_metrics, evaluate
@@ -107,14 +102,6 @@ def test_rank_of_the_true_class() -> None:
     assert ((result.rank == 1) == (result.predicted == result.targets)).all()
 
 
-def test_view_average_is_the_mean_of_the_logits_of_each_view() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
-    views = torch.randn(6, 3, 3, 8, 8)  # (B, V, 3, H, W)
-    expected = torch.stack([(model(v[0:1]) + model(v[1:2]) + model(v[2:3]))[0] / 3 for v in views])
-    torch.testing.assert_close(ViewAverage(model)(views), expected)
-
-
 def test_views_are_averaged_in_single_precision() -> None:
     class Half(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -124,23 +111,17 @@ def test_views_are_averaged_in_single_precision() -> None:
     assert ViewAverage(Half())(views).item() == 1.00390625
 
 
-def test_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
+def test_a_folder_is_continued_where_it_holds_a_state(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     states = StateStore(folder.checkpoints)
     assert find_source(a_config(), folder, states) is None
     folder.begin(a_config(), {"status": "stopped"})
     assert find_source(a_config(run_dir="elsewhere"), folder, states) is None  # no state saved: nothing to continue
-    with pytest.raises(RunError, match="seed was 0, now 3"):
-        find_source(a_config(seed=3), folder, states)
-    with pytest.raises(RunError, match="resume=never"):
-        find_source(a_config(resume="never"), folder, states)
     states.write({"a": 1})
     assert find_source(a_config(), folder, states) == (folder, states)
 
 
-def test_unknown_settings_of_a_finished_run_are_left_out_with_a_note(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unknown_settings_of_a_finished_run_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = RunFolder(tmp_path)
     folder.begin(a_config(), {"status": "finished"})
     with folder.config_file.open("a") as file:
@@ -152,14 +133,3 @@ def test_unknown_settings_of_a_finished_run_are_left_out_with_a_note(
     folder.write_summary({"status": "stopped"})
     with pytest.raises(RunError, match=r"no setting trainer\.magic, colour, and the run is not finished"):
         folder.read_config()
-
-
-def test_damaged_weights_are_named(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    write_weights(folder.weights_file("best"), {"w": torch.ones(2)})
-    assert read_weights(folder, "best")["w"].tolist() == [1, 1]
-    folder.weights_file("best").write_bytes(b"\x00" * 20)
-    with pytest.raises(RunError, match=r"best\.safetensors"):
-        read_weights(folder, "best")
-    with pytest.raises(RunError, match=r"last\.safetensors is missing"):
-        read_weights(folder, "last")

@@ -13,19 +13,10 @@ from fgvc.errors import RunError
 from fgvc.models import create_model
 from fgvc.runs.spectra import Spectrum, SpectrumHistory, condition_number, effective_rank, nonzero_condition_number
 from fgvc.training.loop import Trainer
-from fgvc.training.probe import evenly_spaced, spectrum_measures
+from fgvc.training.probe import spectrum_measures
 
-SPECTRUM = Spectrum(
-    before=np.array([[4.0, 1.0, 1e-17], [8.0, 2.0, 1.0], [0.0, 0.0, 0.0]]),
-    after=None,
-    targets=np.array([0, 1, 1]),
-    indices=np.array([0, 2, 4]),
-)
-
-
-def test_images_are_spread_evenly() -> None:
-    assert evenly_spaced(9, 5) == [0, 2, 4, 6, 8]
-    assert evenly_spaced(3, 10) == [0, 1, 2]
+BEFORE = np.array([[4.0, 1.0, 1e-17], [8.0, 2.0, 1.0], [0.0, 0.0, 0.0]])
+SPECTRUM = Spectrum(BEFORE, None, targets=np.array([0, 1, 1]), indices=np.array([0, 2, 4]))
 
 
 def test_measures_are_medians_over_images() -> None:
@@ -72,9 +63,7 @@ def test_a_run_keeps_the_spectra_of_each_epoch_and_is_not_disturbed(tmp_path: Pa
     refused(train_here(tmp_path, "trainer.probe_images=-1"), "trainer.probe_images", "-1")
 
 
-def test_a_continued_run_looks_at_the_images_of_its_history(
-    tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_continued_run_keeps_its_images(tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as stopped:
         save = Trainer._save
 

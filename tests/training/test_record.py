@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from command_line import Train, a_config
+from command_line import Train, a_config, succeeded
 from miniature import write_miniature
 from run_folders import write_run
 
@@ -40,8 +39,7 @@ def _free(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_run_records_what_it_was_made_with(tmp_path: Path, train_here: Train) -> None:
-    done = train_here(tmp_path, "run_dir=run", "trainer.epochs=1", "trainer.deterministic=true")
-    assert done.returncode == 0, done.stderr
+    succeeded(train_here(tmp_path, "run_dir=run", "trainer.epochs=1", "trainer.deterministic=true"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert {"python", "fgvc", "torch", "timm", "numpy", "pillow"} <= set(summary["versions"])
     assert (summary["commit"], summary["dirty"]) == tuple(source_state().values())
@@ -63,21 +61,16 @@ def test_a_run_records_what_it_was_made_with(tmp_path: Path, train_here: Train) 
 
 def test_the_hash_of_the_settings_is_of_what_is_computed() -> None:
     config = a_config()
-    same = [
-        a_config(run_dir="elsewhere", resume="never"),
-        a_config(dataset=DatasetConfig(name="synthetic", root="elsewhere")),
-        a_config(cache=CacheConfig(dir="elsewhere")),
-    ]
-    assert {config_hash(each) for each in (config, *same)} == {config_hash(config)}
+    same = [a_config(run_dir="elsewhere", resume="never"), a_config(cache=CacheConfig(dir="elsewhere"))]
+    same.append(a_config(dataset=DatasetConfig(name="synthetic", root="elsewhere")))
+    assert {config_hash(each) for each in same} == {config_hash(config)}
     others = [
-        a_config(seed=1),
-        a_config(trainer=TrainerConfig(label_smoothing=0.1)),
+        *(a_config(seed=1), a_config(trainer=TrainerConfig(label_smoothing=0.1))),
         a_config(trainer=TrainerConfig(deterministic=True)),
         a_config(method=MethodConfig(name="seb", options={"scale": 2.0})),
         a_config(dataset=DatasetConfig(name="synthetic", root="r", options={"seed": 1})),
     ]
     assert len({config_hash(each) for each in (config, *others)}) == 1 + len(others)
-    assert config_hash(replace(config)) == config_hash(config)
 
 
 def test_a_copy_of_the_images_has_the_same_fingerprint_without_times(tmp_path: Path) -> None:

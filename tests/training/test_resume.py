@@ -27,19 +27,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked
 
 # five steps an epoch with a state after each; all that is random, across the switch of a hybrid run
 EVERYTHING = [
-    "trainer.save_steps=1",
-    "trainer.workers=1",
-    "trainer.label_smoothing=0.1",
-    "trainer.cutmix=1.0",
-    "trainer.batch_size=2",
-    "trainer.mixup=0.4",
-    "trainer.ema_decay=0.9",
-    "trainer.val_fraction=0.25",
-    "dataset.transform.crop=random_resized",
-    "dataset.transform.randaugment=rand-m9-mstd0.5-inc1",
-    "method=mpn_cov",
-    "hybrid.method=isqrt_cov",
-    "hybrid.switch_epoch=1",
+    *("trainer.save_steps=1", "trainer.workers=1", "trainer.batch_size=2", "trainer.val_fraction=0.25"),
+    *("trainer.label_smoothing=0.1", "trainer.cutmix=1.0", "trainer.mixup=0.4", "trainer.ema_decay=0.9"),
+    *("dataset.transform.crop=random_resized", "dataset.transform.randaugment=rand-m9-mstd0.5-inc1"),
+    *("method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1"),
 ]
 FROZEN = ["trainer.save_steps=1", "backbone.frozen=true", "trainer.batch_size=3"]
 
@@ -174,7 +165,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_used(
     assert f"{states[1].relative_to(cwd)} is damaged (sha256 is" in said and "continuing damaged after" in said, said
     assert_same_run(cwd / "damaged", cwd / "straight")
 
-    (cwd / "damaged" / "summary.json").unlink()
+    (cwd / "damaged" / "summary.json").unlink()  # all states are damaged
     for state in (cwd / "damaged" / "checkpoints").glob("state-*.pt"):
         state.write_bytes(state.read_bytes()[:1000])
     refused(train_here(cwd, *command), "1000 bytes", "were written", "none is left", "delete")
@@ -190,9 +181,7 @@ def test_one_process_at_a_time_writes_a_folder(tmp_path: Path, train_here: Train
     assert train_here(tmp_path, "run_dir=run").returncode == 0
 
 
-def test_a_damaged_summary_is_written_anew_and_what_a_killed_run_left_deleted(
-    tmp_path: Path, train_here: Train
-) -> None:
+def test_a_damaged_summary_is_rewritten_and_what_a_killed_run_left_deleted(tmp_path: Path, train_here: Train) -> None:
     assert train_here(tmp_path, "run_dir=run").returncode == 0
     weights = (tmp_path / "run" / "checkpoints" / "last.safetensors").read_bytes()
     (tmp_path / "run" / "summary.json").write_text('{"status": ')
@@ -309,20 +298,6 @@ def a_store(tmp_path: Path, states: int) -> StateStore:
     return store
 
 
-def test_the_two_newest_states_are_kept(tmp_path: Path) -> None:
-    store = a_store(tmp_path, 4)
-    assert store.exists() and store.read()["number"] == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "state-000003.json",
-        "state-000003.pt",
-        "state-000004.json",
-        "state-000004.pt",
-    ]
-    assert json.loads((tmp_path / "state-000004.json").read_text())["epoch"] == 4
-    store.keep_newest()
-    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["state-000004.pt"]
-
-
 def test_a_damaged_state_does_not_take_the_place_of_a_whole_one(tmp_path: Path) -> None:
     a_store(tmp_path, 2)
     (tmp_path / "state-000002.pt").write_bytes(b"?")
@@ -375,12 +350,8 @@ def test_states_of_another_run_are_not_continued(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("state-000002.pt", b""),
-        ("state-000002.pt", b"\x80\x04N."),  # a pickle
-        ("state-000002.json", b""),
-        ("state-000002.json", b"[]"),
-        ("state-000002.json", b'{"bytes": 1}'),
-        ("state-000002.json", b"\xff\xfe"),
+        *(("state-000002.pt", content) for content in (b"", b"\x80\x04N.")),  # the second is a pickle
+        *(("state-000002.json", content) for content in (b"", b"[]", b'{"bytes": 1}', b"\xff\xfe")),
     ],
 )
 def test_a_damaged_state_or_card(tmp_path: Path, file: str, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
@@ -395,11 +366,6 @@ def test_a_damaged_state_or_card(tmp_path: Path, file: str, content: bytes, capl
 def test_no_state_is_left(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no state"):
         StateStore(tmp_path).read()
-    store = a_store(tmp_path, 2)
-    for path in tmp_path.glob("*.pt"):
-        path.write_bytes(b"?")
-    with pytest.raises(RunError, match=r"state-000002\.pt is damaged .*state-000001\.pt is damaged"):
-        store.read()
 
 
 @pytest.mark.parametrize(

