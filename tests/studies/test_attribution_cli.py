@@ -86,7 +86,7 @@ def test_files_of_the_users_own_and_of_the_test_split(home: Path, here: Train) -
     refused(here("attribute.py", "seb", "--images", "mine", "--classes", "true", cwd=home), "a.png is not known")
 
 
-def test_a_class_with_a_comma_in_its_name_can_be_explained(tmp_path: Path, here: Callable[..., Done]) -> None:
+def test_a_class_with_a_comma_in_its_name_can_be_explained(tmp_path: Path, here: Train) -> None:
     classes = ["Tinca tinca", "bream", "tench", "tench, Tinca tinca"]
     for number, name in enumerate(classes):
         for split in ("train", "test"):
