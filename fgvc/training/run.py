@@ -75,8 +75,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
     folder = RunFolder(Path(config.run_dir) if config.run_dir else default_run_dir(config))
     states = StateStore(folder.checkpoints)
     find_source(config, folder, states)  # report a mistake before reading the data
-    if folder.is_finished():
-        _log.info("%s is finished already; give another run_dir= to train again", folder.path)
+    if _is_done(folder):
         return folder.path
     with Interruption() as interruption, _readable_errors(config):
         started = time.perf_counter()
@@ -87,8 +86,12 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
         with accelerator.main_process_first():  # then the others find the feature maps in the cache
             prepared = prepare(config, accelerator)
         with folder.locked() if main else contextlib.nullcontext():
+            accelerator.wait_for_everyone()  # the lock is held now, so every process finds the same
+            # again, since another command may have written, or finished the run, while this one read the data
+            source = find_source(config, folder, states)
+            if _is_done(folder):
+                return folder.path
             trainer = create_trainer(config, prepared, accelerator, folder, states, interruption, started, before_step)
-            source = find_source(config, folder, states)  # again, since another process may have written
             if source is not None:
                 trainer.restore(*source)
             if main and (source is None or source[0] is not folder):
@@ -107,6 +110,12 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
             name = interruption.requested.name
             raise Interrupted(name, f"{name}: stopped after the end of {folder.path}")
     return folder.path
+
+
+def _is_done(folder: RunFolder) -> bool:
+    if finished := folder.is_finished():
+        _log.info("%s is finished already; give another run_dir= to train again", folder.path)
+    return finished
 
 
 def default_run_dir(config: RunConfig) -> Path:
