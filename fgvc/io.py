@@ -162,9 +162,16 @@ MAX_GROWTH, ALLOWANCE = 20, 1 << 26
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file. Raises ValueError if it is not UTF-8, not JSON, or nested too deeply."""
+    """Return the value in a JSON file.
+
+    Raises:
+        ValueError: it is not UTF-8, not JSON, or nested too deeply; or it holds NaN, infinity or a lone surrogate, which
+            cannot be written again.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        return value
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -183,8 +190,8 @@ def read_plain_yaml(path: Path) -> str:
     Aliases and interpolations can expand a few lines to more than the memory holds. Tags call constructors.
 
     Raises:
-        ValueError: not UTF-8 or not YAML; too long, too deeply nested, or with an alias, a tag, an interpolation or a
-            number that is too long.
+        ValueError: not UTF-8 or not YAML; too long, too deeply nested, or with an alias, a tag, an interpolation, a
+            number that is too long or a lone surrogate.
     """
     with path.open("rb") as file:
         content = file.read(_MAX_YAML + 1)
@@ -216,6 +223,8 @@ def _problem(event: yaml.Event) -> str | None:
             return f"the interpolation {event.value[:40]!r}, which is refused; write out its value"
         if len(event.value) > _MAX_NUMBER and re.match(r"[-+]?\d", event.value):
             return f"a number of {len(event.value)} characters"
+        if re.search("[\ud800-\udfff]", event.value):
+            return "a lone surrogate, which is no character"
     return None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.inference.predict import find_images, open_calibrated
-from fgvc.reporting.predictions import METHOD, name_files, predictions_document, predictions_text, write_predictions
+from fgvc.reporting.predictions import METHOD, name_files, predictions_document, require_all, show_files
 from fgvc.studies.attribution import METHODS
 
 
@@ -37,20 +37,18 @@ def main() -> None:
     table = arguments.csv or (arguments.run / "predicted" / "predictions.csv" if folders else None)
     overlays = arguments.overlay or (None if folders else arguments.run / "predicted")
     predictor, notes = open_calibrated(arguments.run, arguments.checkpoint, calibrate=not arguments.no_calibration)
-    named = name_files(
-        predictor,
-        paths,
-        top=arguments.top,
-        overlays=None if arguments.no_overlay else overlays,
-        method=arguments.method,
+    named = show_files(
+        name_files(predictor, paths, arguments.top, None if arguments.no_overlay else overlays, arguments.method),
+        table,
+        text=not arguments.json,
     )
-    if table is not None:
-        write_predictions(table, named)
     if arguments.json:
         print(json.dumps(predictions_document(predictor, arguments.run, arguments.checkpoint, named), indent=2))
     else:
-        print(predictions_text(predictor, named, table))
-    end_with_notes([*notes, *(one.found.error for one in named if one.found.error)], strict=arguments.strict)
+        written = ", ".join(str(path) for path in (table, *(one.overlay for one in named)) if path)
+        print(predictor.status + (f"\nwritten: {written}" if written else ""))
+    require_all(named)
+    end_with_notes(notes, strict=arguments.strict)
 
 
 if __name__ == "__main__":

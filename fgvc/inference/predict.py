@@ -206,9 +206,9 @@ class FilePrediction:
 
     Attributes:
         path: Path of the file.
-        inputs: Model input (3, size, size); None if the file cannot be read.
-        prediction: Prediction; None if the file cannot be read.
-        error: Reason why the file cannot be read; otherwise None.
+        inputs: Model input (3, size, size); None without a prediction.
+        prediction: Prediction; None if there is none.
+        error: Reason why there is no prediction; otherwise None.
     """
 
     path: Path
@@ -271,24 +271,24 @@ def find_images(source: Path) -> list[Path]:
 
 
 def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> Iterator[FilePrediction]:
-    """Yield predictions of files in their order; a file that cannot be read yields the reason.
+    """Yield predictions of files in their order; a file that cannot be read or classified yields the reason.
 
     Only one batch is in memory at a time. A progress bar is shown if stderr is a terminal.
 
     Raises:
-        ConfigError, RunError: as `Predictor.predict`.
+        ConfigError: `top` is below 1.
     """
     with ThreadPoolExecutor(_READERS) as pool, tqdm(total=len(paths), unit="image", leave=False, disable=None) as bar:
         for start in range(0, len(paths), predictor.batch_size):
             batch = paths[start : start + predictor.batch_size]
             read = list(pool.map(lambda path: _read(predictor, path), batch))
-            inputs = [item for item in read if isinstance(item, Tensor)]
-            decided = iter(predictor.decide(predictor.logits(torch.stack(inputs)), top) if inputs else [])
+            decided = iter(_decide(predictor, [item for item in read if isinstance(item, Tensor)], top))
             for path, item in zip(batch, read, strict=True):
-                if isinstance(item, Tensor):
-                    yield FilePrediction(path, item, next(decided), None)
+                found = next(decided) if isinstance(item, Tensor) else item
+                if isinstance(item, Tensor) and isinstance(found, Prediction):
+                    yield FilePrediction(path, item, found, None)
                 else:
-                    yield FilePrediction(path, None, None, item)
+                    yield FilePrediction(path, None, None, str(found))
                 bar.update()
 
 
@@ -298,3 +298,17 @@ def _read(predictor: Predictor, path: Path) -> Tensor | str:
         return predictor.prepare(path)
     except ImageError as error:
         return str(error)
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        return f"{path} cannot be read: {error or type(error).__name__}"
+
+
+def _decide(predictor: Predictor, inputs: list[Tensor], top: int) -> list[Prediction | str]:
+    """Return a prediction for each input, or the reason why it has none; one of them does not spoil the others."""
+    if not inputs:
+        return []
+    try:
+        return list(predictor.decide(predictor.logits(torch.stack(inputs)), top))
+    except (RunError, RuntimeError) as error:  # RuntimeError: e.g. an eigendecomposition that fails
+        if len(inputs) == 1:
+            return [str(error)]
+    return [found for one in inputs for found in _decide(predictor, [one], top)]

@@ -48,13 +48,14 @@ _log = logging.getLogger(__name__)
 SPECTRUM_IMAGES = 256
 
 
-def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Path:
+def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun_of: Path | None = None) -> Path:
     """Train a run, or the rest of an unfinished one, and write its folder.
 
     Args:
         config: configuration of the run.
         before_step: function to call before each optimiser step, see `fgvc.training.step.BeforeStep`; it must not
             change the module or the random generators.
+        rerun_of: folder of the run that this one repeats; the summary names it.
 
     Returns:
         The run folder, with config.yaml, metrics.csv (if an epoch was trained), predictions.csv, spectrum.npz,
@@ -97,7 +98,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
             if main and (source is None or source[0] is not folder):
                 states.clear()
             trainer.log.progress.seconds["features"] += prepared.feature_seconds
-            with _summary(config, prepared, trainer) as summary:
+            with _summary(config, prepared, trainer, rerun_of) as summary:
                 interruption.patient = True
                 evaluation = trainer.fit()
                 if main:
@@ -214,13 +215,16 @@ def create_trainer(
 
 
 @contextlib.contextmanager
-def _summary(config: RunConfig, prepared: Prepared, trainer: Trainer) -> Iterator[dict[str, Any]]:
+def _summary(
+    config: RunConfig, prepared: Prepared, trainer: Trainer, rerun_of: Path | None
+) -> Iterator[dict[str, Any]]:
     """Write the configuration and a first summary, and the final summary when the block ends or fails."""
     accelerator, folder = trainer.accelerator, trainer.folder
     # described now, since the checkout may change before the run ends
     summary = describe_run(config, prepared) if accelerator.is_main_process else {}
     tf32 = tf32_allowed() if accelerator.device.type == "cuda" else None
     summary |= {"tf32": tf32, "status": "stopped", "reason": "killed", "final": None}
+    summary["rerun_of"] = None if rerun_of is None else str(rerun_of)
     if accelerator.is_main_process:
         folder.begin(config, summary | _progress_summary(trainer.log.progress))
     if config.trainer.tracker:

@@ -19,6 +19,7 @@ from fgvc.data.synthetic import write_synthetic
 from fgvc.errors import RunError
 from fgvc.inference import rerun
 from fgvc.reporting.comparison import comparison_markdown
+from fgvc.runs import read_run
 from fgvc.runs.compare import array_distance, column_distance, compare_runs, weights_distance
 from fgvc.runs.config import MethodConfig
 from fgvc.training import train_run
@@ -66,7 +67,7 @@ def test_beside_the_run_with_features_of_the_cache(pair: tuple[Path, Path], here
     copy = pair[1]
     done = here("rerun.py", "copy", cwd=copy.parent)
     assert done.returncode == 0, done.stderr
-    assert (copy.parent / "copy-rerun" / "summary.json").is_file()
+    assert read_run(copy.parent / "copy-rerun").rerun_of == "copy" and read_run(copy).rerun_of is None
     assert "`copy-rerun` read its feature maps from a cache" in done.stdout
 
 

@@ -260,7 +260,9 @@ def test_command_line_names_a_folder_and_tells_broken_files(
     (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "notes.txt").write_text("no image either")
     done = predict(run, folder)
-    assert done.returncode == 0 and done.stderr.count("note: ") == 1, done.stderr
+    assert done.returncode == 2 and "note: " not in done.stderr, done.stderr
+    assert "error: 1 of 4 images failed, for the reasons above: " + str(folder / "broken.jpg") in done.stderr
+    assert done.stdout.splitlines()[::4][:3] == [str(folder / name) for name in ("a.png", "b.png", "deep/=cmd().png")]
     table = run / "predicted" / "predictions.csv"
     found = read_csv(table, ("path", "name_1", "probability_1", "name_3", "error"))
     names = ["a.png", "b.png", "broken.jpg", "deep/=cmd().png"]
@@ -269,8 +271,50 @@ def test_command_line_names_a_folder_and_tells_broken_files(
     assert found["name_1"].isna().tolist() == [False, False, True, False]
     assert set(found["name_1"].dropna()) <= set(CLASSES)
     assert sorted(path.name for path in (run / "predicted").iterdir()) == ["predictions.csv"]
-    assert predict(run, folder, "--csv", tmp_path / "strict.csv", "--strict").returncode == 1
-    assert (tmp_path / "strict.csv").read_text() == table.read_text()
+    (folder / "broken.jpg").unlink()
+    assert predict(run, folder, "--csv", tmp_path / "good.csv", "--strict").returncode == 0
+
+
+def test_one_odd_image_does_not_spoil_the_others(
+    predict: Callable[..., Done], copy: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong with it: in the transform, in the model, or in its overlay; and whatever ends the command."""
+    paths = [tmp_path / f"{name}.png" for name in "abcd"]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (50, 40), (number, 0, 0)).save(path)
+    odd = "no room for an image of this form"
+    prepare, logits = fgvc.Predictor.prepare, fgvc.Predictor.logits
+
+    def fails(self: fgvc.Predictor, image: Path) -> torch.Tensor:
+        if image.stem == "b":
+            raise MemoryError(odd)
+        return prepare(self, image)
+
+    def nan(self: fgvc.Predictor, batch: torch.Tensor) -> torch.Tensor:
+        if any(torch.equal(one, prepare(self, paths[1])) for one in batch):
+            raise RunError(odd)
+        return logits(self, batch)
+
+    def stops(self: fgvc.Predictor, image: Path) -> torch.Tensor:
+        if image.stem == "e":
+            raise KeyboardInterrupt
+        return prepare(self, image)
+
+    run = copy("frozen")
+    for number, (name, function) in enumerate((("prepare", fails), ("logits", nan))):
+        with monkeypatch.context() as patched:
+            patched.setattr(fgvc.Predictor, name, function)
+            done = predict(run, *paths, "--csv", tmp_path / f"{number}.csv")
+        refused(done, odd, "1 of 4 images failed", str(paths[1]))
+        found = pd.read_csv(tmp_path / f"{number}.csv")
+        assert found["name_1"].notna().tolist() == [True, False, True, True]
+        assert all(str(path) in done.stdout for path in paths if path.stem != "b")
+        assert (run / "predicted" / "d.png").is_file()
+    with monkeypatch.context() as patched:
+        patched.setattr(fgvc.Predictor, "prepare", stops)
+        last = Path(shutil.copy(paths[0], tmp_path / "e.png"))
+        assert predict(run, *paths, last, "--no-overlay", "--csv", tmp_path / "part.csv").returncode == 130
+    assert len(pd.read_csv(tmp_path / "part.csv")) == 4
 
 
 def test_command_line_refuses_in_one_line(

@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from fgvc.errors import RunError
+from fgvc.errors import NothingToShow, RunError
 from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import Inputs
 from fgvc.runs import Run, Setting, group_runs
 from fgvc.runs.settings import Group
-from fgvc.runs.summary import readable_runs
+from fgvc.runs.summary import readable_runs, split_finished
 
 T = TypeVar("T")
 
@@ -43,10 +43,9 @@ class Results:
     @cached_property
     def groups(self) -> dict[Setting, Group]:
         """The finished runs by setting and method. Raises RunError where two have one seed, or none is finished."""
-        finished = [run for run in self.runs if run.finished]
-        if not finished:
-            raise RunError("no run among those given is finished")
-        return group_runs(finished)
+        if not any(run.finished for run in self.runs):
+            raise NothingToShow("no run among those given is finished")
+        return group_runs(split_finished(self.runs)[0])
 
     def with_file(self, name: str) -> tuple[dict[Setting, Group], list[str]]:
         """The finished runs that kept a file, and a note for each setting in which others did not."""
@@ -74,7 +73,7 @@ class Results:
         """
         files = {file.resolve(): file for folder in self.inputs.results for file in sorted(folder.rglob(name))}
         if not files:
-            raise RunError(f"no {name} of fgvc {command} lies in these folders")
+            raise NothingToShow(f"no {name} of fgvc {command} lies in these folders")
         found: list[tuple[Path, Run | None, T]] = []
         notes: list[str] = []
         for file in files.values():
