@@ -10,10 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from fgvc import __version__
 from fgvc.errors import ConfigError, UserError
+from fgvc.io import visible
 from fgvc.resources import resource_folder
 
 _REMOVED = {
@@ -23,7 +24,7 @@ _REMOVED = {
 
 def main() -> None:
     """Run `fgvc COMMAND ...`: the same as scripts/COMMAND.py, with the same exit status."""
-    with _exit_status():
+    with _visible_output(), _exit_status():
         commands, given = find_commands(), sys.argv[1:] or ["--help"]
         if given[0].startswith("-"):
             _parser(commands).parse_args(given)  # ends the process: every option before a command does
@@ -51,8 +52,30 @@ def exit_on_user_error(script_main: Callable[[], None]) -> None:
     is full. 130, 143: interrupted by SIGINT (keyboard), SIGTERM. 141: the reader of stdout is gone (`| head`). Every
     other exception passes through, since it is a defect and needs its traceback.
     """
-    with _exit_status():
+    with _visible_output(), _exit_status():
         script_main()
+
+
+class _Visible:
+    """A stream on which text from data (names of classes and files, labels) can do nothing but be read."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> Any:
+        start = "\r" if text.startswith("\r") else ""  # a progress bar goes back to the start of its line
+        return self._stream.write(start + visible(text[len(start) :]))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _visible_output() -> Iterator[None]:
+    # the casts: redirect_stdout is typed for whole files
+    stdout, stderr = cast(TextIO, _Visible(sys.stdout)), cast(TextIO, _Visible(sys.stderr))
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        yield
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ class RunError(UserError):
     """A run folder is missing, incomplete or belongs to another configuration."""
 
 
-class NothingToShow(RunError):
+class NothingToShowError(RunError):
     """What was asked for needs files that these runs do not have; nothing is wrong with those they have."""
 
 

@@ -142,6 +142,19 @@ def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterat
             lock.release()
 
 
+_UNSEEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
+
+
+def visible(text: str) -> str:
+    """Return text with what would act on a terminal (control characters, marks of direction) as escapes: \\x1b."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: object) -> str:
+    """Return a name or path from outside as `visible` text without line ends."""
+    return visible(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` as UTF-8, completely or not at all."""
     with atomic_path(path) as temporary:
@@ -165,8 +178,7 @@ def read_json(path: Path) -> Any:
     """Return the value in a JSON file.
 
     Raises:
-        ValueError: it is not UTF-8, not JSON, or nested too deeply; or it holds NaN, infinity or a lone surrogate, which
-            cannot be written again.
+        ValueError: it is not UTF-8, not JSON, or nested too deeply; or it holds NaN, infinity or a lone surrogate.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

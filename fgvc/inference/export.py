@@ -1,7 +1,10 @@
 """Export of a trained model as safetensors, ONNX, a timm folder or a PyTorch program, each with a model card."""
 
 import hashlib
+import html
+import re
 from pathlib import Path
+from typing import Any
 
 from fgvc.data import effective_options, normalization_from_timm
 from fgvc.data.aircraft import BANNER
@@ -9,7 +12,7 @@ from fgvc.data.cards import list_cards, load_card
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.export_formats import WRITERS, Facts
 from fgvc.inference.restore import load_model, read_classes, restored_method
-from fgvc.io import atomic_folder, read_json, write_json_atomic, write_text_atomic
+from fgvc.io import atomic_folder, one_line, read_json, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import is_second_order
 from fgvc.provenance import commit_label, versions
@@ -139,6 +142,7 @@ def model_card(facts: Facts, cards: Path | None) -> str:
         facts: content of export.json, as `export_run` writes it.
         cards: folder of the dataset cards; with None, or without a card of this dataset, the card names no licence.
     """
+    facts = _plain(facts)
     sections = {
         f"{facts['label']} on {facts['backbone']}, {facts['dataset']}": _summary(facts, cards),
         "Accuracy": _accuracy(facts),
@@ -152,6 +156,18 @@ def model_card(facts: Facts, cards: Path | None) -> str:
     first, *others = sections.items()
     body = [f"# {first[0]}\n\n{first[1]}", *(f"## {title}\n\n{text}" for title, text in others)]
     return front + "\n" + "\n".join(body)
+
+
+_MARKUP = re.compile(r"[|`*~$]|(?<!\w)_|_(?!\w)|(?<=\])(?=[(\[:])|(?<=:)(?=//)")
+
+
+def _plain(value: Any) -> Any:
+    """Return facts in which no text can be markup of Markdown or HTML."""
+    if isinstance(value, str):
+        return _MARKUP.sub(r"\\\g<0>", html.escape(one_line(value), quote=False))
+    if isinstance(value, dict):
+        return {key: _plain(member) for key, member in value.items()}
+    return [_plain(member) for member in value] if isinstance(value, list) else value
 
 
 def _summary(facts: Facts, cards: Path | None) -> str:

@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from fgvc.io import atomic_path
+from fgvc.io import atomic_path, one_line
 
 COLUMN_WIDTH = 3.3
 """Width of a figure of one column, inches."""
@@ -136,7 +136,8 @@ def caption(figure: Figure, text: str, *, wrap: bool = False) -> None:
 
 
 def short_name(name: str, longest: int = 28) -> str:
-    """A name of at most `longest` letters, its end cut off where it has more."""
+    """A name in one line of at most `longest` letters, its end cut off where it has more."""
+    name = one_line(name)
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 

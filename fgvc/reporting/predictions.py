@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from fgvc.errors import ImageError, RunError
 from fgvc.inference.predict import FilePrediction, Prediction, Predictor, predict_files
-from fgvc.io import atomic_path, to_csv, write_text_atomic
+from fgvc.io import atomic_path, one_line, to_csv, write_text_atomic
 from fgvc.presentation.style import COLUMN_WIDTH, figure_style, new_figure, short_name
 from fgvc.studies.attribution import METHODS, explain
 from fgvc.studies.attribution.report import overlay
@@ -39,7 +39,8 @@ class Named:
         if self.found.prediction is None:
             return str(self.found.error)
         pairs = zip(self.found.prediction.probabilities, self.found.prediction.names, strict=True)
-        return "\n".join([str(self.found.path), *(f"{100 * share:8.2f} %  {name}" for share, name in pairs)])
+        lines = (f"{100 * share:8.2f} %  {one_line(name)}" for share, name in pairs)
+        return "\n".join([one_line(self.found.path), *lines])
 
     def as_dict(self) -> dict[str, Any]:
         """A member of `images` in the JSON document."""
@@ -84,7 +85,7 @@ def show_files(named: Iterable[Named], table: Path | None, *, text: bool) -> lis
         for one in named:
             shown.append(one)
             if one.found.error:
-                print(f"error: {one.found.error}", file=sys.stderr)
+                print(f"error: {one_line(one.found.error)}", file=sys.stderr)
             if text and one.found.prediction:
                 print(one.text, flush=True)
     finally:

@@ -45,8 +45,8 @@ class Run:
     """One training run: its summary.json, typed.
 
     Most attributes have the same name in summary.json. `final` and `best` are accuracies of a finished run on the test
-    split. `best_epoch` is the epoch of `best`; it was selected on the split `selected_on`. `rerun_of` is the folder of the
-    run that `fgvc rerun` repeated.
+    split. `best_epoch` is the epoch of `best`; it was selected on the split `selected_on`. `rerun_of` is the folder
+    of the run that `fgvc rerun` repeated.
     """
 
     path: Path

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+import yaml
 from command_line import Done, refused, trainable
 from miniature import write_miniature
 from safetensors import safe_open
@@ -152,6 +153,25 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Exp
     assert (facts["method"], facts["options"], facts["gradient"]) == ("isqrt_cov", {"iterations": 4}, None)
     assert facts["preprocessing"]["size"] == 64 and facts["exported_with"]["fgvc"]
     assert facts == json.loads((tmp_path / "out" / "export.json").read_text())
+
+
+def test_no_name_becomes_markup_in_the_card(runs: Path, tmp_path: Path, export: Export) -> None:
+    markdown = pytest.importorskip("markdown", reason="of the documentation")
+    run = Path(shutil.copytree(runs / "gap", tmp_path / "run"))
+    evil = "x](https://example.org) <img src=x onerror=alert(1)>\n\n# Title | `b` **c** _d_\x1b[2J\u202e"
+    summary = json.loads((run / "summary.json").read_text())
+    changes = {"label": evil, "commit": evil, "versions": {"torch": evil}}
+    changes["best"] = summary["best"] | {"selected_on": evil}
+    (run / "summary.json").write_text(json.dumps(summary | changes))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["dataset"] |= {"name": evil, "adapter": "synthetic"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    exported(export(run, "--to", "safetensors", "--output", tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert card.count("\n# ") == 1 and card.count("alert(1)") >= 5
+    page = markdown.markdown(card, extensions=["tables", "fenced_code"])
+    for tag in ("<img", "<a ", "<em", "<strong", "\x1b", "\u202e"):
+        assert tag not in page, tag
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from fgvc.errors import NothingToShow, RunError
+from fgvc.errors import NothingToShowError, RunError
 from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import Inputs
 from fgvc.runs import Run, Setting, group_runs
@@ -44,7 +44,7 @@ class Results:
     def groups(self) -> dict[Setting, Group]:
         """The finished runs by setting and method. Raises RunError where two have one seed, or none is finished."""
         if not any(run.finished for run in self.runs):
-            raise NothingToShow("no run among those given is finished")
+            raise NothingToShowError("no run among those given is finished")
         return group_runs(split_finished(self.runs)[0])
 
     def with_file(self, name: str) -> tuple[dict[Setting, Group], list[str]]:
@@ -73,7 +73,7 @@ class Results:
         """
         files = {file.resolve(): file for folder in self.inputs.results for file in sorted(folder.rglob(name))}
         if not files:
-            raise NothingToShow(f"no {name} of fgvc {command} lies in these folders")
+            raise NothingToShowError(f"no {name} of fgvc {command} lies in these folders")
         found: list[tuple[Path, Run | None, T]] = []
         notes: list[str] = []
         for file in files.values():

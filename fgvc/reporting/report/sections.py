@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from fgvc.errors import NothingToShow, RunError, UserError
+from fgvc.errors import NothingToShowError, RunError, UserError
 from fgvc.io import read_csv, read_json_object
 from fgvc.presentation.render import Block
 from fgvc.presentation.style import method_order
@@ -97,7 +97,7 @@ def make_sections(results: Results) -> list[Section]:
     for name, (title, command, make) in SECTIONS.items():
         try:
             parts, notes = make(results)
-        except NothingToShow as error:
+        except NothingToShowError as error:
             sections.append(Section(name, title, command, missing=str(error)))
             continue
         except UserError as error:
@@ -150,7 +150,7 @@ def _training(results: Results) -> PartsAndNotes:
         rows.append([run.label, str(run.seed), f"{end['epoch']:g}", *numbers])
     if not rows:
         kept = any((run.path / "metrics.csv").exists() for run in results.runs)
-        raise (RunError if kept else NothingToShow)("\n".join(["no run has a row in metrics.csv", *notes]))
+        raise (RunError if kept else NothingToShowError)("\n".join(["no run has a row in metrics.csv", *notes]))
     text = (
         f"Test top-1, test loss and training loss of {len(rows)} runs after each epoch, a line a run; after the last "
         f"epoch of each, the test top-1 lies between {min(last):.2f} and {max(last):.2f} %."
@@ -177,7 +177,7 @@ def _views(
         parts.append(replace(view.block, title=f"{view.block.title}: {setting.title}"))
         notes += view.notes
     if not parts:
-        raise (RunError if groups else NothingToShow)("\n".join(notes))
+        raise (RunError if groups else NothingToShowError)("\n".join(notes))
     return parts, notes
 
 
@@ -280,7 +280,7 @@ def _confusions(results: Results) -> PartsAndNotes:
                 notes.append(f"{title}: a matrix of more than {MATRIX_CLASSES} classes is not drawn")
             parts.append(Group(title, inner, open=not parts))
     if not parts:
-        raise (RunError if groups else NothingToShow)("\n".join(notes))
+        raise (RunError if groups else NothingToShowError)("\n".join(notes))
     return parts, notes
 
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fgvc.errors import NothingToShow, RunError
+from fgvc.errors import NothingToShowError, RunError
 from fgvc.io import to_csv, write_text_atomic
 from fgvc.presentation.render import Block, block_markdown
 from fgvc.presentation.style import method_order, save_figure
@@ -131,7 +131,7 @@ def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
     setting, group = one_setting(runs)
     history, notes = condition_history(group)
     if history.empty:
-        raise NothingToShow("\n  ".join(["no run here has spectra by epoch:", *notes]))
+        raise NothingToShowError("\n  ".join(["no run here has spectra by epoch:", *notes]))
     return View(history_figure(history, setting.title), conditions_block(history), history.drop(columns="runs"), notes)
 
 
