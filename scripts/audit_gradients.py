@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
 from fgvc.inference.pooling_inputs import load_features
-from fgvc.io import to_csv, write_text_atomic
+from fgvc.io import to_csv, write_output
 from fgvc.studies.gradients.loewner import loewner_picture
 from fgvc.studies.gradients.measure import audit_gradients, summarise_gradients
 from fgvc.studies.gradients.show import gradients_markdown, write_loewner_figure
@@ -39,7 +39,7 @@ def main() -> None:
     written = write_loewner_figure(picture, inputs.source, output)
     for name, frame in (("gradients", summary), ("gradients_images", table), ("loewner", picture.table())):
         written.append(output / f"{name}.csv")
-        write_text_atomic(written[-1], to_csv(frame, None))
+        write_output(written[-1], to_csv(frame, None))
     loss = "standard normal, seed " + str(arguments.seed) if inputs.grad is None else "that of the run's cross-entropy"
     print(f"{gradients_markdown(summary)}\n\n{inputs.source}; dLoss/dDescriptor: {loss}.")
     print(f"written: {', '.join(map(str, written))}")

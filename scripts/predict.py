@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.inference.predict import find_images, open_calibrated
-from fgvc.reporting.predictions import METHOD, name_files, predictions_document, require_all, show_files
+from fgvc.reporting.predictions import METHOD, name_files, predictions_document, require_all, require_free, show_files
 from fgvc.studies.attribution import METHODS
 
 
@@ -36,9 +36,11 @@ def main() -> None:
     folders = any(source.is_dir() for source in arguments.images)
     table = arguments.csv or (arguments.run / "predicted" / "predictions.csv" if folders else None)
     overlays = arguments.overlay or (None if folders else arguments.run / "predicted")
+    overlays = None if arguments.no_overlay else overlays
+    require_free(paths, table, overlays)
     predictor, notes = open_calibrated(arguments.run, arguments.checkpoint, calibrate=not arguments.no_calibration)
     named = show_files(
-        name_files(predictor, paths, arguments.top, None if arguments.no_overlay else overlays, arguments.method),
+        name_files(predictor, paths, arguments.top, overlays, arguments.method),
         table,
         text=not arguments.json,
     )

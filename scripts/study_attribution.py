@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import write_text_atomic
+from fgvc.io import write_output
 from fgvc.presentation.style import save_figure
 from fgvc.runs import find_finished
 from fgvc.studies.attribution import METHODS
@@ -48,7 +48,7 @@ def main() -> None:
     output = given.output or given.results[0] / "attribution_study"
     written = save_figure(attribution_figure(study), output / "attribution")
     for path, text in save_attribution_study(study, output).items():
-        write_text_atomic(path, text)
+        write_output(path, text)
         written.append(path)
     print(f"{study_markdown(study)}\n\nwritten: {', '.join(map(str, written))}")
     end_with_notes(notes, strict=given.strict)

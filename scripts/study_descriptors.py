@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import write_text_atomic
+from fgvc.io import write_output
 from fgvc.presentation.style import save_figure
 from fgvc.runs import find_finished
 from fgvc.studies.descriptors.measure import save_descriptor_study, study_descriptors
@@ -34,7 +34,7 @@ def main() -> None:
     output = arguments.output or arguments.results[0] / "descriptors"
     written = save_figure(embedding_figure(study.embedding, study.pairs), output / "embedding")
     for path, text in save_descriptor_study(study, output).items():
-        write_text_atomic(path, text)
+        write_output(path, text)
         written.append(path)
     drawn = study.embedding["label"].iloc[0]
     print(f"{neighbours_markdown(study.neighbours)}\n\nLeave-one-out top-1 in % by nearest neighbours.\n")

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import to_csv, write_text_atomic
+from fgvc.io import to_csv, write_output
 from fgvc.runs import find_finished
 from fgvc.studies.precision.measure import STUDIED, precision_pairs, save_precision, study_precision
 from fgvc.studies.precision.show import (
@@ -44,7 +44,7 @@ def main() -> None:
         texts[given.output / "pairs.csv"] = to_csv(pairs)
         print(f"{pairs_markdown(pairs)}\n")
     for path, text in texts.items():
-        write_text_atomic(path, text)
+        write_output(path, text)
     title = f"{given.images} test images of each of {len(given.runs)} runs"
     written = [*texts, *write_precision_figure(study.images, title, given.output)]
     print(f"written: {', '.join(map(str, written))}")

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import write_text_atomic
+from fgvc.io import write_output
 from fgvc.runs import find_finished
 from fgvc.studies.truncation.measure import read_study, save_study
 from fgvc.studies.truncation.show import study_markdown, write_study_figures
@@ -36,7 +36,7 @@ def main() -> None:
     output = arguments.output or arguments.results[0] / "study"
     written = []
     for path, text in save_study(study, output).items():
-        write_text_atomic(path, text)
+        write_output(path, text)
         written.append(path)
     written += write_study_figures(study, arguments.reference, output)
     print(f"written: {', '.join(map(str, written))}")

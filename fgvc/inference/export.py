@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from fgvc.cli import one_line
 from fgvc.data import effective_options, normalization_from_timm
 from fgvc.data.aircraft import BANNER
 from fgvc.data.cards import list_cards, load_card
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.export_formats import WRITERS, Facts
 from fgvc.inference.restore import load_model, read_classes, restored_method
-from fgvc.io import atomic_folder, one_line, read_json, write_json_atomic, write_text_atomic
+from fgvc.io import read_json, replaced_folder, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import is_second_order
 from fgvc.provenance import commit_label, versions
@@ -21,6 +22,7 @@ from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import read_run
 
 _FACTS_FILE = "export.json"
+_EXPORTED = {_FACTS_FILE, "README.md", "model.safetensors", "config.json", "model.onnx", "model.onnx.data", "model.pt2"}
 
 
 def export_run(
@@ -63,22 +65,27 @@ def export_run(
     folder = RunFolder(path)
     output = path / "exports" / f"{to}-{checkpoint}" if output is None else output
     run = hashlib.sha256(folder.config_file.read_bytes()).hexdigest() if folder.config_file.is_file() else ""
-    _require_free(output, run, overwrite)
+
+    def check(found: Path) -> None:
+        _require_free(found, output, run, overwrite)
+
     model = load_model(path, checkpoint)
     facts = {"format": to, "checkpoint": checkpoint, "run": run} | _describe(folder, model, checkpoint)
-    with atomic_folder(output, replace=True) as temporary:
+    with replaced_folder(output, check) as temporary:
         facts |= WRITERS[to](model, facts, temporary)
         write_json_atomic(temporary / _FACTS_FILE, facts)
         write_text_atomic(temporary / "README.md", model_card(facts, cards))
     return output
 
 
-def _require_free(output: Path, run: str, overwrite: bool) -> None:
-    """Raise RunError unless `output` is free, or is an export that may be replaced."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+def _require_free(found: Path, output: Path, run: str, overwrite: bool) -> None:
+    """Raise RunError unless `found`, which lies at `output`, is empty or an export that may be replaced."""
+    if found.is_dir() and not found.is_symlink() and not any(found.iterdir()):
         return
     try:
-        owner = read_json(output / _FACTS_FILE)["run"]
+        if found.is_symlink() or not {path.name for path in found.iterdir()} <= _EXPORTED:
+            raise ValueError("not of an export alone")
+        owner = read_json(found / _FACTS_FILE)["run"]
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{output} exists and is no export of a run; give another --output") from None
     if owner != run and not overwrite:

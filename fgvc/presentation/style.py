@@ -16,7 +16,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from fgvc.io import atomic_path, one_line
+from fgvc.cli import one_line
+from fgvc.io import output_path
 
 COLUMN_WIDTH = 3.3
 """Width of a figure of one column, inches."""
@@ -178,6 +179,6 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
     with figure_style():
         for path, metadata in zip(paths, ({}, {"CreationDate": None}), strict=True):
-            with atomic_path(path) as temporary:
+            with output_path(path) as temporary:
                 figure.savefig(temporary, metadata=metadata)
     return paths

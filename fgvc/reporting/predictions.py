@@ -11,9 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.errors import ImageError, RunError
+from fgvc.cli import one_line
+from fgvc.errors import ConfigError, ImageError, RunError
 from fgvc.inference.predict import FilePrediction, Prediction, Predictor, predict_files
-from fgvc.io import atomic_path, one_line, to_csv, write_text_atomic
+from fgvc.io import output_path, require_own, to_csv, write_output
 from fgvc.presentation.style import COLUMN_WIDTH, figure_style, new_figure, short_name
 from fgvc.studies.attribution import METHODS, explain
 from fgvc.studies.attribution.report import overlay
@@ -23,6 +24,8 @@ SCHEMA = 1
 
 METHOD = "hirescam"
 """Default attribution: defined for every head, where Grad-CAM has no weights to speak of on a covariance."""
+PREDICTIONS, OVERLAY = "predictions", "overlay"
+"""Kinds of results, see `fgvc.io.output_path`."""
 _SHOWN = 5  # names in a message
 
 
@@ -75,6 +78,21 @@ def name_files(
         yield Named(replace(found, inputs=None, error=error), overlay)  # inputs of thousands would fill the memory
 
 
+def require_free(paths: Sequence[Path], table: Path | None, overlays: Path | None) -> None:
+    """Refuse to write over one of the images or a file that is someone else's, before anything is computed.
+
+    Raises:
+        ConfigError: a result would replace one of the images.
+        FileExistsError: as `require_own`.
+    """
+    targets = {} if overlays is None else {overlays / name: OVERLAY for name in _overlay_names(paths)}
+    images = {path.resolve() for path in paths}
+    for target, kind in (targets if table is None else {**targets, table: PREDICTIONS}).items():
+        if target.resolve() in images:
+            raise ConfigError(f"{target} is one of the images, which are never written over; give another path")
+        require_own(target, kind)
+
+
 def show_files(named: Iterable[Named], table: Path | None, *, text: bool) -> list[Named]:
     """Return all of `named`; print each as it comes, reasons on stderr, names on stdout with `text`.
 
@@ -107,7 +125,7 @@ def require_all(named: Sequence[Named]) -> None:
 
 def write_predictions(file: Path, named: Iterable[Named]) -> None:
     """Write `predictions_table` as CSV."""
-    write_text_atomic(file, to_csv(predictions_table(named), "%.6f"))
+    write_output(file, to_csv(predictions_table(named), "%.6f"), PREDICTIONS)
 
 
 def predictions_table(named: Iterable[Named]) -> pd.DataFrame:
@@ -174,7 +192,7 @@ def write_overlay(predictor: Predictor, found: FilePrediction, file: Path, metho
     image = predictor.transform.picture(found.inputs).cpu().numpy()
     heat = explained.maps[0].cpu().numpy()
     figure = prediction_figure(image, heat, found.prediction, method)
-    with figure_style(), atomic_path(file) as temporary:
+    with figure_style(), output_path(file, OVERLAY) as temporary:
         figure.savefig(temporary)
 
 

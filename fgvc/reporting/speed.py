@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fgvc.errors import ConfigError
-from fgvc.io import read_json, write_json_atomic
+from fgvc.io import read_json, to_json, write_output
 from fgvc.presentation.render import Block
 
 SCHEMA = 1
@@ -57,7 +57,7 @@ class Record:
 
 
 def save_record(path: Path, record: Record) -> None:
-    write_json_atomic(path, asdict(record))
+    write_output(path, to_json(asdict(record)))
 
 
 def is_record(path: Path) -> bool:

@@ -80,6 +80,10 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.failed_steps = path / "failed_steps"
 
+    def files(self) -> list[Path]:
+        """Return what is there of the files and folders that training writes."""
+        return [path for path in vars(self).values() if path not in (self.path, self.lock_file) and path.exists()]
+
     def weights_file(self, which: str) -> Path:
         """Return the file of the "best" or "last" weights."""
         return self.checkpoints / f"{which}.safetensors"

@@ -153,21 +153,20 @@ def _plain_fields() -> dict[str, tuple[Callable[..., Any], Any]]:
     return fields
 
 
-def _value(values: Mapping[str, Any], key: str, kind: Any, file: Path) -> Any:
+def _value(values: Mapping[Any, Any], key: Any, kind: Any, file: Path) -> Any:
     """Return a value of a type, or of a `list[...]` or `dict[str, ...]` of it."""
-    value = values.get(key)
-    if get_origin(kind) in (list, dict):
-        of = get_args(kind)[-1]
-        members = dict(enumerate(value)) if type(value) is list else value
-        if type(value) is get_origin(kind):
-            found = {name: _value(members, name, of, file) for name in members}
-            return list(found.values()) if type(value) is list else found
-    elif kind is float and type(value) is int and abs(value) < _LARGEST:
+    value: Any = values.get(key)
+    if type(value) is dict and get_origin(kind) is dict:
+        return {name: _value(value, name, get_args(kind)[1], file) for name in value}
+    if type(value) is list and get_origin(kind) is list:
+        members = dict(enumerate(value))
+        return [_value(members, place, get_args(kind)[0], file) for place in members]
+    small = type(value) is not int or abs(value) < _LARGEST
+    if kind is float and type(value) is int and small:
         return float(value)
-    elif type(value) is kind and (kind is not int or abs(value) < _LARGEST):  # not isinstance: true is no integer here
+    if type(value) is kind and small:  # not isinstance: true is no integer here
         return value
-    name = getattr(kind, "__name__", kind)
-    shown = "missing" if key not in values else reprlib.repr(value)
+    name, shown = getattr(kind, "__name__", kind), "missing" if key not in values else reprlib.repr(value)
     raise RunError(f"{file}: field {key!r} should be {name}, is {shown}; {_REPEAT}")
 
 

@@ -148,6 +148,8 @@ def find_source(config: RunConfig, folder: RunFolder, states: StateStore) -> tup
             return folder, states
         if (old := folder.checkpoints / "state.pt").is_file():
             raise RunError(f"{old} is the state of an earlier version and cannot be continued; delete {folder.path}")
+    elif foreign := folder.files():
+        raise RunError(f"{foreign[0]} exists, and without config.yaml it is of no run; give another run_dir=")
     if config.resume in ("auto", "never"):
         return None
     source = RunFolder(Path(config.resume))

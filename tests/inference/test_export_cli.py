@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fgvc.data import TransformSpec, create_dataset
-from fgvc.inference.export_formats import crop_pct
+from fgvc.inference.export import export_run
+from fgvc.inference.export_formats import WRITERS, crop_pct
 from fgvc.inference.restore import load_model
 from fgvc.runs.config import BackboneConfig, DatasetConfig, HybridConfig, MethodConfig
 from fgvc.training import train_run
@@ -269,6 +272,53 @@ def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Export)
         done = export(runs / "gap", "--to", "safetensors", "--output", tmp_path / "photos", *arguments)
         refused(done, "photos", "no export")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+
+
+def test_what_appears_while_the_export_is_made_stays(
+    runs: Path, tmp_path: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, arguments = tmp_path / "out", (runs / "gap", "--to", "safetensors", "--output", tmp_path / "out")
+    write = WRITERS["safetensors"]
+
+    def slow(model: Any, facts: Any, folder: Path) -> Any:
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir()
+        (output / "photograph.jpg").write_bytes(b"mine")
+        return write(model, facts, folder)
+
+    exported(export(*arguments))
+    with monkeypatch.context() as patched:
+        patched.setitem(WRITERS, "safetensors", slow)
+        refused(export(*arguments), "out exists and is no export")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "photograph.jpg"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the export is killed in a fork")
+@pytest.mark.parametrize("rename", [1, 2])
+def test_an_export_that_was_killed_between_its_renames_is_found_by_the_next(
+    runs: Path, tmp_path: Path, export: Export, rename: int
+) -> None:
+    output = tmp_path / "out"
+    exported(export(runs / "gap", "--to", "safetensors", "--output", output))
+    child = os.fork()
+    if not child:
+        calls, real = [], Path.rename
+
+        def kill(self: Path, target: Path) -> Path:
+            calls.append(target)
+            if len(calls) == rename:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(self, target)
+
+        Path.rename = kill  # type: ignore[method-assign, assignment]
+        export_run(runs / "gap", to="safetensors", output=output)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert output.exists() == (rename == 1)
+    # another run's export is refused, and finds the first one all the same
+    refused(export(runs / "seb", "--to", "safetensors", "--output", output), "another run")
+    assert json.loads((output / "export.json").read_text())["method"] == "gap"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_an_exported_model_is_compared_with_the_run(

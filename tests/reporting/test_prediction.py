@@ -270,9 +270,39 @@ def test_command_line_names_a_folder_and_tells_broken_files(
     assert found["error"].notna().tolist() == [False, False, True, False]
     assert found["name_1"].isna().tolist() == [False, False, True, False]
     assert set(found["name_1"].dropna()) <= set(CLASSES)
-    assert sorted(path.name for path in (run / "predicted").iterdir()) == ["predictions.csv"]
+    assert sorted(path.name for path in (run / "predicted").glob("[!.]*")) == ["predictions.csv"]
     (folder / "broken.jpg").unlink()
     assert predict(run, folder, "--csv", tmp_path / "good.csv", "--strict").returncode == 0
+
+
+def test_no_image_and_no_strange_file_is_written_over(
+    predict: Callable[..., Done], here: Callable[..., Done], copy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run, photos = copy("frozen"), tmp_path / "photos"
+    photos.mkdir()
+    for name in ("bird.png", "note.png"):
+        Image.new("RGB", (50, 40), "teal").save(photos / name)
+    (tmp_path / "mine.csv").write_text("mine")
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    image = photos / "bird.png"
+    refused(predict(run, photos, "--overlay", photos), "bird.png is one of the images")
+    refused(predict(run, image, "--no-overlay", "--csv", image), "bird.png is one of the images")
+    refused(predict(run, image, "--no-overlay", "--csv", photos / "note.png"), "note.png", "give another path")
+    refused(predict(run, image, "--no-overlay", "--csv", tmp_path / "mine.csv"), "mine.csv", "give another path")
+    refused(predict(run, image, "--no-overlay", "--csv", run / "predictions.csv"), "predictions.csv: exists")
+    refused(here("report.py", run, "--output", run / "summary.json", cwd=tmp_path), "summary.json: exists")
+    refused(here("make_tables.py", run, "--provenance", run / "config.yaml", cwd=tmp_path), "config.yaml: exists")
+    assert {path: path.read_bytes() for path in before} == before
+    for _ in range(2):  # a command may be repeated
+        assert predict(run, image).returncode == 0 and predict(run, photos, "--overlay", tmp_path / "o").returncode == 0
+        assert here("report.py", run, cwd=tmp_path).returncode == 0
+        assert here("make_tables.py", run, "--provenance", "p.json", cwd=tmp_path).returncode == 0
+        assert here("evaluate.py", run, cwd=tmp_path).returncode == 0
+    drawn = run / "predicted" / "bird.png"
+    refused(predict(run, drawn, "--overlay", drawn.parent), "bird.png is one of the images")
+    refused(here("report.py", run, "--output", "p.json", cwd=tmp_path), "p.json: exists")
+    arguments = ("attribute.py", run, "--images", drawn, "--output", drawn.parent)
+    refused(here(*arguments, cwd=tmp_path), "where the results are written")
 
 
 def test_one_odd_image_does_not_spoil_the_others(

@@ -170,10 +170,11 @@ def _views(
     for setting, group in groups.items():
         try:
             view = VIEWS[name]([run for runs in group.values() for run in runs], Options())
+            figure = draw(view.table)
         except RunError as error:
             notes.append(f"{setting.title}: {error}")
             continue
-        parts.append(Chart(setting.title, text, draw(view.table), height))
+        parts.append(Chart(setting.title, text, figure, height))
         parts.append(replace(view.block, title=f"{view.block.title}: {setting.title}"))
         notes += view.notes
     if not parts:
@@ -198,6 +199,8 @@ def _spectra(results: Results) -> PartsAndNotes:
             part = table[(table["stage"] == stage) & (table["index"] <= table["rank"])]
             if len(part):
                 panels.append(Panel(title, _banded(part, "index", "lower", "median", "upper"), log=True))
+        if not panels:
+            raise RunError("all covariances are zero: the feature maps have one location, or are constant")
         return curves_figure("index of the eigenvalue (1: largest)", panels)
 
     text = (

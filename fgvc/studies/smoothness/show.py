@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.io import to_csv, write_text_atomic
+from fgvc.io import to_csv, write_output
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import (
     PAGE_WIDTH,
@@ -195,6 +195,6 @@ def write_smoothness(table: pd.DataFrame, folder: Path, title: str | None = None
     """
     figure, text = smoothness_figure(table, title), smoothness_markdown(table)
     files = [folder / "smoothness.csv", folder / "smoothness.md"]
-    write_text_atomic(files[0], to_csv(table))
-    write_text_atomic(files[1], text + "\n")
+    write_output(files[0], to_csv(table))
+    write_output(files[1], text + "\n")
     return files + save_figure(figure, folder / "smoothness")

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fgvc.errors import NothingToShowError, RunError
-from fgvc.io import to_csv, write_text_atomic
+from fgvc.io import to_csv, write_output
 from fgvc.presentation.render import Block, block_markdown
 from fgvc.presentation.style import method_order, save_figure
 from fgvc.runs import Run, group_runs
@@ -72,7 +72,7 @@ class View:
         """Write NAME.png, NAME.pdf and NAME.csv; returns their paths."""
         written = save_figure(self.figure, folder / name)
         written.append(folder / f"{name}.csv")
-        write_text_atomic(written[-1], to_csv(self.table, "%.5g"))
+        write_output(written[-1], to_csv(self.table, "%.5g"))
         return written
 
 
