@@ -254,7 +254,9 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
     (root / "train" / "circle").symlink_to(root / "train" / "circle")
     assert create_dataset("folder", root=root).paths == [auk / "0.png"]
     run = write_run(tmp_path / "runs" / "a")
-    (run / "up").symlink_to(tmp_path / "runs")
+    (run / "itself").symlink_to(run)
+    (run / "inside").mkdir()
+    (run / "inside" / "up").symlink_to(run / "inside")
     assert [found.path for found in find_runs([tmp_path / "runs"])] == [run]
 
 

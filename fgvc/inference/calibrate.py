@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
-from fgvc.errors import RunError
+from fgvc.errors import RunError, UserError
 from fgvc.inference.restore import restore_run
 from fgvc.inference.temperature import (
     BINS,
@@ -75,6 +76,16 @@ def calibrate_run(
     calibration = fit_calibration(Path(path), checkpoint=checkpoint, root=root, cache=cache)
     keep_calibration(Path(path), calibration)
     return calibration
+
+
+def calibrate_finished(path: Path, cache: str) -> None:
+    """Calibrate the last weights of a run that has just been trained, unless they are; log why they cannot be."""
+    try:
+        PartialState().wait_for_everyone()  # all see the same summary, and no calibration before all compute it
+        if RunFolder(path).is_finished() and read_calibration(path) is None:
+            _log.info("%s: %s", path, calibrate_run(path, cache=cache).text)
+    except UserError as error:
+        _log.warning("%s is not calibrated: %s", path, error)
 
 
 def fit_calibration(

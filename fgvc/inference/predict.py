@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from fgvc.data import TransformSpec, UnreadableImageError, copy_rgb, decode_rgb, image_files
 from fgvc.data.folder import require_unicode
-from fgvc.errors import ConfigError, ImageError, RunError, UserError
-from fgvc.inference.calibrate import Calibration, fit_calibration, keep_calibration, read_calibration
+from fgvc.errors import ConfigError, ImageError, RunError
+from fgvc.inference.calibrate import Calibration, read_calibration
 from fgvc.inference.restore import load_model, read_classes
 from fgvc.inference.temperature import probabilities
 from fgvc.models import FineGrainedModel
@@ -174,8 +174,9 @@ class Predictor:
 def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.device | None = None) -> Predictor:
     """Load the model of a run, ready to classify images.
 
-    Probabilities are calibrated if `scripts/calibrate.py` or `fgvc.calibrate_run` has fitted a temperature for these
-    weights; see `Predictor.calibrated`.
+    Only weights, classes, transform and calibration of the run are read, and the file of a frozen backbone's weights;
+    nothing is written. Probabilities are calibrated if the end of the training, `fgvc calibrate` or
+    `fgvc.calibrate_run` has fitted a temperature for these weights; see `Predictor.calibrated`.
 
     Args:
         path: the run folder; its dataset is not read.
@@ -217,37 +218,17 @@ class FilePrediction:
     error: str | None
 
 
-def open_calibrated(path: Path, checkpoint: str = "last", *, calibrate: bool = True) -> tuple[Predictor, list[str]]:
-    """Load the model of a run; calibrate it first if it is not yet and its images are on this machine.
-
-    Args:
-        path: the run folder.
-        checkpoint: "last" or "best".
-        calibrate: whether to calibrate a run that is not calibrated.
-
-    Returns:
-        The model, and notes for the user, e.g. why its probabilities are not calibrated.
-
-    Raises:
-        RunError, ConfigError, WeightsError: as `load_run`.
-    """
-    predictor, notes, reason = load_run(path, checkpoint), [], "as asked for"
-    if predictor.calibration is None and calibrate:
-        try:
-            predictor.calibration = fit_calibration(path, checkpoint=checkpoint)
-            keep_calibration(path, predictor.calibration)
-        except UserError as error:  # usually the images are on another machine
-            reason = str(error).splitlines()[0]
-        except OSError as error:
-            notes.append(f"the calibration is used once and not saved: {path} cannot be written to ({error.strerror})")
+def prediction_notes(path: Path, predictor: Predictor, checkpoint: str = "last") -> list[str]:
+    """Return notes for the user of a predictor of the run `path`: on its calibration and on cut images."""
+    notes = []
     if predictor.calibration is None:
-        command = f"fgvc calibrate {path} --checkpoint {checkpoint} --root PATH"
-        notes.append(f"probabilities are not calibrated ({reason}); on the machine with the run's images: {command}")
+        command = f"fgvc calibrate {path} --checkpoint {checkpoint}"
+        notes.append(f"probabilities are not calibrated; on the machine with the run's images: {command}")
     elif not predictor.calibrated:
         notes.append(predictor.calibration.text)
     if RunFolder(path).read_config().dataset.options.get("crop") == "bbox":
         notes.append("the run was trained on images cut to the object's box; cut your images the same way")
-    return predictor, notes
+    return notes
 
 
 def find_images(source: Path) -> list[Path]:

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import ROOT, Done, refused
+import yaml
+from command_line import ROOT, Done, Train, refused
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fgvc
 from fgvc.data import decode_rgb
 from fgvc.errors import ConfigError, ImageError, RunError
-from fgvc.inference import predict as predict_files
 from fgvc.inference.calibrate import read_calibration
 from fgvc.inference.restore import restore_run
 from fgvc.inference.temperature import fit_temperature
@@ -220,10 +220,11 @@ def test_images_that_determine_no_temperature_leave_the_run_uncalibrated(
 
 def test_command_line_names_one_image(predict: Callable[..., Done], copy: Callable[[str], Path], home: Path) -> None:
     run, image = copy("frozen"), home / "data" / "test" / CLASSES[0] / "1.png"
+    fgvc.calibrate_run(run)
     done = predict(run, image, "--top", 2)
     assert done.returncode == 0, done.stderr
     expected = fgvc.load_run(run).predict(image, top=2)
-    assert expected.calibrated  # by this first call
+    assert expected.calibrated
     lines = done.stdout.splitlines()
     assert lines[0] == str(image) and lines[-1] == f"written: {run / 'predicted' / '1.png'}"
     assert "probabilities are calibrated: temperature" in lines[-2] and lines[-2].endswith("from 24 test images")
@@ -246,14 +247,14 @@ def test_command_line_prints_one_json_document(
         str(tmp_path / "drawn" / f"0{end}.png") for end in ("", "-2")
     ]
     assert sorted(pair["class"] for pair in document["images"][0]["predictions"]) == sorted(CLASSES)
-    assert "probabilities are not calibrated" in done.stderr and "elsewhere" in done.stderr
-    assert "calibrate" in done.stderr and "--root PATH" in done.stderr
+    assert "probabilities are not calibrated" in done.stderr and "fgvc calibrate" in done.stderr
 
 
 def test_command_line_names_a_folder_and_tells_broken_files(
     predict: Callable[..., Done], copy: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder, run = tmp_path / "photographs", copy("frozen")
+    fgvc.calibrate_run(run)
     (folder / "deep").mkdir(parents=True)
     for name in ("b.png", "deep/=cmd().png", "a.png"):
         Image.new("RGB", (50, 40), "teal").save(folder / name)
@@ -358,7 +359,7 @@ def test_command_line_refuses_in_one_line(
         ((run, tmp_path / "empty"), ("empty: no image files",)),
         ((run, tmp_path / "text.jpg"), ("text.jpg cannot be read: not an image",)),
         ((tmp_path / "no_run", image), ("no_run is not a run folder",)),
-        ((run, image, "--top", 0, "--no-calibration"), ("top=0 must be at least 1",)),
+        ((run, image, "--top", 0), ("top=0 must be at least 1",)),
     ):
         done = predict(*arguments)
         refused(done, *parts)
@@ -366,15 +367,78 @@ def test_command_line_refuses_in_one_line(
     assert not (run / "predicted").exists()
 
 
-def test_a_run_that_cannot_be_written_to_is_calibrated_for_the_call(
-    copy: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+def test_a_run_calibrates_itself_at_its_end_and_prediction_never_does(
+    predict: Callable[..., Done], train_here: Train, home: Path, tmp_path: Path
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied", "calibration.json")
+    """Prediction acts on no setting of the folder, which someone else may have sent."""
+    assert train_here(tmp_path, "run_dir=run", "trainer.val_fraction=0.5").returncode == 0
+    run, image = tmp_path / "run", next((home / "data" / "test").rglob("*.png"))
+    assert read_calibration(run) is not None
+    (run / "calibration.json").unlink()
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["cache"] |= {"dir": str(tmp_path / "theirs"), "max_gb": 1e-9}
+    settings["dataset"] |= {"root": str(tmp_path / "made"), "options": settings["dataset"]["options"]}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    done = predict(run, image)
+    assert done.returncode == 0 and "note: probabilities are not calibrated; on the machine" in done.stderr
+    assert "probabilities are not calibrated" in done.stdout and not (run / "calibration.json").exists()
+    assert not (tmp_path / "theirs").exists() and not (tmp_path / "made").exists()
 
-    monkeypatch.setattr(predict_files, "keep_calibration", refuse)
-    predictor, notes = predict_files.open_calibrated(copy("frozen"))
-    assert predictor.calibrated and "used once and not saved" in notes[0]
+
+def test_a_strangers_run_writes_nothing_outside_and_asks_no_network(
+    here: Callable[..., Done], copy: Callable[[str], Path], home: Path, tmp_path: Path
+) -> None:
+    run, image = copy("frozen"), next((home / "data" / "test").rglob("*.png"))
+    original = (run / "config.yaml").read_text()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name in ("features-0.npy", "features-0.json"):
+        (theirs / name).write_bytes(b"{}")
+
+    def change(part: str, **values: object) -> None:
+        settings = yaml.safe_load(original)
+        settings[part] |= values
+        (run / "config.yaml").write_text(yaml.safe_dump(settings))
+
+    change("cache", dir=str(theirs), max_gb=1e-9)
+    for script in ("evaluate.py", "calibrate.py"):
+        done = here(script, run, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in theirs.iterdir()) == ["features-0.json", "features-0.npy"]
+    for adapter, options in (("synthetic", {}), ("hf", {"path": "someone/else"})):
+        change("dataset", adapter=adapter, root=str(tmp_path / "made"), options=options)
+        refused(here("evaluate.py", run, cwd=tmp_path), "made is not there", "--root")
+    assert not (tmp_path / "made").exists()
+    for name in ("hf_hub:someone/else", "hf-hub:someone/else", "local-dir:/etc"):
+        change("backbone", name=name)
+        refused(here("predict.py", run, image, cwd=tmp_path), name, "may not ask for")
+
+
+LINKS = ("config.yaml", "summary.json", "checkpoints", "checkpoints/last.safetensors", "predictions.csv")
+
+
+@pytest.mark.parametrize("name", [*LINKS, "predicted", "exports", ".lock", "calibration.json", "metrics.csv"])
+def test_a_link_out_of_a_run_folder_is_not_followed(
+    name: str, here: Callable[..., Done], copy: Callable[[str], Path], home: Path, tmp_path: Path
+) -> None:
+    run, target = copy("tuned"), tmp_path / "secret"
+    if (run / name).exists():
+        (run / name).rename(target)
+    else:
+        target.mkdir()
+    (run / name).symlink_to(target)
+    before = sorted(tmp_path.rglob("*"))
+    image = next((home / "data" / "test").rglob("*.png"))
+    for script, *arguments in (
+        ("predict.py", run, image),
+        ("evaluate.py", run),
+        ("report.py", run),
+        ("make_tables.py", run),
+        ("export.py", run, "--to", "safetensors"),
+        ("calibrate.py", run),
+    ):
+        refused(here(script, *arguments, cwd=tmp_path), str(run / name), "a link out of the run folder")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_calibrating_several_runs_writes_tables_and_diagrams(

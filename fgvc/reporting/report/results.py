@@ -74,8 +74,11 @@ class Results:
         files = {file.resolve(): file for folder in self.inputs.results for file in sorted(folder.rglob(name))}
         if not files:
             raise NothingToShowError(f"no {name} of fgvc {command} lies in these folders")
+        folders = [folder.resolve() for folder in self.inputs.results]
+        outside = [file for real, file in files.items() if not any(map(real.is_relative_to, folders))]
+        files = {real: file for real, file in files.items() if file not in outside}
         found: list[tuple[Path, Run | None, T]] = []
-        notes: list[str] = []
+        notes = [f"{file}: a link out of the given folders, which is not followed" for file in outside]
         for file in files.values():
             owner = next((run for run in self.runs if run.path in file.parents), None)
             try:
