@@ -80,8 +80,10 @@ def calibrate_run(
 
 def calibrate_finished(path: Path, cache: str) -> None:
     """Calibrate the last weights of a run that has just been trained, unless they are; log why they cannot be."""
+    if PartialState().num_processes > 1:  # their connection ends with the training
+        _log.info("%s is not calibrated: fgvc calibrate %s", path, path)
+        return
     try:
-        PartialState().wait_for_everyone()  # all see the same summary, and no calibration before all compute it
         if RunFolder(path).is_finished() and read_calibration(path) is None:
             _log.info("%s: %s", path, calibrate_run(path, cache=cache).text)
     except UserError as error:
