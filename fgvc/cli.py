@@ -8,10 +8,11 @@ import errno
 import importlib.util
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from fgvc import __version__
 from fgvc.errors import ConfigError, UserError
@@ -31,6 +32,19 @@ _SYSTEM_ERRORS = {
     **dict.fromkeys((errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP), _ANOTHER_PATH),
 }
 """What to do about an error of the operating system, by its number."""
+# control characters but line end and tab, and marks of direction
+_UNSEEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
+
+
+def visible(text: str) -> str:
+    """Return text with what would act on a terminal (control characters, marks of direction) as escapes: \\x1b."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: object) -> str:
+    """Return a name or path from outside as `visible` text without line ends."""
+    return visible(str(text)).replace("\n", "\\n").replace("\t", "\\t")
+
 
 _REMOVED = {
     "replay": "a failed step is loaded in ten lines: docs/running.md, 'A number that is not finite'",
@@ -39,7 +53,7 @@ _REMOVED = {
 
 def main() -> None:
     """Run `fgvc COMMAND ...`: the same as scripts/COMMAND.py, with the same exit status."""
-    with _exit_status():
+    with _visible_output(), _exit_status():
         commands, given = find_commands(), sys.argv[1:] or ["--help"]
         if given[0].startswith("-"):
             _parser(commands).parse_args(given)  # ends the process: every option before a command does
@@ -67,8 +81,30 @@ def exit_on_user_error(script_main: Callable[[], None]) -> None:
     shown instead. 1: the disk is full. 130, 143: interrupted by SIGINT (keyboard), SIGTERM. 141: the reader of stdout
     is gone (`| head`). Every other exception passes through, since it is a defect and needs its traceback.
     """
-    with _exit_status():
+    with _visible_output(), _exit_status():
         script_main()
+
+
+class _Visible:
+    """A stream on which text from data (names of classes and files, labels) can do nothing but be read."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> Any:
+        start = "\r" if text.startswith("\r") else ""  # a progress bar goes back to the start of its line
+        return self._stream.write(start + visible(text[len(start) :]))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def _visible_output() -> Iterator[None]:
+    # the casts: redirect_stdout is typed for whole files
+    stdout, stderr = cast(TextIO, _Visible(sys.stdout)), cast(TextIO, _Visible(sys.stderr))
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        yield
 
 
 @contextlib.contextmanager

@@ -39,6 +39,10 @@ class RunError(UserError):
     """A run folder is missing, incomplete or belongs to another configuration."""
 
 
+class NothingToShowError(RunError):
+    """What was asked for needs files that these runs do not have; nothing is wrong with those they have."""
+
+
 class DivergenceError(UserError):
     """Training produced NaN or infinity, or its loss diverged; the message names the place and the best weights."""
 

@@ -97,36 +97,74 @@ def _no_room(error: BaseException) -> int | None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a new temporary folder next to `path`; rename it to `path` on success, delete it on any failure.
 
-    A missing parent folder is created. `path` must be absent or an empty folder, unless `replace` allows any folder. An
-    old folder is deleted only after the new one has replaced it.
+    A missing parent folder is created. `path` must be absent or an empty folder; see `replaced_folder` for others.
 
     Raises:
-        FileExistsError: `path` exists or cannot be replaced; it is unchanged.
+        FileExistsError: `path` exists; it is unchanged.
         OSError: as in the writing code.
     """
-    temporary, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}") for kind in ("tmp", "old"))
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir(parents=True)
     try:
         yield temporary
         try:
-            if replace and path.exists():
-                path.rename(old)
-            elif path.exists():
+            if path.exists():
                 path.rmdir()  # a rename replaces an empty folder on some systems only
             temporary.rename(path)
-        except BaseException as error:
-            if old.exists():
-                old.rename(path)
-            if isinstance(error, OSError):
-                reason = f"cannot be made or replaced ({error.strerror})"
-                raise FileExistsError(error.errno, reason, str(path)) from error
-            raise
+        except OSError as error:
+            raise FileExistsError(error.errno, f"cannot be made ({error.strerror})", str(path)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replaced_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]:
+    """Do as `atomic_folder`, and replace a folder that `check` allows to replace.
+
+    What lies at `path` is first moved aside and checked there, so nothing can come between the check and the
+    replacement. What a killed call has left is put back or deleted.
+
+    Args:
+        path: folder to write.
+        check: function that raises if a path that exists must not be replaced.
+
+    Raises:
+        FileExistsError: another process is writing `path`, or something appeared there between two renames.
+        Exception: as `check` and the writing code. What lies at `path` is unchanged.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{kind}") for kind in ("tmp", "old"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(f".{path.name}.lock")) as free:
+        if free is False:
+            raise FileExistsError(errno.EEXIST, "another process is writing it", str(path))
+        shutil.rmtree(temporary, ignore_errors=True)
+        if os.path.lexists(old) and not os.path.lexists(path):
+            old.rename(path)  # a call was killed between the renames
+        for found in (path, old):
+            if os.path.lexists(found):
+                check(found)
+        shutil.rmtree(old, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            if os.path.lexists(path):
+                path.rename(old)
+            try:
+                if os.path.lexists(old):
+                    check(old)
+                temporary.rename(path)
+            except BaseException as error:
+                if os.path.lexists(old) and not os.path.lexists(path):
+                    old.rename(path)
+                if isinstance(error, OSError):
+                    raise FileExistsError(error.errno, f"cannot be replaced ({error.strerror})", str(path)) from error
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -163,6 +201,65 @@ def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterat
             lock.release()
 
 
+_MADE = ".fgvc-made.json"  # in a folder of results: {name: [kind, sha256, sha256 of the version before]}
+
+
+@contextlib.contextmanager
+def output_path(path: Path, kind: str = "") -> Iterator[Path]:
+    """Do as `atomic_path`, for a result of a command: a file that was not made here before is never replaced.
+
+    The folder keeps a list of what was made in it. A file that is not on the list, or has changed since, a link, and a
+    folder are someone else's.
+
+    Args:
+        path: file to write.
+        kind: what the file is, where the user chooses its name; another kind of result is not replaced.
+
+    Raises:
+        FileExistsError: `path` is someone else's; it is unchanged.
+        OSError: as `atomic_path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = path.parent / _MADE
+    with locked(record.with_suffix(".lock"), on_wait=lambda: None):
+        require_own(path, kind)
+        for left in path.parent.iterdir():  # by a killed command: this one holds the lock
+            if left.name.startswith(f".{path.stem}.") and left.name.endswith(f".tmp{path.suffix}"):
+                left.unlink()
+        with atomic_path(path) as temporary:
+            yield temporary
+            require_own(path, kind)
+            made = _read_made(path.parent)
+            before = made.get(path.name, ["", ""])[1:2]
+            # first, so that a killed command knows its file again
+            digest = file_digests(temporary, ["sha256"])["sha256"]
+            write_json_atomic(record, made | {path.name: [kind, digest, *before]})
+
+
+def write_output(path: Path, text: str, kind: str = "") -> None:
+    """Write a result of a command as UTF-8, see `output_path`."""
+    with output_path(path, kind) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def require_own(path: Path, kind: str = "") -> None:
+    """Raise FileExistsError if something lies at `path` that `output_path` did not write there."""
+    if not os.path.lexists(path):
+        return
+    own, *digests = _read_made(path.parent).get(path.name, [None])
+    regular = path.is_file() and not path.is_symlink()
+    if not regular or own != kind or file_digests(path, ["sha256"])["sha256"] not in digests:
+        raise FileExistsError(errno.EEXIST, "exists, and this command did not make it or it changed since", str(path))
+
+
+def _read_made(folder: Path) -> dict[str, list[str]]:
+    try:
+        made = read_json_object(folder / _MADE)
+    except (OSError, ValueError):
+        return {}
+    return {name: entry for name, entry in made.items() if isinstance(entry, list) and len(entry) > 1}
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write `text` as UTF-8, completely or not at all."""
     with atomic_path(path) as temporary:
@@ -170,8 +267,13 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Write indented JSON, completely or not at all. Raises ValueError for NaN and infinity."""
-    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write `to_json`, completely or not at all."""
+    write_text_atomic(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """Return indented JSON. Raises ValueError for NaN and infinity."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -243,9 +345,16 @@ MAX_GROWTH, ALLOWANCE = 20, 1 << 26
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file. Raises ValueError if it is not UTF-8, not JSON, too long or too deep."""
+    """Return the value in a JSON file.
+
+    Raises:
+        ValueError: it is not UTF-8, not JSON, too long or nested too deeply; or it holds NaN, infinity or a lone
+            surrogate.
+    """
     try:
-        return json.loads(read_foreign_text(path, _MAX_JSON))
+        value = json.loads(read_foreign_text(path, _MAX_JSON))
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        return value
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -264,8 +373,8 @@ def read_plain_yaml(path: Path) -> str:
     Aliases and interpolations can expand a few lines to more than the memory holds. Tags call constructors.
 
     Raises:
-        ValueError: not UTF-8 or not YAML; too long, too deeply nested, or with an alias, a tag, an interpolation or a
-            number that is too long.
+        ValueError: not UTF-8 or not YAML; too long, too deeply nested, or with an alias, a tag, an interpolation, a
+            number that is too long or a lone surrogate.
     """
     text = read_foreign_text(path, _MAX_YAML)
     depth = 0
@@ -293,6 +402,8 @@ def _problem(event: yaml.Event) -> str | None:
             return f"the interpolation {event.value[:40]!r}, which is refused; write out its value"
         if len(event.value) > _MAX_NUMBER and re.match(r"[-+]?\d", event.value):
             return f"a number of {len(event.value)} characters"
+        if re.search("[\ud800-\udfff]", event.value):
+            return "a lone surrogate, which is no character"
     return None
 
 
@@ -431,7 +542,7 @@ def write_tables(
     """Write NAME.csv for each frame, `others` with formats of their own; returns the paths."""
     paths = [folder / f"{name}.csv" for name in tables]
     for path, (name, table) in zip(paths, tables.items(), strict=True):
-        write_text_atomic(path, to_csv(table, others.get(name, float_format)))
+        write_output(path, to_csv(table, others.get(name, float_format)))
     return paths
 
 

@@ -12,7 +12,7 @@ import psutil
 from fgvc.cli import exit_on_user_error
 from fgvc.studies.attribution import METHODS
 from fgvc.studies.attribution.explain import attribute_run
-from fgvc.studies.attribution.report import attribution_markdown, write_attribution
+from fgvc.studies.attribution.report import attribution_markdown, require_outside, write_attribution
 
 
 def _names(text: str) -> list[str]:
@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
+    output = arguments.output or arguments.run / "attribution"
+    require_outside(arguments.images, output)
     found = attribute_run(
         arguments.run,
         arguments.images,
@@ -47,7 +49,6 @@ def main() -> None:
         batch_size=arguments.batch_size,
         seed=arguments.seed,
     )
-    output = arguments.output or arguments.run / "attribution"
     written = write_attribution(found, output)
     print(attribution_markdown(found), end="\n\n")
     for method, seconds in found.seconds.items():

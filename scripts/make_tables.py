@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import write_json_atomic, write_text_atomic
+from fgvc.io import to_json, write_output
 from fgvc.reporting.registry import TABLES, Inputs, make_tables
 from fgvc.resources import resource_folder
 
@@ -38,11 +38,11 @@ def main() -> None:
         texts = table.texts(name)
         for file, text in texts.items():
             written.append(output / file)
-            write_text_atomic(written[-1], text)
+            write_output(written[-1], text)
         print(texts[f"{name}.md"])
     if arguments.provenance:
         cells = [cell for table in tables.values() for cell in table.provenance()]
-        write_json_atomic(arguments.provenance, {"cells": cells})
+        write_output(arguments.provenance, to_json({"cells": cells}), "provenance")
         written.append(arguments.provenance)
     print(f"written: {', '.join(map(str, written))}")
     end_with_notes(notes, strict=arguments.strict)

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.inference.predict import find_images, open_calibrated
-from fgvc.reporting.predictions import METHOD, name_files, predictions_document, predictions_text, write_predictions
+from fgvc.inference.predict import find_images, load_run, prediction_notes
+from fgvc.reporting.predictions import METHOD, name_files, predictions_document, require_all, require_free, show_files
 from fgvc.studies.attribution import METHODS
 
 
@@ -27,7 +27,6 @@ def main() -> None:
     parser.add_argument("--overlay", type=Path, metavar="FOLDER", help="default without a folder: predicted in RUN")
     parser.add_argument("--no-overlay", action="store_true", help="draw no overlays")
     parser.add_argument("--method", choices=METHODS, default=METHOD, help=f"overlay method (default: {METHOD})")
-    parser.add_argument("--no-calibration", action="store_true", help="do not calibrate a run that is not calibrated")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if there is a note")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
@@ -36,21 +35,22 @@ def main() -> None:
     folders = any(source.is_dir() for source in arguments.images)
     table = arguments.csv or (arguments.run / "predicted" / "predictions.csv" if folders else None)
     overlays = arguments.overlay or (None if folders else arguments.run / "predicted")
-    predictor, notes = open_calibrated(arguments.run, arguments.checkpoint, calibrate=not arguments.no_calibration)
-    named = name_files(
-        predictor,
-        paths,
-        top=arguments.top,
-        overlays=None if arguments.no_overlay else overlays,
-        method=arguments.method,
+    overlays = None if arguments.no_overlay else overlays
+    require_free(paths, table, overlays)
+    predictor = load_run(arguments.run, arguments.checkpoint)
+    named = show_files(
+        name_files(predictor, paths, arguments.top, overlays, arguments.method),
+        table,
+        text=not arguments.json,
     )
-    if table is not None:
-        write_predictions(table, named)
     if arguments.json:
         print(json.dumps(predictions_document(predictor, arguments.run, arguments.checkpoint, named), indent=2))
     else:
-        print(predictions_text(predictor, named, table))
-    end_with_notes([*notes, *(one.found.error for one in named if one.found.error)], strict=arguments.strict)
+        written = ", ".join(str(path) for path in (table, *(one.overlay for one in named)) if path)
+        print(predictor.status + (f"\nwritten: {written}" if written else ""))
+    require_all(named)
+    notes = prediction_notes(arguments.run, predictor, arguments.checkpoint)
+    end_with_notes(notes, strict=arguments.strict)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import write_text_atomic
+from fgvc.io import require_own, write_output
 from fgvc.reporting.report import collect, make_report
 from fgvc.resources import resource_folder
 
@@ -24,9 +24,10 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_intermixed_args()
 
-    report = make_report(collect(arguments.results, arguments.paper), datetime.now(timezone.utc))
     output = arguments.output or arguments.results[0] / "report.html"
-    write_text_atomic(output, report.html)
+    require_own(output, "report")
+    report = make_report(collect(arguments.results, arguments.paper), datetime.now(timezone.utc))
+    write_output(output, report.html, "report")
     print(f"written: {output} ({len(report.html.encode('utf-8')) / 1e6:.1f} MB)")
     end_with_notes(report.notes, strict=arguments.strict)
 

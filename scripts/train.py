@@ -8,6 +8,7 @@ fgvc train experiment=cars_resnet50 method=svd_pade --dry-run    # two steps on 
 import sys
 
 from fgvc.cli import exit_on_user_error
+from fgvc.inference.calibrate import calibrate_finished
 from fgvc.resources import resource_folder
 from fgvc.runs import RunConfig
 from fgvc.training import dry_run, hydra_main, train_run
@@ -17,7 +18,12 @@ def main() -> None:
     dry = "--dry-run" in sys.argv
 
     def task(config: RunConfig) -> None:
-        print(dry_run(config) if dry else f"run folder: {train_run(config)}")
+        if dry:
+            print(dry_run(config))
+            return
+        folder = train_run(config)
+        calibrate_finished(folder, config.cache.dir)
+        print(f"run folder: {folder}")
 
     hydra_main(resource_folder("configs"), task, flags=["--dry-run"])
 

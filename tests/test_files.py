@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from fgvc.io import atomic_folder, atomic_path, locked, read_npz
+from fgvc.io import atomic_folder, atomic_path, locked, read_npz, replaced_folder, write_output
 from fgvc.models.files import write_weights
 
 
@@ -83,12 +83,12 @@ def test_what_came_in_the_meantime_is_kept(tmp_path: Path) -> None:
     assert [item.name for item in tmp_path.rglob("*")] == ["set", "theirs"]
 
 
-def test_a_folder_is_replaced_only_where_that_is_asked_for_and_only_by_a_whole_one(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
     path = tmp_path / "out"
     for content in ("first", "second"):
-        with atomic_folder(path, replace=True) as folder:
+        with replaced_folder(path, lambda _: None) as folder:
             (folder / content).touch()
-    with pytest.raises(KeyError), atomic_folder(path, replace=True) as folder:
+    with pytest.raises(KeyError), replaced_folder(path, lambda _: None) as folder:
         (folder / "third").touch()
         raise KeyError
     assert [entry.name for entry in tmp_path.rglob("*")] == ["out", "second"]
@@ -153,3 +153,42 @@ def test_a_lock_is_not_held_by_a_child_that_outlives_the_process(tmp_path: Path)
     with locked(path) as free:
         assert free
     os.close(pipe[1])
+
+
+def test_a_result_replaces_only_what_was_made_there(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "a.csv"
+    for text in ("1", "2", "2", "3"):
+        write_output(file, text)
+    litter = file.with_name(".a.0123abcd.tmp.csv")
+    litter.touch()
+    write_output(file, "4")
+    assert file.read_text() == "4" and not litter.exists()
+    with pytest.raises(FileExistsError, match=r"a\.csv"):
+        write_output(file, "5", "another kind")
+    file.write_text("edited")
+    (tmp_path / "link.csv").symlink_to(file)
+    (tmp_path / "dangling.csv").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "folder.csv").mkdir()
+    for other in (file, tmp_path / "link.csv", tmp_path / "dangling.csv", tmp_path / "folder.csv"):
+        with pytest.raises(FileExistsError, match="did not make it or it changed"):
+            write_output(other, "6")
+    assert file.read_text() == "edited" and not (tmp_path / "nowhere").exists()
+
+
+def test_a_result_is_known_again_by_the_call_after_a_killed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.csv"
+    write_output(file, "1")
+    replace = Path.replace
+
+    def killed(self: Path, target: Path) -> Path:
+        if target == file:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", killed)
+        write_output(file, "2")
+    write_output(file, "3")
+    assert file.read_text() == "3"

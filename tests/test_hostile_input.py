@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import struct
@@ -28,7 +29,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from command_line import ROOT, SMALL, Train, refused, succeeded
+from command_line import ROOT, SMALL, Train, refused, run, succeeded
 from damage import replace_text
 from miniature import write_imagenet_kit, write_miniature
 from PIL import EpsImagePlugin, Image
@@ -386,7 +387,9 @@ def test_links_in_a_circle(tmp_path: Path) -> None:
     (root / "train" / "circle").symlink_to(root / "train" / "circle")
     assert create_dataset("folder", root=root).paths == [root / "train" / "auk" / "0.png"]
     run = write_run(tmp_path / "runs" / "a")
-    (run / "up").symlink_to(tmp_path / "runs")
+    (run / "itself").symlink_to(run)
+    (run / "inside").mkdir()
+    (run / "inside" / "up").symlink_to(run / "inside")
     assert [found.path for found in find_runs([tmp_path / "runs"])] == [run]
 
 
@@ -801,7 +804,7 @@ def test_csv_loses_nothing(tmp_path: Path) -> None:
 
 def test_a_run_on_classes_of_any_name(tmp_path: Path, here: Train) -> None:
     """From the images to the tables, in a folder with blanks in its name."""
-    names = ["=1+1", "007", "NA", "zwei\nZeilen", "ünï, $\\frac{$"]
+    names = ["=1+1", "007", "NA", "zwei\nZeilen", "ünï, $\\frac{$", "\x1b]0;owned\x07\x9b2J", "\u202egnp\u2066.x"]
     root = tmp_path / "own images"
     for target, name in enumerate(names):
         for split, number in (("train", 0), ("train", 1), ("test", 2)):
@@ -810,8 +813,18 @@ def test_a_run_on_classes_of_any_name(tmp_path: Path, here: Train) -> None:
             Image.new("RGB", (64, 64), (40 * target, 90 * number, 0)).save(path)
     small = [setting for setting in SMALL if "dataset=" not in setting and "options" not in setting]
     place = ["dataset=folder", f"dataset.root={root}", "dataset.name=own", "run_dir=a run"]
-    succeeded(here("train.py", *small, *place, "trainer.epochs=1", "method=gap", cwd=tmp_path))
-    succeeded(here("evaluate.py", "a run", cwd=tmp_path))
+    shown = [succeeded(here("train.py", *small, *place, "trainer.epochs=1", "method=gap", cwd=tmp_path))]
+    for script, *arguments in (
+        ("evaluate.py", "a run"),
+        ("predict.py", "a run", root / "test", "--csv", "p.csv"),
+        ("predict.py", "a run", root / "test" / names[-1] / "@2.png", "--top", "9", "--overlay", "drawn"),
+        ("make_tables.py", "a run"),
+    ):
+        shown.append(succeeded(here(script, *arguments, cwd=tmp_path)))
+    refused(done := run("predict.py", "a run", root / "\x1b[2J\u202e\r", cwd=tmp_path), "\\x1b[2J\\u202e\\r")
+    text = "".join([*(done.stdout for done in shown), done.stderr])
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e-\u200f\u202a-\u202e\u2066-\u2069]", text)
+    assert "zwei\\nZeilen" in text and "\nZeilen" not in text and "\\x1b]0;owned" in text
     for file in ("predictions.csv", "predictions-last.csv"):
         found = read_predictions(tmp_path / "a run" / file)
         assert sorted(found["target_class"]) == sorted(names)

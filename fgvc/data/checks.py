@@ -71,7 +71,11 @@ def _failure(dataset: ImageDataset, index: int) -> BadImage | None:
 
 
 def require_readable(
-    dataset: ImageDataset, on_bad_image: str = "refuse", stamp_dir: Path | None = None, workers: int = 4
+    dataset: ImageDataset,
+    on_bad_image: str = "refuse",
+    stamp_dir: Path | None = None,
+    workers: int = 4,
+    look_in: Path | None = None,
 ) -> ImageDataset:
     """Return the dataset if all its images can be decoded; a verified folder is not decoded again.
 
@@ -81,6 +85,7 @@ def require_readable(
         stamp_dir: folder for a stamp file that remembers a passed check until a file of the dataset changes; None
             checks every time.
         workers: decoding threads.
+        look_in: another folder that may hold the stamp file; it is only read.
 
     Raises:
         ConfigError: unknown `on_bad_image`.
@@ -91,7 +96,7 @@ def require_readable(
     if (dataset.root / FINGERPRINT).is_file() and was_verified(dataset):
         return dataset
     stamp = None if stamp_dir is None else stamp_dir / f"readable-{fingerprint(dataset)[:32]}.json"
-    if stamp is not None and stamp.is_file():
+    if stamp is not None and (stamp.is_file() or (look_in is not None and (look_in / stamp.name).is_file())):
         return dataset
     bad = check_images(dataset, workers)
     if not bad:

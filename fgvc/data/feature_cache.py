@@ -47,6 +47,7 @@ def cached_features(
     *,
     key_parts: Mapping[str, str],
     cache_dir: Path,
+    look_in: Path | None = None,
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str = "cpu",
@@ -71,6 +72,7 @@ def cached_features(
             these, the transform, the dataset's fingerprint, views, dtype, the kind of device and the format that
             torch rounds the factors of float32 products to (TF32, bfloat16, that of autocast).
         cache_dir: folder of the cache files.
+        look_in: another folder that may hold the maps; nothing is written to it.
         batch_size: images in one call of `extract`.
         workers: processes that load images.
         device: device of the input of `extract`.
@@ -98,6 +100,8 @@ def cached_features(
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     path = cache_dir / f"features-{key[:32]}.npy"
     found = _find(path, dataset)
+    if found is None and look_in is not None:
+        found = _find(look_in / path.name, dataset, touch=False)
     if found is not None:
         return found
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -124,7 +128,7 @@ def cached_features(
         return _in_use(FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=False))
 
 
-def _find(path: Path, dataset: ImageDataset) -> FeatureSet | None:
+def _find(path: Path, dataset: ImageDataset, *, touch: bool = True) -> FeatureSet | None:
     """The set, if the cache holds it; None where it is missing, or damaged (with a warning)."""
     if not (path.is_file() and _card_of(path).is_file()):
         return None
@@ -141,8 +145,9 @@ def _find(path: Path, dataset: ImageDataset) -> FeatureSet | None:
     except Exception as error:  # NumPy's header and the card's fields raise many types
         logger.warning("%s: damaged feature cache (%s); computing it again", path, error)
         return None
-    with contextlib.suppress(OSError):  # the folder may be read-only
-        os.utime(_card_of(path))
+    if touch:
+        with contextlib.suppress(OSError):  # the folder may be read-only
+            os.utime(_card_of(path))
     return _in_use(found)
 
 

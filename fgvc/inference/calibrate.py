@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
-from fgvc.errors import RunError
+from fgvc.errors import RunError, UserError
 from fgvc.inference.restore import restore_run
 from fgvc.inference.temperature import (
     BINS,
@@ -75,6 +76,18 @@ def calibrate_run(
     calibration = fit_calibration(Path(path), checkpoint=checkpoint, root=root, cache=cache)
     keep_calibration(Path(path), calibration)
     return calibration
+
+
+def calibrate_finished(path: Path, cache: str) -> None:
+    """Calibrate the last weights of a run that has just been trained, unless they are; log why they cannot be."""
+    if PartialState().num_processes > 1:  # their connection ends with the training
+        _log.info("%s is not calibrated: fgvc calibrate %s", path, path)
+        return
+    try:
+        if RunFolder(path).is_finished() and read_calibration(path) is None:
+            _log.info("%s: %s", path, calibrate_run(path, cache=cache).text)
+    except UserError as error:
+        _log.warning("%s is not calibrated: %s", path, error)
 
 
 def fit_calibration(

@@ -15,7 +15,7 @@ from fgvc.data import VIEWS, TransformSpec, ViewTransform, collate, resized_spec
 from fgvc.errors import RunError
 from fgvc.inference.restore import Restored, restore_run
 from fgvc.inference.temperature import calibration_error, reliability_curve
-from fgvc.io import to_csv, write_json_atomic, write_text_atomic
+from fgvc.io import to_csv, to_json, write_output
 from fgvc.provenance import source_state, versions
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
@@ -122,8 +122,8 @@ def evaluate_run(
         record=record,
         folder=path if output is None else output,
     )
-    write_json_atomic(result.files[0], record)
-    write_text_atomic(result.files[1], to_csv(result.predictions, None))
+    write_output(result.files[0], to_json(record))
+    write_output(result.files[1], to_csv(result.predictions, None))
     return result
 
 

@@ -1,14 +1,18 @@
 """Export of a trained model as safetensors, ONNX, a timm folder or a PyTorch program, each with a model card."""
 
+import html
+import re
 from pathlib import Path
+from typing import Any
 
+from fgvc.cli import one_line
 from fgvc.data import effective_options, normalization_from_timm
 from fgvc.data.aircraft import BANNER
 from fgvc.data.cards import list_cards, load_card
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.export_formats import WRITERS, Facts
 from fgvc.inference.restore import load_model, read_classes, restored_method
-from fgvc.io import atomic_folder, file_digests, plain_mode, read_json, write_json_atomic, write_text_atomic
+from fgvc.io import file_digests, plain_mode, read_json, replaced_folder, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import is_second_order
 from fgvc.provenance import commit_label, versions
@@ -17,6 +21,7 @@ from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import read_run
 
 _FACTS_FILE = "export.json"
+_EXPORTED = {_FACTS_FILE, "README.md", "model.safetensors", "config.json", "model.onnx", "model.onnx.data", "model.pt2"}
 
 
 def export_run(
@@ -59,10 +64,13 @@ def export_run(
     folder = RunFolder(path)
     output = path / "exports" / f"{to}-{checkpoint}" if output is None else output
     run = file_digests(folder.config_file, ["sha256"])["sha256"] if folder.config_file.is_file() else ""
-    _require_free(output, run, overwrite)
+
+    def check(found: Path) -> None:
+        _require_free(found, output, run, overwrite)
+
     model = load_model(path, checkpoint)
     facts = {"format": to, "checkpoint": checkpoint, "run": run} | _describe(folder, model, checkpoint)
-    with atomic_folder(output, replace=True) as temporary:
+    with replaced_folder(output, check) as temporary:
         facts |= WRITERS[to](model, facts, temporary)
         for file in temporary.iterdir():
             plain_mode(file)
@@ -71,12 +79,14 @@ def export_run(
     return output
 
 
-def _require_free(output: Path, run: str, overwrite: bool) -> None:
-    """Raise RunError unless `output` is free, or is an export that may be replaced."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+def _require_free(found: Path, output: Path, run: str, overwrite: bool) -> None:
+    """Raise RunError unless `found`, which lies at `output`, is empty or an export that may be replaced."""
+    if found.is_dir() and not found.is_symlink() and not any(found.iterdir()):
         return
     try:
-        owner = read_json(output / _FACTS_FILE)["run"]
+        if found.is_symlink() or not {path.name for path in found.iterdir()} <= _EXPORTED:
+            raise ValueError("not of an export alone")
+        owner = read_json(found / _FACTS_FILE)["run"]
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{output} exists and is no export of a run; give another --output") from None
     if owner != run and not overwrite:
@@ -140,6 +150,7 @@ def model_card(facts: Facts, cards: Path | None) -> str:
         facts: content of export.json, as `export_run` writes it.
         cards: folder of the dataset cards; with None, or without a card of this dataset, the card names no licence.
     """
+    facts = _plain(facts)
     sections = {
         f"{facts['label']} on {facts['backbone']}, {facts['dataset']}": _summary(facts, cards),
         "Accuracy": _accuracy(facts),
@@ -153,6 +164,18 @@ def model_card(facts: Facts, cards: Path | None) -> str:
     first, *others = sections.items()
     body = [f"# {first[0]}\n\n{first[1]}", *(f"## {title}\n\n{text}" for title, text in others)]
     return front + "\n" + "\n".join(body)
+
+
+_MARKUP = re.compile(r"[|`*~$]|(?<!\w)_|_(?!\w)|(?<=\])(?=[(\[:])|(?<=:)(?=//)")
+
+
+def _plain(value: Any) -> Any:
+    """Return facts in which no text can be markup of Markdown or HTML."""
+    if isinstance(value, str):
+        return _MARKUP.sub(r"\\\g<0>", html.escape(one_line(value), quote=False))
+    if isinstance(value, dict):
+        return {key: _plain(member) for key, member in value.items()}
+    return [_plain(member) for member in value] if isinstance(value, list) else value
 
 
 def _summary(facts: Facts, cards: Path | None) -> str:

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from fgvc.data import TransformSpec, UnreadableImageError, copy_rgb, decode_rgb, image_files
 from fgvc.data.folder import require_unicode
-from fgvc.errors import ConfigError, ImageError, RunError, UserError
-from fgvc.inference.calibrate import Calibration, fit_calibration, keep_calibration, read_calibration
+from fgvc.errors import ConfigError, ImageError, RunError
+from fgvc.inference.calibrate import Calibration, read_calibration
 from fgvc.inference.restore import load_model, read_classes
 from fgvc.inference.temperature import probabilities
 from fgvc.models import FineGrainedModel
@@ -225,8 +225,9 @@ def _as_pillow(image: np.ndarray | Tensor) -> np.ndarray:
 def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.device | None = None) -> Predictor:
     """Load the model of a run, ready to classify images.
 
-    Probabilities are calibrated if `scripts/calibrate.py` or `fgvc.calibrate_run` has fitted a temperature for these
-    weights; see `Predictor.calibrated`.
+    Only weights, classes, transform and calibration of the run are read, and the file of a frozen backbone's weights;
+    nothing is written. Probabilities are calibrated if the end of the training, `fgvc calibrate` or
+    `fgvc.calibrate_run` has fitted a temperature for these weights; see `Predictor.calibrated`.
 
     Args:
         path: the run folder; its dataset is not read.
@@ -257,9 +258,9 @@ class FilePrediction:
 
     Attributes:
         path: Path of the file.
-        inputs: Model input (3, size, size); None if the file cannot be read.
-        prediction: Prediction; None if the file cannot be read.
-        error: Reason why the file cannot be read; otherwise None.
+        inputs: Model input (3, size, size); None without a prediction.
+        prediction: Prediction; None if there is none.
+        error: Reason why there is no prediction; otherwise None.
     """
 
     path: Path
@@ -268,37 +269,17 @@ class FilePrediction:
     error: str | None
 
 
-def open_calibrated(path: Path, checkpoint: str = "last", *, calibrate: bool = True) -> tuple[Predictor, list[str]]:
-    """Load the model of a run; calibrate it first if it is not yet and its images are on this machine.
-
-    Args:
-        path: the run folder.
-        checkpoint: "last" or "best".
-        calibrate: whether to calibrate a run that is not calibrated.
-
-    Returns:
-        The model, and notes for the user, e.g. why its probabilities are not calibrated.
-
-    Raises:
-        RunError, ConfigError, WeightsError: as `load_run`.
-    """
-    predictor, notes, reason = load_run(path, checkpoint), [], "as asked for"
-    if predictor.calibration is None and calibrate:
-        try:
-            predictor.calibration = fit_calibration(path, checkpoint=checkpoint)
-            keep_calibration(path, predictor.calibration)
-        except UserError as error:  # usually the images are on another machine
-            reason = str(error).splitlines()[0]
-        except OSError as error:
-            notes.append(f"the calibration is used once and not saved: {path} cannot be written to ({error.strerror})")
+def prediction_notes(path: Path, predictor: Predictor, checkpoint: str = "last") -> list[str]:
+    """Return notes for the user of a predictor of the run `path`: on its calibration and on cut images."""
+    notes = []
     if predictor.calibration is None:
-        command = f"fgvc calibrate {path} --checkpoint {checkpoint} --root PATH"
-        notes.append(f"probabilities are not calibrated ({reason}); on the machine with the run's images: {command}")
+        command = f"fgvc calibrate {path} --checkpoint {checkpoint}"
+        notes.append(f"probabilities are not calibrated; on the machine with the run's images: {command}")
     elif not predictor.calibrated:
         notes.append(predictor.calibration.text)
     if RunFolder(path).read_config().dataset.options.get("crop") == "bbox":
         notes.append("the run was trained on images cut to the object's box; cut your images the same way")
-    return predictor, notes
+    return notes
 
 
 def find_images(source: Path) -> list[Path]:
@@ -317,24 +298,24 @@ def find_images(source: Path) -> list[Path]:
 
 
 def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> Iterator[FilePrediction]:
-    """Yield predictions of files in their order; a file that cannot be read yields the reason.
+    """Yield predictions of files in their order; a file that cannot be read or classified yields the reason.
 
     Only one batch is in memory at a time. A progress bar is shown if stderr is a terminal.
 
     Raises:
-        ConfigError, RunError: as `Predictor.predict`.
+        ConfigError: `top` is below 1.
     """
     with ThreadPoolExecutor(_READERS) as pool, tqdm(total=len(paths), unit="image", leave=False, disable=None) as bar:
         for start in range(0, len(paths), predictor.batch_size):
             batch = paths[start : start + predictor.batch_size]
             read = list(pool.map(lambda path: _read(predictor, path), batch))
-            inputs = [item for item in read if isinstance(item, Tensor)]
-            decided = iter(predictor.decide(predictor.logits(torch.stack(inputs)), top) if inputs else [])
+            decided = iter(_decide(predictor, [item for item in read if isinstance(item, Tensor)], top))
             for path, item in zip(batch, read, strict=True):
-                if isinstance(item, Tensor):
-                    yield FilePrediction(path, item, next(decided), None)
+                found = next(decided) if isinstance(item, Tensor) else item
+                if isinstance(item, Tensor) and isinstance(found, Prediction):
+                    yield FilePrediction(path, item, found, None)
                 else:
-                    yield FilePrediction(path, None, None, item)
+                    yield FilePrediction(path, None, None, str(found))
                 bar.update()
 
 
@@ -344,3 +325,17 @@ def _read(predictor: Predictor, path: Path) -> Tensor | str:
         return predictor.prepare(path)
     except ImageError as error:
         return str(error)
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        return f"{path} cannot be read: {error or type(error).__name__}"
+
+
+def _decide(predictor: Predictor, inputs: list[Tensor], top: int) -> list[Prediction | str]:
+    """Return a prediction for each input, or the reason why it has none; one of them does not spoil the others."""
+    if not inputs:
+        return []
+    try:
+        return list(predictor.decide(predictor.logits(torch.stack(inputs)), top))
+    except (RunError, RuntimeError) as error:  # RuntimeError: e.g. an eigendecomposition that fails
+        if len(inputs) == 1:
+            return [str(error)]
+    return [found for one in inputs for found in _decide(predictor, [one], top)]

@@ -47,7 +47,7 @@ def rerun(path: Path, *, run_dir: Path | None = None, root: str | None = None, c
     again.dataset.root = config.dataset.root if root is None else root
     again.cache.dir = config.cache.dir if cache is None else cache
     require_classes(again, open_split(again, "test").classes, read_classes(folder))
-    return train_run(again)
+    return train_run(again, rerun_of=path)
 
 
 def _read_config(folder: RunFolder) -> RunConfig:

@@ -13,7 +13,7 @@ from fgvc.data import FeatureSet, ImageDataset
 from fgvc.errors import RunError
 from fgvc.io import open_foreign
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
-from fgvc.runs.config import MethodConfig, RunConfig
+from fgvc.runs.config import CacheConfig, MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Run, read_run
 from fgvc.training.seeds import seed_epoch
@@ -42,6 +42,7 @@ class Restored:
         images: Requested split.
         weights_digest: SHA-256 of the backbone's weights.
         device: Device of backbone and head.
+        look_in: Folder of feature maps that are only read, the `cache.dir` of the run.
     """
 
     config: RunConfig
@@ -51,6 +52,7 @@ class Restored:
     images: ImageDataset
     weights_digest: str
     device: torch.device
+    look_in: Path
 
     @property
     def model(self) -> FineGrainedModel:
@@ -77,7 +79,9 @@ class Restored:
         if not self.config.backbone.frozen:
             return self.images
         extractor = fold_backbone(self.config, self.backbone, self.device)
-        return split_features(self.config, self.images, extractor, self.weights_digest, self.device)
+        return split_features(
+            self.config, self.images, extractor, self.weights_digest, self.device, look_in=self.look_in
+        )
 
 
 def restore_run(
@@ -96,7 +100,8 @@ def restore_run(
         device: device of the model; None means the GPU if there is one.
         checkpoint: "last" or "best".
         root: folder of the dataset; None means the one in the run's configuration.
-        cache: folder of cached feature maps; None means the one in the run's configuration.
+        cache: folder for feature maps that the run's own `cache.dir`, which is only read, does not hold; None means
+            results/cache.
         split: "test"; "train", with the transform of training and without images held out for validation; or
             "validation", the held-out images.
 
@@ -107,15 +112,19 @@ def restore_run(
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = RunFolder(path)
-    config = folder.read_config(root=root, cache=cache)
+    config = folder.read_config(root=root)
+    # the folder may come from someone else: its settings name places to read, none to write to, and no network
+    look_in, usual = Path(config.cache.dir), CacheConfig()
+    config.cache = replace(config.cache, dir=cache or usual.dir, max_gb=usual.max_gb)
+    _require_images(config)
     backbone = restore_backbone(config)
-    images = _read_split(config, split, backbone)
+    images = _read_split(config, split, backbone, look_in)
     require_classes(config, images.classes, read_classes(folder))
     model = restore_model(folder, config, backbone, checkpoint)
     digest = weights_digest(backbone)
     trained = trained_part(config, model)
     model.to(device)
-    return Restored(config, trained, backbone, model.head, images, digest, device)
+    return Restored(config, trained, backbone, model.head, images, digest, device, look_in)
 
 
 def load_model(path: Path, checkpoint: str = "last") -> FineGrainedModel:
@@ -140,6 +149,11 @@ def restore_backbone(config: RunConfig) -> Backbone:
 
     `config` is changed: if the run saved the whole model, the initial weights are removed.
     """
+    if any(mark in config.backbone.name for mark in ":/"):
+        raise RunError(
+            f"backbone.name={config.backbone.name} is looked up on a hub or in a folder, which a run folder may not "
+            "ask for: it may come from someone else; train with timm's own name of the architecture"
+        )
     if not config.backbone.frozen:
         config.backbone.pretrained, config.backbone.weights, config.initial_weights = False, None, None
     seed_epoch(config.seed, 0)  # a random backbone is initialised as in training
@@ -214,10 +228,17 @@ def require_classes(config: RunConfig, classes: list[str], trained: list[str]) -
         )
 
 
-def _read_split(config: RunConfig, split: str, backbone: Backbone) -> ImageDataset:
+def _require_images(config: RunConfig) -> None:
+    """Raise RunError if opening the dataset would write or fetch it."""
+    made, root = (config.dataset.adapter or config.dataset.name) in ("hf", "synthetic"), Path(config.dataset.root)
+    if made and not (root.expanduser().is_dir() and any(root.expanduser().iterdir())):
+        raise RunError(f"dataset.root={root} is not there, and no run folder may have it made; give the images: --root")
+
+
+def _read_split(config: RunConfig, split: str, backbone: Backbone, look_in: Path) -> ImageDataset:
     if split == "test":
-        return ready_split(config, open_split(config, split), backbone, training=False)
-    images = ready_split(config, open_split(config, "train"), backbone, training=True)
+        return ready_split(config, open_split(config, split), backbone, training=False, look_in=look_in)
+    images = ready_split(config, open_split(config, "train"), backbone, training=True, look_in=look_in)
     trained_on, held_out = hold_out(config, images)
     if split == "train":
         return trained_on

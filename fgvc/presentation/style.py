@@ -16,7 +16,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from fgvc.io import atomic_path
+from fgvc.cli import one_line
+from fgvc.io import output_path
 
 COLUMN_WIDTH = 3.3
 """Width of a figure of one column, inches."""
@@ -140,7 +141,8 @@ def caption(figure: Figure, text: str, *, wrap: bool = False) -> None:
 
 
 def short_name(name: str, longest: int = 28) -> str:
-    """A name of at most `longest` letters, its end cut off where it has more."""
+    """A name in one line of at most `longest` letters, its end cut off where it has more."""
+    name = one_line(name)
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
@@ -183,6 +185,6 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "pdf")]
     with figure_style():
         for path, metadata in zip(paths, ({}, {"CreationDate": None}), strict=True):
-            with atomic_path(path) as temporary:
+            with output_path(path) as temporary:
                 figure.savefig(temporary, metadata=metadata)
     return paths

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fgvc.inference.calibrate import Calibration
-from fgvc.io import to_csv, write_text_atomic
+from fgvc.io import to_csv, write_output
 from fgvc.presentation.render import markdown_table, mean_and_spread
 from fgvc.presentation.style import (
     COLUMN_WIDTH,
@@ -31,7 +31,7 @@ def write_calibrations(folder: Path, found: Mapping[Path, Calibration]) -> list[
     table, curves = calibrations_table(found), reliability_table(found)
     files = [folder / "calibration.csv", folder / "reliability.csv"]
     for file, content in zip(files, (table, curves), strict=True):
-        write_text_atomic(file, to_csv(content))
+        write_output(file, to_csv(content))
     title = ", ".join(str(value) for name in ("dataset", "backbone") for value in dict.fromkeys(table[name]))
     return [*files, *save_figure(reliability_figure(curves, title), folder / "reliability")]
 

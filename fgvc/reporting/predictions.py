@@ -1,6 +1,7 @@
 """What a model says of image files: as text, as CSV, as one JSON document, and as a picture of each image."""
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.errors import ImageError
+from fgvc.cli import one_line
+from fgvc.errors import ConfigError, ImageError, RunError
 from fgvc.inference.predict import FilePrediction, Prediction, Predictor, predict_files
-from fgvc.io import atomic_path, to_csv, write_text_atomic
+from fgvc.io import output_path, require_own, to_csv, write_output
 from fgvc.presentation.style import COLUMN_WIDTH, figure_style, new_figure, short_name
 from fgvc.studies.attribution import METHODS, explain
 from fgvc.studies.attribution.report import overlay
@@ -22,6 +24,9 @@ SCHEMA = 1
 
 METHOD = "hirescam"
 """Default attribution: defined for every head, where Grad-CAM has no weights to speak of on a covariance."""
+PREDICTIONS, OVERLAY = "predictions", "overlay"
+"""Kinds of results, see `fgvc.io.output_path`."""
+_SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,12 @@ class Named:
 
     @property
     def text(self) -> str:
-        """The file and the probable names, a line each; or why it cannot be read."""
+        """The file and the probable names, a line each; without a prediction the reason."""
         if self.found.prediction is None:
             return str(self.found.error)
         pairs = zip(self.found.prediction.probabilities, self.found.prediction.names, strict=True)
-        return "\n".join([str(self.found.path), *(f"{100 * share:8.2f} %  {name}" for share, name in pairs)])
+        lines = (f"{100 * share:8.2f} %  {one_line(name)}" for share, name in pairs)
+        return "\n".join([one_line(self.found.path), *lines])
 
     def as_dict(self) -> dict[str, Any]:
         """A member of `images` in the JSON document."""
@@ -52,30 +58,74 @@ class Named:
 
 
 def name_files(
-    predictor: Predictor, paths: Sequence[Path], *, top: int = 5, overlays: Path | None = None, method: str = METHOD
-) -> list[Named]:
-    """Predict image files and, with a folder for `overlays`, draw each.
+    predictor: Predictor, paths: Sequence[Path], top: int = 5, overlays: Path | None = None, method: str = METHOD
+) -> Iterator[Named]:
+    """Predict image files one after the other and, with a folder for `overlays`, draw each.
+
+    A file without a prediction, or whose overlay cannot be computed, has the reason in `found.error`.
 
     Raises:
-        ImageError: none of the files can be read.
-        ConfigError, RunError: as `predict_files` and `write_overlay`.
+        ConfigError: as `predict_files` and `write_overlay`.
     """
-    names = _overlay_names(paths)
-    named = []
-    for found, name in zip(predict_files(predictor, paths, top), names, strict=True):
+    for found, name in zip(predict_files(predictor, paths, top), _overlay_names(paths), strict=True):
         overlay = None if overlays is None or found.prediction is None else overlays / name
+        error = found.error
         if overlay is not None:
-            write_overlay(predictor, found, overlay, method)
-        named.append(Named(replace(found, inputs=None), overlay))  # inputs of thousands would fill the memory
-    if all(one.found.prediction is None for one in named):
-        others = f" Nor can {len(named) - 1} others." if len(named) > 1 else ""
-        raise ImageError(f"{named[0].found.error}.{others} Give an image that can be opened")
-    return named
+            try:
+                write_overlay(predictor, found, overlay, method)
+            except (RunError, RuntimeError) as failed:
+                overlay, error = None, f"{found.path}: no overlay: {failed}"
+        yield Named(replace(found, inputs=None, error=error), overlay)  # inputs of thousands would fill the memory
+
+
+def require_free(paths: Sequence[Path], table: Path | None, overlays: Path | None) -> None:
+    """Refuse to write over one of the images or a file that is someone else's, before anything is computed.
+
+    Raises:
+        ConfigError: a result would replace one of the images.
+        FileExistsError: as `require_own`.
+    """
+    targets = {} if overlays is None else {overlays / name: OVERLAY for name in _overlay_names(paths)}
+    images = {path.resolve() for path in paths}
+    for target, kind in (targets if table is None else {**targets, table: PREDICTIONS}).items():
+        if target.resolve() in images:
+            raise ConfigError(f"{target} is one of the images, which are never written over; give another path")
+        require_own(target, kind)
+
+
+def show_files(named: Iterable[Named], table: Path | None, *, text: bool) -> list[Named]:
+    """Return all of `named`; print each as it comes, reasons on stderr, names on stdout with `text`.
+
+    Whatever ends the loop, the table holds what was found until then.
+    """
+    shown: list[Named] = []
+    try:
+        for one in named:
+            shown.append(one)
+            if one.found.error:
+                print(f"error: {one_line(one.found.error)}", file=sys.stderr)
+            if text and one.found.prediction:
+                print(one.text, flush=True)
+    finally:
+        if table is not None and shown:
+            write_predictions(table, shown)
+    return shown
+
+
+def require_all(named: Sequence[Named]) -> None:
+    """Raise ImageError if one of the files has no prediction or no overlay."""
+    bad = [str(one.found.path) for one in named if one.found.error]
+    if bad:
+        more = ", ..." if len(bad) > _SHOWN else ""
+        raise ImageError(
+            f"{len(bad)} of {len(named)} images failed, for the reasons above: {', '.join(bad[:_SHOWN])}{more}; "
+            "replace them or leave them out"
+        )
 
 
 def write_predictions(file: Path, named: Iterable[Named]) -> None:
     """Write `predictions_table` as CSV."""
-    write_text_atomic(file, to_csv(predictions_table(named), "%.6f"))
+    write_output(file, to_csv(predictions_table(named), "%.6f"), PREDICTIONS)
 
 
 def predictions_table(named: Iterable[Named]) -> pd.DataFrame:
@@ -91,14 +141,6 @@ def predictions_table(named: Iterable[Named]) -> pd.DataFrame:
         rows.append(row | {"error": member["error"]})
     table: pd.DataFrame = pd.DataFrame(rows)
     return table
-
-
-def predictions_text(predictor: Predictor, named: Iterable[Named], table: Path | None) -> str:
-    """What `scripts/predict.py` prints: each file with its names, whether they are calibrated, and what was written."""
-    named = list(named)
-    written = [*filter(None, [table, *(one.overlay for one in named)])]
-    lines = [*(one.text for one in named), predictor.status]
-    return "\n".join([*lines, f"written: {', '.join(map(str, written))}"] if written else lines)
 
 
 def predictions_document(predictor: Predictor, run: Path, checkpoint: str, named: Iterable[Named]) -> dict[str, Any]:
@@ -150,7 +192,7 @@ def write_overlay(predictor: Predictor, found: FilePrediction, file: Path, metho
     image = predictor.transform.picture(found.inputs).cpu().numpy()
     heat = explained.maps[0].cpu().numpy()
     figure = prediction_figure(image, heat, found.prediction, method)
-    with figure_style(), atomic_path(file) as temporary:
+    with figure_style(), output_path(file, OVERLAY) as temporary:
         figure.savefig(temporary)
 
 

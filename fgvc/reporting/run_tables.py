@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from fgvc.errors import RunError
+from fgvc.errors import NothingToShowError
 from fgvc.io import open_foreign
 from fgvc.presentation.render import Block
 from fgvc.presentation.style import method_order
@@ -104,7 +104,9 @@ def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[lis
             blocks.append(Block(f"Hybrid protocol: {setting.title}", header, rows, under, "Top-1 in %"))
             frames.append(pd.DataFrame(cells))
     if not blocks:
-        raise RunError("no method trained both alone and under the hybrid protocol (hybrid.method=...) in one setting")
+        raise NothingToShowError(
+            "no method trained both alone and under the hybrid protocol (hybrid.method=...) in one setting"
+        )
     return blocks, _concat(frames), notes
 
 

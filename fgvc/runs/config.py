@@ -281,7 +281,8 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten a nested mapping to one level; keys are joined by dots."""
     flat: dict[str, Any] = {}
     for key, value in node.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        name = f"{prefix}{key}"  # a key of a damaged file may be a number
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
 
 

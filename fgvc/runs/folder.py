@@ -6,6 +6,7 @@ It also knows two facts about every setting: whether it changes the result, and 
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +66,8 @@ def fixed_settings(config: RunConfig) -> dict[str, Any]:
 class RunFolder:
     """Paths of a run's files, its lock, its configuration and summary; every file is written completely or not at all.
 
+    A folder with a link that leads out of it is refused by RunError, since someone else may have sent it.
+
     Other modules read the other files: `fgvc.runs.read_run` metrics.csv, predictions.csv and spectra,
     `fgvc.inference.restore` the weights, `fgvc.training.states` the states.
     """
@@ -80,6 +83,11 @@ class RunFolder:
         self.lock_file = path / ".lock"
         self.checkpoints = path / "checkpoints"
         self.failed_steps = path / "failed_steps"
+        _refuse_links_out(path)
+
+    def files(self) -> list[Path]:
+        """Return what is there of the files and folders that training writes."""
+        return [path for path in vars(self).values() if path not in (self.path, self.lock_file) and path.exists()]
 
     def weights_file(self, which: str) -> Path:
         """Return the file of the "best" or "last" weights."""
@@ -169,6 +177,19 @@ class RunFolder:
         return RunError(
             f"{self.config_file} is not a readable configuration: {reason}; restore the file or repeat the run"
         )
+
+
+def _refuse_links_out(path: Path) -> None:
+    """Raise RunError if a link in the folder leads out of it: someone may have sent the folder.
+
+    What is read through such a link ends up in a report; what is written, in any file of the user.
+    """
+    inside = path.resolve()
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            link = Path(folder, name)
+            if link.is_symlink() and not Path(os.path.realpath(link)).is_relative_to(inside):
+                raise RunError(f"{link}: a link out of the run folder, which is not followed; put what it names there")
 
 
 def _split_known(settings: Mapping[str, Any], schema: Any, prefix: str = "") -> tuple[dict[str, Any], list[str]]:

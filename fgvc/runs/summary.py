@@ -2,11 +2,12 @@
 
 import functools
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pandas as pd
 
@@ -16,9 +17,8 @@ from fgvc.provenance import commit_label
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.spectra import Spectrum, SpectrumHistory
 
-T = TypeVar("T")
-
 _REPEAT = "restore the file or repeat the run"
+_LARGEST = 1 << 63  # of a whole number; larger ones do not fit into a column of a table
 
 
 PREDICTION_COLUMNS = ("path", "target", "predicted", "confidence")
@@ -46,7 +46,8 @@ class Run:
 
     Most attributes have the same name in summary.json. `final` and `best` are accuracies of a finished run on the test
     split. `best_epoch` is the epoch of `best`; it was selected on the split `selected_on`. `test_classes` is the
-    number of classes with test images, over which `mean_class` averages.
+    number of classes with test images, over which `mean_class` averages. `rerun_of` is the folder of the run that
+    `fgvc rerun` repeated.
     """
 
     path: Path
@@ -80,6 +81,7 @@ class Run:
     versions: dict[str, str] | None = None
     second_order: bool | None = None
     test_classes: int | None = None
+    rerun_of: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -117,13 +119,16 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 
 def read_run(path: Path) -> Run:
-    """Read the summary of the run folder `path`.
+    """Read the summary of the run folder `path`; whoever has a `Run` need not check its values.
 
     Raises:
-        RunError: summary.json is missing or damaged, or lacks a field that its status requires.
+        RunError: summary.json is missing or damaged, has a value of another type, or lacks a field that its status
+            requires; or config.yaml is damaged.
     """
     folder = RunFolder(path)
     file, summary = folder.summary_file, folder.read_summary()
+    if folder.config_file.exists():
+        folder.read_settings()
     final, best = _accuracy(summary, "final", file), _accuracy(summary, "best", file)
     if summary.get("status") == "finished" and (final is None or best is None):
         raise RunError(f"{file}: status is finished but 'final' or 'best' is missing; {_REPEAT}")
@@ -144,27 +149,34 @@ def read_run(path: Path) -> Run:
 
 
 @functools.cache
-def _plain_fields() -> dict[str, tuple[Callable[..., Any], type]]:
+def _plain_fields() -> dict[str, tuple[Callable[..., Any], Any]]:
     """Return reader (required or optional) and type of each attribute of `Run`, from its annotation."""
     fields = {}
     for name, hint in get_type_hints(Run).items():
         kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
-        required = NoneType not in get_args(hint) and name != "spectral_dtype"
-        fields[name] = (_value if required else _optional, get_origin(kinds[0]) or kinds[0])
+        optional = NoneType in get_args(hint) or name == "spectral_dtype"
+        fields[name] = (_optional if optional else _value, kinds[0] if optional else hint)
     return fields
 
 
-def _value(values: Mapping[str, Any], key: str, kind: type[T], file: Path) -> T:
-    value = values.get(key)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind:  # not isinstance: true is no integer here
-        found = "missing" if key not in values else repr(value)
-        raise RunError(f"{file}: field {key!r} should be {kind.__name__}, is {found}; {_REPEAT}")
-    return value
+def _value(values: Mapping[Any, Any], key: Any, kind: Any, file: Path) -> Any:
+    """Return a value of a type, or of a `list[...]` or `dict[str, ...]` of it."""
+    value: Any = values.get(key)
+    if type(value) is dict and get_origin(kind) is dict:
+        return {name: _value(value, name, get_args(kind)[1], file) for name in value}
+    if type(value) is list and get_origin(kind) is list:
+        members = dict(enumerate(value))
+        return [_value(members, place, get_args(kind)[0], file) for place in members]
+    small = type(value) is not int or abs(value) < _LARGEST
+    if kind is float and type(value) is int and small:
+        return float(value)
+    if type(value) is kind and small:  # not isinstance: true is no integer here
+        return value
+    name, shown = getattr(kind, "__name__", kind), "missing" if key not in values else reprlib.repr(value)
+    raise RunError(f"{file}: field {key!r} should be {name}, is {shown}; {_REPEAT}")
 
 
-def _optional(values: Mapping[str, Any], key: str, kind: type[T], file: Path) -> T | None:
+def _optional(values: Mapping[str, Any], key: str, kind: Any, file: Path) -> Any:
     return None if values.get(key) is None else _value(values, key, kind, file)
 
 
@@ -199,18 +211,29 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 def split_finished(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """Return the finished runs, and for every other run a note with the reason why it is left out.
 
+    A rerun is no second run: it is left out where the run that it repeats is there.
+
     Raises:
         RunError: no run is finished.
     """
-    finished, notes = [], []
+    runs, finished, notes = list(runs), [], []
+    first = {_identity(run) for run in runs if run.finished and run.rerun_of is None}
     for run in runs:
-        if run.finished:
+        if run.finished and run.rerun_of is not None and _identity(run) in first:
+            notes.append(f"left out {run.path}: a rerun of {run.rerun_of}, not a second run")
+        elif run.finished:
             finished.append(run)
         else:
             notes.append(f"left out {run.path}: status {run.status}" + (f" ({run.reason})" if run.reason else ""))
     if not finished:
         raise RunError("no finished run among those given; finish or repeat them:\n  " + "\n  ".join(notes))
     return finished, notes
+
+
+def _identity(run: Run) -> tuple[object, ...]:
+    """Return what a run and its rerun have in common."""
+    setting = (run.dataset, run.backbone, run.frozen, run.image_size, run.reduction, run.recipe, run.epochs)
+    return (run.method, run.gradient, run.label, run.seed, *setting)
 
 
 def find_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:

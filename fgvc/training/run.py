@@ -48,13 +48,14 @@ _log = logging.getLogger(__name__)
 SPECTRUM_IMAGES = 256
 
 
-def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Path:
+def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun_of: Path | None = None) -> Path:
     """Train a run, or the rest of an unfinished one, and write its folder.
 
     Args:
         config: configuration of the run.
         before_step: function to call before each optimiser step, see `fgvc.training.step.BeforeStep`; it must not
             change the module or the random generators.
+        rerun_of: folder of the run that this one repeats; the summary names it.
 
     Returns:
         The run folder, with config.yaml, metrics.csv (if an epoch was trained), predictions.csv, spectrum.npz,
@@ -75,8 +76,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
     folder = RunFolder(Path(config.run_dir) if config.run_dir else default_run_dir(config))
     states = StateStore(folder.checkpoints)
     source = find_source(config, folder, states)  # report a mistake before reading the data
-    if folder.is_finished():
-        _log.info("%s is finished already; give another run_dir= to train again", folder.path)
+    if _is_done(folder):
         return folder.path
     with Interruption() as interruption, _readable_errors(config):
         started = time.perf_counter()
@@ -87,15 +87,19 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
         with accelerator.main_process_first():  # then the others find the feature maps in the cache
             prepared = prepare(config, accelerator, partial(require_same_digests, config, source))
         with folder.locked() if main else contextlib.nullcontext():
+            accelerator.wait_for_everyone()  # the lock is held now, so every process finds the same
+            # again, since another command may have written, or finished the run, while this one read the data
+            source = find_source(config, folder, states)
+            if _is_done(folder):
+                return folder.path
             trainer = create_trainer(config, prepared, accelerator, folder, states, interruption, started, before_step)
-            source = find_source(config, folder, states)  # again, since another process may have written
             require_same_digests(config, source, prepared.digests)
             if source is not None:
                 trainer.restore(*source)
             if main and (source is None or source[0] is not folder):
                 states.clear()
             trainer.log.progress.seconds["features"] += prepared.feature_seconds
-            with _summary(config, prepared, trainer) as summary:
+            with _summary(config, prepared, trainer, rerun_of) as summary:
                 interruption.patient = True
                 evaluation = trainer.fit()
                 if main:
@@ -108,6 +112,12 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None) -> Pa
             name = interruption.requested.name
             raise Interrupted(name, f"{name}: stopped after the end of {folder.path}")
     return folder.path
+
+
+def _is_done(folder: RunFolder) -> bool:
+    if finished := folder.is_finished():
+        _log.info("%s is finished already; give another run_dir= to train again", folder.path)
+    return finished
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -139,6 +149,8 @@ def find_source(config: RunConfig, folder: RunFolder, states: StateStore) -> tup
             return folder, states
         if (old := folder.checkpoints / "state.pt").is_file():
             raise RunError(f"{old} is the state of an earlier version and cannot be continued; delete {folder.path}")
+    elif foreign := folder.files():
+        raise RunError(f"{foreign[0]} exists, and without config.yaml it is of no run; give another run_dir=")
     if config.resume in ("auto", "never"):
         return None
     source = RunFolder(Path(config.resume))
@@ -236,13 +248,16 @@ def create_trainer(
 
 
 @contextlib.contextmanager
-def _summary(config: RunConfig, prepared: Prepared, trainer: Trainer) -> Iterator[dict[str, Any]]:
+def _summary(
+    config: RunConfig, prepared: Prepared, trainer: Trainer, rerun_of: Path | None
+) -> Iterator[dict[str, Any]]:
     """Write the configuration and a first summary, and the final summary when the block ends or fails."""
     accelerator, folder = trainer.accelerator, trainer.folder
     # described now, since the checkout may change before the run ends
     summary = describe_run(config, prepared) if accelerator.is_main_process else {}
     tf32 = tf32_allowed() if accelerator.device.type == "cuda" else None
     summary |= {"tf32": tf32, "status": "stopped", "reason": "killed", "final": None}
+    summary["rerun_of"] = None if rerun_of is None else str(rerun_of)
     if accelerator.is_main_process:
         folder.begin(config, summary | _progress_summary(trainer.log.progress))
     if config.trainer.tracker:

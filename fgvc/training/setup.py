@@ -323,14 +323,16 @@ def build_transform(config: RunConfig, backbone: Backbone, *, training: bool) ->
     )
 
 
-def ready_split(config: RunConfig, opened: ImageDataset, backbone: Backbone, *, training: bool) -> ImageDataset:
-    """Add the run's transform to a split and check that every image is readable.
+def ready_split(
+    config: RunConfig, opened: ImageDataset, backbone: Backbone, *, training: bool, look_in: Path | None = None
+) -> ImageDataset:
+    """Add the run's transform to a split and check that every image is readable; `look_in` may know that they are.
 
     Raises:
         DatasetError: an image cannot be read, and `trainer.on_bad_image` is "refuse".
     """
     dataset = opened.with_transform(build_transform(config, backbone, training=training))
-    return require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir))
+    return require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir), look_in=look_in)
 
 
 def hold_out(config: RunConfig, train: ImageDataset) -> tuple[ImageDataset, ImageDataset | None]:
@@ -348,9 +350,15 @@ def inference_batch_size(config: RunConfig, device: torch.device) -> int:
 
 
 def split_features(
-    config: RunConfig, images: ImageDataset, extractor: nn.Module, digest: str, device: torch.device
+    config: RunConfig,
+    images: ImageDataset,
+    extractor: nn.Module,
+    digest: str,
+    device: torch.device,
+    *,
+    look_in: Path | None = None,
 ) -> FeatureSet:
-    """Return the feature maps of one split, from the cache if it holds them."""
+    """Return the feature maps of one split, from the cache or the folder `look_in` if they hold them."""
     assert isinstance(images.transform, TransformSpec)
     key_parts = {"backbone": config.backbone.name, "weights": digest, "last_stride": str(config.backbone.last_stride)}
     return cached_features(
@@ -359,6 +367,7 @@ def split_features(
         extractor,
         key_parts=key_parts,
         cache_dir=Path(config.cache.dir),
+        look_in=look_in,
         batch_size=inference_batch_size(config, device),
         workers=config.trainer.workers,
         device=device,

@@ -44,7 +44,7 @@ def change_summary(path: Path, **changes: Any) -> Path:
 
 def write_config(path: Path, **config: Any) -> None:
     """Write config.yaml of a run folder (JSON is YAML)."""
-    (path / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+    (path / "config.yaml").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
 
 
 def write_spectrum(path: Path, *, images: int = 40, channels: int = 64, locations: int = 49, seed: int = 0) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import signal
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,15 @@ from typing import Any
 import pytest
 import timm
 import torch
+import yaml
 from command_line import Train, refused, succeeded, trainable
 from miniature import write_miniature
 from run_folders import change_summary
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fgvc.inference.export_formats import crop_pct
+from fgvc.inference.export import export_run
+from fgvc.inference.export_formats import WRITERS, crop_pct
 from fgvc.inference.restore import load_model
 from fgvc.runs.config import DatasetConfig, HybridConfig, MethodConfig
 from fgvc.training import train_run
@@ -104,6 +108,25 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Tra
     assert (facts["method"], facts["options"], facts["gradient"]) == ("isqrt_cov", {"iterations": 4}, None)
     assert facts["preprocessing"]["size"] == 64 and facts["exported_with"]["fgvc"]
     assert facts == json.loads((tmp_path / "out" / "export.json").read_text())
+
+
+def test_no_name_becomes_markup_in_the_card(runs: Path, tmp_path: Path, export: Train) -> None:
+    markdown = pytest.importorskip("markdown", reason="of the documentation")
+    run = Path(shutil.copytree(runs / "gap", tmp_path / "run"))
+    evil = "x](https://example.org) <img src=x onerror=alert(1)>\n\n# Title | `b` **c** _d_\x1b[2J\u202e"
+    summary = json.loads((run / "summary.json").read_text())
+    changes = {"label": evil, "commit": evil, "versions": {"torch": evil}}
+    changes["best"] = summary["best"] | {"selected_on": evil}
+    (run / "summary.json").write_text(json.dumps(summary | changes))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["dataset"] |= {"name": evil, "adapter": "synthetic"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    succeeded(export(run, "--to", "safetensors", "--output", tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert card.count("\n# ") == 1 and card.count("alert(1)") >= 5
+    page = markdown.markdown(card, extensions=["tables", "fenced_code"])
+    for tag in ("<img", "<a ", "<em", "<strong", "\x1b", "\u202e"):
+        assert tag not in page, tag
 
 
 @pytest.mark.parametrize(
@@ -199,6 +222,53 @@ def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Train) 
         done = export(runs / "gap", "--to", "safetensors", "--output", tmp_path / "photos", *arguments)
         refused(done, "photos", "no export")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+
+
+def test_what_appears_while_the_export_is_made_stays(
+    runs: Path, tmp_path: Path, export: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, arguments = tmp_path / "out", (runs / "gap", "--to", "safetensors", "--output", tmp_path / "out")
+    write = WRITERS["safetensors"]
+
+    def slow(model: Any, facts: Any, folder: Path) -> Any:
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir()
+        (output / "photograph.jpg").write_bytes(b"mine")
+        return write(model, facts, folder)
+
+    succeeded(export(*arguments))
+    with monkeypatch.context() as patched:
+        patched.setitem(WRITERS, "safetensors", slow)
+        refused(export(*arguments), "out exists and is no export")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "photograph.jpg"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the export is killed in a fork")
+@pytest.mark.parametrize("rename", [1, 2])
+def test_an_export_that_was_killed_between_its_renames_is_found_by_the_next(
+    runs: Path, tmp_path: Path, export: Train, rename: int
+) -> None:
+    output = tmp_path / "out"
+    succeeded(export(runs / "gap", "--to", "safetensors", "--output", output))
+    child = os.fork()
+    if not child:
+        calls, real = [], Path.rename
+
+        def kill(self: Path, target: Path) -> Path:
+            calls.append(target)
+            if len(calls) == rename:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(self, target)
+
+        Path.rename = kill  # type: ignore[method-assign, assignment]
+        export_run(runs / "gap", to="safetensors", output=output)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert output.exists() == (rename == 1)
+    # another run's export is refused, and finds the first one all the same
+    refused(export(runs / "seb", "--to", "safetensors", "--output", output), "another run")
+    assert json.loads((output / "export.json").read_text())["method"] == "gap"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_exported_models_are_compared_with_the_run(runs: Path, export: Train, monkeypatch: pytest.MonkeyPatch) -> None:

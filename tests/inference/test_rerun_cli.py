@@ -19,6 +19,7 @@ from fgvc.data.synthetic import write_synthetic
 from fgvc.errors import RunError
 from fgvc.inference import rerun
 from fgvc.reporting.comparison import comparison_markdown
+from fgvc.runs import read_run
 from fgvc.runs.compare import array_distance, column_distance, compare_runs, weights_distance
 from fgvc.runs.config import MethodConfig
 from fgvc.training import train_run
@@ -64,7 +65,7 @@ def test_a_run_is_repeated_to_the_last_bit_and_left_alone(finished: Path, tmp_pa
 def test_beside_the_run_with_features_of_the_cache(pair: tuple[Path, Path], here: Train) -> None:
     copy = pair[1]
     done = succeeded(here("rerun.py", "copy", cwd=copy.parent))
-    assert (copy.parent / "copy-rerun" / "summary.json").is_file()
+    assert read_run(copy.parent / "copy-rerun").rerun_of == "copy" and read_run(copy).rerun_of is None
     assert "`copy-rerun` read its feature maps from a cache" in done.stdout
 
 

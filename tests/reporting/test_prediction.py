@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Train, refused, trainable
+import yaml
+from command_line import Done, Train, refused, trainable
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fgvc
 from fgvc.data import decode_rgb
 from fgvc.errors import ConfigError, ImageError, RunError
-from fgvc.inference import predict as predict_files
 from fgvc.inference.calibrate import read_calibration
 from fgvc.inference.restore import restore_run
 from fgvc.inference.temperature import fit_temperature
@@ -240,10 +240,11 @@ def test_images_without_a_temperature_leave_the_run_uncalibrated(copy: Copy, mon
 
 def test_command_line_names_one_image(predict: Train, copy: Copy, home: Path) -> None:
     run, image = copy("frozen"), home / "data" / "test" / CLASSES[0] / "1.png"
+    fgvc.calibrate_run(run)
     done = predict(run, image, "--top", 2)
     assert done.returncode == 0, done.stderr
     expected = fgvc.load_run(run).predict(image, top=2)
-    assert expected.calibrated  # by this first call
+    assert expected.calibrated
     lines = done.stdout.splitlines()
     assert lines[0] == str(image) and lines[-1] == f"written: {run / 'predicted' / '1.png'}"
     assert "probabilities are calibrated: temperature" in lines[-2] and lines[-2].endswith("from 24 test images")
@@ -264,19 +265,21 @@ def test_command_line_prints_one_json_document(predict: Train, copy: Copy, home:
         str(tmp_path / "drawn" / f"0{end}.png") for end in ("", "-2")
     ]
     assert sorted(pair["class"] for pair in document["images"][0]["predictions"]) == sorted(CLASSES)
-    assert "probabilities are not calibrated" in done.stderr and "elsewhere" in done.stderr
-    assert "calibrate" in done.stderr and "--root PATH" in done.stderr
+    assert "probabilities are not calibrated" in done.stderr and "fgvc calibrate" in done.stderr
 
 
 def test_command_line_names_a_folder_and_tells_broken_files(predict: Train, copy: Copy, tmp_path: Path) -> None:
     folder, run = tmp_path / "photographs", copy("frozen")
+    fgvc.calibrate_run(run)
     (folder / "deep").mkdir(parents=True)
     for name in ("b.png", "deep/=cmd().png", "a.png"):
         Image.new("RGB", (50, 40), "teal").save(folder / name)
     (folder / "broken.jpg").write_bytes(b"no image")
     (folder / "notes.txt").write_text("no image either")
     done = predict(run, folder)
-    assert done.returncode == 0 and done.stderr.count("note: ") == 1, done.stderr
+    assert done.returncode == 2 and "note: " not in done.stderr, done.stderr
+    assert "error: 1 of 4 images failed, for the reasons above: " + str(folder / "broken.jpg") in done.stderr
+    assert done.stdout.splitlines()[::4][:3] == [str(folder / name) for name in ("a.png", "b.png", "deep/=cmd().png")]
     table = run / "predicted" / "predictions.csv"
     found = read_csv(table, ("path", "name_1", "probability_1", "name_3", "error"))
     names = ["a.png", "b.png", "broken.jpg", "deep/=cmd().png"]
@@ -284,9 +287,81 @@ def test_command_line_names_a_folder_and_tells_broken_files(predict: Train, copy
     assert found["error"].notna().tolist() == [False, False, True, False]
     assert found["name_1"].isna().tolist() == [False, False, True, False]
     assert set(found["name_1"].dropna()) <= set(CLASSES)
-    assert sorted(path.name for path in (run / "predicted").iterdir()) == ["predictions.csv"]
-    assert predict(run, folder, "--csv", tmp_path / "strict.csv", "--strict").returncode == 1
-    assert (tmp_path / "strict.csv").read_text() == table.read_text()
+    assert sorted(path.name for path in (run / "predicted").glob("[!.]*")) == ["predictions.csv"]
+    (folder / "broken.jpg").unlink()
+    assert predict(run, folder, "--csv", tmp_path / "good.csv", "--strict").returncode == 0
+
+
+def test_no_image_and_no_strange_file_is_written_over(
+    predict: Callable[..., Done], here: Callable[..., Done], copy: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run, photos = copy("frozen"), tmp_path / "photos"
+    photos.mkdir()
+    for name in ("bird.png", "note.png"):
+        Image.new("RGB", (50, 40), "teal").save(photos / name)
+    (tmp_path / "mine.csv").write_text("mine")
+    before = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+    image = photos / "bird.png"
+    refused(predict(run, photos, "--overlay", photos), "bird.png is one of the images")
+    refused(predict(run, image, "--no-overlay", "--csv", image), "bird.png is one of the images")
+    refused(predict(run, image, "--no-overlay", "--csv", photos / "note.png"), "note.png", "give another path")
+    refused(predict(run, image, "--no-overlay", "--csv", tmp_path / "mine.csv"), "mine.csv", "give another path")
+    refused(predict(run, image, "--no-overlay", "--csv", run / "predictions.csv"), "predictions.csv: exists")
+    refused(here("report.py", run, "--output", run / "summary.json", cwd=tmp_path), "summary.json: exists")
+    refused(here("make_tables.py", run, "--provenance", run / "config.yaml", cwd=tmp_path), "config.yaml: exists")
+    assert {path: path.read_bytes() for path in before} == before
+    for _ in range(2):  # a command may be repeated
+        assert predict(run, image).returncode == 0 and predict(run, photos, "--overlay", tmp_path / "o").returncode == 0
+        assert here("report.py", run, cwd=tmp_path).returncode == 0
+        assert here("make_tables.py", run, "--provenance", "p.json", cwd=tmp_path).returncode == 0
+        assert here("evaluate.py", run, cwd=tmp_path).returncode == 0
+    drawn = run / "predicted" / "bird.png"
+    refused(predict(run, drawn, "--overlay", drawn.parent), "bird.png is one of the images")
+    refused(here("report.py", run, "--output", "p.json", cwd=tmp_path), "p.json: exists")
+    arguments = ("attribute.py", run, "--images", drawn, "--output", drawn.parent)
+    refused(here(*arguments, cwd=tmp_path), "where the results are written")
+
+
+def test_one_odd_image_does_not_spoil_the_others(
+    predict: Callable[..., Done], copy: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong with it: in the transform, in the model, or in its overlay; and whatever ends the command."""
+    paths = [tmp_path / f"{name}.png" for name in "abcd"]
+    for number, path in enumerate(paths):
+        Image.new("RGB", (50, 40), (number, 0, 0)).save(path)
+    odd = "no room for an image of this form"
+    prepare, logits = fgvc.Predictor.prepare, fgvc.Predictor.logits
+
+    def fails(self: fgvc.Predictor, image: Path) -> torch.Tensor:
+        if image.stem == "b":
+            raise MemoryError(odd)
+        return prepare(self, image)
+
+    def nan(self: fgvc.Predictor, batch: torch.Tensor) -> torch.Tensor:
+        if any(torch.equal(one, prepare(self, paths[1])) for one in batch):
+            raise RunError(odd)
+        return logits(self, batch)
+
+    def stops(self: fgvc.Predictor, image: Path) -> torch.Tensor:
+        if image.stem == "e":
+            raise KeyboardInterrupt
+        return prepare(self, image)
+
+    run = copy("frozen")
+    for number, (name, function) in enumerate((("prepare", fails), ("logits", nan))):
+        with monkeypatch.context() as patched:
+            patched.setattr(fgvc.Predictor, name, function)
+            done = predict(run, *paths, "--csv", tmp_path / f"{number}.csv")
+        refused(done, odd, "1 of 4 images failed", str(paths[1]))
+        found = pd.read_csv(tmp_path / f"{number}.csv")
+        assert found["name_1"].notna().tolist() == [True, False, True, True]
+        assert all(str(path) in done.stdout for path in paths if path.stem != "b")
+        assert (run / "predicted" / "d.png").is_file()
+    with monkeypatch.context() as patched:
+        patched.setattr(fgvc.Predictor, "prepare", stops)
+        last = Path(shutil.copy(paths[0], tmp_path / "e.png"))
+        assert predict(run, *paths, last, "--no-overlay", "--csv", tmp_path / "part.csv").returncode == 130
+    assert len(pd.read_csv(tmp_path / "part.csv")) == 4
 
 
 def test_command_line_refuses_in_one_line(predict: Train, copy: Copy, home: Path, tmp_path: Path) -> None:
@@ -298,7 +373,7 @@ def test_command_line_refuses_in_one_line(predict: Train, copy: Copy, home: Path
         ((run, tmp_path / "empty"), ("empty: no image files",)),
         ((run, tmp_path / "text.jpg"), ("text.jpg cannot be read: not an image",)),
         ((tmp_path / "no_run", image), ("no_run is not a run folder",)),
-        ((run, image, "--top", 0, "--no-calibration"), ("top=0 must be at least 1",)),
+        ((run, image, "--top", 0), ("top=0 must be at least 1",)),
     ):
         done = predict(*arguments)
         refused(done, *parts)
@@ -306,13 +381,78 @@ def test_command_line_refuses_in_one_line(predict: Train, copy: Copy, home: Path
     assert not (run / "predicted").exists()
 
 
-def test_a_run_that_cannot_be_written_to_is_calibrated_for_a_call(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied", "calibration.json")
+def test_a_run_calibrates_itself_at_its_end_and_prediction_never_does(
+    predict: Callable[..., Done], train_here: Train, home: Path, tmp_path: Path
+) -> None:
+    """Prediction acts on no setting of the folder, which someone else may have sent."""
+    assert train_here(tmp_path, "run_dir=run", "trainer.val_fraction=0.5").returncode == 0
+    run, image = tmp_path / "run", next((home / "data" / "test").rglob("*.png"))
+    assert read_calibration(run) is not None
+    (run / "calibration.json").unlink()
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["cache"] |= {"dir": str(tmp_path / "theirs"), "max_gb": 1e-9}
+    settings["dataset"] |= {"root": str(tmp_path / "made"), "options": settings["dataset"]["options"]}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    done = predict(run, image)
+    assert done.returncode == 0 and "note: probabilities are not calibrated; on the machine" in done.stderr
+    assert "probabilities are not calibrated" in done.stdout and not (run / "calibration.json").exists()
+    assert not (tmp_path / "theirs").exists() and not (tmp_path / "made").exists()
 
-    monkeypatch.setattr(predict_files, "keep_calibration", refuse)
-    predictor, notes = predict_files.open_calibrated(copy("frozen"))
-    assert predictor.calibrated and "used once and not saved" in notes[0]
+
+def test_a_strangers_run_writes_nothing_outside_and_asks_no_network(
+    here: Callable[..., Done], copy: Callable[[str], Path], home: Path, tmp_path: Path
+) -> None:
+    run, image = copy("frozen"), next((home / "data" / "test").rglob("*.png"))
+    original = (run / "config.yaml").read_text()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name in ("features-0.npy", "features-0.json"):
+        (theirs / name).write_bytes(b"{}")
+
+    def change(part: str, **values: object) -> None:
+        settings = yaml.safe_load(original)
+        settings[part] |= values
+        (run / "config.yaml").write_text(yaml.safe_dump(settings))
+
+    change("cache", dir=str(theirs), max_gb=1e-9)
+    for script in ("evaluate.py", "calibrate.py"):
+        done = here(script, run, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in theirs.iterdir()) == ["features-0.json", "features-0.npy"]
+    for adapter, options in (("synthetic", {}), ("hf", {"path": "someone/else"})):
+        change("dataset", adapter=adapter, root=str(tmp_path / "made"), options=options)
+        refused(here("evaluate.py", run, cwd=tmp_path), "made is not there", "--root")
+    assert not (tmp_path / "made").exists()
+    for name in ("hf_hub:someone/else", "hf-hub:someone/else", "local-dir:/etc"):
+        change("backbone", name=name)
+        refused(here("predict.py", run, image, cwd=tmp_path), name, "may not ask for")
+
+
+LINKS = ("config.yaml", "summary.json", "checkpoints", "checkpoints/last.safetensors", "predictions.csv")
+
+
+@pytest.mark.parametrize("name", [*LINKS, "predicted", "exports", ".lock", "calibration.json", "metrics.csv"])
+def test_a_link_out_of_a_run_folder_is_not_followed(
+    name: str, here: Callable[..., Done], copy: Callable[[str], Path], home: Path, tmp_path: Path
+) -> None:
+    run, target = copy("tuned"), tmp_path / "secret"
+    if (run / name).exists():
+        (run / name).rename(target)
+    else:
+        target.mkdir()
+    (run / name).symlink_to(target)
+    before = sorted(tmp_path.rglob("*"))
+    image = next((home / "data" / "test").rglob("*.png"))
+    for script, *arguments in (
+        ("predict.py", run, image),
+        ("evaluate.py", run),
+        ("report.py", run),
+        ("make_tables.py", run),
+        ("export.py", run, "--to", "safetensors"),
+        ("calibrate.py", run),
+    ):
+        refused(here(script, *arguments, cwd=tmp_path), str(run / name), "a link out of the run folder")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_calibrating_several_runs_writes_tables_and_diagrams(here: Train, copy: Copy, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from command_line import ROOT, Done, refused
 from matplotlib.colors import to_hex, to_rgb
 from run_folders import (
+    change_summary,
     write_attribution,
     write_config,
     write_history,
@@ -123,7 +124,8 @@ def test_no_name_becomes_markup_or_script(tmp_path: Path) -> None:
         folder = write_run(tmp_path / f"r{number}", label=name, reason=name, commit=name, dataset=name, backbone=name)
         write_metrics(folder)
         write_predictions(folder, [*ODD[number:], *ODD[:number]])
-        write_config(folder, name=name, dataset={"name": name}, **{f"k{number}": name})
+        setting = name.replace("${", "$ {")  # an interpolation is refused
+        write_config(folder, name=setting, dataset={"name": setting}, **{f"k{number}": setting})
     write_attribution(tmp_path / "r0", **dict.fromkeys(("image", "class", "predicted", "explained", "method"), ODD[0]))
     page, text, _ = made(tmp_path)
     scripts = [attributes.get("type") for tag, attributes in page.tags if tag == "script"]
@@ -284,3 +286,22 @@ def test_script_writes_the_page_and_says_where(tmp_path: Path, here: Callable[..
     write_run(tmp_path / "b", status="failed", final=None, best=None)
     assert here("report.py", ".", "--output", "r.html", "--strict", cwd=tmp_path).returncode == 1
     refused(here("report.py", "nowhere", cwd=tmp_path), "nowhere", "no such folder")
+
+
+def test_a_section_that_fails_is_a_note_and_a_rerun_is_no_second_run(tmp_path: Path, here: Callable[..., Done]) -> None:
+    for name, changes in (("a", {}), ("a-rerun", {"rerun_of": "a"})):
+        folder = write_run(tmp_path / "runs" / name, **changes)
+        write_spectrum(folder, images=4, channels=6)
+        write_predictions(folder, ["x", "y"])
+        write_metrics(folder)
+        write_config(folder, seed=0)
+    done = here("report.py", "runs", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr.count("note: ") == 1, done.stderr
+    assert "note: left out runs/a-rerun: a rerun of a, not a second run" in done.stderr
+    assert here("report.py", "runs/a", "--strict", cwd=tmp_path).returncode == 0
+    assert here("report.py", "runs/a-rerun", "--strict", cwd=tmp_path).returncode == 0  # alone it is a run
+    change_summary(tmp_path / "runs" / "a-rerun", rerun_of=None)
+    done = here("report.py", "runs", "--strict", cwd=tmp_path)
+    assert done.returncode == 1 and (tmp_path / "runs" / "report.html").is_file()
+    for section in ("Accuracy", "Spectra", "Confusions", "Cost"):
+        assert f"note: the section {section} shows nothing: two runs of SEB" in done.stderr, done.stderr

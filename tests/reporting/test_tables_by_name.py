@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_line import ROOT, Done, refused
-from run_folders import write_config, write_run
+from run_folders import change_summary, write_config, write_run
 from safetensors.numpy import save_file
 from scipy import stats
 
@@ -236,6 +236,37 @@ def test_what_cannot_be_read_is_noted_and_the_rest_tabulated(tmp_path: Path, her
     assert [note.split()[3].rstrip(":") for note in notes] == ["empty", "nowhere", "r/gap/seed0/summary.json"]
     assert here("make_tables.py", "r", "empty", "--strict", cwd=tmp_path).returncode == 1
     refused(here("make_tables.py", "empty", "nowhere", cwd=tmp_path), "empty: no run in it", "nowhere: no such folder")
+
+
+DAMAGE = {
+    "text in place of seconds": {"seconds": {"train": "x"}},
+    "no seconds": {"seconds": {"train": None}},
+    "a lone surrogate": {"label": "a\ud800"},
+    "a lone surrogate where nobody looks": {"more": ["a\ud800"]},
+    "infinity": {"peak_memory_mb": float("inf")},
+    "a number of 400 digits": {"epochs": 10**400},
+    "another one": {"peak_memory_mb": 10**400},
+    "classes that are lists": {"classes": [["a"]]},
+    "a version that is none": {"versions": {"torch": [2]}},
+}
+
+
+@pytest.mark.parametrize("fault", [*DAMAGE, "a configuration that is a list"])
+@pytest.mark.parametrize("script", ["make_tables.py", "report.py"])
+def test_one_bad_run_is_left_out_with_a_note(
+    tmp_path: Path, here: Callable[..., Done], script: str, fault: str
+) -> None:
+    runs_of(tmp_path / "r", "mpn_cov", [180, 184])
+    (bad,) = runs_of(tmp_path / "r", "gap", [100])
+    if fault in DAMAGE:
+        change_summary(bad, **DAMAGE[fault])
+    else:
+        (bad / "config.yaml").write_text("- a\n")
+    done = here(script, "r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"note: left out r/gap/seed0/{'summary.json' if fault in DAMAGE else 'config.yaml'}" in done.stderr
+    (page,) = [*(tmp_path / "r").rglob("accuracy.md"), *(tmp_path / "r").rglob("report.html")]
+    assert "91.00" in page.read_text(encoding="utf-8")
 
 
 def test_all_tables_that_can_be_made_are_made_and_traced(tmp_path: Path, here: Callable[..., Done]) -> None:

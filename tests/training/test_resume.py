@@ -8,12 +8,13 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Train, refused
+from command_line import Train, refused, train
 from forked_runs import MOMENTS, train_in_processes, train_until
 from miniature import write_miniature
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from fgvc.errors import RunError
 from fgvc.io import load_pytorch
 from fgvc.models import create_backbone
+from fgvc.training import run
 from fgvc.training.states import StateStore
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
@@ -179,6 +181,27 @@ def test_one_process_at_a_time_writes_a_folder(tmp_path: Path, train_here: Train
         assert free
         refused(train_here(tmp_path, "run_dir=run"), "another process is training", "run_dir=")
     assert train_here(tmp_path, "run_dir=run").returncode == 0
+
+
+def test_a_run_that_another_command_finished_meanwhile_stays_finished(
+    tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = run.prepare
+
+    def slow(*arguments: Any) -> Any:
+        """As where the features are computed, or waited for."""
+        prepared = prepare(*arguments)
+        assert train(tmp_path, "run_dir=run").returncode == 0
+        finished.extend(sorted((tmp_path / "run").rglob("*.*")))
+        contents.extend(path.read_bytes() for path in finished)
+        return prepared
+
+    finished: list[Path] = []
+    contents: list[bytes] = []
+    monkeypatch.setattr(run, "prepare", slow)
+    done = train_here(tmp_path, "run_dir=run")
+    assert done.returncode == 0 and "run is finished already" in done.stderr
+    assert [path.read_bytes() for path in sorted((tmp_path / "run").rglob("*.*"))] == contents
 
 
 def test_a_damaged_summary_is_rewritten_and_what_a_killed_run_left_deleted(tmp_path: Path, train_here: Train) -> None:

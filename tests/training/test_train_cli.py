@@ -16,6 +16,8 @@ from command_line import ROOT, SMALL, Train, refused, run, succeeded, train
 from PIL import Image
 from safetensors.torch import load_file
 
+from fgvc.data.synthetic import write_synthetic
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -178,6 +180,7 @@ def test_a_run_is_not_evaluated_on_another_dataset(finished: Path, tmp_path: Pat
     shutil.copytree(finished / "run", tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("classes: 3", "classes: 4"))
+    write_synthetic(tmp_path / "images", classes=4, train_per_class=4, test_per_class=3, size=64)
     done = here("evaluate.py", str(tmp_path / "run"), "--root", str(tmp_path / "images"), cwd=finished)
     refused(done, "4 classes", "3", "same dataset")
 

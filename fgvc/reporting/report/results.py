@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from fgvc.errors import RunError
+from fgvc.errors import NothingToShowError, RunError
 from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import Inputs
 from fgvc.runs import Run, Setting, group_runs
@@ -30,12 +30,15 @@ class Results:
     inputs: Inputs
 
     def with_file(self, name: str, notes: list[str]) -> dict[Setting, Group]:
-        """The finished runs that kept a file; notes how many of each setting did not. Raises RunError if none did."""
+        """The finished runs that kept a file; notes how many of each setting did not.
+
+        Raises NothingToShowError if none did, RunError where two have one seed.
+        """
         finished = [run for run in self.runs if run.finished]
         kept = [run for run in finished if (run.path / name).is_file()]
         lacking = [run for run in finished if run not in kept]
         if not kept:
-            raise RunError(f"none of {len(lacking)} finished runs kept {name}")
+            raise NothingToShowError(f"none of {len(lacking)} finished runs kept {name}")
         for setting, group in group_runs(lacking).items():
             notes.append(f"{setting.title}: runs that kept no {name}: {sum(map(len, group.values()))}")
         return group_runs(kept)
@@ -49,7 +52,10 @@ class Results:
         """
         files = {file.resolve(): file for folder in self.inputs.results for file in sorted(folder.rglob(name))}
         if not files:
-            raise RunError(f"no {name} of fgvc {command} lies in these folders")
+            raise NothingToShowError(f"no {name} of fgvc {command} lies in these folders")
+        folders = [folder.resolve() for folder in self.inputs.results]
+        outside = [real for real in files if not any(map(real.is_relative_to, folders))]
+        notes += [f"{files.pop(real)}: a link out of the given folders, which is not followed" for real in outside]
         for file in files.values():
             owner = next((run for run in self.runs if run.path in file.parents), None)
             try:

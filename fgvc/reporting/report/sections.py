@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from fgvc.errors import RunError, UserError
+from fgvc.errors import NothingToShowError, RunError, UserError
 from fgvc.io import file_digests, read_csv, read_json_object
 from fgvc.presentation.render import Block
 from fgvc.presentation.style import method_order
@@ -74,8 +74,10 @@ def make_sections(results: Results) -> list[Section]:
         try:
             parts = list(make(results, notes))
             missing = "" if parts else "what lies here is left out, as the notes say"
-        except UserError as error:
+        except NothingToShowError as error:
             parts, notes, missing = [], [], str(error)
+        except UserError as error:
+            parts, notes, missing = [], [f"the section {title} shows nothing: {error}"], str(error)
         sections.append(Section(name, title, command, parts, list(dict.fromkeys(notes)), missing))
     return sections
 
@@ -127,7 +129,8 @@ def _training(results: Results, notes: list[str]) -> Iterator[Part]:
             curves.append(Curve(run.label, _run_name(run, run.path), metrics))
             ends.append({"label": run.label, "seed": run.seed, **metrics.iloc[-1]})
     if not curves:
-        raise RunError("\n".join(["no run has a row in metrics.csv", *notes]))
+        kept = any((run.path / "metrics.csv").exists() for run in results.runs)
+        raise (RunError if kept else NothingToShowError)("\n".join(["no run has a row in metrics.csv", *notes]))
     last = [end["test_top1"] for end in ends]
     text = (
         f"Test top-1, test loss and training loss of {len(curves)} runs after each epoch, a line a run; after the last "
@@ -147,11 +150,12 @@ def _view(
     for setting, group in results.with_file(file, notes).items():
         try:
             view = VIEWS[name]([run for runs in group.values() for run in runs], Options())
+            chart = draw(setting.title, view.table)
         except RunError as error:
             notes.append(f"{setting.title}: {error}")
             continue
         notes.extend(view.notes)
-        yield draw(setting.title, view.table)
+        yield chart
         yield replace(view.block, title=f"{view.block.title}: {setting.title}")
 
 
@@ -161,6 +165,8 @@ def _spectra(title: str, table: pd.DataFrame) -> Chart:
         part = within[within["stage"] == stage]
         if len(part):
             panels.append(Panel(name, method_curves(part), "median", ("lower", "upper"), log=True))
+    if not panels:
+        raise RunError("all covariances are zero: the feature maps have one location, or are constant")
     text = (
         "Eigenvalues λ in descending order up to the numerical rank of the covariance, on a log scale: median over "
         "test images of all seeds as a line, quartiles as a band."

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
-from fgvc.io import atomic_path, write_json_atomic, write_npz
+from fgvc.errors import ConfigError
+from fgvc.inference.predict import find_images
+from fgvc.io import output_path, to_json, write_output
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import PAGE_WIDTH, figure_style, new_figure
 from fgvc.presentation.style import caption as add_caption
@@ -141,6 +143,16 @@ def grid_figure(columns: Sequence[Column], labels: Sequence[str], title: str, ca
 SCHEMA = 1
 
 
+def require_outside(which: str, folder: Path) -> None:
+    """Raise ConfigError if one of the images to explain (see `choose_images`) lies in the folder of the results."""
+    source = Path(which)
+    inside = (
+        [path for path in find_images(source) if folder.resolve() in path.resolve().parents] if source.exists() else []
+    )
+    if inside:
+        raise ConfigError(f"{inside[0]}: lies in {folder}, where the results are written; give another --output")
+
+
 def write_attribution(found: RunAttribution, folder: Path) -> list[Path]:
     """Write maps/*.png, grid_METHOD.png, eigenvectors_*.png, maps.npz and attribution.json; returns their paths.
 
@@ -150,14 +162,15 @@ def write_attribution(found: RunAttribution, folder: Path) -> list[Path]:
     grids = []
     for name, figure in _figures(found).items():
         grids.append(folder / f"{name}.png")
-        with figure_style(), atomic_path(grids[-1]) as temporary:
+        with figure_style(), output_path(grids[-1]) as temporary:
             figure.savefig(temporary, dpi=_RESOLUTION)
     arrays = {
         f"{method}.{band}": maps[k] for method, maps in found.maps.items() for k, band in enumerate(found.bands)
     } | {"scores": found.scores, "predicted": found.predicted, "explained": found.explained}
     for end, eigenvectors in found.eigenvectors.items():
         arrays |= {f"{end}.{name}": part.numpy() for name, part in eigenvectors._asdict().items()}
-    write_npz(folder / "maps.npz", arrays)
+    with output_path(folder / "maps.npz") as temporary:
+        np.savez(temporary, **arrays)
     record = {
         "schema": SCHEMA,
         "run": str(found.run),
@@ -170,7 +183,7 @@ def write_attribution(found: RunAttribution, folder: Path) -> list[Path]:
         "versions": versions(),
         **source_state(),
     }
-    write_json_atomic(folder / "attribution.json", record)
+    write_output(folder / "attribution.json", to_json(record))
     return [*grids, *(folder / item["file"] for item in items), folder / "maps.npz", folder / "attribution.json"]
 
 
@@ -181,7 +194,7 @@ def _write_overlays(found: RunAttribution, folder: Path) -> Iterator[dict[str, A
         for k, band in enumerate(found.bands):
             for i, (name, target) in enumerate(zip(images.names, images.targets, strict=True)):
                 file = Path("maps") / f"{i:03}_{method}_{band.replace(':', '-')}.png"
-                with atomic_path(folder / file) as temporary:
+                with output_path(folder / file) as temporary:
                     pixels = overlay(images.pictures[i], maps[k, i], signed=METHODS[method].signed)
                     Image.fromarray(pixels).save(temporary)
                 yield {

@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from fgvc.io import to_csv, write_text_atomic
+from fgvc.io import to_csv, write_output
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import COLUMN_WIDTH, PAGE_WIDTH, caption, figure_style, new_figure, save_figure, short_name
 from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, per_class, top_confusions
@@ -192,7 +192,7 @@ def write_class_report(
         f"confusions-{name}.md": f"# {' '.join(title.splitlines())}\n\n{text}\n",
     }
     for file, content in texts.items():
-        write_text_atomic(folder / file, content)
+        write_output(folder / file, content)
     figures = save_figure(confusion_figure(matrix, confusions, title), folder / f"confusion-{name}")
     return ClassReport(text, [*(folder / file for file in texts), *figures])
 

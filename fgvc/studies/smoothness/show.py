@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.io import write_tables, write_text_atomic
+from fgvc.io import write_output, write_tables
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import (
     PAGE_WIDTH,
@@ -187,5 +187,5 @@ def write_smoothness(table: pd.DataFrame, folder: Path, title: str | None = None
     """
     figure, text = smoothness_figure(table, title), smoothness_markdown(table)
     written = [*write_tables(folder, {"smoothness": table}), folder / "smoothness.md"]
-    write_text_atomic(written[-1], text + "\n")
+    write_output(written[-1], text + "\n")
     return written + save_figure(figure, folder / "smoothness")

@@ -8,7 +8,7 @@ from typing import TypeVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from fgvc.errors import RunError
+from fgvc.errors import NothingToShowError, RunError
 from fgvc.io import write_tables
 from fgvc.presentation.render import Block, block_markdown
 from fgvc.presentation.style import method_order, save_figure
@@ -125,7 +125,7 @@ def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
     setting, group = one_setting(runs)
     history, notes = condition_history(group)
     if history.empty:
-        raise RunError("\n  ".join(["no run here has spectra by epoch:", *notes]))
+        raise NothingToShowError("\n  ".join(["no run here has spectra by epoch:", *notes]))
     table = history.drop(columns="runs")
     return View(history_figure, setting.title, conditions_block(history), table, notes)
 
