@@ -21,9 +21,9 @@ from fgvc.data.synthetic import write_synthetic
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Working folder of a finished run in `run` with the backbone trained, in bfloat16 and with tensorboard."""
+    """Working folder of a finished run in `run` with the backbone trained, and with tensorboard."""
     cwd = tmp_path_factory.mktemp("finetune")
-    succeeded(train(cwd, "run_dir=run", "trainer.precision=bf16", "trainer.tracker=tensorboard"))
+    succeeded(train(cwd, "run_dir=run", "trainer.tracker=tensorboard"))
     return cwd
 
 
