@@ -54,7 +54,7 @@ def test_command_line_writes_what_it_says(runs: Path) -> None:
     done = succeeded(run("evaluate.py", "tuned", *options, cwd=runs))
     name = "best-ten_crop-resize72"
     written = done.stdout.split("written: ")[1].strip().split(", ")
-    assert sorted(written) == sorted(f"out/{file.name}" for file in (runs / "out").iterdir())
+    assert sorted(written) == sorted(f"out/{file.name}" for file in (runs / "out").glob("[!.]*"))
     files = {f"{kind}-{name}.csv" for kind in ("predictions", "per_class", "confusion")}
     files |= {f"confusion-{name}.png", f"confusion-{name}.pdf", f"confusions-{name}.md", f"evaluation-{name}.json"}
     assert {Path(file).name for file in written} == files
@@ -117,14 +117,19 @@ def test_the_size_of_a_batch_changes_nothing_and_a_repetition_not_a_bit(copy: Co
     pd.testing.assert_frame_equal(evaluate_run(copy("tuned"), views="mirror").predictions, first, atol=1e-5)
 
 
-def test_only_what_is_needed_is_read_and_cached(copy: Copy, tmp_path: Path) -> None:
-    path = copy("frozen", f"cache.dir={tmp_path / 'fresh'}")
-    evaluate_run(path, views="mirror")
-    assert [file.name.split("-")[0] for file in (tmp_path / "fresh").iterdir()] == ["readable"]
-    evaluate_run(path)
-    names = sorted(file.name.split("-")[0] + file.suffix for file in (tmp_path / "fresh").iterdir())
+def test_only_what_is_needed_is_read_and_cached(
+    copy: Copy, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = copy("frozen", f"cache.dir={tmp_path / 'fresh'}"), tmp_path / "results" / "cache"
+    root = str(runs / "datasets" / "synthetic")
+    monkeypatch.chdir(tmp_path)
+    evaluate_run(path, views="mirror", root=root)
+    assert [file.name.split("-")[0] for file in cache.iterdir()] == ["readable"]
+    evaluate_run(path, root=root)
+    names = sorted(file.name.split("-")[0] + file.suffix for file in cache.iterdir())
     assert names == ["features.json", "features.npy", "readable.json"]
-    (features,) = (tmp_path / "fresh").glob("*.npy")
+    (features,) = cache.glob("*.npy")
+    assert not (tmp_path / "fresh").exists()
     assert np.load(features).shape[:2] == (1, 9)  # the test split alone
 
 

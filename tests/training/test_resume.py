@@ -362,12 +362,15 @@ def test_another_folder_that_continues_a_run_gets_its_best_weights(tmp_path: Pat
     assert_same_run(tmp_path / "other", tmp_path / "straight")
 
 
-def test_states_of_another_run_are_not_continued(tmp_path: Path) -> None:
-    """Somebody has deleted the configuration; the run that begins is killed before it saves anything."""
+def test_states_of_another_run_are_neither_continued_nor_deleted(tmp_path: Path, train_here: Train) -> None:
+    """Somebody has deleted the configuration."""
     assert train_until(tmp_path, ["run_dir=run", "trainer.save_steps=1"], ("step", 2)) < 0
     (tmp_path / "run" / "config.yaml").unlink()
-    assert train_until(tmp_path, ["run_dir=run", "optimizer.lr=0.01"], ("step", 1)) < 0
-    assert (tmp_path / "run" / "config.yaml").is_file() and not list((tmp_path / "run" / "checkpoints").iterdir())
+    before = sorted((tmp_path / "run").rglob("*"))
+    refused(
+        train_here(tmp_path, "run_dir=run", "optimizer.lr=0.01"), "run/summary.json exists", "give another run_dir="
+    )
+    assert sorted((tmp_path / "run").rglob("*")) == before
 
 
 @pytest.mark.parametrize(
