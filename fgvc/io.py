@@ -48,8 +48,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the suffix stays last, since some writers choose their format by it or append a missing one
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    # the suffix stays last, since some writers choose their format by it or append a missing one; a long name would
+    # leave no room for the rest
+    temporary = path.with_name(f".{path.stem[:_STEM]}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         yield temporary
         plain_mode(temporary)
@@ -74,9 +75,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+_STEM = 41  # letters of a name in that of its temporary file: those of cached features
+
+
+def remove_leftovers(folder: Path, path: Path | None = None) -> None:
+    """Delete the temporary files of `atomic_path` that killed processes left, all or those of `path`; nothing else."""
+    stem, suffix = (".+", ".*") if path is None else (re.escape(path.stem[:_STEM]), re.escape(path.suffix))
+    for left in folder.glob(".*.tmp*"):
+        if re.fullmatch(rf"\.{stem}\.[0-9a-f]{{8}}\.tmp{suffix}", left.name) and not left.is_dir():
+            left.unlink(missing_ok=True)
+
+
 def plain_mode(path: Path) -> None:
     """Give a file the mode that the umask gives a new one: what safetensors writes, its owner alone could read."""
-    probe = path.with_name(f".{uuid.uuid4().hex[:8]}.mode.tmp")
+    probe = path.with_name(f".mode.{uuid.uuid4().hex[:8]}.tmp")
     try:
         probe.touch()
         if (mode := probe.stat().st_mode) != path.stat().st_mode:
@@ -135,7 +147,10 @@ def replaced_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]
         FileExistsError: another process is writing `path`, or something appeared there between two renames.
         Exception: as `check` and the writing code. What lies at `path` is unchanged.
     """
-    temporary, old = (path.with_name(f".{path.name}.{kind}") for kind in ("tmp", "old"))
+    path = Path(os.path.abspath(path))  # "." has no name
+    if not path.name:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    temporary, old = (path.with_name(f".{path.name}.fgvc-{kind}") for kind in ("tmp", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock")) as free:
         if free is False:
@@ -223,9 +238,7 @@ def output_path(path: Path, kind: str = "") -> Iterator[Path]:
     record = path.parent / _MADE
     with locked(record.with_suffix(".lock"), on_wait=lambda: None):
         require_own(path, kind)
-        for left in path.parent.iterdir():  # by a killed command: this one holds the lock
-            if left.name.startswith(f".{path.stem}.") and left.name.endswith(f".tmp{path.suffix}"):
-                left.unlink()
+        remove_leftovers(path.parent, path)  # this call holds the lock
         with atomic_path(path) as temporary:
             yield temporary
             require_own(path, kind)
@@ -249,7 +262,8 @@ def require_own(path: Path, kind: str = "") -> None:
     own, *digests = _read_made(path.parent).get(path.name, [None])
     regular = path.is_file() and not path.is_symlink()
     if not regular or own != kind or file_digests(path, ["sha256"])["sha256"] not in digests:
-        raise FileExistsError(errno.EEXIST, "exists, and this command did not make it or it changed since", str(path))
+        reason = "exists, and this version of the command did not make it, or it changed since; move or delete it"
+        raise FileExistsError(errno.EEXIST, reason, str(path))
 
 
 def _read_made(folder: Path) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, help="folder to write (default: exports/TO-CHECKPOINT in the run folder)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an export of another run")
+    parser.add_argument("--overwrite", action="store_true", help="replace an export of another run, or a changed one")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
     folder = export_run(

@@ -84,6 +84,9 @@ def test_what_came_in_the_meantime_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
+    mine = tmp_path / ".out.tmp" / "mine"  # a folder of someone else's
+    mine.parent.mkdir()
+    mine.touch()
     path = tmp_path / "out"
     for content in ("first", "second"):
         with replaced_folder(path, lambda _: None) as folder:
@@ -91,7 +94,7 @@ def test_a_folder_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
     with pytest.raises(KeyError), replaced_folder(path, lambda _: None) as folder:
         (folder / "third").touch()
         raise KeyError
-    assert [entry.name for entry in tmp_path.rglob("*")] == ["out", "second"]
+    assert {entry.name for entry in tmp_path.rglob("*")} == {"out", "second", ".out.tmp", "mine"}
 
 
 def test_damaged_archives_are_refused_without_advice_to_unpickle_them(tmp_path: Path) -> None:
@@ -159,10 +162,12 @@ def test_a_result_replaces_only_what_was_made_there(tmp_path: Path) -> None:
     file = tmp_path / "new" / "a.csv"
     for text in ("1", "2", "2", "3"):
         write_output(file, text)
-    litter = file.with_name(".a.0123abcd.tmp.csv")
+    litter, mine = file.with_name(".a.0123abcd.tmp.csv"), file.with_name(".a.mine.tmp.csv")
     litter.touch()
+    mine.touch()
     write_output(file, "4")
-    assert file.read_text() == "4" and not litter.exists()
+    assert file.read_text() == "4" and not litter.exists() and mine.exists()
+    write_output(file.with_name("ü" * 125 + ".csv"), "the longest name of many systems")
     with pytest.raises(FileExistsError, match=r"a\.csv"):
         write_output(file, "5", "another kind")
     file.write_text("edited")
@@ -170,7 +175,7 @@ def test_a_result_replaces_only_what_was_made_there(tmp_path: Path) -> None:
     (tmp_path / "dangling.csv").symlink_to(tmp_path / "nowhere")
     (tmp_path / "folder.csv").mkdir()
     for other in (file, tmp_path / "link.csv", tmp_path / "dangling.csv", tmp_path / "folder.csv"):
-        with pytest.raises(FileExistsError, match="did not make it or it changed"):
+        with pytest.raises(FileExistsError, match="did not make it, or it changed"):
             write_output(other, "6")
     assert file.read_text() == "edited" and not (tmp_path / "nowhere").exists()
 

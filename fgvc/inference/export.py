@@ -46,8 +46,8 @@ def export_run(
             model then gives the same logits; "pt2": a program of `torch.export`, any batch size.
         checkpoint: "last" or "best".
         output: the folder to write; None means exports/TO-CHECKPOINT in the run folder. An export of the same run in
-            this folder is replaced.
-        overwrite: whether to replace an export of another run too.
+            this folder is replaced, unless one of its files was changed.
+        overwrite: whether to replace an export of another run, or one with changed files, too.
         cards: folder of the dataset cards, for the licence of the images.
 
     Returns:
@@ -74,8 +74,9 @@ def export_run(
         facts |= WRITERS[to](model, facts, temporary)
         for file in temporary.iterdir():
             plain_mode(file)
-        write_json_atomic(temporary / _FACTS_FILE, facts)
         write_text_atomic(temporary / "README.md", model_card(facts, cards))
+        files = {file.name: file_digests(file, ["sha256"])["sha256"] for file in sorted(temporary.iterdir())}
+        write_json_atomic(temporary / _FACTS_FILE, facts | {"files": files})
     return output
 
 
@@ -86,11 +87,18 @@ def _require_free(found: Path, output: Path, run: str, overwrite: bool) -> None:
     try:
         if found.is_symlink() or not {path.name for path in found.iterdir()} <= _EXPORTED:
             raise ValueError("not of an export alone")
-        owner = read_json(found / _FACTS_FILE)["run"]
+        facts = read_json(found / _FACTS_FILE)
+        owner, files = facts["run"], facts.get("files", {})  # earlier versions have none
+        there = [name for name in files if (found / name).exists()]
+        changed = [name for name in there if file_digests(found / name, ["sha256"])["sha256"] != files[name]]
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(f"{output} exists and is no export of a run; give another --output") from None
     if owner != run and not overwrite:
         raise RunError(f"{output} holds the export of another run; give another --output, or replace it: --overwrite")
+    if changed and not overwrite:
+        raise RunError(
+            f"{output / changed[0]} was changed since the export; give another --output, or replace it: --overwrite"
+        )
 
 
 def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Facts:

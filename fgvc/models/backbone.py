@@ -11,6 +11,7 @@ Shapes: B images, H x W pixels, C channels, h x w the map's grid.
 import copy
 import difflib
 import hashlib
+import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,7 +138,7 @@ def create_backbone(
             and shapes of the weights; None keeps it.
         image_size: side of the square images in pixels; None means the architecture's native size. A CNN also takes
             images of other sizes; a transformer with a fixed size is built for this one.
-        options: further arguments of the timm model, e.g. {"zero_init_last": False}.
+        options: further arguments of the architecture, e.g. {"zero_init_last": False}; none that name weights.
 
     Raises:
         ConfigError: unknown name, or a setting that is impossible or contradicts another one.
@@ -251,6 +252,12 @@ def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None, o
                 f"backbone.name={name}: timm has no weights {tag!r} for {architecture}; "
                 f"choose {architecture} or one of its tags: {', '.join(tags) or 'none'}"
             )
+    # arguments of timm itself, not of the model: they name files and addresses to take weights from
+    if own := sorted(options.keys() & inspect.signature(timm.create_model).parameters.keys()):
+        raise ConfigError(
+            f"backbone.options={{{', '.join(own)}}}: only arguments of the architecture are passed on; weights come by "
+            "backbone.weights or backbone.pretrained"
+        )
     try:
         # passes the image size only to models that are built for one size
         arguments = resolve_model_input_args(name, {"img_size": image_size})

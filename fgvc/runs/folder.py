@@ -15,7 +15,14 @@ import yaml
 from omegaconf import OmegaConf
 
 from fgvc.errors import RunError
-from fgvc.io import locked, read_json_object, read_plain_yaml, write_json_atomic, write_text_atomic
+from fgvc.io import (
+    locked,
+    read_json_object,
+    read_plain_yaml,
+    remove_leftovers,
+    write_json_atomic,
+    write_text_atomic,
+)
 from fgvc.runs.config import RunConfig, flatten
 
 _log = logging.getLogger(__name__)
@@ -103,8 +110,7 @@ class RunFolder:
                 if free is False:
                     raise RunError(f"{self.path}: another process is training in this folder; wait, or give run_dir=")
                 for folder in (self.path, self.checkpoints, self.failed_steps):
-                    for leftover in folder.glob(".*.tmp*"):  # from a process that was killed while writing
-                        leftover.unlink(missing_ok=True)
+                    remove_leftovers(folder)
                 yield
         finally:
             if created and not any(self.path.iterdir()):

@@ -216,8 +216,14 @@ def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Train) 
     refused(export(runs / "gap", "--to", "safetensors", "--output", output), "another run", "--overwrite")
     succeeded(export(runs / "gap", "--to", "safetensors", "--output", output, "--overwrite"))
     assert json.loads((output / "export.json").read_text())["method"] == "gap"
+    (output / "README.md").write_text("my own words")
+    refused(export(runs / "gap", "--to", "safetensors", "--output", output), "README.md was changed", "--overwrite")
+    assert (output / "README.md").read_text() == "my own words"
+    succeeded(export(runs / "gap", "--to", "safetensors", "--output", output, "--overwrite"))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "one.jpg").touch()
+    for root in (".", "/"):
+        refused(export(runs / "gap", "--to", "safetensors", "--output", root), "exists")
     for arguments in ((), ("--overwrite",)):
         done = export(runs / "gap", "--to", "safetensors", "--output", tmp_path / "photos", *arguments)
         refused(done, "photos", "no export")

@@ -426,6 +426,10 @@ def test_a_strangers_run_writes_nothing_outside_and_asks_no_network(
     for name in ("hf_hub:someone/else", "hf-hub:someone/else", "local-dir:/etc"):
         change("backbone", name=name)
         refused(here("predict.py", run, image, cwd=tmp_path), name, "may not ask for")
+    elsewhere = {"url": "http://127.0.0.1:9/weights.pth", "hf_hub_id": None}
+    for options in ({"pretrained_cfg_overlay": elsewhere}, {"checkpoint_path": str(image)}):
+        change("backbone", pretrained=True, weights=None, options=options)
+        refused(here("predict.py", run, image, cwd=tmp_path), f"backbone.options={{{next(iter(options))}}}")
 
 
 LINKS = ("config.yaml", "summary.json", "checkpoints", "checkpoints/last.safetensors", "predictions.csv")

@@ -211,11 +211,14 @@ def test_a_damaged_summary_is_rewritten_and_what_a_killed_run_left_deleted(tmp_p
     leftover = tmp_path / "run" / "failed_steps" / ".step-000001.0123abcd.tmp.pt"
     leftover.parent.mkdir()
     leftover.touch()
+    mine = [tmp_path / "run" / ".notes.tmp.txt", tmp_path / "run" / ".vim.tmp"]  # hidden files of others
+    mine[0].touch()
+    mine[1].mkdir()
     done = train_here(tmp_path, "run_dir=run")
     assert done.returncode == 0 and "summary.json is missing or damaged" in done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
     assert (tmp_path / "run" / "checkpoints" / "last.safetensors").read_bytes() == weights
-    assert not leftover.exists()
+    assert not leftover.exists() and all(path.exists() for path in mine)
 
 
 def test_states_of_another_number_of_processes_and_of_earlier_versions(tmp_path: Path, train_here: Train) -> None:
