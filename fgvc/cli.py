@@ -101,6 +101,7 @@ class _Visible:
 
 @contextlib.contextmanager
 def _visible_output() -> Iterator[None]:
+    _open_streams()  # before they are wrapped, which hides what they are
     # the casts: redirect_stdout is typed for whole files
     stdout, stderr = cast(TextIO, _Visible(sys.stdout)), cast(TextIO, _Visible(sys.stderr))
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
@@ -110,7 +111,6 @@ def _visible_output() -> Iterator[None]:
 @contextlib.contextmanager
 def _exit_status() -> Iterator[None]:
     """Do as `exit_on_user_error`, for a block."""
-    _open_streams()
     # read first, since the Hydra launcher sets these variables for itself
     debug = "--debug" in sys.argv or "1" in (os.environ.get("FGVC_DEBUG"), os.environ.get("HYDRA_FULL_ERROR"))
     try:
