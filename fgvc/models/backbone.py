@@ -33,6 +33,7 @@ M = TypeVar("M", bound=nn.Module)
 
 _log = logging.getLogger(__name__)
 
+_OF_WEIGHTS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 _TOLERANCE = 1e-4  # relative difference on a random image; float32 rounding in a deep network stays well below
 
 
@@ -137,7 +138,7 @@ def create_backbone(
             and shapes of the weights; None keeps it.
         image_size: side of the square images in pixels; None means the architecture's native size. A CNN also takes
             images of other sizes; a transformer with a fixed size is built for this one.
-        options: further arguments of the timm model, e.g. {"zero_init_last": False}.
+        options: further arguments of the timm model, e.g. {"zero_init_last": False}; none that choose its weights.
 
     Raises:
         ConfigError: unknown name, or a setting that is impossible or contradicts another one.
@@ -150,6 +151,11 @@ def create_backbone(
         )
     if last_stride not in (None, 1):
         raise ConfigError(f"backbone.last_stride={last_stride!r}: choose 1 (no stride in the last stage) or null")
+    if foreign := [key for key in _OF_WEIGHTS if key in (options or {})]:
+        raise ConfigError(
+            f"backbone.options.{foreign[0]} would choose other weights than the configuration says; "
+            "use backbone.weights or backbone.pretrained"
+        )
     model = _create_timm_model(name, pretrained=pretrained, image_size=image_size, options=options or {})
     layout = {key: tensor.shape for key, tensor in model.state_dict().items()}
     if last_stride == 1:
@@ -255,7 +261,7 @@ def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None, o
         # passes the image size only to models that are built for one size
         arguments = resolve_model_input_args(name, {"img_size": image_size})
         model: nn.Module = timm.create_model(pretrained=pretrained, **arguments, **options)
-    except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
+    except (TypeError, ValueError, AssertionError, NotImplementedError, LookupError, AttributeError) as error:
         size = "" if image_size is None else f" for image_size={image_size} (null means its native size)"
         size += f" with backbone.options={dict(options)}" if options else ""
         raise ConfigError(f"backbone.name={name} cannot be built{size}: {_first_line(error)}") from error
