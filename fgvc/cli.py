@@ -101,7 +101,7 @@ class _Visible:
 
 @contextlib.contextmanager
 def _visible_output() -> Iterator[None]:
-    _open_streams()
+    _open_streams()  # before they are wrapped, which hides what they are
     # the casts: redirect_stdout is typed for whole files
     stdout, stderr = cast(TextIO, _Visible(sys.stdout)), cast(TextIO, _Visible(sys.stderr))
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):

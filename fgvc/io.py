@@ -147,7 +147,7 @@ def replaced_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]
         FileExistsError: another process is writing `path`, or something appeared there between two renames.
         Exception: as `check` and the writing code. What lies at `path` is unchanged.
     """
-    path = Path(os.path.abspath(path))  # "." has no name
+    path = Path(os.path.abspath(path))  # noqa: PTH100  # "." has no name; resolve() would follow a link
     if not path.name:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     temporary, old = (path.with_name(f".{path.name}.fgvc-{kind}") for kind in ("tmp", "old"))

@@ -138,7 +138,7 @@ def create_backbone(
             and shapes of the weights; None keeps it.
         image_size: side of the square images in pixels; None means the architecture's native size. A CNN also takes
             images of other sizes; a transformer with a fixed size is built for this one.
-        options: further arguments of the architecture, e.g. {"zero_init_last": False}; none that name weights.
+        options: further arguments of the timm model, e.g. {"zero_init_last": False}; none that choose its weights.
 
     Raises:
         ConfigError: unknown name, or a setting that is impossible or contradicts another one.
@@ -262,7 +262,7 @@ def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None, o
         # passes the image size only to models that are built for one size
         arguments = resolve_model_input_args(name, {"img_size": image_size})
         model: nn.Module = timm.create_model(pretrained=pretrained, **arguments, **options)
-    except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
+    except (TypeError, ValueError, AssertionError, NotImplementedError, LookupError, AttributeError) as error:
         size = "" if image_size is None else f" for image_size={image_size} (null means its native size)"
         size += f" with backbone.options={dict(options)}" if options else ""
         raise ConfigError(f"backbone.name={name} cannot be built{size}: {_first_line(error)}") from error

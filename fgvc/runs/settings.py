@@ -120,6 +120,8 @@ def _by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
     known = [values for values in settings if values is not None]
     keys = sorted({key for values in known for key in values})
     differing = [key for key in keys if len({repr(values.get(key)) for values in known}) > 1]
+    if not all(values["test images"] for values in known):  # a run of an earlier version does not say
+        differing = [key for key in differing if key != "test images"]
     variants: dict[str, list[Run]] = {}
     for run, values in zip(runs, settings, strict=True):
         if values is None:
@@ -137,8 +139,10 @@ def _result_settings(run: Run) -> dict[str, Any] | None:
     except RunError:
         return None
     settings = _defaults() | given  # an older run does not know a newer setting: it did what its default does
-    if settings["backbone.weights"] is not None and run.weights_digest is not None:
-        settings["backbone.weights"] = run.weights_digest[:12]  # the file may lie elsewhere
+    given_weights = (settings[key] for key in ("backbone.weights", "backbone.pretrained", "initial_weights"))
+    if any(given_weights) and run.weights_digest is not None:
+        settings["backbone.weights"] = run.weights_digest[:12]  # the file may lie elsewhere, or be another one there
+    settings["test images"] = (run.test_digest or "")[:12]  # the root of a dataset does not tell it from others
     # the reduction is in `Setting`; a first-order method has none, whatever its configuration says
     left_out = ("seed", "method.reduction")
     return {key: value for key, value in settings.items() if role(key).changes_result and key not in left_out}

@@ -46,8 +46,8 @@ class Run:
 
     Most attributes have the same name in summary.json. `final` and `best` are accuracies of a finished run on the test
     split. `best_epoch` is the epoch of `best`; it was selected on the split `selected_on`. `test_classes` is the
-    number of classes with test images, over which `mean_class` averages. `rerun_of` is the folder of the run that
-    `fgvc rerun` repeated.
+    number of classes with test images, over which `mean_class` averages. `test_digest` tells test images apart by
+    their names, classes and sizes. `rerun_of` is the folder of the run that `fgvc rerun` repeated.
     """
 
     path: Path
@@ -82,6 +82,7 @@ class Run:
     second_order: bool | None = None
     test_classes: int | None = None
     rerun_of: str | None = None
+    test_digest: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -134,8 +135,10 @@ def read_run(path: Path) -> Run:
         raise RunError(f"{file}: status is finished but 'final' or 'best' is missing; {_REPEAT}")
     selected = summary["best"] if best is not None else {}
     _optional(summary, "dirty", bool, file)
+    images = _optional(summary, "dataset_fingerprint", dict, file) or {}
     fields: dict[str, Any] = {
         "path": path,
+        "test_digest": _optional(images, "test_list", str, file),
         "final": final,
         "best": best,
         "best_epoch": _optional(selected, "epoch", int, file),

@@ -164,7 +164,8 @@ def find_source(config: RunConfig, folder: RunFolder, states: StateStore) -> tup
 def _require_same(folder: RunFolder, config: RunConfig) -> None:
     """Raise RunError if the run in a folder differs in a setting that a resumed run must keep."""
     old, new = fixed_settings(folder.read_config()), fixed_settings(config)
-    differences = [f"{key} was {old.get(key)}, now {new[key]}" for key in new if old.get(key) != new[key]]
+    keys = dict.fromkeys((*new, *old))  # an option may be in one of them alone
+    differences = [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
     if differences:
         raise RunError(
             f"{folder.path} holds a run of another configuration: {'; '.join(differences)}; "

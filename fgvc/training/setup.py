@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,7 @@ def check_environment(precision: str, accumulation: int) -> None:
         # DeepSpeed, FSDP, Megatron-LM, ...
         **{name: _OFF for name in os.environ if name.startswith("ACCELERATE_USE_") and name != "ACCELERATE_USE_CPU"},
         **dict.fromkeys(PRECISION_VARIABLES, ("", "strict")),  # what oneDNN calls its default
+        "NVIDIA_TF32_OVERRIDE": ("",),
         "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _OFF,
         "PYTORCH_MPS_FAST_MATH": _OFF,
     }
@@ -286,10 +287,11 @@ def try_training(
                 raise
             near = sorted(range(2, images + 1), key=lambda number: abs(number - trainer.batch_size))
             fitting = (number for number in near if smallest_batch(images, number, trainer.accumulation) > 1)
+            best = next(fitting, None)
             raise ConfigError(
                 f"trainer.batch_size={trainer.batch_size} with trainer.accumulation={trainer.accumulation} leaves a "
                 f"batch of one of the {images} training images, for which a batch normalisation has a single number; "
-                f"set trainer.batch_size={next(fitting, images)}"
+                f"set {f'trainer.batch_size={best}' if best else f'trainer.accumulation=1 trainer.batch_size={images}'}"
             ) from error
         if isinstance(trained, FineGrainedModel):
             torch.autograd.backward(maps.sum())
@@ -360,7 +362,8 @@ def split_features(
 ) -> FeatureSet:
     """Return the feature maps of one split, from the cache or the folder `look_in` if they hold them."""
     assert isinstance(images.transform, TransformSpec)
-    key_parts = {"backbone": config.backbone.name, "weights": digest, "last_stride": str(config.backbone.last_stride)}
+    settings = asdict(replace(config.backbone, pretrained=False, weights=None))  # the digest says which weights
+    key_parts = {"backbone": json.dumps(settings, sort_keys=True), "weights": digest}
     return cached_features(
         images,
         images.transform,

@@ -130,6 +130,12 @@ def test_building_leaves_training_mode_and_batch_statistics_alone() -> None:
         ({"name": "vit_small_patch14_dinov2", "image_size": 8}, ["8", "14 pixels", "example 14"]),
         ({"name": "maxvit_pico_rw_256", "image_size": 200}, ["200 x 200", "native size is 256"]),
         ({"name": "inception_v3", "image_size": 32}, ["32 x 32", "native size is 299"]),
+        (
+            {"name": "resnet18", "options": {"checkpoint_path": "w.pth"}},
+            ["options={checkpoint_path}", "backbone.weights"],
+        ),
+        ({"name": "resnet18", "options": {"pretrained_cfg": {}}}, ["options={pretrained_cfg}", "backbone.pretrained"]),
+        ({"name": "resnet18", "options": {"act_layer": "nothing"}}, ["resnet18", "act_layer", "nothing"]),
         ({"name": "hiera_tiny_224"}, ["hiera_tiny_224", "no feature map", "choose another"]),
     ],
 )

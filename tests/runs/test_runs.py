@@ -185,6 +185,21 @@ def test_weights_are_told_apart_by_their_values_not_by_where_their_file_lies(tmp
     assert rows(tmp_path, "seed0", "seed1") == {"SEB": [0, 1]}
     named = {"SEB [backbone.weights=aaaaaaaaaaaa]": [0], "SEB [backbone.weights=bbbbbbbbbbbb]": [2]}
     assert rows(tmp_path, "seed0", "seed2") == named
+    for given in ({"initial_weights": "/disk/model.pth"}, {"backbone": {"pretrained": True}}):
+        for seed in range(3):
+            write_config(tmp_path / f"seed{seed}", **given)
+        assert rows(tmp_path, "seed0", "seed1") == {"SEB": [0, 1]}
+        assert rows(tmp_path, "seed0", "seed2") == named
+
+
+def test_runs_on_other_test_images_are_no_repetitions(tmp_path: Path) -> None:
+    for seed, digest in enumerate(("a" * 64, "a" * 64, "b" * 64, None)):
+        path = write_run(tmp_path / f"seed{seed}", seed=seed, dataset_fingerprint={"test_list": digest})
+        write_config(path, dataset={"root": f"/disk{seed}/birds"})
+    assert rows(tmp_path, "seed0", "seed1") == {"SEB": [0, 1]}
+    named = {"SEB [test images=aaaaaaaaaaaa]": [0], "SEB [test images=bbbbbbbbbbbb]": [2]}
+    assert rows(tmp_path, "seed0", "seed2") == named
+    assert rows(tmp_path, "seed0", "seed3") == {"SEB": [0, 3]}  # of an earlier version, which does not say
 
 
 def test_the_reduction_of_a_configuration_is_nothing_to_gap(tmp_path: Path) -> None:

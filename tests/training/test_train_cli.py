@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import ROOT, SMALL, Train, refused, run, succeeded, train
+from command_line import ROOT, SMALL, Train, refused, run, succeeded, train, trainable
 from PIL import Image
 from safetensors.torch import load_file
 
 from fgvc.data.synthetic import write_synthetic
+from fgvc.runs.config import BackboneConfig, MethodConfig
+from fgvc.training import train_run
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +59,11 @@ def test_run_folder_is_complete(finished: Path) -> None:
 
 def test_a_finished_run_is_not_repeated_and_never_overwritten(finished: Path, train_here: Train) -> None:
     before = (finished / "run" / "summary.json").read_bytes()
-    again = train_here(finished, "run_dir=run")
+    again = train_here(finished, "run_dir=run", "trainer.precision=bf16")
     assert again.returncode == 0 and "finished already" in again.stderr
     refused(train_here(finished, "run_dir=run", "resume=never"), "resume=never", "run")
     refused(train_here(finished, "run_dir=run", "optimizer.lr=0.5"), "optimizer.lr was 0.003, now 0.5")
+    refused(train_here(finished, "run_dir=run", "~dataset.options.size"), "dataset.options.size was 64, now None")
     assert (finished / "run" / "summary.json").read_bytes() == before
 
 
@@ -86,6 +89,15 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
     assert f"{mean:.2f} ±" in row and "Best (selected on validation)" in table.stdout
     succeeded(here("plot_spectra.py", "results", cwd=tmp_path))
     assert (tmp_path / "results" / "figures" / "spectra.pdf").stat().st_size > 5000
+
+
+def test_frozen_backbones_that_differ_in_an_option_share_no_maps(tmp_path: Path) -> None:
+    """Their weights have the same digest."""
+    for options in ({}, {"act_layer": "silu"}):
+        backbone = BackboneConfig(name="test_resnet", frozen=True, options=options)
+        method = MethodConfig(name="gap")
+        train_run(trainable(tmp_path, run_dir=str(tmp_path / f"run{len(options)}"), backbone=backbone, method=method))
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 4
 
 
 @pytest.mark.parametrize(
@@ -129,6 +141,8 @@ def test_what_would_fail_during_an_epoch_is_refused_before_it(tmp_path: Path, tr
     one = ("normalisation has a single number", "of one of the 12 training images")
     refused(train_here(tmp_path, *normalised, "trainer.batch_size=11"), *one, "set trainer.batch_size=10")
     refused(train_here(tmp_path, *normalised, "trainer.accumulation=4"), *one, "set trainer.batch_size=12")
+    alone = ["trainer.batch_size=12", "trainer.accumulation=12"]
+    refused(train_here(tmp_path, *normalised, *alone), *one, "set trainer.accumulation=1 trainer.batch_size=12")
     done = train_here(tmp_path, "backbone.name=resnet18", "dataset.transform.size=32", "run_dir=run")
     refused(done, "single location at dataset.transform.size=32", "method=seb")
     frozen = ["backbone.name=resnet18", "backbone.frozen=true", "dataset.transform.size=32", "run_dir=run"]
