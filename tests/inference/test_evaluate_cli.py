@@ -54,7 +54,7 @@ def test_command_line_writes_what_it_says(runs: Path) -> None:
     done = succeeded(run("evaluate.py", "tuned", *options, cwd=runs))
     name = "best-ten_crop-resize72"
     written = done.stdout.split("written: ")[1].strip().split(", ")
-    assert sorted(written) == sorted(f"out/{file.name}" for file in (runs / "out").iterdir())
+    assert sorted(written) == sorted(f"out/{file.name}" for file in (runs / "out").glob("[!.]*"))
     files = {f"{kind}-{name}.csv" for kind in ("predictions", "per_class", "confusion")}
     files |= {f"confusion-{name}.png", f"confusion-{name}.pdf", f"confusions-{name}.md", f"evaluation-{name}.json"}
     assert {Path(file).name for file in written} == files
@@ -138,6 +138,13 @@ def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Copy) -> 
     file.write_text(json.dumps(summary | {"best": summary["best"] | {"epoch": None}}))
     with pytest.raises(RunError, match="does not name the epoch of the best weights"):
         restore_run(path, CPU, checkpoint="best")
+
+
+def test_a_file_in_the_way_is_named_before_the_work(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgvc.inference.evaluate.evaluate", None)
+    (copied := copy("tuned")).joinpath("evaluation-last.json").write_text("of an earlier version")
+    with pytest.raises(FileExistsError, match="evaluation-last"):
+        evaluate_run(copied)
 
 
 def test_weights_that_give_no_numbers_are_refused(copy: Copy) -> None:
