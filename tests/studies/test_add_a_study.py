@@ -54,4 +54,4 @@ def test_its_script_writes_table_and_figure(tmp_path: Path) -> None:
     command = [sys.executable, "study_rank.py", a_run(tmp_path / "runs" / "a").parent]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "| SEB" in done.stdout, done.stderr
-    assert {file.name for file in (tmp_path / "runs" / "rank").iterdir()} == {"rank.csv", "rank.png", "rank.pdf"}
+    assert {file.name for file in (tmp_path / "runs" / "rank").glob("[!.]*")} == {"rank.csv", "rank.png", "rank.pdf"}

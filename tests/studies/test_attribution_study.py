@@ -45,7 +45,7 @@ def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Train) -> N
     done = succeeded(here("study_attribution.py", "runs", *options, "--boxes", cwd=tmp_path))
     assert "4 of 4 images" in done.stderr and "| MPN-COV, top1 " in done.stdout and "inside the box" in done.stdout
     files = {f"{name}.csv" for name in COLUMNS} | {"attribution.png", "attribution.pdf"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == files
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == files
 
     study = load_attribution_study(tmp_path / "out")
     assert_heads_do_what_the_table_says(study, tmp_path)

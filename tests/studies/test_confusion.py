@@ -223,7 +223,7 @@ def test_report_writes_files_and_a_summary(tmp_path: Path) -> None:
         "confusion-last-mirror.png",
         "confusion-last-mirror.pdf",
     ]
-    assert sorted(tmp_path.iterdir()) == sorted(report.files)
+    assert sorted(tmp_path.glob("[!.]*")) == sorted(report.files)
     saved = read_csv(report.files[0], ("class", "recall", "precision", "f1", "confused_with"))
     assert saved["class"].tolist() == classes and saved["confused_count"].tolist() == [2, 0, 0]
     matrix = read_csv(report.files[1], ("true", *classes))

@@ -263,7 +263,7 @@ def test_views_from_the_command_line(trained: Path, train_here: Train, here: Tra
     names = [argument for name in ("methods", "conditions", "epochs", "classes") for argument in ("--view", name)]
     done = succeeded(here("plot_spectra.py", *names, "results/v", "--images", 9, "--smallest", 3, cwd=trained))
     assert "share of the 3 smallest before" in done.stdout
-    files = {file.name for file in (trained / "results" / "v" / "figures").iterdir()}
+    files = {file.name for file in (trained / "results" / "v" / "figures").glob("[!.]*")}
     assert files == {f"{n}.{k}" for n in ("spectra", "conditions", "epochs", "classes") for k in ("png", "pdf", "csv")}
     classes = pd.read_csv(trained / "results" / "v" / "figures" / "classes.csv")
     assert len(classes) == 6 and set(classes["images"]) == {3}
