@@ -147,7 +147,7 @@ def replaced_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]
         FileExistsError: another process is writing `path`, or something appeared there between two renames.
         Exception: as `check` and the writing code. What lies at `path` is unchanged.
     """
-    path = Path(os.path.abspath(path))  # noqa: PTH100  # "." has no name; resolve() would follow a link
+    path = Path(os.path.abspath(path))  # noqa: PTH100  # "." has no name, and a link stays one
     if not path.name:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     temporary, old = (path.with_name(f".{path.name}.fgvc-{kind}") for kind in ("tmp", "old"))
@@ -198,6 +198,8 @@ def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterat
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            with contextlib.suppress(FileExistsError):  # where no file can be made, the lock would wait for ever
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644))
             if on_wait is None:
                 free = False
             else:
@@ -236,7 +238,11 @@ def output_path(path: Path, kind: str = "") -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     record = path.parent / _MADE
-    with locked(record.with_suffix(".lock"), on_wait=lambda: None):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(record.with_suffix(".lock"), on_wait=lambda: None))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # the user knows no lock
         require_own(path, kind)
         remove_leftovers(path.parent, path)  # this call holds the lock
         with atomic_path(path) as temporary:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from fgvc.cli import exit_on_user_error
+from fgvc.io import require_own
 from fgvc.studies.attribution import METHODS
 from fgvc.studies.attribution.explain import attribute_run
 from fgvc.studies.attribution.report import attribution_markdown, require_outside, write_attribution
@@ -37,6 +38,7 @@ def main() -> None:
 
     output = arguments.output or arguments.run / "attribution"
     require_outside(arguments.images, output)
+    require_own(output / "attribution.json")  # before the work
     found = attribute_run(
         arguments.run,
         arguments.images,

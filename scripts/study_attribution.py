@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
+from fgvc.io import require_own
 from fgvc.presentation.style import save_figure
 from fgvc.runs import find_finished
 from fgvc.studies.attribution import METHODS
@@ -41,10 +42,11 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fgvc").setLevel(logging.INFO)
 
+    output = given.output or given.results[0] / "attribution_study"
+    require_own(output / "attribution.png")  # before the work
     runs, notes = find_finished(given.results)
     measure = ("images", "bands", "steps", "cell", "boxes", "seed", "root", "cache")
     study = study_attribution(runs, methods=given.method, **{key: getattr(given, key) for key in measure})
-    output = given.output or given.results[0] / "attribution_study"
     written = save_figure(attribution_figure(study), output / "attribution")
     written += save_attribution_study(study, output)
     print(f"{study_markdown(study)}\n\nwritten: {', '.join(map(str, written))}")

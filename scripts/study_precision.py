@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import write_tables
+from fgvc.io import require_own, write_tables
 from fgvc.presentation.style import save_figure
 from fgvc.runs import find_finished
 from fgvc.studies.precision.measure import STUDIED, precision_pairs, save_precision, study_precision
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     given = parser.parse_args()
 
+    require_own(given.output / "errors.csv")  # before the work
     study = study_precision(given.runs, images=given.images, methods=given.methods, keep=given.keep, root=given.root)
     for channels, part in study.errors.groupby("channels", sort=False):
         print(f"{errors_markdown(part, 'arithmetic')}\n\nRelative errors, d = {channels}: median / 95 % / max.\n")

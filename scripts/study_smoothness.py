@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.cli import end_with_notes, exit_on_user_error
+from fgvc.io import require_own
 from fgvc.studies.smoothness.show import smoothness_markdown, write_smoothness
 from fgvc.studies.smoothness.study import smoothness_of_runs, smoothness_study
 
@@ -46,6 +47,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fgvc").setLevel(logging.INFO)
 
+    require_own(given["output"] / "smoothness.csv")  # before the work
     own = ("checkpoint", "batches") if given["checkpoint"] else ("seeds", "every", "epochs", "steps")
     measure = {key: given[key] for key in ("methods", "weights", "step_factors", "keep", "root", "cache", *own)}
     table, notes = (smoothness_of_runs if given["checkpoint"] else smoothness_study)(given["run"], **measure)

@@ -196,3 +196,16 @@ def test_an_installed_package_reads_its_own_folders(tmp_path: Path, monkeypatch:
 
 def test_the_recorded_version_is_that_of_the_code() -> None:
     assert versions()["fgvc"] == __version__
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        *(("attribute", "attribution.json"), ("audit_gradients", "gradients.csv"), ("study_precision", "errors.csv")),
+        *(("study_attribution", "attribution.png"), ("study_descriptors", "pairs.csv")),
+        *(("study_smoothness", "smoothness.csv"), ("study_truncation", "grid.csv")),
+    ],
+)
+def test_a_file_in_the_way_is_named_before_the_work(fgvc: Train, tmp_path: Path, command: str, file: str) -> None:
+    (tmp_path / file).write_text("of an earlier version")
+    refused(fgvc(command, "run", "--output", "."), f"{file}: exists", "move or delete it")

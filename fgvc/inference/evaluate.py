@@ -15,7 +15,7 @@ from fgvc.data import VIEWS, TransformSpec, ViewTransform, collate, resized_spec
 from fgvc.errors import RunError
 from fgvc.inference.restore import Restored, restore_run
 from fgvc.inference.temperature import calibration_error, reliability_curve
-from fgvc.io import to_csv, to_json, write_output
+from fgvc.io import require_own, to_csv, to_json, write_output
 from fgvc.provenance import source_state, versions
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
@@ -90,6 +90,8 @@ def evaluate_run(
     transform = ViewTransform(resized_spec(own, resize_size), views)
     if views == "ten_crop" and not transform.has_room:
         _log.warning("resize_size equals size: square images give ten equal crops; --resize-size N makes room")
+    folder, name = path if output is None else output, _name(checkpoint, transform, own)
+    require_own(folder / f"evaluation-{name}.json")  # before the work
     start = time.perf_counter()
     module, loader = accelerator.prepare(*_module_and_loader(restored, transform, own))
     evaluation = evaluate(module, loader, len(restored.images.classes), accelerator, "test")
@@ -114,13 +116,13 @@ def evaluate_run(
         **source_state(),
     }
     result = RunEvaluation(
-        name=_name(checkpoint, transform, own),
+        name=name,
         title=_title(restored.config, read_run(path).label, record),
         accuracy=evaluation.accuracy,
         predictions=evaluation.predictions(restored.images.relative_paths(), restored.images.classes),
         classes=restored.images.classes,
         record=record,
-        folder=path if output is None else output,
+        folder=folder,
     )
     write_output(result.files[0], to_json(record))
     write_output(result.files[1], to_csv(result.predictions, None))

@@ -145,6 +145,13 @@ def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Copy) -> 
         restore_run(path, CPU, checkpoint="best")
 
 
+def test_a_file_in_the_way_is_named_before_the_work(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fgvc.inference.evaluate.evaluate", None)
+    (copied := copy("tuned")).joinpath("evaluation-last.json").write_text("of an earlier version")
+    with pytest.raises(FileExistsError, match="evaluation-last"):
+        evaluate_run(copied)
+
+
 def test_weights_that_give_no_numbers_are_refused(copy: Copy) -> None:
     path = copy("frozen")
     file = path / "checkpoints" / "last.safetensors"
