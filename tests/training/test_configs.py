@@ -69,7 +69,7 @@ PROTOCOLS |= {
     **{f"released_{data}_seb": PROTOCOLS[f"{data}_resnet50"] | AS_WRITTEN for data in ("cub", "cars", "aircraft")},
     "released_imagenet_svd_pade": PROTOCOLS["imagenet_resnet50"] | {"last_stride": None, "reduction": 256},
     "released_cub_isqrt_cov": PROTOCOLS["cub_resnet50"]
-    | {"lr": 1.2e-3, "epochs": 100, "milestones": [], "classifier_factor": 5, "clip": None},
+    | {"lr": 1.2e-3, "epochs": 100, "milestones": [], "classifier_factor": 5, "clip_norm": None},
 }
 
 PROTOCOLS["imagenet_alexnet_bn"] = PROTOCOLS["imagenet_alexnet"]

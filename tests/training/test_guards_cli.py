@@ -91,7 +91,7 @@ def test_a_nan_names_the_image_and_saves_the_step(poisoned: Path, train_here: Tr
 
 def test_a_step_that_cannot_be_saved_is_no_further_failure(poisoned: Path, train_here: Train) -> None:
     (poisoned / "run").mkdir()
-    (poisoned / "run" / "failed_steps").touch()  # in the way of the folder
+    (poisoned / "run" / "failed_steps").symlink_to("nowhere")  # in the way of the folder
     done = train_here(poisoned, *FROZEN, "run_dir=run", "method=gap")
     assert done.returncode == 1 and "could not be saved" in done.stderr, done.stderr
     assert "inputs that are not finite: " in done.stderr and "the step is saved" not in done.stderr

@@ -10,7 +10,7 @@ from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import Inputs
 from fgvc.runs import Run, Setting, group_runs
 from fgvc.runs.settings import Group
-from fgvc.runs.summary import readable_runs
+from fgvc.runs.summary import readable_runs, split_finished
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Results:
 
         Raises NothingToShowError if none did, RunError where two have one seed.
         """
-        finished = [run for run in self.runs if run.finished]
+        finished = split_finished(self.runs)[0] if any(run.finished for run in self.runs) else []
         kept = [run for run in finished if (run.path / name).is_file()]
         lacking = [run for run in finished if run not in kept]
         if not kept:
