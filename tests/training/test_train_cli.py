@@ -59,12 +59,17 @@ def test_run_folder_is_complete(finished: Path) -> None:
 
 def test_a_finished_run_is_not_repeated_and_never_overwritten(finished: Path, train_here: Train) -> None:
     before = (finished / "run" / "summary.json").read_bytes()
-    again = train_here(finished, "run_dir=run", "trainer.precision=bf16")
+    again = train_here(finished, "run_dir=run")
     assert again.returncode == 0 and "finished already" in again.stderr
     refused(train_here(finished, "run_dir=run", "resume=never"), "resume=never", "run")
     refused(train_here(finished, "run_dir=run", "optimizer.lr=0.5"), "optimizer.lr was 0.003, now 0.5")
     refused(train_here(finished, "run_dir=run", "~dataset.options.size"), "dataset.options.size was 64, now None")
     assert (finished / "run" / "summary.json").read_bytes() == before
+
+
+def test_a_run_in_bfloat16_ends_with_a_result(tmp_path: Path, train_here: Train) -> None:
+    succeeded(train_here(tmp_path, "run_dir=run", "trainer.precision=bf16"))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
 
 
 def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: Path, here: Train) -> None:
