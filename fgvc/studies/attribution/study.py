@@ -307,7 +307,8 @@ def _judged(measured: Sequence[MapMeasures]) -> tuple[Areas, dict[tuple[str, ...
                 if own or whole:
                     areas[head.label, head.band][source][part.seed] = values
                 if own and whole:
-                    curves[(*source, head.label, head.band)].append(curve)
+                    where = (*source, head.label, head.band)
+                    curves[where].append(curve)
     return areas, curves
 
 
@@ -328,12 +329,14 @@ def _agreement(measured: Sequence[MapMeasures]) -> dict[tuple[str, ...], list[np
         for (a, first), (b, second) in combinations(maps, 2):
             between, other = _difference(a, b)
             if between not in ("", RANDOM.method) and a != RANDOM:
-                found[(between, *a, other)].append(rank_correlation(first, second).numpy())
+                key = (between, *a, other)
+                found[key].append(rank_correlation(first, second).numpy())
     for one, another in combinations(measured, 2):
         others = dict(zip(another.sources, another.cells, strict=True))
         for source, cells in zip(one.sources, one.cells, strict=True):
             if source in others and source.label != RANDOM.label:
-                found[("seeds", *source, "another seed")].append(rank_correlation(cells, others[source]).numpy())
+                key = ("seeds", *source, "another seed")
+                found[key].append(rank_correlation(cells, others[source]).numpy())
     return found
 
 
