@@ -9,7 +9,8 @@ import pandas as pd
 from scipy.stats import theilslopes
 
 from fgvc.errors import RunError
-from fgvc.io import read_csv, read_json, write_json_atomic
+from fgvc.foreign import read_json
+from fgvc.io import read_csv, write_json_atomic
 
 SAMPLE_COLUMNS = (
     *("seconds", "epoch", "rss_mb", "anonymous_mb", "open_files", "threads", "processes"),

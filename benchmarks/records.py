@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.errors import ConfigError
-from fgvc.io import read_json, write_json_atomic
+from fgvc.foreign import read_json
+from fgvc.io import write_json_atomic
 
 SCHEMA = 1
 

@@ -8,14 +8,13 @@ import errno
 import importlib.util
 import io
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 from fgvc import __version__
-from fgvc.errors import ConfigError, UserError
+from fgvc.errors import ConfigError, UserError, visible
 from fgvc.resources import resource_folder
 
 # figures are files: the user's window (Jupyter sets one) is not asked for; an unknown one ends matplotlib's import
@@ -32,20 +31,6 @@ _SYSTEM_ERRORS = {
     **dict.fromkeys((errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP), _ANOTHER_PATH),
 }
 """What to do about an error of the operating system, by its number."""
-# control characters but line end and tab, and marks of direction
-_UNSEEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
-
-
-def visible(text: str) -> str:
-    """Return text with what would act on a terminal (control characters, marks of direction) as escapes: \\x1b."""
-    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
-
-
-def one_line(text: object) -> str:
-    """Return a name or path from outside as `visible` text without line ends."""
-    return visible(str(text)).replace("\n", "\\n").replace("\t", "\\t")
-
-
 _REMOVED = {
     "replay": "a failed step is loaded in ten lines: docs/running.md, 'A number that is not finite'",
 }

@@ -1,5 +1,6 @@
-"""Errors that a user can fix: each message names the file or key, the value found and the fix."""
+"""Errors that a user can fix: each message names the file or key, the value found and the fix; and text to show."""
 
+import re
 import signal
 
 
@@ -73,3 +74,17 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.signal_name = signal_name
         self.exit_status = 128 + signal.Signals[signal_name]
+
+
+# control characters but line end and tab, and marks of direction
+_UNSEEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
+
+
+def visible(text: str) -> str:
+    """Return text with what would act on a terminal (control characters, marks of direction) as escapes: \\x1b."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: object) -> str:
+    """Return a name or path from outside as `visible` text without line ends."""
+    return visible(str(text)).replace("\n", "\\n").replace("\t", "\\t")

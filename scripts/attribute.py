@@ -10,10 +10,9 @@ from pathlib import Path
 import psutil
 
 from fgvc.cli import exit_on_user_error
-from fgvc.io import require_own
 from fgvc.studies.attribution import METHODS
 from fgvc.studies.attribution.explain import attribute_run
-from fgvc.studies.attribution.report import attribution_markdown, require_outside, write_attribution
+from fgvc.studies.attribution.report import attribution_markdown, require_free, write_attribution
 
 
 def _names(text: str) -> list[str]:
@@ -37,8 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     output = arguments.output or arguments.run / "attribution"
-    require_outside(arguments.images, output)
-    require_own(output / "attribution.json")  # before the work
+    require_free(arguments.images, output)
     found = attribute_run(
         arguments.run,
         arguments.images,

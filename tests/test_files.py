@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from fgvc.io import atomic_folder, atomic_path, locked, read_npz, replaced_folder, write_output
+from fgvc.foreign import read_npz
+from fgvc.io import atomic_folder, atomic_path, locked, replaced_folder, write_output
 from fgvc.models.files import write_weights
 
 

@@ -12,7 +12,7 @@ import fgvc
 
 PACKAGE = ROOT / "fgvc"
 # the ground first; a module that is no folder stands by itself
-GROUND = (("errors", "__init__"), ("io", "resources", "provenance", "cli"))
+GROUND = (("errors", "__init__"), ("foreign", "io", "resources", "provenance", "cli"))
 ABOVE = ["spectral", "pooling", "runs", "presentation", "data", "models"]
 ABOVE += ["training", "inference", "studies", "reporting"]
 FLOORS = (*GROUND, *((name,) for name in ABOVE))
@@ -51,6 +51,11 @@ def test_a_module_imports_only_from_its_own_floor_and_those_below(module: str) -
     assert floor(module) in LEVEL, f"{module} stands on no floor"
     upwards = {other for other in imported(MODULES[module]) if LEVEL[floor(other)] > LEVEL[floor(module)]}
     assert not upwards
+
+
+def test_only_commands_import_the_command_line() -> None:
+    """It chooses the backend of matplotlib, which in a notebook is the user's to choose."""
+    assert not [module for module, path in MODULES.items() if "fgvc.cli" in imported(path)]
 
 
 def test_nothing_imports_in_a_circle() -> None:

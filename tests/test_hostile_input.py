@@ -650,7 +650,7 @@ def test_yaml_bombs(tmp_path: Path, fault: str, reader: str) -> None:
 
 def test_a_bomb_of_zeros_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In archives of arrays, in PyTorch's files and in MATLAB's."""
-    monkeypatch.setattr("fgvc.io.ALLOWANCE", 1 << 20)
+    monkeypatch.setattr("fgvc.foreign.ALLOWANCE", 1 << 20)
     run = write_run(tmp_path / "run")
     zeros = np.zeros((1, 4_000_000))
     np.savez_compressed(run / "spectrum.npz", before=zeros)

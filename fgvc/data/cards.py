@@ -9,7 +9,7 @@ from omegaconf import MISSING, OmegaConf
 
 from fgvc.data.layout import leads_out
 from fgvc.errors import ConfigError
-from fgvc.io import read_plain_yaml
+from fgvc.foreign import read_plain_yaml
 
 SPLITS = ("train", "test")
 _DIGITS = {"md5": 32, "sha256": 64}

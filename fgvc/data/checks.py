@@ -14,7 +14,8 @@ from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.image_file import UnreadableImageError
 from fgvc.data.registry import create_dataset
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import read_json, write_json_atomic
+from fgvc.foreign import read_json
+from fgvc.io import write_json_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from fgvc.errors import DatasetError
-from fgvc.io import byte_bar, locked, read_json_object, stand_in, write_json_atomic
+from fgvc.foreign import read_json_object, stand_in
+from fgvc.io import byte_bar, locked, write_json_atomic
 
 logger = logging.getLogger(__name__)
 pooch.get_logger().setLevel(logging.WARNING)

@@ -14,7 +14,8 @@ from typing import IO
 
 from fgvc.data.layout import leads_out
 from fgvc.errors import DatasetError
-from fgvc.io import MAX_GROWTH, byte_bar, growth_limit, open_foreign
+from fgvc.foreign import MAX_GROWTH, growth_limit, open_foreign
+from fgvc.io import byte_bar
 
 _TAR_ENDINGS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, RuntimeError)

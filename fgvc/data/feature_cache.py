@@ -29,7 +29,8 @@ from fgvc.data.dataset import ImageDataset, collate, fingerprint
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.transforms import TransformSpec
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import atomic_path, byte_bar, locked, read_json, write_json_atomic
+from fgvc.foreign import read_json
+from fgvc.io import atomic_path, byte_bar, locked, write_json_atomic
 from fgvc.provenance import float32_precision
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fgvc.io import open_foreign
+from fgvc.foreign import open_foreign
 
 
 def open_maps(path: Path) -> NDArray[np.floating]:

@@ -16,7 +16,8 @@ from fgvc.data.folder import is_litter
 from fgvc.data.image_file import MAX_BYTES
 from fgvc.data.layout import require_inside, write_once
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import open_foreign, read_json, write_json_atomic
+from fgvc.foreign import open_foreign, read_json
+from fgvc.io import write_json_atomic
 
 _RECORD, _CLASSES = "hf.json", "classes.json"
 _LABEL_TYPES = re.compile(r"u?int\d+|(large_)?string")

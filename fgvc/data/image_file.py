@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fgvc.io import open_foreign
+from fgvc.foreign import open_foreign
 
 MAX_BYTES = 1 << 30
 """Largest image file; Pillow reads some kinds whole."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.errors import DatasetError
-from fgvc.io import atomic_folder, read_foreign_text, read_json, write_json_atomic
+from fgvc.foreign import read_foreign_text, read_json
+from fgvc.io import atomic_folder, write_json_atomic
 from fgvc.resources import resource_folder
 
 _SHOWN = 5  # names in a message before "and N more"

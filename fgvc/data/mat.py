@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fgvc.errors import DatasetError
-from fgvc.io import growth_limit, open_foreign
+from fgvc.foreign import growth_limit, open_foreign
 
 _SECONDS = 60
 _CHILD = Path(__file__).with_name("mat_child.py")

@@ -14,7 +14,8 @@ from fgvc.data.extract import extract
 from fgvc.data.imagenet import sort_validation
 from fgvc.data.verify import Checksums, is_current, verify
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import atomic_folder, checksum_problem, file_digests, open_foreign
+from fgvc.foreign import open_foreign
+from fgvc.io import atomic_folder, checksum_problem, file_digests
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from fgvc.errors import RunError, UserError
+from fgvc.foreign import read_json_object
 from fgvc.inference.restore import restore_run
 from fgvc.inference.temperature import (
     BINS,
@@ -21,7 +22,7 @@ from fgvc.inference.temperature import (
     probabilities,
     reliability_curve,
 )
-from fgvc.io import file_digests, locked, read_json_object, write_json_atomic
+from fgvc.io import file_digests, locked, write_json_atomic
 from fgvc.provenance import source_state, versions
 from fgvc.runs.folder import RunFolder
 from fgvc.training.batches import create_loader

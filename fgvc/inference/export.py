@@ -5,14 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from fgvc.cli import one_line
 from fgvc.data import effective_options, normalization_from_timm
 from fgvc.data.aircraft import BANNER
 from fgvc.data.cards import list_cards, load_card
-from fgvc.errors import ConfigError, RunError
+from fgvc.errors import ConfigError, RunError, one_line
+from fgvc.foreign import read_json
 from fgvc.inference.export_formats import WRITERS, Facts
 from fgvc.inference.restore import load_model, read_classes, restored_method
-from fgvc.io import file_digests, plain_mode, read_json, replaced_folder, write_json_atomic, write_text_atomic
+from fgvc.io import file_digests, plain_mode, replaced_folder, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import is_second_order
 from fgvc.provenance import commit_label, versions

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from fgvc.errors import ConfigError, DatasetError, RunError
+from fgvc.foreign import open_foreign
 from fgvc.inference.restore import restore_run
-from fgvc.io import open_foreign
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling
 from fgvc.runs import RunFolder

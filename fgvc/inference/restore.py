@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from fgvc.data import FeatureSet, ImageDataset
 from fgvc.errors import RunError
-from fgvc.io import open_foreign
+from fgvc.foreign import open_foreign
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
 from fgvc.runs.config import CacheConfig, MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder

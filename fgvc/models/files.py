@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fgvc.errors import WeightsError
-from fgvc.io import MAX_GROWTH, atomic_path, growth_limit, load_pytorch, open_foreign
+from fgvc.foreign import MAX_GROWTH, growth_limit, load_pytorch, open_foreign
+from fgvc.io import atomic_path
 
 State = dict[str, torch.Tensor]
 Layout = Mapping[str, torch.Size]

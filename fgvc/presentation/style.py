@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from fgvc.cli import one_line
+from fgvc.errors import one_line
 from fgvc.io import output_path
 
 COLUMN_WIDTH = 3.3

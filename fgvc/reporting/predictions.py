@@ -11,8 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.cli import one_line
-from fgvc.errors import ConfigError, ImageError, RunError
+from fgvc.errors import ConfigError, ImageError, RunError, one_line
 from fgvc.inference.predict import FilePrediction, Prediction, Predictor, predict_files
 from fgvc.io import output_path, require_own, to_csv, write_output
 from fgvc.presentation.style import COLUMN_WIDTH, figure_style, new_figure, short_name

@@ -9,7 +9,7 @@ import pandas as pd
 from safetensors import SafetensorError, safe_open
 
 from fgvc.errors import NothingToShowError
-from fgvc.io import open_foreign
+from fgvc.foreign import open_foreign
 from fgvc.presentation.render import Block
 from fgvc.presentation.style import method_order
 from fgvc.runs import Run, Setting, group_runs

@@ -11,7 +11,8 @@ import pandas as pd
 from safetensors.numpy import load_file
 
 from fgvc.errors import RunError
-from fgvc.io import open_foreign, read_csv, read_npz
+from fgvc.foreign import open_foreign, read_npz
+from fgvc.io import read_csv
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.statistics import pair_predictions

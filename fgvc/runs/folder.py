@@ -15,14 +15,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from fgvc.errors import RunError
-from fgvc.io import (
-    locked,
-    read_json_object,
-    read_plain_yaml,
-    remove_leftovers,
-    write_json_atomic,
-    write_text_atomic,
-)
+from fgvc.foreign import read_json_object, read_plain_yaml
+from fgvc.io import locked, remove_leftovers, write_json_atomic, write_text_atomic
 from fgvc.runs.config import RunConfig, flatten
 
 _log = logging.getLogger(__name__)

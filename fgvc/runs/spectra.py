@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from fgvc.errors import RunError
-from fgvc.io import read_npz, write_npz
+from fgvc.foreign import read_npz
+from fgvc.io import write_npz
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,8 @@ import torch
 from torch import Tensor
 
 from fgvc.errors import RunError
-from fgvc.io import (
-    atomic_path,
-    checksum_problem,
-    file_digests,
-    load_pytorch,
-    read_json_object,
-    to_csv,
-    write_json_atomic,
-    write_text_atomic,
-)
+from fgvc.foreign import load_pytorch, read_json_object
+from fgvc.io import atomic_path, checksum_problem, file_digests, to_csv, write_json_atomic, write_text_atomic
 from fgvc.models.files import write_weights
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.spectra import SpectrumHistory

@@ -19,31 +19,12 @@ def small(name: str, tmp_path: Path) -> Path:
     return write_miniature(name, tmp_path / name, train_per_class=2, test_per_class=1)
 
 
-@pytest.fixture
-def cars(tmp_path: Path) -> Path:
-    return small("cars", tmp_path)
+def fixture_of(name: str) -> Any:
+    return pytest.fixture(lambda tmp_path: small(name, tmp_path))
 
 
-@pytest.fixture
-def devkit(tmp_path: Path) -> Path:
-    return small("cars_devkit", tmp_path)
-
-
-@pytest.fixture
-def aircraft(tmp_path: Path) -> Path:
-    return small("aircraft", tmp_path)
-
-
-@pytest.fixture
-def dogs(tmp_path: Path) -> Path:
-    return small("dogs", tmp_path)
-
-
-@pytest.fixture
-def imagenet(tmp_path: Path) -> Path:
-    return small("imagenet", tmp_path)
-
-
+cars, devkit = fixture_of("cars"), fixture_of("cars_devkit")
+aircraft, dogs, imagenet = fixture_of("aircraft"), fixture_of("dogs"), fixture_of("imagenet")
 ANNOTATIONS = "cars_annos.mat"
 
 

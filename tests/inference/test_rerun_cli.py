@@ -50,11 +50,11 @@ def change_json(file: Path, change: Callable[[dict], object]) -> None:
 def test_a_run_is_repeated_to_the_last_bit_and_left_alone(finished: Path, tmp_path: Path, here: Train) -> None:
     before = folder_bytes(finished)
     again = tmp_path / "again"
-    done = succeeded(here("rerun.py", finished, "--run-dir", again, "--cache", "anew", "--strict", cwd=tmp_path))
+    done = succeeded(here("rerun.py", finished, "--run-dir", again, "--cache", "new", "--strict", cwd=tmp_path))
     assert done.stdout.startswith("# MPN-COV on synthetic, seed 0: bit-identical\n")
     assert "| cache.dir " in done.stdout and "Weights: bit-identical (last, best)." in done.stdout
     assert "epoch 2/2" in done.stderr
-    assert (tmp_path / "anew").is_dir() and "read its feature maps" not in done.stdout
+    assert (tmp_path / "new").is_dir() and "read its feature maps" not in done.stdout
     assert folder_bytes(finished) == before
     # what is there is not trained again in silence
     refused(here("rerun.py", finished, "--run-dir", again, cwd=tmp_path), str(again), "--compare")

@@ -20,7 +20,7 @@ from miniature import write_miniature
 from safetensors.torch import load_file, save_file
 
 from fgvc.errors import RunError
-from fgvc.io import load_pytorch
+from fgvc.foreign import load_pytorch
 from fgvc.models import create_backbone
 from fgvc.training import run
 from fgvc.training.states import StateStore

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fgvc.data.image_file import UnreadableImageError, decode_rgb
 from fgvc.errors import RunError
-from fgvc.io import read_json_object
+from fgvc.foreign import read_json_object
 
 MAX_PICTURES, MAX_BYTES = 96, 5_000_000
 """Attributions of a page: no more pictures than that, and none after so many bytes; the rest is counted, not shown."""

@@ -11,7 +11,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from fgvc.errors import NothingToShowError, RunError, UserError
-from fgvc.io import file_digests, read_csv, read_json_object
+from fgvc.foreign import read_json_object
+from fgvc.io import file_digests, read_csv
 from fgvc.presentation.render import Block
 from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import TABLES

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fgvc.errors import ConfigError
 from fgvc.inference.predict import find_images
-from fgvc.io import output_path, to_json, write_output
+from fgvc.io import output_path, require_own, to_json, write_output
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import PAGE_WIDTH, figure_style, new_figure
 from fgvc.presentation.style import caption as add_caption
@@ -143,12 +143,16 @@ def grid_figure(columns: Sequence[Column], labels: Sequence[str], title: str, ca
 SCHEMA = 1
 
 
-def require_outside(which: str, folder: Path) -> None:
-    """Raise ConfigError if one of the images to explain (see `choose_images`) lies in the folder of the results."""
-    source = Path(which)
-    inside = (
-        [path for path in find_images(source) if folder.resolve() in path.resolve().parents] if source.exists() else []
-    )
+def require_free(which: str, folder: Path) -> None:
+    """Refuse a folder of results before the work.
+
+    Raises:
+        ConfigError: one of the images to explain (see `choose_images`) lies in it.
+        FileExistsError: it holds an attribution.json of someone else.
+    """
+    require_own(folder / "attribution.json")
+    images = find_images(Path(which)) if Path(which).exists() else []
+    inside = [path for path in images if folder.resolve() in path.resolve().parents]
     if inside:
         raise ConfigError(f"{inside[0]}: lies in {folder}, where the results are written; give another --output")
 
