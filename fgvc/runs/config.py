@@ -1,8 +1,11 @@
 """The configuration of a run as typed dataclasses; Hydra fills them from `configs/` and the command line."""
 
 import importlib.util
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -39,10 +42,11 @@ class DatasetConfig:
     """The dataset and how its images are read.
 
     Attributes:
-        name: Name in tables and run folders, e.g. "cub80".
+        name: Name in tables and run folders, e.g. "cub80"; by default the name of the folder `root`.
         adapter: Adapter, one of `fgvc.data.list_datasets()`; None means `name`.
         root: Folder of the dataset.
         options: Options of the adapter.
+        transform: How an image becomes the input tensor.
     """
 
     name: str = MISSING
@@ -126,7 +130,15 @@ class HybridConfig:
 
 @dataclass
 class OptimizerConfig:
-    """The optimiser. `classifier_factor` multiplies the learning rate of the classifier; `momentum` is for SGD only."""
+    """The optimiser.
+
+    Attributes:
+        name: "sgd" or "adamw".
+        lr: Learning rate.
+        momentum: Momentum; for "sgd" only.
+        weight_decay: Weight decay.
+        classifier_factor: Factor on the learning rate of the classifier.
+    """
 
     name: str = "sgd"
     lr: float = 3e-3
@@ -137,9 +149,13 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """Learning rate over the run: "constant", "step" (times `gamma` after each milestone epoch) or "cosine" (to zero).
+    """Learning rate over the run.
 
-    With any of them, the rate first rises linearly from zero for `warmup_epochs`.
+    Attributes:
+        name: "constant", "step" (times `gamma` after each milestone) or "cosine" (to zero).
+        milestones: Epochs after which "step" lowers the rate.
+        gamma: Factor of "step".
+        warmup_epochs: Number of epochs in which the rate first rises linearly from zero.
     """
 
     name: str = "step"
@@ -154,6 +170,7 @@ class TrainerConfig:
 
     Attributes:
         epochs: Number of passes over the training images; 0 only evaluates the initial weights.
+        min_steps: Smallest number of optimiser steps: with few images the run has more epochs. None means no minimum.
         max_steps: Largest number of optimiser steps; None means no limit.
         batch_size: Number of images per optimiser step, over all processes and accumulated batches. The result
             therefore does not depend on the number of processes.
@@ -180,7 +197,8 @@ class TrainerConfig:
         divergence_window: Number of steps for which it must stay grown.
         precision: Autocast: "no", "bf16" or "fp16" (not on a CPU). The spectral layers use `method.spectral_dtype`.
         on_bad_image: Reaction to an unreadable training image: "refuse" to train, or "skip" it.
-        tracker: Tracker of metrics: "tensorboard" or None.
+        tracker: Tracker of metrics: "tensorboard", "wandb", "mlflow" or None.
+        device: Device to train on: "auto" (a GPU if there is one), "cpu", or one GPU, e.g. "cuda:1".
         deterministic: Whether to use only bit-reproducible algorithms, see `set_deterministic`; slower on a GPU. On a
             CPU runs are reproducible anyway.
         probe_images: Number of test images whose spectra are saved after every epoch, always the same images; 0 saves
@@ -188,6 +206,7 @@ class TrainerConfig:
     """
 
     epochs: int = 1
+    min_steps: int | None = None
     max_steps: int | None = None
     batch_size: int = 10
     accumulation: int = 1
@@ -209,8 +228,13 @@ class TrainerConfig:
     precision: str = "no"
     on_bad_image: str = "refuse"
     tracker: str | None = None
+    device: str = "auto"
     deterministic: bool = False
     probe_images: int = 32
+
+    def planned_epochs(self, steps: int) -> int:
+        """Return the number of epochs of a run with `steps` optimiser steps per epoch, see `min_steps`."""
+        return max(self.epochs, math.ceil(self.min_steps / steps)) if self.epochs and self.min_steps else self.epochs
 
 
 @dataclass
@@ -234,7 +258,7 @@ class RunConfig:
     """One training run.
 
     Attributes:
-        name: Name of the experiment, part of the default run folder.
+        name: Name of the experiment, part of the default run folder; by default that of the dataset.
         recipe: Name of the training recipe if it is not the experiment's own (`recipe=modern` sets it). It is part of
             the default run folder, and only runs with the same recipe are comparable.
         seed: Seed of everything random; 0 is a seed like any other.
@@ -287,11 +311,16 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:
-    """Return the composed configuration as dataclasses.
+    """Return the composed configuration as dataclasses; a name that is not given is that of the dataset or its folder.
 
     Raises:
         ConfigError: a key without a default is unset, or a key added with + is unknown.
     """
+    dataset = composed.dataset
+    if OmegaConf.is_missing(dataset, "name") and not OmegaConf.is_missing(dataset, "root"):
+        dataset.name = Path(dataset.root).expanduser().resolve().name
+    if OmegaConf.is_missing(composed, "name") and not OmegaConf.is_missing(dataset, "name"):
+        composed.name = dataset.name
     missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(f"unset: {', '.join(missing)}; give it on the command line, e.g. {missing[0]}=VALUE")
@@ -299,6 +328,9 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed)))
     assert isinstance(config, RunConfig)
     return config
+
+
+_TRACKERS = ("tensorboard", "wandb", "mlflow")  # each is also the name of its package
 
 
 def check_config(config: RunConfig) -> None:
@@ -316,6 +348,7 @@ def check_config(config: RunConfig) -> None:
         "trainer.save_steps": (trainer.save_steps, 1),
         "trainer.max_skips": (trainer.max_skips, 0),
         "trainer.divergence_window": (trainer.divergence_window, 1),
+        "trainer.min_steps": (trainer.min_steps, 1),
         "trainer.max_steps": (trainer.max_steps, 1),
         "trainer.workers": (trainer.workers, 0),
         "trainer.probe_images": (trainer.probe_images, 0),
@@ -346,15 +379,17 @@ def check_config(config: RunConfig) -> None:
         "trainer.on_non_finite": (trainer.on_non_finite, ("stop", "skip")),
         "trainer.on_divergence": (trainer.on_divergence, ("stop", "warn", "ignore")),
         "trainer.on_bad_image": (trainer.on_bad_image, ("refuse", "skip")),
-        "trainer.tracker": (trainer.tracker, (None, "tensorboard")),
+        "trainer.tracker": (trainer.tracker, (None, *_TRACKERS)),
         "method.spectral_dtype": (config.method.spectral_dtype, ("float64", "float32")),
         "cache.dtype": (config.cache.dtype, ("float32", "float16")),
     }
     for key, (value, valid) in choices.items():
         if value not in valid:
             raise ConfigError(f"unknown {key} {value!r}; choose one of {', '.join(map(str, valid))}")
-    if trainer.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("trainer.tracker=tensorboard needs a package: pip install tensorboard")
+    if trainer.tracker is not None and importlib.util.find_spec(trainer.tracker) is None:
+        raise ConfigError(f"trainer.tracker={trainer.tracker} needs a package: pip install {trainer.tracker}")
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", trainer.device):
+        raise ConfigError(f"trainer.device={trainer.device}: choose auto, cpu, or a GPU such as cuda:0")
     if not 0 <= trainer.val_fraction < 1:
         raise ConfigError(f"trainer.val_fraction must be at least 0 and below 1, got {trainer.val_fraction}")
 

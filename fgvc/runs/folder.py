@@ -39,7 +39,7 @@ _ROLES = {
         (
             # a dataset may move; another one is found by its digests
             *("run_dir", "resume", "dataset.root", "method.eigh_device", "cache.dir", "cache.max_gb"),
-            *("trainer.workers", "trainer.tracker", "trainer.probe_images"),
+            *("trainer.workers", "trainer.tracker", "trainer.device", "trainer.probe_images"),
             *("trainer.save_minutes", "trainer.save_steps"),
             *("trainer.on_divergence", "trainer.divergence_factor", "trainer.divergence_window"),
         ),

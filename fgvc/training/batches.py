@@ -3,7 +3,8 @@
 The number of processes, the number of loader workers and interruptions do not change the images of a step.
 """
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from tqdm import tqdm
 from fgvc.data import FeatureSet, ImageDataset, collate
 from fgvc.training.processes import leave_signals_to_the_main_process
 from fgvc.training.seeds import SeededSamples, derived_seed
+
+_log = logging.getLogger(__name__)
 
 Loader = DataLoader[tuple[Tensor, Tensor]]
 
@@ -136,10 +139,18 @@ def create_loaders(
     )
 
 
-def progress_bar(loader: Loader, name: str, accelerator: Accelerator) -> Iterable[tuple[Tensor, Tensor]]:
-    """Wrap a loader in a progress bar with rate and time left, shown only on a terminal and by one process."""
-    disable = None if accelerator.is_local_main_process else True  # None: off if stderr is not a terminal
-    return tqdm(loader, desc=name, leave=False, disable=disable, unit="batch")
+def progress_bar(loader: Loader, name: str, accelerator: Accelerator) -> "tqdm[tuple[Tensor, Tensor]]":
+    """Wrap a loader in a progress bar, shown only on a terminal, by one process, and if the log shows progress."""
+    shown = accelerator.is_local_main_process and _log.isEnabledFor(logging.INFO)
+    # None: off if stderr is not a terminal
+    return tqdm(loader, desc=name, leave=False, disable=None if shown else True, unit="batch")
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words, e.g. "2 h 5 min", "3 min" or "40 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{rest} s"
 
 
 def create_loader(

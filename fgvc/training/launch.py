@@ -1,11 +1,14 @@
-"""From the command line to runs: Hydra composes the configuration; a mistake in it becomes one readable message."""
+"""From the command line to runs: arguments are checked, Hydra composes the configuration, mistakes become messages."""
 
 import dataclasses
+import difflib
+import itertools
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,58 +23,176 @@ from omegaconf.errors import OmegaConfBaseException
 from fgvc.errors import ConfigError, UserError
 from fgvc.pooling import list_poolings
 from fgvc.runs.config import RunConfig, to_run_config
+from fgvc.runs.known_settings import is_known, known_settings, nearest_keys
 
 _log = logging.getLogger(__name__)
 
-PATHS = (
+AS_TYPED = (
+    "name",
+    "dataset.name",
     "dataset.root",
     "dataset.options.path",
+    "dataset.options.file",
     "backbone.weights",
     "initial_weights",
     "run_dir",
     "resume",
     "cache.dir",
 )
-"""Settings that hold a path, or a name that is a word."""
+"""Settings that hold a path or a name, and are taken as they are typed."""
+
+USAGE = """\
+usage: fgvc train dataset.root=FOLDER [KEY=VALUE ...]       a first table of your own images
+       fgvc train experiment=NAME [KEY=VALUE ...]           one run
+       fgvc train -m experiment=NAME KEY=VALUE,VALUE ...    one run for each combination of the values
+       fgvc train --help                                    every setting
+"""
+OPTIONS = {
+    "--dry-run": "take two steps on random images and save nothing",
+    "--quiet": "print warnings and the result only",
+    "--debug": "show the traceback of an error",
+}
+"""Options that are ours, with their descriptions; all others are Hydra's."""
+_HYDRA_FLAGS = ("-m", "--multirun", "--resolve", "--hydra-help", "--version", "-r", "--run")
+_HYDRA_VALUES = (
+    *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
+    *("-i", "--info", "--experimental-rerun"),
+)
+_SWEEP = ("-m", "--multirun")
 
 
-def hydra_main(config_dir: Path, task: Callable[[RunConfig], None], *, flags: Sequence[str] = ()) -> None:
+def hydra_main(arguments: Sequence[str], config_dir: Path, task: Callable[[RunConfig], None]) -> None:
     """Compose `train.yaml` in `config_dir` with the overrides of the command line and run the task.
 
     With -m the task runs for each combination of the comma-separated values, one after the other. A failure does not
-    stop the others; its error is raised at the end. `flags` are the script's own arguments, hidden from Hydra.
+    stop the others; the first error is raised at the end.
+
+    Args:
+        arguments: arguments of the command line without our own `OPTIONS`, as `check_arguments` accepts them.
+        config_dir: folder of the configurations.
+        task: function to call with the configuration of each run.
 
     Raises:
-        ConfigError: an unknown key, group or value (the valid ones are listed), a wrong type, or a key left unset.
+        ConfigError: a wrong value or type, or a key left unset.
     """
-    # with several processes, the other ones log warnings only
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
     register_choices()
-    own = ("--debug", *flags)  # for --debug see fgvc.cli
-    sweep = bool({"-m", "--multirun"} & set(sys.argv))
-    sys.argv = [quoted(argument, sweep=sweep) for argument in sys.argv if argument not in own]
+    sweep = bool(set(_SWEEP) & set(arguments))
+    sys.argv[1:] = [quoted(argument, sweep=sweep) for argument in arguments]
     # otherwise Hydra prints the error itself and exits with 1; our message and exit status need the exception
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    failures: list[Exception] = []
 
     def job(composed: DictConfig) -> None:
         try:
             task(to_run_config(composed))
-        except UserError as error:
-            if HydraConfig.get().mode == RunMode.MULTIRUN:  # Hydra raises only the first error of a sweep, at its end
-                _log.error("failed: %s: %s", " ".join(HydraConfig.get().overrides.task), error)
-            raise
+        except Exception as error:  # kept, since Hydra prints a line of its own about whatever passes through it
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                _log.error("failed: %s: %s", " ".join(HydraConfig.get().overrides.task), reason)
+            failures.append(error)
 
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
+    if failures and isinstance(failures[0], OmegaConfBaseException):
+        raise ConfigError(_explain(failures[0])) from failures[0]
+    if failures:
+        raise failures[0]
+
+
+def start_log(*, quiet: bool) -> None:
+    """Show the log on stderr, with `quiet` only warnings; of several processes, the first one alone says more."""
+    level = logging.WARNING if quiet or os.environ.get("RANK", "0") != "0" else logging.INFO
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request to a hub
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its own lines
+
+
+def choices(config_dir: Path) -> dict[str, list[str]]:
+    """Return the names that each group of the command line takes, e.g. those of `experiment=NAME`."""
+    groups = sorted(path for path in config_dir.iterdir() if path.is_dir())
+    files = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in groups}
+    return files | {"method": list_poolings()}
+
+
+def check_arguments(arguments: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
+    """Check options, keys and the names of groups, and name the nearest known ones.
+
+    Args:
+        arguments: arguments of the command line.
+        groups: names by group, see `choices`.
+
+    Raises:
+        ConfigError: an unknown option, key or name, or an argument that is no KEY=VALUE.
+    """
+    previous = ""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
+        option, _, value = argument.partition("=")
+        if argument.startswith("-"):
+            if option not in (*OPTIONS, *_HYDRA_FLAGS, *_HYDRA_VALUES):
+                raise ConfigError(f"unknown option {option}; {_as_setting(option, value or following, groups)}")
+        elif "=" not in argument and not argument.startswith("~"):
+            if previous not in _HYDRA_VALUES:
+                raise ConfigError(f"{argument!r} is no setting; {_as_setting(argument, following, groups)}")
+        else:
+            _check_setting(argument, groups)
+        previous = argument
+
+
+def _as_setting(word: str, value: str, groups: Mapping[str, Sequence[str]]) -> str:
+    """Return advice to someone who wrote `word` and then a value as for another program."""
+    near = nearest_keys(word, groups)
+    if not near:
+        return "settings are given as KEY=VALUE; fgvc settings lists them"
+    return f"use {near[0]}={'VALUE' if '=' in value or value.startswith('-') else value or 'VALUE'}"
+
+
+def _check_setting(argument: str, groups: Mapping[str, Sequence[str]]) -> None:
+    found = re.match(r"(?:\+{1,2}|~)?([^=]*)(?:=(.*))?\Z", argument, re.DOTALL)
+    assert found is not None  # whatever the argument is
+    key, value = found.groups()
+    if key in groups:
+        for name in (value or "").split(","):
+            if re.fullmatch(r"[\w-]+", name) and name not in (*groups[key], "null"):
+                near = difflib.get_close_matches(name, groups[key])
+                fix = f"nearest: {', '.join(near)}" if near else f"choose one of {', '.join(groups[key])}"
+                raise ConfigError(f"unknown {key}={name}; {fix}")
+    elif not (is_known(key) or key.startswith("hydra") or "@" in key):
+        near = nearest_keys(key, groups)
+        part = key.partition(".")[0]
+        fix = f"nearest: {', '.join(near)}; " if near else ""
+        listed = f"fgvc settings {part}" if part in _PARTS else "fgvc settings"
+        raise ConfigError(f"unknown setting {key}; {fix}{listed} lists those there are")
+
+
+_PARTS = tuple(field.name for field in dataclasses.fields(RunConfig))
+
+
+def help_text(groups: Mapping[str, Sequence[str]]) -> str:
+    """Return the help of the command: usage, options, groups with their names, and every setting."""
+    options = "\n".join(f"  {name:10} {text}" for name, text in OPTIONS.items())
+    named = "\n".join(
+        textwrap.fill(f"{group}={'|'.join(names)}", 100, initial_indent="  ", subsequent_indent="    ")
+        for group, names in groups.items()
+    )
+    settings = textwrap.indent("\n".join(setting.text for setting in known_settings().values()), "  ")
+    return (
+        f"{USAGE}\nOptions:\n{options}\n\n"
+        f"Groups, each a set of settings with a name (files in configs/):\n{named}\n\n"
+        f"Settings with their defaults (a group or an experiment may set others, --cfg job shows all):\n{settings}"
+    )
 
 
 def quoted(argument: str, *, sweep: bool) -> str:
-    """The argument, where it is a path in the quotes of Hydra's grammar, which knows no = or ö; commas part a sweep."""
-    found = re.fullmatch(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, PATHS))})=)(.*)", argument, re.DOTALL)
+    """Return an argument in Hydra's grammar: a path or name in quotes, since it knows no = or ö; an option by name with ++.
+
+    Commas part the values of a sweep.
+    """
+    if re.match(r"\w+\.options\.\w+=", argument):
+        argument = f"++{argument}"  # Hydra would refuse one that the configuration does not have yet
+    found = re.fullmatch(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, AS_TYPED))})=)(.*)", argument, re.DOTALL)
     if found is None:
         return argument
     paths = found[2].split(",") if sweep else [found[2]]
@@ -95,7 +216,7 @@ def register_choices() -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Return Hydra's message, with the valid keys if a key is unknown."""
+    """Return Hydra's message in fewer lines."""
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
         return f"{error.override}: not in Hydra's grammar; put the value in quotes of its own: \"{key}='{value}'\""
@@ -103,11 +224,4 @@ def _explain(error: Exception) -> str:
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if cause is not None and cause is not error:
         lines += [line for line in str(cause).splitlines() if line.strip() and line not in lines]
-    owner = getattr(cause, "object_type", None)
-    if isinstance(owner, type) and dataclasses.is_dataclass(owner) and getattr(cause, "key", None) is not None:
-        names = [field.name for field in dataclasses.fields(owner)]
-        if cause.key not in names:
-            lines.append(f"valid keys there: {', '.join(names)}")
-            # Hydra's advice to use +key does not help: the schema refuses unknown keys
-            lines = [line for line in lines if "To append to your config" not in line]
     return "\n  ".join(lines)

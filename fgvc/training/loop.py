@@ -8,13 +8,14 @@ from itertools import islice
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from fgvc.errors import Interrupted, RunError
 from fgvc.models.files import write_weights
 from fgvc.runs.config import TrainerConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.spectral import EigendecompositionError
-from fgvc.training.batches import Loader, Loaders, progress_bar
+from fgvc.training.batches import Loader, Loaders, duration, progress_bar
 from fgvc.training.evaluation import Evaluation, evaluate
 from fgvc.training.guard import Guard
 from fgvc.training.hybrid import Stages
@@ -27,6 +28,8 @@ from fgvc.training.states import EpochProgress, Progress, RunLog, StateStore
 from fgvc.training.step import Stepper
 
 _log = logging.getLogger(__name__)
+
+_SAY_SECONDS = 60.0
 
 
 class Trainer:
@@ -80,7 +83,8 @@ class Trainer:
         self.stages = stages
         self.accelerator = learner.accelerator
         self._generators: dict[str, Any] | None = None
-        self._saved = time.perf_counter()
+        self._saved = self._began = self._said = time.perf_counter()
+        self._steps_here = 0  # steps since `_began`, with the evaluations between them
         self._probes = settings.probe_images > 0 and self.accelerator.is_main_process
         self._max_steps = math.inf if settings.max_steps is None else settings.max_steps
 
@@ -98,6 +102,7 @@ class Trainer:
         """
         test = None
         # a started epoch is evaluated and counted, even if the run was stopped after its last step
+        self._began = time.perf_counter()
         while self.progress.part is not None or (
             self.progress.epoch < self.settings.epochs and self.progress.step < self._max_steps
         ):
@@ -147,7 +152,8 @@ class Trainer:
         """Take the remaining steps of an epoch, or those until a signal."""
         part = self._begin_epoch(epoch)
         batches = self.loaders.batches
-        loaded = iter(progress_bar(self.loaders.train, f"epoch {epoch}", self.accelerator))
+        bar = progress_bar(self.loaders.train, f"epoch {epoch}/{self.settings.epochs}", self.accelerator)
+        loaded = iter(bar)
         for step in range(part.steps, batches.steps):
             if self.progress.step >= self._max_steps:
                 break
@@ -164,6 +170,7 @@ class Trainer:
                 part.correct += result.correct
                 part.seen += size
             self.guard.check(result, self.progress)
+            self._say_where(bar, part)
             stop, save = result.flags
             # several processes must agree through the flags; a single process can stop at once
             if stop or (self.accelerator.num_processes == 1 and self.interruption.requested is not None):
@@ -172,6 +179,20 @@ class Trainer:
                 part.seconds += self.log.count_time("train")
                 self._save()
         part.seconds += self.log.count_time("train")
+
+    def _say_where(self, bar: "tqdm[Any]", part: EpochProgress) -> None:
+        """Show the time left of the whole run and the best result so far, without a terminal once a minute."""
+        progress, steps, now = self.progress, self.loaders.batches.steps, time.perf_counter()
+        self._steps_here += 1
+        total = min(self.settings.epochs * steps, self._max_steps)
+        left = (now - self._began) / self._steps_here * (total - progress.step)
+        best = "" if progress.best is None else f", best test top-1 {progress.best['top1']:.2f} %"
+        bar.set_postfix_str(f"run: {duration(left)} left{best}", refresh=False)
+        if bar.disable and now - self._said >= _SAY_SECONDS:
+            self._said = now
+            loss = part.loss / part.seen if part.seen else math.nan
+            epoch = f"epoch {progress.epoch + 1}/{self.settings.epochs}, step {part.steps}/{steps}"
+            _log.info("%s: loss %.4f%s, %s left", epoch, loss, best, duration(left))
 
     def _begin_epoch(self, epoch: int) -> EpochProgress:
         """Seed an epoch, shuffle its images and put its pooling into the model; or continue a started epoch."""

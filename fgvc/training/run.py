@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from fgvc.provenance import (
     tf32_allowed,
     versions,
 )
-from fgvc.runs.config import HybridConfig, RunConfig, check_config, check_steps
+from fgvc.runs.config import HybridConfig, RunConfig, check_config, check_steps, flatten
 from fgvc.runs.folder import RunFolder, fixed_settings
 from fgvc.training.evaluation import Evaluation
 from fgvc.training.guard import Guard
@@ -75,7 +76,12 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
         check_hybrid(config)
     folder = RunFolder(Path(config.run_dir) if config.run_dir else default_run_dir(config))
     states = StateStore(folder.checkpoints)
-    source = find_source(config, folder, states)  # report a mistake before reading the data
+    try:
+        source = find_source(config, folder, states)  # report a mistake before reading the data
+    except RunError as error:
+        if Path(config.dataset.root).expanduser().exists():
+            raise
+        raise RunError(f"dataset.root={config.dataset.root} does not exist. Besides, {error}") from error
     if _is_done(folder):
         return folder.path
     with Interruption() as interruption, _readable_errors(config):
@@ -99,6 +105,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
             if main and (source is None or source[0] is not folder):
                 states.clear()
             trainer.log.progress.seconds["features"] += prepared.feature_seconds
+            _log.info("%s", run_header(config, prepared, accelerator, folder))
             with _summary(config, prepared, trainer, rerun_of) as summary:
                 interruption.patient = True
                 evaluation = trainer.fit()
@@ -116,7 +123,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
 
 def _is_done(folder: RunFolder) -> bool:
     if finished := folder.is_finished():
-        _log.info("%s is finished already; give another run_dir= to train again", folder.path)
+        _log.info("%s is finished already; to train again, delete it or give another name=", folder.path)
     return finished
 
 
@@ -141,7 +148,7 @@ def find_source(config: RunConfig, folder: RunFolder, states: StateStore) -> tup
     if folder.config_file.is_file():
         if config.resume == "never":
             raise RunError(
-                f"{folder.path} holds a run already and resume=never; delete the folder, give another run_dir=, "
+                f"{folder.path} holds a run already and resume=never; delete the folder, give {_another(config)}, "
                 "or continue it with resume=auto"
             )
         _require_same(folder, config)
@@ -150,7 +157,7 @@ def find_source(config: RunConfig, folder: RunFolder, states: StateStore) -> tup
         if (old := folder.checkpoints / "state.pt").is_file():
             raise RunError(f"{old} is the state of an earlier version and cannot be continued; delete {folder.path}")
     elif foreign := folder.files():
-        raise RunError(f"{foreign[0]} exists, and without config.yaml it is of no run; give another run_dir=")
+        raise RunError(f"{foreign[0]} exists, and without config.yaml it is of no run; give {_another(config)}")
     if config.resume in ("auto", "never"):
         return None
     source = RunFolder(Path(config.resume))
@@ -161,6 +168,11 @@ def find_source(config: RunConfig, folder: RunFolder, states: StateStore) -> tup
     return source, source_states
 
 
+def _another(config: RunConfig) -> str:
+    """Return the setting that leads to another folder; in a sweep, one `run_dir` would be that of all runs."""
+    return "another run_dir=" if config.run_dir else f"another name= (it is {config.name})"
+
+
 def _require_same(folder: RunFolder, config: RunConfig) -> None:
     """Raise RunError if the run in a folder differs in a setting that a resumed run must keep."""
     old, new = fixed_settings(folder.read_config()), fixed_settings(config)
@@ -169,7 +181,7 @@ def _require_same(folder: RunFolder, config: RunConfig) -> None:
     if differences:
         raise RunError(
             f"{folder.path} holds a run of another configuration: {'; '.join(differences)}; "
-            "give another run_dir= or delete the folder"
+            f"give {_another(config)} or delete the folder"
         )
 
 
@@ -198,7 +210,7 @@ def require_same_digests(
         raise RunError(
             f"{folder.path} began with other {', '.join(changed)} than are there now (dataset.root="
             f"{config.dataset.root}, backbone.weights={config.backbone.weights}); restore them to continue, or give "
-            "another run_dir= to train again"
+            f"{_another(config)} to train again"
         )
 
 
@@ -218,7 +230,8 @@ def create_trainer(
         ConfigError: unknown optimiser or invalid rate, `max_steps` ends a hybrid run before its switch, or mixup or
             CutMix would get odd parts of a batch.
     """
-    settings, loaders = config.trainer, prepared.loaders
+    loaders = prepared.loaders
+    settings = replace(config.trainer, epochs=config.trainer.planned_epochs(loaders.batches.steps))
     check_steps(config, config.switch_epoch * loaders.batches.steps, accelerator.num_processes)
     module = prepared.trained
     if accelerator.num_processes > 1:
@@ -262,7 +275,7 @@ def _summary(
     if accelerator.is_main_process:
         folder.begin(config, summary | _progress_summary(trainer.log.progress))
     if config.trainer.tracker:
-        accelerator.init_trackers(config.name)
+        _start_tracker(config, accelerator, folder)
     try:
         with _readable_errors(config):
             yield summary
@@ -280,6 +293,41 @@ def _summary(
         if accelerator.is_main_process:
             folder.write_summary(summary | _progress_summary(trainer.log.progress))
         accelerator.end_training()
+
+
+def _start_tracker(config: RunConfig, accelerator: Accelerator, folder: RunFolder) -> None:
+    """Start `trainer.tracker` with the settings of the run; its project is the experiment, its files lie in the run."""
+    label = "-".join(folder.path.resolve().parts[-2:])
+    own: dict[str, dict[str, Any]] = {"wandb": {"dir": str(folder.path), "name": label}, "mlflow": {"run_name": label}}
+    every = flatten(asdict(config))
+    settings = {key: value if isinstance(value, int | float | str) else str(value) for key, value in every.items()}
+    accelerator.init_trackers(config.name, config=settings, init_kwargs=own)
+
+
+def run_header(config: RunConfig, prepared: Prepared, accelerator: Accelerator, folder: RunFolder) -> str:
+    """Return a few lines on what is trained, on what, how long, and where the results go."""
+    trainer, method, steps = config.trainer, config.method, prepared.loaders.batches.steps
+    epochs = trainer.planned_epochs(steps)
+    device = accelerator.device
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device
+    several = f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""
+    held_out = "" if prepared.validation is None else f"{len(prepared.validation.paths):,} validation, "
+    label = pooling_label(method.name, method.gradient, method.shown_options)
+    reduced = f", reduction {method.reduction}" if method.reduction and is_second_order(method.name) else ""
+    trained = sum(parameter.numel() for parameter in prepared.trained.parameters() if parameter.requires_grad)
+    rows = {
+        "images": f"{config.dataset.name}: {len(prepared.train.paths):,} training, {held_out}"
+        f"{len(prepared.test.paths):,} test, {len(prepared.train.classes):,} classes; "
+        f"{config.dataset.transform.size} px",
+        "model": f"{config.backbone.name} ({'frozen' if config.backbone.frozen else 'trained'}), {label}{reduced}, "
+        f"{trained:,} parameters to train",
+        "steps": f"{min(epochs * steps, trainer.max_steps or epochs * steps):,} of {trainer.batch_size} images in "
+        f"{epochs:,} epochs, {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.schedule.name}, "
+        f"seed {config.seed}",
+        "device": f"{place}{several}, {'float32' if trainer.precision == 'no' else trainer.precision}",
+        "results": str(folder.path),
+    }
+    return "\n".join(f"{name:8} {text}" for name, text in rows.items())
 
 
 def _progress_summary(progress: Progress) -> dict[str, Any]:
@@ -318,7 +366,7 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "reduction": method.reduction if is_second_order(method.name) else None,
         "image_size": config.dataset.transform.size,
         "seed": config.seed,
-        "epochs": config.trainer.epochs,
+        "epochs": config.trainer.planned_epochs(prepared.loaders.batches.steps),
         "num_classes": len(prepared.train.classes),
         "classes": prepared.train.classes,
         "train_images": len(prepared.train.paths),

@@ -83,17 +83,21 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
     With `training=False`, a run trained in fp16 on a GPU may be evaluated in float32 on a CPU.
 
     Raises:
-        ConfigError: the device cannot train in `trainer.precision`, or an environment variable contradicts the
-            configuration.
+        ConfigError: there is no such device, it cannot train in `trainer.precision`, or an environment variable
+            contradicts the configuration.
     """
     check_environment(config.trainer.precision, config.trainer.accumulation)
     set_deterministic(config.trainer.deterministic)  # before anything runs on a GPU
-    AcceleratorState._reset_state()  # one process may train several runs with different precisions
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    # one process may train several runs with different precisions and devices
+    AcceleratorState._reset_state(reset_partial_state=alone)
+    _choose_device(config.trainer.device, alone=alone)
     precision = config.trainer.precision
     # long, since the others wait while one process computes feature maps; an ended process closes its connection
     timeout = InitProcessGroupKwargs(timeout=_PROCESS_TIMEOUT)
     try:
         accelerator = Accelerator(
+            cpu=config.trainer.device == "cpu",
             mixed_precision=precision,
             dynamo_backend="no",
             # `Stepper` weighs the micro-batches itself; a plugin, since a plain number gives way to a variable
@@ -110,6 +114,19 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
             "trainer.precision=fp16 needs a GPU, but this run would train on the cpu; use trainer.precision=bf16 or no"
         )
     return accelerator
+
+
+def _choose_device(device: str, *, alone: bool) -> None:
+    """Make one GPU the device of this process if `trainer.device` names one."""
+    if not device.startswith("cuda"):
+        return
+    found, (_, _, number) = torch.cuda.device_count(), device.partition(":")
+    if int(number or 0) >= found:
+        there = f"the GPUs here are cuda:0 to cuda:{found - 1}" if found else "torch finds no GPU here"
+        raise ConfigError(f"trainer.device={device}: {there}; choose auto or cpu")
+    if not alone:
+        raise ConfigError(f"trainer.device={device}: each of several processes has a GPU of its own; set it to auto")
+    torch.cuda.set_device(int(number or 0))
 
 
 _OFF = ("", "0", "f", "false", "n", "no", "off")

