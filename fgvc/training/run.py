@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 
@@ -59,7 +60,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
 
     Returns:
         The run folder, with config.yaml, metrics.csv (if an epoch was trained), predictions.csv, spectrum.npz,
-        summary.json and checkpoints/.
+        summary.json and checkpoints/; and split.csv if the dataset has no split of its own.
 
     Raises:
         ConfigError, DatasetError, WeightsError, RunError: a mistake in the settings, the data or the folder; raised
@@ -261,6 +262,8 @@ def _summary(
     summary["rerun_of"] = None if rerun_of is None else str(rerun_of)
     if accelerator.is_main_process:
         folder.begin(config, summary | _progress_summary(trainer.log.progress))
+        if prepared.test.samples.own_split:
+            _write_split(folder, prepared)
     if config.trainer.tracker:
         accelerator.init_trackers(config.name)
     try:
@@ -287,6 +290,20 @@ def _progress_summary(progress: Progress) -> dict[str, Any]:
     best = progress.best and {key: value for key, value in progress.best.items() if key != "selected_by"}
     seconds = {key: round(value, 3) for key, value in progress.seconds.items()}
     return {"best": best, "seconds": seconds, "peak_memory_mb": round(peak_memory_mb(), 1)}
+
+
+def _write_split(folder: RunFolder, prepared: Prepared) -> None:
+    """Write which images were in which split, as a table that dataset=table reads; "val" are held-out images."""
+    parts = {"train": prepared.train, "val": prepared.validation, "test": prepared.test}
+    rows = [
+        {"path": path, "label": images.classes[target], "split": split}
+        | {level: names[target] for level, names in images.coarse.items()}
+        for split, images in parts.items()
+        if images is not None
+        for path, target in zip(images.relative_paths(), images.targets, strict=True)
+    ]
+    write_text_atomic(folder.split_file, to_csv(pd.DataFrame(rows), None))
+    _log.info("the split is written to %s", folder.split_file)
 
 
 def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation, device: torch.device) -> None:
@@ -321,6 +338,7 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "epochs": config.trainer.epochs,
         "num_classes": len(prepared.train.classes),
         "classes": prepared.train.classes,
+        "coarse": {level: list(names) for level, names in prepared.train.coarse.items()} or None,
         "train_images": len(prepared.train.paths),
         "test_images": len(prepared.test.paths),
         "test_classes": len(set(prepared.test.targets)),
