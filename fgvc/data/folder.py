@@ -20,20 +20,21 @@ _SHOWN = 5  # kinds in a note
 _LITTER = ("@eadir", "#recycle", "__macosx", "$recycle.bin", "thumbs.db", "desktop.ini", "lost+found")
 """Names, in lower case, of what systems and network drives put into folders."""
 SPLIT_FOLDERS = {
-    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
-    **{"val": "val", "valid": "val", "validation": "val"},
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
 }
 """Names of the folders of a split, in lower case, and their split."""
 COARSE = "coarse.csv"
 SUPERCATEGORY = "supercategory"
-_EXPECTED = (
-    "{root}/train/<class>/<image> and {root}/test/<class>/<image> (or val/, or both), or {root}/<class>/<image>"
-)
+_EXPECTED = "{root}/train/<class>/<image> and {root}/test/<class>/<image> (or val/, or both), or {root}/<class>/<image>"
 
 
-def read_folder(
-    root: Path, split: str, *, levels: int = 1, test_fraction: float = 0.2, split_seed: int = 0
-) -> Samples:
+def read_folder(root: Path, split: str, *, levels: int = 1, test_fraction: float = 0.2, split_seed: int = 0) -> Samples:
     """Read one split; classes are the sorted names of the class folders, images are sorted by path.
 
     Layouts: train/, val/ and test/; train/ and test/; train/ and val/, which is the test split then; train/ alone, or
@@ -136,9 +137,7 @@ def _divided(root: Path, folder: Path, split: str, levels: int, fraction: float,
     return take_own_split(samples, names, split, fraction, seed, f"{root}: found {what}")
 
 
-def take_own_split(
-    samples: Samples, names: list[str], split: str, fraction: float, seed: int, found: str
-) -> Samples:
+def take_own_split(samples: Samples, names: list[str], split: str, fraction: float, seed: int, found: str) -> Samples:
     """One split of `samples` by `divide`; log lines that begin with `found` say so and count classes of one image.
 
     Raises:
@@ -153,7 +152,9 @@ def take_own_split(
     shares = f"{100 * (1 - fraction):g} % / {100 * fraction:g} % of each class"
     _say_once(logging.INFO, f"{found}: {shares}, {len(train)} training and {len(test)} test images (split_seed={seed})")
     if single:
-        _say_once(logging.WARNING, f"{found}: {len(single)} classes have one image, kept for training: {listing(single)}")
+        _say_once(
+            logging.WARNING, f"{found}: {len(single)} classes have one image, kept for training: {listing(single)}"
+        )
     return replace(samples.take({"train": train, "val": [], "test": test}[split]), own_split=True)
 
 

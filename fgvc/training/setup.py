@@ -317,7 +317,7 @@ def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -
 
 
 def open_split(config: RunConfig, which: str) -> ImageDataset:
-    """Open the "train", "val" or "test" split without a transform. Raises ConfigError, DatasetError as `create_dataset`."""
+    """Open "train", "val" or "test" without a transform. Raises ConfigError, DatasetError as `create_dataset`."""
     return create_dataset(config.dataset.reader, root=config.dataset.root, split=which, **config.dataset.options)
 
 

@@ -38,7 +38,9 @@ def test_three_splits(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixtur
     write(tmp_path, "train/auk*3", "train/wren*3", f"{name}/auk*2", "test/auk*1", "test/wren*1")
     found = splits(tmp_path)
     assert {split: dataset.targets for split, dataset in found.items()} == {
-        **{"train": [0, 0, 0, 1, 1, 1], "val": [0, 0], "test": [0, 1]}
+        "train": [0, 0, 0, 1, 1, 1],
+        "val": [0, 0],
+        "test": [0, 1],
     }
     assert all(dataset.classes == ["auk", "wren"] for dataset in found.values())
     assert f"found train/, {name}/ (selects the best epoch) and test/ (only reported)" in caplog.text
