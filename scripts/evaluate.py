@@ -33,9 +33,8 @@ def main() -> None:
         output=arguments.output,
     )
     report = write_class_report(result.predictions, result.classes, result.title, result.folder, result.name)
-    accuracy, record = result.accuracy, result.record
-    over = f"{record['test_classes']} of {len(result.classes)} classes"
-    print(f"top-1 {accuracy.top1:.2f} %   top-5 {accuracy.top5:.2f} %   mean of {over} {accuracy.mean_class:.2f} %")
+    record = result.record
+    print(result.text)
     print(f"{record['images']} images, views: {record['views']}, {record['seconds']:.1f} s\n\n{report.text}\n")
     print(f"written: {', '.join(map(str, [*result.files, *report.files]))}")
 

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.io import to_json, write_output
-from fgvc.reporting.registry import TABLES, Inputs, make_tables
+from fgvc.reporting.registry import TABLES, Inputs, default_tables, make_tables
 from fgvc.resources import resource_folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="*", help="run folders, or folders with them")
-    parser.add_argument("--table", action="append", choices=[*TABLES, "all"], help="repeatable (default: accuracy)")
+    parser.add_argument(
+        "--table", action="append", choices=[*TABLES, "all"], help="repeatable (default: accuracy, coarse)"
+    )
     parser.add_argument("--output", type=Path, help="folder of the files (default: tables in the first RESULTS)")
     parser.add_argument("--provenance", type=Path, help="JSON file: the runs, configurations and commits of each cell")
     paper = resource_folder("results/paper")
@@ -26,11 +28,9 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_intermixed_args()
 
-    requested = arguments.table or ["accuracy"]
-    tables, notes = make_tables(
-        list(TABLES) if "all" in requested else list(dict.fromkeys(requested)),
-        Inputs(tuple(arguments.results), arguments.paper),
-    )
+    inputs = Inputs(tuple(arguments.results), arguments.paper)
+    requested = arguments.table or default_tables(inputs)
+    tables, notes = make_tables(list(TABLES) if "all" in requested else list(dict.fromkeys(requested)), inputs)
     folders = [path for path in arguments.results if path.is_dir()]
     output = arguments.output or (folders[0] / "tables" if folders else Path("tables"))
     written = []

@@ -26,6 +26,8 @@ def read_aircraft(
 ) -> Samples:
     """Read one split, in the order of its list; classes are in the order of the class list.
 
+    Coarser labels: the family and the manufacturer of each variant, or the manufacturer of each family.
+
     Args:
         root: the folder fgvc-aircraft-2013b or its parent.
         split: "train" or "test"; the last two options say which official split that is.
@@ -59,7 +61,26 @@ def read_aircraft(
         targets=[index[name] for name in names.values()],
         boxes=_read_boxes(data / _BOXES, list(names)) if boxes else None,
         banner=BANNER if remove_banner else 0,
+        coarse=_read_coarse(data, level, classes),
     )
+
+
+def _read_coarse(data: Path, level: str, classes: list[str]) -> dict[str, list[str]]:
+    """Label of each class at the levels above, from the lists that name the same images at both; "" if they differ."""
+    coarse = {}
+    levels = list(_CLASS_FILES)
+    for upper in levels[levels.index(level) + 1 :]:
+        found: dict[str, set[str]] = {}
+        for split in ("trainval", "test"):
+            files = [data / f"images_{name}_{split}.txt" for name in (level, upper)]
+            if all(file.is_file() for file in files):
+                own, above = map(read_table, files)
+                for image_id in own.keys() & above.keys():
+                    found.setdefault(own[image_id], set()).add(above[image_id])
+        if found:
+            only = {name: next(iter(labels)) for name, labels in found.items() if len(labels) == 1}
+            coarse[upper] = [only.get(name, "") for name in classes]
+    return coarse
 
 
 def _check(level: str, train_split: str, test_split: str) -> None:

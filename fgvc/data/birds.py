@@ -6,6 +6,7 @@ Barry, Ipeirotis, Perona, Belongie, CVPR 2015].
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fgvc.data.dataset import Samples
@@ -14,7 +15,7 @@ from fgvc.data.layout import find_folder, image_paths, listing, read_integers, r
 from fgvc.errors import DatasetError
 
 _IMAGES, _LABELS, _SPLIT, _CLASSES = "images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"
-_BOXES = "bounding_boxes.txt"
+_BOXES, _HIERARCHY = "bounding_boxes.txt", "hierarchy.txt"
 
 
 def read_cub(root: Path, split: str, *, boxes: bool = False) -> Samples:
@@ -36,7 +37,8 @@ def read_nabirds(root: Path, split: str, *, boxes: bool = False) -> Samples:
     """Read one split of NABirds, in the order of images.txt.
 
     classes.txt lists the whole hierarchy; the classes are those that hold an image in either split, in the order of
-    their ids. Where two of them share a name, the id is added to both.
+    their ids. Where two of them share a name, the id is added to both. Coarser labels, where hierarchy.txt is there:
+    "parent", the node above a class, and "group", the highest one below the root, such as "Ducks, Geese, and Swans".
 
     Args:
         root: the folder nabirds or its parent.
@@ -47,7 +49,30 @@ def read_nabirds(root: Path, split: str, *, boxes: bool = False) -> Samples:
         DatasetError: a file is missing, malformed or contradicts another one; an image is missing; empty split.
     """
     folder = find_folder("nabirds", root, (_IMAGES, _LABELS, _SPLIT, _CLASSES), nested="nabirds")
-    return _read(folder, split, boxes, numeric_ids=False, unused_classes=False)
+    samples = _read(folder, split, boxes, numeric_ids=False, unused_classes=False)
+    if not (folder / _HIERARCHY).is_file():
+        return samples
+    return replace(samples, coarse=_read_hierarchy(folder))
+
+
+def _read_hierarchy(folder: Path) -> dict[str, list[str]]:
+    """Names of two nodes above each class that holds images, in the order of the class ids."""
+    source = folder / _HIERARCHY
+    parents = read_integers(source, numeric_ids=True)  # lines "child parent"
+    names = read_table(folder / _CLASSES, numeric_ids=True)
+    nodes: dict[str, list[str]] = {"parent": [], "group": []}
+    for class_id in sorted(set(read_integers(folder / _LABELS).values())):
+        path = [str(class_id)]
+        while path[-1] in parents and str(parents[path[-1]]) not in path:
+            path.append(str(parents[path[-1]]))
+        below_root = path[:-1] or path  # the root holds every class
+        nodes["parent"].append(below_root[min(1, len(below_root) - 1)])
+        nodes["group"].append(below_root[-1])
+    unnamed = sorted({node for found in nodes.values() for node in found} - set(names))
+    if unnamed:
+        raise DatasetError(f"{folder / _CLASSES}: no name for nodes {listing(unnamed)} of {_HIERARCHY}; add the lines")
+    shown = {level: unique_names({node: names[node] for node in found}) for level, found in nodes.items()}
+    return {level: [shown[level][node] for node in found] for level, found in nodes.items()}
 
 
 def _read(folder: Path, split: str, boxes: bool, *, numeric_ids: bool, unused_classes: bool) -> Samples:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ class Samples:
         boxes: Bounding box of the object in each file, in pixels of the file; None where they were not read.
         banner: Number of rows at the bottom of every file that are not part of the picture.
         upright: Whether pictures are turned by their EXIF orientation; boxes and banner refer to the turned picture.
+        coarse: Coarser labels by the name of their level, e.g. "family": one for each class, in the order of `classes`,
+            "" where it is unknown.
+        own_split: Whether `divide` made the split, since the dataset has none.
     """
 
     classes: list[str]
@@ -37,6 +40,8 @@ class Samples:
     boxes: list[Box] | None = None
     banner: int = 0
     upright: bool = False
+    coarse: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    own_split: bool = False
 
     def take(self, indices: Sequence[int]) -> "Samples":
         """The samples at `indices`, in that order, with all classes kept."""
@@ -54,7 +59,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
     `dataset[i]` is (image, target): an RGB `PIL.Image`, or what `transform` makes of it, and the class index.
 
     Args:
-        samples: the images; `classes`, `paths`, `targets` and `boxes` are also attributes of the dataset.
+        samples: the images; `classes`, `paths`, `targets`, `boxes` and `coarse` are also attributes of the dataset.
         root: the folder of the files.
         transform: a function of the RGB image; None leaves the image unchanged.
         crop: "bbox" cuts each image to its bounding box first; None takes the whole picture.
@@ -72,7 +77,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
             raise ConfigError("crop='bbox' needs bounding boxes, and these samples have none; leave crop out")
         self.samples = samples
         self.classes, self.paths = samples.classes, samples.paths
-        self.targets, self.boxes = samples.targets, samples.boxes
+        self.targets, self.boxes, self.coarse = samples.targets, samples.boxes, samples.coarse
         self.root = root
         self.transform = transform
         self.crop = crop
@@ -151,6 +156,37 @@ def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:
         entry = (relative_path, target, status.st_size, *changed, *cut)
         digest.update(json.dumps(entry).encode() + b"\n")
     return digest.hexdigest()
+
+
+def divide(targets: Sequence[int], names: Sequence[str], fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Divide images without a split by class: indices of the training images and of the test images, both ascending.
+
+    A class gives round(fraction * count) images to the test, at least one and never all; a class of one image stays in
+    training. The images of a class are ordered by a hash of `seed` and their name, and the first are the test images,
+    so that a new image changes the side of one other image at most, and of none of another class.
+
+    Args:
+        targets: class index of each image.
+        names: name of each image, unique in its class.
+        fraction: share of the test images, between 0 and 1.
+        seed: whole number.
+
+    Raises:
+        ConfigError: `fraction` or `seed` is out of range.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"test_fraction must lie between 0 and 1 (both excluded), found {fraction}")
+    if not isinstance(seed, int):
+        raise ConfigError(f"split_seed must be a whole number, found {seed!r}")
+    members: dict[int, list[int]] = {}
+    for index, target in enumerate(targets):
+        members.setdefault(target, []).append(index)
+    held_out: set[int] = set()
+    for indices in members.values():
+        order = sorted(indices, key=lambda index: hashlib.sha256(f"{seed}/{names[index]}".encode()).digest())
+        if len(indices) > 1:
+            held_out.update(order[: min(max(round(fraction * len(indices)), 1), len(indices) - 1)])
+    return [i for i in range(len(targets)) if i not in held_out], sorted(held_out)
 
 
 def split_validation(dataset: ImageDataset, fraction: float, seed: int) -> tuple[ImageDataset, ImageDataset]:

@@ -1,4 +1,4 @@
-"""Any dataset as folders: <root>/train/<class>/<image> and <root>/test/<class>/<image> (or val/ for test/)."""
+"""Any dataset as class folders: <root>/train/<class>/<image> and val/ or test/, or <root>/<class>/<image>."""
 
 import errno
 import functools
@@ -9,66 +9,201 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from fgvc.data.dataset import Samples
+from fgvc.data.dataset import Samples, divide
 from fgvc.data.image_file import HEIF_ENDINGS, HEIF_FIX, image_endings
-from fgvc.data.layout import reachable
-from fgvc.errors import DatasetError
+from fgvc.data.layout import listing, reachable, read_coarse
+from fgvc.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 5  # kinds in a note
 _LITTER = ("@eadir", "#recycle", "__macosx", "$recycle.bin", "thumbs.db", "desktop.ini", "lost+found")
 """Names, in lower case, of what systems and network drives put into folders."""
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+}
+"""Names of the folders of a split, in lower case, and their split."""
+COARSE = "coarse.csv"
+SUPERCATEGORY = "supercategory"
+_EXPECTED = "{root}/train/<class>/<image> and {root}/test/<class>/<image> (or val/, or both), or {root}/<class>/<image>"
 
 
-def read_folder(root: Path, split: str) -> Samples:
+def read_folder(root: Path, split: str, *, levels: int = 1, test_fraction: float = 0.2, split_seed: int = 0) -> Samples:
     """Read one split; classes are the sorted names of the class folders, images are sorted by path.
 
+    Layouts: train/, val/ and test/; train/ and test/; train/ and val/, which is the test split then; train/ alone, or
+    class folders in `root` itself: these are divided by `divide`. "valid" and "validation" are other names of val/. A
+    root with other folders than these is one of class folders, unless it has train/ and test/ or val/.
+
     The images are turned by their EXIF orientation: cameras and phones store what the sensor saw, but people who sort
-    images see them upright.
+    images see them upright. A file coarse.csv in `root` gives coarser labels, see `read_coarse`.
 
     Args:
-        root: folder with train/ and test/ (or val/).
-        split: "train" or "test".
+        root: folder with one of the layouts.
+        split: "train", "val" or "test"; "val" has no images where the layout has no validation split.
+        levels: 1 for <class>/<image>; 2 for <supercategory>/<class>/<image>, where the supercategory becomes a coarser
+            label and is added to the names of classes that several supercategories have.
+        test_fraction: share of the test images of each class, where the layout has no split.
+        split_seed: seed of that division; it is not the seed of a run, so all runs have the same test images.
 
     Raises:
-        DatasetError: a folder is missing or cannot be read, both test/ and val/ are there, a class is in one split
-            only, a class folder holds no image, or a name is not Unicode.
+        ConfigError: an option is out of range.
+        DatasetError: a folder is missing or cannot be read, two folders are the same split, a class of val/ or test/ is
+            not in train/, a class folder holds no image, or a name is not Unicode.
     """
+    if levels not in (1, 2):
+        raise ConfigError(f"folder: levels={levels!r} is unknown; choose 1 (class folders) or 2 (supercategory/class)")
     with reachable():
-        found = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    if len(found) == 2:
-        raise DatasetError(f"{root}: holds both test/ and val/; keep only the one to test on")
-    test = found[0] if found else root / "test"
-    return replace(read_class_folders({"train": root / "train", "test": test}, split), upright=True)
+        folders = split_folders(root)
+    if "test" in folders:
+        samples = read_class_folders(folders, split, levels)
+        _say_once(logging.INFO, f"{root}: found {_words(root, folders)}")
+    else:
+        samples = _divided(root, folders["train"], split, levels, test_fraction, split_seed)
+    file = root / COARSE
+    coarse = {**samples.coarse, **(read_coarse(file, samples.classes) if file.is_file() else {})}
+    return replace(samples, upright=True, coarse=coarse)
 
 
-def read_class_folders(folders: Mapping[str, Path], split: str) -> Samples:
-    """Read one of several splits, each a folder of class folders; a class must be in all of them.
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split: train and test, perhaps val; or train alone, which is to be divided.
+
+    Raises:
+        DatasetError: no such folder, no folders in it, two folders of one split, or none of the training split.
+        OSError: a folder cannot be read.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder. Set root to a folder with {_EXPECTED.format(root='ROOT')}.")
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not is_litter(entry.name))
+    if not names:
+        raise DatasetError(f"{root}: {_no_folders(root)}")
+    found: dict[str, Path] = {}
+    for name in names:
+        split = SPLIT_FOLDERS.get(name.lower())
+        if split in found:
+            raise DatasetError(f"{root}: holds both {found[split].name}/ and {name}/; keep one {split} split")
+        if split is not None:
+            found[split] = root / name
+    others = [name for name in names if name.lower() not in SPLIT_FOLDERS]
+    if others and ("train" not in found or len(found) == 1):  # "train" may be a class
+        return {"train": root}
+    if "train" not in found:
+        raise DatasetError(
+            f"{root / 'train'}: no such folder, but {', '.join(names)}. Set root to a folder with "
+            f"{_EXPECTED.format(root='ROOT')}."
+        )
+    if "test" not in found and "val" in found:
+        found["test"] = found.pop("val")
+    return found
+
+
+def _no_folders(root: Path) -> str:
+    """What to do with a root without folders."""
+    endings = image_endings()
+    if any(path.suffix.lower() in endings for path in root.iterdir()):
+        return (
+            "images, but no class folders. Sort the images into one folder for each class, "
+            f"{root}/<class>/<image>, or list them with their labels in a CSV file in it (dataset=table)"
+        )
+    return f"no class folders; expected {_EXPECTED.format(root=root)}"
+
+
+def _words(root: Path, folders: Mapping[str, Path]) -> str:
+    """The layout in words."""
+    names = {split: f"{folder.relative_to(root)}/" for split, folder in folders.items()}
+    if "val" in folders:
+        return f"{names['train']}, {names['val']} (selects the best epoch) and {names['test']} (only reported)"
+    return f"{names['train']} and {names['test']} (the test split)"
+
+
+def _divided(root: Path, folder: Path, split: str, levels: int, fraction: float, seed: int) -> Samples:
+    """One split of class folders that have none."""
+    samples = read_class_folders({"train": folder}, "train", levels)
+    if len(samples.classes) == 1 and folder == root:
+        name = next(iter(_class_folders(folder, levels)))
+        raise DatasetError(
+            f"{root}: a single class folder, {name}/; if the classes are in it, set root to {root / name}; otherwise "
+            f"expected {_EXPECTED.format(root=root)}"
+        )
+    places = [path.relative_to(folder) for path in samples.paths]
+    names = ["/".join(place.parts[levels:]) for place in places]  # a renamed class keeps its split
+    what = "class folders without a split" if folder == root else f"{folder.name}/ without a test split"
+    return take_own_split(samples, names, split, fraction, seed, f"{root}: found {what}")
+
+
+def take_own_split(samples: Samples, names: list[str], split: str, fraction: float, seed: int, found: str) -> Samples:
+    """One split of `samples` by `divide`; log lines that begin with `found` say so and count classes of one image.
+
+    Raises:
+        ConfigError: as `divide`.
+        DatasetError: no class has two images.
+    """
+    train, test = divide(samples.targets, names, fraction, seed)
+    if not test:
+        raise DatasetError(f"{found}, and no class has two images to divide; add images, or a test split of your own")
+    counts = Counter(samples.targets)
+    single = [name for target, name in enumerate(samples.classes) if counts[target] == 1]
+    shares = f"{100 * (1 - fraction):g} % / {100 * fraction:g} % of each class"
+    _say_once(logging.INFO, f"{found}: {shares}, {len(train)} training and {len(test)} test images (split_seed={seed})")
+    if single:
+        _say_once(
+            logging.WARNING, f"{found}: {len(single)} classes have one image, kept for training: {listing(single)}"
+        )
+    return replace(samples.take({"train": train, "val": [], "test": test}[split]), own_split=True)
+
+
+def read_class_folders(folders: Mapping[str, Path], split: str, levels: int = 1) -> Samples:
+    """Read one of several splits, each a folder of class folders; "val" without a folder has no images.
+
+    A class of another split must be in "train". One that "val" or "test" lacks is noted.
 
     Raises:
         DatasetError: as `read_folder`.
     """
     with reachable():
-        classes = {name: _class_names(folder) for name, folder in folders.items()}
-    for present, absent in (("train", "test"), ("test", "train")):
-        lonely = sorted(classes[present] - classes[absent])
+        places = {name: _class_folders(folder, levels) for name, folder in folders.items()}
+    for other in folders:
+        lonely = sorted(set(places[other]) - set(places["train"]))
         if lonely:
             raise DatasetError(
-                f"{folders[absent]}: {len(lonely)} classes of {folders[present]} missing here, first {lonely[0]!r}; "
-                "every class must be in both splits"
+                f"{folders['train']}: {len(lonely)} classes of {folders[other]} missing here, first {lonely[0]!r}; "
+                "every class must be in the training split"
             )
-    names = sorted(classes[split])
-    paths, targets, others = [], [], Counter[str]()
-    for target, name in enumerate(names):
-        found, rest = _images(folders[split] / name)
+        absent = sorted(set(places["train"]) - set(places[other]))
+        if absent:
+            _say_once(
+                logging.WARNING,
+                f"{folders[other]}: no images of {len(absent)} classes, which means over classes leave out: "
+                f"{listing(absent)}",
+            )
+    parts = {place: place.rpartition("/") for place in places["train"]}
+    counts = Counter(name for _, _, name in parts.values())
+    shown = {p: name if counts[name] == 1 else f"{name} ({above})" for p, (above, _, name) in parts.items()}
+    classes = sorted(shown, key=lambda place: (shown[place], place))
+    paths, targets, others, deeper = [], [], Counter[str](), True
+    for target, place in enumerate(classes):
+        if place not in places.get(split, {}):
+            continue
+        found, rest = _images(places[split][place])
         if not found:
-            raise DatasetError(f"{folders[split] / name}: {_no_images(rest)}; add some or remove it")
+            raise DatasetError(f"{places[split][place]}: {_no_images(rest)}; add some or remove it")
         paths += found
         targets += [target] * len(found)
         others += rest
-    _note_others(folders[split], others)
-    return Samples(names, paths, targets)
+        deeper = deeper and all(path.parent != places[split][place] for path in found)
+    if split in folders:
+        _note_others(folders[split], others)
+        if deeper and levels == 1:
+            note = "all images are in folders in the class folders; if those are the classes, set"
+            _say_once(logging.WARNING, f"{folders[split]}: {note} dataset.options.levels=2")
+    coarse = {SUPERCATEGORY: [parts[place][0] for place in classes]} if levels == 2 else {}
+    return Samples([shown[place] for place in classes], paths, targets, coarse=coarse)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -110,13 +245,16 @@ def _no_images(others: Counter[str]) -> str:
 
 
 @functools.cache  # a folder is read many times
-def _say_once(note: str) -> None:
-    logger.warning(note)
+def _say_once(level: int, note: str) -> None:
+    logger.log(level, "%s", note)
 
 
 def _note_others(folder: Path, others: Counter[str]) -> None:
     if others:
-        _say_once(f"{folder}: left out {others.total()} files that are no images by their ending: {_counted(others)}")
+        kinds = _counted(others)
+        _say_once(
+            logging.WARNING, f"{folder}: left out {others.total()} files that are no images by their ending: {kinds}"
+        )
 
 
 def _counted(others: Counter[str]) -> str:
@@ -161,15 +299,28 @@ def require_unicode(folder: str | Path, name: str) -> None:
         raise DatasetError(f"{folder}: the name {name!r} is not Unicode (UTF-8); rename it") from error
 
 
-def _class_names(folder: Path) -> set[str]:
-    if not folder.is_dir():
-        raise DatasetError(
-            f"{folder}: no such folder. Set root to a folder with train/<class>/<image> and test/<class>/<image> "
-            "(or val/ for test/)."
-        )
-    names = {entry.name for entry in folder.iterdir() if entry.is_dir() and not is_litter(entry.name)}
-    for name in names:
-        require_unicode(folder, name)
-    if not names:
-        raise DatasetError(f"{folder}: no class folders; expected {folder}/<class>/<image>")
-    return names
+def _class_folders(folder: Path, levels: int) -> dict[str, Path]:
+    """Class folders by their path below `folder`."""
+    found = {path.name: path for path in _folders(folder)}
+    if levels == 2:
+        found = {f"{above}/{path.name}": path for above, place in found.items() for path in _folders(place)}
+    if not found:
+        below = "<supercategory>/<class>/<image>" if levels == 2 else "<class>/<image>"
+        raise DatasetError(f"{folder}: no class folders; expected {folder}/{below}, or move it away")
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, without litter; images next to them are noted."""
+    endings, loose, found = image_endings(), 0, []
+    for path in sorted(folder.iterdir()):
+        if is_litter(path.name):
+            continue
+        require_unicode(folder, path.name)
+        if path.is_dir():
+            found.append(path)
+        else:
+            loose += path.suffix.lower() in endings
+    if loose:
+        _say_once(logging.WARNING, f"{folder}: left out {loose} images that are in no class folder")
+    return found

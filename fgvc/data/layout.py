@@ -1,6 +1,7 @@
 """What the adapters share: finding or filling a dataset's folder, reading its text files, refusing what is wrong."""
 
 import contextlib
+import csv
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -135,6 +136,48 @@ def read_integers(path: Path, *, numeric_ids: bool = False, allowed: tuple[int, 
             expected = " or ".join(map(str, allowed)) if allowed else "a whole number"
             raise DatasetError(f"{path}: id {key} has the value {value!r}; expected {expected}")
     return {key: int(value) for key, value in table.items()}
+
+
+def read_csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The column names and the rows of a CSV file, all of it text without blanks around it.
+
+    Raises:
+        DatasetError: as `read_text`; no header, a column twice, or a row with more or fewer cells.
+    """
+    lines = (row for row in csv.reader(read_text(path).splitlines(keepends=True), strict=True) if any(row))
+    try:
+        header, *rows = [[cell.strip() for cell in row] for row in lines]
+    except (csv.Error, ValueError) as error:
+        reason = error if isinstance(error, csv.Error) else "it is empty"
+        raise DatasetError(f"{path}: not a table ({reason}); save it as CSV with a header") from error
+    if repeated := [name for name, count in Counter(header).items() if count > 1]:
+        raise DatasetError(f"{path}: the column {repeated[0]!r} appears twice; rename one")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise DatasetError(
+                f"{path}: row {number} has {len(row)} cells, but there are {len(header)} columns ({listing(row)}); "
+                "correct the row; a cell with a comma stands in quotes"
+            )
+    return header, [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def read_coarse(path: Path, classes: Sequence[str]) -> dict[str, list[str]]:
+    """Coarser labels from a CSV file: {level: label of each class, in the order of `classes`}; "" where unknown.
+
+    The column "class" has the class names; every other column is a level, named by its header.
+
+    Raises:
+        DatasetError: as `read_csv_rows`; no column "class", no other column, or a class twice.
+    """
+    header, rows = read_csv_rows(path)
+    levels = [name for name in header if name != "class"]
+    if "class" not in header or not levels:
+        raise DatasetError(f"{path}: columns {listing(header)}; expected class, and a column for each coarser level")
+    repeated = [name for name, count in Counter(row["class"] for row in rows).items() if count > 1]
+    if repeated:
+        raise DatasetError(f"{path}: the class {repeated[0]!r} appears twice; keep one of the rows")
+    by_class = {row["class"]: row for row in rows}
+    return {level: [by_class.get(name, {}).get(level, "") for name in classes] for level in levels}
 
 
 def leads_out(name: str) -> bool:

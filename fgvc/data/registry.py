@@ -27,7 +27,9 @@ _ADAPTERS: dict[str, Callable[..., Samples]] = {
     "folder": read_folder,
     "synthetic": read_synthetic,
 }
-_SPLITS = ("train", "test")
+_WITH_VALIDATION = ("folder",)
+"""Adapters that read a validation split where the dataset has one."""
+_SPLITS = ("train", "val", "test")
 
 
 def list_datasets() -> list[str]:
@@ -49,13 +51,14 @@ def create_dataset(
     Args:
         name: one of `list_datasets()`.
         root: the dataset's folder; "~" is expanded.
-        split: "train" or "test", those of the dataset's standard protocol.
+        split: "train" or "test", those of the dataset's standard protocol, or "val": the images that select the best
+            epoch. A dataset without a validation split has none of them.
         transform: a function of the RGB image, such as a `TransformSpec`.
         crop: "bbox" cuts each image to its bounding box before the transform; None takes the whole picture.
         options: keyword options of the adapter, see its function `read_<name>`. cub, cars, dogs, nabirds: boxes (True
             reads the bounding boxes into `.boxes` without cropping). aircraft: boxes, level, remove_banner,
             train_split, test_split. hf: path, config_name, revision, image_column, label_column, train_split,
-            test_split. synthetic: those of `write_synthetic`.
+            test_split. folder: levels, test_fraction, split_seed. synthetic: those of `write_synthetic`.
 
     Raises:
         ConfigError: unknown name, split or option, or a crop of a dataset that has no boxes.
@@ -71,7 +74,16 @@ def create_dataset(
             raise ConfigError(f"crop={crop!r}: dataset {name!r} has no bounding boxes (those that have: {boxed})")
         options = {**options, "boxes": crop == "bbox"}  # an unknown crop is refused below
     folder = Path(root).expanduser()
-    return ImageDataset(_ADAPTERS[name](folder, split, **options), folder, transform, crop)
+    if split == "val" and not reads_validation(name):
+        samples = _ADAPTERS[name](folder, "test", **options).take([])
+    else:
+        samples = _ADAPTERS[name](folder, split, **options)
+    return ImageDataset(samples, folder, transform, crop)
+
+
+def reads_validation(name: str) -> bool:
+    """Whether an adapter reads a validation split where the dataset has one; of others, "val" is always empty."""
+    return name in _WITH_VALIDATION
 
 
 def effective_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from fgvc.provenance import source_state, versions
 from fgvc.runs.folder import RunFolder
 from fgvc.training.batches import create_loader
 from fgvc.training.evaluation import collect_logits
-from fgvc.training.setup import create_accelerator
+from fgvc.training.setup import create_accelerator, open_validation
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Calibration:
     Attributes:
         checkpoint: "last" or "best".
         temperature: Divisor of the logits. None if the images determine none, e.g. when every prediction is right.
-        split: Images the temperature was fitted on: "validation", or "test" if the run held out no validation images.
+        split: Images the temperature was fitted on: "validation", or "test" if the run had no validation images.
         images: Number of images in that split.
         record: Entry of this checkpoint in calibration.json, see docs/prediction.md.
     """
@@ -96,7 +96,7 @@ def fit_calibration(
 ) -> Calibration:
     """Fit the temperature of a run's saved weights and measure its effect on the error; write nothing.
 
-    The fit uses the validation images, or the test split if the run held out none. It never uses training images. The
+    The fit uses the validation images, or the test split if the run had none. It never uses training images. The
     error afterwards is cross-fitted: each image is measured with a temperature fitted without it.
 
     Args:
@@ -110,8 +110,9 @@ def fit_calibration(
             finite; or there are fewer than two images.
         DatasetError, WeightsError: as in training.
     """
-    config = RunFolder(path).read_config()
-    split = "validation" if config.trainer.val_fraction > 0 else "test"
+    config = RunFolder(path).read_config(root=root)
+    has_validation = config.trainer.val_fraction > 0 or open_validation(config) is not None
+    split = "validation" if has_validation else "test"
     config.trainer.precision = "no"  # logits in float32, as in a prediction
     accelerator = create_accelerator(config, path, training=False)
     restored = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root, cache=cache, split=split)
@@ -136,7 +137,7 @@ def fit_calibration(
         "top1": round(100 * float((logits.argmax(dim=1) == targets).double().mean()), 4),
         "before": _measured(before, targets),
         "after": _measured(after, targets),
-        "root": root or config.dataset.root,
+        "root": config.dataset.root,
         "versions": versions(),
         **source_state(),
     }

@@ -1,5 +1,6 @@
 """Evaluation of a finished run, with one or several views of each test image."""
 
+import json
 import logging
 import math
 import time
@@ -19,6 +20,7 @@ from fgvc.io import require_own, to_csv, to_json, write_output
 from fgvc.provenance import source_state, versions
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
+from fgvc.runs.statistics import coarse_accuracy
 from fgvc.runs.summary import Accuracy, read_run
 from fgvc.training.batches import Loader, create_loader
 from fgvc.training.evaluation import ViewAverage, evaluate
@@ -37,6 +39,7 @@ class RunEvaluation:
         accuracy: Accuracy in per cent.
         predictions: Table with one row per image, see `Evaluation.predictions`.
         classes: Class names by class index.
+        coarse: Accuracy at the coarser labels of the classes, see `coarse_accuracy`; no rows if there are none.
         record: Content of evaluation-NAME.json.
         folder: Folder of the files.
     """
@@ -46,6 +49,7 @@ class RunEvaluation:
     accuracy: Accuracy
     predictions: pd.DataFrame
     classes: list[str]
+    coarse: pd.DataFrame
     record: dict[str, Any]
     folder: Path
 
@@ -53,6 +57,18 @@ class RunEvaluation:
     def files(self) -> list[Path]:
         """The files that `evaluate_run` wrote."""
         return [self.folder / f"evaluation-{self.name}.json", self.folder / f"predictions-{self.name}.csv"]
+
+    @property
+    def text(self) -> str:
+        """The accuracies: a line for the classes, and one for each coarser level."""
+        accuracy, over = self.accuracy, f"{self.record['test_classes']} of {len(self.classes)} classes"
+        lines = [
+            f"top-1 {accuracy.top1:.2f} %   top-5 {accuracy.top5:.2f} %   mean of {over} {accuracy.mean_class:.2f} %"
+        ]
+        for row in self.coarse.itertuples():
+            inside = "" if math.isnan(row.inside) else f"   {row.inside:.1f} % of the mistakes stay inside"
+            lines.append(f"{row.level} ({row.groups}) {row.accuracy:.2f} %{inside}")
+        return "\n".join(lines)
 
 
 def evaluate_run(
@@ -97,7 +113,9 @@ def evaluate_run(
     evaluation = evaluate(module, loader, len(restored.images.classes), accelerator, "test")
     if not math.isfinite(evaluation.loss):
         raise RunError(f"{path}: the {checkpoint} weights give a loss of {evaluation.loss}; train the run again")
-    spec = transform.spec
+    spec, run = transform.spec, read_run(path)
+    predictions = evaluation.predictions(restored.images.relative_paths(), restored.images.classes)
+    coarse = coarse_accuracy(predictions, run.coarse or restored.images.coarse)
     reliability = reliability_curve(evaluation.confidence, evaluation.predicted == evaluation.targets)
     record = {
         "views": transform.views,
@@ -109,6 +127,7 @@ def evaluate_run(
         **asdict(evaluation.accuracy),
         "loss": round(evaluation.loss, 6),
         "calibration_error": round(calibration_error(reliability), 4),
+        "coarse": {row.pop("level"): row for row in json.loads(coarse.round(4).to_json(orient="records"))},
         "checkpoint": checkpoint,
         "seconds": round(time.perf_counter() - start, 3),
         "root": restored.config.dataset.root,
@@ -117,10 +136,11 @@ def evaluate_run(
     }
     result = RunEvaluation(
         name=name,
-        title=_title(restored.config, read_run(path).label, record),
+        title=_title(restored.config, run.label, record),
         accuracy=evaluation.accuracy,
-        predictions=evaluation.predictions(restored.images.relative_paths(), restored.images.classes),
+        predictions=predictions,
         classes=restored.images.classes,
+        coarse=coarse,
         record=record,
         folder=folder,
     )

@@ -105,7 +105,7 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
     """Return the facts that a user of the model needs, as JSON."""
     config, summary = folder.read_config(), folder.read_summary()
     method = restored_method(config, read_run(folder.path), checkpoint)
-    adapter, transform = config.dataset.adapter or config.dataset.name, config.dataset.transform
+    adapter, transform = config.dataset.reader, config.dataset.transform
     normalization = normalization_from_timm(model.backbone.data_config)
     return {
         "name": config.name,

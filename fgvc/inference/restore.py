@@ -24,6 +24,7 @@ from fgvc.training.setup import (
     fold_backbone,
     hold_out,
     open_split,
+    open_validation,
     ready_split,
     split_features,
     trained_part,
@@ -103,11 +104,11 @@ def restore_run(
         cache: folder for feature maps that the run's own `cache.dir`, which is only read, does not hold; None means
             results/cache.
         split: "test"; "train", with the transform of training and without images held out for validation; or
-            "validation", the held-out images.
+            "validation", the images that selected the best epoch.
 
     Raises:
         RunError: the folder is not a run, its weights are missing, damaged or of another architecture, the data or the
-            frozen backbone differ from those of training, or the run held out no images for validation.
+            frozen backbone differ from those of training, or the run has no images for validation.
         DatasetError, WeightsError: as in training.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -230,7 +231,7 @@ def require_classes(config: RunConfig, classes: list[str], trained: list[str]) -
 
 def _require_images(config: RunConfig) -> None:
     """Raise RunError if opening the dataset would write or fetch it."""
-    made, root = (config.dataset.adapter or config.dataset.name) in ("hf", "synthetic"), Path(config.dataset.root)
+    made, root = config.dataset.reader in ("hf", "synthetic"), Path(config.dataset.root)
     if made and not (root.expanduser().is_dir() and any(root.expanduser().iterdir())):
         raise RunError(f"dataset.root={root} is not there, and no run folder may have it made; give the images: --root")
 
@@ -238,10 +239,13 @@ def _require_images(config: RunConfig) -> None:
 def _read_split(config: RunConfig, split: str, backbone: Backbone, look_in: Path) -> ImageDataset:
     if split == "test":
         return ready_split(config, open_split(config, split), backbone, training=False, look_in=look_in)
+    own = open_validation(config)
+    if split == "validation" and own is not None:
+        return ready_split(config, own, backbone, training=False, look_in=look_in)
     images = ready_split(config, open_split(config, "train"), backbone, training=True, look_in=look_in)
     trained_on, held_out = hold_out(config, images)
     if split == "train":
         return trained_on
     if held_out is None:
-        raise RunError("the run held out no images for validation (trainer.val_fraction=0); name another split")
+        raise RunError("the run had no images for validation (trainer.val_fraction=0); name another split")
     return held_out.with_transform(build_transform(config, backbone, training=False))

@@ -11,7 +11,7 @@ from fgvc.errors import RunError, UserError
 from fgvc.io import read_csv
 from fgvc.presentation.table import Table
 from fgvc.reporting.accuracy import accuracy_table, load_published, table_blocks
-from fgvc.reporting.run_tables import condition_numbers, cost, differences, hybrid
+from fgvc.reporting.run_tables import coarse, condition_numbers, cost, differences, hybrid
 from fgvc.runs import Run, find_finished, group_runs
 
 
@@ -60,6 +60,12 @@ def _hybrid(inputs: Inputs) -> Table:
     return Table("Hybrid protocol", blocks, {"hybrid": frame}, notes + more)
 
 
+def _coarse(inputs: Inputs) -> Table:
+    runs, notes = inputs.finished
+    blocks, frame, more = coarse(runs)
+    return Table("Coarser levels", blocks, {"coarse": frame}, notes + more)
+
+
 def _cost(inputs: Inputs) -> Table:
     runs, notes = inputs.finished
     blocks, frame, more = cost(runs)
@@ -94,12 +100,18 @@ def _gradient_bounds(inputs: Inputs) -> Table:
 
 TABLES: dict[str, Callable[[Inputs], Table]] = {
     "accuracy": _accuracy,
+    "coarse": _coarse,
     "hybrid": _hybrid,
     "cost": _cost,
     "condition_number": _condition_number,
     "approximation_error": _approximation_error,
     "gradient_bounds": _gradient_bounds,
 }
+
+
+def default_tables(inputs: Inputs) -> list[str]:
+    """Names of the tables for these runs: accuracy, and coarse if a run has coarser labels. Raises RunError."""
+    return ["accuracy", *(["coarse"] if any(run.coarse for run in inputs.finished[0]) else [])]
 
 
 def make_tables(names: list[str], inputs: Inputs) -> tuple[dict[str, Table], list[str]]:

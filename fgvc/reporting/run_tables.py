@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 from safetensors import SafetensorError, safe_open
 
-from fgvc.errors import NothingToShowError
+from fgvc.errors import NothingToShowError, RunError
 from fgvc.foreign import open_foreign
 from fgvc.presentation.render import Block
 from fgvc.presentation.style import method_order
 from fgvc.runs import Run, Setting, group_runs
 from fgvc.runs.settings import Group, sources
-from fgvc.runs.statistics import compare, differences_to_best
+from fgvc.runs.statistics import coarse_accuracy, compare, differences_to_best
 from fgvc.studies.spectra.measure import condition_history
 
 _INTERVAL_NOTE = (
@@ -152,6 +152,72 @@ def _published(part: pd.DataFrame, label: str) -> str:
     cells = part[(part["label"] == label) & (part["origin"] == "published") & (part["state"] == "ok")]
     texts = [f"{cell['top1_mean']:.2f} ({cell['published_backbone']})" for cell in cells.to_dict("records")]
     return "; ".join(texts) or "not published"
+
+
+def coarse(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
+    """Accuracy at the coarser labels of the classes and the share of mistakes that stay inside them, over the seeds.
+
+    Raises:
+        NothingToShowError: no run has coarser labels and predictions.
+    """
+    blocks, frames, notes = [], [], []
+    for setting, group in _in_order(group_runs(runs)):
+        cells = []
+        for method, of_method in group.items():
+            found, more = _coarse_cells(of_method)
+            head = {"setting": setting.title, "label": method.label}
+            cells += [{**head, **cell} for cell in found]
+            notes += more
+        if cells:
+            frames.append(pd.DataFrame(cells))
+            blocks.append(_coarse_block(frames[-1]))
+    if not blocks:
+        raise NothingToShowError("no run has coarser labels of its classes, such as those of a file coarse.csv")
+    return blocks, _concat(frames), notes
+
+
+def _coarse_cells(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
+    """A cell for each level of one method, and notes on runs that are left out."""
+    frames, used, notes = [], [], []
+    for run in runs:
+        if not run.coarse:
+            continue
+        try:
+            frames.append(coarse_accuracy(run.predictions(), run.coarse))
+            used.append(run)
+        except RunError as error:
+            notes.append(f"left out of the coarser levels: {error}")
+    cells = []
+    for level, rows in _concat(frames).groupby("level", sort=False) if frames else ():
+        numbers: dict[str, float] = {}
+        for name in ("accuracy", "inside"):
+            values = rows[name].dropna()
+            numbers |= {f"{name}_mean": float(values.mean()), f"{name}_std": float(values.std())}
+        counts = {"n": len(rows), "groups": int(rows["groups"].iloc[0])}
+        cells.append({"level": level, **counts, **numbers, **sources(used)})
+    return cells, notes
+
+
+def _coarse_block(table: pd.DataFrame) -> Block:
+    levels = list(dict.fromkeys(table["level"]))
+    rows = []
+    for label in sorted(set(table["label"]), key=method_order):
+        cells = table[table["label"] == label].set_index("level").reindex(levels)
+        texts = [
+            _mean(cells[f"{name}_mean"][level], cells[f"{name}_std"][level]) for level in levels for name in _COARSE
+        ]
+        rows.append([label, str(int(cells["n"].max())), *texts])
+    groups = table.drop_duplicates("level").set_index("level")["groups"]
+    header = [text for level in levels for text in (f"{level} ({groups[level]})", f"Mistakes inside {level}")]
+    note = (
+        "Accuracy: share of the test images whose predicted class has the coarser label of the true class, in brackets "
+        "the number of labels. Mistakes inside: share of the wrong predictions that keep the coarser label. Mean ± "
+        "sample standard deviation in % over n seeds, after the last epoch."
+    )
+    return Block(f"Coarser levels: {table['setting'].iloc[0]}", ["Method", "n", *header], rows, [note], "Share in %")
+
+
+_COARSE = ("accuracy", "inside")
 
 
 def cost(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:

@@ -55,6 +55,11 @@ class DatasetConfig:
     options: dict[str, Any] = field(default_factory=dict)
     transform: TransformConfig = field(default_factory=TransformConfig)
 
+    @property
+    def reader(self) -> str:
+        """Name of the adapter."""
+        return self.adapter or self.name
+
 
 @dataclass
 class BackboneConfig:
@@ -185,7 +190,8 @@ class TrainerConfig:
         ema_decay: Decay per step of an exponential moving average of the weights. The average is then evaluated and
             saved. None uses the weights themselves.
         val_fraction: Share of the training images of each class that is held out to select the best epoch. With 0 the
-            best epoch is selected on the test split, as for many published numbers, and the summary says so.
+            best epoch is selected on the dataset's validation split. If it has none, it is selected on the test split,
+            as for many published numbers, and the summary says so.
         save_minutes: Number of minutes between saves of the state within an epoch; None means never.
         save_steps: Number of optimiser steps between saves of the state within an epoch; None means never.
         on_non_finite: Reaction to NaN or infinity in a step's loss, gradient or eigenvalues: "stop" the run, or "skip"

@@ -61,6 +61,7 @@ def fixed_settings(config: RunConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(container, dict)
     flat = flatten({str(key): value for key, value in container.items()})
+    flat["dataset.adapter"] = config.dataset.reader  # earlier versions left it out where it is the name
     return {key: value for key, value in flat.items() if not role(key).may_change}
 
 
@@ -77,6 +78,7 @@ class RunFolder:
         self.path = path
         self.config_file = path / "config.yaml"
         self.summary_file = path / "summary.json"
+        self.split_file = path / "split.csv"
         self.metrics_file = path / "metrics.csv"
         self.predictions_file = path / "predictions.csv"
         self.spectrum_file = path / "spectrum.npz"

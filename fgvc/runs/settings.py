@@ -139,6 +139,7 @@ def _result_settings(run: Run) -> dict[str, Any] | None:
     except RunError:
         return None
     settings = _defaults() | given  # an older run does not know a newer setting: it did what its default does
+    settings["dataset.adapter"] = settings["dataset.adapter"] or settings["dataset.name"]
     given_weights = (settings[key] for key in ("backbone.weights", "backbone.pretrained", "initial_weights"))
     if any(given_weights) and run.weights_digest is not None:
         settings["backbone.weights"] = run.weights_digest[:12]  # the file may lie elsewhere, or be another one there

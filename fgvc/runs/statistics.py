@@ -1,6 +1,9 @@
-"""Comparison of two methods on the same images: exact tests, intervals, and a table over the runs of a setting."""
+"""Comparison of two methods on the same images: exact tests, intervals, and a table over the runs of a setting.
 
-from collections.abc import Sequence
+Also the accuracy of one method at coarser labels.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -151,6 +154,45 @@ def pair_predictions(first: pd.DataFrame, second: pd.DataFrame, more: Sequence[s
     for name in ("first", "second"):
         pairs[f"right_{name}"] = pairs[f"predicted_{name}"] == pairs[f"target_{name}"]
     return pairs
+
+
+COARSE_COLUMNS = ("level", "groups", "images", "accuracy", "mistakes", "inside")
+
+
+def coarse_accuracy(predictions: pd.DataFrame, coarse: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """Accuracy at coarser labels, and how many mistakes stay inside the right one; a row for each level.
+
+    Columns: level; groups, the number of its labels; images, those whose class has a label; accuracy, the share of the
+    images whose predicted class has the label of the true class, in per cent; mistakes, the number of the images whose
+    class is predicted wrong; inside, the share of these whose predicted class has the right label, in per cent, NaN
+    without mistakes. A level that no image has a label of has no row.
+
+    Args:
+        predictions: a row for each image, with columns target and predicted: class indices.
+        coarse: by level, the label of each class index; "" where it is unknown.
+
+    Raises:
+        RunError: a level has fewer labels than there are classes in the predictions.
+    """
+    rows = []
+    target, predicted = (predictions[name].to_numpy() for name in ("target", "predicted"))
+    for level, names in coarse.items():
+        labels = np.asarray(names, dtype=object)
+        classes = 1 + max(target.max(initial=-1), predicted.max(initial=-1))
+        if len(labels) < classes or min(target.min(initial=0), predicted.min(initial=0)) < 0:
+            raise RunError(
+                f"{len(labels)} coarser labels of the level {level!r} for {classes} classes; give predictions and "
+                "labels of the same run"
+            )
+        known = labels[target] != ""
+        if not known.any():
+            continue
+        right = (labels[target] == labels[predicted])[known]
+        wrong = (target != predicted)[known]
+        inside = float(100 * right[wrong].mean()) if wrong.any() else float("nan")
+        groups = len({name for name in names if name})
+        rows.append((level, groups, int(known.sum()), float(100 * right.mean()), int(wrong.sum()), inside))
+    return pd.DataFrame(rows, columns=COARSE_COLUMNS)
 
 
 COLUMNS = (

@@ -47,7 +47,8 @@ class Run:
     Most attributes have the same name in summary.json. `final` and `best` are accuracies of a finished run on the test
     split. `best_epoch` is the epoch of `best`; it was selected on the split `selected_on`. `test_classes` is the
     number of classes with test images, over which `mean_class` averages. `test_digest` tells test images apart by
-    their names, classes and sizes. `rerun_of` is the folder of the run that `fgvc rerun` repeated.
+    their names, classes and sizes. `rerun_of` is the folder of the run that `fgvc rerun` repeated. `coarse` has the
+    coarser label of each class by the name of its level, e.g. "family"; "" where it is unknown.
     """
 
     path: Path
@@ -83,6 +84,7 @@ class Run:
     test_classes: int | None = None
     rerun_of: str | None = None
     test_digest: str | None = None
+    coarse: dict[str, list[str]] | None = None
 
     @property
     def finished(self) -> bool:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 
@@ -60,7 +61,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
 
     Returns:
         The run folder, with config.yaml, metrics.csv (if an epoch was trained), predictions.csv, spectrum.npz,
-        summary.json and checkpoints/.
+        summary.json and checkpoints/; and split.csv if the dataset has no split of its own.
 
     Raises:
         ConfigError, DatasetError, WeightsError, RunError: a mistake in the settings, the data or the folder; raised
@@ -274,6 +275,8 @@ def _summary(
     summary["rerun_of"] = None if rerun_of is None else str(rerun_of)
     if accelerator.is_main_process:
         folder.begin(config, summary | _progress_summary(trainer.log.progress))
+        if prepared.test.samples.own_split:
+            _write_split(folder, prepared)
     if config.trainer.tracker:
         _start_tracker(config, accelerator, folder)
     try:
@@ -337,6 +340,20 @@ def _progress_summary(progress: Progress) -> dict[str, Any]:
     return {"best": best, "seconds": seconds, "peak_memory_mb": round(peak_memory_mb(), 1)}
 
 
+def _write_split(folder: RunFolder, prepared: Prepared) -> None:
+    """Write which images were in which split, as a table that dataset=table reads; "val" are held-out images."""
+    parts = {"train": prepared.train, "val": prepared.validation, "test": prepared.test}
+    rows = [
+        {"path": path, "label": images.classes[target], "split": split}
+        | {level: names[target] for level, names in images.coarse.items()}
+        for split, images in parts.items()
+        if images is not None
+        for path, target in zip(images.relative_paths(), images.targets, strict=True)
+    ]
+    write_text_atomic(folder.split_file, to_csv(pd.DataFrame(rows), None))
+    _log.info("the split is written to %s", folder.split_file)
+
+
 def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation, device: torch.device) -> None:
     test = prepared.test
     predictions = evaluation.predictions(test.relative_paths(), test.classes)
@@ -369,6 +386,7 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "epochs": config.trainer.planned_epochs(prepared.loaders.batches.steps),
         "num_classes": len(prepared.train.classes),
         "classes": prepared.train.classes,
+        "coarse": {level: list(names) for level, names in prepared.train.coarse.items()} or None,
         "train_images": len(prepared.train.paths),
         "test_images": len(prepared.test.paths),
         "test_classes": len(set(prepared.test.targets)),

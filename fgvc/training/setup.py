@@ -24,6 +24,7 @@ from fgvc.data import (
     create_dataset,
     fingerprint,
     normalization_from_timm,
+    reads_validation,
     require_readable,
     split_validation,
 )
@@ -60,7 +61,8 @@ class Prepared:
         loaders: Batches of images, or of feature maps if the backbone is frozen.
         train: Training images, without held-out ones.
         test: Test images.
-        validation: Images held out to select the best epoch; None if there are none.
+        validation: Images that select the best epoch: the dataset's own, or held out of the training images; None if
+            there are none.
         feature_seconds: Time spent on computing feature maps; 0 if they came from the cache or are not used.
         digests: SHA-256 by name of what the run is made from: "weights" (of the backbone before training), "classes",
             and "train_list", "validation_list", "test_list" (paths, classes, regions and sizes of the files, so equal
@@ -179,7 +181,7 @@ def prepare(
     """
     device = accelerator.device
     # the dataset first, so that a missing one is reported before the backbone's weights are loaded
-    train, test = (open_split(config, which) for which in ("train", "test"))
+    train, test, validation = *(open_split(config, which) for which in ("train", "test")), open_validation(config)
     backbone = build_backbone(config)
     train = ready_split(config, train, backbone, training=True)
     test = ready_split(config, test, backbone, training=False)
@@ -187,9 +189,11 @@ def prepare(
         raise DatasetError(f"{config.dataset.root}: training and test split differ in their classes")
     if len(train.classes) < 2:
         raise DatasetError(f"{config.dataset.root} has one class, {train.classes[0]}; training needs two or more")
-    train, validation = hold_out(config, train)
     if validation is not None:
-        validation = validation.with_transform(test.transform)
+        validation = ready_split(config, validation, backbone, training=False)
+    else:
+        train, validation = hold_out(config, train)
+        validation = validation and validation.with_transform(test.transform)
     model = build_model(config, backbone, len(train.classes))
     digests = {
         "weights": weights_digest(backbone),
@@ -330,9 +334,29 @@ def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -
 
 
 def open_split(config: RunConfig, which: str) -> ImageDataset:
-    """Open the "train" or "test" split without a transform. Raises ConfigError, DatasetError as `create_dataset`."""
-    name = config.dataset.adapter or config.dataset.name
-    return create_dataset(name, root=config.dataset.root, split=which, **config.dataset.options)
+    """Open "train", "val" or "test" without a transform. Raises ConfigError, DatasetError as `create_dataset`."""
+    return create_dataset(config.dataset.reader, root=config.dataset.root, split=which, **config.dataset.options)
+
+
+def open_validation(config: RunConfig) -> ImageDataset | None:
+    """Open the dataset's own validation split without a transform; None if it has none.
+
+    Raises:
+        ConfigError: `trainer.val_fraction` asks for another one.
+        ConfigError, DatasetError: as `create_dataset`.
+    """
+    if not reads_validation(config.dataset.reader):
+        return None  # without opening it: some adapters write or fetch what is missing
+    validation = open_split(config, "val")
+    if not len(validation):
+        return None
+    if config.trainer.val_fraction > 0:
+        raise ConfigError(
+            f"trainer.val_fraction={config.trainer.val_fraction} holds out training images, but {config.dataset.root} "
+            f"has a validation split of {len(validation)} images, which selects the best epoch; set "
+            "trainer.val_fraction=0"
+        )
+    return validation
 
 
 def build_transform(config: RunConfig, backbone: Backbone, *, training: bool) -> TransformSpec:
@@ -355,7 +379,7 @@ def ready_split(
 
 
 def hold_out(config: RunConfig, train: ImageDataset) -> tuple[ImageDataset, ImageDataset | None]:
-    """Return the training images, and those held out to select the best epoch, if any."""
+    """Return the training images, and those held out of them by `trainer.val_fraction`, if any."""
     if config.trainer.val_fraction == 0:
         return train, None
     return split_validation(train, config.trainer.val_fraction, config.seed)
