@@ -171,6 +171,7 @@ class RunFolder:
         except Exception as error:  # omegaconf raises many types; all mean that the file is not usable
             raise self._unreadable(str(error)) from error
         assert isinstance(config, RunConfig)
+        config.trainer.workers = min(config.trainer.workers, os.cpu_count() or 1)  # it may be from a larger machine
         config.dataset.root = config.dataset.root if root is None else root
         config.cache.dir = config.cache.dir if cache is None else cache
         return config
