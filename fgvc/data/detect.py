@@ -51,7 +51,8 @@ def find_layout(root: Path) -> tuple[str, str]:
             return "table", f"found {tables[0].name}, a table of image paths and labels"
         if "train" in roles and len(folders) == 1 and _folders(roles["train"]):
             return "folder", f"found class folders in {splits[0]} without a test split"
-        if sum(map(_holds_images, folders[:_LOOKED_AT])) > 1:
+        others = [folder for folder in folders if folder.name.lower() not in SPLIT_FOLDERS]
+        if others and sum(map(_holds_images, folders[:_LOOKED_AT])) > 1:
             return "folder", f"found {len(folders)} class folders without a split: {listing(f.name for f in folders)}"
         raise DatasetError(_nothing(root, folders, tables))
 
