@@ -2,6 +2,7 @@
 
 from fgvc.data.checks import require_readable, verified_content, was_verified
 from fgvc.data.dataset import ImageDataset, Samples, collate, fingerprint, split_validation
+from fgvc.data.detect import find_layout
 from fgvc.data.feature_cache import cached_features
 from fgvc.data.feature_set import FeatureSet
 from fgvc.data.folder import image_files
@@ -32,6 +33,7 @@ __all__ = [
     "create_dataset",
     "decode_rgb",
     "effective_options",
+    "find_layout",
     "fingerprint",
     "image_files",
     "list_datasets",

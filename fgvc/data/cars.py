@@ -1,4 +1,4 @@
-"""Stanford Cars in either of its two layouts [Krause, Stark, Deng, Fei-Fei, 3dRR 2013]."""
+"""Stanford Cars in either of its two layouts, also as Kaggle has them [Krause, Stark, Deng, Fei-Fei, 3dRR 2013]."""
 
 import itertools
 from pathlib import Path
@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 from fgvc.data.dataset import Samples
 from fgvc.data.image_file import Box
-from fgvc.data.layout import find_folder, image_paths, unique_names
+from fgvc.data.layout import find_folder, image_paths, reachable, unique_names
 from fgvc.data.mat import field, integers, read_mat, texts
 from fgvc.errors import DatasetError
 
 _JOINT = ("car_ims", "cars_annos.mat")
-_DEVKIT = ("devkit", "cars_train", "cars_test")
+_KITS = ("devkit", "car_devkit/devkit", "car_devkit")
+_IMAGES = ("cars_train", "cars_test")
 _TEST_LABELS = "cars_test_annos_withlabels.mat"
 _CORNERS = ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2")
 
@@ -30,11 +31,12 @@ def read_cars(root: Path, split: str, *, boxes: bool = False) -> Samples:
     """Read one split, in the order of its annotation file; classes are in the order of their ids.
 
     Both layouts give the same classes, targets and boxes: car_ims/ with cars_annos.mat, or cars_train/ and cars_test/
-    with devkit/ and cars_test_annos_withlabels.mat, which may lie in devkit/ or next to it.
+    with devkit/ and cars_test_annos_withlabels.mat, which may lie in devkit/ or next to it. As in the copies of Kaggle,
+    the devkit may be named car_devkit/ or car_devkit/devkit/, and the images may lie one folder deeper,
+    cars_train/cars_train/.
 
     Args:
-        root: folder with one of the layouts, or its parent where the folder is named stanford_cars. The
-            images may lie one folder deeper, cars_train/cars_train/, as Kaggle's copy has them.
+        root: folder with one of the layouts, or its parent where the folder is named stanford_cars.
         split: "train" or "test".
         boxes: also read the bounding boxes.
 
@@ -42,7 +44,14 @@ def read_cars(root: Path, split: str, *, boxes: bool = False) -> Samples:
         DatasetError: neither layout is there, a file is missing or damaged, a class id has no name, an image is
             missing, or the split is empty.
     """
-    folder = find_folder("cars", root, _JOINT, _DEVKIT, nested="stanford_cars")
+    with reachable():
+        if all((root / name).exists() for name in (*_IMAGES, _JOINT[1])) and _kit(root) is None:
+            raise DatasetError(
+                f"{root}: the devkit is missing; {_JOINT[1]} names images of car_ims/, which are numbered in another "
+                f"way than those of cars_train/. Unpack car_devkit.tgz into {root}, so that {root / 'devkit'} is "
+                f"there, and put {_TEST_LABELS} next to it. datasets/cars.yaml shows the layout"
+            )
+    folder = find_folder("cars", root, _JOINT, *((kit, *_IMAGES) for kit in _KITS), nested="stanford_cars")
     joint = all((folder / name).exists() for name in _JOINT)
     source = _joint(folder, split) if joint else _devkit(folder, split)
     path = source.path
@@ -63,6 +72,17 @@ def read_cars(root: Path, split: str, *, boxes: bool = False) -> Samples:
     )
 
 
+def is_cars(root: Path) -> bool:
+    """Whether a folder looks like this dataset, whole or not. Raises OSError."""
+    places = (root, root / "stanford_cars")
+    return any(all((place / name).exists() for name in names) for place in places for names in (_JOINT, _IMAGES))
+
+
+def _kit(folder: Path) -> Path | None:
+    """The folder of the devkit."""
+    return next((folder / kit for kit in _KITS if (folder / kit / "cars_meta.mat").is_file()), None)
+
+
 def _joint(folder: Path, split: str) -> _Source:
     path = folder / "cars_annos.mat"
     content = read_mat(path, "annotations", "class_names")
@@ -73,7 +93,7 @@ def _joint(folder: Path, split: str) -> _Source:
 
 
 def _devkit(folder: Path, split: str) -> _Source:
-    devkit = folder / "devkit"
+    devkit = _kit(folder) or folder
     path = devkit / "cars_train_annos.mat" if split == "train" else _test_labels(folder, devkit)
     names = read_mat(devkit / "cars_meta.mat", "class_names")["class_names"]
     images = folder / f"cars_{split}"
@@ -82,9 +102,12 @@ def _devkit(folder: Path, split: str) -> _Source:
 
 
 def _test_labels(folder: Path, devkit: Path) -> Path:
-    for path in (devkit / _TEST_LABELS, folder / _TEST_LABELS):
-        if path.is_file():
-            return path
+    with reachable():
+        for place in (devkit, folder, devkit.parent):
+            # a browser adds " (1)" to a second download, and Kaggle kept it
+            found = sorted(place.glob(f"{_TEST_LABELS.removesuffix('.mat')}*.mat"))
+            if found:
+                return found[0]
     raise DatasetError(
         f"{folder}: {_TEST_LABELS} missing; put it into {folder} or {devkit}. The devkit's own cars_test_annos.mat "
         "holds no classes. datasets/cars.yaml shows the source"

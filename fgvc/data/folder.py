@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fgvc.data.dataset import Samples, divide
 from fgvc.data.image_file import HEIF_ENDINGS, HEIF_FIX, image_endings
-from fgvc.data.layout import listing, reachable, read_coarse
+from fgvc.data.layout import COARSE, listing, reachable, read_coarse
 from fgvc.errors import ConfigError, DatasetError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,6 @@ SPLIT_FOLDERS = {
     "validation": "val",
 }
 """Names of the folders of a split, in lower case, and their split."""
-COARSE = "coarse.csv"
 SUPERCATEGORY = "supercategory"
 _EXPECTED = "{root}/train/<class>/<image> and {root}/test/<class>/<image> (or val/, or both), or {root}/<class>/<image>"
 
@@ -63,7 +62,7 @@ def read_folder(root: Path, split: str, *, levels: int = 1, test_fraction: float
         folders = split_folders(root)
     if "test" in folders:
         samples = read_class_folders(folders, split, levels)
-        _say_once(logging.INFO, f"{root}: found {_words(root, folders)}")
+        say_once(logging.INFO, f"{root}: found {_words(root, folders)}")
     else:
         samples = _divided(root, folders["train"], split, levels, test_fraction, split_seed)
     file = root / COARSE
@@ -150,9 +149,9 @@ def take_own_split(samples: Samples, names: list[str], split: str, fraction: flo
     counts = Counter(samples.targets)
     single = [name for target, name in enumerate(samples.classes) if counts[target] == 1]
     shares = f"{100 * (1 - fraction):g} % / {100 * fraction:g} % of each class"
-    _say_once(logging.INFO, f"{found}: {shares}, {len(train)} training and {len(test)} test images (split_seed={seed})")
+    say_once(logging.INFO, f"{found}: {shares}, {len(train)} training and {len(test)} test images (split_seed={seed})")
     if single:
-        _say_once(
+        say_once(
             logging.WARNING, f"{found}: {len(single)} classes have one image, kept for training: {listing(single)}"
         )
     return replace(samples.take({"train": train, "val": [], "test": test}[split]), own_split=True)
@@ -177,7 +176,7 @@ def read_class_folders(folders: Mapping[str, Path], split: str, levels: int = 1)
             )
         absent = sorted(set(places["train"]) - set(places[other]))
         if absent:
-            _say_once(
+            say_once(
                 logging.WARNING,
                 f"{folders[other]}: no images of {len(absent)} classes, which means over classes leave out: "
                 f"{listing(absent)}",
@@ -201,7 +200,7 @@ def read_class_folders(folders: Mapping[str, Path], split: str, levels: int = 1)
         _note_others(folders[split], others)
         if deeper and levels == 1:
             note = "all images are in folders in the class folders; if those are the classes, set"
-            _say_once(logging.WARNING, f"{folders[split]}: {note} dataset.options.levels=2")
+            say_once(logging.WARNING, f"{folders[split]}: {note} dataset.options.levels=2")
     coarse = {SUPERCATEGORY: [parts[place][0] for place in classes]} if levels == 2 else {}
     return Samples([shown[place] for place in classes], paths, targets, coarse=coarse)
 
@@ -245,14 +244,15 @@ def _no_images(others: Counter[str]) -> str:
 
 
 @functools.cache  # a folder is read many times
-def _say_once(level: int, note: str) -> None:
+def say_once(level: int, note: str) -> None:
+    """Log a line unless it was logged before."""
     logger.log(level, "%s", note)
 
 
 def _note_others(folder: Path, others: Counter[str]) -> None:
     if others:
         kinds = _counted(others)
-        _say_once(
+        say_once(
             logging.WARNING, f"{folder}: left out {others.total()} files that are no images by their ending: {kinds}"
         )
 
@@ -322,5 +322,5 @@ def _folders(folder: Path) -> list[Path]:
         else:
             loose += path.suffix.lower() in endings
     if loose:
-        _say_once(logging.WARNING, f"{folder}: left out {loose} images that are in no class folder")
+        say_once(logging.WARNING, f"{folder}: left out {loose} images that are in no class folder")
     return found

@@ -14,7 +14,8 @@ from fgvc.io import atomic_folder, write_json_atomic
 from fgvc.resources import resource_folder
 
 _SHOWN = 5  # names in a message before "and N more"
-_MAX_TEXT = 1 << 28  # bytes; lists of a million images have half of it
+COARSE = "coarse.csv"
+MAX_TEXT = 1 << 28  # bytes; lists of a million images have half of it
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,18}")  # Python refuses to read thousands of digits
 
 
@@ -80,7 +81,7 @@ def read_text(path: Path) -> str:
         DatasetError: missing, no regular file, too long, or not UTF-8.
     """
     try:
-        text = read_foreign_text(path, _MAX_TEXT)
+        text = read_foreign_text(path, MAX_TEXT)
     except UnicodeDecodeError as error:
         raise DatasetError(
             f"{path}: not UTF-8 text (byte 0x{error.object[error.start]:02x} at offset {error.start}); save it as UTF-8"
@@ -202,7 +203,7 @@ def require_inside(folder: Path, name: str, source: Path) -> Path:
     return folder / name
 
 
-def image_paths(folder: Path, names: Sequence[str], source: Path) -> list[Path]:
+def image_paths(folder: Path, names: Sequence[str], source: Path, fix: str = "unpack the archive again") -> list[Path]:
     """The image files below `folder` that `source` names.
 
     Raises:
@@ -214,7 +215,7 @@ def image_paths(folder: Path, names: Sequence[str], source: Path) -> list[Path]:
     if missing:
         raise DatasetError(
             f"{folder}: {len(missing)} of {len(paths)} images named in {source.name} are missing: {listing(missing)}; "
-            f"unpack the archive again, or take them out of {source.name}"
+            f"{fix}, or take them out of {source.name}"
         )
     return paths
 

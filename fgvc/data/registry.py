@@ -13,7 +13,9 @@ from fgvc.data.dogs import read_dogs
 from fgvc.data.folder import read_folder
 from fgvc.data.hf import read_hf
 from fgvc.data.imagenet import read_imagenet
+from fgvc.data.inaturalist import read_inaturalist
 from fgvc.data.synthetic import read_synthetic
+from fgvc.data.table import read_image_table
 from fgvc.errors import ConfigError
 
 _ADAPTERS: dict[str, Callable[..., Samples]] = {
@@ -23,11 +25,13 @@ _ADAPTERS: dict[str, Callable[..., Samples]] = {
     "dogs": read_dogs,
     "nabirds": read_nabirds,
     "imagenet": read_imagenet,
+    "inaturalist": read_inaturalist,
     "hf": read_hf,
     "folder": read_folder,
+    "table": read_image_table,
     "synthetic": read_synthetic,
 }
-_WITH_VALIDATION = ("folder",)
+_WITH_VALIDATION = ("folder", "table")
 """Adapters that read a validation split where the dataset has one."""
 _SPLITS = ("train", "val", "test")
 
@@ -58,7 +62,9 @@ def create_dataset(
         options: keyword options of the adapter, see its function `read_<name>`. cub, cars, dogs, nabirds: boxes (True
             reads the bounding boxes into `.boxes` without cropping). aircraft: boxes, level, remove_banner,
             train_split, test_split. hf: path, config_name, revision, image_column, label_column, train_split,
-            test_split. folder: levels, test_fraction, split_seed. synthetic: those of `write_synthetic`.
+            test_split. folder: levels, test_fraction, split_seed. table: file, image_column, label_column,
+            split_column, coarse_columns, test_fraction, split_seed. inaturalist: year, train_split. synthetic: those of
+            `write_synthetic`.
 
     Raises:
         ConfigError: unknown name, split or option, or a crop of a dataset that has no boxes.

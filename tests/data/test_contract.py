@@ -13,8 +13,8 @@ from fgvc.data import ImageDataset, TransformSpec, create_dataset, list_datasets
 from fgvc.data.checks import check_images
 from fgvc.errors import DatasetError
 
-BOXED = ["cub", "cars", "cars_devkit", "aircraft", "dogs", "nabirds"]
-MINIATURES = [*BOXED, "imagenet", "folder"]
+BOXED = ["cub", "cars", "cars_devkit", "cars_kaggle", "aircraft", "dogs", "nabirds"]
+MINIATURES = [*BOXED, "imagenet", "inaturalist", "folder", "table"]
 CARS = ["AM General Hummer SUV 2000", "Ram C/V Cargo Van Minivan 2012", "Mercedes-Benz 300-Class Convertible 1993"]
 HARRIER, JUNCO = "Northern Harrier (Adult male)", "Dark-eyed Junco (Slate-colored)"
 # names of the classes, and the second image of the test split: the sixth of all
@@ -22,6 +22,7 @@ READ = {
     "cub": (["001.Black_footed_Albatross", "002.Chuck-will's_Widow", "003.Le Conte's Sparrow"], "_Albatross_0006.jpg"),
     "cars": (CARS, "car_ims/000006.jpg"),
     "cars_devkit": (CARS, "cars_test/00002.jpg"),
+    "cars_kaggle": (CARS, "cars_test/cars_test/00002.jpg"),
     "aircraft": (["707-320", "F/A-18", "Cessna 560"], "data/images/0000006.jpg"),
     "dogs": (["Chihuahua", "black-and-tan coonhound", "Saint Bernard"], "Images/n02085620-Chihuahua/n02085620_6.jpg"),
     # which has inner nodes among its classes, without images
@@ -31,6 +32,8 @@ READ = {
     ),
     # named by the first word, and told apart by their ids
     "imagenet": (["tench", "crane (n01440765)", "crane (n01440766)"], "val/n01440764/n01440764_6.JPEG"),
+    "inaturalist": (["Turdus merula", "Turdus pilaris", "Corvus corax"], "val/00000_Animalia_Turdus_merula/000006.jpg"),
+    "table": (["plain", "semi-detached", "two words"], "images/0006.jpg"),
     "folder": (["plain", "semi-detached", "two words"], "test/plain/0006.jpg"),
 }
 UNPACKED = {
@@ -110,4 +113,4 @@ def test_an_unknown_layout_is_described(tmp_path: Path, name: str) -> None:
     with pytest.raises(DatasetError) as caught:
         read({name: tmp_path}, name)
     assert str(tmp_path) in str(caught.value)
-    assert name == "folder" or ("holiday" in str(caught.value) and "datasets/" in str(caught.value))
+    assert name in ("folder", "table") or ("holiday" in str(caught.value) and "datasets/" in str(caught.value))

@@ -1,6 +1,7 @@
 """Tiny random datasets in the official layout of each adapter: one writer a layout."""
 
 import colorsys
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ _BREEDS = ("Chihuahua", "black-and-tan_coonhound", "Saint_Bernard")
 _SYNSETS = ("tench, Tinca tinca", "crane", "crane")  # two of the thousand classes have this name
 _OWN = ("plain", "two words", "semi-detached")
 _BANNER = 20
+SPLITS = ("train", "test")
 
 
 def write_miniature(
@@ -162,6 +164,17 @@ def write_cars_devkit(root: Path, plan: Plan) -> None:
     savemat(devkit / "cars_test_annos.mat", {"annotations": _structs(rows)})
 
 
+def write_cars_kaggle(root: Path, plan: Plan) -> None:
+    """Stanford Cars as Kaggle has them: folders in folders of the same name, and a file downloaded twice."""
+    write_cars_devkit(root, plan)
+    for name, place in (("devkit", "car_devkit/devkit"), *((f"cars_{s}", f"cars_{s}/cars_{s}") for s in SPLITS)):
+        (root / name).rename(root / "moved")
+        (root / place).parent.mkdir()
+        (root / "moved").rename(root / place)
+    (root / "cars_test_annos_withlabels.mat").rename(root / "cars_test_annos_withlabels (1).mat")
+    savemat(root / "cars_annos.mat", {"annotations": _structs([{"class": 1}]), "class_names": _cells(_CARS)})
+
+
 def _car_box(picture: Picture) -> dict[str, Any]:
     left, top, right, bottom = picture.box
     corners = {"bbox_x1": left + 1, "bbox_y1": top + 1, "bbox_x2": right, "bbox_y2": bottom}
@@ -234,6 +247,28 @@ def write_imagenet(root: Path, plan: Plan) -> None:
     _write_table(root / "LOC_synset_mapping.txt", dict(zip(wnids, _SYNSETS[: plan.classes], strict=True)))
 
 
+def write_inaturalist(root: Path, plan: Plan) -> None:
+    """iNaturalist 2021: JSON as of COCO, categories with their taxonomy in an order of their own."""
+    species = [("Turdus merula", "Turdus"), ("Turdus pilaris", "Turdus"), ("Corvus corax", "Corvus")][: plan.classes]
+    folders = [f"{number:05d}_Animalia_{name.replace(' ', '_')}" for number, (name, _) in enumerate(species)]
+    ranks = {"family": ["Turdidae", "Turdidae", "Corvidae"], "kingdom": ["Animalia"] * 3}
+    categories = [
+        {"id": target, "name": name, "genus": genus, "image_dir_name": folders[target]}
+        | {rank: names[target] for rank, names in ranks.items()}
+        for target, (name, genus) in enumerate(species)
+    ]
+    for split, name in (("train", "train"), ("test", "val")):
+        images, annotations = [], []
+        for picture in plan.pictures():
+            if picture.split == split:
+                file = f"{name}/{folders[picture.target]}/{picture.serial:06d}.jpg"
+                plan.draw(picture, root / file)
+                images.append({"id": picture.serial, "file_name": file, "latitude": float("nan")})
+                annotations.append({"id": 7, "image_id": picture.serial, "category_id": picture.target})
+        content = {"info": {}, "images": images[::-1], "annotations": annotations, "categories": categories[::-1]}
+        (root / f"{name}.json").write_text(json.dumps(content))
+
+
 def write_imagenet_kit(root: Path, labels: Sequence[object], synsets: Sequence[tuple[int, str, int]]) -> None:
     """The two files of ImageNet's development kit that matter; synsets are (ILSVRC2012_ID, WNID, num_children)."""
     data = root / "ILSVRC2012_devkit_t12" / "data"
@@ -248,6 +283,15 @@ def write_folder(root: Path, plan: Plan) -> None:
     names = _OWN[: plan.classes]
     for picture in plan.pictures():
         plan.draw(picture, root / picture.split / names[picture.target] / f"{picture.serial:04d}.jpg")
+
+
+def write_table(root: Path, plan: Plan) -> None:
+    """A CSV file of paths, labels and splits, and images in one folder."""
+    rows, names = [], sorted(_OWN[: plan.classes])
+    for picture in plan.pictures():
+        plan.draw(picture, root / "images" / f"{picture.serial:04d}.jpg")
+        rows.append(f"images/{picture.serial:04d}.jpg,{names[picture.target]},{picture.split.title()}")
+    write_text_atomic(root / "labels.csv", "\n".join(["File Name,Label,Split", *rows, ""]))
 
 
 def _write_table(path: Path, table: Mapping[str, str]) -> None:
@@ -273,9 +317,12 @@ _WRITERS: dict[str, Callable[[Path, Plan], None]] = {
     "cub": write_cub,
     "cars": write_cars,
     "cars_devkit": write_cars_devkit,
+    "cars_kaggle": write_cars_kaggle,
     "aircraft": write_aircraft,
     "dogs": write_dogs,
     "nabirds": write_nabirds,
     "imagenet": write_imagenet,
+    "inaturalist": write_inaturalist,
+    "table": write_table,
     "folder": write_folder,
 }

@@ -7,10 +7,11 @@ import torch
 from command_line import ROOT
 from hydra import compose, initialize_config_dir
 
-from fgvc.data import list_datasets
+from fgvc.data import effective_options, list_datasets
 from fgvc.errors import ConfigError
 from fgvc.pooling import list_poolings
 from fgvc.runs.config import RunConfig, check_config, to_run_config
+from fgvc.runs.folder import fixed_settings
 from fgvc.training import train_run
 from fgvc.training.launch import register_choices
 from fgvc.training.setup import build_backbone
@@ -33,6 +34,23 @@ def test_every_option_composes(path: Path) -> None:
     check_config(config)
     assert (config.dataset.adapter or config.dataset.name) in list_datasets()
     assert config.method.name in list_poolings()
+
+
+GROUPS = [path.stem for path in OPTIONS if path.parent.name == "dataset"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_a_dataset_may_have_any_name(group: str) -> None:
+    own = ["dataset.options.path=somewhere"] if group == "hf" else []
+    config, plain = composed(f"dataset={group}", "dataset.name=mine", *own), composed(f"dataset={group}", *own)
+    assert (config.dataset.name, config.dataset.adapter) == ("mine", plain.dataset.adapter)
+    assert config.dataset.adapter in list_datasets()
+    # with the options of its adapter
+    effective = effective_options(config.dataset.reader, config.dataset.options)
+    assert set(config.dataset.options) <= {*effective, "crop"} and set(list_datasets()) <= set(GROUPS)
+    # an earlier version left the adapter out where it was the name
+    plain.dataset.adapter = None if plain.dataset.name == plain.dataset.adapter else plain.dataset.adapter
+    assert fixed_settings(plain) == fixed_settings(composed(f"dataset={group}", *own))
 
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").iterdir())

@@ -1,0 +1,179 @@
+"""Which dataset lies in a folder; and iNaturalist and Kaggle's cars, which are known by their files."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from miniature import write_miniature
+from test_layouts import write
+
+from fgvc.data import create_dataset, find_layout, list_datasets
+from fgvc.errors import ConfigError, DatasetError
+
+OFFICIAL = {
+    "cub": "CUB-200-2011",
+    "nabirds": "NABirds",
+    "aircraft": "FGVC-Aircraft",
+    "dogs": "Stanford Dogs",
+    "cars": "Stanford Cars",
+    "cars_devkit": "Stanford Cars",
+    "cars_kaggle": "Stanford Cars",
+    "imagenet": "ImageNet",
+    "inaturalist": "iNaturalist",
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_datasets_are_known_by_their_files(tmp_path: Path, name: str) -> None:
+    root = write_miniature(name, tmp_path / "root", train_per_class=2, test_per_class=1)
+    assert find_layout(root) == (name.partition("_")[0], f"found the files of {OFFICIAL[name]}")
+    nested = {"cub": "CUB_200_2011", "nabirds": "nabirds", "aircraft": "fgvc-aircraft-2013b"}.get(name)
+    if nested:
+        root.rename(tmp_path / nested)
+        assert find_layout(tmp_path)[0] == name
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (("train/auk*2", "valid/auk*1", "test/auk*1"), "found folders with splits: train/, valid/, test/"),
+        (("train/auk*2", "val/auk*1", "notes/a.jpg"), "found folders with splits: train/, val/"),
+        (("train/auk*2", "train/wren*2"), "found class folders in train/ without a test split"),
+        (("auk*2", "wren*2", "train*1"), "found 3 class folders without a split: auk, train, wren"),
+        (("a/auk*2", "b/wren*2"), "found 2 class folders without a split: a, b"),
+    ],
+)
+def test_folders(tmp_path: Path, names: tuple[str, ...], found: str) -> None:
+    root = write(tmp_path, *names)
+    (root / "README.txt").touch()
+    (root / "classes.csv").write_text("class,name\n1,auk\n")
+    assert find_layout(root) == ("folder", found)
+    assert len(create_dataset("folder", root=root)) > 0
+
+
+def test_tables(tmp_path: Path) -> None:
+    root = write(tmp_path, "train/0.jpg", "test/1.jpg")
+    (root / "train.csv").write_text("image,label\ntrain/0.jpg,a\n")
+    (root / "sample_submission.csv").write_text("id,label\n1,a\n")
+    assert find_layout(root) == ("table", "found train.csv, a table of image paths and labels")
+    (root / "more.csv").write_text("path,label\ntrain/0.jpg,a\n")
+    with pytest.raises(DatasetError, match=r"2 tables \(more\.csv, train\.csv\).*dataset\.options\.file=more\.csv"):
+        find_layout(root)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a.jpg",), r"found a\.jpg, which is no layout .*expected CLASS/IMAGE, .* Sort the images into one folder"),
+        (("images/auk*1", "images/wren*1"), r"found images/, .* Or is .*images the folder of the classes\?"),
+        ((), r"found nothing, .* the files of one of nabirds, cub, cars"),
+    ],
+)
+def test_what_is_no_layout_is_explained(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        find_layout(write(tmp_path, *names))
+    with pytest.raises(DatasetError, match="no such folder"):
+        find_layout(tmp_path / "nowhere")
+
+
+def test_what_is_found_can_be_read() -> None:
+    assert set(OFFICIAL) <= {*list_datasets(), "cars_devkit", "cars_kaggle"}
+
+
+def test_kaggles_cars_without_a_devkit_are_explained(tmp_path: Path) -> None:
+    root = write_miniature("cars_kaggle", tmp_path / "cars")
+    (root / "cars_test_annos_withlabels (1).mat").unlink()
+    with pytest.raises(DatasetError, match=r"cars_test_annos_withlabels\.mat missing; put it into"):
+        create_dataset("cars", root=root, split="test")
+    shutil.rmtree(root / "car_devkit")
+    assert find_layout(root)[0] == "cars"
+    with pytest.raises(DatasetError, match=r"the devkit is missing; cars_annos\.mat names images of car_ims/.*Unpack"):
+        create_dataset("cars", root=root)
+
+
+@pytest.fixture
+def inaturalist(tmp_path: Path) -> Path:
+    return write_miniature("inaturalist", tmp_path / "inat", train_per_class=2, test_per_class=1)
+
+
+def change(path: Path, update: Any) -> None:
+    content = json.loads(path.read_text())
+    update(content)
+    path.write_text(json.dumps(content))
+
+
+def test_the_taxonomy_of_inaturalist(inaturalist: Path) -> None:
+    dataset = create_dataset("inaturalist", root=inaturalist, split="test")
+    assert dataset.coarse == {
+        "genus": ["Turdus", "Turdus", "Corvus"],
+        "family": ["Turdidae", "Turdidae", "Corvidae"],
+    }
+    (inaturalist / "train.json").rename(inaturalist / "train_mini.json")
+    mini = create_dataset("inaturalist", root=inaturalist, train_split="train_mini")
+    assert len(mini) == 6 and find_layout(inaturalist)[0] == "inaturalist"
+    with pytest.raises(DatasetError, match=r"train\.json missing"):
+        create_dataset("inaturalist", root=inaturalist)
+    with pytest.raises(ConfigError, match="train_split='mini' is unknown in 2021; choose one of train, train_mini"):
+        create_dataset("inaturalist", root=inaturalist, train_split="mini")
+
+
+@pytest.mark.parametrize("year", [2017, 2018, 2019])
+def test_earlier_years_and_names_that_were_published_later(inaturalist: Path, year: int) -> None:
+    for split in ("train", "val"):
+        (inaturalist / f"{split}.json").rename(inaturalist / f"{split}{year}.json")
+
+        def hide(content: Any) -> None:
+            content["categories"] = [
+                {"id": row["id"], "name": str(row["id"]), "supercategory": f"S{row['id'] // 2}"}
+                for row in content["categories"]
+            ]
+
+        names = json.loads((inaturalist / f"{split}{year}.json").read_text())["categories"]
+        change(inaturalist / f"{split}{year}.json", hide)
+    dataset = create_dataset("inaturalist", root=inaturalist)
+    assert (dataset.classes, dataset.coarse) == (["0", "1", "2"], {"supercategory": ["S0", "S0", "S1"]})
+    (inaturalist / "categories.json").write_text(json.dumps(names))
+    dataset = create_dataset("inaturalist", root=inaturalist, year=year)
+    assert dataset.classes == ["Turdus merula", "Turdus pilaris", "Corvus corax"]
+    assert list(dataset.coarse) == ["genus", "family", "supercategory"]
+    (inaturalist / "categories.json").write_text(json.dumps(names[:2]))
+    with pytest.raises(DatasetError, match=r"categories\.json: no entry of 1 categories"):
+        create_dataset("inaturalist", root=inaturalist)
+    for name in ("train.json", "val.json"):
+        (inaturalist / name).touch()
+    with pytest.raises(DatasetError, match=rf"holds files of {year}, 2021; set dataset\.options\.year"):
+        create_dataset("inaturalist", root=inaturalist)
+    with pytest.raises(ConfigError, match="year=2020 is unknown"):
+        create_dataset("inaturalist", root=inaturalist, year=2020)
+    with pytest.raises(ConfigError, match=f"train_split='train_mini' is unknown in {year}; choose one of train"):
+        create_dataset("inaturalist", root=inaturalist, year=year, train_split="train_mini")
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        (lambda c: c["images"][0].update(file_name="../a.jpg"), r"'\.\./a\.jpg', a path that leaves"),
+        (lambda c: c["images"][0].update(file_name="none.jpg"), r"1 of 6 images named in train\.json are missing"),
+        (lambda c: c["images"][0].update(file_name="\ud800"), r"images without a file_name \(str\)"),
+        (lambda c: c["images"].pop(), "annotations of 1 unknown image ids, first 1"),
+        (lambda c: c["annotations"][0].update(category_id=9), "annotations of 1 unknown category ids, first 9"),
+        (lambda c: c["annotations"][0].update(category_id="1"), r"annotations without a category_id \(int\)"),
+        (lambda c: c["annotations"].clear(), "no annotations; the labels of the official test images are not public"),
+        (lambda c: c["categories"].append(c["categories"][0]), "an id twice"),
+        (lambda c: c["categories"][0].update(genus="\ud800"), "is no Unicode"),
+        (lambda c: c.pop("categories"), "no list 'categories' in it"),
+    ],
+)
+def test_damage_of_inaturalist_is_named(inaturalist: Path, update: Any, message: str) -> None:
+    change(inaturalist / "train.json", update)
+    with pytest.raises(DatasetError, match=rf"{message}"):
+        create_dataset("inaturalist", root=inaturalist)
+
+
+def test_what_is_no_json_is_named(inaturalist: Path) -> None:
+    for content in ("{", "[" * 100_000, "\xff"):
+        (inaturalist / "train.json").write_text(content, encoding="latin-1")
+        with pytest.raises(DatasetError, match=r"train\.json: n(ot readable as JSON|ested too deeply)"):
+            create_dataset("inaturalist", root=inaturalist)
