@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fgvc import data
+from fgvc.data import find_layout
 from fgvc.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -34,8 +34,12 @@ def with_first_settings(arguments: Sequence[str]) -> list[str]:
     given = _given(arguments)
     more = {"experiment": "first"}
     if "dataset.adapter" not in given:
-        root = Path(given["dataset.root"].strip("'\"")).expanduser()
-        more["dataset"], found = data.find_layout(root)
+        root = Path(given["dataset.root"].strip("'\""))
+        if root.expanduser().is_file():  # of a table
+            more |= {"dataset.root": str(root.parent), "dataset.options.file": root.name, "dataset.name": root.stem}
+            arguments = [argument for argument in arguments if not argument.startswith("dataset.root=")]
+            root = root.parent
+        more["dataset"], found = find_layout(root)
         _log.info("%s: %s", root, found)
     if not {"backbone", "backbone.name"} & set(given):
         more |= _backbone()

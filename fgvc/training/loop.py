@@ -29,7 +29,7 @@ from fgvc.training.step import Stepper
 
 _log = logging.getLogger(__name__)
 
-_SAY_SECONDS = 60.0
+_SAY_SECONDS, _SAY_EPOCH_SECONDS = 60.0, 5.0  # least time between two lines: within an epoch, at the end of epochs
 
 
 class Trainer:
@@ -253,8 +253,11 @@ class Trainer:
         self.log.finish_epoch(row)
         self._select_best(epoch, validation or test, test)
         self.accelerator.log({key: value for key, value in row.items() if key not in ("epoch", "method")}, step=epoch)
-        shown = f"loss {row['train_loss']:.4f}, test top-1 {test.accuracy.top1:.2f} %"
-        _log.info("epoch %d/%d: %s, %.1f s", epoch, self.settings.epochs, shown, row["seconds"])
+        now = time.perf_counter()
+        if now - self._said >= _SAY_EPOCH_SECONDS or epoch in (1, self.settings.epochs):
+            self._said = now
+            shown = f"loss {row['train_loss']:.4f}, test top-1 {test.accuracy.top1:.2f} %"
+            _log.info("epoch %d/%d: %s, %.1f s", epoch, self.settings.epochs, shown, row["seconds"])
         return test
 
     def _evaluate(self, loader: Loader, name: str) -> Evaluation:
