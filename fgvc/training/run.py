@@ -299,9 +299,12 @@ def _summary(
 
 
 def _start_tracker(config: RunConfig, accelerator: Accelerator, folder: RunFolder) -> None:
-    """Start `trainer.tracker` with the settings of the run; its project is the experiment, its files lie in the run."""
-    label = "-".join(folder.path.resolve().parts[-2:])
-    own: dict[str, dict[str, Any]] = {"wandb": {"dir": str(folder.path), "name": label}, "mlflow": {"run_name": label}}
+    """Start `trainer.tracker` with the settings of the run; its project is the experiment.
+
+    TensorBoard writes into the run folder; wandb and mlflow where their own variables say.
+    """
+    label = "-".join(folder.path.resolve().parts[-2:])  # e.g. seb-seed0
+    own: dict[str, dict[str, Any]] = {"wandb": {"name": label}, "mlflow": {"run_name": label}}
     every = flatten(asdict(config))
     settings = {key: value if isinstance(value, int | float | str) else str(value) for key, value in every.items()}
     accelerator.init_trackers(config.name, config=settings, init_kwargs=own)
