@@ -26,7 +26,7 @@ SHAPES = ("disc", "square", "triangle", "cross", "ring")
 MAX_CLASSES = len(COLOURS) * (len(COLOURS) - 1)
 
 _GRID = 5  # elements a side; 25 elements give each of the 5 colours and 5 shapes the same count
-_HUES = (0.0, 0.15, 0.36, 0.58, 0.79)  # of COLOURS, in turns; the eye sees about equal distances
+HUES = (0.0, 0.15, 0.36, 0.58, 0.79)  # of COLOURS, in turns; the eye sees about equal distances
 _SUPERSAMPLING = 4
 _UNIT_AREA = 1.4  # of every shape, in squared radii: with unequal areas the mean colour would tell the matching
 
@@ -189,7 +189,7 @@ def draw_image(rng: np.random.Generator, layout: Layout, size: int) -> Image.Ima
         x, y = (np.array([column, row]) + 0.5 + rng.uniform(-0.03, 0.03, 2)) * cell
         radius = cell * rng.uniform(0.38, 0.45)
         value = brightness * rng.uniform(0.85, 1.0)
-        rgb = colorsys.hsv_to_rgb((_HUES[colour] + hue_shift) % 1, rng.uniform(0.75, 0.95), value)
+        rgb = colorsys.hsv_to_rgb((HUES[colour] + hue_shift) % 1, rng.uniform(0.75, 0.95), value)
         _paste(image, SHAPES[shape], (float(x), float(y)), radius, rng.uniform(-0.2, 0.2), rgb)
     return image
 
