@@ -103,7 +103,7 @@ def _rows(path: Path, content: Any, key: str | None, **kinds: type) -> list[Mapp
     for row in rows:
         for name, kind in kinds.items():
             value = row.get(name) if isinstance(row, dict) else None
-            if type(value) is not kind or (kind is str and not _is_unicode(value)):
+            if type(value) is not kind or (isinstance(value, str) and not _is_unicode(value)):
                 found = str(row)[:80]
                 raise DatasetError(f"{path}: {key or 'an entry'} without a {name} ({kind.__name__}): {found}")
     return rows

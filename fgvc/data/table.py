@@ -185,7 +185,7 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
                 line = file.readline(1 << 16).decode("utf-8-sig")
                 file.seek(0)
                 options: dict[str, Any] = {"sep": _separator(line), "encoding": "utf-8-sig"}
-                rows = pd.read_csv(file, dtype=str, keep_default_na=False, **options)
+                rows: pd.DataFrame = pd.read_csv(file, dtype=str, keep_default_na=False, **options)
                 if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is too much for an index
                     raise ValueError("the rows have more cells than the header; a cell with a comma stands in quotes")
                 return rows

@@ -65,9 +65,9 @@ class RunEvaluation:
         lines = [
             f"top-1 {accuracy.top1:.2f} %   top-5 {accuracy.top5:.2f} %   mean of {over} {accuracy.mean_class:.2f} %"
         ]
-        for row in self.coarse.itertuples():
-            inside = "" if math.isnan(row.inside) else f"   {row.inside:.1f} % of the mistakes stay inside"
-            lines.append(f"{row.level} ({row.groups}) {row.accuracy:.2f} %{inside}")
+        for row in self.coarse.to_dict("records"):
+            inside = "" if pd.isna(row["inside"]) else f"   {row['inside']:.1f} % of the mistakes stay inside"
+            lines.append(f"{row['level']} ({row['groups']}) {row['accuracy']:.2f} %{inside}")
         return "\n".join(lines)
 
 
