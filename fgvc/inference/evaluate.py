@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fgvc.data import VIEWS, TransformSpec, ViewTransform, collate, resized_spec
-from fgvc.errors import RunError
+from fgvc.errors import ConfigError, RunError
 from fgvc.inference.restore import Restored, restore_run
+from fgvc.inference.retrieval import Retrieval, measure_retrieval
 from fgvc.inference.temperature import calibration_error, reliability_curve
 from fgvc.io import require_own, to_csv, to_json, write_output
 from fgvc.provenance import source_state, versions
@@ -39,6 +41,7 @@ class RunEvaluation:
         classes: Class names by class index.
         record: Content of evaluation-NAME.json.
         folder: Folder of the files.
+        retrieval: Retrieval of the test images among themselves; None where nobody asked for it.
     """
 
     name: str
@@ -48,6 +51,7 @@ class RunEvaluation:
     classes: list[str]
     record: dict[str, Any]
     folder: Path
+    retrieval: Retrieval | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -63,6 +67,7 @@ def evaluate_run(
     resize_size: int | None = None,
     root: str | None = None,
     output: Path | None = None,
+    retrieval: bool = False,
 ) -> RunEvaluation:
     """Evaluate saved weights of a run on its test split; write evaluation-NAME.json and predictions-NAME.csv.
 
@@ -76,9 +81,11 @@ def evaluate_run(
         resize_size: pixels before the crop; None means as in the run.
         root: folder of the dataset; None means the one in the run's configuration.
         output: folder of the files; None means the run folder.
+        retrieval: whether to add `measure_retrieval` of the test images' descriptors among themselves to the record.
 
     Raises:
-        ConfigError: unknown views, or sizes that leave no room for them.
+        ConfigError: unknown views, or sizes that leave no room for them; retrieval with several views, or of a split
+            without two images of a class.
         RunError: not a run; its weights are missing, damaged, of another architecture, or give a loss that is not
             finite.
         DatasetError, WeightsError: as in training.
@@ -92,7 +99,12 @@ def evaluate_run(
         _log.warning("resize_size equals size: square images give ten equal crops; --resize-size N makes room")
     folder, name = path if output is None else output, _name(checkpoint, transform, own)
     require_own(folder / f"evaluation-{name}.json")  # before the work
+    if retrieval and views != "single":
+        raise ConfigError(f"retrieval compares one descriptor of each image; it takes views=single, not {views}")
     start = time.perf_counter()
+    descriptors: list[Tensor] = []
+    if retrieval:  # kept on the way to the logits, so that the images go through the network once
+        restored.head.pooling.register_forward_hook(lambda _, __, output: descriptors.append(output.float().cpu()))
     module, loader = accelerator.prepare(*_module_and_loader(restored, transform, own))
     evaluation = evaluate(module, loader, len(restored.images.classes), accelerator, "test")
     if not math.isfinite(evaluation.loss):
@@ -115,6 +127,9 @@ def evaluate_run(
         "versions": versions(),
         **source_state(),
     }
+    found = measure_retrieval(torch.cat(descriptors), evaluation.targets) if retrieval else None
+    if found is not None:
+        record["retrieval"] = found.as_dict()
     result = RunEvaluation(
         name=name,
         title=_title(restored.config, read_run(path).label, record),
@@ -123,6 +138,7 @@ def evaluate_run(
         classes=restored.images.classes,
         record=record,
         folder=folder,
+        retrieval=found,
     )
     write_output(result.files[0], to_json(record))
     write_output(result.files[1], to_csv(result.predictions, None))

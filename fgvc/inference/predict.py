@@ -345,14 +345,18 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> 
     Raises:
         ConfigError: `top` is below 1.
     """
-    for path, inputs, found in map_files(predictor, paths, lambda batch: predictor.decide(predictor.logits(batch), top)):
+
+    def predict(batch: Tensor) -> list[Prediction]:
+        return predictor.decide(predictor.logits(batch), top)
+
+    for path, inputs, found in map_files(predictor, paths, predict):
         if isinstance(found, str):
             yield FilePrediction(path, None, None, found)
         else:
             yield FilePrediction(path, inputs, found, None)
 
 
-_Result = TypeVar("_Result", Prediction, Tensor)
+_Result = TypeVar("_Result")
 
 
 def map_files(

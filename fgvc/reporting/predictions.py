@@ -65,7 +65,7 @@ def name_files(
     Raises:
         ConfigError: as `predict_files` and `write_overlay`.
     """
-    for found, name in zip(predict_files(predictor, paths, top), _overlay_names(paths), strict=True):
+    for found, name in zip(predict_files(predictor, paths, top), picture_names(paths), strict=True):
         overlay = None if overlays is None or found.prediction is None else overlays / name
         error = found.error
         if overlay is not None:
@@ -83,7 +83,7 @@ def require_free(paths: Sequence[Path], table: Path | None, overlays: Path | Non
         ConfigError: a result would replace one of the images.
         FileExistsError: as `require_own`.
     """
-    targets = {} if overlays is None else {overlays / name: OVERLAY for name in _overlay_names(paths)}
+    targets = {} if overlays is None else {overlays / name: OVERLAY for name in picture_names(paths)}
     images = {path.resolve() for path in paths}
     for target, kind in (targets if table is None else {**targets, table: PREDICTIONS}).items():
         if target.resolve() in images:
@@ -144,8 +144,8 @@ def predictions_document(predictor: Predictor, run: Path, checkpoint: str, named
     }
 
 
-def _overlay_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each file's overlay; files of the same name are told apart by a number."""
+def picture_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file's picture; files of the same name are told apart by a number."""
     used: set[str] = set()
     names = []
     for path in paths:
