@@ -14,7 +14,7 @@ from fgvc.errors import ConfigError, one_line
 from fgvc.inference.neighbours import Neighbour, NeighbourIndex
 from fgvc.inference.predict import Predictor, map_files
 from fgvc.io import output_path, require_own
-from fgvc.presentation.style import figure_style, new_figure, short_name
+from fgvc.presentation.style import class_name, figure_style, new_figure, short_name
 from fgvc.reporting.predictions import picture_names
 
 ON_SHEET = 10
@@ -35,8 +35,7 @@ class Near:
         """The file, then a line for each neighbour: distance, class, path below the dataset's root."""
         paths = index.images.relative_paths()
         lines = (
-            f"{near.distance:9.4f}  {one_line(near.name)}  {one_line(paths[near.index])}"
-            for near in self.neighbours
+            f"{near.distance:9.4f}  {one_line(near.name)}  {one_line(paths[near.index])}" for near in self.neighbours
         )
         return "\n".join([one_line(self.path), *lines])
 
@@ -100,15 +99,19 @@ def contact_sheet(query: np.ndarray, name: str, index: NeighbourIndex, neighbour
     with figure_style():
         figure = new_figure(1.2 * (1 + len(neighbours)), 1.75)
         panels = figure.subplots(1, 1 + len(neighbours), squeeze=False)[0]
-        _show(panels[0], query, name, "the image")
+        _show(panels[0], query, short_name(name, 24), "the image")
         for axes, near in zip(panels[1:], neighbours, strict=True):
-            _show(axes, picture(index, near), near.name.replace("_", " "), f"distance {near.distance:.3f}")
+            _show(
+                axes,
+                picture(index, near),
+                textwrap.fill(class_name(near.name, 44), 24),
+                f"distance {near.distance:.3f}",
+            )
     return figure
 
 
 def _show(axes: Axes, pixels: np.ndarray, name: str, note: str) -> None:
     axes.imshow(pixels, interpolation="nearest")
     axes.set_axis_off()
-    title = textwrap.fill(short_name(name, 44), 22)
-    axes.set_title(title, fontsize=6.5, pad=3, parse_math=False)
+    axes.set_title(name, fontsize=6.5, pad=3, parse_math=False)
     axes.text(0.5, -0.03, note, va="top", ha="center", fontsize=6, color="#555555", transform=axes.transAxes)
