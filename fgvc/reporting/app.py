@@ -4,13 +4,14 @@ The page is gradio's (`pip install 'fgvc[app]'`), on this machine alone. It asks
 """
 
 import base64
+import html
 import io
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,9 @@ from fgvc.studies.attribution.report import overlay
 
 NAMES, NEIGHBOURS = 5, 6
 """Number of names and of training images that the page shows."""
+
+
+_KEPT = 3600  # seconds after which an upload is deleted, in a session that goes on
 
 
 class Figure(NamedTuple):
@@ -77,10 +81,9 @@ class Answers:
             found = self.predictor.predict(image, NAMES)
         return {self._shown[name]: share for name, share in zip(found.names, found.probabilities, strict=True)}
 
-    def maps(self, image: Path, size: int) -> list[Figure]:
-        """The image under the map of its first name: for all eigenvalues, the `size` largest and the `size` smallest.
-
-        A head without a spectrum to choose from has one map.
+    def maps(self, image: Path, size: int) -> tuple[str, list[Figure]]:
+        """The first name of an image; and the image, then under the map of that name for all eigenvalues, for the
+        `size` largest and the `size` smallest. A head without a spectrum to choose from has one map.
 
         Raises:
             ImageError, RunError: as `Predictor.predict` and `explain`.
@@ -95,8 +98,9 @@ class Answers:
             found = explain_bands(model, inputs[None], bands, method=METHOD)
         seen = self.predictor.transform.picture(inputs).cpu().numpy()
         pixels = [overlay(seen, attribution.maps[0].cpu().numpy(), signed=True) for attribution in found]
-        plain = Figure((255 * seen + 0.5).astype(np.uint8), "the image", "as the model sees it")
-        return [plain, *(Figure(of_band, title) for of_band, title in zip(pixels, titles, strict=True))]
+        plain = Figure((255 * seen + 0.5).astype(np.uint8), "as the model sees it")
+        name = self._shown[self.predictor.classes[int(found[0].classes[0])]]
+        return name, [plain, *(Figure(of_band, title) for of_band, title in zip(pixels, titles, strict=True))]
 
     @torch.inference_mode()
     def _rank(self, inputs: Tensor) -> int:
@@ -129,17 +133,17 @@ _FIGURES = _PARTS.from_string(
 {% endfor %}</div>{% endif %}
 <p>{{ text }}</p>"""
 )
-_HEAD = _PARTS.from_string("<h1>{{ title }}</h1><p>{{ facts }}</p><p>{{ status }}</p>")
+_HEAD = _PARTS.from_string("<h1>{{ title }}</h1><p>{{ facts }}</p>")
 _STYLE = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto }
+.gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important }
 .fgvc h1 { font-size: 1.5rem; font-weight: 600; margin: 0 }
 .fgvc h2 { font-size: 1.05rem; font-weight: 600; margin: 0 0 .5rem }
-.fgvc p { margin: .4rem 0 0; color: var(--body-text-color-subdued) }
+.fgvc p { margin: .4rem 0 0 }
+.fgvc p, .fgvc small { color: var(--body-text-color) !important; opacity: .8 }
 .fgvc-figures { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(var(--least), 1fr)) }
 .fgvc-figures figure { margin: 0 }
 .fgvc-figures img { width: 100%; border-radius: var(--radius-md); display: block }
 .fgvc-figures figcaption { margin-top: .3rem; line-height: 1.3; overflow-wrap: anywhere; font-size: .9rem }
-.fgvc-figures small { color: var(--body-text-color-subdued) }
 """
 
 
@@ -151,6 +155,19 @@ def _html(title: str, figures: Sequence[Figure], text: str, least: int) -> str:
         Image.fromarray(figure.pixels).save(buffer, "JPEG", quality=90)
         data.append(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
     return _FIGURES.render(title=title, figures=figures, text=text, data=data, least=least)
+
+
+_BANDS = (
+    "The head reads the covariance of the features: its largest eigenvalues belong to their strongest common "
+    "variation, its smallest to the weakest."
+)
+_PLAIN = "This head has no eigenvalues to choose from."
+_DISTANCE = "Distance: 1 minus the cosine of the angle between the descriptors."
+
+
+def _reason(error: Exception, image: str) -> str:
+    """The message of an error without the temporary name of an upload."""
+    return str(error).replace(image, "The image")
 
 
 def build_app(answers: Answers, title: str, facts: str) -> Any:
@@ -167,41 +184,45 @@ def build_app(answers: Answers, title: str, facts: str) -> Any:
     gradio = _gradio()
     most = answers.most_eigenvalues
 
-    def try_figures(title: str, make: Callable[[], list[Figure]], text: str, least: int) -> str:
-        try:
-            return _html(title, make(), text, least)
-        except (UserError, RuntimeError) as error:
-            return _html(title, [], str(error), least)
-
-    def look(image: str, size: int, first: str) -> str:
-        text = f"Red speaks for “{first}”, blue against it. Each map has a scale of its own."
-        if not most:
-            text += " This head has no eigenvalues to choose from."
-        return try_figures("Where it looks", lambda: answers.maps(Path(image), size), text, 150)
-
-    def look_again(image: str | None, size: int, names: dict[str, Any] | None) -> str:
-        return look(image, size, names["label"]) if image and names else ""
-
-    def answer(image: str | None, size: int) -> tuple[Any, dict[str, float] | None, str, str]:
+    def look(image: str | None, size: int) -> str:
         if image is None:
-            return gradio.update(visible=False), None, "", ""
+            return ""
+        try:
+            name, figures = answers.maps(Path(image), size)
+            text = (
+                f"Red speaks for {name}, blue against it. Each map has a scale of its own. {_BANDS if most else _PLAIN}"
+            )
+        except (UserError, RuntimeError) as error:
+            figures, text = [], _reason(error, image)
+        return _html("Where it looks", figures, text, 130)
+
+    def near(image: str) -> str:
+        figures, text = [], answers.index if isinstance(answers.index, str) else _DISTANCE
+        try:
+            figures = answers.neighbours(Path(image))
+        except (UserError, RuntimeError) as error:
+            text = _reason(error, image)
+        return _html("Nearest training images", figures, text, 110)
+
+    def answer(image: str | None, size: int) -> tuple[Any, Any, dict[str, float] | None, str, str]:
+        hidden, shown = gradio.update(visible=False), gradio.update(visible=True)
+        if image is None:
+            return hidden, hidden, None, "", ""
         try:
             names = answers.names(Path(image))
         except (UserError, RuntimeError) as error:
-            reason = str(error).replace(image, "The image")
-            raise gradio.Error(_PARTS.from_string("{{ text }}").render(text=reason), title="No answer") from error
-        text = answers.index if isinstance(answers.index, str) else "Distance: 1 minus the cosine of the descriptors."
-        near = try_figures("Nearest training images", lambda: answers.neighbours(Path(image)), text, 110)
-        return gradio.update(visible=True), names, look(image, size, next(iter(names))), near
+            gradio.Warning(html.escape(_reason(error, image)), title="No answer")
+            return hidden, hidden, None, "", ""
+        return shown, shown, names, look(image, size), near(image)
 
-    # files of an upload go when they are a minute old and nobody needs them
-    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(60, 600)) as blocks:
-        head = _HEAD.render(title=title, facts=facts, status=f"{answers.predictor.status.capitalize()}.")
-        gradio.HTML(head, elem_classes="fgvc")
+    with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(60, _KEPT)) as blocks:
+        gradio.HTML(_HEAD.render(title=title, facts=facts), elem_classes="fgvc")
         with gradio.Row():
             image = gradio.Image(
                 type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=320, buttons=[]
             )
+            # gradio opens a file to find its kind, and ends with a traceback where it is no image; our reader says why
+            image.preprocess = lambda upload: None if upload is None else upload.path
             with gradio.Column(visible=False) as named:
                 names = gradio.Label(num_top_classes=NAMES, label="Names and probabilities", show_heading=True)
         with gradio.Column(visible=False) as results:
@@ -212,15 +233,10 @@ def build_app(answers: Answers, title: str, facts: str) -> Any:
                 label="Number of eigenvalues at each end of the spectrum",
                 visible=bool(most),
             )
-            near = gradio.HTML(elem_classes="fgvc")
+            nearest = gradio.HTML(elem_classes="fgvc")
         hidden = {"api_visibility": "private", "show_progress_on": [image]}
-        image.change(
-            lambda image, size: (lambda found: (found[0], *found))(answer(image, size)),
-            [image, size],
-            [named, results, names, maps, near],
-            **hidden,
-        )
-        size.change(look_again, [image, size, names], maps, trigger_mode="always_last", **hidden)
+        image.change(answer, [image, size], [named, results, names, maps, nearest], **hidden)
+        size.change(look, [image, size], maps, trigger_mode="always_last", **hidden)
     return blocks
 
 
@@ -255,17 +271,26 @@ def serve_run(
                 index = load_neighbours(path, checkpoint=checkpoint, root=root, cache=cache)
             except UserError as error:
                 index = f"The training images are not here: {error}"
-        facts = f"{len(predictor.classes)} classes, backbone {run.backbone}, {checkpoint} weights"
-        blocks = build_app(Answers(predictor, index), f"{run.label} on {run.dataset}", facts)
+        facts = f"{len(predictor.classes)} classes, backbone {run.backbone}, {checkpoint} weights."
+        title = f"{run.label} on {run.dataset}"
+        blocks = build_app(Answers(predictor, index), title, f"{facts} {_trust(predictor, path)}")
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         url = launch(gradio, blocks, port)
         print(f"{url} (on this machine alone; end it with Ctrl-C)", flush=True)
         threading.Event().wait()
 
 
+def _trust(predictor: Predictor, path: Path) -> str:
+    """What the probabilities are worth."""
+    if predictor.calibrated and predictor.calibration is not None:
+        images, split = predictor.calibration.images, predictor.calibration.split
+        return f"Probabilities are calibrated on {images:,} {split} images."
+    return f"Probabilities are not calibrated; fgvc calibrate {path} does that."
+
+
 def launch(gradio: Any, blocks: Any, port: int | None = None) -> str:
     """Start to serve a page on 127.0.0.1 and return its address. Raises ConfigError if the port is taken."""
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is fetched
+    fonts = {name: ["system-ui", "sans-serif"] for name in ("font", "font_mono")}  # none is fetched
     try:
         _, url, _ = blocks.launch(
             server_name="127.0.0.1",
