@@ -4,7 +4,6 @@ The page is gradio's (`pip install 'fgvc[app]'`), on this machine alone. It asks
 """
 
 import base64
-import html
 import io
 import os
 import signal
@@ -33,6 +32,7 @@ from fgvc.spectral import covariance_eigenvalues
 from fgvc.studies.attribution import explain_bands, restrict_spectrum
 from fgvc.studies.attribution.report import overlay
 
+_FAILURES = (UserError, OSError, RuntimeError)  # OSError: the upload is gone
 NAMES, NEIGHBOURS = 5, 6
 """Number of names and of training images that the page shows."""
 
@@ -89,7 +89,7 @@ class Answers:
             ImageError, RunError: as `Predictor.predict` and `explain`.
         """
         model, inputs = self.predictor.model, self.predictor.prepare(image)
-        bands, titles = ["all"], ["the whole descriptor"]
+        bands, titles = ["all"], ["the map"]
         with self._lock:
             if self.most_eigenvalues:
                 size = min(size, self._rank(inputs))
@@ -127,7 +127,7 @@ class Answers:
 _PARTS = jinja2.Environment(autoescape=True)
 _FIGURES = _PARTS.from_string(
     """<h2>{{ title }}</h2>
-{% if figures %}<div class="fgvc-figures" style="--least: {{ least }}px">
+{% if figures %}<div class="fgvc-figures" style="--least: {{ least }}px; max-width: {{ 300 * figures|length }}px">
 {% for figure in figures %}<figure><img src="{{ data[loop.index0] }}" alt="{{ figure.title }} {{ figure.note }}">
 <figcaption>{{ figure.title }}{% if figure.note %}<br><small>{{ figure.note }}</small>{% endif %}</figcaption></figure>
 {% endfor %}</div>{% endif %}
@@ -161,6 +161,7 @@ _BANDS = (
     "The head reads the covariance of the features: its largest eigenvalues belong to their strongest common "
     "variation, its smallest to the weakest."
 )
+_DROP = "Drop an image here, or click to choose one.\nIt stays on this machine."
 _PLAIN = "This head has no eigenvalues to choose from."
 _DISTANCE = "Distance: 1 minus the cosine of the angle between the descriptors."
 
@@ -192,7 +193,7 @@ def build_app(answers: Answers, title: str, facts: str) -> Any:
             text = (
                 f"Red speaks for {name}, blue against it. Each map has a scale of its own. {_BANDS if most else _PLAIN}"
             )
-        except (UserError, RuntimeError) as error:
+        except _FAILURES as error:
             figures, text = [], _reason(error, image)
         return _html("Where it looks", figures, text, 130)
 
@@ -200,31 +201,37 @@ def build_app(answers: Answers, title: str, facts: str) -> Any:
         figures, text = [], answers.index if isinstance(answers.index, str) else _DISTANCE
         try:
             figures = answers.neighbours(Path(image))
-        except (UserError, RuntimeError) as error:
+        except _FAILURES as error:
             text = _reason(error, image)
         return _html("Nearest training images", figures, text, 110)
 
-    def answer(image: str | None, size: int) -> tuple[Any, Any, dict[str, float] | None, str, str]:
+    def answer(image: str | None, size: int) -> tuple[Any, Any, str, dict[str, float] | None, str, str]:
         hidden, shown = gradio.update(visible=False), gradio.update(visible=True)
         if image is None:
-            return hidden, hidden, None, "", ""
+            return hidden, hidden, "", None, "", ""
         try:
             names = answers.names(Path(image))
-        except (UserError, RuntimeError) as error:
-            gradio.Warning(html.escape(_reason(error, image)), title="No answer")
-            return hidden, hidden, None, "", ""
-        return shown, shown, names, look(image, size), near(image)
+        except _FAILURES as error:
+            return hidden, hidden, _html("No answer", [], _reason(error, image), 0), None, "", ""
+        return shown, shown, "", names, look(image, size), near(image)
 
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(60, _KEPT)) as blocks:
         gradio.HTML(_HEAD.render(title=title, facts=facts), elem_classes="fgvc")
         with gradio.Row():
             image = gradio.Image(
-                type="filepath", image_mode=None, sources=["upload", "clipboard"], label="Image", height=320, buttons=[]
+                type="filepath",
+                image_mode=None,
+                sources=["upload", "clipboard"],
+                label="Image",
+                height=320,
+                buttons=[],
+                placeholder=_DROP,
             )
             # gradio opens a file to find its kind, and ends with a traceback where it is no image; our reader says why
             image.preprocess = lambda upload: None if upload is None else upload.path
             with gradio.Column(visible=False) as named:
                 names = gradio.Label(num_top_classes=NAMES, label="Names and probabilities", show_heading=True)
+        failure = gradio.HTML(elem_classes="fgvc")
         with gradio.Column(visible=False) as results:
             maps = gradio.HTML(elem_classes="fgvc")
             size = gradio.Slider(
@@ -235,7 +242,7 @@ def build_app(answers: Answers, title: str, facts: str) -> Any:
             )
             nearest = gradio.HTML(elem_classes="fgvc")
         hidden = {"api_visibility": "private", "show_progress_on": [image]}
-        image.change(answer, [image, size], [named, results, names, maps, nearest], **hidden)
+        image.change(answer, [image, size], [named, results, failure, names, maps, nearest], **hidden)
         size.change(look, [image, size], maps, trigger_mode="always_last", **hidden)
     return blocks
 
@@ -270,7 +277,7 @@ def serve_run(
             try:
                 index = load_neighbours(path, checkpoint=checkpoint, root=root, cache=cache)
             except UserError as error:
-                index = f"The training images are not here: {error}"
+                index = f"The training images are not here (--root tells where they are): {error}"
         facts = f"{len(predictor.classes)} classes, backbone {run.backbone}, {checkpoint} weights."
         title = f"{run.label} on {run.dataset}"
         blocks = build_app(Answers(predictor, index), title, f"{facts} {_trust(predictor, path)}")
