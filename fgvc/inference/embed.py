@@ -90,8 +90,9 @@ def require_free(file: Path) -> None:
 
 def embed_files(predictor: Predictor, paths: Sequence[Path]) -> Embeddings:
     """Return the descriptors of image files; a file that cannot be read is left out, with the reason in `errors`."""
-    found, errors = {}, {}
-    for path, _, result in map_files(predictor, paths, predictor.descriptors):
+    found: dict[Path, np.ndarray] = {}
+    errors: dict[Path, str] = {}
+    for path, _, result in map_files(predictor, paths, lambda batch: list(predictor.descriptors(batch))):
         if isinstance(result, str):
             errors[path] = result
         else:
