@@ -19,6 +19,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
     parser.add_argument("--views", choices=VIEWS, default="single", help="average the logits over views of an image")
     parser.add_argument("--resize-size", type=int, metavar="N", help="pixels before the crop, instead of the run's")
+    parser.add_argument(
+        "--retrieval", action="store_true", help="whether nearest images share a class: recall@k, mAP@R"
+    )
     parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
     parser.add_argument("--output", type=Path, help="folder of the files (default: the run folder)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -31,10 +34,13 @@ def main() -> None:
         resize_size=arguments.resize_size,
         root=arguments.root,
         output=arguments.output,
+        retrieval=arguments.retrieval,
     )
     report = write_class_report(result.predictions, result.classes, result.title, result.folder, result.name)
     record = result.record
     print(result.text)
+    if result.retrieval is not None:
+        print(f"retrieval: {result.retrieval.text}")
     print(f"{record['images']} images, views: {record['views']}, {record['seconds']:.1f} s\n\n{report.text}\n")
     print(f"written: {', '.join(map(str, [*result.files, *report.files]))}")
 

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.inference.predict import find_images, load_run, prediction_notes
-from fgvc.reporting.predictions import METHOD, name_files, predictions_document, require_all, require_free, show_files
+from fgvc.inference.predict import find_images, load_run, prediction_notes, require_all
+from fgvc.reporting.predictions import METHOD, name_files, predictions_document, require_free, show_files
 from fgvc.studies.attribution import METHODS
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     else:
         written = ", ".join(str(path) for path in (table, *(one.overlay for one in named)) if path)
         print(predictor.status + (f"\nwritten: {written}" if written else ""))
-    require_all(named)
+    require_all([one.found.path for one in named if one.found.error], len(named))
     notes = prediction_notes(arguments.run, predictor, arguments.checkpoint)
     end_with_notes(notes, strict=arguments.strict)
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fgvc.data import VIEWS, TransformSpec, ViewTransform, collate, resized_spec
-from fgvc.errors import RunError
+from fgvc.errors import ConfigError, RunError
 from fgvc.inference.restore import Restored, restore_run
+from fgvc.inference.retrieval import Retrieval, measure_retrieval
 from fgvc.inference.temperature import calibration_error, reliability_curve
 from fgvc.io import require_own, to_csv, to_json, write_output
 from fgvc.provenance import source_state, versions
@@ -42,6 +44,7 @@ class RunEvaluation:
         coarse: Accuracy at the coarser labels of the classes, see `coarse_accuracy`; no rows if there are none.
         record: Content of evaluation-NAME.json.
         folder: Folder of the files.
+        retrieval: Retrieval of the test images among themselves; None where nobody asked for it.
     """
 
     name: str
@@ -52,6 +55,7 @@ class RunEvaluation:
     coarse: pd.DataFrame
     record: dict[str, Any]
     folder: Path
+    retrieval: Retrieval | None = None
 
     @property
     def files(self) -> list[Path]:
@@ -79,6 +83,7 @@ def evaluate_run(
     resize_size: int | None = None,
     root: str | None = None,
     output: Path | None = None,
+    retrieval: bool = False,
 ) -> RunEvaluation:
     """Evaluate saved weights of a run on its test split; write evaluation-NAME.json and predictions-NAME.csv.
 
@@ -92,9 +97,11 @@ def evaluate_run(
         resize_size: pixels before the crop; None means as in the run.
         root: folder of the dataset; None means the one in the run's configuration.
         output: folder of the files; None means the run folder.
+        retrieval: whether to add `measure_retrieval` of the test images' descriptors among themselves to the record.
 
     Raises:
-        ConfigError: unknown views, or sizes that leave no room for them.
+        ConfigError: unknown views, or sizes that leave no room for them; retrieval with several views, or of a split
+            without two images of a class.
         RunError: not a run; its weights are missing, damaged, of another architecture, or give a loss that is not
             finite.
         DatasetError, WeightsError: as in training.
@@ -108,7 +115,12 @@ def evaluate_run(
         _log.warning("resize_size equals size: square images give ten equal crops; --resize-size N makes room")
     folder, name = path if output is None else output, _name(checkpoint, transform, own)
     require_own(folder / f"evaluation-{name}.json")  # before the work
+    if retrieval and views != "single":
+        raise ConfigError(f"retrieval compares one descriptor of each image; it takes views=single, not {views}")
     start = time.perf_counter()
+    descriptors: list[Tensor] = []
+    if retrieval:  # kept on the way to the logits, so that the images go through the network once
+        restored.head.pooling.register_forward_hook(lambda _, __, output: descriptors.append(output.float().cpu()))
     module, loader = accelerator.prepare(*_module_and_loader(restored, transform, own))
     evaluation = evaluate(module, loader, len(restored.images.classes), accelerator, "test")
     if not math.isfinite(evaluation.loss):
@@ -134,6 +146,9 @@ def evaluate_run(
         "versions": versions(),
         **source_state(),
     }
+    found = measure_retrieval(torch.cat(descriptors), evaluation.targets) if retrieval else None
+    if found is not None:
+        record["retrieval"] = found.as_dict()
     result = RunEvaluation(
         name=name,
         title=_title(restored.config, run.label, record),
@@ -143,6 +158,7 @@ def evaluate_run(
         coarse=coarse,
         record=record,
         folder=folder,
+        retrieval=found,
     )
     write_output(result.files[0], to_json(record))
     write_output(result.files[1], to_csv(result.predictions, None))

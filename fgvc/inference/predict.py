@@ -7,11 +7,11 @@ print(predictor.predict("bird.jpg").names)
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import BinaryIO, TypeVar, overload
 
 import numpy as np
 import torch
@@ -132,13 +132,28 @@ class Predictor:
             ConfigError: `top` is below 1.
             RunError: the model gives logits that are not finite.
         """
-        if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
-            images = list(images)
-        if not isinstance(images, Sequence) or isinstance(images, str | bytes | bytearray):
-            return self._predict([images], top)[0]
-        size = self.batch_size
-        batches = (images[start : start + size] for start in range(0, len(images), size))
-        return [prediction for batch in batches for prediction in self._predict(batch, top)]
+        several = _several(images)
+        if several is None:
+            return self._predict([images], top)[0]  # type: ignore[list-item]  # one image
+        return [prediction for batch in self._batches(several) for prediction in self._predict(batch, top)]
+
+    def embed(self, images: ImageSource | Sequence[ImageSource]) -> Tensor:
+        """Return the descriptor that goes into the classifier: (D,) float32 on the CPU, or (N, D) of several images.
+
+        D is `model.head.pooling.out_features`. A descriptor is not normalised.
+
+        Args:
+            images: as in `predict`.
+
+        Raises:
+            ImageError: as `predict`.
+            RunError: the model gives descriptors that are not finite.
+        """
+        several = _several(images)
+        if several is None:
+            return self._embed([images])[0]  # type: ignore[list-item]  # one image
+        none = torch.empty(0, self.model.head.pooling.out_features)
+        return torch.cat([none, *(self._embed(batch) for batch in self._batches(several))])
 
     def prepare(self, image: ImageSource) -> Tensor:
         """Return the model's input for an image: (3, size, size) float32, normalised.
@@ -159,11 +174,22 @@ class Predictor:
         Raises:
             RunError: the logits are not finite.
         """
-        inputs = batch.to(self.device, memory_format=torch.channels_last)
-        logits: Tensor = self.model(inputs).float().cpu()
-        if not torch.isfinite(logits).all():
-            raise RunError("the model gives logits that are not finite; train the run again")
-        return logits
+        return self._finite(self.model, batch, "logits")
+
+    @torch.inference_mode()
+    def descriptors(self, batch: Tensor) -> Tensor:
+        """Return descriptors (B, D) float32 on the CPU, see `embed`, for a batch of `prepare`d images.
+
+        Raises:
+            RunError: the descriptors are not finite.
+        """
+        return self._finite(self.model.descriptor, batch, "descriptors")
+
+    def _finite(self, function: Callable[[Tensor], Tensor], batch: Tensor, name: str) -> Tensor:
+        values = function(batch.to(self.device, memory_format=torch.channels_last)).float().cpu()
+        if not torch.isfinite(values).all():
+            raise RunError(f"the model gives {name} that are not finite; train the run again")
+        return values
 
     def decide(self, logits: Tensor, top: int = 5) -> list[Prediction]:
         """Return the `top` most probable classes for each row of `logits` (B, K). Raises ConfigError if top < 1."""
@@ -177,8 +203,22 @@ class Predictor:
             for indices, share, row in zip(order.tolist(), shares.tolist(), logits, strict=True)
         ]
 
+    def _batches(self, images: Sequence[ImageSource]) -> Iterator[Sequence[ImageSource]]:
+        return (images[start : start + self.batch_size] for start in range(0, len(images), self.batch_size))
+
     def _predict(self, images: Sequence[ImageSource], top: int) -> list[Prediction]:
         return self.decide(self.logits(torch.stack([self.prepare(image) for image in images])), top)
+
+    def _embed(self, images: Sequence[ImageSource]) -> Tensor:
+        return self.descriptors(torch.stack([self.prepare(image) for image in images]))
+
+
+def _several(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSource] | None:
+    """The images of a sequence or a batch; None if it is one image."""
+    if isinstance(images, np.ndarray | Tensor) and images.ndim == 4:
+        return list(images)
+    one = not isinstance(images, Sequence) or isinstance(images, str | bytes | bytearray)
+    return None if one else images  # type: ignore[return-value]  # a sequence here
 
 
 def _read_rgb(image: ImageSource) -> Image.Image:
@@ -305,18 +345,49 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> 
     Raises:
         ConfigError: `top` is below 1.
     """
+
+    def predict(batch: Tensor) -> list[Prediction]:
+        return predictor.decide(predictor.logits(batch), top)
+
+    for path, inputs, found in map_files(predictor, paths, predict):
+        if isinstance(found, str):
+            yield FilePrediction(path, None, None, found)
+        else:
+            yield FilePrediction(path, inputs, found, None)
+
+
+_Result = TypeVar("_Result")
+
+
+def map_files(
+    predictor: Predictor, paths: Sequence[Path], function: Callable[[Tensor], Sequence[_Result]]
+) -> Iterator[tuple[Path, Tensor | None, _Result | str]]:
+    """Yield for each file, in order: its path, the model's input (3, size, size), and what `function` makes of it.
+
+    `function` takes a batch of `prepare`d images. A file that it fails on, or that cannot be read, yields the reason.
+    Only one batch is in memory at a time. A progress bar is shown if stderr is a terminal.
+    """
     with ThreadPoolExecutor(_READERS) as pool, tqdm(total=len(paths), unit="image", leave=False, disable=None) as bar:
         for start in range(0, len(paths), predictor.batch_size):
             batch = paths[start : start + predictor.batch_size]
             read = list(pool.map(lambda path: _read(predictor, path), batch))
-            decided = iter(_decide(predictor, [item for item in read if isinstance(item, Tensor)], top))
+            results = iter(_apply(function, [item for item in read if isinstance(item, Tensor)]))
             for path, item in zip(batch, read, strict=True):
-                found = next(decided) if isinstance(item, Tensor) else item
-                if isinstance(item, Tensor) and isinstance(found, Prediction):
-                    yield FilePrediction(path, item, found, None)
-                else:
-                    yield FilePrediction(path, None, None, str(found))
+                yield (path, item, next(results)) if isinstance(item, Tensor) else (path, None, item)
                 bar.update()
+
+
+def require_all(failed: Sequence[Path], total: int) -> None:
+    """Raise ImageError if some of `total` images have failed, for reasons that the user has seen."""
+    if failed:
+        more = ", ..." if len(failed) > _SHOWN else ""
+        raise ImageError(
+            f"{len(failed)} of {total} images failed, for the reasons above: "
+            f"{', '.join(map(str, failed[:_SHOWN]))}{more}; replace them or leave them out"
+        )
+
+
+_SHOWN = 5  # names in a message
 
 
 def _read(predictor: Predictor, path: Path) -> Tensor | str:
@@ -329,13 +400,13 @@ def _read(predictor: Predictor, path: Path) -> Tensor | str:
         return f"{path} cannot be read: {error or type(error).__name__}"
 
 
-def _decide(predictor: Predictor, inputs: list[Tensor], top: int) -> list[Prediction | str]:
-    """Return a prediction for each input, or the reason why it has none; one of them does not spoil the others."""
+def _apply(function: Callable[[Tensor], Sequence[_Result]], inputs: list[Tensor]) -> list[_Result | str]:
+    """Return a result for each input, or the reason why it has none; one of them does not spoil the others."""
     if not inputs:
         return []
     try:
-        return list(predictor.decide(predictor.logits(torch.stack(inputs)), top))
+        return list(function(torch.stack(inputs)))
     except (RunError, RuntimeError) as error:  # RuntimeError: e.g. an eigendecomposition that fails
         if len(inputs) == 1:
             return [str(error)]
-    return [found for one in inputs for found in _decide(predictor, [one], top)]
+    return [found for one in inputs for found in _apply(function, [one])]

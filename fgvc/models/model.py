@@ -92,9 +92,13 @@ class PoolingHead(nn.Module):
         reduced: Tensor = self.reduction(features)
         return reduced
 
+    def descriptor(self, features: Tensor) -> Tensor:
+        """Return the input of the classifier: (B, in_channels, H, W) -> (B, pooling.out_features)."""
+        pooled: Tensor = self.pooling(self.pooling_input(features))
+        return pooled
+
     def forward(self, features: Tensor) -> Tensor:
-        descriptor = self.pooling(self.pooling_input(features))  # (B, pooling.out_features)
-        logits: Tensor = self.classifier(descriptor)
+        logits: Tensor = self.classifier(self.descriptor(features))
         return logits
 
 
@@ -109,6 +113,10 @@ class FineGrainedModel(nn.Module):
     def pooling_input(self, images: Tensor) -> Tensor:
         """Return the input of the pooling: (B, 3, H, W) -> (B, pooling.channels, h, w)."""
         return self.head.pooling_input(self.backbone(images))
+
+    def descriptor(self, images: Tensor) -> Tensor:
+        """Return the input of the classifier: (B, 3, H, W) -> (B, pooling.out_features)."""
+        return self.head.descriptor(self.backbone(images))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.backbone(images))

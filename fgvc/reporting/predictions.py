@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.errors import ConfigError, ImageError, RunError, one_line
+from fgvc.errors import ConfigError, RunError, one_line
 from fgvc.inference.predict import FilePrediction, Prediction, Predictor, predict_files
 from fgvc.io import output_path, require_own, to_csv, write_output
 from fgvc.presentation.style import COLUMN_WIDTH, figure_style, new_figure, short_name
@@ -25,7 +25,6 @@ METHOD = "hirescam"
 """Default attribution: defined for every head, where Grad-CAM has no weights to speak of on a covariance."""
 PREDICTIONS, OVERLAY = "predictions", "overlay"
 """Kinds of results, see `fgvc.io.output_path`."""
-_SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def name_files(
     Raises:
         ConfigError: as `predict_files` and `write_overlay`.
     """
-    for found, name in zip(predict_files(predictor, paths, top), _overlay_names(paths), strict=True):
+    for found, name in zip(predict_files(predictor, paths, top), picture_names(paths), strict=True):
         overlay = None if overlays is None or found.prediction is None else overlays / name
         error = found.error
         if overlay is not None:
@@ -84,7 +83,7 @@ def require_free(paths: Sequence[Path], table: Path | None, overlays: Path | Non
         ConfigError: a result would replace one of the images.
         FileExistsError: as `require_own`.
     """
-    targets = {} if overlays is None else {overlays / name: OVERLAY for name in _overlay_names(paths)}
+    targets = {} if overlays is None else {overlays / name: OVERLAY for name in picture_names(paths)}
     images = {path.resolve() for path in paths}
     for target, kind in (targets if table is None else {**targets, table: PREDICTIONS}).items():
         if target.resolve() in images:
@@ -109,17 +108,6 @@ def show_files(named: Iterable[Named], table: Path | None, *, text: bool) -> lis
         if table is not None and shown:
             write_predictions(table, shown)
     return shown
-
-
-def require_all(named: Sequence[Named]) -> None:
-    """Raise ImageError if one of the files has no prediction or no overlay."""
-    bad = [str(one.found.path) for one in named if one.found.error]
-    if bad:
-        more = ", ..." if len(bad) > _SHOWN else ""
-        raise ImageError(
-            f"{len(bad)} of {len(named)} images failed, for the reasons above: {', '.join(bad[:_SHOWN])}{more}; "
-            "replace them or leave them out"
-        )
 
 
 def write_predictions(file: Path, named: Iterable[Named]) -> None:
@@ -156,8 +144,8 @@ def predictions_document(predictor: Predictor, run: Path, checkpoint: str, named
     }
 
 
-def _overlay_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each file's overlay; files of the same name are told apart by a number."""
+def picture_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each file's picture; files of the same name are told apart by a number."""
     used: set[str] = set()
     names = []
     for path in paths:
