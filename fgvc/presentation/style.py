@@ -146,6 +146,16 @@ def short_name(name: str, longest: int = 28) -> str:
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
+_SORTING_NUMBER = re.compile(r"\A(?:\d+\.\s*|0\d*[_\- ]|n\d{8}[_-])(?=[^\W\d_])")
+"""What sorts folders and says nothing: "001." of CUB, "00012_", the WordNet number "n02085620-" of Dogs."""
+
+
+def class_name(name: str, longest: int | None = None) -> str:
+    """A class as readers see it: "Black footed Albatross" for "001.Black_footed_Albatross"; files keep the raw name."""
+    plain = " ".join(_SORTING_NUMBER.sub("", one_line(name), count=1).replace("_", " ").split()) or one_line(name)
+    return plain if longest is None else short_name(plain, longest)
+
+
 @contextmanager
 def figure_style() -> Iterator[None]:
     """Make and save figures in here: print sizes, fonts embedded as TrueType, whatever the user's matplotlibrc says."""

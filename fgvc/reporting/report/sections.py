@@ -13,13 +13,12 @@ import plotly.graph_objects as go
 from fgvc.errors import NothingToShowError, RunError, UserError
 from fgvc.foreign import read_json_object
 from fgvc.io import file_digests, read_csv
-from fgvc.presentation.render import Block
+from fgvc.presentation.render import NOT_MEASURED, Block
 from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import TABLES
 from fgvc.reporting.report.charts import Curve, Panel, curves_figure, intervals_figure, matrix_figure, method_curves
 from fgvc.reporting.report.pictures import Attributions, Gallery, read_attribution, read_picture
 from fgvc.reporting.report.results import Results
-from fgvc.reporting.run_tables import NOT_MEASURED
 from fgvc.runs import Run
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import RunFolder
