@@ -1,6 +1,7 @@
 """Tables as Markdown, LaTeX (booktabs), HTML and CSV."""
 
 import html
+import itertools
 import math
 import re
 import textwrap
@@ -47,16 +48,16 @@ class Block:
 
 
 def places(values: Sequence[float], column: int, *, lowest: bool = False) -> dict[tuple[int, int], int]:
-    """Marks of the three highest, or lowest, of a column's values; none where all numbers are equal or one alone.
+    """Marks of the three highest, or lowest, of a column's values; none where fewer than two are numbers.
 
     Values that read the same, with two decimals, share a place: saved accuracies are rounded, so that means over the
     same number of right images differ in digits that say nothing.
     """
     values = [round(-value if lowest else value, 2) for value in values]
-    known = {value for value in values if not math.isnan(value)}
+    known = [value for value in values if not math.isnan(value)]
     if len(known) < 2:
         return {}
-    rank = {value: 1 + sum(other > value for other in values) for value in known}
+    rank = {value: 1 + sum(other > value for other in known) for value in known}
     return {(row, column): rank[value] for row, value in enumerate(values) if rank.get(value, 4) <= 3}
 
 
@@ -96,7 +97,7 @@ _PLACES = {
 NO_NUMBER = (NOT_MEASURED, "not published", "not stated", "did not converge", "–", "")
 """Cells that say why there is no number."""
 _NEGATIVE = re.compile(r"(?<![\w.$])-(?=\.?\d)")
-_HEAD = 16
+_HEAD = 12
 """Letters beyond which the head of a column is broken into lines in LaTeX."""
 _NUMBER = re.compile(r"[\[(]?[+\-]?([\d,]+(\.\d+)?(e[+\-]?\d+)?|inf)(?![\w.])")
 _LONG = 48
@@ -122,7 +123,8 @@ def to_markdown(title: str, blocks: Iterable[Block]) -> str:
     for block in blocks:
         table = markdown_table(block.header, _marked(block, "markdown", block.rows))
         notes = "\n".join(f"- {_flat(note)}" for note in block.all_notes)
-        parts += [part for part in (f"## {_flat(block.title)}", _flat(block.caption), table, notes) if part]
+        heading = "" if block.title == title else f"## {_flat(block.title)}"
+        parts += [part for part in (heading, _flat(block.caption), table, notes) if part]
     return "\n\n".join(parts) + "\n"
 
 
@@ -201,21 +203,28 @@ def _marked(block: Block, kind: str, rows: Sequence[Sequence[str]]) -> list[list
     ]
 
 
-_SIZES = ((74, "small", 6), (92, "footnotesize", 4), (math.inf, "scriptsize", 3))
-"""Letters of the widest row, font, and points between columns and their edges."""
+_FONTS = (("small", 4.9, 6), ("footnotesize", 4.4, 4), ("scriptsize", 3.9, 3))
+"""Font, width of a letter and room on each side of a column, in points; the first in which a table fits is taken."""
+_PAGE = 340
+"""Width of the text of article, in points."""
+_WRAPPED = (34, 17)
+"""Letters beyond which cells are broken into lines; the second where a table does not fit otherwise."""
 
 
 def _latex_block(block: Block, name: str) -> str:
-    escaped = [[_NEGATIVE.sub("$-$", _escape(cell)) for cell in row] for row in block.rows]
+    kinds = _kinds(block)
+    heads = [
+        textwrap.wrap(head, _HEAD, break_long_words=False, break_on_hyphens=False) or [""] for head in block.header
+    ]
+    columns = list(zip(*block.rows, strict=True)) if block.rows else [()] * len(heads)
+    widths = [max(map(len, [*head, *column])) for head, column in zip(heads, columns, strict=True)]
+    font, gap, rooms = _layout(widths)
+    sides = ["l" if j == 0 or kind == "words" else "r" for j, kind in enumerate(kinds)]
+    escaped = [[_cell(*cell) for cell in zip(row, rooms, sides, strict=True)] for row in block.rows]
     rows = "\n".join(" & ".join(row) + r" \\" for row in _marked(block, "latex", escaped))
     notes = "\n\n".join(map(_escape, block.all_notes))
-    heads = [textwrap.wrap(head, _HEAD, break_long_words=False) or [""] for head in block.header]
-    columns = zip(*block.rows, strict=True) if block.rows else ([] for _ in heads)
-    width = sum(max(map(len, [*head, *column])) + 2 for head, column in zip(heads, columns, strict=True))
-    font, gap = next((font, gap) for limit, font, gap in _SIZES if width <= limit)
     environment = "table*" if len(block.header) > 5 else "table"  # the starred one spans both columns
-    sides = "".join("l" if kind == "words" or i == 0 else "r" for i, kind in enumerate(_kinds(block)))
-    header = " & ".join(_latex_head(lines, side) for lines, side in zip(heads, sides, strict=True))
+    header = " & ".join(map(_latex_head, heads, sides))
     return f"""\
 \\begin{{{environment}}}[t]
 \\centering
@@ -223,7 +232,8 @@ def _latex_block(block: Block, name: str) -> str:
 \\setlength{{\\tabcolsep}}{{{gap}pt}}
 \\caption{{{_escape(block.caption or block.title)}}}
 \\label{{tab:{name}}}
-\\begin{{tabular}}{{{sides}}}
+\\vspace{{1ex}}
+\\begin{{tabular}}{{{"".join(sides)}}}
 \\toprule
 {header} \\\\
 \\midrule
@@ -231,11 +241,36 @@ def _latex_block(block: Block, name: str) -> str:
 \\bottomrule
 \\end{{tabular}}
 
+\\medskip
 \\raggedright
 \\footnotesize
 {notes}
 \\end{{{environment}}}
 """
+
+
+def _layout(widths: Sequence[int]) -> tuple[str, int, list[float]]:
+    """Font, points beside a column, and of each column the points to which its cells are broken, 0 where they are not.
+
+    Args:
+        widths: Letters of the widest cell of each column.
+    """
+    for limit, font in itertools.product(_WRAPPED, _FONTS):
+        name, letter, gap = font
+        long = [width > limit for width in widths]
+        short = sum(width for width in widths if width <= limit)
+        spare = _PAGE - 2 * gap * len(widths) - letter * short
+        room = min(limit * letter, spare / max(1, sum(long)))
+        if room >= 12 * letter or (not any(long) and spare >= 0):
+            break
+    return name, gap, [max(room, 12 * letter) if is_long else 0 for is_long in long]
+
+
+def _cell(text: str, room: float, side: str) -> str:
+    """A cell, broken into lines of `room` points unless that is 0."""
+    escaped = r"$\infty$" if text == "inf" else _NEGATIVE.sub("$-$", _escape(text))
+    ragged = r"\raggedright" if side == "l" else r"\raggedleft"
+    return rf"\parbox[t]{{{room:.0f}pt}}{{{ragged} {escaped}\strut}}" if room else escaped
 
 
 def _latex_head(lines: Sequence[str], side: str) -> str:
@@ -276,7 +311,7 @@ def html_block(block: Block) -> str:
 def _kinds(block: Block) -> list[str]:
     """Of each column "words" where none of its cells begins as a number does, "" otherwise."""
     columns = zip(*block.rows, strict=True) if block.rows else ([] for _ in block.header)
-    return ["" if any(map(_NUMBER.match, cells)) else "words" for cells in columns]
+    return ["" if any(map(_NUMBER.match, cells)) or set(cells) == {NOT_MEASURED} else "words" for cells in columns]
 
 
 def _html_cell(cell: str, kind: str) -> str:

@@ -211,7 +211,7 @@ def table_blocks(table: pd.DataFrame) -> list[Block]:
 def _overview(parts: Mapping[Setting, pd.DataFrame], of: Mapping[Setting, str]) -> Block:
     header = ["Method"]
     for setting in parts:
-        header += [f"{of[setting]}: final", f"best (selected on {setting.selected_on})"]
+        header += [f"{of[setting]}: final", f"{of[setting]}: best (selected on {setting.selected_on})"]
     table = pd.concat(parts.values())
     measured = table[(table["origin"] == "measured") & (table["state"] == "ok")]
     labels = sorted(set(measured["label"]), key=method_order)

@@ -104,8 +104,8 @@ def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[lis
             header = ["Method", "Standalone", "Hybrid", "Difference", "95 % interval"]
             header += ["Published standalone", "Published hybrid"]
             caption = (
-                "Final top-1 accuracy in % of methods trained alone and under the hybrid protocol, and the difference in "
-                f"percentage points, on {setting.words}. Mean ± sample standard deviation over "
+                "Final top-1 accuracy in % of methods trained alone and under the hybrid protocol, and the difference "
+                f"in percentage points, on {setting.words}. Mean ± sample standard deviation over "
                 f"{seeds_in_words(cell[f'{protocol}_n'] for cell in cells for protocol in _PROTOCOLS)}."
             )
             marks: dict[tuple[int, int], int] = {}
@@ -162,7 +162,10 @@ def _mean(mean: float, std: float) -> str:
 
 def _published(part: pd.DataFrame, label: str) -> str:
     cells = part[(part["label"] == label) & (part["origin"] == "published") & (part["state"] == "ok")]
-    texts = [f"{cell['top1_mean']:.2f} ({cell['published_backbone']})" for cell in cells.to_dict("records")]
+    texts = []
+    for cell in cells.to_dict("records"):
+        backbone = f" ({cell['published_backbone']})" if cell["published_backbone"] else ""
+        texts.append(f"{cell['top1_mean']:.2f}{backbone}")
     return "; ".join(texts) or NOT_MEASURED
 
 
@@ -232,14 +235,14 @@ def condition_numbers(runs: Sequence[Run], published: pd.DataFrame) -> tuple[lis
             ):
                 rows.append([name, *(_power(of_label[column].get(epoch)) for epoch in epochs)])
         header = ["Method", *(f"Epoch {epoch}" for epoch in epochs)]
-        note = "Of a rank-deficient covariance the smallest eigenvalue is rounding: of the non-zero ones it has meaning."
+        note = (
+            "Of a rank-deficient covariance the smallest eigenvalue is rounding: of the non-zero ones it has meaning."
+        )
         caption = (
-            "Condition number of the covariance by epoch: largest over smallest eigenvalue, median over a fixed batch of "
-            f"test images, then over {seeds_in_words(map(len, group.values()))}, on {setting.words}."
+            "Condition number of the covariance by epoch: largest over smallest eigenvalue, median over a fixed batch "
+            f"of test images, then over {seeds_in_words(map(len, group.values()))}, on {setting.words}."
         )
-        blocks.append(
-            Block(titled("Condition number", of[setting]), header, rows, [note], caption, "condition_number")
-        )
+        blocks.append(Block(titled("Condition number", of[setting]), header, rows, [note], caption, "condition_number"))
     blocks.append(_published_conditions(published))
     return blocks, _concat([*frames, published.assign(setting="published")]), notes
 

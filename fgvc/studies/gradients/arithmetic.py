@@ -207,8 +207,8 @@ def approximation_error_block(table: pd.DataFrame) -> Block:
         *_sources(table),
     ]
     caption = (
-        "Absolute error of two approximations of 1 / (1 − r) of degree 100, published and computed in three arithmetics; "
-        "computed, so there are no seeds."
+        "Absolute error of two approximations of 1 / (1 − r) of degree 100, published and in three arithmetics. There "
+        "are no seeds."
     )
     title = "Error of the approximations of 1 / (1 - r)"
     return Block(title, header, rows, notes, caption, "approximation_error", _smaller_errors(rows))
@@ -231,10 +231,10 @@ def gradient_bounds_block(table: pd.DataFrame) -> Block:
         published = NOT_MEASURED if pd.isna(row["published"]) else str(row["published"])
         bounds = [_bound(row["bound"]), published, _bound(row["float64"])]
         rows.append([row["method"], f"|{row['quantity']}|", row["form"], *bounds, row["trigger"]])
-    header = ["Gradient", "Quantity", "Form", "Bound", "Published", "float64", "Reached by"]
+    header = ["Gradient", "Of", "Form", "Bound", "Published", "float64", "Reached by"]
     caption = (
-        "Upper bounds of the gradients of the matrix square root, published and computed in float64; no data, so there "
-        "are no seeds."
+        "Upper bounds of the gradients of the matrix square root, published and computed in float64. There are no "
+        "seeds."
     )
     notes = [*_BOUND_NOTES, *_sources(table)]
     return Block("Upper bounds of the gradients", header, rows, notes, caption, "gradient_bounds")
