@@ -190,7 +190,8 @@ def cost_block(table: pd.DataFrame, of: str = "") -> Block:
     records = sorted(table.to_dict("records"), key=lambda row: method_order(row["label"]))
     marks: dict[tuple[int, int], int] = {}
     for column, name in enumerate(COST_COLUMNS, start=1):
-        marks |= places([row[name] for row in records], column, lowest=True)
+        ranked = places([row[name] for row in records], column, lowest=True)
+        marks |= {cell: place for cell, place in ranked.items() if place == 1}
     digits = dict(zip(COST_COLUMNS, (0, 0, 2, 2, 0), strict=True))
     rows = [
         [row["label"], *(NOT_MEASURED if pd.isna(row[n]) else f"{row[n]:,.{d}f}" for n, d in digits.items())]
@@ -202,7 +203,8 @@ def cost_block(table: pd.DataFrame, of: str = "") -> Block:
         "Cost of each head: its parameters, length of its descriptor, time an image and peak memory, on "
         f"{table['setting'].iloc[0]}. Medians over {seeds_in_words(len(str(row['seeds']).split()) for row in records)}."
     )
-    notes = [f"Times {what}; on the machine of the run, whatever else it did.", *([PLACES_NOTE] if marks else [])]
+    notes = [f"Times {what}; on the machine of the run, whatever else it did."]
+    notes += ["Bold: the lowest of a column."] if marks else []
     return Block(titled("Cost", of), header, rows, notes, caption, "cost", marks)
 
 
