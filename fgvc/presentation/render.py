@@ -296,9 +296,9 @@ def html_block(block: Block) -> str:
     caption = ". ".join(html.escape(part) for part in (block.title, block.caption) if part)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in block.all_notes)
     return f"""\
-<section tabindex="0" aria-label="{html.escape(block.title)}">
+<section tabindex="0" aria-label="{html.escape(block.title or block.name)}">
 <table>
-<caption><span>{caption}</span></caption>
+{f"<caption><span>{caption}</span></caption>" if caption else ""}
 <thead><tr>{header}</tr></thead>
 <tbody>
 {rows}

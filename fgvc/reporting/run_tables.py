@@ -13,7 +13,7 @@ from fgvc.foreign import open_foreign
 from fgvc.presentation.render import NOT_MEASURED, PLACES_NOTE, Block, places, titled
 from fgvc.presentation.style import method_order
 from fgvc.runs import Run, Setting, group_runs
-from fgvc.runs.settings import Group, distinctions, seeds_in_words, sources
+from fgvc.runs.settings import Group, distinctions, in_order, seeds_in_words, sources
 from fgvc.runs.statistics import compare, differences_to_best
 from fgvc.studies.spectra.measure import condition_history
 
@@ -35,7 +35,7 @@ def differences(groups: Mapping[Setting, Group]) -> tuple[list[Block], pd.DataFr
     """Each method against the best one of its setting: a block for each setting of two methods or more."""
     blocks, frames, notes = [], [], []
     of = distinctions(groups)
-    for setting, group in _in_order(groups):
+    for setting, group in in_order(groups).items():
         table, more = differences_to_best(group)
         notes += more
         if table.empty:
@@ -91,7 +91,7 @@ def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[lis
     """
     blocks, frames, notes = [], [], []
     of = distinctions(groups)
-    for number, (setting, group) in enumerate(_in_order(groups), start=1):
+    for number, (setting, group) in enumerate(in_order(groups).items(), start=1):
         part = accuracy[accuracy["block"] == number]
         rows, cells = [], []
         labels = {label for label in part["label"] if f"{label}{_HYBRID}" in set(part["label"])}
@@ -143,11 +143,6 @@ def _hybrid_row(cell: Mapping[str, Any]) -> list[str]:
     return [cell["label"], *measured, *_with_interval(cell), *published]
 
 
-def _in_order(groups: Mapping[Setting, Group]) -> list[tuple[Setting, Group]]:
-    """As the blocks of the accuracy table are numbered."""
-    return sorted(groups.items(), key=lambda item: tuple(map(str, vars(item[0]).values())))
-
-
 def _top1(runs: Sequence[Run]) -> dict[str, float]:
     values = [run.final.top1 for run in runs if run.final is not None]
     mean = float(np.mean(values)) if values else np.nan
@@ -174,7 +169,7 @@ def cost(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
     frames, blocks = [], []
     groups = group_runs(runs)
     of = distinctions(groups)
-    for setting, group in _in_order(groups):
+    for setting, group in in_order(groups).items():
         cells = []
         for method, of_method in group.items():
             costs = pd.DataFrame([run_cost(run) for run in of_method], columns=COST_COLUMNS)
@@ -218,7 +213,7 @@ def condition_numbers(runs: Sequence[Run], published: pd.DataFrame) -> tuple[lis
     blocks, frames, notes = [], [], []
     groups = group_runs(runs)
     of = distinctions(groups)
-    for setting, group in _in_order(groups):
+    for setting, group in in_order(groups).items():
         history, more = condition_history(group)
         notes += more
         if history.empty:

@@ -8,7 +8,7 @@ no repetitions: they are rows of their own, and the label says what differs.
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -93,6 +93,11 @@ class Method(NamedTuple):
 
 
 Group = dict[Method, list[Run]]
+
+
+def in_order(groups: Mapping[Setting, Group]) -> dict[Setting, Group]:
+    """The groups in the order of the accuracy table's blocks."""
+    return dict(sorted(groups.items(), key=lambda item: tuple(map(str, vars(item[0]).values()))))
 
 
 def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:

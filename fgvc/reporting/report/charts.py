@@ -138,8 +138,7 @@ def matrix_figure(names: Sequence[str], counts: np.ndarray) -> go.Figure:
     labels = _distinct(class_name(name, 28) for name in names)
     steps = np.linspace(0, 1, 9)
     colours = [(step**2, to_hex(mpl.colormaps["YlOrRd"](0.15 + 0.85 * step))) for step in steps]
-    no_names = {"xaxis.showticklabels": False, "yaxis.showticklabels": False}
-    figure = go.Figure(layout={**_LAYOUT, "meta": no_names})  # the page's script applies meta on a small screen
+    figure = go.Figure(layout=_LAYOUT)
     for title, shown, scale, top, place in (
         ("% taken for another", ~right & (counts > 0), colours, None, 0.76),
         ("% right", right, [(0, "#e6e6e6"), (1, "#4d4d4d")], 100, 0.24),
