@@ -230,7 +230,7 @@ def _read_audit(file: Path) -> tuple[pd.DataFrame, Block]:
 
 def _confusions(results: Results, notes: list[str]) -> Iterator[Part]:
     """The most frequent confusions of each method, its seeds together, and the matrix."""
-    columns = "True class=true, Predicted as=predicted, Images=count, % of the true class=share:.1f"
+    columns = "True class=true, Predicted as=predicted, Images=count, % of class=share:.1f"
     for setting, group in results.with_file("predictions.csv", notes).items():
         _, best = means_and_best(group)
         for method in sorted(group, key=lambda method: method_order(method.label)):
