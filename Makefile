@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
 
-.PHONY: demo test test-browser test-slow tables notebooks docs lint package clean
+.PHONY: demo test test-browser test-slow test-extras tables notebooks docs lint package clean
 
 demo: $(VENV)/.demo
 	$(BIN)/fgvc train -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
@@ -22,6 +22,10 @@ test-browser: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
+
+# what needs more than [dev]: pdflatex (texlive-latex-recommended); a test is skipped where its need is missing
+test-extras: $(VENV)/.dev
+	$(BIN)/python -m pytest -m extras -rs
 
 # every table and figure of the documentation, from the results kept in results/ and benchmarks/results/
 tables: $(VENV)/.dev

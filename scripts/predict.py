@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.inference.predict import find_images, load_run, prediction_notes, require_all
-from fgvc.reporting.predictions import METHOD, name_files, predictions_document, require_free, show_files
+from fgvc.reporting import predictions
 from fgvc.studies.attribution import METHODS
 
 
@@ -20,34 +20,36 @@ def main() -> None:
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="number of names per image (default: 5)")
-    parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="default with a folder: predicted/predictions.csv in RUN"
-    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="default with a folder: predicted/FOLDER.csv in RUN")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.add_argument("--overlay", type=Path, metavar="FOLDER", help="default without a folder: predicted in RUN")
     parser.add_argument("--no-overlay", action="store_true", help="draw no overlays")
-    parser.add_argument("--method", choices=METHODS, default=METHOD, help=f"overlay method (default: {METHOD})")
+    parser.add_argument(
+        "--method", choices=METHODS, default=predictions.METHOD, help="overlay method (default: %(default)s)"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 1 if there is a note")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
     paths = list(dict.fromkeys(path for source in arguments.images for path in find_images(source)))
     folders = any(source.is_dir() for source in arguments.images)
-    table = arguments.csv or (arguments.run / "predicted" / "predictions.csv" if folders else None)
+    table = predictions.folder_table(arguments.run, arguments.images) if folders else None
+    table = predictions.TableFile(arguments.csv) if arguments.csv else table
     overlays = arguments.overlay or (None if folders else arguments.run / "predicted")
     overlays = None if arguments.no_overlay else overlays
-    require_free(paths, table, overlays)
+    predictions.require_free(paths, table, overlays)
     predictor = load_run(arguments.run, arguments.checkpoint)
-    named = show_files(
-        name_files(predictor, paths, arguments.top, overlays, arguments.method),
-        table,
-        text=not arguments.json,
-    )
+    found = predictions.name_files(predictor, paths, arguments.top, overlays, arguments.method)
+    named = predictions.show_files(found, table, text=not (arguments.json or folders))
     if arguments.json:
-        print(json.dumps(predictions_document(predictor, arguments.run, arguments.checkpoint, named), indent=2))
+        document = predictions.predictions_document(predictor, arguments.run, arguments.checkpoint, named)
+        print(json.dumps(document, indent=2))
     else:
-        written = ", ".join(str(path) for path in (table, *(one.overlay for one in named)) if path)
-        print(predictor.status + (f"\nwritten: {written}" if written else ""))
+        pictures = [one.overlay for one in named if one.overlay]
+        shown = [overlays] if folders and pictures else pictures
+        written = ", ".join(map(str, [*([table.path] if table else []), *shown]))
+        print((predictions.summary(named) + "\n" if folders else "") + predictor.status)
+        print(*([f"written: {written}"] if written else []), sep="\n")
     require_all([one.found.path for one in named if one.found.error], len(named))
     notes = prediction_notes(arguments.run, predictor, arguments.checkpoint)
     end_with_notes(notes, strict=arguments.strict)

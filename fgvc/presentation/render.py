@@ -1,16 +1,20 @@
 """Tables as Markdown, LaTeX (booktabs), HTML and CSV."""
 
 import html
+import itertools
 import math
 import re
+import textwrap
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-PLACES_NOTE = (
-    "The three highest measured means of a column: bold, italic, and underlined or marked (3rd); equal ones alike."
-)
+PLACES_NOTE = "The best three of a column: bold, italic, and underlined or marked (3rd); equal ones alike."
+NOT_MEASURED = "—"
+"""Cell of what was not measured or, in a column of published numbers, not published; a note says so."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +22,11 @@ class Block:
     """One table as it is read, all of it text: the first column names, the others mostly numbers.
 
     Attributes:
-        title: Heading or caption.
+        title: Short heading.
         header, rows: Cells.
         notes: Lines under the table.
-        quantity: Unit and meaning of the numbers, for a caption.
+        caption: What was measured, on what, over how many seeds: full sentences, which stand without the title.
+        name: Name of the table, for references in LaTeX: \\ref{tab:NAME}.
         places: Marks 1, 2 or 3 by (row, column): the best, second and third cells of their column.
     """
 
@@ -29,21 +34,30 @@ class Block:
     header: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
-    quantity: str = ""
+    caption: str = ""
+    name: str = "table"
     places: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
+    @property
+    def all_notes(self) -> list[str]:
+        """The notes, and what a dash means where there is one."""
+        if not any(NOT_MEASURED in row for row in self.rows):
+            return self.notes
+        published = any(cell.startswith("Published") for cell in self.header)
+        return [*self.notes, f"{NOT_MEASURED}: not measured{' or not published' if published else ''}."]
 
-def places(values: Sequence[float], column: int) -> dict[tuple[int, int], int]:
-    """Marks of the three highest of a column's values; none where fewer than two are numbers.
+
+def places(values: Sequence[float], column: int, *, lowest: bool = False) -> dict[tuple[int, int], int]:
+    """Marks of the three highest, or lowest, of a column's values; none where fewer than two are numbers.
 
     Values that read the same, with two decimals, share a place: saved accuracies are rounded, so that means over the
     same number of right images differ in digits that say nothing.
     """
-    values = [round(value, 2) for value in values]
-    known = sorted({value for value in values if not math.isnan(value)}, reverse=True)
-    if sum(not math.isnan(value) for value in values) < 2:
+    values = [round(-value if lowest else value, 2) for value in values]
+    known = [value for value in values if not math.isnan(value)]
+    if len(known) < 2:
         return {}
-    rank = {value: 1 + sum(other > value for other in values) for value in known}
+    rank = {value: 1 + sum(other > value for other in known) for value in known}
     return {(row, column): rank[value] for row, value in enumerate(values) if rank.get(value, 4) <= 3}
 
 
@@ -58,6 +72,10 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "±": r"$\pm$",
+    "—": "---",
+    "–": "--",
+    "…": r"\ldots{}",
+    "→": r"$\to$",
     "−": r"$-$",
     "≤": r"$\le$",
     "≥": r"$\ge$",
@@ -65,8 +83,10 @@ _LATEX = {
     "λ": r"$\lambda$",
     "∞": r"$\infty$",
     "√": r"$\surd$",
-    "\n": " ",
+    **dict.fromkeys("\n\t\r\xa0", " "),
 }
+_ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327"
+_LATEX_LETTERS = "¡¿§¶©£°·µ×÷ßæÆøØœŒłŁı"
 _PLACES = {
     "markdown": ("**{}**", "*{}*", "{} (3rd)"),
     "latex": (r"\textbf{{{}}}", r"\textit{{{}}}", r"\underline{{{}}}"),
@@ -74,8 +94,11 @@ _PLACES = {
 }
 """How the best three cells of a column are marked."""
 
-NO_NUMBER = ("not measured", "not published", "not stated", "did not converge", "–", "")
+NO_NUMBER = (NOT_MEASURED, "not published", "not stated", "did not converge", "–", "")
 """Cells that say why there is no number."""
+_NEGATIVE = re.compile(r"(?<![\w.$])-(?=\.?\d)")
+_HEAD = 12
+"""Letters beyond which the head of a column is broken into lines in LaTeX."""
 _NUMBER = re.compile(r"[\[(]?[+\-]?([\d,]+(\.\d+)?(e[+\-]?\d+)?|inf)(?![\w.])")
 _LONG = 48
 """Letters beyond which a cell of HTML may be broken into lines."""
@@ -95,12 +118,13 @@ li { max-width: 60rem; }"""
 
 
 def to_markdown(title: str, blocks: Iterable[Block]) -> str:
-    """A heading, and under it each block as a Markdown table with its notes."""
+    """A heading, and under it each block as a Markdown table between its caption and its notes."""
     parts = [f"# {_flat(title)}"]
     for block in blocks:
         table = markdown_table(block.header, _marked(block, "markdown", block.rows))
-        notes = "\n".join(f"- {_flat(note)}" for note in block.notes)
-        parts += [f"## {_flat(block.title)}", table, *([notes] if notes else [])]
+        notes = "\n".join(f"- {_flat(note)}" for note in block.all_notes)
+        heading = "" if block.title == title else f"## {_flat(block.title)}"
+        parts += [part for part in (heading, _flat(block.caption), table, notes) if part]
     return "\n\n".join(parts) + "\n"
 
 
@@ -122,6 +146,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
 
 
+def titled(title: str, of: str) -> str:
+    """A title, and what tells its table from others of that title."""
+    return f"{title}: {of}" if of else title
+
+
 def mean_and_spread(values: "pd.Series[float]", places: int = 2) -> str:
     """Mean ± sample standard deviation, which one value alone has not."""
     spread = f" ± {values.std(ddof=1):.{places}f}" if len(values) > 1 else ""
@@ -129,8 +158,17 @@ def mean_and_spread(values: "pd.Series[float]", places: int = 2) -> str:
 
 
 def to_latex(blocks: Iterable[Block]) -> str:
-    """Each block as a LaTeX table for \\input; needs the package booktabs."""
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(_latex_block(block) for block in blocks)
+    """Each block as a LaTeX table for \\input; needs the package booktabs.
+
+    Its label is tab:NAME; of several tables of one name the second is tab:NAME-2.
+    """
+    names: Counter[str] = Counter()
+    tables = []
+    for block in blocks:
+        names[block.name] += 1
+        number = names[block.name]
+        tables.append(_latex_block(block, block.name if number == 1 else f"{block.name}-{number}"))
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(tables)
 
 
 def to_html(title: str, blocks: Iterable[Block]) -> str:
@@ -165,29 +203,81 @@ def _marked(block: Block, kind: str, rows: Sequence[Sequence[str]]) -> list[list
     ]
 
 
-def _latex_block(block: Block) -> str:
-    escaped = [list(map(_escape, row)) for row in block.rows]
+_FONTS = (("small", 4.9, 6), ("footnotesize", 4.4, 4), ("scriptsize", 3.9, 3))
+"""Font, width of a letter and room on each side of a column, in points; the first in which a table fits is taken."""
+_PAGE = 340
+"""Width of the text of article, in points."""
+_WRAPPED = (34, 17)
+"""Letters beyond which cells are broken into lines; the second where a table does not fit otherwise."""
+
+
+def _latex_block(block: Block, name: str) -> str:
+    kinds = _kinds(block)
+    heads = [
+        textwrap.wrap(head, _HEAD, break_long_words=False, break_on_hyphens=False) or [""] for head in block.header
+    ]
+    columns = list(zip(*block.rows, strict=True)) if block.rows else [()] * len(heads)
+    widths = [max(map(len, [*head, *column])) for head, column in zip(heads, columns, strict=True)]
+    font, gap, rooms = _layout(widths)
+    sides = ["l" if j == 0 or kind == "words" else "r" for j, kind in enumerate(kinds)]
+    escaped = [[_cell(*cell) for cell in zip(row, rooms, sides, strict=True)] for row in block.rows]
     rows = "\n".join(" & ".join(row) + r" \\" for row in _marked(block, "latex", escaped))
-    notes = "\n\n".join(map(_escape, block.notes))
+    notes = "\n\n".join(map(_escape, block.all_notes))
     environment = "table*" if len(block.header) > 5 else "table"  # the starred one spans both columns
-    caption = ". ".join(_escape(part) for part in (block.title, block.quantity) if part)
+    header = " & ".join(map(_latex_head, heads, sides))
     return f"""\
 \\begin{{{environment}}}[t]
 \\centering
-\\small
-\\caption{{{caption}.}}
-\\begin{{tabular}}{{l{"r" * (len(block.header) - 1)}}}
+\\{font}
+\\setlength{{\\tabcolsep}}{{{gap}pt}}
+\\caption{{{_escape(block.caption or block.title)}}}
+\\label{{tab:{name}}}
+\\vspace{{1ex}}
+\\begin{{tabular}}{{{"".join(sides)}}}
 \\toprule
-{" & ".join(map(_escape, block.header))} \\\\
+{header} \\\\
 \\midrule
 {rows}
 \\bottomrule
 \\end{{tabular}}
 
+\\medskip
+\\raggedright
 \\footnotesize
 {notes}
 \\end{{{environment}}}
 """
+
+
+def _layout(widths: Sequence[int]) -> tuple[str, int, list[float]]:
+    """Font, points beside a column, and of each column the points to which its cells are broken, 0 where they are not.
+
+    Args:
+        widths: Letters of the widest cell of each column.
+    """
+    for limit, font in itertools.product(_WRAPPED, _FONTS):
+        name, letter, gap = font
+        long = [width > limit for width in widths]
+        short = sum(width for width in widths if width <= limit)
+        spare = _PAGE - 2 * gap * len(widths) - letter * short
+        room = min(limit * letter, spare / max(1, sum(long)))
+        if room >= 12 * letter or (not any(long) and spare >= 0):
+            break
+    return name, gap, [max(room, 12 * letter) if is_long else 0 for is_long in long]
+
+
+def _cell(text: str, room: float, side: str) -> str:
+    """A cell, broken into lines of `room` points unless that is 0."""
+    escaped = r"$\infty$" if text == "inf" else _NEGATIVE.sub("$-$", _escape(text))
+    ragged = r"\raggedright" if side == "l" else r"\raggedleft"
+    return rf"\parbox[t]{{{room:.0f}pt}}{{{ragged} {escaped}\strut}}" if room else escaped
+
+
+def _latex_head(lines: Sequence[str], side: str) -> str:
+    """The head of a column, of several lines where it is long."""
+    if len(lines) == 1:
+        return _escape(lines[0])
+    return rf"\begin{{tabular}}[b]{{@{{}}{side}@{{}}}}" + r" \\ ".join(map(_escape, lines)) + r"\end{tabular}"
 
 
 def html_block(block: Block) -> str:
@@ -203,12 +293,12 @@ def html_block(block: Block) -> str:
         f"{''.join(map(_html_cell, rest, kinds[1:]))}</tr>"
         for row, (first, *rest) in zip(block.rows, _marked(block, "html", escaped), strict=True)
     )
-    caption = ". ".join(html.escape(part) for part in (block.title, block.quantity) if part)
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in block.notes)
+    caption = ". ".join(html.escape(part) for part in (block.title, block.caption) if part)
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in block.all_notes)
     return f"""\
-<section tabindex="0" aria-label="{html.escape(block.title)}">
+<section tabindex="0" aria-label="{html.escape(block.title or block.name)}">
 <table>
-<caption><span>{caption}</span></caption>
+{f"<caption><span>{caption}</span></caption>" if caption else ""}
 <thead><tr>{header}</tr></thead>
 <tbody>
 {rows}
@@ -221,7 +311,7 @@ def html_block(block: Block) -> str:
 def _kinds(block: Block) -> list[str]:
     """Of each column "words" where none of its cells begins as a number does, "" otherwise."""
     columns = zip(*block.rows, strict=True) if block.rows else ([] for _ in block.header)
-    return ["" if any(map(_NUMBER.match, cells)) else "words" for cells in columns]
+    return ["" if any(map(_NUMBER.match, cells)) or set(cells) == {NOT_MEASURED} else "words" for cells in columns]
 
 
 def _html_cell(cell: str, kind: str) -> str:
@@ -235,7 +325,17 @@ def _class(*names: str) -> str:
 
 
 def _escape(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+    return "".join(_LATEX.get(character) or _latex_letter(character) for character in text)
+
+
+def _latex_letter(character: str) -> str:
+    """A character as it is where LaTeX's old font encoding has it, else its code point."""
+    if " " <= character <= "~" or character in _LATEX_LETTERS:
+        return character
+    base, *accents = unicodedata.normalize("NFD", character)
+    if character <= "\u017f" and base.isascii() and base.isalpha() and set(accents) <= set(_ACCENTS):
+        return character
+    return f"{{[}}U+{ord(character):04X}{{]}}"
 
 
 def _flat(text: str) -> str:

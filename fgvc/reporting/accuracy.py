@@ -1,7 +1,7 @@
 """The accuracy table: measured numbers over seeds and published ones, as one tidy frame and as blocks to read."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -12,10 +12,10 @@ import pandas as pd
 
 from fgvc.errors import RunError
 from fgvc.io import read_csv
-from fgvc.presentation.render import PLACES_NOTE, Block, places
+from fgvc.presentation.render import NOT_MEASURED, PLACES_NOTE, Block, places, titled
 from fgvc.presentation.style import METHOD_STYLES, method_order
 from fgvc.runs import Accuracy, Method, Run, Setting, group_runs
-from fgvc.runs.settings import sources
+from fgvc.runs.settings import distinctions, seeds_in_words, sources
 
 SETTING_COLUMNS = tuple(field.name for field in fields(Setting))
 _METRICS = ("top1", "top5", "mean_class")
@@ -202,27 +202,40 @@ _PUBLISHED_HEADERS = {
 
 def table_blocks(table: pd.DataFrame) -> list[Block]:
     """A block for each setting of an `accuracy_table`, after an overview of the measured where there are several."""
-    settings = [_setting_block(part) for _, part in table.groupby("block")]
-    return settings if len(settings) == 1 else [_overview(table), *settings]
+    parts = {_setting(part): part for _, part in table.groupby("block")}
+    of = distinctions(parts)
+    blocks = [_setting_block(setting, part, of[setting]) for setting, part in parts.items()]
+    return blocks if len(blocks) == 1 else [_overview(parts, of), *blocks]
 
 
-def _overview(table: pd.DataFrame) -> Block:
-    parts = [part for _, part in table.groupby("block")]
-    settings = [_setting(part) for part in parts]
+def _overview(parts: Mapping[Setting, pd.DataFrame], of: Mapping[Setting, str]) -> Block:
     header = ["Method"]
-    for number, setting in enumerate(settings, start=1):
-        header += [f"{number}: {setting.dataset}, final", f"{number}: best (selected on {setting.selected_on})"]
-    measured = table.loc[(table["origin"] == "measured") & (table["state"] == "ok"), "label"]
-    rows = [
-        [label, *(_measured_text(part[part["label"] == label], epoch) for part in parts for epoch in ("final", "best"))]
-        for label in sorted(set(measured), key=method_order)
-    ]
-    notes = [f"{number}: {setting.title}" for number, setting in enumerate(settings, start=1)]
-    return Block("Overview, measured", header, rows, notes, quantity="Top-1 accuracy in %")
+    for setting in parts:
+        header += [f"{of[setting]}: final", f"{of[setting]}: best (selected on {setting.selected_on})"]
+    table = pd.concat(parts.values())
+    measured = table[(table["origin"] == "measured") & (table["state"] == "ok")]
+    labels = sorted(set(measured["label"]), key=method_order)
+    rows: list[list[str]] = [[label] for label in labels]
+    marks: dict[tuple[int, int], int] = {}
+    for part in parts.values():
+        for epoch in ("final", "best"):
+            marks |= _marks(part, labels, epoch, len(rows[0]))
+            for row in rows:
+                row.append(_measured_text(part[part["label"] == row[0]], epoch))
+    caption = f"Top-1 accuracy in % in {len(parts)} settings. {_MEAN} {seeds_in_words(measured['n'])}."
+    notes = [f"{of[setting]}: {setting.title}" for setting in parts] + ([PLACES_NOTE] if marks else [])
+    return Block("Overview, top-1 in %", header, rows, notes, caption, "overview", marks)
 
 
-def _setting_block(part: pd.DataFrame) -> Block:
-    setting = _setting(part)
+_MEAN = "Mean ± sample standard deviation over"
+
+
+def _marks(part: pd.DataFrame, labels: Sequence[str], epoch: str, column: int) -> dict[tuple[int, int], int]:
+    top1 = part[(part["origin"] == "measured") & (part["epoch"] == epoch)].set_index("label")["top1_mean"]
+    return places([float(top1.get(label, math.nan)) for label in labels], column)
+
+
+def _setting_block(setting: Setting, part: pd.DataFrame, of: str) -> Block:
     published = part.loc[(part["origin"] == "published") & (part["state"] != "not published"), "epoch"]
     epochs = [epoch for epoch in _PUBLISHED_HEADERS if epoch != "unstated" or epoch in set(published)]
     if published.empty:
@@ -236,27 +249,18 @@ def _setting_block(part: pd.DataFrame) -> Block:
         rows.append([label, n, *measured, *(_published_text(cells, epoch, cited) for epoch in epochs)])
     marks: dict[tuple[int, int], int] = {}
     for column, epoch in ((2, "final"), (3, "best")):
-        top1 = part[(part["origin"] == "measured") & (part["epoch"] == epoch)].set_index("label")["top1_mean"]
-        marks |= places([float(top1.get(row[0], math.nan)) for row in rows], column)
+        marks |= _marks(part, [row[0] for row in rows], epoch, column)
     header = ["Method", "n", "Final", f"Best (selected on {setting.selected_on})"]
     notes = [
-        f"Mean ± sample standard deviation of the test top-1 in % over n seeds; {_counts(setting)}. "
-        f"Final: after the last epoch. Best: at the epoch with the highest top-1 on the {setting.selected_on} split.",
+        f"Final: after the last epoch. Best: at the epoch with the highest top-1 on the {setting.selected_on} split. "
+        "± is the sample standard deviation over n seeds.",
         *(f"[{number}] published: {source}" for source, number in cited.items()),
     ]
     if marks:
         notes.append(PLACES_NOTE)
-    if published.empty:
-        classes = "" if setting.num_classes is None else f" with {setting.num_classes} classes"
-        notes.append(f"Not published: no number for the dataset {setting.dataset}{classes}.")
-    return Block(
-        title=f"{part['block'].iloc[0]}. {setting.title}",
-        header=[*header, *(_PUBLISHED_HEADERS[epoch] for epoch in epochs)],
-        rows=rows,
-        notes=notes,
-        quantity="Top-1 accuracy in %",
-        places=marks,
-    )
+    caption = f"Top-1 accuracy in % on {setting.words}. {_MEAN} {seeds_in_words(part['n'].dropna())}."
+    header += [_PUBLISHED_HEADERS[epoch] for epoch in epochs]
+    return Block(titled("Accuracy, top-1 in %", of), header, rows, notes, caption, "accuracy", marks)
 
 
 def _setting(part: pd.DataFrame) -> Setting:
@@ -268,7 +272,7 @@ def _setting(part: pd.DataFrame) -> Setting:
 def _measured_text(cells: pd.DataFrame, epoch: str) -> str:
     cells = cells[(cells["origin"] == "measured") & (cells["epoch"] == epoch) & (cells["state"] == "ok")]
     if cells.empty:
-        return "not measured"
+        return NOT_MEASURED
     cell = cells.iloc[0]
     spread = "" if pd.isna(cell["top1_std"]) else f" ± {cell['top1_std']:.2f}"
     return f"{cell['top1_mean']:.2f}{spread}"
@@ -283,10 +287,4 @@ def _published_text(cells: pd.DataFrame, epoch: str, numbers: dict[str, int]) ->
         number = numbers.setdefault(f"{cell['source']}{backbone}", len(numbers) + 1)
         value = f"{cell['top1_mean']:.2f}" if cell["state"] == "ok" else cell["state"]
         texts.append(f"{value} [{number}]")
-    return "; ".join(texts) or "not published"
-
-
-def _counts(setting: Setting) -> str:
-    counts = (setting.num_classes, setting.train_images, setting.test_images)
-    classes, train, test = ("?" if count is None else count for count in counts)
-    return f"{classes} classes, {train} training and {test} test images"
+    return "; ".join(texts) or NOT_MEASURED

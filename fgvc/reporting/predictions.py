@@ -1,6 +1,9 @@
 """What a model says of image files: as text, as CSV, as one JSON document, and as a picture of each image."""
 
+import hashlib
+import itertools
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +17,7 @@ from matplotlib.figure import Figure
 from fgvc.errors import ConfigError, RunError, one_line
 from fgvc.inference.predict import FilePrediction, Prediction, Predictor, predict_files
 from fgvc.io import output_path, require_own, to_csv, write_output
-from fgvc.presentation.style import COLUMN_WIDTH, figure_style, new_figure, short_name
+from fgvc.presentation.style import COLUMN_WIDTH, class_name, figure_style, new_figure
 from fgvc.studies.attribution import METHODS, explain
 from fgvc.studies.attribution.report import overlay
 
@@ -40,7 +43,7 @@ class Named:
         if self.found.prediction is None:
             return str(self.found.error)
         pairs = zip(self.found.prediction.probabilities, self.found.prediction.names, strict=True)
-        lines = (f"{100 * share:8.2f} %  {one_line(name)}" for share, name in pairs)
+        lines = (f"{100 * share:8.2f} %  {class_name(name)}" for share, name in pairs)
         return "\n".join([one_line(self.found.path), *lines])
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,7 +79,35 @@ def name_files(
         yield Named(replace(found, inputs=None, error=error), overlay)  # inputs of thousands would fill the memory
 
 
-def require_free(paths: Sequence[Path], table: Path | None, overlays: Path | None) -> None:
+@dataclass(frozen=True)
+class TableFile:
+    """A CSV file to write, and its kind: what may be written over it, see `fgvc.io.output_path`."""
+
+    path: Path
+    kind: str = PREDICTIONS
+
+
+def folder_table(run: Path, sources: Sequence[Path]) -> TableFile:
+    """The table of all images of `sources`, named after the first folder among them: predicted/NAME.csv in the run.
+
+    It replaces a table of the same sources only: NAME-2.csv, NAME-3.csv, ... where others have the name.
+    """
+    resolved = [source.resolve() for source in sources]
+    digest = hashlib.sha256("\n".join(map(str, resolved)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    name = next((path.name for path in resolved if path.is_dir()), "").lstrip(".")[:100] or PREDICTIONS
+    for number in itertools.count(1):
+        file = TableFile(
+            run / "predicted" / f"{name}{f'-{number}' if number > 1 else ''}.csv", f"{PREDICTIONS} of {digest}"
+        )
+        try:
+            require_own(file.path, file.kind)
+        except FileExistsError:
+            continue
+        return file
+    raise AssertionError  # the numbers have no end
+
+
+def require_free(paths: Sequence[Path], table: TableFile | None, overlays: Path | None) -> None:
     """Refuse to write over one of the images or a file that is someone else's, before anything is computed.
 
     Raises:
@@ -85,13 +116,13 @@ def require_free(paths: Sequence[Path], table: Path | None, overlays: Path | Non
     """
     targets = {} if overlays is None else {overlays / name: OVERLAY for name in picture_names(paths)}
     images = {path.resolve() for path in paths}
-    for target, kind in (targets if table is None else {**targets, table: PREDICTIONS}).items():
+    for target, kind in (targets if table is None else {**targets, table.path: table.kind}).items():
         if target.resolve() in images:
             raise ConfigError(f"{target} is one of the images, which are never written over; give another path")
         require_own(target, kind)
 
 
-def show_files(named: Iterable[Named], table: Path | None, *, text: bool) -> list[Named]:
+def show_files(named: Iterable[Named], table: TableFile | None, *, text: bool) -> list[Named]:
     """Return all of `named`; print each as it comes, reasons on stderr, names on stdout with `text`.
 
     Whatever ends the loop, the table holds what was found until then.
@@ -110,9 +141,32 @@ def show_files(named: Iterable[Named], table: Path | None, *, text: bool) -> lis
     return shown
 
 
-def write_predictions(file: Path, named: Iterable[Named]) -> None:
+def summary(named: Sequence[Named], lowest: int = 5, names: int = 10) -> str:
+    """How many images have a name, how sure the model is of them, the least sure, and the most frequent names."""
+    first = [
+        (one.found.prediction.probabilities[0], class_name(one.found.prediction.name), one_line(one.found.path))
+        for one in named
+        if one.found.prediction
+    ]
+    if not first:
+        return f"images: {len(named)}, named: 0"
+    counted = Counter(name for _, name, _ in first)
+    mean = 100 * sum(share for share, _, _ in first) / len(first)
+    frequent = ", ".join(f"{name} {count}" for name, count in counted.most_common(names))
+    more = f", and {len(counted) - names} more names" if len(counted) > names else ""
+    return "\n".join(
+        [
+            f"images: {len(named)}, named: {len(first)}, different names: {len(counted)}",
+            f"most frequent: {frequent}{more}",
+            f"mean confidence {mean:.2f} %; the lowest:",
+            *(f"{100 * share:8.2f} %  {name}  {path}" for share, name, path in sorted(first)[:lowest]),
+        ]
+    )
+
+
+def write_predictions(file: TableFile, named: Iterable[Named]) -> None:
     """Write `predictions_table` as CSV."""
-    write_output(file, to_csv(predictions_table(named), "%.6f"), PREDICTIONS)
+    write_output(file.path, to_csv(predictions_table(named), "%.6f"), file.kind)
 
 
 def predictions_table(named: Iterable[Named]) -> pd.DataFrame:
@@ -218,7 +272,7 @@ def _draw_bars(axes: Axes, prediction: Prediction) -> None:
     shares = [100 * share for share in prediction.probabilities]
     axes.barh(places, shares, height=0.85, color=_BAR, alpha=0.35)
     for place, name, share in zip(places, prediction.names, shares, strict=True):
-        axes.text(1, place, short_name(name, 42), va="center", fontsize=7, parse_math=False)
+        axes.text(1, place, class_name(name, 42), va="center", fontsize=7, parse_math=False)
         percent = f"{share:.1f} %" if share >= 0.05 else "< 0.1 %"
         axes.text(101, place, percent, va="center", fontsize=7, clip_on=False)
     axes.set(xlim=(0, 100), ylim=(len(places) - 0.5, -0.5), yticks=[])

@@ -10,70 +10,72 @@ from safetensors import SafetensorError, safe_open
 
 from fgvc.errors import NothingToShowError, RunError
 from fgvc.foreign import open_foreign
-from fgvc.presentation.render import Block
+from fgvc.presentation.render import NOT_MEASURED, PLACES_NOTE, Block, places, titled
 from fgvc.presentation.style import method_order
 from fgvc.runs import Run, Setting, group_runs
-from fgvc.runs.settings import Group, sources
+from fgvc.runs.settings import Group, distinctions, in_order, seeds_in_words, sources
 from fgvc.runs.statistics import coarse_accuracy, compare, differences_to_best
 from fgvc.studies.spectra.measure import condition_history
 
 _INTERVAL_NOTE = (
-    "Difference: final top-1 in points, the seeds that both have paired. Interval: 95 % each, bootstrap over the test "
-    "images with the seeds averaged; it speaks of these weights on other such images."
+    "Seeds that both have are paired. Interval: 95 % each, bootstrap over the test images with the seeds averaged; it "
+    "speaks of these weights on other such images."
 )
 _BEST_NOTE = (
     "The best one was chosen by the same numbers: its lead over the others is flattered, all the more the more there "
-    "are. p: exact McNemar test of each seed, median [lowest, highest]. Holm: the seeds' p-values as one by Rüger's "
-    "rule, which holds however they depend on each other, corrected for the number of methods by Holm's."
+    "are. p: exact McNemar tests, one a seed, combined by Rüger's rule, which holds however they depend on each other. "
+    "Holm: p corrected for the number of methods."
 )
 _HYBRID = " (hybrid)"
 _PROTOCOLS = ("standalone", "hybrid")
-NOT_MEASURED = "not measured"
 COST_COLUMNS = ("head_parameters", "descriptor", "train_ms", "eval_ms", "peak_memory_mb")
 
 
 def differences(groups: Mapping[Setting, Group]) -> tuple[list[Block], pd.DataFrame, list[str]]:
     """Each method against the best one of its setting: a block for each setting of two methods or more."""
     blocks, frames, notes = [], [], []
-    for setting, group in _in_order(groups):
+    of = distinctions(groups)
+    for setting, group in in_order(groups).items():
         table, more = differences_to_best(group)
         notes += more
         if table.empty:
             continue
         frames.append(table.assign(setting=setting.title))
-        blocks.append(differences_block(frames[-1]))
+        blocks.append(differences_block(frames[-1], of[setting]))
     return blocks, _concat(frames), notes
 
 
-def differences_block(table: pd.DataFrame) -> Block:
-    """The differences of one setting, of `differences_to_best` with the column setting."""
+def differences_block(table: pd.DataFrame, of: str = "") -> Block:
+    """The differences of one setting, of `differences_to_best` with the column setting; `of` tells it from others."""
     records = sorted(table.to_dict("records"), key=lambda row: method_order(row["label"]))
-    header = ["Method", f"minus {table['against'].iloc[0]}", "95 % interval", "p", "Holm"]
-    title = f"Differences to the best: {table['setting'].iloc[0]}"
-    notes = [f"{_INTERVAL_NOTE} {_pairs(records)}", _BEST_NOTE]
-    return Block(title, header, [_difference(row) for row in records], notes, "Points")
+    best = table["against"].iloc[0]
+    header = ["Method", f"minus {best}", "95 % interval", "p", "Holm"]
+    caption = (
+        f"Final top-1 accuracy of each method minus that of {best}, the best one, in percentage points, on "
+        f"{table['setting'].iloc[0]}; {seeds_in_words(row['pairs'] for row in records)}."
+    )
+    notes = [f"{_INTERVAL_NOTE}{_pairs(records)}", _BEST_NOTE]
+    rows = [_difference(row) for row in records]
+    return Block(titled("Differences to the best, in points", of), header, rows, notes, caption, "differences")
 
 
 def _pairs(records: Sequence[Mapping[Any, Any]]) -> str:
-    """Of how many seeds the differences are: one number, or one a method where some lack predictions."""
+    """Of how many seeds the difference of each method is, where some lack predictions."""
     numbers = {row["label"]: row["pairs"] for row in records if row["state"] == "ok"}
     if len(set(numbers.values())) <= 1:
-        return f"Pairs of runs: {max(numbers.values(), default=0)}."
-    return f"Pairs of runs: {', '.join(f'{label} {number}' for label, number in numbers.items())}."
+        return ""
+    return f" Pairs of runs: {', '.join(f'{label} {number}' for label, number in numbers.items())}."
 
 
 def _difference(row: Mapping[Any, Any]) -> list[str]:
     if row["state"] != "ok":
-        return [row["label"], *[row["state"]] * 4]
-    p = f"{row['mcnemar_median']:.2g}"
-    if row["pairs"] > 1:
-        p += f" [{row['mcnemar_lowest']:.2g}, {row['mcnemar_highest']:.2g}]"
-    return [row["label"], *_with_interval(row), p, f"{row['holm']:.2g}"]
+        return [row["label"], *_with_interval(row), NOT_MEASURED, NOT_MEASURED]
+    return [row["label"], *_with_interval(row), f"{row['mcnemar_combined']:.2g}", f"{row['holm']:.2g}"]
 
 
 def _with_interval(row: Mapping[Any, Any]) -> list[str]:
     if row["state"] != "ok":
-        return [row["state"]] * 2
+        return [NOT_MEASURED if row["state"] == "not measured" else row["state"], NOT_MEASURED]
     return [f"{row['difference']:+.2f}", f"[{row['low']:+.2f}, {row['high']:+.2f}]"]
 
 
@@ -88,7 +90,8 @@ def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[lis
         RunError: no method was trained in both ways, nor is one published so.
     """
     blocks, frames, notes = [], [], []
-    for number, (setting, group) in enumerate(_in_order(groups), start=1):
+    of = distinctions(groups)
+    for number, (setting, group) in enumerate(in_order(groups).items(), start=1):
         part = accuracy[accuracy["block"] == number]
         rows, cells = [], []
         labels = {label for label in part["label"] if f"{label}{_HYBRID}" in set(part["label"])}
@@ -100,8 +103,17 @@ def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[lis
         if rows:
             header = ["Method", "Standalone", "Hybrid", "Difference", "95 % interval"]
             header += ["Published standalone", "Published hybrid"]
-            under = [f"{_INTERVAL_NOTE} {_pairs(cells)}"]
-            blocks.append(Block(f"Hybrid protocol: {setting.title}", header, rows, under, "Top-1 in %"))
+            caption = (
+                "Final top-1 accuracy in % of methods trained alone and under the hybrid protocol, and the difference "
+                f"in percentage points, on {setting.words}. Mean ± sample standard deviation over "
+                f"{seeds_in_words(cell[f'{protocol}_n'] for cell in cells for protocol in _PROTOCOLS)}."
+            )
+            marks: dict[tuple[int, int], int] = {}
+            for column, protocol in enumerate(_PROTOCOLS, start=1):
+                marks |= places([cell[f"{protocol}_mean"] for cell in cells], column)
+            under = [f"{_INTERVAL_NOTE}{_pairs(cells)}", *([PLACES_NOTE] if marks else [])]
+            title = titled("Hybrid protocol, top-1 in %", of[setting])
+            blocks.append(Block(title, header, rows, under, caption, "hybrid", marks))
             frames.append(pd.DataFrame(cells))
     if not blocks:
         raise NothingToShowError(
@@ -114,7 +126,7 @@ def _hybrid_cell(label: str, group: Group, part: pd.DataFrame) -> tuple[dict[str
     """One row of the frame, and notes; `part` is the setting's part of the accuracy table."""
     names = dict(zip(_PROTOCOLS, (label, label + _HYBRID), strict=True))
     runs = {protocol: next((r for m, r in group.items() if m.label == name), []) for protocol, name in names.items()}
-    cell: dict[str, Any] = {"label": label, "against": "standalone", "state": NOT_MEASURED}
+    cell: dict[str, Any] = {"label": label, "against": "standalone", "state": "not measured"}
     notes: list[str] = []
     if all(runs.values()):
         compared, notes = compare(runs["hybrid"], runs["standalone"])
@@ -131,11 +143,6 @@ def _hybrid_row(cell: Mapping[str, Any]) -> list[str]:
     return [cell["label"], *measured, *_with_interval(cell), *published]
 
 
-def _in_order(groups: Mapping[Setting, Group]) -> list[tuple[Setting, Group]]:
-    """As the blocks of the accuracy table are numbered."""
-    return sorted(groups.items(), key=lambda item: tuple(map(str, vars(item[0]).values())))
-
-
 def _top1(runs: Sequence[Run]) -> dict[str, float]:
     values = [run.final.top1 for run in runs if run.final is not None]
     mean = float(np.mean(values)) if values else np.nan
@@ -150,8 +157,11 @@ def _mean(mean: float, std: float) -> str:
 
 def _published(part: pd.DataFrame, label: str) -> str:
     cells = part[(part["label"] == label) & (part["origin"] == "published") & (part["state"] == "ok")]
-    texts = [f"{cell['top1_mean']:.2f} ({cell['published_backbone']})" for cell in cells.to_dict("records")]
-    return "; ".join(texts) or "not published"
+    texts = []
+    for cell in cells.to_dict("records"):
+        backbone = f" ({cell['published_backbone']})" if cell["published_backbone"] else ""
+        texts.append(f"{cell['top1_mean']:.2f}{backbone}")
+    return "; ".join(texts) or NOT_MEASURED
 
 
 def coarse(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
@@ -161,7 +171,9 @@ def coarse(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
         NothingToShowError: no run has coarser labels and predictions.
     """
     blocks, frames, notes = [], [], []
-    for setting, group in _in_order(group_runs(runs)):
+    groups = group_runs(runs)
+    of = distinctions(groups)
+    for setting, group in in_order(groups).items():
         cells = []
         for method, of_method in group.items():
             found, more = _coarse_cells(of_method)
@@ -170,7 +182,7 @@ def coarse(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
             notes += more
         if cells:
             frames.append(pd.DataFrame(cells))
-            blocks.append(_coarse_block(frames[-1]))
+            blocks.append(_coarse_block(frames[-1], of[setting]))
     if not blocks:
         raise NothingToShowError("no run has coarser labels of its classes, such as those of a file coarse.csv")
     return blocks, _concat(frames), notes
@@ -198,23 +210,29 @@ def _coarse_cells(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]
     return cells, notes
 
 
-def _coarse_block(table: pd.DataFrame) -> Block:
+def _coarse_block(table: pd.DataFrame, of: str) -> Block:
     levels = list(dict.fromkeys(table["level"]))
-    rows = []
-    for label in sorted(set(table["label"]), key=method_order):
-        cells = table[table["label"] == label].set_index("level").reindex(levels)
-        texts = [
-            _mean(cells[f"{name}_mean"][level], cells[f"{name}_std"][level]) for level in levels for name in _COARSE
-        ]
-        rows.append([label, str(int(cells["n"].max())), *texts])
+    labels = sorted(set(table["label"]), key=method_order)
+    columns = [(level, name) for level in levels for name in _COARSE]
+    cells = table.set_index(["label", "level"])
+    rows, marks = [[label] for label in labels], {}
+    for column, (level, name) in enumerate(columns, start=1):
+        found = cells.xs(level, level="level").reindex(labels)
+        for row, mean, std in zip(rows, found[f"{name}_mean"], found[f"{name}_std"], strict=True):
+            row.append(NOT_MEASURED if pd.isna(mean) else _mean(mean, std))
+        marks |= places(found[f"{name}_mean"].tolist(), column) if name == "accuracy" else {}
     groups = table.drop_duplicates("level").set_index("level")["groups"]
     header = [text for level in levels for text in (f"{level} ({groups[level]})", f"Mistakes inside {level}")]
-    note = (
-        "Accuracy: share of the test images whose predicted class has the coarser label of the true class, in brackets "
-        "the number of labels. Mistakes inside: share of the wrong predictions that keep the coarser label. Mean ± "
-        "sample standard deviation in % over n seeds, after the last epoch."
+    caption = (
+        f"Accuracy in % at coarser labels of the classes, on {table['setting'].iloc[0]}. Mean and standard deviation over "
+        f"{seeds_in_words(table['n'])}, after the last epoch."
     )
-    return Block(f"Coarser levels: {table['setting'].iloc[0]}", ["Method", "n", *header], rows, [note], "Share in %")
+    notes = [
+        "Accuracy: share of the test images whose predicted class has the coarser label of the true class, in brackets "
+        "the number of labels. Mistakes inside: share of the wrong predictions that keep the coarser label.",
+        *([PLACES_NOTE] if marks else []),
+    ]
+    return Block(titled("Coarser levels", of), ["Method", *header], rows, notes, caption, "coarse", marks)
 
 
 _COARSE = ("accuracy", "inside")
@@ -222,28 +240,41 @@ _COARSE = ("accuracy", "inside")
 
 def cost(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
     """What a head costs: parameters, descriptor, time an image, memory; medians over the seeds, a block a setting."""
-    frames = []
-    for setting, group in _in_order(group_runs(runs)):
+    frames, blocks = [], []
+    groups = group_runs(runs)
+    of = distinctions(groups)
+    for setting, group in in_order(groups).items():
         cells = []
         for method, of_method in group.items():
             costs = pd.DataFrame([run_cost(run) for run in of_method], columns=COST_COLUMNS)
             head = {"setting": setting.title, "label": method.label, "frozen": setting.frozen}
             cells.append({**head, **costs.median(), **sources(of_method)})
         frames.append(pd.DataFrame(cells))
-    return [cost_block(frame) for frame in frames], _concat(frames), []
+        blocks.append(cost_block(frames[-1], of[setting]))
+    return blocks, _concat(frames), []
 
 
-def cost_block(table: pd.DataFrame) -> Block:
-    """The costs of one setting, of the frame that `cost` returns."""
-    rows = []
-    for row in sorted(table.to_dict("records"), key=lambda row: method_order(row["label"])):
-        digits = zip(COST_COLUMNS, (0, 0, 2, 2, 0), strict=True)
-        texts = [NOT_MEASURED if pd.isna(row[name]) else f"{row[name]:,.{places}f}" for name, places in digits]
-        rows.append([row["label"], *texts])
+def cost_block(table: pd.DataFrame, of: str = "") -> Block:
+    """The costs of one setting, of the frame that `cost` returns; `of` tells it from others."""
+    records = sorted(table.to_dict("records"), key=lambda row: method_order(row["label"]))
+    marks: dict[tuple[int, int], int] = {}
+    for column, name in enumerate(COST_COLUMNS, start=1):
+        ranked = places([row[name] for row in records], column, lowest=True)
+        marks |= {cell: place for cell, place in ranked.items() if place == 1}
+    digits = dict(zip(COST_COLUMNS, (0, 0, 2, 2, 0), strict=True))
+    rows = [
+        [row["label"], *(NOT_MEASURED if pd.isna(row[n]) else f"{row[n]:,.{d}f}" for n, d in digits.items())]
+        for row in records
+    ]
     header = ["Method", "Head parameters", "Descriptor", "Training ms/image", "Evaluation ms/image", "Peak MiB"]
-    of = "on cached features, the backbone is not in them" if table["frozen"].iloc[0] else "of the whole network"
-    notes = [f"Medians over the seeds. Times {of}; on the machine of the run, whatever else it did."]
-    return Block(f"Cost: {table['setting'].iloc[0]}", header, rows, notes)
+    what = "on cached features, the backbone is not in them" if table["frozen"].iloc[0] else "of the whole network"
+    caption = (
+        "Cost of each head: its parameters, length of its descriptor, time an image and peak memory, on "
+        f"{table['setting'].iloc[0]}. Medians over {seeds_in_words(len(str(row['seeds']).split()) for row in records)}."
+    )
+    notes = [f"Times {what}; on the machine of the run, whatever else it did."]
+    notes += ["Bold: the lowest of a column."] if marks else []
+    return Block(titled("Cost", of), header, rows, notes, caption, "cost", marks)
 
 
 def condition_numbers(runs: Sequence[Run], published: pd.DataFrame) -> tuple[list[Block], pd.DataFrame, list[str]]:
@@ -254,7 +285,9 @@ def condition_numbers(runs: Sequence[Run], published: pd.DataFrame) -> tuple[lis
         published: method, epoch, condition_number and source.
     """
     blocks, frames, notes = [], [], []
-    for setting, group in _in_order(group_runs(runs)):
+    groups = group_runs(runs)
+    of = distinctions(groups)
+    for setting, group in in_order(groups).items():
         history, more = condition_history(group)
         notes += more
         if history.empty:
@@ -273,11 +306,14 @@ def condition_numbers(runs: Sequence[Run], published: pd.DataFrame) -> tuple[lis
             ):
                 rows.append([name, *(_power(of_label[column].get(epoch)) for epoch in epochs)])
         header = ["Method", *(f"Epoch {epoch}" for epoch in epochs)]
-        note = "Largest over smallest eigenvalue, median over a fixed batch of test images, then over the seeds. "
-        note += (
+        note = (
             "Of a rank-deficient covariance the smallest eigenvalue is rounding: of the non-zero ones it has meaning."
         )
-        blocks.append(Block(f"Condition number: {setting.title}", header, rows, [note]))
+        caption = (
+            "Condition number of the covariance by epoch: largest over smallest eigenvalue, median over a fixed batch "
+            f"of test images, then over {seeds_in_words(map(len, group.values()))}, on {setting.words}."
+        )
+        blocks.append(Block(titled("Condition number", of[setting]), header, rows, [note], caption, "condition_number"))
     blocks.append(_published_conditions(published))
     return blocks, _concat([*frames, published.assign(setting="published")]), notes
 
@@ -286,7 +322,9 @@ def _published_conditions(published: pd.DataFrame) -> Block:
     table = published.pivot_table(index="method", columns="epoch", values="condition_number")
     rows = [[str(label), *map(_power, row)] for label, row in zip(table.index, table.to_numpy(), strict=True)]
     header = ["Method", *(f"Epoch {epoch}" for epoch in table.columns)]
-    return Block("Condition number, published", header, rows, sorted(set(published["source"])))
+    sources = sorted(set(published["source"]))
+    caption = f"Condition number of the covariance by epoch, as published ({'; '.join(sources)}); seeds are not stated."
+    return Block("Condition number, published", header, rows, [], caption, "condition_number_published")
 
 
 def _some(epochs: Sequence[int], count: int = 7) -> list[int]:

@@ -8,7 +8,7 @@ no repetitions: they are rows of their own, and the label says what differs.
 import functools
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -37,11 +37,51 @@ class Setting:
     @property
     def title(self) -> str:
         """The setting in one line."""
-        backbone = f"{self.backbone} ({'frozen' if self.frozen else 'fine-tuned'})"
-        reduction = "no reduction" if self.reduction is None else f"reduction {self.reduction}"
-        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
-        recipe = "" if self.recipe is None else f"recipe {self.recipe}, "
-        return f"{self.dataset}, {backbone}, {self.image_size} px, {reduction}, {recipe}{epochs}"
+        dataset, _, _, _, backbone, frozen, *rest, _ = self.parts
+        return ", ".join([dataset, f"{backbone} ({frozen})", *filter(None, rest)])
+
+    @property
+    def words(self) -> str:
+        """The setting with what is in the dataset, for a caption."""
+        counts = (self.num_classes, self.train_images, self.test_images)
+        classes, train, test = ("?" if count is None else f"{count:,}" for count in counts)
+        rest = self.title.removeprefix(self.dataset)
+        return f"{self.dataset} ({classes} classes, {train} training and {test} test images){rest}"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Every property in words, in the order of the fields."""
+        return (
+            self.dataset,
+            f"{self.num_classes} classes",
+            f"{self.train_images} training images",
+            f"{self.test_images} test images",
+            self.backbone,
+            "frozen" if self.frozen else "fine-tuned",
+            f"{self.image_size} px",
+            "no reduction" if self.reduction is None else f"reduction {self.reduction}",
+            "" if self.recipe is None else f"recipe {self.recipe}",
+            "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs",
+            f"best epoch selected on {self.selected_on}",
+        )
+
+
+def distinctions(settings: Iterable[Setting]) -> dict[Setting, str]:
+    """Name each setting by what the others do not all share; "" where there is only one."""
+    parts = {setting: setting.parts for setting in settings}
+    different = [len(set(column)) > 1 for column in zip(*parts.values(), strict=True)]
+    return {
+        setting: ", ".join(part for part, differs in zip(own, different, strict=True) if part and differs)
+        for setting, own in parts.items()
+    }
+
+
+def seeds_in_words(counts: Iterable[int]) -> str:
+    """How many seeds the methods of a table have: "one seed", "3 seeds", "1 to 3 seeds"."""
+    found = sorted({int(count) for count in counts if count})
+    if len(found) > 1:
+        return f"{found[0]} to {found[-1]} seeds"
+    return "one seed" if found == [1] else f"{found[0] if found else 'no'} seeds"
 
 
 class Method(NamedTuple):
@@ -53,6 +93,11 @@ class Method(NamedTuple):
 
 
 Group = dict[Method, list[Run]]
+
+
+def in_order(groups: Mapping[Setting, Group]) -> dict[Setting, Group]:
+    """The groups in the order of the accuracy table's blocks."""
+    return dict(sorted(groups.items(), key=lambda item: tuple(map(str, vars(item[0]).values()))))
 
 
 def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:

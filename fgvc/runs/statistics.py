@@ -57,9 +57,9 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> McNemar:
 
 
 def combine_p_values(p_values: Sequence[float]) -> float:
-    """Combine p-values with any dependence into one: n / k times the k-th smallest, k = ceil(n / 2).
+    """Combine p-values with any dependence into one: n / k times the k-th smallest, k = floor(n / 2) + 1.
 
-    The result is small only if half of them are. [Rüger, Metrika 1978]
+    The result is small only if more than half of them are, and never below their median. [Rüger, Metrika 1978]
 
     Raises:
         ValueError: no p-values.
@@ -67,7 +67,7 @@ def combine_p_values(p_values: Sequence[float]) -> float:
     if not p_values:
         raise ValueError("expected at least one p-value")
     n = len(p_values)
-    k = (n + 1) // 2
+    k = n // 2 + 1
     return min(1.0, n / k * sorted(p_values)[k - 1])
 
 

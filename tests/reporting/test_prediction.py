@@ -1,6 +1,7 @@
 """New images named by the model of a run: in Python, by scripts/predict.py, and their calibration."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,11 @@ import fgvc
 from fgvc.data import decode_rgb
 from fgvc.errors import ConfigError, ImageError, RunError
 from fgvc.inference.calibrate import read_calibration
+from fgvc.inference.predict import FilePrediction, Prediction
 from fgvc.inference.restore import restore_run
 from fgvc.inference.temperature import fit_temperature
 from fgvc.io import read_csv
+from fgvc.reporting.predictions import Named, summary
 from fgvc.runs.config import DatasetConfig, MethodConfig, OptimizerConfig, TrainerConfig, TransformConfig
 from fgvc.training import train_run
 
@@ -279,17 +282,52 @@ def test_command_line_names_a_folder_and_tells_broken_files(predict: Train, copy
     done = predict(run, folder)
     assert done.returncode == 2 and "note: " not in done.stderr, done.stderr
     assert "error: 1 of 4 images failed, for the reasons above: " + str(folder / "broken.jpg") in done.stderr
-    assert done.stdout.splitlines()[::4][:3] == [str(folder / name) for name in ("a.png", "b.png", "deep/=cmd().png")]
-    table = run / "predicted" / "predictions.csv"
+    table = run / "predicted" / "photographs.csv"
+    lines = done.stdout.splitlines()
+    assert lines[0] == "images: 4, named: 3, different names: 1" and lines[-1] == f"written: {table}"
+    assert re.fullmatch(r"most frequent: .* 3", lines[1]) and len(lines) == 8  # not a block an image
+    assert sum(str(folder) in line for line in lines[3:6]) == 3
     found = read_csv(table, ("path", "name_1", "probability_1", "name_3", "error"))
     names = ["a.png", "b.png", "broken.jpg", "deep/=cmd().png"]
     assert found["path"].tolist() == [str(folder / name) for name in names]
     assert found["error"].notna().tolist() == [False, False, True, False]
     assert found["name_1"].isna().tolist() == [False, False, True, False]
     assert set(found["name_1"].dropna()) <= set(CLASSES)
-    assert sorted(path.name for path in (run / "predicted").glob("[!.]*")) == ["predictions.csv"]
+    assert sorted(path.name for path in (run / "predicted").glob("[!.]*")) == ["photographs.csv"]
     (folder / "broken.jpg").unlink()
     assert predict(run, folder, "--csv", tmp_path / "good.csv", "--strict").returncode == 0
+
+
+def test_a_folder_of_the_same_name_does_not_replace_the_last_ones_table(
+    predict: Train, copy: Copy, tmp_path: Path
+) -> None:
+    run, colours = copy("frozen"), {"a": "teal", "b": "red"}
+    for parent, colour in colours.items():
+        (tmp_path / parent / "photos").mkdir(parents=True)
+        Image.new("RGB", (50, 40), colour).save(tmp_path / parent / "photos" / f"{colour}.png")
+    for parent, file in (("a", "photos.csv"), ("b", "photos-2.csv"), ("a", "photos.csv"), ("b", "photos-2.csv")):
+        done = predict(run, tmp_path / parent / "photos")
+        assert done.returncode == 0 and done.stdout.endswith(f"written: {run / 'predicted' / file}\n")
+        (path,) = read_csv(run / "predicted" / file, ("path",))["path"]
+        assert path == str(tmp_path / parent / "photos" / f"{colours[parent]}.png")
+    assert len(list((run / "predicted").glob("*.csv"))) == 2
+
+
+def test_a_summary_tells_the_least_sure_and_the_most_frequent_names() -> None:
+    def of(path: str, name: str, share: float) -> Named:
+        prediction = Prediction((name,), (share,), False, torch.zeros(1))
+        return Named(FilePrediction(Path(path), None, prediction, None), None)
+
+    named = [of(f"{i}.jpg", "001.Wren" if i % 3 else "Sea_Eagle\x1b[2J", 0.9 - i / 100) for i in range(9)]
+    named.append(Named(FilePrediction(Path("bad.jpg"), None, None, "bad.jpg: not an image"), None))
+    assert summary(named, lowest=2).splitlines() == [
+        "images: 10, named: 9, different names: 2",
+        "most frequent: Wren 6, Sea Eagle\\x1b[2J 3",
+        "mean confidence 86.00 %; the lowest:",
+        "   82.00 %  Wren  8.jpg",
+        "   83.00 %  Wren  7.jpg",
+    ]
+    assert summary(named[-1:]) == "images: 1, named: 0"
 
 
 def test_no_image_and_no_strange_file_is_written_over(

@@ -144,7 +144,7 @@ def test_tables_are_sorted_by_value_and_what_is_missing_stays_last(opened: Open)
     for press in (button.click, lambda: (button.focus(), page.keyboard.press("Enter"))):
         press()
         values = column(page, table, 4)
-        assert values[-1] == "not measured" and len(values) == 200
+        assert values[-1] == "—" and len(values) == 200
         numbers = [float(value) for value in values[:-1]]
         order = header.get_attribute("aria-sort")
         assert numbers == sorted(numbers, reverse=order == "descending")
@@ -201,6 +201,24 @@ def test_a_narrow_screen_scrolls_only_what_is_wide(opened: Open) -> None:
     drawn(page, "spectra")
     page.evaluate("document.querySelectorAll('details').forEach(element => { element.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_a_telephone_shows_the_number_first_and_a_list_in_place_of_the_matrix(opened: Open) -> None:
+    page = opened()
+    assert page.locator("#confusions details[open] .chart").count() == 1
+    assert page.locator("#confusions details[open] .chart").is_visible()
+    page.set_viewport_size({"width": 390, "height": 800})
+    number = page.locator(".answer strong").first
+    assert number.is_visible() and number.bounding_box()["y"] < 150  # type: ignore[index]
+    assert number.inner_text().endswith(" %")
+    page.evaluate("document.querySelectorAll('details').forEach(element => { element.open = true; })")
+    assert not page.locator("#confusions .chart").first.is_visible()
+    assert page.locator("#confusions tbody tr").first.is_visible()
+    over = """[...document.querySelectorAll('thead tr')].flatMap(row => [...row.cells].filter((cell, i) => {
+        const word = document.createRange(); word.selectNodeContents(cell);
+        const next = row.cells[i + 1];
+        return next && word.getBoundingClientRect().right > next.getBoundingClientRect().right; })).length"""
+    assert page.evaluate(over) == 0  # no head of a column over another
 
 
 def test_tables_and_texts_are_read_without_scripts(opened: Open) -> None:

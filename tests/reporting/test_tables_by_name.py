@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_line import ROOT, Done, refused
+from hypothesis import given
+from hypothesis import strategies as st
 from run_folders import change_summary, write_config, write_run
 from safetensors.numpy import save_file
 from scipy import stats
@@ -110,7 +112,7 @@ def test_accuracy_marks_the_best_three_and_compares_with_the_best(tmp_path: Path
 
 def test_p_values_are_combined_and_corrected() -> None:
     assert combine_p_values([0.03]) == 0.03
-    assert combine_p_values([0.04, 0.01]) == pytest.approx(2 * 0.01)
+    assert combine_p_values([0.04, 0.01]) == pytest.approx(0.04)  # more than half of two are both
     assert combine_p_values([0.5, 0.02, 0.01]) == pytest.approx(1.5 * 0.02)
     assert combine_p_values([0.9, 0.8, 0.01]) == 1
     # by hand: 4 * 0.005, 3 * 0.01, then 2 * 0.03, and 0.04 no less than the one before it
@@ -118,6 +120,24 @@ def test_p_values_are_combined_and_corrected() -> None:
     assert holm([]) == []
     with pytest.raises(ValueError, match="at least one"):
         combine_p_values([])
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=9), min_size=1, max_size=6))
+def test_a_corrected_p_value_is_never_below_an_uncorrected_one(methods: list[list[float]]) -> None:
+    combined = [combine_p_values(of_seeds) for of_seeds in methods]
+    for of_seeds, uncorrected, corrected in zip(methods, combined, holm(combined), strict=True):
+        assert min(np.median(of_seeds), 1) <= uncorrected <= corrected <= 1
+        assert float(f"{uncorrected:.2g}") <= float(f"{corrected:.2g}")  # as the table shows them
+
+
+def test_the_p_value_on_the_row_of_a_correction_is_the_one_it_corrects(tmp_path: Path) -> None:
+    runs_of(tmp_path, "mpn_cov", [180, 150])
+    runs_of(tmp_path, "gap", [140, 150])  # seed 0 is far worse, seed 1 the same: the median of p lies above 2 x lowest
+    tables, _ = make_tables(["accuracy"], Inputs((tmp_path,), PAPER))
+    row = tables["accuracy"].frames["differences"].iloc[0]
+    assert row["mcnemar_lowest"] < 1e-6 and row["mcnemar_median"] <= row["mcnemar_combined"] <= row["holm"]
+    text = tables["accuracy"].texts("a")["a.md"].split("## Differences to the best")[1]
+    assert rows_of(text)["GAP"][2:] == [f"{row['mcnemar_combined']:.2g}", f"{row['holm']:.2g}"] == ["1", "1"]
 
 
 def test_equal_values_share_a_place_and_one_alone_has_none() -> None:
@@ -146,7 +166,7 @@ def test_seeds_whose_predictions_cannot_be_compared_are_left_out_of_the_differen
     (other[0] / "predictions.csv").write_text("path\n")
     tables, _ = make_tables(["accuracy"], Inputs((tmp_path,), PAPER))
     rows = rows_of(tables["accuracy"].texts("a")["a.md"].split("## Differences to the best")[1])
-    assert rows["GAP"] == ["not comparable"] * 4 and rows["SEB"][0] == "-16.00"
+    assert rows["GAP"] == ["not comparable", "—", "—", "—"] and rows["SEB"][0] == "-16.00"
 
 
 def test_runs_of_several_datasets_are_told_apart_and_said_so(tmp_path: Path) -> None:
@@ -198,7 +218,7 @@ def test_cost_counts_the_head_and_divides_by_images_and_epochs(tmp_path: Path) -
     tables, _ = make_tables(["cost"], Inputs((tmp_path,), PAPER))
     rows = rows_of(tables["cost"].texts("cost")["cost.md"])
     assert rows["MPN-COV"] == ["800", "2,080", "0.10", "0.20", "1,200"]
-    assert rows["GAP"][:4] == ["not measured", "2,080", "not measured", "not measured"]
+    assert rows["GAP"][:4] == ["—", "2,080", "—", "—"]
 
 
 def test_condition_numbers_by_epoch_beside_the_published(tmp_path: Path) -> None:
@@ -212,7 +232,7 @@ def test_condition_numbers_by_epoch_beside_the_published(tmp_path: Path) -> None
     measured, published = text.split("## Condition number, published")
     assert rows_of(measured)["MPN-COV"] == ["inf", "3.20e+01"]  # medians of 4, 8, 16 and 16, 32, 64
     assert rows_of(measured)["MPN-COV, of the non-zero"] == ["8.00e+00", "3.20e+01"]
-    assert rows_of(measured)["GAP"] == ["not measured", "not measured"]
+    assert rows_of(measured)["GAP"] == ["—", "—"]
     assert rows_of(published)["MPN-COV"] == ["3.41e+14", "5.36e+13", "1.70e+13"]
     assert len(notes) == 1 and "no history of GAP" in notes[0] and "spectrum_history.npz" in notes[0]
 
@@ -304,7 +324,7 @@ class Tags(HTMLParser):
 
 def test_html_is_whole_escaped_and_needs_nothing_from_elsewhere_and_marks_survive_in_every_format() -> None:
     rows = [["<script>x</script>", "1"], ["é & f", "1 ± 2"], ["", "3"]]
-    block = Block('A "b" <c>', ["M", "a_b"], rows, ["note <i>"], "q", {(1, 1): 1, (2, 1): 3})
+    block = Block('A "b" <c>', ["M", "a_b"], rows, ["note <i>"], "q", places={(1, 1): 1, (2, 1): 3})
     page = to_html("T & U", [block])
     tags = Tags()
     tags.feed(page)

@@ -174,7 +174,7 @@ def twins(count: int, share_wrong: float = 0.3, classes: Sequence[str] = ()) -> 
 
 
 @pytest.mark.parametrize(
-    ("count", "share_wrong", "first"), [(2, 0.3, "$a_{$"), (20, 0.0, "$a_{$"), (40, 0.3, "$b^{$"), (300, 0.3, "c")]
+    ("count", "share_wrong", "first"), [(2, 0.3, "$a^{$"), (20, 0.0, "$a^{$"), (40, 0.3, "$b^{$"), (300, 0.3, "c")]
 )
 def test_names_of_any_kind_stand_where_they_fit(count: int, share_wrong: float, first: str, tmp_path: Path) -> None:
     drawn = twins(count, share_wrong, [first, *names(count - 1)])

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from matplotlib.colors import to_hex
 from plotly.subplots import make_subplots
 
-from fgvc.presentation.style import by_method, method_style, short_name
+from fgvc.presentation.style import by_method, class_name, method_style, short_name
 
 MAX_POINTS = 40_000
 """Most points of one panel; beyond it a curve keeps evenly spaced points, its first and last among them."""
@@ -135,11 +135,10 @@ def matrix_figure(names: Sequence[str], counts: np.ndarray) -> go.Figure:
     """
     shares = (100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).round(1)
     right = np.eye(len(counts), dtype=bool)
-    labels = _distinct(short_name(name, 28) for name in names)
+    labels = _distinct(class_name(name, 28) for name in names)
     steps = np.linspace(0, 1, 9)
     colours = [(step**2, to_hex(mpl.colormaps["YlOrRd"](0.15 + 0.85 * step))) for step in steps]
-    no_names = {"xaxis.showticklabels": False, "yaxis.showticklabels": False}
-    figure = go.Figure(layout={**_LAYOUT, "meta": no_names})  # the page's script applies meta on a small screen
+    figure = go.Figure(layout=_LAYOUT)
     for title, shown, scale, top, place in (
         ("% taken for another", ~right & (counts > 0), colours, None, 0.76),
         ("% right", right, [(0, "#e6e6e6"), (1, "#4d4d4d")], 100, 0.24),

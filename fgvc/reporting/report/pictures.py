@@ -11,6 +11,7 @@ from PIL import Image
 from fgvc.data.image_file import UnreadableImageError, decode_rgb
 from fgvc.errors import RunError
 from fgvc.foreign import read_json_object
+from fgvc.presentation.style import class_name
 
 MAX_PICTURES, MAX_BYTES = 96, 5_000_000
 """Attributions of a page: no more pictures than that, and none after so many bytes; the rest is counted, not shown."""
@@ -84,8 +85,11 @@ class Attributions:
         """The maps of one attribution.json, a gallery an image."""
         galleries: dict[str, Gallery] = {}
         for item in items:
-            method, band, explained, image = (str(item.get(key)) for key in ("method", "band", "explained", "image"))
-            title = f"{image}: true {item.get('class') or 'not known'}, predicted {item.get('predicted')}"
+            method, band, image = (str(item.get(key)) for key in ("method", "band", "image"))
+            true, predicted, explained = (
+                class_name(str(item.get(key) or "not known")) for key in ("class", "predicted", "explained")
+            )
+            title = f"{image}: true {true}, predicted {predicted}"
             text = f"Attribution by {method} for the class {explained} from the eigenvalues {band}"
             score = item.get("score")
             number = f", logit {score:.2f}" if isinstance(score, (int, float)) else ""

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from fgvc.errors import NothingToShowError, RunError
+from fgvc.presentation.render import titled
 from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import Inputs
 from fgvc.runs import Run, Setting, group_runs
-from fgvc.runs.settings import Group
+from fgvc.runs.settings import Group, distinctions, in_order
 from fgvc.runs.summary import readable_runs, split_finished
 
 T = TypeVar("T")
@@ -29,6 +31,25 @@ class Results:
     notes: list[str]
     inputs: Inputs
 
+    @cached_property
+    def groups(self) -> dict[Setting, Group]:
+        """The finished runs by setting and method. Raises RunError where two have one seed."""
+        finished = split_finished(self.runs)[0] if any(run.finished for run in self.runs) else []
+        return in_order(group_runs(finished))
+
+    def of(self, setting: Setting) -> str:
+        """What tells a setting from the others of the page; "" where it is the only one."""
+        return distinctions(self.groups).get(setting, setting.title)
+
+    def name(self, run: Run) -> str:
+        """A run in one line: what it does not share with all runs of the page."""
+        own = [run.label, *(getattr(run, fact) for fact in ("dataset", "backbone") if not self.shared(fact))]
+        return ", ".join([*own, f"seed {run.seed}", *([] if run.finished else [run.status])])
+
+    def shared(self, fact: str) -> bool:
+        """Whether an attribute is the same in all runs."""
+        return len({getattr(run, fact) for run in self.runs}) == 1
+
     def with_file(self, name: str, notes: list[str]) -> dict[Setting, Group]:
         """The finished runs that kept a file; notes how many of each setting did not.
 
@@ -40,8 +61,8 @@ class Results:
         if not kept:
             raise NothingToShowError(f"none of {len(lacking)} finished runs kept {name}")
         for setting, group in group_runs(lacking).items():
-            notes.append(f"{setting.title}: runs that kept no {name}: {sum(map(len, group.values()))}")
-        return group_runs(kept)
+            notes.append(titled(f"runs that kept no {name}", self.of(setting)) + f": {sum(map(len, group.values()))}")
+        return in_order(group_runs(kept))
 
     def read_each(
         self, name: str, command: str, read: Callable[[Path], T], notes: list[str]

@@ -13,13 +13,13 @@ import plotly.graph_objects as go
 from fgvc.errors import NothingToShowError, RunError, UserError
 from fgvc.foreign import read_json_object
 from fgvc.io import file_digests, read_csv
-from fgvc.presentation.render import Block
-from fgvc.presentation.style import method_order
+from fgvc.presentation.render import NOT_MEASURED, Block, titled
+from fgvc.presentation.style import class_name, method_order
 from fgvc.reporting.registry import TABLES
+from fgvc.reporting.report.answer import means_and_best, pooled_predictions
 from fgvc.reporting.report.charts import Curve, Panel, curves_figure, intervals_figure, matrix_figure, method_curves
 from fgvc.reporting.report.pictures import Attributions, Gallery, read_attribution, read_picture
 from fgvc.reporting.report.results import Results
-from fgvc.reporting.run_tables import NOT_MEASURED
 from fgvc.runs import Run
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import RunFolder
@@ -34,12 +34,16 @@ MATRIX_CLASSES = 250
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure of plotly under a heading; its text says what is seen, its height is a length of CSS."""
+    """A figure of plotly under a heading; its text says what is seen, its height is a length of CSS.
+
+    `wide` keeps it off a telephone, where a table in its place is read.
+    """
 
     title: str
     text: str
     figure: go.Figure
     height: str
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def make_sections(results: Results) -> list[Section]:
     for name, (title, command, make) in SECTIONS.items():
         notes: list[str] = []
         try:
-            parts = list(make(results, notes))
+            parts = [_untitled(part, title) for part in make(results, notes)]
             missing = "" if parts else "what lies here is left out, as the notes say"
         except NothingToShowError as error:
             parts, notes, missing = [], [], str(error)
@@ -83,12 +87,14 @@ def make_sections(results: Results) -> list[Section]:
     return sections
 
 
-def _run_name(run: Run | None, file: Path) -> str:
-    """A run in one line; of a file that lies in none, its folder."""
-    if run is None:
-        return str(file.parent)
-    status = "" if run.finished else f", {run.status}"
-    return f"{run.label}, {run.dataset}, {run.backbone}, seed {run.seed}{status}"
+def _untitled(part: Part, title: str) -> Part:
+    """A table under a heading that is its title says it once."""
+    return replace(part, title="") if isinstance(part, Block) and part.title == title else part
+
+
+def _owner(results: Results, run: Run | None, file: Path) -> str:
+    """The run that a file lies in, in one line, or the file's folder."""
+    return str(file.parent) if run is None else results.name(run)
 
 
 def _block(title: str, columns: str, records: Iterable[Mapping[Any, Any]], *notes: str) -> Block:
@@ -107,10 +113,10 @@ def _block(title: str, columns: str, records: Iterable[Mapping[Any, Any]], *note
 
 
 def _table(name: str, results: Results, notes: list[str]) -> list[Block]:
-    """A table by name."""
+    """A table by name. The page says once what a caption says, and shows no published numbers of other settings."""
     table = TABLES[name](results.inputs)
     notes.extend(table.notes)
-    return table.blocks
+    return [replace(block, caption="") for block in table.blocks if block.name != "condition_number_published"]
 
 
 _COURSE = {"test_top1": "test top-1 in %", "test_loss": "test loss", "train_loss": "training loss"}
@@ -127,7 +133,7 @@ def _training(results: Results, notes: list[str]) -> Iterator[Part]:
             notes.append(f"no curve of {run.label}, seed {run.seed}: {error}")
             continue
         if not metrics.empty:
-            curves.append(Curve(run.label, _run_name(run, run.path), metrics))
+            curves.append(Curve(run.label, results.name(run), metrics))
             ends.append({"label": run.label, "seed": run.seed, **metrics.iloc[-1]})
     if not curves:
         kept = any((run.path / "metrics.csv").exists() for run in results.runs)
@@ -139,8 +145,8 @@ def _training(results: Results, notes: list[str]) -> Iterator[Part]:
     )
     panels = [Panel(name, curves, measure) for measure, name in _COURSE.items()]
     yield Chart("Course of training", text, curves_figure("epoch", "epoch", panels), "48rem")
-    columns = "Method=label, Seed=seed, Last epoch=epoch:g, Test top-1 in %=test_top1:.2f, Test loss=test_loss:.4f"
-    table = _block("After the last epoch", f"{columns}, Training loss=train_loss:.4f", ends)
+    columns = "Method=label, Seed=seed, Last epoch=epoch:g, Test top-1 in %=test_top1:.2f, Test loss=test_loss:.3f"
+    table = _block("After the last epoch", f"{columns}, Training loss=train_loss:.3f", ends)
     yield Group("Numbers of each run after its last epoch", [table])
 
 
@@ -151,16 +157,15 @@ def _view(
     for setting, group in results.with_file(file, notes).items():
         try:
             view = VIEWS[name]([run for runs in group.values() for run in runs], Options())
-            chart = draw(setting.title, view.table)
+            yield draw(results.of(setting), view.table)
         except RunError as error:
-            notes.append(f"{setting.title}: {error}")
+            notes.append(titled(str(error), results.of(setting)))
             continue
         notes.extend(view.notes)
-        yield chart
-        yield replace(view.block, title=f"{view.block.title}: {setting.title}")
+        yield replace(view.block, title=titled(view.block.title, results.of(setting)))
 
 
-def _spectra(title: str, table: pd.DataFrame) -> Chart:
+def _spectra(of: str, table: pd.DataFrame) -> Chart:
     within, panels = table[table["index"] <= table["rank"]], []
     for stage, name in (("before", "λ of the covariance"), ("after", "λ, normalised")):
         part = within[within["stage"] == stage]
@@ -172,10 +177,12 @@ def _spectra(title: str, table: pd.DataFrame) -> Chart:
         "Eigenvalues λ in descending order up to the numerical rank of the covariance, on a log scale: median over "
         "test images of all seeds as a line, quartiles as a band."
     )
-    return Chart(title, text, curves_figure("index", "index of the eigenvalue (1: largest)", panels), "40rem")
+    return Chart(
+        titled("Eigenvalues", of), text, curves_figure("index", "index of the eigenvalue (1: largest)", panels), "40rem"
+    )
 
 
-def _conditions(title: str, table: pd.DataFrame) -> Chart:
+def _conditions(of: str, table: pd.DataFrame) -> Chart:
     panels = []
     for measure, name in MEASURES.items():
         ends = (f"{measure}_lowest", f"{measure}_highest")
@@ -186,11 +193,11 @@ def _conditions(title: str, table: pd.DataFrame) -> Chart:
         "Measures of the covariance by epoch on the same test images: median over seeds as a line, lowest and "
         "highest seed as a band."
     )
-    return Chart(title, text, curves_figure("epoch", "epoch (0: before training)", panels), "48rem")
+    return Chart(titled("By epoch", of), text, curves_figure("epoch", "epoch (0: before training)", panels), "48rem")
 
 
 def _conditioning(results: Results, notes: list[str]) -> Iterator[Part]:
-    """Conditioning by epoch, a chart a setting, and as published."""
+    """Conditioning by epoch, a chart a setting."""
     yield from _view("conditions", "spectrum_history.npz", _conditions, results, notes)
     yield from _table("condition_number", results, notes)
 
@@ -202,7 +209,7 @@ def _audit(results: Results, notes: list[str]) -> Iterator[Part]:
         f"bar. Those below {ERROR_FLOOR:.0e}, which are exact up to rounding, are in the table only."
     )
     for file, run, (summary, block) in results.read_each("gradients.csv", "audit_gradients", _read_audit, notes):
-        title = f"On features of {_run_name(run, file)}" if run else str(file.parent)
+        title = f"On features of {results.name(run)}" if run else str(file.parent)
         shown = summary[summary["relative_error"] > ERROR_FLOOR]
         if len(shown):
             figure = intervals_figure("relative error of the gradient", shown, "relative_error")
@@ -223,31 +230,24 @@ def _read_audit(file: Path) -> tuple[pd.DataFrame, Block]:
 
 def _confusions(results: Results, notes: list[str]) -> Iterator[Part]:
     """The most frequent confusions of each method, its seeds together, and the matrix."""
-    columns, found = "True class=true, Predicted as=predicted, Images=count, % of the true class=share:.1f", 0
+    columns = "True class=true, Predicted as=predicted, Images=count, % of class=share:.1f"
     for setting, group in results.with_file("predictions.csv", notes).items():
+        _, best = means_and_best(group)
         for method in sorted(group, key=lambda method: method_order(method.label)):
-            title = f"{method.label}: {setting.title}"
+            title = titled(method.label, results.of(setting))
             try:
-                predictions, classes = _predictions(group[method])
+                predictions, classes = pooled_predictions(group[method])
                 pairs, matrix = top_confusions(predictions, classes), confusion_matrix(predictions, classes)
             except RunError as error:
                 notes.append(f"no confusions of {title}: {error}")
                 continue
-            parts: list[Part] = [_block("Most frequent confusions", columns, pairs.to_dict("records"))]
+            shown = pairs.assign(true=pairs["true"].map(class_name), predicted=pairs["predicted"].map(class_name))
+            parts: list[Part] = [_block("Most frequent confusions", columns, shown.to_dict("records"))]
             if len(classes) <= MATRIX_CLASSES:
                 parts.append(_matrix(matrix))
             else:
                 notes.append(f"{title}: a matrix of more than {MATRIX_CLASSES} classes is not drawn")
-            found += 1
-            yield Group(title, parts, open=found == 1)
-
-
-def _predictions(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
-    """Of all seeds, and the names of the classes. Raises RunError where a run has none or the classes differ."""
-    classes = runs[0].classes
-    if classes is None or any(run.classes != classes for run in runs):
-        raise RunError(f"{runs[0].path}: the classes' names are not kept (earlier versions) or not those of all seeds")
-    return pd.concat([run.predictions() for run in runs], ignore_index=True), [str(name) for name in classes]
+            yield Group(title, parts, open=method == best)
 
 
 def _matrix(matrix: pd.DataFrame) -> Chart:
@@ -257,7 +257,9 @@ def _matrix(matrix: pd.DataFrame) -> Chart:
         f"Confusion matrix of {len(order)} classes, rows the true ones, those confused with each other side by side: "
         f"{counts.trace()} of {counts.sum()} answers (each seed's counted) are right, on the diagonal."
     )
-    return Chart("Confusion matrix", text, matrix_figure(list(matrix.index[order]), counts), "min(44rem, 90vw)")
+    return Chart(
+        "Confusion matrix", text, matrix_figure(list(matrix.index[order]), counts), "min(44rem, 90vw)", wide=True
+    )
 
 
 def _attribution(results: Results, notes: list[str]) -> list[Part]:
@@ -265,7 +267,7 @@ def _attribution(results: Results, notes: list[str]) -> list[Part]:
     parts: list[Part] = []
     attributions = Attributions(notes)
     for file, run, record in results.read_each("attribution.json", "attribute", read_attribution, notes):
-        name = _run_name(run, file)
+        name = _owner(results, run, file)
         parts += attributions.grids(file, record["grids"], name)
         if maps := attributions.maps(file, record["items"]):
             parts.append(Group(f"Maps of {name}, image by image", maps))
@@ -278,9 +280,9 @@ def _calibration(results: Results, notes: list[str]) -> Iterator[Part]:
     for file, run, found in results.read_each("calibration.json", "calibrate", _read_calibration, notes):
         source = {"label": run.label, "seed": run.seed} if run else {"label": file.parent}
         records += [record | source for record in found]
-    columns = "Method=label, Seed=seed, Weights=weights, Fitted on=split, Images=images, Temperature=temperature:.4g, "
-    columns += "Calibration error in % before=before.calibration_error:.4g, after=after.calibration_error:.4g, "
-    columns += "Loss before=before.loss:.4g, after=after.loss:.4g"
+    columns = "Method=label, Seed=seed, Weights=weights, Fitted on=split, Images=images, Temperature=temperature:.3f, "
+    columns += "Calibration error in % before=before.calibration_error:.2f, after=after.calibration_error:.2f, "
+    columns += "Loss before=before.loss:.3f, after=after.loss:.3f"
     note = (
         "Logits divided by the temperature. Calibration error: expected difference of confidence and accuracy; after: "
         "cross-fitted, each image with a temperature that it took no part in."
@@ -307,9 +309,10 @@ def _runs(results: Results, notes: list[str]) -> Iterator[Part]:
     if unfinished:
         columns = "Method=label, Status=status, Reason=reason, Seed=seed, Folder=path"
         yield _block("Not finished", columns, unfinished)
+    facts = {"epochs": "Epochs", "dataset": "Dataset", "backbone": "Backbone", "commit": "Commit"}
+    own = "".join(f"{head}={fact}, " for fact, head in facts.items() if len({r[fact] for r in records}) > 1)
     columns = "Method=label, Status=status, Seed=seed, Final top-1=final.top1:.2f, Best top-1=best.top1:.2f, "
-    columns += "Epochs=epochs, Dataset=dataset, Backbone=backbone, Minutes=minutes:.1f, Commit=commit, Folder=path"
-    yield _block("All runs", columns, records)
+    yield _block("All runs", f"{columns}{own}Minutes=minutes:.1f, Folder=path", records)
 
 
 def _configuration(results: Results, notes: list[str]) -> Iterator[Part]:
@@ -320,7 +323,7 @@ def _configuration(results: Results, notes: list[str]) -> Iterator[Part]:
         summary = f"The same in all {len(values)} runs; below, run by run, what differs"
         yield _folded(summary, [pair for pair in values[0].items() if pair in common])
     for run, own in zip(results.runs, values, strict=True):
-        summary = f"{run.label}, seed {run.seed}, {run.dataset}, {run.status}: {run.path}"
+        summary = f"{results.name(run)}: {run.path}"
         yield _folded(summary, [pair for pair in own.items() if pair not in common], open=len(values) == 1)
 
 

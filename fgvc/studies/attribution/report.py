@@ -16,7 +16,7 @@ from fgvc.errors import ConfigError
 from fgvc.inference.predict import find_images
 from fgvc.io import output_path, require_own, to_json, write_output
 from fgvc.presentation.render import markdown_table
-from fgvc.presentation.style import PAGE_WIDTH, figure_style, new_figure
+from fgvc.presentation.style import PAGE_WIDTH, class_name, figure_style, new_figure
 from fgvc.presentation.style import caption as add_caption
 from fgvc.provenance import source_state, versions
 from fgvc.studies.attribution.explain import RunAttribution
@@ -241,8 +241,12 @@ def _labels(found: RunAttribution) -> list[str]:
         for fact, index in (("true", target), ("predicted", predicted), ("explained", explained)):
             if index is not None:
                 facts.setdefault(int(index), []).append(fact)
-        lines = [line for index, names in facts.items() for line in (f"{', '.join(names)}:", found.class_names[index])]
-        labels.append("\n".join(textwrap.fill(line.replace("_", " "), 27) for line in lines))
+        lines = [
+            line
+            for index, names in facts.items()
+            for line in (f"{', '.join(names)}:", class_name(found.class_names[index]))
+        ]
+        labels.append("\n".join(textwrap.fill(line, 27) for line in lines))
     return labels
 
 
@@ -250,7 +254,7 @@ def attribution_markdown(found: RunAttribution) -> str:
     """A row for each image: true, predicted and explained class, and the score of each band."""
     rows = []
     for i, (name, target) in enumerate(zip(found.images.names, found.images.targets, strict=True)):
-        names = [found.class_names[index] for index in (found.predicted[i], found.explained[i])]
-        true = "not known" if target is None else found.class_names[target]
+        names = [class_name(found.class_names[index]) for index in (found.predicted[i], found.explained[i])]
+        true = "not known" if target is None else class_name(found.class_names[target])
         rows.append([name, true, *names, *(f"{score:.2f}" for score in found.scores[:, i])])
     return markdown_table(["Image", "True", "Predicted", "Explained", *(f"score {band}" for band in found.bands)], rows)

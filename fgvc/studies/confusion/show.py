@@ -15,7 +15,7 @@ from matplotlib.image import AxesImage
 
 from fgvc.io import to_csv, write_output
 from fgvc.presentation.render import markdown_table
-from fgvc.presentation.style import COLUMN_WIDTH, PAGE_WIDTH, caption, figure_style, new_figure, save_figure, short_name
+from fgvc.presentation.style import COLUMN_WIDTH, PAGE_WIDTH, caption, class_name, figure_style, new_figure, save_figure
 from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, per_class, top_confusions
 
 _COUNTED, _NAMED = 12, 40  # up to so many classes cells hold counts, and axes the names of classes
@@ -57,7 +57,7 @@ def plot_confusion(axes: Axes, matrix: pd.DataFrame, order: Sequence[int]) -> tu
     if k <= _COUNTED:
         _write_counts(axes, counts, shares, images)
     if k <= _NAMED:
-        names = [f"{short_name(str(matrix.index[i]))}  {place}" for place, i in enumerate(order, start=1)]
+        names = [f"{class_name(str(matrix.index[i]), 28)}  {place}" for place, i in enumerate(order, start=1)]
         size = 7 if k <= _COUNTED // 2 else 6 if k <= _COUNTED else 5
         axes.set_yticks(range(k), names, fontsize=size, parse_math=False)
         rotation = 0 if k <= _COUNTED else 90
@@ -128,8 +128,8 @@ def _list_confusions(axes: Axes, confusions: pd.DataFrame) -> None:
     lines = [f"{head}\n"]
     for number, (_, row) in enumerate(confusions.iterrows(), start=1):
         # a figure space is as wide as a digit
-        lines.append(f"{number:\u2007>2}  {short_name(row['true'])}")
-        lines.append(f"      → {short_name(row['predicted'])}: {row['count']} ({row['share']:.0f} %)")
+        lines.append(f"{number:\u2007>2}  {class_name(row['true'], 28)}")
+        lines.append(f"      → {class_name(row['predicted'], 28)}: {row['count']} ({row['share']:.0f} %)")
     text = "\n".join(lines)
     axes.text(0, 1, text, va="top", fontsize=_SMALL, linespacing=1.35, transform=axes.transAxes, parse_math=False)
 
@@ -202,7 +202,7 @@ def confusions_markdown(confusions: pd.DataFrame) -> str:
     if confusions.empty:
         return "No image is taken for another class."
     rows = [
-        [f"{row['true']} → {row['predicted']}", str(row["count"]), f"{row['share']:.1f}"]
+        [f"{class_name(row['true'])} → {class_name(row['predicted'])}", str(row["count"]), f"{row['share']:.1f}"]
         for _, row in confusions.iterrows()
     ]
     return markdown_table(["Most frequent confusions: true → predicted", "images", "% of the true class"], rows)
@@ -215,6 +215,6 @@ def _worst_classes(table: pd.DataFrame, count: int = 5) -> str:
     for _, row in table[table["images"] > 0].nsmallest(count, "recall").iterrows():
         recall = f"{row['recall']:.1f} [{row['recall_lower']:.1f}, {row['recall_upper']:.1f}]"
         precision = "–" if pd.isna(row["precision"]) else f"{row['precision']:.1f}"
-        taken = f"{row['confused_with']} ({row['confused_count']})" if row["confused_count"] else "–"
-        rows.append([row["class"], f"{row['correct']} of {row['images']}", recall, precision, taken])
+        taken = f"{class_name(row['confused_with'])} ({row['confused_count']})" if row["confused_count"] else "–"
+        rows.append([class_name(row["class"]), f"{row['correct']} of {row['images']}", recall, precision, taken])
     return markdown_table(header, rows)

@@ -8,7 +8,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from fgvc.presentation.render import markdown_table, mean_and_spread
-from fgvc.presentation.style import COLUMN_WIDTH, by_method, figure_style, method_order, new_figure
+from fgvc.presentation.style import COLUMN_WIDTH, by_method, class_name, figure_style, method_order, new_figure
 
 # no black among them: wrong predictions have a black edge
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#999933")
@@ -41,9 +41,8 @@ def plot_embedding(axes: Axes, embedding: pd.DataFrame, classes: Sequence[str]) 
         part = embedding[embedding["class"] == name]
         wrong = (part["predicted_class"] != part["class"]).to_numpy()
         edges = ["black" if is_wrong else "none" for is_wrong in wrong]
-        axes.scatter(
-            part["x"], part["y"], s=9, color=colour, marker=marker, edgecolors=edges, linewidths=0.6, label=name
-        )
+        looks = {"s": 9, "color": colour, "marker": marker, "edgecolors": edges, "linewidths": 0.6}
+        axes.scatter(part["x"], part["y"], label=class_name(name), **looks)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
 
@@ -72,7 +71,9 @@ def pairs_markdown(pairs: pd.DataFrame, count: int = 8) -> str:
     for row in pairs.sort_values("distance").head(count).to_dict("records"):
         counts = [str(row[name]) for name in ("first_as_second", "second_as_first")]
         shares = [f"{row[name]:.1f}" for name in ("confused", "accuracy")]
-        rows.append([f"{row['first']}, {row['second']}", f"{row['distance']:.3g}", *counts, *shares])
+        rows.append(
+            [f"{class_name(row['first'])}, {class_name(row['second'])}", f"{row['distance']:.3g}", *counts, *shares]
+        )
     header = ["Pair", "distance of means", "first as second", "second as first"]
     return markdown_table([*header, "confused, % of both", "right, % of both"], rows)
 

@@ -4,6 +4,7 @@ With l_i >= l_j two eigenvalues and r = l_j / l_i, the published chain needs 1 /
 approximates 1 / (1 - r) by a Taylor polynomial or a Padé approximant. [Song, Sebe, Wang, ICCV 2021]
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,7 +16,7 @@ import pandas as pd
 import torch
 
 from fgvc.io import read_csv
-from fgvc.presentation.render import Block
+from fgvc.presentation.render import NOT_MEASURED, Block
 from fgvc.spectral import EIGENVALUE_FLOOR, GRADIENTS, SQRT
 from fgvc.spectral.maps import Eigenvalues as Spectrum
 from fgvc.spectral.maps import NewtonSchulzRoot
@@ -200,19 +201,43 @@ def approximation_error_block(table: pd.DataFrame) -> Block:
         rows.append([f"{method}, published", *part["published"]])
         rows += [[f"{method}, {name}", *map(_error, part[column])] for column, name in _ARITHMETICS.items()]
     header = ["Approximation, degree 100", *(f"r = {r}" for r in ratios)]
-    notes = [*_ERROR_NOTES, *_sources(table)]
-    return Block("Error of the approximations of 1 / (1 - r)", header, rows, notes)
+    notes = [
+        *_ERROR_NOTES,
+        "Bold: the smaller error of the two approximations in the same arithmetic.",
+        *_sources(table),
+    ]
+    caption = (
+        "Absolute error of two approximations of 1 / (1 − r) of degree 100, published and in three arithmetics. There "
+        "are no seeds."
+    )
+    title = "Error of the approximations of 1 / (1 - r)"
+    return Block(title, header, rows, notes, caption, "approximation_error", _smaller_errors(rows))
+
+
+def _smaller_errors(rows: list[list[str]]) -> dict[tuple[int, int], int]:
+    """Marks of the smaller error of each column and arithmetic; equal ones have none."""
+    kinds, marks = 1 + len(_ARITHMETICS), {}
+    for kind, j in itertools.product(range(kinds), range(1, len(rows[0]))):
+        errors = {i: float(rows[i][j]) for i in range(kind, len(rows), kinds)}
+        if len(set(errors.values())) > 1:
+            marks[min(errors, key=lambda row: errors[row]), j] = 1
+    return marks
 
 
 def gradient_bounds_block(table: pd.DataFrame) -> Block:
     """Of `fgvc.studies.gradients.arithmetic.gradient_bounds`: one row a rule."""
     rows = []
     for row in table.to_dict("records"):
-        published = "not published" if pd.isna(row["published"]) else str(row["published"])
+        published = NOT_MEASURED if pd.isna(row["published"]) else str(row["published"])
         bounds = [_bound(row["bound"]), published, _bound(row["float64"])]
         rows.append([row["method"], f"|{row['quantity']}|", row["form"], *bounds, row["trigger"]])
-    header = ["Gradient", "Quantity", "Form", "Bound", "Published", "float64", "Reached by"]
-    return Block("Upper bounds of the gradients", header, rows, [*_BOUND_NOTES, *_sources(table)])
+    header = ["Gradient", "Of", "Form", "Bound", "Published", "float64", "Reached by"]
+    caption = (
+        "Upper bounds of the gradients of the matrix square root, published and computed in float64. There are no "
+        "seeds."
+    )
+    notes = [*_BOUND_NOTES, *_sources(table)]
+    return Block("Upper bounds of the gradients", header, rows, notes, caption, "gradient_bounds")
 
 
 def _sources(table: pd.DataFrame) -> list[str]:

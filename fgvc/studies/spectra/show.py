@@ -16,6 +16,7 @@ from fgvc.presentation.style import (
     PAGE_WIDTH,
     by_method,
     caption,
+    class_name,
     draw_band,
     draw_curve,
     figure_style,
@@ -237,7 +238,7 @@ def plot_classes(axes: Axes, classes: pd.DataFrame, named: int = 3) -> None:
     axes.plot(place, ordered["effective_rank"], linestyle="none", marker=".", markersize=4, color=style.color)
     ends = {"lowest": ordered["class"].head(named), "highest": ordered["class"].tail(named)[::-1]}
     for (name, found), (x, y) in zip(ends.items(), ((0.03, 0.97), (0.97, 0.03)), strict=True):
-        text = "\n".join([f"{name}:", *found])
+        text = "\n".join([f"{name}:", *map(class_name, found)])
         sides = ("left", "top") if name == "lowest" else ("right", "bottom")
         axes.text(x, y, text, fontsize=6, ha=sides[0], va=sides[1], transform=axes.transAxes)
     axes.set(xlabel="class, by effective rank", ylabel="effective rank")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from fgvc.errors import NothingToShowError, RunError
 from fgvc.io import write_tables
 from fgvc.presentation.render import Block, block_markdown
-from fgvc.presentation.style import method_order, save_figure
+from fgvc.presentation.style import class_name, method_order, save_figure
 from fgvc.runs import Run, group_runs
 from fgvc.runs.settings import Group, Method, one_setting
 from fgvc.runs.spectra import Spectrum
@@ -153,7 +153,7 @@ def classes_block(table: pd.DataFrame) -> Block:
                 f"{row['effective_rank']:.2f} [{row['effective_rank_lower']:.2f}, {row['effective_rank_upper']:.2f}]"
             )
             condition = f"{row['nonzero_condition_number']:.2e}"
-            rows.append([str(label), row["class"], str(row["images"]), quartiles, condition])
+            rows.append([str(label), class_name(row["class"]), str(row["images"]), quartiles, condition])
     header = ["Method", "class", "images", "effective rank [quartiles]", "condition number of the non-zero"]
     return Block("Spectra by class", header, rows)
 

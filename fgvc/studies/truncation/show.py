@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import (
     COLUMN_WIDTH,
+    class_name,
     figure_style,
     legend_outside,
     method_order,
@@ -181,7 +182,7 @@ def class_changes_markdown(
     for stop in stops:
         part = classes[(classes["start"] == 0) & (classes["stop"] == stop)]
         for row in part.sort_values(["change", "class"]).head(count).to_dict("records"):
-            rows.append([_band_name(0, stop), row["class"], f"{row['all']:.1f}", f"{row['recall']:.1f}"])
+            rows.append([_band_name(0, stop), class_name(row["class"]), f"{row['all']:.1f}", f"{row['recall']:.1f}"])
     return markdown_table(["Eigenvalues kept", "Class", "Recall with all", "with these"], rows)
 
 

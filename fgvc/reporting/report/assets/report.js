@@ -124,7 +124,6 @@
         legend.add(trace.legendgroup);
       }
       await Plotly.react(plot, traces, figure.layout, CONFIG);
-      if (plot.clientWidth < 600 && figure.layout.meta) await Plotly.relayout(plot, figure.layout.meta); // what a small screen has no room for
       plot.parentElement.hidden = !traces.length;
     } catch (error) {
       plot.textContent = `This browser cannot draw the plot: ${error.message}`;

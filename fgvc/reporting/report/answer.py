@@ -1,0 +1,167 @@
+"""What the page opens with: the best head, its lead over GAP, and what it confuses most."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fgvc.errors import RunError, UserError
+from fgvc.presentation.style import class_name
+from fgvc.reporting.report.pictures import Picture, read_picture
+from fgvc.reporting.report.results import Results
+from fgvc.runs import Method, Run
+from fgvc.runs.settings import Group, seeds_in_words
+from fgvc.runs.statistics import compare
+from fgvc.studies.confusion.measure import top_confusions
+
+_WORST = 3
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A class that is taken for another: names as readers see them, share of its images in per cent, pictures."""
+
+    true: str
+    predicted: str
+    share: float
+    pictures: list[Picture] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of one setting.
+
+    Attributes:
+        of: What tells the setting from the others of the page; "" where it is the only one.
+        number: Accuracy of the best head, in per cent.
+        text: What the number is, a phrase that goes on after it.
+        lead: How far the best head is ahead of GAP, sentences.
+        confusions: The most frequent ones of the best head, its seeds together.
+    """
+
+    of: str
+    number: str
+    text: str
+    lead: str
+    confusions: list[Confusion]
+
+
+def make_answers(results: Results, images: Sequence[Path], notes: list[str]) -> list[Answer]:
+    """The answer of each setting; none where runs cannot be grouped, which the sections say.
+
+    Args:
+        results: Runs of the page.
+        images: Folders of datasets whose images the page may carry.
+        notes: Takes a line on each picture that cannot be shown.
+    """
+    try:
+        groups = results.groups
+    except UserError:
+        return []
+    answers = []
+    for setting, group in groups.items():
+        means, best = means_and_best(group)
+        text = f"of the test images are named correctly by {best.label} ({_after(group[best])})."
+        confusions = _confusions(group[best], images, notes)
+        answers.append(Answer(results.of(setting), f"{means[best]:.2f} %", text, _lead(group, means, best), confusions))
+    return answers
+
+
+def _after(runs: Sequence[Run]) -> str:
+    return "one seed" if len(runs) == 1 else f"mean of {seeds_in_words([len(runs)])}"
+
+
+def means_and_best(group: Group) -> tuple[dict[Method, float], Method]:
+    """Mean final top-1 of each head, and the head with the highest, the first of equal ones."""
+    means = {method: _top1(runs) for method, runs in group.items()}
+    return means, max(means, key=lambda method: means[method])
+
+
+def _top1(runs: Sequence[Run]) -> float:
+    return round(float(np.mean([run.final.top1 for run in runs if run.final is not None])), 2)
+
+
+def _lead(group: Group, means: dict[Method, float], best: Method) -> str:
+    """The best head against the best GAP; where that is the same one, the next head against it."""
+    gaps = [method for method in group if method.name == "gap"]
+    if not gaps:
+        return "There is no GAP run in this setting, so that its lead over average pooling is not known."
+    gap = max(gaps, key=lambda method: means[method])
+    others = [method for method in group if method.name != "gap"]
+    if not others:
+        return "There is no run of another head to compare GAP with."
+    head = max(others, key=lambda method: means[method])
+    lower, upper = (head, gap) if best.name == "gap" else (gap, head)
+    found, _ = compare(group[lower], group[upper])  # the same way round as in the table of differences
+    if found["state"] == "ok":
+        points, low, high = -found["difference"], -found["high"], -found["low"]
+        how = f"95 % interval {low:+.2f} to {high:+.2f}"
+        chance = " The interval holds 0: this may be chance." if low <= 0 else ""
+    else:
+        points, chance = means[upper] - means[lower], ""
+        how = "no interval: " + ("no seed in common" if found["state"] == "no common seed" else "not the same images")
+    if best.name == "gap":
+        return f"No head is ahead of GAP: {points:+.2f} points over {head.label}, the next ({how}).{chance}"
+    fewer = 100 * (means[head] - means[gap]) / max(100 - means[gap], 1e-9)
+    mistakes = "" if chance or fewer < 1 else f": {fewer:.0f} % fewer mistakes"
+    return f"{points:+.2f} points over GAP's {means[gap]:.2f} % ({how}){mistakes}.{chance}"
+
+
+def _confusions(runs: Sequence[Run], images: Sequence[Path], notes: list[str]) -> list[Confusion]:
+    """None where the runs kept no predictions or names, which the section on confusions says."""
+    try:
+        predictions, classes = pooled_predictions(runs)
+        pairs = top_confusions(predictions, classes, _WORST)
+    except RunError:
+        return []
+    found = []
+    for pair in pairs.to_dict("records"):
+        true, predicted = class_name(pair["true"]), class_name(pair["predicted"])
+        pictures = _pictures(predictions, pair["target"], pair["answer"], (true, predicted), images, notes)
+        found.append(Confusion(true, predicted, pair["share"], pictures))
+    return found
+
+
+def pooled_predictions(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
+    """Of all seeds, and the names of the classes. Raises RunError where a run has none or the classes differ."""
+    classes = runs[0].classes
+    if classes is None or any(run.classes != classes for run in runs):
+        raise RunError(f"{runs[0].path}: the classes' names are not kept (earlier versions) or not those of all seeds")
+    return pd.concat([run.predictions() for run in runs], ignore_index=True), [str(name) for name in classes]
+
+
+def _pictures(
+    predictions: pd.DataFrame,
+    target: int,
+    answer: int,
+    names: tuple[str, str],
+    images: Sequence[Path],
+    notes: list[str],
+) -> list[Picture]:
+    """Two images of the class that are taken for the other, the surest ones, and one that shows the other class."""
+    if not images:
+        return []
+    true, predicted = names
+    ordered = predictions.sort_values("confidence", ascending=False, kind="stable").drop_duplicates("path")
+    wrong = ordered[(ordered["target"] == target) & (ordered["predicted"] == answer)].head(2)
+    right = ordered[(ordered["target"] == answer) & (ordered["predicted"] == answer)].head(1)
+    shown = [(path, f"{true}, taken for {predicted}", true) for path in wrong["path"]]
+    shown += [(path, f"{predicted}, named correctly", predicted) for path in right["path"]]
+    pictures = []
+    for path, text, caption in shown:
+        try:
+            pictures.append(read_picture(_inside(images, str(path)), 240, text, caption))
+        except RunError as error:
+            notes.append(str(error))
+    return pictures
+
+
+def _inside(folders: Sequence[Path], name: str) -> Path:
+    """The file of that name below one of the folders. Raises RunError without one; a name that leads out has none."""
+    for folder in folders:
+        path = folder / name
+        if path.resolve().is_relative_to(folder.resolve()) and path.is_file():
+            return path
+    raise RunError(f"{name}: no such image below {', '.join(map(str, folders))}; give --images the dataset's folder")
