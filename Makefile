@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
+# another index for torch alone: PyPI has wheels with CUDA only for Linux (6 GB installed), pytorch.org also smaller ones:
+# make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 
 .PHONY: demo test test-browser test-slow test-extras tables notebooks docs lint package clean
 
@@ -52,7 +55,7 @@ package: $(VENV)/.dev
 # torch first and by its exact version, so that every later step finds it in place
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(TORCH)
+	$(BIN)/pip install $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX) --extra-index-url https://pypi.org/simple)
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml

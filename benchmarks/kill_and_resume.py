@@ -30,7 +30,7 @@ EARLY = 0.2  # share of the kills before training begins
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for scripts/train.py")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for fgvc train")
     parser.add_argument("--output", type=Path, required=True, help="new folder for the two runs and their messages")
     parser.add_argument("--kills", type=int, default=20, help="during training or its start (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")

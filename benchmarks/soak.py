@@ -50,7 +50,7 @@ PATIENCE = 300.0  # seconds that a run has for saving its state
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for scripts/train.py, after its own")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for fgvc train, after its own")
     parser.add_argument("--minutes", type=float, default=60.0, help="after which the run is told to end (default 60)")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between samples (default 2)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where memory or open files grow")

@@ -13,7 +13,7 @@
 #
 # Three small runs on the synthetic set, then everything that can be read from their folders: accuracies, spectra, which
 # part of the spectrum a head uses, and whether two heads differ by more than chance. On the command line this is
-# `scripts/train.py`, `make_tables.py`, `plot_spectra.py` and `study_truncation.py`; here it is the library below them.
+# `fgvc train`, `make_tables`, `plot_spectra` and `study_truncation`; here it is the library below them.
 
 # %%
 import logging
@@ -149,7 +149,7 @@ for first, second in (("gap", "mpn_cov"), ("mpn_cov", "seb")):
 
 # %% [markdown]
 # The exact McNemar test speaks of these two sets of weights. For a claim on the methods take several seeds:
-# `scripts/make_tables.py` averages over them, with paired intervals and a correction for the number of comparisons.
+# `fgvc make_tables` averages over them, with paired intervals and a correction for the number of comparisons.
 #
 # ## 6. Where does it err?
 

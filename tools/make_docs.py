@@ -1,4 +1,4 @@
-"""Make every table and figure of the documentation from the results kept in `results/`.
+"""Make every table and figure of the documentation from the results kept in `results/`, and the page of all settings.
 
 python tools/make_docs.py            # rewrites what is stale
 python tools/make_docs.py --check    # changes nothing, names what is stale, exits with 1 if anything is
@@ -16,9 +16,10 @@ import pandas as pd
 from documents import FromFiles, draw_figure, figure_is_current, stale_pages, write_pages
 from matplotlib.figure import Figure
 from overview import overview_figure
+from settings_page import settings_page
 
 from fgvc.cli import exit_on_user_error
-from fgvc.io import read_csv
+from fgvc.io import read_csv, write_text_atomic
 from fgvc.presentation.render import Block, block_markdown, markdown_table
 from fgvc.reporting.accuracy import load_accuracy, table_blocks
 from fgvc.reporting.calibration_report import calibrations_markdown, reliability_figure
@@ -39,6 +40,7 @@ from fgvc.studies.spectra.show import spectra_figure
 from fgvc.studies.spectra.views import classes_block, conditions_block
 from fgvc.studies.truncation import show as bands
 from fgvc.studies.truncation.measure import band_table, chance, effects, load_study
+from fgvc.training.launch import choices
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from growth import load_samples
@@ -48,6 +50,7 @@ from soak_plot import soak_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SETTINGS = ROOT / "docs" / "settings.md"
 FIGURE_FOLDER = ROOT / "docs" / "figures"
 
 EXACT = "MPN-COV (exact)"
@@ -264,6 +267,11 @@ def main() -> None:
     if not check:
         for path in stale:
             draw_figure(path, figures[path], ROOT)
+    settings = settings_page(choices(ROOT / "configs"))
+    if not SETTINGS.is_file() or SETTINGS.read_text(encoding="utf-8") != settings:
+        pages.append(SETTINGS)
+        if not check:
+            write_text_atomic(SETTINGS, settings)
     for path in [*pages, *stale]:
         print(f"{'stale' if check else 'written'}: {path.relative_to(ROOT)}")
     if check and (pages or stale):

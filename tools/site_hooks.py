@@ -4,7 +4,8 @@ Every page is written for the repository, where a link leads to a file: `../resu
 site has such a file as a page, too: Markdown as it is, other text as a listing, a folder as a list of what is in it, a
 notebook of examples/ as it was executed last (`make notebooks`). Which files become pages follows from the links; a
 link to nothing is a warning, and so ends a strict build. The reference is made from what each package names in its
-`__all__`.
+`__all__`. Formulas are written in LaTeX, in fences ```math and as $...$; the site has them as MathML, which browsers
+typeset themselves.
 """
 
 import ast
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from latex2mathml.converter import convert as mathml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
@@ -49,6 +51,10 @@ PACKAGES = (
 
 _VERBATIM = re.compile(r"(^(?P<fence>```+|~~~+).*?^(?P=fence)|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+_FORMULA = re.compile(
+    rf"^```math\n(?P<display>.*?)^```$|{_VERBATIM.pattern}|(?<![\\$\w])\$(?P<inline>[^\s$](?:[^$\n]*[^\s$])?)\$(?![$\w])",
+    re.DOTALL | re.MULTILINE,
+)
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".sbatch": "bash", ".sh": "bash"}
 
 
@@ -108,6 +114,24 @@ def content_of(path: str) -> str:
     fence = "`" * (max((len(run) for run in re.findall(r"`+", text)), default=2) + 3)
     language = _LANGUAGES.get(file.suffix, "text")
     return f"---\nsearch:\n  exclude: true\n---\n# {file.name}\n\n`{path}`\n\n{fence}{language}\n{text}\n{fence}\n"
+
+
+def take_formulas(markdown: str) -> tuple[str, dict[str, str]]:
+    """The page with a word in place of each formula, which Markdown leaves alone, and the MathML of each word."""
+    formulas: dict[str, str] = {}
+
+    def stand_in(match: re.Match[str]) -> str:
+        if match["display"] is not None:
+            html = f'<div class="formula">{mathml(match["display"], display="block")}</div>'
+        elif match["inline"] is not None:
+            html = mathml(match["inline"])
+        else:
+            return match[0]
+        word = f"FORMULA{len(formulas)}END"
+        formulas[word] = html
+        return word
+
+    return _FORMULA.sub(stand_in, markdown), formulas
 
 
 def _folder(folder: Path, path: str) -> str:
@@ -198,4 +222,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
             return target
         return posixpath.relpath(page_of(goal), posixpath.dirname(source) or ".")
 
-    return rewrite(markdown, resolve)
+    text, page.meta["formulas"] = take_formulas(rewrite(markdown, resolve))
+    return text
+
+
+def on_page_content(html: str, page: Page, **_: Any) -> str:
+    """Put the formulas in their places."""
+    for word, formula in page.meta.get("formulas", {}).items():
+        html = html.replace(f"<p>{word}</p>", formula).replace(word, formula)
+    return html

@@ -185,7 +185,7 @@ def predictions_table(named: Iterable[Named]) -> pd.DataFrame:
 
 
 def predictions_document(predictor: Predictor, run: Path, checkpoint: str, named: Iterable[Named]) -> dict[str, Any]:
-    """What `scripts/predict.py --json` prints; its fields are in docs/prediction.md."""
+    """What `fgvc predict --json` prints; its fields are in docs/prediction.md."""
     calibration = predictor.calibration
     return {
         "schema": SCHEMA,

@@ -34,7 +34,7 @@ End = tuple[str, int]
 def train_until(
     cwd: Path, overrides: list[str], *ends: End, number: int = signal.SIGKILL, base: list[str] = SMALL
 ) -> int:
-    """`scripts/train.py` on the small set; returns its exit status, or minus the signal that ended it.
+    """`fgvc train` on the small set; returns its exit status, or minus the signal that ended it.
 
     Stdout and stderr go to `log` in `cwd`. At each of `ends` the process sends itself the signal `number`. `base` are
     overrides before the others.

@@ -1,4 +1,4 @@
-"""scripts/export.py on small trained runs: every format loads by its own card and computes what the run computed."""
+"""`fgvc export` on small trained runs: every format loads by its own card and computes what the run computed."""
 
 import json
 import math

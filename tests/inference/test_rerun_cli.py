@@ -1,4 +1,4 @@
-"""scripts/rerun.py on a small run: repeated to the same bits, and every kind of difference told."""
+"""`fgvc rerun` on a small run: repeated to the same bits, and every kind of difference told."""
 
 import json
 import math

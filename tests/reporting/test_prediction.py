@@ -1,4 +1,4 @@
-"""New images named by the model of a run: in Python, by scripts/predict.py, and their calibration."""
+"""New images named by the model of a run: in Python, by `fgvc predict`, and their calibration."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""scripts/attribute.py: the files it writes, the images it takes, what it refuses; and the pictures."""
+"""`fgvc attribute`: the files it writes, the images it takes, what it refuses; and the pictures."""
 
 import json
 import shutil

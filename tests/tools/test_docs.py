@@ -1,4 +1,4 @@
-"""The pages hold no placeholder and no dead link, and name only scripts, experiments and methods that exist."""
+"""The pages hold no placeholder and no dead link, and name only commands, experiments and methods that exist."""
 
 import re
 import shlex
@@ -12,10 +12,12 @@ from command_line import ROOT
 from hydra import compose, initialize_config_dir
 
 from fgvc import spectral
+from fgvc.cli import find_commands
 from fgvc.pooling import list_poolings, pooling_label, pooling_source
 from fgvc.runs.config import to_run_config
 from fgvc.spectral import GRADIENTS
-from fgvc.training.launch import register_choices
+from fgvc.training.first_run import is_first_run
+from fgvc.training.launch import quoted, register_choices
 
 PAGES = [
     ROOT / "README.md",
@@ -26,8 +28,17 @@ PAGES = [
 ]
 METHODS = {*list_poolings(), "svd_lorentz"}
 """Choices of `method=`; the last is what docs/how_to/add_a_method.md adds."""
-SCRIPTS = {*(f"scripts/{path.name}" for path in (ROOT / "scripts").glob("*.py")), "scripts/study_rank.py"}
-"""The last is what docs/how_to/add_a_study.md adds."""
+COMMANDS = {*find_commands(), "study_rank"}
+"""Commands of `fgvc`; the last is what docs/how_to/add_a_study.md adds."""
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def shell_lines(page: Path) -> list[str]:
+    """Of the commands in a page; one that goes on in the next line is one line."""
+    blocks = [
+        block for language, block in FENCE.findall(page.read_text(encoding="utf-8")) if language in ("", "sh", "bash")
+    ]
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -36,8 +47,10 @@ def test_links_and_names(page: Path) -> None:
     assert re.findall(r"@[A-Z0-9_]+@", text) == []
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     assert [link for link in links if not (page.parent / link).exists()] == []
-    for script in re.findall(r"scripts/\w+\.py", text):
-        assert script in SCRIPTS, script
+    named = re.findall(r"scripts/(\w+)\.py", text)
+    for code in [*shell_lines(page), *re.findall(r"`([^`\n]+)`", text)]:
+        named += re.findall(r"^(?:\S+ -m |.* --module )?fgvc ([a-z]\w*)", code)
+    assert [command for command in named if command not in COMMANDS] == []
     for group in ("experiment", "method", "backbone", "dataset"):
         choices = {path.stem for path in (ROOT / "configs" / group).glob("*.yaml")} if group != "method" else METHODS
         for names in re.findall(rf"(?<![\w.]){group}=([\w,]+)", text):
@@ -45,23 +58,25 @@ def test_links_and_names(page: Path) -> None:
                 assert name in choices, f"{group}={name}"
 
 
-SHELL = re.compile(r"^```(?:sh|bash)?\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TRAIN = re.compile(r"fgvc train (.*)|scripts/train\.py (.*)")
 
 
 def overrides(command: str) -> tuple[str, ...]:
     """Of a command of the pages: of a sweep those of its first run, without what is no override."""
-    words = shlex.split(command.partition("scripts/train.py")[2], comments=True)
-    return tuple(re.split(r",(?![^\[]*\])", word)[0] for word in words if "=" in word and "..." not in word)
+    found = TRAIN.search(command)
+    words = shlex.split((found and (found[1] or found[2])) or "", comments=True)
+    given = [re.split(r",(?![^\[]*\])", word)[0] for word in words if "=" in word and "..." not in word]
+    first = ["experiment=first", "dataset=folder", "backbone=lite0", "method=mpn_cov"] if is_first_run(given) else []
+    return tuple(quoted(override, sweep=False) for override in [*first, *given])
 
 
-COMMANDS = {
+TRAININGS = {
     overrides(command): command
     for page in PAGES
-    for block in SHELL.findall(page.read_text(encoding="utf-8"))
-    for command in re.findall(r"^.*scripts/train\.py .*$", block.replace("\\\n", " "), re.MULTILINE)
+    for command in shell_lines(page)
     if overrides(command)  # one that stands for any has none
 }
-assert len(COMMANDS) > 40
+assert len(TRAININGS) > 40
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +87,7 @@ def configs() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("configs")
-@pytest.mark.parametrize("given", COMMANDS, ids=COMMANDS.values())
+@pytest.mark.parametrize("given", TRAININGS, ids=TRAININGS.values())
 def test_every_training_command_composes(given: tuple[str, ...]) -> None:
     to_run_config(compose("train", overrides=["dataset.root=somewhere", *given]))
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from fgvc.errors import ConfigError, RunError, UserError
 from fgvc.presentation.style import new_figure
+from fgvc.runs.known_settings import known_settings
 
 DOCS = runpy.run_path(str(ROOT / "tools" / "make_docs.py"))
 
@@ -125,6 +126,12 @@ def test_the_figures_of_the_documentation_are_current(name: str) -> None:
 
 def test_every_figure_of_the_documentation_is_made() -> None:
     assert {path.stem for path in DOCS["FIGURE_FOLDER"].glob("*.png")} == set(DOCS["FIGURES"])
+
+
+def test_the_page_of_settings_is_current_and_complete() -> None:
+    text = DOCS["SETTINGS"].read_text(encoding="utf-8")
+    assert text == DOCS["settings_page"](DOCS["choices"](ROOT / "configs")), "run `make tables`"
+    assert [key for key in known_settings() if f"\n### `{key}`\n" not in text] == []
 
 
 def test_kept_results_are_small_and_tell_no_path_of_a_machine() -> None:
