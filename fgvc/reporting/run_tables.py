@@ -224,8 +224,8 @@ def _coarse_block(table: pd.DataFrame, of: str) -> Block:
     groups = table.drop_duplicates("level").set_index("level")["groups"]
     header = [text for level in levels for text in (f"{level} ({groups[level]})", f"Mistakes inside {level}")]
     caption = (
-        f"Accuracy in % at coarser labels of the classes, on {table['setting'].iloc[0]}. Mean and standard deviation over "
-        f"{seeds_in_words(table['n'])}, after the last epoch."
+        f"Accuracy in % at coarser labels of the classes, on {table['setting'].iloc[0]}. Mean and standard deviation "
+        f"over {seeds_in_words(table['n'])}, after the last epoch."
     )
     notes = [
         "Accuracy: share of the test images whose predicted class has the coarser label of the true class, in brackets "

@@ -186,7 +186,7 @@ def help_text(groups: Mapping[str, Sequence[str]]) -> str:
 
 
 def quoted(argument: str, *, sweep: bool) -> str:
-    """Return an argument in Hydra's grammar: a path or name in quotes, since it knows no = or ö; an option by name with ++.
+    """Return an argument in Hydra's grammar: paths and names in quotes, since it knows no = or ö; options with ++.
 
     Commas part the values of a sweep.
     """
