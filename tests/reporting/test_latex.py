@@ -18,6 +18,8 @@ from fgvc.reporting.run_tables import cost_block, differences_block
 KEPT = ROOT / "results" / "cub80"
 NAMES = ["a_b & 50%", "$x^2$ ~{|<>}\\\\", "Gänsegeier — № 水 🐦 «»", "[\u202e\x1b--]"]
 
+FAMILIES = {"family": ["wrens"] * 100 + ["terns"] * 100}
+
 
 @pytest.fixture
 def tables(tmp_path: Path) -> dict[str, str]:
@@ -26,7 +28,16 @@ def tables(tmp_path: Path) -> dict[str, str]:
         for seed in (0, 1):
             for frozen in (True, False):
                 path = tmp_path / f"{method}{seed}{frozen}"
-                write_run(path, method, seed=seed, top1=80 + number, dataset="cub", frozen=frozen, num_classes=200)
+                write_run(
+                    path,
+                    method,
+                    seed=seed,
+                    top1=80 + number,
+                    dataset="cub",
+                    frozen=frozen,
+                    num_classes=200,
+                    coarse=FAMILIES,
+                )
                 write_predictions(path, ["x", "y"], seed=number)
                 write_history(path)
                 write_config(path, method={"name": method})
