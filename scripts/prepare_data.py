@@ -16,7 +16,8 @@ from fgvc.resources import resource_folder
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="card in datasets/: cub, cars, aircraft, dogs, nabirds, imagenet, synthetic")
+    names = "cub, cars, aircraft, dogs, nabirds, imagenet, inaturalist, synthetic"
+    parser.add_argument("name", help=f"card in datasets/: {names}")
     parser.add_argument("--root", type=Path, help="the dataset's folder (default: datasets/NAME)")
     parser.add_argument(
         "--from-archive", type=Path, nargs="+", default=[], metavar="FILE", help="local files instead of downloads"

@@ -70,7 +70,7 @@ class RunEvaluation:
             f"top-1 {accuracy.top1:.2f} %   top-5 {accuracy.top5:.2f} %   mean of {over} {accuracy.mean_class:.2f} %"
         ]
         for row in self.coarse.to_dict("records"):
-            inside = "" if pd.isna(row["inside"]) else f"   {row['inside']:.1f} % of the mistakes stay inside"
+            inside = "" if pd.isna(row["inside"]) else f"   {row['inside']:.1f} % of the mistakes stay inside it"
             lines.append(f"{row['level']} ({row['groups']}) {row['accuracy']:.2f} %{inside}")
         return "\n".join(lines)
 

@@ -44,7 +44,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_unknown_names_list_the_valid_ones(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'bird'.*cub, .*folder, synthetic"):
+    with pytest.raises(ConfigError, match=r"'bird'.*cub, .*folder, table, synthetic"):
         create_dataset("bird", root=root)
     with pytest.raises(ConfigError, match=r"'valid'.*train, val, test"):
         create_dataset("folder", root=root, split="valid")
