@@ -43,7 +43,7 @@ def main() -> None:
         calibrate_finished(folders[-1], config.cache.dir)
         print(f"run folder: {folders[-1]}")
 
-    hydra_main(arguments, configs, task)
+    hydra_main(arguments, configs, task, keep_going=not first)
     if first and folders:
         print(first_result(folders))
     if folders and "--quiet" not in options:

@@ -61,16 +61,19 @@ _HYDRA_VALUES = (
 _SWEEP = ("-m", "--multirun")
 
 
-def hydra_main(arguments: Sequence[str], config_dir: Path, task: Callable[[RunConfig], None]) -> None:
+def hydra_main(
+    arguments: Sequence[str], config_dir: Path, task: Callable[[RunConfig], None], *, keep_going: bool = True
+) -> None:
     """Compose `train.yaml` in `config_dir` with the overrides of the command line and run the task.
 
     With -m the task runs for each combination of the comma-separated values, one after the other. A failure does not
-    stop the others; the first error is raised at the end.
+    stop the others unless `keep_going` is False; the first error is raised at the end.
 
     Args:
         arguments: arguments of the command line without our own `OPTIONS`, as `check_arguments` accepts them.
         config_dir: folder of the configurations.
         task: function to call with the configuration of each run.
+        keep_going: whether a sweep goes on after a failure.
 
     Raises:
         ConfigError: a wrong value or type, or a key left unset.
@@ -83,10 +86,12 @@ def hydra_main(arguments: Sequence[str], config_dir: Path, task: Callable[[RunCo
     failures: list[Exception] = []
 
     def job(composed: DictConfig) -> None:
+        if failures and not keep_going:
+            return
         try:
             task(to_run_config(composed))
         except Exception as error:  # kept, since Hydra prints a line of its own about whatever passes through it
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if keep_going and HydraConfig.get().mode == RunMode.MULTIRUN:
                 reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 _log.error("failed: %s: %s", " ".join(HydraConfig.get().overrides.task), reason)
             failures.append(error)
