@@ -90,7 +90,7 @@ def test_python_dash_m_is_the_same_command(tmp_path: Path) -> None:
 
 def test_mistakes_before_a_command_begins(fgvc: Train) -> None:
     refused(fgvc("make_table"), "unknown command 'make_table'; nearest: make_tables")
-    refused(fgvc("zzz"), "unknown command 'zzz'; choose one of attribute, audit_gradients, ", ", train")
+    refused(fgvc("zzz"), "unknown command 'zzz'; choose one of app, attribute, ", ", train")
     refused(fgvc("../scripts/train"), "unknown command")
     refused(fgvc("--debug", "train"), "unrecognized arguments: --debug")
 

@@ -44,8 +44,8 @@ class Embeddings:
         (count, width), shown = self.descriptors.shape, f"{len(self.paths):,} images"
         largest = min(count - 1, width)
         if not 1 <= size <= largest:
-            limit = f"from 1 to {largest}" if largest > 0 else "of two or more images"
-            raise ConfigError(f"pca={size}: {shown} with descriptors of {width:,} numbers have components {limit}")
+            fix = f"give a number from 1 to {largest}" if largest > 0 else "give two or more images"
+            raise ConfigError(f"pca={size} does not fit {shown} with descriptors of {width:,} numbers; {fix}")
         pca = PCA(size, random_state=0)
         components = pca.fit_transform(self.descriptors).astype(np.float32)
         kept = 100 * float(pca.explained_variance_ratio_.sum())

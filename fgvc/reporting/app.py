@@ -205,15 +205,16 @@ def build_app(answers: Answers, title: str, facts: str) -> Any:
             text = _reason(error, image)
         return _html("Nearest training images", figures, text, 110)
 
-    def answer(image: str | None, size: int) -> tuple[Any, Any, str, dict[str, float] | None, str, str]:
+    def answer(image: str | None, size: int) -> tuple[Any, Any, Any, dict[str, float] | None, str, str]:
         hidden, shown = gradio.update(visible=False), gradio.update(visible=True)
         if image is None:
-            return hidden, hidden, "", None, "", ""
+            return hidden, hidden, hidden, None, "", ""
         try:
             names = answers.names(Path(image))
         except _FAILURES as error:
-            return hidden, hidden, _html("No answer", [], _reason(error, image), 0), None, "", ""
-        return shown, shown, "", names, look(image, size), near(image)
+            reason = gradio.update(visible=True, value=_html("No answer", [], _reason(error, image), 0))
+            return hidden, hidden, reason, None, "", ""
+        return shown, shown, hidden, names, look(image, size), near(image)
 
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(60, _KEPT)) as blocks:
         gradio.HTML(_HEAD.render(title=title, facts=facts), elem_classes="fgvc")
@@ -231,7 +232,7 @@ def build_app(answers: Answers, title: str, facts: str) -> Any:
             image.preprocess = lambda upload: None if upload is None else upload.path
             with gradio.Column(visible=False) as named:
                 names = gradio.Label(num_top_classes=NAMES, label="Names and probabilities", show_heading=True)
-        failure = gradio.HTML(elem_classes="fgvc")
+        failure = gradio.HTML(elem_classes="fgvc", visible=False)
         with gradio.Column(visible=False) as results:
             maps = gradio.HTML(elem_classes="fgvc")
             size = gradio.Slider(

@@ -108,7 +108,7 @@ def test_the_page_answers_in_this_process(home: Path, image: Path, tmp_path: Pat
     blocks = build_app(Answers(fgvc.load_run(home / "seb"), "no dataset <here>"), "SEB on <birds>", "3 classes")
     answer, look = (function.fn for function in blocks.fns.values())
     named, results, failure, names, maps, near = answer(str(image), 1)
-    assert named["visible"] and results["visible"] and failure == "" and len(names) == 3
+    assert named["visible"] and results["visible"] and not failure["visible"] and len(names) == 3
     assert maps.count("data:image/jpeg;base64,") == 4 and "the 1 smallest" in maps
     assert "no dataset &lt;here&gt;" in near and "<img" not in near
     assert "the 2 smallest" in look(str(image), 2) and look(None, 2) == ""
@@ -116,7 +116,7 @@ def test_the_page_answers_in_this_process(home: Path, image: Path, tmp_path: Pat
     (tmp_path / "bad.png").write_text("no image")
     named, results, failure, names, *_ = answer(str(tmp_path / "bad.png"), 1)
     assert not named["visible"] and not results["visible"] and names is None
-    assert "The image cannot be read" in failure and "bad.png" not in failure
+    assert "The image cannot be read" in failure["value"] and "bad.png" not in failure["value"]
     assert "SEB on &lt;birds&gt;" in str(blocks.config)
 
 
