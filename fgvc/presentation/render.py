@@ -332,8 +332,8 @@ def _latex_letter(character: str) -> str:
     """A character as it is where LaTeX's old font encoding has it, else its code point."""
     if " " <= character <= "~" or character in _LATEX_LETTERS:
         return character
-    base, *accents = unicodedata.normalize("NFD", character)
-    if character <= "\u017f" and base.isascii() and base.isalpha() and set(accents) <= set(_ACCENTS):
+    parts = unicodedata.normalize("NFD", character)
+    if character <= "\u017f" and parts[0].isascii() and parts[0].isalpha() and set(parts[1:]) <= set(_ACCENTS):
         return character
     return f"{{[}}U+{ord(character):04X}{{]}}"
 

@@ -13,7 +13,7 @@ from sklearn import metrics
 
 from fgvc.errors import RunError
 from fgvc.io import read_csv
-from fgvc.presentation.style import figure_style, new_figure
+from fgvc.presentation.style import class_name, figure_style, new_figure
 from fgvc.runs import read_predictions, read_run
 from fgvc.runs.statistics import mcnemar
 from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, per_class, top_confusions
@@ -207,7 +207,7 @@ def test_confused_classes_are_neighbours_and_numbered_as_in_the_list() -> None:
     for text in numbers:
         j, i = text.xy  # type: ignore[attr-defined]
         assert not np.ma.getmaskarray(matrix.images[0].get_array())[i, j]
-    assert matrix.get_yticklabels() == [] and names(60)[0][:10] in listing.texts[0].get_text().splitlines()[2]
+    assert matrix.get_yticklabels() == [] and "A bird of long name 0" in listing.texts[0].get_text().splitlines()[2]
 
 
 def test_report_writes_files_and_a_summary(tmp_path: Path) -> None:
@@ -233,3 +233,20 @@ def test_report_writes_files_and_a_summary(tmp_path: Path) -> None:
     assert imread(report.files[3]).shape[1] == round(3.3 * 300)
     right = table.assign(predicted=table["target"])
     assert confusions_markdown(top_confusions(right, classes)) == "No image is taken for another class."
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("001.Black_footed_Albatross", "Black footed Albatross"),
+        ("n02085620-Chihuahua", "Chihuahua"),
+        ("00012_Animalia", "Animalia"),
+        ("Acura TL Type-S 2008", "Acura TL Type-S 2008"),
+        ("2012_BMW", "2012 BMW"),  # a year says something
+        ("007.", "007."),
+        ("__", "__"),
+        ("two\nlines", "two\\nlines"),
+    ],
+)
+def test_readers_see_a_class_without_underscores_and_sorting_numbers(raw: str, shown: str) -> None:
+    assert class_name(raw) == shown

@@ -41,8 +41,10 @@ def plot_embedding(axes: Axes, embedding: pd.DataFrame, classes: Sequence[str]) 
         part = embedding[embedding["class"] == name]
         wrong = (part["predicted_class"] != part["class"]).to_numpy()
         edges = ["black" if is_wrong else "none" for is_wrong in wrong]
-        looks = {"s": 9, "color": colour, "marker": marker, "edgecolors": edges, "linewidths": 0.6}
-        axes.scatter(part["x"], part["y"], label=class_name(name), **looks)
+        shown = class_name(name)
+        axes.scatter(
+            part["x"], part["y"], s=9, color=colour, marker=marker, edgecolors=edges, linewidths=0.6, label=shown
+        )
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
 
