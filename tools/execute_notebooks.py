@@ -19,7 +19,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # tqdm's, for want of widgets that a page would not show anyway
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # tqdm's: widgets, which a page would not show anyway
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "examples").glob("*.py"))

@@ -29,7 +29,7 @@ A group sets several settings by one name, e.g. `optimizer=adamw`. The names are
 
 def settings_page(groups: Mapping[str, Sequence[str]]) -> str:
     """Return the page in Markdown: the names of each group, then every setting, a section for each part of a run."""
-    page = [_HEAD, *(f"| `{group}=` | {_listing(names)} |" for group, names in groups.items()), ""]
+    page = [_HEAD, *(f"| `{group}` | {_listing(names)} |" for group, names in groups.items()), ""]
     for part, summary in _parts(RunConfig):
         inside = [setting for setting in known_settings().values() if setting.key.rpartition(".")[0] == part]
         page.append(f"## {part or 'run'}\n\n{summary}\n\n" + "\n".join(map(_section, inside)))

@@ -212,6 +212,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
         return markdown
     if path == FRONT_PAGE:
         page.meta["hide"] = ["navigation"]
+    if path == "docs/settings.md":
+        page.meta["search"] = {"boost": 3}  # first for who looks for a setting
 
     def resolve(target: str) -> str:
         if path.endswith(".py") and "_files/" in target:  # a picture that the notebook made
