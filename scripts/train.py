@@ -5,6 +5,7 @@ fgvc train experiment=cub80_frozen dataset.root=FOLDER method=seb seed=0
 fgvc train -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def main() -> None:
         arguments = with_first_settings(arguments)
     require_dataset(arguments)
     folders: list[Path] = []
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first one
 
     def task(config: RunConfig) -> None:
         if "--dry-run" in options:
@@ -41,12 +43,13 @@ def main() -> None:
             return
         folders.append(train_run(config))
         calibrate_finished(folders[-1], config.cache.dir)
-        print(f"run folder: {folders[-1]}")
+        if speaks:
+            print(f"run folder: {folders[-1]}")
 
     hydra_main(arguments, configs, task, keep_going=not first)
-    if first and folders:
+    if first and speaks:
         print(first_result(folders))
-    if folders and "--quiet" not in options:
+    if folders and speaks and "--quiet" not in options:
         print(next_commands(folders))
 
 
