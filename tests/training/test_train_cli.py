@@ -296,6 +296,19 @@ def test_a_path_that_is_a_file_is_named(tmp_path: Path, train_here: Train) -> No
     refused(train_here(tmp_path, "run_dir=occupied/run"), "occupied")
 
 
+def test_a_calibration_of_someone_else_is_not_replaced(tmp_path: Path, train_here: Train, here: Train) -> None:
+    file = tmp_path / "run" / "calibration.json"
+    file.parent.mkdir()
+    file.write_text('{"lens": 1}')
+    refused(train_here(tmp_path, "run_dir=run"), "calibration.json exists")
+    file.unlink()
+    succeeded(train_here(tmp_path, "run_dir=run"))
+    for content in ('{"lens": 1}', "mine"):
+        file.write_text(content)
+        refused(here("calibrate.py", "run", cwd=tmp_path), "calibration.json is no calibration")
+        assert file.read_text() == content
+
+
 LEAST = {"gap": 86.5, "isqrt_cov": 91.0, "mpn_cov": 91.0, "seb": 91.0}  # one seed; the three-seed means lie higher
 
 
