@@ -72,8 +72,8 @@ def cached_features(
         extract: (B, 3, H, W) float32 on `device`, channels last -> (B, C, h, w), called in inference mode.
             It must put its model in eval mode itself.
         key_parts: everything that determines `extract`, e.g. {"backbone": name, "weights": digest}. The key consists of
-            these, the transform, the dataset's fingerprint, views, dtype, the kind of device and the format that
-            torch rounds the factors of float32 products to (TF32, bfloat16, that of autocast).
+            these, the transform, the dataset's fingerprint and content, views, dtype, the kind of device and the format
+            that torch rounds the factors of float32 products to (TF32, bfloat16, that of autocast).
         cache_dir: folder of the cache files.
         look_in: another folder that may hold the maps; nothing is written to it.
         batch_size: images in one call of `extract`.
@@ -98,7 +98,11 @@ def cached_features(
     views = 2 if transform.mirrors else 1
     fixed = transform.deterministic()
     kind = torch.device(device).type
-    conditions = {"transform": repr(fixed), "dataset": fingerprint(dataset), "views": str(views), "dtype": dtype}
+    conditions = {"transform": repr(fixed), "views": str(views), "dtype": dtype}
+    if dataset.content is None:
+        conditions["dataset"] = fingerprint(dataset)
+    else:  # wherever the files lie, and whenever they were written
+        conditions |= {"dataset": fingerprint(dataset, times=False), "content": dataset.content}
     parts = {**key_parts, **conditions, "device": kind, **float32_precision(kind)}
     path = cache_dir / _file_name(parts)
     found = _find(path, dataset)

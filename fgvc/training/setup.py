@@ -29,6 +29,7 @@ from fgvc.data import (
     split_validation,
 )
 from fgvc.errors import ConfigError, DatasetError
+from fgvc.io import file_digests
 from fgvc.models import (
     Backbone,
     FineGrainedModel,
@@ -38,6 +39,7 @@ from fgvc.models import (
     load_checkpoint,
     weights_digest,
 )
+from fgvc.models.files import locate_weights
 from fgvc.pooling import CovariancePooling
 from fgvc.provenance import PRECISION_VARIABLES
 from fgvc.runs.config import RunConfig
@@ -66,7 +68,8 @@ class Prepared:
         feature_seconds: Time spent on computing feature maps; 0 if they came from the cache or are not used.
         digests: SHA-256 by name of what the run is made from: "weights" (of the backbone before training), "classes",
             and "train_list", "validation_list", "test_list" (paths, classes, regions and sizes of the files, so equal
-            for a copy in another folder).
+            for a copy in another folder), and "train_content", "validation_content" and "test_content" (the same and
+            the bytes of the files; of held-out images that of the whole split), and "initial_weights" (the file).
     """
 
     trained: FineGrainedModel | PoolingHead
@@ -198,15 +201,18 @@ def prepare(
     digests = {
         "weights": weights_digest(backbone),
         "classes": hashlib.sha256(json.dumps(train.classes).encode()).hexdigest(),
-        "train_list": fingerprint(train, times=False),
-        **({} if validation is None else {"validation_list": fingerprint(validation, times=False)}),
-        "test_list": fingerprint(test, times=False),
     }
+    read: dict[str, Any] = {"train": train, "test": test, "validation": validation}
+    for name, split in read.items():
+        if split is not None:
+            digests |= {f"{name}_list": fingerprint(split, times=False), f"{name}_content": split.content}
+    if config.initial_weights is not None:
+        file = locate_weights(config.initial_weights, "initial_weights")
+        digests["initial_weights"] = file_digests(file, ["sha256"])["sha256"]
     check_digests(digests)
     trained = trained_part(config, model.to(device))
     if config.trainer.epochs:
         try_training(config, trained, backbone, len(train), device)
-    read: dict[str, Any] = {"train": train, "test": test, "validation": validation}
     seconds = 0.0
     if config.backbone.frozen:
         extractor = fold_backbone(config, backbone, device)
