@@ -21,6 +21,7 @@ from fgvc.training.setup import (
     build_backbone,
     build_model,
     build_transform,
+    check_arithmetic,
     fold_backbone,
     hold_out,
     open_split,
@@ -149,7 +150,12 @@ def restore_backbone(config: RunConfig) -> Backbone:
     """Build the backbone of a run. A frozen one has its weights; `restore_model` fills a trained one.
 
     `config` is changed: if the run saved the whole model, the initial weights are removed.
+
+    Raises:
+        RunError: the name of the backbone is one to look up.
+        ConfigError: an environment variable changes the precision, or as in training.
     """
+    check_arithmetic()
     if any(mark in config.backbone.name for mark in ":/"):
         raise RunError(
             f"backbone.name={config.backbone.name} is looked up on a hub or in a folder, which a run folder may not "

@@ -137,6 +137,14 @@ def _choose_device(device: str, *, alone: bool) -> None:
 _OFF = ("", "0", "f", "false", "n", "no", "off")
 
 
+_ARITHMETIC = {
+    **dict.fromkeys(PRECISION_VARIABLES, ("", "strict")),  # what oneDNN calls its default
+    "NVIDIA_TF32_OVERRIDE": ("",),
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _OFF,
+    "PYTORCH_MPS_FAST_MATH": _OFF,
+}
+
+
 def check_environment(precision: str, accumulation: int) -> None:
     """Check that no environment variable asks accelerate, torch or oneDNN for other results than the configuration.
 
@@ -153,22 +161,28 @@ def check_environment(precision: str, accumulation: int) -> None:
         "ACCELERATE_MIXED_PRECISION": ("", "no", precision),
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("", "1", str(accumulation)),
         "ACCELERATE_DYNAMO_BACKEND": ("", "no"),
+        "ACCELERATE_FP8_BACKEND": ("", "no"),
         "ACCELERATE_DOWNCAST_BF16": _OFF,
         # DeepSpeed, FSDP, Megatron-LM, ...
         **{name: _OFF for name in os.environ if name.startswith("ACCELERATE_USE_") and name != "ACCELERATE_USE_CPU"},
-        **dict.fromkeys(PRECISION_VARIABLES, ("", "strict")),  # what oneDNN calls its default
-        "NVIDIA_TF32_OVERRIDE": ("",),
-        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _OFF,
-        "PYTORCH_MPS_FAST_MATH": _OFF,
+        **_ARITHMETIC,
     }
+    _require_values(allowed, f" (trainer.precision={precision}, trainer.accumulation={accumulation})")
+
+
+def check_arithmetic() -> None:
+    """Check that no environment variable changes the precision of float32 products; ConfigError if one does."""
+    _require_values(_ARITHMETIC)
+
+
+def _require_values(allowed: Mapping[str, tuple[str, ...]], configuration: str = "") -> None:
     for name, values in allowed.items():
         value = os.environ.get(name, "")
         if value.lower() not in values:
             fine = [allowed for allowed in dict.fromkeys(values) if allowed][:2]
             raise ConfigError(
                 f"the environment variable {name}={value} would change the result, which comes from the configuration "
-                f"alone (trainer.precision={precision}, trainer.accumulation={accumulation}); unset it"
-                + (f", or set it to {' or '.join(fine)}" if fine else "")
+                f"alone{configuration}; unset it" + (f", or set it to {' or '.join(fine)}" if fine else "")
             )
 
 
