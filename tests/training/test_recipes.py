@@ -214,7 +214,7 @@ def test_a_frozen_head_starts_from_initial_weights(tmp_path: Path, train_here: T
 
 PUBLISHED = sorted(path.stem for path in (ROOT / "configs" / "experiment").iterdir())
 SMALLER = ["backbone.name=test_resnet", "backbone.weights=null", "method.reduction=8"]
-SMALLER += ["dataset.transform.size=64", "dataset.root=nowhere"]
+SMALLER += ["dataset.transform.size=64", "dataset.root=nowhere", "initial_weights=null"]
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name[0] != "_" and not name.endswith("_seb")])
