@@ -266,6 +266,8 @@ def write_output(path: Path, text: str, kind: str = "") -> None:
 
 def require_own(path: Path, kind: str = "") -> None:
     """Raise FileExistsError if something lies at `path` that `output_path` did not write there."""
+    if path.name == _MADE:
+        raise FileExistsError(errno.EEXIST, "is the record of the files that fgvc made; give another name", str(path))
     if not os.path.lexists(path):
         return
     own, *digests = _read_made(path.parent).get(path.name, [None])

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Train, refused, train
+from command_line import Train, a_config, refused, train
 from forked_runs import MOMENTS, train_in_processes, train_until
 from miniature import write_miniature
 from safetensors.torch import load_file, save_file
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from fgvc.errors import RunError
 from fgvc.foreign import load_pytorch
 from fgvc.models import create_backbone
+from fgvc.runs.folder import RunFolder
 from fgvc.training import run
 from fgvc.training.states import StateStore
 
@@ -344,6 +345,27 @@ def test_a_run_of_a_version_that_read_no_content_is_compared_as_before(
     refused(here("train.py", *STOPPED, "run_dir=stopped", "backbone.weights=second.safetensors", cwd=cwd), "stopped")
     done = here("train.py", *STOPPED, "run_dir=stopped", cwd=cwd)
     assert done.returncode == 0 and "continuing stopped" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "named"),
+    [
+        ({"weights": "a"}, {"weights": "b"}, r"other weights of the backbone than .* \(initial_weights=w\.pth\)"),
+        (
+            {"initial_weights": "a"},
+            {"initial_weights": "b"},
+            r"other initial weights than .* \(initial_weights=w\.pth\)",
+        ),
+        ({"classes": "a"}, {"classes": "b", "initial_weights": "b"}, r"other classes than .* \(dataset\.root=r\)"),
+    ],
+)
+def test_what_changed_is_named_with_its_setting(
+    tmp_path: Path, before: dict[str, str], now: dict[str, str], named: str
+) -> None:
+    states = a_store(tmp_path, states=0)
+    states.write({}, epoch=1, step=1, digests=before)
+    with pytest.raises(RunError, match=named):
+        run.require_same_digests(a_config(initial_weights="w.pth"), (RunFolder(tmp_path), states), now)
 
 
 def a_store(tmp_path: Path, states: int) -> StateStore:
