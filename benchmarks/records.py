@@ -6,9 +6,10 @@ from typing import Any
 
 from fgvc.errors import ConfigError
 from fgvc.foreign import read_json
-from fgvc.io import write_json_atomic
+from fgvc.io import to_json, write_output
 
 SCHEMA = 1
+KIND = "spectral benchmark"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Record:
 
 
 def save_record(path: Path, record: Record) -> None:
-    write_json_atomic(path, asdict(record))
+    """Write a record; raise FileExistsError if something else lies at `path`, see `output_path`."""
+    write_output(path, to_json(asdict(record)), KIND)
 
 
 def load_record(path: Path) -> Record:

@@ -18,12 +18,13 @@ from cases import REFERENCE, Case, check_name, list_cases, make_case
 from features import SMOOTH_FIELD, Shape, load_features, smooth_features
 from machine import benchmark_facts
 from measure import case_peak_bytes, interleaved_times, operator_table, run_case
-from records import SCHEMA, CaseRecord, Record, ShapeRecord, load_record, save_record
+from records import KIND, SCHEMA, CaseRecord, Record, ShapeRecord, load_record, save_record
 from report import head, markdown, shape_table
 from torch import Tensor
 
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import ConfigError
+from fgvc.io import require_own
 from fgvc.provenance import commit_label, source_state
 
 SHAPES = ("10x256x7x7", "10x256x14x14", "10x256x28x28", "32x512x14x14")
@@ -90,6 +91,8 @@ def check_settings(given: argparse.Namespace) -> None:
         raise ConfigError("--features brings its own shapes; leave out --shapes")
     if given.output and given.output.is_dir():
         raise ConfigError(f"--output {given.output}: is a folder, give a file")
+    if given.output:
+        require_own(given.output, KIND)  # before the work
 
 
 def make_inputs(given: argparse.Namespace) -> dict[Shape, Tensor]:

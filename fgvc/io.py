@@ -184,8 +184,15 @@ def locked(path: Path, *, on_wait: Callable[[], object] | None = None) -> Iterat
     the file system has no locks: nobody can know who else is there.
 
     The lock ends with the process, however that ends, even where a process that it has forked lives on; the empty file
-    of a killed one is in nobody's way.
+    of a killed one is in nobody's way. A file that holds something is no lock file.
+
+    Raises:
+        FileExistsError: `path` holds something; it is unchanged.
+        OSError: the file cannot be made.
     """
+    if path.is_file() and path.stat().st_size:
+        reason = "is not empty, so it is no lock file, and one is needed here; move or delete it"
+        raise FileExistsError(errno.EEXIST, reason, str(path))
     lock = FileLock(path, fallback_to_soft=False)
     free: bool | None = True
     try:
@@ -235,6 +242,8 @@ def output_path(path: Path, kind: str = "") -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(record.with_suffix(".lock"), on_wait=lambda: None))
+        except FileExistsError:
+            raise
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error  # the user knows no lock
         require_own(path, kind)
@@ -257,6 +266,8 @@ def write_output(path: Path, text: str, kind: str = "") -> None:
 
 def require_own(path: Path, kind: str = "") -> None:
     """Raise FileExistsError if something lies at `path` that `output_path` did not write there."""
+    if path.name == _MADE:
+        raise FileExistsError(errno.EEXIST, "is the record of the files that fgvc made; give another name", str(path))
     if not os.path.lexists(path):
         return
     own, *digests = _read_made(path.parent).get(path.name, [None])

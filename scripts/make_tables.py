@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import to_json, write_output
+from fgvc.errors import ConfigError
+from fgvc.io import require_own, to_json, write_output
 from fgvc.reporting.registry import TABLES, Inputs, default_tables, make_tables
 from fgvc.resources import resource_folder
 
@@ -33,18 +34,19 @@ def main() -> None:
     tables, notes = make_tables(list(TABLES) if "all" in requested else list(dict.fromkeys(requested)), inputs)
     folders = [path for path in arguments.results if path.is_dir()]
     output = arguments.output or (folders[0] / "tables" if folders else Path("tables"))
-    written = []
-    for name, table in tables.items():
-        texts = table.texts(name)
-        for file, text in texts.items():
-            written.append(output / file)
-            write_output(written[-1], text)
-        print(texts[f"{name}.md"])
-    if arguments.provenance:
-        cells = [cell for table in tables.values() for cell in table.provenance()]
-        write_output(arguments.provenance, to_json({"cells": cells}), "provenance")
-        written.append(arguments.provenance)
-    print(f"written: {', '.join(map(str, written))}")
+    texts = {output / file: text for name, table in tables.items() for file, text in table.texts(name).items()}
+    kinds = dict.fromkeys(texts, "")
+    if path := arguments.provenance:
+        if path.resolve() in {file.resolve() for file in texts}:
+            raise ConfigError(f"--provenance {path} is the file of a table; give another path")
+        texts[path] = to_json({"cells": [cell for table in tables.values() for cell in table.provenance()]})
+        kinds[path] = "provenance"
+    for file, kind in kinds.items():
+        require_own(file, kind)  # before the first is written
+    for file, text in texts.items():
+        write_output(file, text, kinds[file])
+    print(*(texts[output / f"{name}.md"] for name in tables), sep="\n")
+    print(f"written: {', '.join(map(str, texts))}")
     end_with_notes(notes, strict=arguments.strict)
 
 

@@ -139,6 +139,18 @@ def test_who_waits_for_a_lock_file_holds_the_one_that_is_in_place(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_holds_something_is_no_lock_file(tmp_path: Path) -> None:
+    for lock, act in {
+        "x.lock": lambda: locked(tmp_path / "x.lock").__enter__(),
+        ".fgvc-made.lock": lambda: write_output(tmp_path / "a.csv", "1"),
+        ".set.lock": lambda: replaced_folder(tmp_path / "set", print).__enter__(),
+    }.items():
+        (tmp_path / lock).write_text("mine")
+        with pytest.raises(FileExistsError, match="is no lock file") as caught:
+            act()
+        assert caught.value.filename == str(tmp_path / lock) and (tmp_path / lock).read_text() == "mine"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
 def test_a_lock_is_not_held_by_a_child_that_outlives_the_process(tmp_path: Path) -> None:
     """As a loader's worker does that of a killed run."""

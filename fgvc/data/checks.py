@@ -1,8 +1,9 @@
-"""Which images can be decoded: checked before a run, or known from an earlier verification of the folder."""
+"""Which images can be decoded, and what is in their files: read before a run, or known from an earlier reading."""
 
+import hashlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,7 +16,7 @@ from fgvc.data.image_file import UnreadableImageError
 from fgvc.data.registry import create_dataset
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import read_json
-from fgvc.io import write_json_atomic
+from fgvc.io import file_digests, write_json_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class BadImage(NamedTuple):
 
 def check_images(dataset: ImageDataset, workers: int = 4) -> list[BadImage]:
     """Decode every image fully, in `workers` threads, and return those that fail, in the dataset's order."""
-    return [bad for bad in map_images(_failure, dataset, workers) if bad is not None]
+    return [bad for bad in map_images(examine, dataset, workers) if isinstance(bad, BadImage)]
 
 
 def map_images(
@@ -63,12 +64,22 @@ def map_images(
             bar.update()
 
 
-def _failure(dataset: ImageDataset, index: int) -> BadImage | None:
+def examine(dataset: ImageDataset, index: int) -> str | BadImage:
+    """SHA-256 of an image file that can be decoded."""
+    path = dataset.paths[index]
     try:
         dataset.decode(index)
     except UnreadableImageError as error:
-        return BadImage(dataset.paths[index], str(error))
-    return None
+        return BadImage(path, str(error))
+    return file_digests(path, ["sha256"])["sha256"]  # the system's cache makes the second reading fast
+
+
+def content_digest(dataset: ImageDataset, files: Iterable[str]) -> str:
+    """SHA-256 over `fingerprint` without times and the digest of each file: equal for a copy in another folder."""
+    digest = hashlib.sha256(fingerprint(dataset, times=False).encode())
+    for file in files:
+        digest.update(file.encode())
+    return digest.hexdigest()
 
 
 def require_readable(
@@ -78,13 +89,13 @@ def require_readable(
     workers: int = 4,
     look_in: Path | None = None,
 ) -> ImageDataset:
-    """Return the dataset if all its images can be decoded; a verified folder is not decoded again.
+    """Return the dataset with its `content` if all its images can be decoded; known files are not read again.
 
     Args:
         dataset: the images to check.
         on_bad_image: "refuse" raises where an image is bad; "skip" leaves bad images out, with a logged warning.
-        stamp_dir: folder for a stamp file that remembers a passed check until a file of the dataset changes; None
-            checks every time.
+        stamp_dir: folder for a stamp file that remembers a passed check and `content` until a file of the dataset
+            changes or the dataset moves; None reads every time.
         workers: decoding threads.
         look_in: another folder that may hold the stamp file; it is only read.
 
@@ -94,25 +105,44 @@ def require_readable(
     """
     if on_bad_image not in ("refuse", "skip"):
         raise ConfigError(f"on_bad_image={on_bad_image!r} is unknown; choose one of refuse, skip")
-    if (dataset.root / FINGERPRINT).is_file() and was_verified(dataset):
-        return dataset
-    stamp = None if stamp_dir is None else stamp_dir / f"readable-{fingerprint(dataset)[:32]}.json"
-    if stamp is not None and (stamp.is_file() or (look_in is not None and (look_in / stamp.name).is_file())):
-        return dataset
-    bad = check_images(dataset, workers)
-    if not bad:
-        if stamp is not None:
-            write_json_atomic(stamp, {"root": str(dataset.root), "images": len(dataset.paths)})
-        return dataset
-    summary = bad_images_summary(dataset.root, bad, len(dataset.paths))
-    if on_bad_image == "refuse":
-        raise DatasetError(f"{summary}\nReplace these files, or go on without them: trainer.on_bad_image=skip")
-    bad_paths = {image.path for image in bad}
-    good = [index for index, path in enumerate(dataset.paths) if path not in bad_paths]
-    if not good:
-        raise DatasetError(f"{summary}\nNone is left; is {dataset.root} the right folder?")
-    logger.warning("left out: %s", summary)
-    return dataset.subset(good)
+    stamp = None if stamp_dir is None else stamp_dir / _stamp_name(dataset)
+    content = _verified_split(dataset).get("content")  # an earlier version wrote none
+    for folder in (stamp_dir, look_in):
+        if content is None and stamp is not None and folder is not None:
+            content = _read_stamp(folder / stamp.name)
+    if isinstance(content, str):
+        return dataset.with_content(content)
+    results = list(map_images(examine, dataset, workers))
+    bad = [result for result in results if isinstance(result, BadImage)]
+    good = {index: result for index, result in enumerate(results) if isinstance(result, str)}
+    if bad:
+        summary = bad_images_summary(dataset.root, bad, len(dataset.paths))
+        if on_bad_image == "refuse":
+            raise DatasetError(f"{summary}\nReplace these files, or go on without them: trainer.on_bad_image=skip")
+        if not good:
+            raise DatasetError(f"{summary}\nNone is left; is {dataset.root} the right folder?")
+        logger.warning("left out: %s", summary)
+        dataset = dataset.subset(list(good))
+    content = content_digest(dataset, good.values())
+    if stamp is not None and not bad:
+        write_json_atomic(stamp, {"root": str(dataset.root), "images": len(dataset.paths), "content": content})
+    return dataset.with_content(content)
+
+
+def _stamp_name(dataset: ImageDataset) -> str:
+    """Name of the stamp of a dataset in this place; the time at which a file's entry changed can be set by nobody."""
+    state = hashlib.sha256(f"{fingerprint(dataset)} {dataset.root.resolve()}".encode())
+    for path in dataset.paths:
+        state.update(f" {path.stat().st_ctime_ns}".encode())
+    return f"readable-{state.hexdigest()[:32]}.json"
+
+
+def _read_stamp(path: Path) -> str | None:
+    try:
+        content = read_json(path)["content"]
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or of an earlier version
+        return None
+    return content if isinstance(content, str) else None
 
 
 def bad_images_summary(root: Path, bad: list[BadImage], total: int) -> str:
@@ -129,9 +159,15 @@ def was_verified(dataset: ImageDataset) -> bool:
 
     False for a part of a verified dataset and for its cropped images: they were not verified as such.
     """
-    known = read_record(dataset.root)
-    states = {split.get("state") for split in known.get("splits", {}).values()}
-    return bool(states) and fingerprint(dataset) in states
+    return bool(_verified_split(dataset))
+
+
+def _verified_split(dataset: ImageDataset) -> dict[str, Any]:
+    """The entry of these images in the record of a verification; empty where there is none."""
+    splits = read_record(dataset.root).get("splits", {}).values()
+    state = fingerprint(dataset) if splits else None
+    found: dict[str, Any] = next((split for split in splits if split["state"] == state), {})
+    return found
 
 
 def verified_content(root: Path) -> str | None:

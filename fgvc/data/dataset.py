@@ -63,13 +63,20 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         root: the folder of the files.
         transform: a function of the RGB image; None leaves the image unchanged.
         crop: "bbox" cuts each image to its bounding box first; None takes the whole picture.
+        content: SHA-256 that tells these images from others, by the bytes of their files too, or that of the images
+            they were taken from; None where nobody has read them.
 
     Raises:
         ConfigError: unknown `crop`, or "bbox" without boxes.
     """
 
     def __init__(
-        self, samples: Samples, root: Path, transform: Transform | None = None, crop: str | None = None
+        self,
+        samples: Samples,
+        root: Path,
+        transform: Transform | None = None,
+        crop: str | None = None,
+        content: str | None = None,
     ) -> None:
         if crop not in (None, "bbox"):
             raise ConfigError(f"crop={crop!r} is unknown; choose bbox, or leave it out for the whole picture")
@@ -81,6 +88,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         self.root = root
         self.transform = transform
         self.crop = crop
+        self.content = content
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -110,11 +118,15 @@ class ImageDataset(Dataset[tuple[Any, int]]):
 
     def with_transform(self, transform: Transform | None) -> "ImageDataset":
         """The same images with another transform."""
-        return ImageDataset(self.samples, self.root, transform, self.crop)
+        return ImageDataset(self.samples, self.root, transform, self.crop, self.content)
+
+    def with_content(self, content: str) -> "ImageDataset":
+        """The same images with the digest of their files."""
+        return ImageDataset(self.samples, self.root, self.transform, self.crop, content)
 
     def subset(self, indices: Sequence[int]) -> "ImageDataset":
         """The images at `indices`, in that order, with all classes kept."""
-        return ImageDataset(self.samples.take(indices), self.root, self.transform, self.crop)
+        return ImageDataset(self.samples.take(indices), self.root, self.transform, self.crop, self.content)
 
 
 def collate(samples: list[Any]) -> Any:

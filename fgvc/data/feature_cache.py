@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import time
 import weakref
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 Extract = Callable[[Tensor], Tensor]
 _DTYPES = ("float32", "float16")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNFINISHED = re.compile(r"\.features-[0-9a-f]{32}\.[0-9a-f]{8}\.tmp\.npy")
 _used: weakref.WeakSet[FeatureSet] = weakref.WeakSet()  # what this process has open
 
 
@@ -70,8 +72,8 @@ def cached_features(
         extract: (B, 3, H, W) float32 on `device`, channels last -> (B, C, h, w), called in inference mode.
             It must put its model in eval mode itself.
         key_parts: everything that determines `extract`, e.g. {"backbone": name, "weights": digest}. The key consists of
-            these, the transform, the dataset's fingerprint, views, dtype, the kind of device and the format that
-            torch rounds the factors of float32 products to (TF32, bfloat16, that of autocast).
+            these, the transform, the dataset's fingerprint and content, views, dtype, the kind of device and the format
+            that torch rounds the factors of float32 products to (TF32, bfloat16, that of autocast).
         cache_dir: folder of the cache files.
         look_in: another folder that may hold the maps; nothing is written to it.
         batch_size: images in one call of `extract`.
@@ -96,10 +98,13 @@ def cached_features(
     views = 2 if transform.mirrors else 1
     fixed = transform.deterministic()
     kind = torch.device(device).type
-    conditions = {"transform": repr(fixed), "dataset": fingerprint(dataset), "views": str(views), "dtype": dtype}
+    conditions = {"transform": repr(fixed), "views": str(views), "dtype": dtype}
+    if dataset.content is None:
+        conditions["dataset"] = fingerprint(dataset)
+    else:  # wherever the files lie, and whenever they were written
+        conditions |= {"dataset": fingerprint(dataset, times=False), "content": dataset.content}
     parts = {**key_parts, **conditions, "device": kind, **float32_precision(kind)}
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    path = cache_dir / f"features-{key[:32]}.npy"
+    path = cache_dir / _file_name(parts)
     found = _find(path, dataset)
     if found is None and look_in is not None:
         found = _find(look_in / path.name, dataset, touch=False)
@@ -114,19 +119,13 @@ def cached_features(
         images = dataset.with_transform(fixed)
         loader = DataLoader(images, batch_size=batch_size, num_workers=workers, collate_fn=collate)
         batches = _extract_views(loader, extract, views, torch.device(device), np.dtype(dtype))
-        start = time.perf_counter()
-        shape = _write(path, batches, len(dataset), views, max_gb)
-        seconds = time.perf_counter() - start
-        # the card makes the file valid
-        card = {
-            "parts": parts,
-            "shape": shape,
-            "seconds": seconds,
-            "bytes": path.stat().st_size,
-            "crc32": _checksum(path),
-        }
-        write_json_atomic(_card_of(path), card)
+        seconds = _write(path, batches, len(dataset), views, max_gb, parts)
         return _in_use(FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=False))
+
+
+def _file_name(parts: Mapping[str, str]) -> str:
+    """Name of the file of the maps that `parts` determine."""
+    return f"features-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]}.npy"
 
 
 def _find(path: Path, dataset: ImageDataset, *, touch: bool = True) -> FeatureSet | None:
@@ -136,6 +135,8 @@ def _find(path: Path, dataset: ImageDataset, *, touch: bool = True) -> FeatureSe
     try:
         card = read_json(_card_of(path))
         seconds = float(card["seconds"])
+        if _file_name(card["parts"]) != path.name:
+            raise ValueError("its card is that of other maps")
         found = FeatureSet(path, dataset.targets, dataset.classes, seconds=seconds, from_cache=True)
         if list(found.shape) != card["shape"] or path.stat().st_size != card["bytes"]:
             raise ValueError(f"{path.stat().st_size} bytes of shape {list(found.shape)}, recorded {card['shape']}")
@@ -197,9 +198,15 @@ def _to_numpy(features: Tensor, dtype: np.dtype[np.floating]) -> NDArray[np.floa
 
 
 def _write(
-    path: Path, batches: Iterator[list[NDArray[np.floating]]], count: int, views: int, max_gb: float | None
-) -> list[int]:
-    """Write a .npy file (views, count, C, h, w) batch by batch and return its shape."""
+    path: Path,
+    batches: Iterator[list[NDArray[np.floating]]],
+    count: int,
+    views: int,
+    max_gb: float | None,
+    parts: Mapping[str, str],
+) -> float:
+    """Write a .npy file (views, count, C, h, w) batch by batch, and its card; return the seconds."""
+    start = time.perf_counter()
     first = next(batches)
     shape = [views, count, *first[0].shape[1:]]
     descr = np.lib.format.dtype_to_descr(first[0].dtype)
@@ -213,11 +220,16 @@ def _write(
         with _reserved(path, needed, max_gb) as file:
             file.write(header.getvalue())
             _write_views(file, first, batches, count)
+            file.flush()
+            seconds = time.perf_counter() - start
+            card = {"parts": parts, "shape": shape, "seconds": seconds, "bytes": needed}
+            # the card first: a file without one could be anybody's, and would never be evicted
+            write_json_atomic(_card_of(path), card | {"crc32": _checksum(Path(file.name))})
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
         raise _disk_full(path.parent, needed) from error
-    return shape
+    return seconds
 
 
 def _write_views(
@@ -267,12 +279,25 @@ def _reserved(path: Path, needed: int, max_gb: float | None) -> Iterator[IO[byte
 
 def _remove_leftovers(own: Path) -> None:
     """Delete the temporary files of killed runs: those whose lock is free, and those of `own`, whose lock is ours."""
-    for path in own.parent.glob(".features-*.tmp.npy"):
+    for path in _unfinished(own.parent):
         name = path.name[1:].partition(".")[0]
         with locked(own.with_name(f"{name}.lock")) as free:
             if free or name == own.stem:
                 logger.info("%s: left over by a killed run, deleted", path)
                 path.unlink(missing_ok=True)
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """Temporary files of maps, as `atomic_path` names them."""
+    return [path for path in folder.glob(".features-*.tmp.npy") if _UNFINISHED.fullmatch(path.name)]
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file is one of maps that this cache wrote: its card has its name."""
+    try:
+        return _file_name(read_json(_card_of(path))["parts"]) == path.name
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _make_room(folder: Path, needed: int, max_gb: float) -> None:
@@ -284,30 +309,25 @@ def _make_room(folder: Path, needed: int, max_gb: float) -> None:
     """
     gc.collect()  # maps of an earlier run of this process may be kept by reference cycles only
     own = {features.path for features in _used}
-    sizes = {path: path.stat().st_size for path in folder.glob("features-*.npy")}
-    written = sum(path.stat().st_size for path in folder.glob(".features-*.tmp.npy"))  # by other runs, now
+    sizes = {path: path.stat().st_size for path in folder.glob("features-*.npy") if path in own or _is_own(path)}
+    written = sum(path.stat().st_size for path in _unfinished(folder))  # by other runs, now
     _require_room(folder, needed, written + sum(size for path, size in sizes.items() if path in own), max_gb)
     taken = written + sum(sizes.values())
-    for used, path in sorted((_last_use(path), path) for path in sizes.keys() - own):
+    for used, path in sorted((_card_of(path).stat().st_mtime, path) for path in sizes.keys() - own):
         if taken + needed <= max_gb * 1e9:
             return
         with locked(path.with_suffix(".lock")) as free:
-            if free is False:  # just written: its card comes next
+            if free is False:  # about to be read, or written again
                 continue
             try:
                 path.unlink()
             except PermissionError:  # Windows deletes no open file
                 continue
-        _card_of(path).unlink(missing_ok=True)
+            _card_of(path).unlink(missing_ok=True)
         taken -= sizes[path]
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
         logger.info("evicted from the feature cache: %s, %.3g GB, last used %s", path, sizes[path] / 1e9, when)
     _require_room(folder, needed, taken, max_gb)
-
-
-def _last_use(path: Path) -> float:
-    card = _card_of(path)
-    return (card if card.exists() else path).stat().st_mtime
 
 
 def _require_room(folder: Path, needed: int, used: int, max_gb: float) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections import Counter
@@ -16,13 +17,14 @@ from fgvc.data.checks import (
     FINGERPRINT,
     BadImage,
     bad_images_summary,
+    content_digest,
+    examine,
     is_unchanged,
     map_images,
     read_record,
     read_splits,
 )
 from fgvc.data.dataset import ImageDataset, fingerprint
-from fgvc.data.image_file import UnreadableImageError
 from fgvc.data.layout import listing, read_lines
 from fgvc.errors import DatasetError
 from fgvc.io import atomic_path, file_digests, write_json_atomic
@@ -58,7 +60,8 @@ def verify(
         archives: checksums of the archives; None takes those of the earlier fingerprint, if any.
 
     Raises:
-        DatasetError: counts differ, images cannot be decoded, or files changed since the fingerprint was written.
+        DatasetError: counts differ, images cannot be decoded, files changed since the fingerprint was written, or one
+            of its two files is someone else's.
     """
     splits = read_splits(name, root)
     problems = count_problems(card, splits)
@@ -68,9 +71,11 @@ def verify(
             "classes is fine to train on, though it cannot be verified"
         )
     known = read_record(root)
+    if write and not known and os.path.lexists(root / FINGERPRINT):
+        raise _not_own(root / FINGERPRINT)
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / FILES
-        _write_listing(root, splits, files, workers)
+        contents = _write_listing(root, splits, files, workers)
         result = {
             "name": name,
             "fgvc": __version__,
@@ -79,15 +84,26 @@ def verify(
             "classes": card.classes,
             "images": sum(map(len, splits.values())),
             "content": file_digests(files, ["sha256"])["sha256"],
-            "splits": {split: _split_state(dataset) for split, dataset in splits.items()},
+            "splits": {
+                split: _split_state(dataset) | {"content": contents[split]} for split, dataset in splits.items()
+            },
         }
         if known:
             _refuse_changes(root, known, result, files)
         if write:
-            with atomic_path(root / FILES) as temporary:
+            listed = root / FILES
+            if os.path.lexists(listed) and (
+                not listed.is_file() or file_digests(listed, ["sha256"])["sha256"] != result["content"]
+            ):
+                raise _not_own(listed)
+            with atomic_path(listed) as temporary:
                 shutil.copyfile(files, temporary)
             write_json_atomic(root / FINGERPRINT, result)
     return result
+
+
+def _not_own(path: Path) -> DatasetError:
+    return DatasetError(f"{path} is not of this dataset, and is not replaced; move or delete it")
 
 
 def count_problems(card: Card, splits: Mapping[str, ImageDataset]) -> list[str]:
@@ -106,30 +122,26 @@ def count_problems(card: Card, splits: Mapping[str, ImageDataset]) -> list[str]:
     return found
 
 
-def _write_listing(root: Path, splits: Mapping[str, ImageDataset], path: Path, workers: int) -> None:
-    """Decode every image and write "<sha256>  <path below the root>" of each. Raises DatasetError for bad ones."""
+def _write_listing(root: Path, splits: Mapping[str, ImageDataset], path: Path, workers: int) -> dict[str, str]:
+    """Decode every image, write "<sha256>  <path below the root>" of each and return `content_digest` of each split.
+
+    Raises:
+        DatasetError: an image cannot be decoded.
+    """
     bad: list[BadImage] = []
+    contents = {}
     with path.open("w", encoding="utf-8") as file:
-        for dataset in splits.values():
-            results = map_images(_examine, dataset, workers)
-            for name, result in zip(dataset.relative_paths(), results, strict=True):
-                if isinstance(result, BadImage):
-                    bad.append(result)
-                else:
-                    file.write(_line(result, name))
+        for split, dataset in splits.items():
+            results = list(map_images(examine, dataset, workers))
+            digests = [result for result in results if isinstance(result, str)]
+            bad += [result for result in results if isinstance(result, BadImage)]
+            if not bad:
+                file.writelines(map(_line, digests, dataset.relative_paths()))
+                contents[split] = content_digest(dataset, digests)
     if bad:
         summary = bad_images_summary(root, bad, sum(map(len, splits.values())))
         raise DatasetError(f"{summary}\n{_AGAIN}")
-
-
-def _examine(dataset: ImageDataset, index: int) -> str | BadImage:
-    """SHA-256 of an image file that can be decoded."""
-    path = dataset.paths[index]
-    try:
-        dataset.decode(index)
-    except UnreadableImageError as error:
-        return BadImage(path, str(error))
-    return file_digests(path, ["sha256"])["sha256"]  # the system's cache makes the second reading fast
+    return contents
 
 
 def _split_state(dataset: ImageDataset) -> dict[str, Any]:
@@ -152,7 +164,7 @@ def _refuse_changes(root: Path, known: Mapping[str, Any], found: Mapping[str, An
         raise DatasetError(
             f"{root}: changed since {FINGERPRINT} was written ({known.get('date')}):\n  "
             + "\n  ".join(changes[:_SHOWN] + more)
-            + f"\n{_AGAIN}; to accept the changed files, delete {root / FINGERPRINT}"
+            + f"\n{_AGAIN}; to accept the changed files, delete {FINGERPRINT} and {FILES}"
         )
 
 

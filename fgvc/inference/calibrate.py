@@ -1,6 +1,7 @@
 """Calibration of a run: fits a temperature on images it was not trained on and saves it in RUN/calibration.json."""
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from fgvc.training.setup import create_accelerator, open_validation
 
 _log = logging.getLogger(__name__)
 
-_FILE = "calibration.json"
 _SCHEMA = 1
 
 
@@ -72,8 +72,9 @@ def calibrate_run(
 ) -> Calibration:
     """Fit the temperature of a run's saved weights and save it in calibration.json, replacing an older one.
 
-    See `fit_calibration` for arguments and errors.
+    See `fit_calibration` for arguments and errors; RunError too where calibration.json is no calibration.
     """
+    _require_own(RunFolder(Path(path)).calibration_file)  # before the work
     calibration = fit_calibration(Path(path), checkpoint=checkpoint, root=root, cache=cache)
     keep_calibration(Path(path), calibration)
     return calibration
@@ -145,9 +146,14 @@ def fit_calibration(
 
 
 def keep_calibration(path: Path, calibration: Calibration) -> None:
-    """Write a calibration to a run's calibration.json; the entry of the other checkpoint stays."""
-    file = path / _FILE
+    """Write a calibration to a run's calibration.json; the entry of the other checkpoint stays.
+
+    Raises:
+        RunError: the file is no calibration; it is unchanged.
+    """
+    file = RunFolder(path).calibration_file
     with locked(path / ".calibration.lock", on_wait=lambda: None):  # a parallel write must not drop the other entry
+        _require_own(file)
         records = {**_read(file), calibration.checkpoint: calibration.record}
         write_json_atomic(file, {"schema": _SCHEMA, "checkpoints": records})
 
@@ -158,10 +164,23 @@ def read_calibration(path: Path, checkpoint: str = "last") -> Calibration | None
     Raises:
         RunError: the weights are missing.
     """
-    record = _read(path / _FILE).get(checkpoint)
+    record = _read(RunFolder(path).calibration_file).get(checkpoint)
     if record is None or record["weights"] != _weights_digest(path, checkpoint):
         return None
     return Calibration(checkpoint, record["temperature"], record["split"], record["images"], record)
+
+
+def _require_own(file: Path) -> None:
+    """Raise RunError if something lies at `file` that has not the form of a calibration."""
+    if not os.path.lexists(file):
+        return
+    try:
+        content = read_json_object(file)
+        own = content.get("schema") == _SCHEMA and isinstance(content.get("checkpoints"), dict)
+    except (OSError, ValueError):
+        own = False
+    if not own:
+        raise RunError(f"{file} is no calibration of this version and is not replaced; move or delete it")
 
 
 def _measured(probability: Tensor, targets: Tensor) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def _key(path: Path, checkpoint: str, images: ImageDataset) -> str:
     """Return a digest of all that determines the descriptors."""
     folder = RunFolder(path)
     files = [file_digests(file, ["sha256"]) for file in (folder.weights_file(checkpoint), folder.config_file)]
-    parts = (__version__, files, fingerprint(images), repr(images.transform))
+    parts = (__version__, files, fingerprint(images), images.content, repr(images.transform))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Loads a finished run: its model with the saved weights, and its images."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fgvc.data import FeatureSet, ImageDataset
+from fgvc.data import FeatureSet, ImageDataset, fingerprint
 from fgvc.errors import RunError
 from fgvc.foreign import open_foreign
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
@@ -21,6 +22,7 @@ from fgvc.training.setup import (
     build_backbone,
     build_model,
     build_transform,
+    check_arithmetic,
     fold_backbone,
     hold_out,
     open_split,
@@ -29,6 +31,8 @@ from fgvc.training.setup import (
     split_features,
     trained_part,
 )
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,11 @@ def restore_run(
     backbone = restore_backbone(config)
     images = _read_split(config, split, backbone, look_in)
     require_classes(config, images.classes, read_classes(folder))
+    if not _same_images(images, read_run(path).images, split):
+        _log.warning(
+            "%s: the %s images are not those that the run had (dataset_fingerprint in %s)",
+            *(config.dataset.root, split, folder.summary_file),
+        )
     model = restore_model(folder, config, backbone, checkpoint)
     digest = weights_digest(backbone)
     trained = trained_part(config, model)
@@ -149,7 +158,12 @@ def restore_backbone(config: RunConfig) -> Backbone:
     """Build the backbone of a run. A frozen one has its weights; `restore_model` fills a trained one.
 
     `config` is changed: if the run saved the whole model, the initial weights are removed.
+
+    Raises:
+        RunError: the name of the backbone is one to look up.
+        ConfigError: an environment variable changes the precision, or as in training.
     """
+    check_arithmetic()
     if any(mark in config.backbone.name for mark in ":/"):
         raise RunError(
             f"backbone.name={config.backbone.name} is looked up on a hub or in a folder, which a run folder may not "
@@ -171,8 +185,11 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
     with_method = replace(config, method=restored_method(config, run, checkpoint))
     model = build_model(with_method, backbone, len(read_classes(folder)))
     if config.backbone.frozen and (digest := weights_digest(backbone)) != run.weights_digest:
+        given = f"backbone.weights={config.backbone.weights}"
+        if config.initial_weights is not None:
+            given = f"initial_weights={config.initial_weights}"
         raise RunError(
-            f"backbone.weights={config.backbone.weights} are not the weights the run's head was trained on "
+            f"{given} are not the weights the run's head was trained on "
             f"(sha256 {digest[:12]}; in training {str(run.weights_digest)[:12]}, see weights_digest in summary.json); "
             "restore the same file"
         )
@@ -227,6 +244,14 @@ def require_classes(config: RunConfig, classes: list[str], trained: list[str]) -
             f"{config.dataset.root} has {len(classes)} classes, the first {classes[0]!r}; the run was trained with "
             f"{len(trained)}, the first {trained[0]!r}; give the folder of the same dataset"
         )
+
+
+def _same_images(images: ImageDataset, known: Mapping[str, str], split: str) -> bool:
+    """Whether images have the digests of a run's summary; True where an earlier version wrote none to compare."""
+    if f"{split}_content" in known:
+        return images.content == known[f"{split}_content"]
+    listed = known.get("test_list") if split == "test" else None
+    return listed is None or fingerprint(images, times=False) == listed
 
 
 def _require_images(config: RunConfig) -> None:

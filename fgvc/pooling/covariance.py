@@ -190,11 +190,12 @@ def mpn_cov(alpha: float = 0.5, scale: float = 1.0) -> EigenvalueMap:
     """Matrix power normalisation, scale * S^alpha.
 
     Args:
-        alpha: Power of the eigenvalues, not 0.
+        alpha: Power of the eigenvalues, from -10 to 10, not 0.
         scale: Constant factor of the result, above 0; not in the paper, the control for a layer that scales.
     """
     power = SQRT if alpha == 0.5 else Power(alpha)
-    return power if scale == 1 else Rescaled(power, scale)
+    rescaled = Rescaled(power, scale)  # checks the number
+    return power if scale == 1 else rescaled
 
 
 @register_spectral_pooling("svd_pade", "SVD-Padé", source="Song, Sebe, Wang, ICCV 2021", gradient="pade")

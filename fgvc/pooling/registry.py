@@ -25,7 +25,7 @@ class Pooling(nn.Module):
         out_features: Length of the descriptor.
 
     Raises:
-        ConfigError: one of them is no whole number of at least 1.
+        ConfigError: one of them is no whole number of at least 1, or `out_features` is 2^31 or more.
         ValueError: when called, for features of another shape or another number of channels.
         TypeError: when called, for features that are not floating point.
     """
@@ -33,7 +33,7 @@ class Pooling(nn.Module):
     def __init__(self, channels: int, out_features: int) -> None:
         super().__init__()
         self.channels = whole_number("channels", channels, at_least=1)
-        self.out_features = whole_number("out_features", out_features, at_least=1)
+        self.out_features = whole_number("out_features", out_features, at_least=1, below=2**31)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check(x)

@@ -111,11 +111,13 @@ def require_free(paths: Sequence[Path], table: TableFile | None, overlays: Path 
     """Refuse to write over one of the images or a file that is someone else's, before anything is computed.
 
     Raises:
-        ConfigError: a result would replace one of the images.
+        ConfigError: a result would replace one of the images, or the table a drawn one.
         FileExistsError: as `require_own`.
     """
     targets = {} if overlays is None else {overlays / name: OVERLAY for name in picture_names(paths)}
     images = {path.resolve() for path in paths}
+    if table is not None and table.path.resolve() in {target.resolve() for target in targets}:
+        raise ConfigError(f"{table.path} is the file of the table and of an overlay; give another path")
     for target, kind in (targets if table is None else {**targets, table.path: table.kind}).items():
         if target.resolve() in images:
             raise ConfigError(f"{target} is one of the images, which are never written over; give another path")

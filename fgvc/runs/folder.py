@@ -78,6 +78,7 @@ class RunFolder:
         self.path = path
         self.config_file = path / "config.yaml"
         self.summary_file = path / "summary.json"
+        self.calibration_file = path / "calibration.json"
         self.split_file = path / "split.csv"
         self.metrics_file = path / "metrics.csv"
         self.predictions_file = path / "predictions.csv"

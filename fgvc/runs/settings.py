@@ -163,10 +163,12 @@ def _by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """
     settings = [_result_settings(run) for run in runs]
     known = [values for values in settings if values is not None]
+    for name, digests in _input_digests(runs).items():
+        for values, digest in zip(settings, digests, strict=True):
+            if values is not None:
+                values[name] = digest[:12]
     keys = sorted({key for values in known for key in values})
     differing = [key for key in keys if len({repr(values.get(key)) for values in known}) > 1]
-    if not all(values["test images"] for values in known):  # a run of an earlier version does not say
-        differing = [key for key in differing if key != "test images"]
     variants: dict[str, list[Run]] = {}
     for run, values in zip(runs, settings, strict=True):
         if values is None:
@@ -175,6 +177,23 @@ def _by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
             name = ", ".join(f"{key}={_shown(values.get(key))}" for key in differing)
         variants.setdefault(name, []).append(run)
     return variants
+
+
+def _input_digests(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Digests of the images and initial weights of these runs, since a path does not tell them from others.
+
+    All runs must have a digest, and those of earlier versions may not. The list of the training images depends on the
+    seed where some are held out; the digest of their content is that of the whole split.
+    """
+    initial = [run.initial_weights_digest or "" for run in runs]
+    found = {"initial_weights": initial} if all(initial) else {}
+    for split, text in (("train", "training images"), ("test", "test images")):
+        for kind in (f"{split}_content", f"{split}_list"):
+            digests = [run.images.get(kind, "") for run in runs]
+            if all(digests) and (kind != "train_list" or not any("validation_list" in run.images for run in runs)):
+                found[text] = digests
+                break
+    return found
 
 
 def _result_settings(run: Run) -> dict[str, Any] | None:
@@ -188,7 +207,6 @@ def _result_settings(run: Run) -> dict[str, Any] | None:
     given_weights = (settings[key] for key in ("backbone.weights", "backbone.pretrained", "initial_weights"))
     if any(given_weights) and run.weights_digest is not None:
         settings["backbone.weights"] = run.weights_digest[:12]  # the file may lie elsewhere, or be another one there
-    settings["test images"] = (run.test_digest or "")[:12]  # the root of a dataset does not tell it from others
     # the reduction is in `Setting`; a first-order method has none, whatever its configuration says
     left_out = ("seed", "method.reduction")
     return {key: value for key, value in settings.items() if role(key).changes_result and key not in left_out}

@@ -4,7 +4,7 @@ import functools
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -46,9 +46,11 @@ class Run:
 
     Most attributes have the same name in summary.json. `final` and `best` are accuracies of a finished run on the test
     split. `best_epoch` is the epoch of `best`; it was selected on the split `selected_on`. `test_classes` is the
-    number of classes with test images, over which `mean_class` averages. `test_digest` tells test images apart by
-    their names, classes and sizes. `rerun_of` is the folder of the run that `fgvc rerun` repeated. `coarse` has the
-    coarser label of each class by the name of its level, e.g. "family"; "" where it is unknown.
+    number of classes with test images, over which `mean_class` averages. `images` has digests that tell images apart:
+    "train_list", "test_list" by names, classes and sizes, "train_content", "test_content" by bytes too; earlier
+    versions lack some. `initial_weights_digest` is that of the file. `rerun_of` is the folder of the run that `fgvc
+    rerun` repeated. `coarse` has the coarser label of each class by the name of its level, e.g. "family"; "" where it
+    is unknown.
     """
 
     path: Path
@@ -83,7 +85,8 @@ class Run:
     second_order: bool | None = None
     test_classes: int | None = None
     rerun_of: str | None = None
-    test_digest: str | None = None
+    images: dict[str, str] = field(default_factory=dict)
+    initial_weights_digest: str | None = None
     coarse: dict[str, list[str]] | None = None
 
     @property
@@ -140,7 +143,7 @@ def read_run(path: Path) -> Run:
     images = _optional(summary, "dataset_fingerprint", dict, file) or {}
     fields: dict[str, Any] = {
         "path": path,
-        "test_digest": _optional(images, "test_list", str, file),
+        "images": {name: _value(images, name, str, file) for name, digest in images.items() if digest is not None},
         "final": final,
         "best": best,
         "best_epoch": _optional(selected, "epoch", int, file),

@@ -9,14 +9,13 @@ Shapes: lam, v (B, d), ascending; divided differences are those of the n = d - `
 on. A map that depends on the whole spectrum still sees all of `lam`.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from fgvc.spectral.precision import EIGENVALUE_FLOOR, check_whole_number, eigenvalue_floor
+from fgvc.spectral.precision import EIGENVALUE_FLOOR, check_whole_number, eigenvalue_floor, is_number
 
 
 class Band(NamedTuple):
@@ -198,10 +197,10 @@ class AmplifiedSquareRoot:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.amplification) and self.amplification >= 0):
-            raise ValueError(f"the amplification must be a finite number of at least 0, got {self.amplification}")
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"the temperature must be a finite number above 0, got {self.temperature}")
+        if not (is_number(self.amplification) and self.amplification >= 0):
+            raise ValueError(f"the amplification must be a number of at least 0, got {self.amplification!r}")
+        if not (is_number(self.temperature) and self.temperature > 0):
+            raise ValueError(f"the temperature must be a number above 0, got {self.temperature!r}")
 
     def _end(self, lam: Tensor) -> Tensor:
         """T m (B, 1): where the amplification has fallen to c / e."""
@@ -242,14 +241,14 @@ class Power:
     """f(lam) = lam^alpha, alpha != 0: matrix power normalisation, MPN-COV for alpha = 1/2. [Li et al., ICCV 2017]
 
     Raises:
-        ValueError: alpha is zero or not finite.
+        ValueError: alpha is zero, or no number from -10 to 10.
     """
 
     alpha: float
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.alpha) or self.alpha == 0:
-            raise ValueError(f"the power must be a finite number other than 0, got {self.alpha}")
+        if not is_number(self.alpha, limit=10) or self.alpha == 0:
+            raise ValueError(f"the power must be a number from -10 to 10 other than 0, got {self.alpha!r}")
 
     def value(self, lam: Tensor) -> Tensor:
         return lam**self.alpha
@@ -277,8 +276,8 @@ class Logarithm:
     ridge: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.ridge) and self.ridge >= 0):
-            raise ValueError(f"the ridge must be a finite number of at least 0, got {self.ridge}")
+        if not (is_number(self.ridge) and self.ridge >= 0):
+            raise ValueError(f"the ridge must be a number of at least 0, got {self.ridge!r}")
 
     def value(self, lam: Tensor) -> Tensor:
         return torch.log(lam + self.ridge)
@@ -361,8 +360,8 @@ class Rescaled:
     factor: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.factor) and self.factor > 0):
-            raise ValueError(f"the scale must be a finite number above 0, got {self.factor}")
+        if not (is_number(self.factor) and self.factor > 0):
+            raise ValueError(f"the scale must be a number above 0, got {self.factor!r}")
 
     def value(self, lam: Tensor) -> Tensor:
         return self.factor * self.g.value(lam)

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -91,6 +92,11 @@ def check_whole_number(name: str, value: int, least: int) -> None:
     """Raise ValueError where `value`, called `name` in the message, is no whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def is_number(value: object, limit: float = 1e30) -> bool:
+    """Whether `value` is a number, and no bool, of at most `limit` in size: larger ones overflow on the way."""
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= limit
 
 
 def check_square(matrix: Tensor) -> None:

@@ -9,7 +9,6 @@ A rule says what L is off the diagonal and which pullback stands on it. The publ
 (high, low) -> K~.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from torch import Tensor
 from fgvc.spectral.covariance import symmetric_from_triangle, upper_triangle
 from fgvc.spectral.maps import SQRT, EigenvalueMap, Eigenvalues, NewtonSchulzRoot, high_and_low
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
-from fgvc.spectral.precision import check_whole_number
+from fgvc.spectral.precision import check_whole_number, is_number
 
 
 class Loewner(NamedTuple):
@@ -147,8 +146,8 @@ def trunc(limit: float = 1e10) -> GradientRule:
     Raises:
         ValueError: `limit` is not a positive number.
     """
-    if not (math.isfinite(limit) and limit > 0):
-        raise ValueError(f"limit must be a finite number above 0, got {limit}")
+    if not (is_number(limit) and limit > 0):
+        raise ValueError(f"limit must be a number above 0, got {limit!r}")
     return PublishedChain(partial(_truncated, limit=limit))
 
 

@@ -188,10 +188,14 @@ def _require_same(folder: RunFolder, config: RunConfig) -> None:
 
 _INPUTS = {
     "weights": "weights of the backbone",
+    "initial_weights": "initial weights",
     "classes": "classes",
     "train_list": "training images",
+    "train_content": "training images",
     "validation_list": "held-out images",
+    "validation_content": "held-out images",
     "test_list": "test images",
+    "test_content": "test images",
 }
 
 
@@ -206,12 +210,17 @@ def require_same_digests(
     if not before:
         _log.warning("%s: its states hold no digests of weights and images, so these are not compared", folder.path)
         return
-    changed = [text for name, text in _INPUTS.items() if before.get(name) != digests.get(name)]
+    # an earlier version kept no digests of what is in the files
+    known = [name for name in _INPUTS if name in before or name in ("weights", "classes") or name.endswith("_list")]
+    changed = [name for name in known if before.get(name) != digests.get(name)]
     if changed:
+        root, weights = f"dataset.root={config.dataset.root}", f"backbone.weights={config.backbone.weights}"
+        if config.initial_weights is not None:
+            weights = f"initial_weights={config.initial_weights}"
+        settings = dict.fromkeys(weights if "weights" in name else root for name in changed)
         raise RunError(
-            f"{folder.path} began with other {', '.join(changed)} than are there now (dataset.root="
-            f"{config.dataset.root}, backbone.weights={config.backbone.weights}); restore them to continue, or give "
-            f"{_another(config)} to train again"
+            f"{folder.path} began with other {', '.join(dict.fromkeys(_INPUTS[name] for name in changed))} than are "
+            f"there now ({', '.join(settings)}); restore them to continue, or give {_another(config)} to train again"
         )
 
 
@@ -395,8 +404,13 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "test_classes": len(set(prepared.test.targets)),
         "out_features": prepared.head.pooling.out_features,
         "weights_digest": prepared.digests["weights"],
+        "initial_weights_digest": prepared.digests.get("initial_weights"),
         "dataset_fingerprint": {
-            **{name: prepared.digests.get(name) for name in ("train_list", "validation_list", "test_list")},
+            **{
+                f"{split}_{what}": prepared.digests.get(f"{split}_{what}")
+                for split in ("train", "validation", "test")
+                for what in ("list", "content")
+            },
             "verified_content": verified_content(prepared.test.root),
         },
         "config_hash": config_hash(config),

@@ -29,6 +29,7 @@ from fgvc.data import (
     split_validation,
 )
 from fgvc.errors import ConfigError, DatasetError
+from fgvc.io import file_digests
 from fgvc.models import (
     Backbone,
     FineGrainedModel,
@@ -38,6 +39,7 @@ from fgvc.models import (
     load_checkpoint,
     weights_digest,
 )
+from fgvc.models.files import locate_weights
 from fgvc.pooling import CovariancePooling
 from fgvc.provenance import PRECISION_VARIABLES
 from fgvc.runs.config import RunConfig
@@ -66,7 +68,8 @@ class Prepared:
         feature_seconds: Time spent on computing feature maps; 0 if they came from the cache or are not used.
         digests: SHA-256 by name of what the run is made from: "weights" (of the backbone before training), "classes",
             and "train_list", "validation_list", "test_list" (paths, classes, regions and sizes of the files, so equal
-            for a copy in another folder).
+            for a copy in another folder), and "train_content", "validation_content" and "test_content" (the same and
+            the bytes of the files; of held-out images that of the whole split), and "initial_weights" (the file).
     """
 
     trained: FineGrainedModel | PoolingHead
@@ -134,6 +137,14 @@ def _choose_device(device: str, *, alone: bool) -> None:
 _OFF = ("", "0", "f", "false", "n", "no", "off")
 
 
+_ARITHMETIC = {
+    **dict.fromkeys(PRECISION_VARIABLES, ("", "strict")),  # what oneDNN calls its default
+    "NVIDIA_TF32_OVERRIDE": ("",),
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _OFF,
+    "PYTORCH_MPS_FAST_MATH": _OFF,
+}
+
+
 def check_environment(precision: str, accumulation: int) -> None:
     """Check that no environment variable asks accelerate, torch or oneDNN for other results than the configuration.
 
@@ -150,22 +161,28 @@ def check_environment(precision: str, accumulation: int) -> None:
         "ACCELERATE_MIXED_PRECISION": ("", "no", precision),
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("", "1", str(accumulation)),
         "ACCELERATE_DYNAMO_BACKEND": ("", "no"),
+        "ACCELERATE_FP8_BACKEND": ("", "no"),
         "ACCELERATE_DOWNCAST_BF16": _OFF,
         # DeepSpeed, FSDP, Megatron-LM, ...
         **{name: _OFF for name in os.environ if name.startswith("ACCELERATE_USE_") and name != "ACCELERATE_USE_CPU"},
-        **dict.fromkeys(PRECISION_VARIABLES, ("", "strict")),  # what oneDNN calls its default
-        "NVIDIA_TF32_OVERRIDE": ("",),
-        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _OFF,
-        "PYTORCH_MPS_FAST_MATH": _OFF,
+        **_ARITHMETIC,
     }
+    _require_values(allowed, f" (trainer.precision={precision}, trainer.accumulation={accumulation})")
+
+
+def check_arithmetic() -> None:
+    """Check that no environment variable changes the precision of float32 products; ConfigError if one does."""
+    _require_values(_ARITHMETIC)
+
+
+def _require_values(allowed: Mapping[str, tuple[str, ...]], configuration: str = "") -> None:
     for name, values in allowed.items():
         value = os.environ.get(name, "")
         if value.lower() not in values:
             fine = [allowed for allowed in dict.fromkeys(values) if allowed][:2]
             raise ConfigError(
                 f"the environment variable {name}={value} would change the result, which comes from the configuration "
-                f"alone (trainer.precision={precision}, trainer.accumulation={accumulation}); unset it"
-                + (f", or set it to {' or '.join(fine)}" if fine else "")
+                f"alone{configuration}; unset it" + (f", or set it to {' or '.join(fine)}" if fine else "")
             )
 
 
@@ -198,15 +215,18 @@ def prepare(
     digests = {
         "weights": weights_digest(backbone),
         "classes": hashlib.sha256(json.dumps(train.classes).encode()).hexdigest(),
-        "train_list": fingerprint(train, times=False),
-        **({} if validation is None else {"validation_list": fingerprint(validation, times=False)}),
-        "test_list": fingerprint(test, times=False),
     }
+    read: dict[str, Any] = {"train": train, "test": test, "validation": validation}
+    for name, split in read.items():
+        if split is not None:
+            digests |= {f"{name}_list": fingerprint(split, times=False), f"{name}_content": split.content}
+    if config.initial_weights is not None:
+        file = locate_weights(config.initial_weights, "initial_weights")
+        digests["initial_weights"] = file_digests(file, ["sha256"])["sha256"]
     check_digests(digests)
     trained = trained_part(config, model.to(device))
     if config.trainer.epochs:
         try_training(config, trained, backbone, len(train), device)
-    read: dict[str, Any] = {"train": train, "test": test, "validation": validation}
     seconds = 0.0
     if config.backbone.frozen:
         extractor = fold_backbone(config, backbone, device)

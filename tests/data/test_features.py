@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from counted_backbone import COUNT, Backbone, images_in
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from fgvc.data import FeatureSet, ImageDataset, TransformSpec, cached_features
+from fgvc.data import FeatureSet, ImageDataset, Samples, TransformSpec, cached_features, require_readable
 from fgvc.errors import ConfigError, DatasetError
 
 
@@ -121,6 +122,31 @@ def test_maps_computed_with_tf32_are_not_those_of_float32(
     rounded = features_of(dataset, Backbone(), device="cuda").path
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
     assert features_of(dataset, Backbone(), device="cuda").path != rounded
+
+
+def bitmaps(root: Path, shade: int, time: int) -> ImageDataset:
+    """Files of one size, all written at a time."""
+    paths = [root / f"{number}.bmp" for number in range(COUNT)]
+    root.mkdir()
+    for path in paths:
+        Image.new("RGB", (16, 16), (shade, 0, 0)).save(path)
+        os.utime(path, ns=(0, time))
+    return ImageDataset(Samples(["a", "b"], paths, [0, 1, 0, 1, 0, 1, 1]), root)
+
+
+def test_maps_go_with_the_content_of_files_not_with_place_and_time(tmp_path: Path) -> None:
+    def computed(dataset: ImageDataset) -> int:
+        backbone = Backbone()
+        checked = require_readable(dataset, stamp_dir=tmp_path)
+        features_of(checked, backbone, transform(training=False), cache_dir=tmp_path)
+        return backbone.calls
+
+    dataset = bitmaps(tmp_path / "a", 10, 0)
+    assert [computed(dataset), computed(dataset)] == [3, 0]
+    assert computed(bitmaps(tmp_path / "moved", 10, 1)) == 0
+    assert computed(bitmaps(tmp_path / "other", 20, 0)) == 3
+    shutil.rmtree(dataset.root)
+    assert computed(bitmaps(dataset.root, 30, 0)) == 3
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

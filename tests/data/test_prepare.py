@@ -134,8 +134,19 @@ def test_changed_files_are_named(ready: Place, verify_only: bool) -> None:
     for _ in range(2):
         with pytest.raises(DatasetError, match=f"changed since fingerprint.json.*\n  {changed}: other content\n"):
             ready.prepare(verify_only=verify_only)
-    (ready.root / "fingerprint.json").unlink()
+    for name in ("fingerprint.json", "fingerprint.sha256"):
+        (ready.root / name).unlink()
     assert ready.prepare().fingerprint is not None
+
+
+@pytest.mark.parametrize("name", ["fingerprint.json", "fingerprint.sha256"])
+def test_a_fingerprint_of_someone_else_is_not_replaced(ready: Place, name: str) -> None:
+    for own in ("fingerprint.json", "fingerprint.sha256"):
+        (ready.root / own).unlink()
+    (ready.root / name).write_text("mine")
+    with pytest.raises(DatasetError, match=f"{name} is not of this dataset"):
+        ready.prepare()
+    assert (ready.root / name).read_text() == "mine"
 
 
 def test_verify_only_sees_a_change_that_keeps_size_and_time(ready: Place) -> None:

@@ -235,14 +235,35 @@ def test_no_limit_evicts_nothing_and_a_lower_one_only_when_something_is_added(da
     assert use(dataset, "d", 2)
 
 
-def test_an_entry_larger_than_the_limit_evicts_nothing_and_a_file_without_a_card_can_go(dataset: ImageDataset) -> None:
+def test_an_entry_larger_than_the_limit_evicts_nothing(dataset: ImageDataset) -> None:
     use(dataset, "a", None)
     with pytest.raises(ConfigError, match=r"those in use 0 GB.*Raise cache\.max_gb to 1\.4[78]e-06"):
         features_of(dataset, Backbone(), "b", entries=0.9)
     assert kinds(dataset) == [".json", ".npy"]
-    next((dataset.root / "cache").glob("*.json")).unlink()
+
+
+def test_files_of_others_in_the_folder_stay(dataset: ImageDataset) -> None:
+    """Even with names like ours: a file is one of the cache if its card has its name."""
+    use(dataset, "a", None)
+    folder, other = dataset.root / "cache", "0123456789abcdef" * 2
+    card = next(folder.glob("*.json")).read_text()
+    theirs = {"features-mine.npy": "x", f"features-{other}.npy": "x", f"features-{other}.json": card}
+    theirs |= {".features-mine.tmp.npy": "x", ".features-0.0.tmp.npy": "x", f".features-{other}.mine.tmp.npy": "x"}
+    for name, content in theirs.items():
+        (folder / name).write_text(content)
+    killed = folder / f".features-{other}.0123abcd.tmp.npy"
+    killed.touch()
     use(dataset, "b", 1)
-    assert kinds(dataset) == [".json", ".npy"]
+    assert {path.name for path in folder.iterdir()} > set(theirs) and not killed.exists()
+    assert len(kinds(dataset)) == len(theirs) + 2
+
+
+def test_maps_under_the_name_of_others_are_not_used(dataset: ImageDataset, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = (features_of(dataset, Backbone(), name).path for name in "ab")
+    for suffix in (".npy", ".json"):
+        first.with_suffix(suffix).rename(first.with_suffix(f"{suffix}.old"))
+        second.with_suffix(suffix).rename(first.with_suffix(suffix))
+    assert not features_of(dataset, Backbone(), "a").from_cache and "that of other maps" in caplog.text
 
 
 def test_this_process_keeps_what_it_uses_itself(dataset: ImageDataset) -> None:
@@ -308,7 +329,7 @@ def test_without_locks_all_works_but_no_cleaning_up(dataset: ImageDataset, monke
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("fcntl.flock", none)
-    leftover = dataset.root / "cache" / ".features-0.0.tmp.npy"
+    leftover = dataset.root / "cache" / f".features-{32 * '0'}.{8 * '0'}.tmp.npy"
     leftover.parent.mkdir()
     leftover.touch()
     assert [use(dataset, name, 2) for name in "aabbc"] == [False, True, False, True, False]

@@ -152,6 +152,28 @@ def test_a_file_in_the_way_is_named_before_the_work(copy: Copy, monkeypatch: pyt
         evaluate_run(copied)
 
 
+def test_other_test_images_are_noted(runs: Path, copy: Copy, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, root = copy("tuned"), tmp_path / "moved"
+    shutil.copytree(runs / "datasets" / "synthetic", root)
+    evaluate_run(path, root=str(root))
+    assert "not those that the run had" not in caplog.text
+    shutil.rmtree(path)
+    file = next(root.rglob("test_*.jpg"))
+    file.write_bytes(file.read_bytes() + bytes(8))
+    path = copy("tuned")
+    evaluate_run(path, root=str(root))
+    assert f"{root}: the test images are not those that the run had" in caplog.text
+    caplog.clear()
+    shutil.rmtree(path)
+    path = copy("tuned")
+    summary = json.loads((path / "summary.json").read_text())
+    images = summary["dataset_fingerprint"]
+    summary["dataset_fingerprint"] = {"test_list": images["test_list"]}  # as an earlier version wrote it
+    (path / "summary.json").write_text(json.dumps(summary))
+    evaluate_run(path, root=str(root))
+    assert "the test images are not those" in caplog.text
+
+
 def test_weights_that_give_no_numbers_are_refused(copy: Copy) -> None:
     path = copy("frozen")
     file = path / "checkpoints" / "last.safetensors"

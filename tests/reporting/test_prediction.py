@@ -347,6 +347,14 @@ def test_no_image_and_no_strange_file_is_written_over(
     refused(predict(run, image, "--no-overlay", "--csv", run / "predictions.csv"), "predictions.csv: exists")
     refused(here("report.py", run, "--output", run / "summary.json", cwd=tmp_path), "summary.json: exists")
     refused(here("make_tables.py", run, "--provenance", run / "config.yaml", cwd=tmp_path), "config.yaml: exists")
+    overlays = tmp_path / "ov"
+    refused(
+        predict(run, image, "--overlay", overlays, "--csv", overlays / "bird.png"), "of the table and of an overlay"
+    )
+    output = ("--output", "tb", "--provenance", "tb/accuracy.csv")
+    refused(here("make_tables.py", run, *output, cwd=tmp_path), "--provenance tb/accuracy.csv is the file of a table")
+    refused(predict(run, image, "--csv", tmp_path / ".fgvc-made.json"), "is the record of the files")
+    assert not overlays.exists() and not (tmp_path / "tb").exists() and not (tmp_path / ".fgvc-made.json").exists()
     assert {path: path.read_bytes() for path in before} == before
     for _ in range(2):  # a command may be repeated
         assert predict(run, image).returncode == 0 and predict(run, photos, "--overlay", tmp_path / "o").returncode == 0

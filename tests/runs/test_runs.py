@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,37 @@ def test_runs_on_other_test_images_are_no_repetitions(tmp_path: Path) -> None:
     named = {"SEB [test images=aaaaaaaaaaaa]": [0], "SEB [test images=bbbbbbbbbbbb]": [2]}
     assert rows(tmp_path, "seed0", "seed2") == named
     assert rows(tmp_path, "seed0", "seed3") == {"SEB": [0, 3]}  # of an earlier version, which does not say
+
+
+def test_runs_on_other_training_images_are_no_repetitions(tmp_path: Path) -> None:
+    def written(seed: int, **images: str) -> None:
+        shutil.rmtree(tmp_path / f"seed{seed}", ignore_errors=True)
+        write_config(write_run(tmp_path / f"seed{seed}", seed=seed, dataset_fingerprint=images), seed=seed)
+
+    written(0, train_list="a" * 64, train_content="c" * 64, test_list="t" * 64)
+    written(1, train_list="a" * 64, test_list="t" * 64)  # of an earlier version
+    written(2, train_list="b" * 64, train_content="d" * 64, test_list="t" * 64)
+    assert rows(tmp_path, "seed0", "seed1") == {"SEB": [0, 1]}
+    named = {"SEB [training images=aaaaaaaaaaaa]": [0, 1], "SEB [training images=bbbbbbbbbbbb]": [2]}
+    assert rows(tmp_path, "seed0", "seed1", "seed2") == named
+    written(2, train_list="a" * 64, train_content="d" * 64, test_list="t" * 64)  # names and sizes are those of others
+    named = {"SEB [training images=cccccccccccc]": [0], "SEB [training images=dddddddddddd]": [2]}
+    assert rows(tmp_path, "seed0", "seed2") == named
+    for seed, kept in enumerate("ab"):  # the seed chose what was held out
+        written(seed, train_list=kept * 64, train_content="c" * 64, validation_list="v" * 64)
+    assert rows(tmp_path, "seed0", "seed1") == {"SEB": [0, 1]}
+    for seed, kept in enumerate("ab"):
+        written(seed, train_list=kept * 64, validation_list="v" * 64)
+    assert rows(tmp_path, "seed0", "seed1") == {"SEB": [0, 1]}
+
+
+def test_initial_weights_are_told_apart_by_their_file(tmp_path: Path) -> None:
+    for seed, digest in enumerate(("a" * 64, "a" * 64, "b" * 64)):
+        path = write_run(tmp_path / f"seed{seed}", seed=seed, initial_weights_digest=digest)
+        write_config(path, initial_weights=f"/disk{seed % 2}/model.pth")
+    assert rows(tmp_path, "seed0", "seed1") == {"SEB": [0, 1]}
+    named = {"SEB [initial_weights=aaaaaaaaaaaa]": [0], "SEB [initial_weights=bbbbbbbbbbbb]": [2]}
+    assert rows(tmp_path, "seed0", "seed2") == named
 
 
 def test_the_reduction_of_a_configuration_is_nothing_to_gap(tmp_path: Path) -> None:

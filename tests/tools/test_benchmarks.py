@@ -110,6 +110,15 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
     assert out == "" and err.count("\n") == 1 and message in err
 
 
+def test_a_file_of_someone_else_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes").write_text("mine")
+    tiny = ["--shapes", "2x8x2x2", "--methods", "gap", "--repetitions", "1", "--output"]
+    assert status(*tiny, tmp_path / "notes") == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "notes" in err and (tmp_path / "notes").read_text() == "mine"
+    assert [status(*tiny, tmp_path / "own.json") for _ in range(2)] == [0, 0]
+
+
 @pytest.mark.parametrize(
     "change",
     [{"schema": 0}, {"shapes": [{}]}, {"extra": 1}, {"arguments": {"repetitions": 3}}],

@@ -18,7 +18,7 @@ from fgvc.training.setup import build_backbone
 
 CONFIGS = ROOT / "configs"
 OPTIONS = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS)
-FILLED = ["dataset.root=somewhere", "backbone.name=resnet18"]
+FILLED = ["dataset.root=somewhere", "backbone.name=resnet18", "initial_weights=null"]
 
 
 def composed(*overrides: str) -> RunConfig:

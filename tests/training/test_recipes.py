@@ -210,11 +210,17 @@ def test_a_frozen_head_starts_from_initial_weights(tmp_path: Path, train_here: T
     succeeded(train_here(tmp_path, "run_dir=head", "backbone.frozen=true", "trainer.epochs=1", weights))
     evaluated = here("evaluate.py", "head", cwd=tmp_path)
     assert f"{summary_of(tmp_path / 'head')['final']['top1']:.2f}" in evaluated.stdout, evaluated.stderr
+    succeeded(train_here(tmp_path, "run_dir=other", "seed=6"))
+    for which in ("best", "last"):
+        (tmp_path / "other" / "checkpoints" / f"{which}.safetensors").replace(
+            tmp_path / "whole" / "checkpoints" / f"{which}.safetensors"
+        )
+    refused(here("evaluate.py", "head", "--output", "new", cwd=tmp_path), f"{weights} are not the weights")
 
 
 PUBLISHED = sorted(path.stem for path in (ROOT / "configs" / "experiment").iterdir())
 SMALLER = ["backbone.name=test_resnet", "backbone.weights=null", "method.reduction=8"]
-SMALLER += ["dataset.transform.size=64", "dataset.root=nowhere"]
+SMALLER += ["dataset.transform.size=64", "dataset.root=nowhere", "initial_weights=null"]
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name[0] != "_" and not name.endswith("_seb")])

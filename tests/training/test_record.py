@@ -46,7 +46,8 @@ def test_a_run_records_what_it_was_made_with(tmp_path: Path, train_here: Train) 
     assert summary["machine"] == machine_facts()
     assert summary["machine"]["processes"] == 1 and summary["machine"]["memory_gib"] > 0
     found = summary["dataset_fingerprint"]
-    assert set(found) == {"train_list", "validation_list", "test_list", "verified_content"}
+    splits = ("train", "validation", "test")
+    assert set(found) == {f"{split}_{what}" for split in splits for what in ("list", "content")} | {"verified_content"}
     options = {"classes": 3, "train_per_class": 4, "test_per_class": 3, "size": 64}
     test = create_dataset("synthetic", root=tmp_path / "datasets" / "synthetic", split="test", **options)
     assert found["test_list"] == fingerprint(test, times=False)

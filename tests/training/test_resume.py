@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Train, refused, train
+from command_line import Train, a_config, refused, train
 from forked_runs import MOMENTS, train_in_processes, train_until
 from miniature import write_miniature
 from safetensors.torch import load_file, save_file
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from fgvc.errors import RunError
 from fgvc.foreign import load_pytorch
 from fgvc.models import create_backbone
+from fgvc.runs.folder import RunFolder
 from fgvc.training import run
 from fgvc.training.states import StateStore
 
@@ -281,6 +282,19 @@ def rename_a_test_image(cwd: Path) -> None:
     (cwd / "birds" / "images.txt").write_text(text.replace(old, "renamed.jpg"))
 
 
+def replace_training_images(cwd: Path) -> None:
+    """By others of the same name, size and time."""
+    splits = (cwd / "birds" / "train_test_split.txt").read_text().split()
+    trained = {number for number, split in zip(splits[::2], splits[1::2], strict=True) if split == "1"}
+    for line in (cwd / "birds" / "images.txt").read_text().splitlines():
+        number, _, name = line.partition(" ")
+        if number in trained:
+            file = cwd / "birds" / "images" / name
+            before, content = file.stat(), file.read_bytes()
+            file.write_bytes(content[:-3] + b"\0" + content[-2:])  # the picture changes little, the file does
+            os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def rename_a_class(cwd: Path) -> None:
     file = cwd / "birds" / "classes.txt"
     file.write_text(file.read_text().replace("Le Conte's Sparrow", "Nelson's Sparrow"))
@@ -290,6 +304,7 @@ def rename_a_class(cwd: Path) -> None:
     ("change", "named", "not_named"),
     [
         (replace_weights, "weights of the backbone than", "images"),
+        (replace_training_images, "training images than", "test images"),
         (add_an_image, "training images than", "test images"),
         (rename_a_test_image, "test images than", "training images"),
         (rename_a_class, "classes, training images", "weights of"),
@@ -315,6 +330,42 @@ def test_a_dataset_that_moved_is_the_same(stopped: Path, tmp_path: Path, here: T
     done = here("train.py", *STOPPED, "run_dir=stopped", "dataset.root=moved", cwd=tmp_path / "copy")
     assert done.returncode == 0 and "continuing stopped" in done.stderr, done.stderr
     assert_same_run(tmp_path / "copy" / "stopped", tmp_path / "copy" / "straight")
+
+
+def test_a_run_of_a_version_that_read_no_content_is_compared_as_before(
+    stopped: Path, tmp_path: Path, here: Train
+) -> None:
+    cwd = tmp_path / "copy"
+    shutil.copytree(stopped, cwd)
+    for card in (cwd / "stopped" / "checkpoints").glob("*.json"):
+        content = json.loads(card.read_text())
+        content["digests"] = {name: d for name, d in content["digests"].items() if not name.endswith("_content")}
+        card.write_text(json.dumps(content))
+    assert not any("_content" in file.read_text() for file in (cwd / "stopped" / "checkpoints").glob("*.json"))
+    refused(here("train.py", *STOPPED, "run_dir=stopped", "backbone.weights=second.safetensors", cwd=cwd), "stopped")
+    done = here("train.py", *STOPPED, "run_dir=stopped", cwd=cwd)
+    assert done.returncode == 0 and "continuing stopped" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "named"),
+    [
+        ({"weights": "a"}, {"weights": "b"}, r"other weights of the backbone than .* \(initial_weights=w\.pth\)"),
+        (
+            {"initial_weights": "a"},
+            {"initial_weights": "b"},
+            r"other initial weights than .* \(initial_weights=w\.pth\)",
+        ),
+        ({"classes": "a"}, {"classes": "b", "initial_weights": "b"}, r"other classes than .* \(dataset\.root=r\)"),
+    ],
+)
+def test_what_changed_is_named_with_its_setting(
+    tmp_path: Path, before: dict[str, str], now: dict[str, str], named: str
+) -> None:
+    states = a_store(tmp_path, states=0)
+    states.write({}, epoch=1, step=1, digests=before)
+    with pytest.raises(RunError, match=named):
+        run.require_same_digests(a_config(initial_weights="w.pth"), (RunFolder(tmp_path), states), now)
 
 
 def a_store(tmp_path: Path, states: int) -> StateStore:

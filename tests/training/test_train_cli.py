@@ -219,6 +219,7 @@ def test_a_run_is_not_evaluated_on_another_dataset(finished: Path, tmp_path: Pat
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
         ("ACCELERATE_MIXED_PRECISION", "bf16"),
         ("ACCELERATE_DYNAMO_BACKEND", "inductor"),
+        ("ACCELERATE_FP8_BACKEND", "TE"),
         ("ACCELERATE_USE_DEEPSPEED", "true"),
         ("ACCELERATE_USE_FSDP", "true"),
         ("ACCELERATE_USE_MEGATRON_LM", "1"),
@@ -233,6 +234,17 @@ def test_a_variable_that_would_change_the_result_is_refused(
     monkeypatch.setenv(variable, value)
     refused(train_here(tmp_path, "run_dir=run"), f"{variable}={value}", "unset it")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_variable_that_would_change_a_prediction_is_refused(
+    finished: Path, tmp_path: Path, here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = next((finished / "datasets").rglob("test_*.jpg"))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # predictions ask nothing of accelerate
+    succeeded(here("predict.py", finished / "run", image, "--no-overlay", cwd=tmp_path))
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    for script, *arguments in (("predict.py", image, "--no-overlay"), ("export.py", "--to", "safetensors")):
+        refused(here(script, finished / "run", *arguments, cwd=tmp_path), "ONEDNN_DEFAULT_FPMATH_MODE=BF16", "unset")
 
 
 def test_variables_that_agree_with_the_configuration_change_nothing(
@@ -294,6 +306,19 @@ def test_a_copied_state_continues_elsewhere_and_only_the_same_run(
 def test_a_path_that_is_a_file_is_named(tmp_path: Path, train_here: Train) -> None:
     (tmp_path / "occupied").write_text("")
     refused(train_here(tmp_path, "run_dir=occupied/run"), "occupied")
+
+
+def test_a_calibration_of_someone_else_is_not_replaced(tmp_path: Path, train_here: Train, here: Train) -> None:
+    file = tmp_path / "run" / "calibration.json"
+    file.parent.mkdir()
+    file.write_text('{"lens": 1}')
+    refused(train_here(tmp_path, "run_dir=run"), "calibration.json exists")
+    file.unlink()
+    succeeded(train_here(tmp_path, "run_dir=run"))
+    for content in ('{"lens": 1}', "mine"):
+        file.write_text(content)
+        refused(here("calibrate.py", "run", cwd=tmp_path), "calibration.json is no calibration")
+        assert file.read_text() == content
 
 
 LEAST = {"gap": 86.5, "isqrt_cov": 91.0, "mpn_cov": 91.0, "seb": 91.0}  # one seed; the three-seed means lie higher
