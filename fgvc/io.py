@@ -139,7 +139,8 @@ def replaced_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]
 
     Raises:
         FileExistsError: another process is writing `path`, or something appeared there between two renames.
-        Exception: as `check` and the writing code. What lies at `path` is unchanged.
+        Exception: as `check` and the writing code, for no room on the disk as `atomic_path`. What lies at `path` is
+            unchanged.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100  # "." has no name, and a link stays one
     if not path.name:
@@ -158,7 +159,12 @@ def replaced_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]
         shutil.rmtree(old, ignore_errors=True)
         temporary.mkdir()
         try:
-            yield temporary
+            try:
+                yield temporary
+            except Exception as error:
+                if (number := _no_room(error)) is not None:
+                    raise OSError(number, os.strerror(number), str(path)) from error
+                raise
             if os.path.lexists(path):
                 path.rename(old)
             try:
