@@ -261,6 +261,18 @@ def write_output(path: Path, text: str, kind: str = "") -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def default_output(within: Path, name: str) -> Path:
+    """Return `name` in a folder that may be someone else's, for results of a command that was given no other place.
+
+    Raises:
+        RunError: it leads out of the folder through a link, to a place that the user has not named.
+    """
+    path = within / name
+    if not path.resolve().is_relative_to(within.resolve()):
+        raise RunError(f"{path}: a link out of {within}, which is not followed; name another place, or delete the link")
+    return path
+
+
 def require_own(path: Path, kind: str = "") -> None:
     """Raise FileExistsError if something lies at `path` that `output_path` did not write there."""
     if not os.path.lexists(path):

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import to_json, write_output
+from fgvc.io import default_output, to_json, write_output
 from fgvc.reporting.registry import TABLES, Inputs, default_tables, make_tables
 from fgvc.resources import resource_folder
 
@@ -32,7 +32,7 @@ def main() -> None:
     requested = arguments.table or default_tables(inputs)
     tables, notes = make_tables(list(TABLES) if "all" in requested else list(dict.fromkeys(requested)), inputs)
     folders = [path for path in arguments.results if path.is_dir()]
-    output = arguments.output or (folders[0] / "tables" if folders else Path("tables"))
+    output = arguments.output or (default_output(folders[0], "tables") if folders else Path("tables"))
     written = []
     for name, table in tables.items():
         texts = table.texts(name)

@@ -12,6 +12,7 @@ from fgvc.cli import exit_on_user_error
 from fgvc.errors import one_line
 from fgvc.inference.neighbours import load_neighbours
 from fgvc.inference.predict import find_images, load_run, require_all
+from fgvc.io import default_output
 from fgvc.reporting.neighbours import ON_SHEET, find_neighbours, sheet_files
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     paths = list(dict.fromkeys(path for source in arguments.images for path in find_images(source)))
-    folder = arguments.sheets or arguments.run / "neighbours"
+    folder = arguments.sheets or default_output(arguments.run, "neighbours")
     sheets = None if arguments.no_sheets else sheet_files(folder, paths)
     predictor = load_run(arguments.run, arguments.checkpoint)
     index = load_neighbours(arguments.run, checkpoint=arguments.checkpoint, root=arguments.root, cache=arguments.cache)

@@ -259,9 +259,7 @@ def of_an_earlier_version(output: Path) -> Path:
     return output / "export.json"
 
 
-@pytest.mark.parametrize(
-    "add", [a_config_of_the_user, a_folder_of_the_user, a_link_of_the_user, of_an_earlier_version]
-)
+@pytest.mark.parametrize("add", [a_config_of_the_user, a_folder_of_the_user, a_link_of_the_user, of_an_earlier_version])
 def test_what_a_user_put_into_an_export_is_never_replaced(
     runs: Path, tmp_path: Path, export: Train, add: Callable[[Path], Path]
 ) -> None:

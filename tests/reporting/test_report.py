@@ -29,7 +29,7 @@ from run_folders import (
 )
 
 from fgvc.presentation.style import METHOD_STYLES, method_style
-from fgvc.reporting.report import collect, make_report
+from fgvc.reporting.report import collect, make_report, pictures
 from fgvc.reporting.report.charts import MAX_POINTS, Curve, Panel, curves_figure, matrix_figure
 from fgvc.reporting.report.pictures import MAX_PICTURES
 
@@ -340,6 +340,70 @@ def test_a_section_of_damaged_files_alone_is_noted(
     (line,) = (line for line in page.texts["absent"].splitlines() if line.startswith(title))
     assert section not in page.texts and "lies in these folders" not in line
     assert any(message in note for note in notes)
+
+
+def gradients_of(folder: Path) -> Path:
+    """What audit_gradients writes into a folder, without its picture; returns the picture's path."""
+    (folder / "figures").mkdir(parents=True)
+    bands = ("diagonal", "both_large", "mixed", "both_small", "null")
+    numbers = (
+        "norm_ratio",
+        "cosine",
+        *(f"{name}{end}" for name in ("largest", "reaching") for end in ("", "_high", "_low")),
+    )
+    row = dict.fromkeys((*numbers, *bands, "relative_error", "relative_error_lower", "relative_error_upper"), 0.5)
+    table = pd.DataFrame([{"label": "SEB", "kept": 4, "channels": 4, **row}])
+    table.to_csv(folder / "figures" / "gradients.csv", index=False)
+    return folder / "figures" / "loewner.png"
+
+
+@pytest.mark.parametrize("place", ["received/run", "received"])
+def test_a_picture_behind_a_link_is_not_shown(tmp_path: Path, place: str) -> None:
+    write_run(tmp_path / "received" / "good", "gap")
+    if place == "received/run":
+        write_run(tmp_path / place)
+    picture = gradients_of(tmp_path / place)
+    Image.new("RGB", (64, 48), "orange").save(tmp_path / "private.png")
+    picture.symlink_to(tmp_path / "private.png")
+    page, _, notes = made(tmp_path / "received")
+    assert page.count("img") == 0
+    assert any("not followed" in note and str(picture) in note for note in notes), notes
+    picture.unlink()
+    Image.new("RGB", (64, 48), "orange").save(picture)
+    assert made(tmp_path / "received")[0].count("img") == 1
+
+
+@pytest.mark.parametrize("key", ["temperature", "loss"])
+def test_a_calibration_of_words_is_noted(tmp_path: Path, key: str) -> None:
+    numbers = {"calibration_error": 5.25, "loss": 0.5}
+    record = {"temperature": 1.5, "split": "validation", "images": 100, "before": numbers, "after": {**numbers}}
+    (record if key in record else record["after"])[key] = "many"  # type: ignore[index]
+    file = write_run(tmp_path / "a") / "calibration.json"
+    file.write_text(json.dumps({"schema": 1, "checkpoints": {"last": record}}))
+    page, _, notes = made(tmp_path)
+    assert "calibration" not in page.texts and any("'many' is no number" in note for note in notes)
+
+
+def test_many_classes_make_no_matrix(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    write_predictions(folder, [f"c{number}" for number in range(3)])
+    change_summary(folder, classes=["c"] * 100_000)
+    page, _, notes = made(tmp_path)
+    assert "Most frequent confusions" in page.texts["confusions"]
+    assert any("a matrix of more than 250 classes is not drawn" in note for note in notes)
+
+
+def test_a_picture_that_is_named_often_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run(tmp_path / "a") / "attribution"
+    write_attribution(folder.parent, items=1)
+    record = json.loads((folder / "attribution.json").read_text())
+    record["items"] = [*record["items"] * 50, *[record["items"][0] | {"file": "gone.png"}] * 50]
+    (folder / "attribution.json").write_text(json.dumps(record))
+    decoded: list[Path] = []
+    decode = pictures.decode_rgb
+    monkeypatch.setattr(pictures, "decode_rgb", lambda path: decoded.append(path) or decode(path))
+    page, _, _ = made(tmp_path)
+    assert page.count("img") == 51 and len(decoded) == 3
 
 
 def test_calibrations_stand_in_a_table(tmp_path: Path) -> None:

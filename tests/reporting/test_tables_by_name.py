@@ -13,7 +13,7 @@ import pytest
 from command_line import ROOT, Done, refused
 from hypothesis import given
 from hypothesis import strategies as st
-from run_folders import change_summary, write_config, write_run
+from run_folders import change_summary, write_config, write_run, write_spectrum
 from safetensors.numpy import save_file
 from scipy import stats
 
@@ -108,6 +108,19 @@ def test_accuracy_marks_the_best_three_and_compares_with_the_best(tmp_path: Path
         3 * 2 * min(expected)
     )  # the smallest of three, each 2 / 1 times that of 2 seeds
     assert gap[3] == f"{row['holm']:.2g}"
+
+
+@pytest.mark.parametrize("script", ["make_tables", "plot_spectra", "study_truncation", "study_descriptors", "report"])
+def test_no_results_are_written_through_a_link_out_of_a_received_folder(
+    tmp_path: Path, here: Callable[..., Done], script: str
+) -> None:
+    (run,) = runs_of(tmp_path / "sent", "gap", [120])
+    write_spectrum(run)
+    (tmp_path / "mine").mkdir()
+    for name in ("tables", "figures", "study", "descriptors", "report.html"):
+        (tmp_path / "sent" / name).symlink_to(tmp_path / "mine" / ("x.html" if "." in name else ""))
+    refused(here(f"{script}.py", "sent", cwd=tmp_path), "a link out of sent, which is not followed")
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_p_values_are_combined_and_corrected() -> None:

@@ -69,7 +69,8 @@ class Results:
     ) -> Iterator[tuple[Path, Run | None, T]]:
         """Files of a name at any depth, as `read` reads them, each with the run whose folder it lies in.
 
-        A file that is damaged, where `read` raises an error, is noted. Raises RunError where there is no file.
+        A file that is damaged, where `read` raises an error, is noted. A run folder that was left out is not read.
+        Raises RunError where there is no file.
         """
         files = {file.resolve(): file for folder in self.inputs.results for file in sorted(folder.rglob(name))}
         if not files:
@@ -77,8 +78,13 @@ class Results:
         folders = [folder.resolve() for folder in self.inputs.results]
         outside = [real for real in files if not any(map(real.is_relative_to, folders))]
         notes += [f"{files.pop(real)}: a link out of the given folders, which is not followed" for real in outside]
-        for file in files.values():
-            owner = next((run for run in self.runs if run.path in file.parents), None)
+        owners = {run.path.resolve(): run for run in self.runs}
+        for real, file in files.items():
+            owner = next((owners[folder] for folder in real.parents if folder in owners), None)
+            given = [folder for folder in real.parents if any(map(folder.is_relative_to, folders))]
+            if owner is None and any((folder / "summary.json").exists() for folder in given):
+                notes.append(f"{file}: not read, since its run folder is left out")
+                continue
             try:
                 content = read(file)
             except RunError as error:
