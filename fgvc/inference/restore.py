@@ -13,6 +13,7 @@ from fgvc.data import FeatureSet, ImageDataset
 from fgvc.errors import RunError
 from fgvc.foreign import open_foreign
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
+from fgvc.models.files import listed, not_floating
 from fgvc.runs.config import CacheConfig, MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Run, read_run
@@ -176,8 +177,12 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
             f"(sha256 {digest[:12]}; in training {str(run.weights_digest)[:12]}, see weights_digest in summary.json); "
             "restore the same file"
         )
+    trained = model.head if config.backbone.frozen else model
+    if wrong := not_floating(weights, trained.state_dict()):
+        file = folder.weights_file(checkpoint)
+        raise RunError(f"{file} is damaged: no floating numbers{listed(wrong)}; restore it, or train the run again")
     try:
-        (model.head if config.backbone.frozen else model).load_state_dict(weights)
+        trained.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{folder.weights_file(checkpoint)} belongs to another architecture: {error}") from error
     return model

@@ -72,7 +72,8 @@ def read_tensors(path: Path) -> State:
     attributes of a Lightning module (`model.`, `net.`) at its front.
 
     Raises:
-        WeightsError: the file is unreadable, holds no named tensors, asks for foreign code, or is a decompression bomb.
+        WeightsError: the file is unreadable, holds no named tensors or other than plain ones, asks for foreign code, or
+            is a decompression bomb.
     """
     try:
         with open_foreign(path):  # safetensors would report a file without read permission as missing
@@ -94,11 +95,20 @@ def read_tensors(path: Path) -> State:
     state = {_WRAPPERS.sub("", str(name)): tensor for name, tensor in tensors if isinstance(tensor, torch.Tensor)}
     if not state:
         raise WeightsError(f"{path} holds no named tensors; expected the state_dict() of a model")
+    if odd := [name for name, tensor in state.items() if not _is_plain(tensor)]:
+        raise WeightsError(
+            f"{path} is refused: sparse, quantised, nested or without values{listed(odd)}; save plain tensors, best as "
+            ".safetensors"
+        )
     # a view may repeat a few stored numbers any number of times
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if size > growth_limit(path.stat().st_size):
         raise WeightsError(f"{path} is refused: its tensors have {size} bytes, more than {MAX_GROWTH} times its size")
     return state
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
 
 
 def _read_pytorch(path: Path) -> Any:
@@ -122,6 +132,19 @@ def unfilled(state: State, needed: Layout) -> tuple[list[str], list[str]]:
         if name in state and state[name].shape != shape
     ]
     return missing, reshaped
+
+
+def not_floating(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names, with types, of tensors that are no floating numbers as the model's `own` are.
+
+    Torch would copy them all the same: whole numbers of a quantised file without their scale, complex ones without
+    their imaginary part.
+    """
+    return [
+        f"{name} {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in state.items()
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point()
+    ]
 
 
 def listed(names: Iterable[str], limit: int = 3) -> str:

@@ -147,11 +147,18 @@ def one_setting(runs: Iterable[Run]) -> tuple[Setting, Group]:
     return setting, group
 
 
-def sources(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the table columns that name the runs of a number: seeds, runs (paths joined by "; "), commits."""
+class RunPaths(tuple[str, ...]):
+    """Paths of runs in one cell; as text, and so in CSV, "; " between them."""
+
+    def __str__(self) -> str:
+        return "; ".join(self)
+
+
+def sources(runs: Sequence[Run]) -> dict[str, str | RunPaths]:
+    """Return the table columns that name the runs of a number: seeds, runs (`RunPaths`), commits."""
     return {
         "seeds": " ".join(dict.fromkeys(str(run.seed) for run in runs)),
-        "runs": "; ".join(str(run.path) for run in runs),
+        "runs": RunPaths(str(run.path) for run in runs),
         "commits": " ".join(sorted({run.commit for run in runs if run.commit})),
     }
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,35 @@ def test_damaged_and_foreign_files_are_refused(resnet18: State, tmp_path: Path) 
         with pytest.raises(WeightsError, match=words) as caught:
             load_backbone_weights(model, tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+@pytest.mark.parametrize("by_order", [False, True])
+def test_weights_that_are_no_floating_numbers_are_refused(tmp_path: Path, dtype: torch.dtype, by_order: bool) -> None:
+    model, name = nn.Linear(2, 3), "other.weight" if by_order else "weight"
+    torch.save({name: torch.ones(3, 2).to(dtype), name.replace("weight", "bias"): torch.ones(3)}, tmp_path / "w.pth")
+    before = weights_digest(model)
+    with pytest.raises(WeightsError, match=f"w.pth: 1 tensors are no floating numbers .weight {str(dtype)[6:]}"):
+        load_backbone_weights(model, tmp_path / "w.pth")
+    assert weights_digest(model) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda: torch.ones(3, 2).to_sparse(),
+        lambda: torch.ones(3, 2, device="meta"),
+        lambda: torch.quantize_per_tensor(torch.ones(3, 2), 0.1, 0, torch.qint8),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(1)]),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(1)], layout=torch.jagged),
+    ],
+    ids=["sparse", "meta", "quantised", "nested", "jagged"],
+)
+def test_tensors_without_plain_values_are_refused(tmp_path: Path, odd: Callable[[], torch.Tensor]) -> None:
+    torch.save({"weight": odd(), "bias": torch.ones(3)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth is refused|w\.pth cannot be read"):
+        load_backbone_weights(nn.Linear(2, 3), tmp_path / "w.pth")
 
 
 def test_package_is_searched_without_import(resnet18: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

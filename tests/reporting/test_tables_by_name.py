@@ -318,6 +318,15 @@ def test_all_tables_that_can_be_made_are_made_and_traced(tmp_path: Path, here: C
     refused(here("make_tables.py", "r", "--table", "hybrid", cwd=tmp_path), "hybrid.method")
 
 
+def test_a_semicolon_in_a_path_parts_no_run(tmp_path: Path) -> None:
+    runs_of(tmp_path / "a; b", "seb", [180, 184])
+    table = make_tables(["accuracy"], Inputs((tmp_path,), PAPER))[0]["accuracy"]
+    (row,) = (cell for cell in table.provenance() if cell.get("epoch") == "final" and cell.get("origin") == "measured")
+    paths = [tmp_path / "a; b" / "seb" / f"seed{seed}" for seed in (0, 1)]
+    assert [Path(run["path"]) for run in row["runs"]] == paths and all(run["config_sha256"] for run in row["runs"])
+    assert f"{paths[0]}; {paths[1]}" in table.texts("accuracy")["accuracy.csv"]
+
+
 class Tags(HTMLParser):
     """The tags of a page, and whether each is closed where it should be."""
 
