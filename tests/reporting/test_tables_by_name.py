@@ -344,6 +344,21 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
+EVIL = "<img src=x> &lt;b> ![x](//example.org) a\\|b \x1b[2J \u202e \\"
+
+
+def test_no_name_is_markup_or_acts_on_a_reader_in_any_format() -> None:
+    block = Block(EVIL, ["M", EVIL], [[EVIL, "1"], ["x", EVIL]], [EVIL], EVIL)
+    texts = [to_markdown(EVIL, [block]), to_latex([block]), to_html(EVIL, [block])]
+    assert not any(mark in text for text in texts for mark in ("\x1b", "\u202e", "<img"))
+    markdown = pytest.importorskip("markdown", reason="of the documentation")
+    page = markdown.markdown(texts[0], extensions=["tables"])
+    tags = Tags()
+    tags.feed(page)
+    assert "img" not in tags.seen and tags.seen.count("td") == 4 and page.count("&amp;lt;b") == 6
+    assert to_markdown("T", [Block("T", ["M"], [["a < b & c", "x"][:1], ["[0.1, 0.2]"]])]).count("\\") == 0
+
+
 def test_html_is_whole_escaped_and_needs_nothing_from_elsewhere_and_marks_survive_in_every_format() -> None:
     rows = [["<script>x</script>", "1"], ["é & f", "1 ± 2"], ["", "3"]]
     block = Block('A "b" <c>', ["M", "a_b"], rows, ["note <i>"], "q", places={(1, 1): 1, (2, 1): 3})
