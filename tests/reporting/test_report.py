@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from datetime import datetime, timezone
 from html.parser import HTMLParser
@@ -225,6 +226,40 @@ def test_no_name_becomes_markup_or_script(tmp_path: Path) -> None:
         assert not set("<>$\n") & set("".join(names))
 
 
+def test_one_damaged_seed_leaves_the_others_on_the_page(tmp_path: Path) -> None:
+    paired(tmp_path, "seb", [50, 52, 54])
+    for seed in (0, 1, 2):
+        write_spectrum(tmp_path / "seb" / f"s{seed}", images=4, channels=6, seed=seed)
+    for file in ("s0/spectrum.npz", "s1/predictions.csv"):
+        path = tmp_path / "seb" / file
+        path.write_bytes(path.read_bytes()[:-100] + b"," * 7)
+    page, _, notes = made(tmp_path)
+    assert "SEB" in page.texts["spectra"] and "Most frequent confusions" in page.texts["confusions"]
+    assert "of 120 answers" in page.texts["confusions"]  # of two seeds
+    for file in ("s0/spectrum.npz", "s1/predictions.csv"):
+        assert any("left out" in note and file in note for note in notes), notes
+
+
+def test_lost_predictions_are_noted(tmp_path: Path) -> None:
+    paired(tmp_path, "seb", [50])
+    (tmp_path / "seb" / "s0" / "predictions.csv").unlink()
+    notes = made(tmp_path)[2]
+    assert any("the section Confusions shows nothing: none of 1 finished runs kept" in note for note in notes)
+
+
+def test_a_copied_run_keeps_nothing_else_off_the_page(tmp_path: Path, here: Callable[..., Done]) -> None:
+    for method in ("gap", "seb"):
+        paired(tmp_path / "runs", method, [50])
+    shutil.copytree(tmp_path / "runs" / "seb" / "s0", tmp_path / "runs" / "seb" / "copy")
+    page, _, notes = made(tmp_path / "runs")
+    assert "GAP183.33" in page.texts["accuracy"] and "SEB1" not in page.texts["accuracy"]
+    assert sum("two runs of SEB on cub80 have the same setting and seed 0" in note for note in notes) == 1
+    done = here("make_tables.py", "runs", cwd=tmp_path)
+    assert done.returncode == 0 and "until then all runs of this method and setting are left out" in done.stderr
+    assert here("make_tables.py", "runs", "--strict", cwd=tmp_path).returncode == 1
+    refused(here("make_tables.py", "runs/seb", cwd=tmp_path), "two runs of SEB", "copy")
+
+
 def test_the_policy_of_the_page_allows_its_own_scripts_alone(tmp_path: Path) -> None:
     write_metrics(write_run(tmp_path / "a"))
     page, text, _ = made(tmp_path)
@@ -312,7 +347,7 @@ def test_pictures_are_few_and_stay_in_their_folder(tmp_path: Path) -> None:
     file.write_text(json.dumps(record))
     page, _, notes = made(tmp_path)
     assert page.count("img") == 1  # the grid
-    notes = [note for note in notes if "config.yaml" not in note]
+    notes = [note for note in notes if "config.yaml" not in note and "predictions.csv" not in note]
     assert [("lies outside" in note, "cannot be shown" in note) for note in notes] == [
         (True, False),
         (True, False),
