@@ -27,6 +27,11 @@ from fgvc.errors import RunError
 from fgvc.foreign import open_regular, read_foreign_text, read_json_object
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with "~" and "~user" as the folder they name; as it is if there is no such user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises where there is none
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` on success, delete it on any failure.

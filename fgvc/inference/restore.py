@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from fgvc.data import FeatureSet, ImageDataset
 from fgvc.errors import RunError
 from fgvc.foreign import open_foreign
+from fgvc.io import expanded
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
 from fgvc.models.files import listed, not_floating
 from fgvc.runs.config import CacheConfig, MethodConfig, RunConfig
@@ -236,8 +237,8 @@ def require_classes(config: RunConfig, classes: list[str], trained: list[str]) -
 
 def _require_images(config: RunConfig) -> None:
     """Raise RunError if opening the dataset would write or fetch it."""
-    made, root = config.dataset.reader in ("hf", "synthetic"), Path(config.dataset.root)
-    if made and not (root.expanduser().is_dir() and any(root.expanduser().iterdir())):
+    made, root = config.dataset.reader in ("hf", "synthetic"), expanded(config.dataset.root)
+    if made and not (root.is_dir() and any(root.iterdir())):
         raise RunError(f"dataset.root={root} is not there, and no run folder may have it made; give the images: --root")
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fgvc.errors import WeightsError
 from fgvc.foreign import MAX_GROWTH, growth_limit, load_pytorch, open_foreign
-from fgvc.io import atomic_path
+from fgvc.io import atomic_path, expanded
 
 State = dict[str, torch.Tensor]
 Layout = Mapping[str, torch.Size]
@@ -39,7 +39,7 @@ def locate_weights(source: str | Path, setting: str) -> Path:
     package = str(source).removeprefix("package:")
     if package != str(source):
         return _find_in_package(package, setting)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists() or path.is_dir():
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise WeightsError(f"{setting}={source} {kind}; give the path of a file ({', '.join(_SUFFIXES)})")
@@ -48,7 +48,10 @@ def locate_weights(source: str | Path, setting: str) -> Path:
 
 def _find_in_package(package: str, setting: str) -> Path:
     # a dotted name would import its parent
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # of the running script, __main__
+        spec = None
     if spec is None:
         raise WeightsError(
             f"{setting}=package:{package}: no such package is installed; "

