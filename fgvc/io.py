@@ -313,7 +313,9 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-_MAX_CSV = 1 << 26  # bytes; predictions of ImageNet have a tenth of it
+_MAX_CSV = 1 << 26  # bytes; predictions of iNaturalist have half of it
+_MAX_COLUMNS = 1000
+_MAX_CELLS = 1 << 21  # a cell takes a hundred bytes of memory, however short it is; iNaturalist has 700,000
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -399,7 +401,7 @@ def read_csv(
     """
     try:
         content = read_foreign_text(path, _MAX_CSV)
-        header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
+        header, *rows = _cells(content)
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file; restore it") from error
     except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or empty
@@ -419,6 +421,18 @@ def read_csv(
         if len(bad):
             raise RunError(f"{path}, row {bad.index[0] + 1}: {name} is {bad.iloc[0]!r}, not a number; restore the file")
     return text if as_text else _typed(path, content, text, names)
+
+
+def _cells(content: str) -> Iterator[list[str]]:
+    """Yield the rows of a CSV file. Raises ValueError if they would take memory out of proportion, or csv.Error."""
+    if any(line.count(",") >= _MAX_COLUMNS for line in io.StringIO(content, newline="")):
+        raise ValueError(f"more than {_MAX_COLUMNS} columns")
+    cells = 0
+    for row in csv.reader(io.StringIO(content, newline=""), strict=True):
+        cells += len(row)
+        if cells > _MAX_CELLS:
+            raise ValueError(f"more than {_MAX_CELLS} cells")
+        yield row
 
 
 def _typed(path: Path, content: str, text: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:
