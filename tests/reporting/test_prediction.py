@@ -419,6 +419,28 @@ def test_command_line_refuses_in_one_line(predict: Train, copy: Copy, home: Path
     assert not (run / "predicted").exists()
 
 
+def test_one_bad_argument_does_not_stop_the_others(
+    predict: Train, here: Train, copy: Copy, home: Path, tmp_path: Path
+) -> None:
+    run, image = copy("frozen"), next((home / "data" / "test").rglob("*.png"))
+    (tmp_path / "gone.jpg").symlink_to("nowhere")
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    (tmp_path / "empty").mkdir()
+    bad = [tmp_path / name for name in ("gone.jpg", "circle.jpg", "empty")]
+    for script, more in (("predict.py", ()), ("neighbours.py", ()), ("embed.py", ("--output", "found.csv"))):
+        done = here(script, run, bad[0], image, *bad[1:], *more, cwd=tmp_path)
+        refused(
+            done, "3 of 4 images failed", "gone.jpg: no such file", "circle.jpg: no such file", "empty: no image files"
+        )
+        assert image.name in done.stdout or script == "embed.py"
+    assert len(pd.read_csv(tmp_path / "found.csv")) == 1
+    (tmp_path / "a\nb.jpg").write_text("no image")
+    assert predict(run, image, tmp_path / "a\nb.jpg").stderr.splitlines()[-1].startswith("error: 1 of 2 images failed")
+    done = here("calibrate.py", copy("tuned"), tmp_path / "nope", run, cwd=tmp_path)
+    refused(done, "nope is not a run folder", "1 of 3 failed, for the reasons above: ")
+    assert done.stdout.count("weights: ") == 2 and (run / "calibration.json").is_file()
+
+
 def test_a_run_calibrates_itself_at_its_end_and_prediction_never_does(
     predict: Callable[..., Done], train_here: Train, home: Path, tmp_path: Path
 ) -> None:
