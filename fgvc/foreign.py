@@ -81,7 +81,7 @@ def read_foreign_text(path: Path, limit: int) -> str:
 
 
 _MAX_JSON = 1 << 25  # bytes; summaries of ImageNet have a tenth of it
-_MAX_YAML = 1 << 18  # bytes; cards and configurations have about a hundredth of it
+_MAX_YAML = 1 << 16  # bytes; cards and configurations have a tenth of it, and reading takes seconds a megabyte
 _MAX_YAML_DEPTH = 32
 _MAX_NUMBER = 1000  # characters; Python limits only decimal numbers, to 4300
 # fgvc's own archives are not compressed, or hardly shrink

@@ -27,6 +27,11 @@ from fgvc.errors import RunError
 from fgvc.foreign import open_regular, read_foreign_text, read_json_object
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with "~" and "~user" as the folder they name; as it is if there is no such user."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # pathlib's raises where there is none
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; rename it to `path` on success, delete it on any failure.
@@ -139,7 +144,8 @@ def replaced_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]
 
     Raises:
         FileExistsError: another process is writing `path`, or something appeared there between two renames.
-        Exception: as `check` and the writing code. What lies at `path` is unchanged.
+        Exception: as `check` and the writing code, for no room on the disk as `atomic_path`. What lies at `path` is
+            unchanged.
     """
     path = Path(os.path.abspath(path))  # noqa: PTH100  # "." has no name, and a link stays one
     if not path.name:
@@ -158,7 +164,12 @@ def replaced_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]
         shutil.rmtree(old, ignore_errors=True)
         temporary.mkdir()
         try:
-            yield temporary
+            try:
+                yield temporary
+            except Exception as error:
+                if (number := _no_room(error)) is not None:
+                    raise OSError(number, os.strerror(number), str(path)) from error
+                raise
             if os.path.lexists(path):
                 path.rename(old)
             try:
@@ -264,6 +275,18 @@ def write_output(path: Path, text: str, kind: str = "") -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def default_output(within: Path, name: str) -> Path:
+    """Return `name` in a folder that may be someone else's, for results of a command that was given no other place.
+
+    Raises:
+        RunError: it leads out of the folder through a link, to a place that the user has not named.
+    """
+    path = within / name
+    if not path.resolve().is_relative_to(within.resolve()):
+        raise RunError(f"{path}: a link out of {within}, which is not followed; name another place, or delete the link")
+    return path
+
+
 def require_own(path: Path, kind: str = "") -> None:
     """Raise FileExistsError if something lies at `path` that `output_path` did not write there."""
     if path.name == _MADE:
@@ -301,7 +324,9 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-_MAX_CSV = 1 << 26  # bytes; predictions of ImageNet have a tenth of it
+_MAX_CSV = 1 << 26  # bytes; predictions of iNaturalist have half of it
+_MAX_COLUMNS = 1000
+_MAX_CELLS = 1 << 21  # a cell takes a hundred bytes of memory, however short it is; iNaturalist has 700,000
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -387,7 +412,7 @@ def read_csv(
     """
     try:
         content = read_foreign_text(path, _MAX_CSV)
-        header, *rows = csv.reader(io.StringIO(content, newline=""), strict=True)
+        header, *rows = _cells(content)
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file; restore it") from error
     except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or empty
@@ -407,6 +432,18 @@ def read_csv(
         if len(bad):
             raise RunError(f"{path}, row {bad.index[0] + 1}: {name} is {bad.iloc[0]!r}, not a number; restore the file")
     return text if as_text else _typed(path, content, text, names)
+
+
+def _cells(content: str) -> Iterator[list[str]]:
+    """Yield the rows of a CSV file. Raises ValueError if they would take memory out of proportion, or csv.Error."""
+    if any(line.count(",") >= _MAX_COLUMNS for line in io.StringIO(content, newline="")):
+        raise ValueError(f"more than {_MAX_COLUMNS} columns")
+    cells = 0
+    for row in csv.reader(io.StringIO(content, newline=""), strict=True):
+        cells += len(row)
+        if cells > _MAX_CELLS:
+            raise ValueError(f"more than {_MAX_CELLS} cells")
+        yield row
 
 
 def _typed(path: Path, content: str, text: pd.DataFrame, names: tuple[str, ...]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 
 from fgvc.cli import exit_on_user_error
+from fgvc.io import default_output
 from fgvc.studies.attribution import METHODS
 from fgvc.studies.attribution.explain import attribute_run
 from fgvc.studies.attribution.report import attribution_markdown, require_free, write_attribution
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
-    output = arguments.output or arguments.run / "attribution"
+    output = arguments.output or default_output(arguments.run, "attribution")
     require_free(arguments.images, output)
     found = attribute_run(
         arguments.run,

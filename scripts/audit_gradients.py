@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
 from fgvc.inference.pooling_inputs import load_features
-from fgvc.io import require_own, write_tables
+from fgvc.io import default_output, require_own, write_tables
 from fgvc.presentation.style import save_figure
 from fgvc.studies.gradients.loewner import loewner_picture
 from fgvc.studies.gradients.measure import audit_gradients, summarise_gradients
@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
-    output = arguments.output or (arguments.source / "figures" if arguments.source.is_dir() else Path("figures"))
+    output = arguments.output
+    if output is None:
+        output = default_output(arguments.source, "figures") if arguments.source.is_dir() else Path("figures")
     require_own(output / "gradients.csv")  # before the work
     inputs = load_features(arguments.source, arguments.images, root=arguments.root)
     table = audit_gradients(inputs.features, grad=inputs.grad, keep=arguments.keep, seed=arguments.seed)

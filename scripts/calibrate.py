@@ -5,9 +5,11 @@ fgvc calibrate results/cub80_frozen/tf_efficientnet_lite0/*/seed* --output resul
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
+from fgvc.errors import RunError, UserError
 from fgvc.inference.calibrate import calibrate_run
 from fgvc.reporting.calibration_report import write_calibrations
 
@@ -22,12 +24,20 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
-    found = {}
+    found, failed = {}, []
     for run in arguments.runs:
-        found[run] = calibrate_run(run, checkpoint=arguments.checkpoint, root=arguments.root, cache=arguments.cache)
-        print(f"{run}: {found[run].text}")
-    if arguments.output is not None:
+        try:
+            found[run] = calibrate_run(run, checkpoint=arguments.checkpoint, root=arguments.root, cache=arguments.cache)
+            print(f"{run}: {found[run].text}")
+        except UserError as error:
+            if len(arguments.runs) == 1:
+                raise
+            failed.append(str(run))
+            print(f"error: {error}", file=sys.stderr)
+    if arguments.output is not None and found:
         print(f"written: {', '.join(map(str, write_calibrations(arguments.output, found)))}")
+    if failed:
+        raise RunError(f"{len(failed)} of {len(arguments.runs)} failed, for the reasons above: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

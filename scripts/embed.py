@@ -11,7 +11,7 @@ from pathlib import Path
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import one_line
 from fgvc.inference.embed import embed_files, require_free
-from fgvc.inference.predict import find_images, load_run, require_all
+from fgvc.inference.predict import find_all, load_run, require_all
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     require_free(arguments.output)
-    paths = list(dict.fromkeys(path for source in arguments.images for path in find_images(source)))
+    paths = find_all(arguments.images)
     found = embed_files(load_run(arguments.run, arguments.checkpoint), paths)
     for reason in found.errors.values():
         print(f"error: {one_line(reason)}", file=sys.stderr)

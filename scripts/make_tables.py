@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.errors import ConfigError
-from fgvc.io import require_own, to_json, write_output
+from fgvc.io import default_output, require_own, to_json, write_output
 from fgvc.reporting.registry import TABLES, Inputs, default_tables, make_tables
 from fgvc.resources import resource_folder
 
@@ -33,7 +33,7 @@ def main() -> None:
     requested = arguments.table or default_tables(inputs)
     tables, notes = make_tables(list(TABLES) if "all" in requested else list(dict.fromkeys(requested)), inputs)
     folders = [path for path in arguments.results if path.is_dir()]
-    output = arguments.output or (folders[0] / "tables" if folders else Path("tables"))
+    output = arguments.output or (default_output(folders[0], "tables") if folders else Path("tables"))
     texts = {output / file: text for name, table in tables.items() for file, text in table.texts(name).items()}
     kinds = dict.fromkeys(texts, "")
     if path := arguments.provenance:

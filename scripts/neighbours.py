@@ -11,7 +11,8 @@ from pathlib import Path
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import one_line
 from fgvc.inference.neighbours import load_neighbours
-from fgvc.inference.predict import find_images, load_run, require_all
+from fgvc.inference.predict import find_all, load_run, require_all
+from fgvc.io import default_output
 from fgvc.reporting.neighbours import ON_SHEET, find_neighbours, sheet_files
 
 
@@ -33,8 +34,8 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
-    paths = list(dict.fromkeys(path for source in arguments.images for path in find_images(source)))
-    folder = arguments.sheets or arguments.run / "neighbours"
+    paths = find_all(arguments.images)
+    folder = arguments.sheets or default_output(arguments.run, "neighbours")
     sheets = None if arguments.no_sheets else sheet_files(folder, paths)
     predictor = load_run(arguments.run, arguments.checkpoint)
     index = load_neighbours(arguments.run, checkpoint=arguments.checkpoint, root=arguments.root, cache=arguments.cache)

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
+from fgvc.io import default_output
 from fgvc.runs import find_finished
 from fgvc.studies.spectra.views import FILES, VIEWS, Options
 
@@ -28,9 +29,10 @@ def main() -> None:
 
     runs, notes = find_finished(arguments.runs)
     options = Options(arguments.images, arguments.smallest, arguments.root, arguments.cache)
+    output = arguments.output or default_output(arguments.runs[0], "figures")
     for name in dict.fromkeys(arguments.view or ["methods"]):
         view = VIEWS[name](runs, options)
-        written = view.write(FILES.get(name, name), arguments.output or arguments.runs[0] / "figures")
+        written = view.write(FILES.get(name, name), output)
         print(f"{view.markdown}\n\nwritten: {', '.join(map(str, written))}\n")
         notes += view.notes
     end_with_notes(notes, strict=arguments.strict)

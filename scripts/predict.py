@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.inference.predict import find_images, load_run, prediction_notes, require_all
+from fgvc.errors import one_line
+from fgvc.inference.predict import find_all, load_run, prediction_notes, require_all
 from fgvc.reporting import predictions
 from fgvc.studies.attribution import METHODS
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
-    paths = list(dict.fromkeys(path for source in arguments.images for path in find_images(source)))
+    paths = find_all(arguments.images)
     folders = any(source.is_dir() for source in arguments.images)
     table = predictions.folder_table(arguments.run, arguments.images) if folders else None
     table = predictions.TableFile(arguments.csv) if arguments.csv else table
@@ -47,7 +48,7 @@ def main() -> None:
     else:
         pictures = [one.overlay for one in named if one.overlay]
         shown = [overlays] if folders and pictures else pictures
-        written = ", ".join(map(str, [*([table.path] if table else []), *shown]))
+        written = ", ".join(map(one_line, [*([table.path] if table else []), *shown]))
         print((predictions.summary(named) + "\n" if folders else "") + predictor.status)
         print(*([f"written: {written}"] if written else []), sep="\n")
     require_all([one.found.path for one in named if one.found.error], len(named))

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import require_own, write_output
+from fgvc.io import default_output, require_own, write_output
 from fgvc.reporting.report import collect, make_report
 from fgvc.resources import resource_folder
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_intermixed_args()
 
-    output = arguments.output or arguments.results[0] / "report.html"
+    output = arguments.output or default_output(arguments.results[0], "report.html")
     require_own(output, "report")
     report = make_report(collect(arguments.results, arguments.paper), datetime.now(timezone.utc), arguments.images)
     write_output(output, report.html, "report")

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import require_own
+from fgvc.io import default_output, require_own
 from fgvc.presentation.style import save_figure
 from fgvc.runs import find_finished
 from fgvc.studies.attribution import METHODS
@@ -42,7 +42,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("fgvc").setLevel(logging.INFO)
 
-    output = given.output or given.results[0] / "attribution_study"
+    output = given.output or default_output(given.results[0], "attribution_study")
     require_own(output / "attribution.png")  # before the work
     runs, notes = find_finished(given.results)
     measure = ("images", "bands", "steps", "cell", "boxes", "seed", "root", "cache")

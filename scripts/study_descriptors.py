@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import require_own, write_tables
+from fgvc.io import default_output, require_own, write_tables
 from fgvc.presentation.style import save_figure
 from fgvc.runs import find_finished
 from fgvc.studies.descriptors.measure import study_descriptors
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
-    output = arguments.output or arguments.results[0] / "descriptors"
+    output = arguments.output or default_output(arguments.results[0], "descriptors")
     require_own(output / "pairs.csv")  # before the work
     runs, notes = find_finished(arguments.results)
     study, more = study_descriptors(

@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from fgvc.cli import end_with_notes, exit_on_user_error
-from fgvc.io import require_own
+from fgvc.io import default_output, require_own
 from fgvc.runs import find_finished
 from fgvc.studies.truncation.measure import read_study, save_study
 from fgvc.studies.truncation.show import study_markdown, write_study_figures
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
-    output = arguments.output or arguments.results[0] / "study"
+    output = arguments.output or default_output(arguments.results[0], "study")
     require_own(output / "grid.csv")  # before the work
     runs, notes = find_finished(arguments.results)
     study, more = read_study(runs, cut=not arguments.no_cut, root=arguments.root, cache=arguments.cache)

@@ -173,10 +173,25 @@ def test_images_of_any_kind_are_what_a_viewer_shows(tmp_path: Path, fault: str) 
     assert np.abs(np.array(found, dtype=int) - np.array(expected)).max() <= 2  # JPEG and WebP round
 
 
+def many_scans() -> bytes:
+    """A progressive JPEG whose last scan comes 200 times."""
+    content = encoded(Image.new("RGB", (64, 64), RED), "JPEG", progressive=True)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + 200 * last + content[-2:]
+
+
+def large_jpeg_2000() -> bytes:
+    """A small codestream that says it has 9400 x 9400 pixels."""
+    content = encoded(Image.new("RGB", (64, 64), RED), "JPEG2000", no_jp2=True)
+    return content.replace(struct.pack(">II", 64, 64), struct.pack(">II", 9400, 9400))
+
+
 NO_IMAGES: dict[str, tuple[bytes, str]] = {
     "numbers of 32 bits": (encoded(Image.new("I", (4, 4), 70_000), "TIFF"), "32-bit numbers"),
     "fractions": (encoded(Image.new("F", (4, 4), 0.5), "TIFF"), "32-bit numbers"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n", "not an image"),
+    "a JPEG of many scans": (many_scans(), "scans of a JPEG, more than 100"),
+    "a JPEG 2000 of 88 million pixels": (large_jpeg_2000(), "9400 x 9400 pixels of JPEG 2000, more than 20000000"),
     "text that unpacks to 60 MB in a PNG": (
         encoded(Image.new("L", (4, 4)))[:33]
         + (lambda data: struct.pack(">I", len(data)) + b"zTXt" + data + struct.pack(">I", zlib.crc32(b"zTXt" + data)))(
@@ -621,8 +636,9 @@ BOMBS = {
     "tags": ("title: !!python/object/apply:os.mkdir [executed]", "the tag"),
     "a tag of YAML's own": ("classes: !!int x", "the tag"),
     "brackets": ("a: " + "[" * 400, "nested deeper than 32"),
-    "dashes": ("- " * 50_000, "nested deeper than 32"),
+    "dashes": ("- " * 20_000, "nested deeper than 32"),
     "length": ("title: " + "x" * (1 << 24), "longer than"),
+    "many settings": ("\n".join(f"k{number}: 0" for number in range(12_000)), "longer than"),
     "a number of 5000 digits": ("seed: " + "9" * 5000, "a number of 5000 characters"),
     "a number of 5000 digits in hexadecimal": ("seed: 0x" + "f" * 5000, "a number of 5002 characters"),
     "a day that is none": ("seed: 2020-99-99", "."),
@@ -793,6 +809,27 @@ FORMULAS = [
     '=X("y")',
 ]
 NAMES = [*FORMULAS, "NA", "nan", "None", "007", "1e5", "true", "", "a,b", 'a"b', "zwei\nZeilen", "ünï"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("epoch," * 2000 + "epoch\n", "more than 1000 columns"),
+        ("path,target,predicted,confidence\n" + "a,1,1,1\n" * 600_000, "more than 2097152 cells"),
+    ],
+    ids=["columns", "cells"],
+)
+def test_a_csv_of_too_many_cells_is_not_read(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "predictions.csv").write_text(content)
+    with pytest.raises(RunError, match=words):
+        read_predictions(tmp_path / "predictions.csv")
+
+
+def test_predictions_of_inaturalist_are_read(tmp_path: Path) -> None:
+    row = f"val/{'x' * 120}.jpg,1,1,0.5,{'y' * 75},{'y' * 75},1\n"
+    file = tmp_path / "predictions.csv"
+    file.write_text("path,target,predicted,confidence,target_class,predicted_class,rank\n" + row * 100_000)
+    assert len(read_predictions(file)) == 100_000
 
 
 def test_csv_loses_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fgvc.data.inaturalist import find_years
 from fgvc.data.layout import COARSE, listing, reachable
 from fgvc.data.table import ENDINGS, find_columns, table_columns
 from fgvc.errors import ConfigError, DatasetError
+from fgvc.io import expanded
 
 _LOOKED_AT = 50  # entries of a folder that are looked at
 
@@ -34,7 +35,7 @@ def find_layout(root: Path) -> tuple[str, str]:
     Raises:
         DatasetError: none of them is there, or several tables are; the message says what was found and expected.
     """
-    root = Path(root).expanduser()
+    root = expanded(root)
     with reachable():
         if not root.is_dir():
             raise DatasetError(f"{root}: no such folder; give the folder of the images or of an unpacked dataset")

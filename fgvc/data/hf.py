@@ -17,7 +17,7 @@ from fgvc.data.image_file import MAX_BYTES
 from fgvc.data.layout import require_inside, write_once
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import open_foreign, read_json
-from fgvc.io import write_json_atomic
+from fgvc.io import expanded, write_json_atomic
 
 _RECORD, _CLASSES = "hf.json", "classes.json"
 _LABEL_TYPES = re.compile(r"u?int\d+|(large_)?string")
@@ -139,7 +139,7 @@ def _library() -> Any:
 
 def _load(library: Any, source: _Source) -> Mapping[str, Any]:
     """Splits by name."""
-    local = Path(source.path).expanduser()
+    local = expanded(source.path)
     path = str(local) if local.exists() else source.path
     try:
         if any((local / name).is_file() for name in ("dataset_dict.json", "state.json")):

@@ -5,6 +5,7 @@ import functools
 import importlib
 import importlib.util
 import math
+import threading
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,6 +20,10 @@ MAX_BYTES = 1 << 30
 HEIF_ENDINGS, HEIF_FIX = (".heic", ".heif", ".hif"), "pip install 'fgvc[heif]'"
 _PROGRAMS = ("EPS", "WMF")  # formats that Pillow passes to another program (Ghostscript) or to the system
 _MAX_PROPORTION = 100  # to a short side of 448 pixels, that is 80 MB
+_MAX_JPEG_2000 = 20_000_000  # pixels: its decoder takes 25 bytes for each, whatever the size of the file
+_MAX_SCANS = 100  # of a JPEG; each goes over the whole picture, and files have 10
+_LARGE = 20_000_000  # pixels; threads decode larger pictures one after the other
+_one_large = threading.Lock()
 _STRIP = 1 << 20  # pixels made opaque at once
 _WIDE_GREY = ("PNG", "PPM")  # formats whose grey values have 16 bits in Pillow's mode I
 
@@ -76,13 +81,16 @@ def decode_rgb(source: Path | BinaryIO, region: Region | None = None, *, upright
 
     Raises:
         UnreadableImageError: missing, empty, truncated, not an image, more pixels than Pillow's limit against
-            decompression bombs, one side more than 100 times the other, pixels of unknown range, or an empty region.
+            decompression bombs (of JPEG 2000, than 20 million), a JPEG of more than 100 scans, one side more than 100
+            times the other, pixels of unknown range, or an empty region.
     """
     try:
         opened = open_foreign(source, MAX_BYTES) if isinstance(source, Path) else contextlib.nullcontext(source)
         with opened as file, Image.open(file, formats=_formats()) as image:
             _require_pixels(image)
-            rgb = _to_rgb(image, _clear_colour(image), upright=upright)
+            _require_few_scans(image)
+            with _one_large if image.width * image.height > _LARGE else contextlib.nullcontext():
+                rgb = _to_rgb(image, _clear_colour(image), upright=upright)
         return _require_proportions(rgb if region is None else region.cut(rgb))
     except UnreadableImageError:
         raise
@@ -98,6 +106,7 @@ def copy_rgb(image: Image.Image) -> Image.Image:
     """
     try:
         _require_pixels(image)
+        _require_few_scans(image)
         clear, own = _clear_colour(image), image.copy()
         own.format = image.format  # a copy has none, and in mode I the format decides which value is white
         return _require_proportions(_to_rgb(own, clear, upright=True))
@@ -125,8 +134,25 @@ def _require_pixels(image: Image.Image) -> None:
     size, limit = f"{image.width} x {image.height} pixels", Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:  # Pillow itself refuses only twice the limit
         raise UnreadableImageError(f"{size}, more than Pillow's limit of {limit}")
+    if image.format == "JPEG2000" and image.width * image.height > _MAX_JPEG_2000:
+        raise UnreadableImageError(f"{size} of JPEG 2000, more than {_MAX_JPEG_2000}; save it as another format")
     if not image.width * image.height:
         raise UnreadableImageError(f"{size}: it is empty")
+
+
+def _require_few_scans(image: Image.Image) -> None:
+    """Raise UnreadableImageError for a JPEG that a decoder would go over again and again."""
+    file = getattr(image, "fp", None)  # None of a picture that is decoded already
+    if file is None or image.format not in ("JPEG", "MPO"):
+        return
+    place, count, last = file.tell(), 0, b""
+    file.seek(0)
+    while chunk := file.read(_STRIP):
+        count += (last + chunk).count(b"\xff\xda")  # the marker of a scan; pixels have a zero after each 0xff
+        last = chunk[-1:]
+    file.seek(place)
+    if count > _MAX_SCANS:
+        raise UnreadableImageError(f"{count} scans of a JPEG, more than {_MAX_SCANS}; save it again")
 
 
 def _require_proportions(image: Image.Image) -> Image.Image:

@@ -15,7 +15,7 @@ from fgvc.data.imagenet import sort_validation
 from fgvc.data.verify import Checksums, is_current, verify
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import open_foreign
-from fgvc.io import atomic_folder, checksum_problem, file_digests
+from fgvc.io import atomic_folder, checksum_problem, expanded, file_digests
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def prepare_dataset(
     if name in _WITHOUT_CARD:
         raise ConfigError(f"{name} needs no preparation: {_WITHOUT_CARD[name]}")
     card = load_card(cards, name)
-    root = root.expanduser()
+    root = expanded(root)
     if verify_only:
         if archives:
             raise ConfigError("--verify-only unpacks nothing; leave out --from-archive")

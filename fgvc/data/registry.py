@@ -17,6 +17,7 @@ from fgvc.data.inaturalist import read_inaturalist
 from fgvc.data.synthetic import read_synthetic
 from fgvc.data.table import read_image_table
 from fgvc.errors import ConfigError
+from fgvc.io import expanded
 
 _ADAPTERS: dict[str, Callable[..., Samples]] = {
     "cub": read_cub,
@@ -79,7 +80,7 @@ def create_dataset(
             boxed = ", ".join(other for other in _ADAPTERS if "boxes" in _options(other))
             raise ConfigError(f"crop={crop!r}: dataset {name!r} has no bounding boxes (those that have: {boxed})")
         options = {**options, "boxes": crop == "bbox"}  # an unknown crop is refused below
-    folder = Path(root).expanduser()
+    folder = expanded(root)
     if split == "val" and not reads_validation(name):
         samples = _ADAPTERS[name](folder, "test", **options).take([])
     else:

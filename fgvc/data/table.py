@@ -15,6 +15,7 @@ from fgvc.data.folder import SPLIT_FOLDERS, is_litter, say_once, take_own_split
 from fgvc.data.layout import COARSE, MAX_TEXT, image_paths, listing, reachable, read_coarse
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import growth_limit, open_foreign
+from fgvc.io import expanded
 
 ENDINGS = (".csv", ".tsv", ".parquet")
 _MAX_PARQUET = 1 << 33  # bytes; the images may be in other columns
@@ -69,7 +70,7 @@ def read_image_table(
             missing, an unknown split, or a class of another split is not in training.
     """
     with reachable():
-        path = find_table(root) if file is None else root / Path(file).expanduser()
+        path = find_table(root) if file is None else root / expanded(file)
     levels = list(coarse_columns or ())
     given = {"image_column": image_column, "label_column": label_column, "split_column": split_column}
     columns = table_columns(path)

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 from fgvc.data.dataset import ImageDataset
 from fgvc.data.image_file import Box, UnreadableImageError
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.runs.config import TransformConfig
+from fgvc.runs.config import LARGEST_SIDE, TransformConfig
 
 VIEWS = {"single": 1, "mirror": 2, "ten_crop": 10}
 """Names of the ways to look at a test image, with their numbers of views V."""
@@ -97,6 +97,8 @@ class TransformSpec(TransformConfig):
                 raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}")
         if not 1 <= self.size <= side:
             raise ConfigError(f"size={self.size} must be at least 1 and at most resize_size={side}")
+        if side > LARGEST_SIDE:
+            raise ConfigError(f"resize_size={side} must be at most {LARGEST_SIDE} pixels")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(f"mean={self.mean} and std={self.std} must be three numbers each, std above 0")
         if not 0 < self.min_scale <= 1:

@@ -1,6 +1,8 @@
 """Export of a trained model as safetensors, ONNX, a timm folder or a PyTorch program, each with a model card."""
 
+import hashlib
 import html
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,10 @@ from fgvc.data import effective_options, normalization_from_timm
 from fgvc.data.aircraft import BANNER
 from fgvc.data.cards import list_cards, load_card
 from fgvc.errors import ConfigError, RunError, one_line
-from fgvc.foreign import read_json
+from fgvc.foreign import read_json_object
 from fgvc.inference.export_formats import WRITERS, Facts
 from fgvc.inference.restore import load_model, read_classes, restored_method
-from fgvc.io import file_digests, plain_mode, replaced_folder, write_json_atomic, write_text_atomic
+from fgvc.io import file_digests, plain_mode, replaced_folder, to_json, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
 from fgvc.pooling import is_second_order
 from fgvc.provenance import commit_label, versions
@@ -21,7 +23,6 @@ from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import read_run
 
 _FACTS_FILE = "export.json"
-_EXPORTED = {_FACTS_FILE, "README.md", "model.safetensors", "config.json", "model.onnx", "model.onnx.data", "model.pt2"}
 
 
 def export_run(
@@ -76,8 +77,13 @@ def export_run(
             plain_mode(file)
         write_text_atomic(temporary / "README.md", model_card(facts, cards))
         files = {file.name: file_digests(file, ["sha256"])["sha256"] for file in sorted(temporary.iterdir())}
-        write_json_atomic(temporary / _FACTS_FILE, facts | {"files": files})
+        facts |= {"files": files}
+        write_json_atomic(temporary / _FACTS_FILE, facts | {"digest": _digest(facts)})
     return output
+
+
+def _digest(facts: Facts) -> str:
+    return hashlib.sha256(to_json(facts).encode("utf-8")).hexdigest()
 
 
 def _require_free(found: Path, output: Path, run: str, overwrite: bool) -> None:
@@ -85,16 +91,22 @@ def _require_free(found: Path, output: Path, run: str, overwrite: bool) -> None:
     if found.is_dir() and not found.is_symlink() and not any(found.iterdir()):
         return
     try:
-        if found.is_symlink() or not {path.name for path in found.iterdir()} <= _EXPORTED:
+        facts = read_json_object(found / _FACTS_FILE)
+        owner, digest = facts["run"], facts.pop("digest", None)
+        files = {_FACTS_FILE: None, **facts["files"]}  # earlier versions have none
+        others = [path for path in found.iterdir() if path.name not in files or path.is_symlink()]
+        if found.is_symlink() or others:
             raise ValueError("not of an export alone")
-        facts = read_json(found / _FACTS_FILE)
-        owner, files = facts["run"], facts.get("files", {})  # earlier versions have none
-        there = [name for name in files if (found / name).exists()]
+        there = [name for name in facts["files"] if os.path.lexists(found / name)]
         changed = [name for name in there if file_digests(found / name, ["sha256"])["sha256"] != files[name]]
     except (OSError, ValueError, KeyError, TypeError):
-        raise RunError(f"{output} exists and is no export of a run; give another --output") from None
+        raise RunError(
+            f"{output} exists and is no export of a run, or of an earlier version, or holds another file too; "
+            "give another --output, or delete it"
+        ) from None
     if owner != run and not overwrite:
         raise RunError(f"{output} holds the export of another run; give another --output, or replace it: --overwrite")
+    changed += [] if digest == _digest(facts) else [_FACTS_FILE]
     if changed and not overwrite:
         raise RunError(
             f"{output / changed[0]} was changed since the export; give another --output, or replace it: --overwrite"
@@ -182,7 +194,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return _MARKUP.sub(r"\\\g<0>", html.escape(one_line(value), quote=False))
     if isinstance(value, dict):
-        return {key: _plain(member) for key, member in value.items()}
+        return {_plain(key): _plain(member) for key, member in value.items()}
     return [_plain(member) for member in value] if isinstance(value, list) else value
 
 
@@ -225,8 +237,9 @@ def _accuracy(facts: Facts) -> str:
     for which in ("final", "best"):
         found = facts[which]
         if found:
-            numbers = " | ".join(f"{found[key]:.2f}" for key in ("top1", "top5", "mean_class"))
-            text += f"| {which} | {found['epoch']} | {numbers} |\n"
+            shares = (found.get(key) for key in ("top1", "top5", "mean_class"))
+            numbers = " | ".join("not measured" if share is None else f"{share:.2f}" for share in shares)
+            text += f"| {which} | {found.get('epoch', 'not recorded')} | {numbers} |\n"
     if facts["best"]:
         text += f"\nThe best epoch was selected on the {facts['best'].get('selected_on', 'test')} images.\n"
     if facts["status"] != "finished":

@@ -6,6 +6,7 @@ stride of the backbone, timm's model has another feature map, and only its weigh
 """
 
 import importlib.util
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -118,7 +119,9 @@ def _write_pt2(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
             model, (_images(facts, 2),), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
         )
     file = folder / "model.pt2"
-    torch.export.save(program, file, extra_files={"fgvc.json": json.dumps(facts)})
+    content = io.BytesIO()  # on a full disk torch's own writer ends the process
+    torch.export.save(program, content, extra_files={"fgvc.json": json.dumps(facts)})
+    file.write_bytes(content.getbuffer())
     _require_same(torch.export.load(file).module(), model, facts)
     return {"compared": True}
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from fgvc.data import TransformSpec, UnreadableImageError, copy_rgb, decode_rgb, image_files
 from fgvc.data.folder import require_unicode
-from fgvc.errors import ConfigError, ImageError, RunError
+from fgvc.errors import ConfigError, DatasetError, ImageError, RunError, UserError, one_line
 from fgvc.inference.calibrate import Calibration, read_calibration
 from fgvc.inference.restore import load_model, read_classes
 from fgvc.inference.temperature import probabilities
@@ -337,6 +337,25 @@ def find_images(source: Path) -> list[Path]:
     return [source]
 
 
+def find_all(sources: Sequence[Path]) -> list[Path]:
+    """Return the images of all sources, each once; a source without any stays there, and reading it gives the reason.
+
+    Raises:
+        ImageError, DatasetError: as `find_images`, if no source has an image.
+    """
+    paths: dict[Path, None] = {}
+    problems: list[UserError] = []
+    for source in sources:
+        try:
+            paths |= dict.fromkeys(find_images(source))
+        except (ImageError, DatasetError) as error:
+            paths[source] = None
+            problems.append(error)
+    if len(problems) == len(sources):
+        raise problems[0]
+    return list(paths)
+
+
 def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> Iterator[FilePrediction]:
     """Yield predictions of files in their order; a file that cannot be read or classified yields the reason.
 
@@ -383,7 +402,7 @@ def require_all(failed: Sequence[Path], total: int) -> None:
         more = ", ..." if len(failed) > _SHOWN else ""
         raise ImageError(
             f"{len(failed)} of {total} images failed, for the reasons above: "
-            f"{', '.join(map(str, failed[:_SHOWN]))}{more}; replace them or leave them out"
+            f"{', '.join(map(one_line, failed[:_SHOWN]))}{more}; replace them or leave them out"
         )
 
 
@@ -393,8 +412,10 @@ _SHOWN = 5  # names in a message
 def _read(predictor: Predictor, path: Path) -> Tensor | str:
     """Return the model's input for a file, or the reason why it cannot be read."""
     try:
+        if path.is_dir() or not path.exists():
+            find_images(path)  # raises
         return predictor.prepare(path)
-    except ImageError as error:
+    except (ImageError, DatasetError) as error:
         return str(error)
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         return f"{path} cannot be read: {error or type(error).__name__}"

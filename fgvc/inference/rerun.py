@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fgvc.errors import RunError
 from fgvc.inference.restore import read_classes, require_classes
+from fgvc.io import default_output
 from fgvc.provenance import commit_label
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
@@ -40,7 +41,7 @@ def rerun(path: Path, *, run_dir: Path | None = None, root: str | None = None, c
             f"finish it: fgvc train ... run_dir={path}"
         )
     named = path if path.name not in ("", "..") else path.resolve()
-    target = named.with_name(f"{named.name}-rerun") if run_dir is None else run_dir
+    target = default_output(named.parent, f"{named.name}-rerun") if run_dir is None else run_dir
     _require_free(target, path)
     again = copy.deepcopy(config)
     again.run_dir, again.resume = str(target), "auto"

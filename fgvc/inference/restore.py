@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader
 from fgvc.data import FeatureSet, ImageDataset, fingerprint
 from fgvc.errors import RunError
 from fgvc.foreign import open_foreign
+from fgvc.io import expanded
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
+from fgvc.models.files import listed, not_floating
 from fgvc.runs.config import CacheConfig, MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Run, read_run
@@ -193,8 +195,12 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
             f"(sha256 {digest[:12]}; in training {str(run.weights_digest)[:12]}, see weights_digest in summary.json); "
             "restore the same file"
         )
+    trained = model.head if config.backbone.frozen else model
+    if wrong := not_floating(weights, trained.state_dict()):
+        file = folder.weights_file(checkpoint)
+        raise RunError(f"{file} is damaged: no floating numbers{listed(wrong)}; restore it, or train the run again")
     try:
-        (model.head if config.backbone.frozen else model).load_state_dict(weights)
+        trained.load_state_dict(weights)
     except RuntimeError as error:
         raise RunError(f"{folder.weights_file(checkpoint)} belongs to another architecture: {error}") from error
     return model
@@ -256,8 +262,8 @@ def _same_images(images: ImageDataset, known: Mapping[str, str], split: str) -> 
 
 def _require_images(config: RunConfig) -> None:
     """Raise RunError if opening the dataset would write or fetch it."""
-    made, root = config.dataset.reader in ("hf", "synthetic"), Path(config.dataset.root)
-    if made and not (root.expanduser().is_dir() and any(root.expanduser().iterdir())):
+    made, root = config.dataset.reader in ("hf", "synthetic"), expanded(config.dataset.root)
+    if made and not (root.is_dir() and any(root.iterdir())):
         raise RunError(f"dataset.root={root} is not there, and no run folder may have it made; give the images: --root")
 
 

@@ -253,7 +253,8 @@ def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None, o
                 f"choose {architecture} or one of its tags: {', '.join(tags) or 'none'}"
             )
     # arguments of timm itself, not of the model: they name files and addresses to take weights from
-    if own := sorted(options.keys() & inspect.signature(timm.create_model).parameters.keys()):
+    # and the size of a head that is removed
+    if own := sorted(options.keys() & {*inspect.signature(timm.create_model).parameters, "num_classes"}):
         raise ConfigError(
             f"backbone.options={{{', '.join(own)}}}: only arguments of the architecture are passed on; weights come by "
             "backbone.weights or backbone.pretrained"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fgvc.errors import WeightsError
-from fgvc.models.files import Layout, State, listed, locate_weights, read_tensors, unfilled
+from fgvc.models.files import Layout, State, listed, locate_weights, not_floating, read_tensors, unfilled
 from fgvc.models.formats import TIMM, CheckpointFormat, list_formats, recognise, translate
 from fgvc.models.model import FineGrainedModel
 from fgvc.models.weights import convert_as_timm
@@ -95,6 +95,8 @@ def load_checkpoint(
         )
     _check_function(path, form, model, parts)
     loaded = {name: tensor for name, tensor in state.items() if name.startswith(parts)}
+    if wrong := not_floating(loaded, model.state_dict()):
+        raise WeightsError(f"{path}: {len(wrong)} tensors are no floating numbers{listed(wrong)}; save them as float32")
     model.load_state_dict(loaded, strict=False)  # missing names are checked above
     return CheckpointReport(
         source=str(path),

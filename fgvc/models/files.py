@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fgvc.errors import WeightsError
 from fgvc.foreign import MAX_GROWTH, growth_limit, load_pytorch, open_foreign
-from fgvc.io import atomic_path
+from fgvc.io import atomic_path, expanded
 
 State = dict[str, torch.Tensor]
 Layout = Mapping[str, torch.Size]
@@ -39,7 +39,7 @@ def locate_weights(source: str | Path, setting: str) -> Path:
     package = str(source).removeprefix("package:")
     if package != str(source):
         return _find_in_package(package, setting)
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists() or path.is_dir():
         kind = "is a folder" if path.is_dir() else "does not exist"
         raise WeightsError(f"{setting}={source} {kind}; give the path of a file ({', '.join(_SUFFIXES)})")
@@ -48,7 +48,10 @@ def locate_weights(source: str | Path, setting: str) -> Path:
 
 def _find_in_package(package: str, setting: str) -> Path:
     # a dotted name would import its parent
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # of the running script, __main__
+        spec = None
     if spec is None:
         raise WeightsError(
             f"{setting}=package:{package}: no such package is installed; "
@@ -72,7 +75,8 @@ def read_tensors(path: Path) -> State:
     attributes of a Lightning module (`model.`, `net.`) at its front.
 
     Raises:
-        WeightsError: the file is unreadable, holds no named tensors, asks for foreign code, or is a decompression bomb.
+        WeightsError: the file is unreadable, holds no named tensors or other than plain ones, asks for foreign code, or
+            is a decompression bomb.
     """
     try:
         with open_foreign(path):  # safetensors would report a file without read permission as missing
@@ -94,11 +98,20 @@ def read_tensors(path: Path) -> State:
     state = {_WRAPPERS.sub("", str(name)): tensor for name, tensor in tensors if isinstance(tensor, torch.Tensor)}
     if not state:
         raise WeightsError(f"{path} holds no named tensors; expected the state_dict() of a model")
+    if odd := [name for name, tensor in state.items() if not _is_plain(tensor)]:
+        raise WeightsError(
+            f"{path} is refused: sparse, quantised, nested or without values{listed(odd)}; save plain tensors, best as "
+            ".safetensors"
+        )
     # a view may repeat a few stored numbers any number of times
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if size > growth_limit(path.stat().st_size):
         raise WeightsError(f"{path} is refused: its tensors have {size} bytes, more than {MAX_GROWTH} times its size")
     return state
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
 
 
 def _read_pytorch(path: Path) -> Any:
@@ -122,6 +135,19 @@ def unfilled(state: State, needed: Layout) -> tuple[list[str], list[str]]:
         if name in state and state[name].shape != shape
     ]
     return missing, reshaped
+
+
+def not_floating(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names, with types, of tensors that are no floating numbers as the model's `own` are.
+
+    Torch would copy them all the same: whole numbers of a quantised file without their scale, complex ones without
+    their imaginary part.
+    """
+    return [
+        f"{name} {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in state.items()
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point()
+    ]
 
 
 def listed(names: Iterable[str], limit: int = 3) -> str:

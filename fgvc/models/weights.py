@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from fgvc.errors import WeightsError
-from fgvc.models.files import Layout, State, listed, locate_weights, read_tensors, unfilled
+from fgvc.models.files import Layout, State, listed, locate_weights, not_floating, read_tensors, unfilled
 
 _PREFIXES = ("backbone.model.", "backbone.")  # of fgvc, of other wrappers
 
@@ -67,6 +67,8 @@ def load_backbone_weights(model: nn.Module, source: str | Path, *, layout: Layou
             f"{path} does not fit {architecture}: {'; '.join(problems)}; choose a file of its own weights"
         )
     chosen = {name: state[name] for name in needed if name in state}
+    if wrong := not_floating(chosen, model.state_dict()):
+        raise WeightsError(f"{path}: {len(wrong)} tensors are no floating numbers{listed(wrong)}; save them as float32")
     model.load_state_dict(chosen, strict=False)  # missing names are checked above
     return WeightsReport(str(path), how, len(chosen), tuple(ignored))
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from fgvc.errors import visible
+
 PLACES_NOTE = "The best three of a column: bold, italic, and underlined or marked (3rd); equal ones alike."
 NOT_MEASURED = "—"
 """Cell of what was not measured or, in a column of published numbers, not published; a note says so."""
@@ -119,12 +121,12 @@ li { max-width: 60rem; }"""
 
 def to_markdown(title: str, blocks: Iterable[Block]) -> str:
     """A heading, and under it each block as a Markdown table between its caption and its notes."""
-    parts = [f"# {_flat(title)}"]
+    parts = [f"# {_words(title)}"]
     for block in blocks:
         table = markdown_table(block.header, _marked(block, "markdown", block.rows))
-        notes = "\n".join(f"- {_flat(note)}" for note in block.all_notes)
-        heading = "" if block.title == title else f"## {_flat(block.title)}"
-        parts += [part for part in (heading, _flat(block.caption), table, notes) if part]
+        notes = "\n".join(f"- {_words(note)}" for note in block.all_notes)
+        heading = "" if block.title == title else f"## {_words(block.title)}"
+        parts += [part for part in (heading, _words(block.caption), table, notes) if part]
     return "\n\n".join(parts) + "\n"
 
 
@@ -135,7 +137,7 @@ def block_markdown(block: Block) -> str:
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table with aligned columns, the first to the left, the others to the right."""
-    cells = [[_flat(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    cells = [[_words(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
     rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
 
@@ -174,7 +176,7 @@ def to_latex(blocks: Iterable[Block]) -> str:
 def to_html(title: str, blocks: Iterable[Block]) -> str:
     """A page of its own: no script, nothing from the network, light or dark as the reader's system."""
     body = "\n".join(map(html_block, blocks))
-    name = html.escape(title)
+    name = _html(title)
     return f"""\
 <!DOCTYPE html>
 <html lang="en">
@@ -284,19 +286,18 @@ def html_block(block: Block) -> str:
     """One block as a table in a section that can be scrolled, and its notes; every text is escaped."""
     kinds = _kinds(block)
     header = "".join(
-        f'<th scope="col"{_class(kind)}>{html.escape(cell)}</th>'
-        for cell, kind in zip(block.header, kinds, strict=True)
+        f'<th scope="col"{_class(kind)}>{_html(cell)}</th>' for cell, kind in zip(block.header, kinds, strict=True)
     )
-    escaped = [list(map(html.escape, row)) for row in block.rows]
+    escaped = [list(map(_html, row)) for row in block.rows]
     rows = "\n".join(
         f'<tr><th scope="row"{_class("long" if len(row[0]) > _LONG else "")}>{first}</th>'
         f"{''.join(map(_html_cell, rest, kinds[1:]))}</tr>"
         for row, (first, *rest) in zip(block.rows, _marked(block, "html", escaped), strict=True)
     )
-    caption = ". ".join(html.escape(part) for part in (block.title, block.caption) if part)
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in block.all_notes)
+    caption = ". ".join(_html(part) for part in (block.title, block.caption) if part)
+    notes = "".join(f"<li>{_html(note)}</li>" for note in block.all_notes)
     return f"""\
-<section tabindex="0" aria-label="{html.escape(block.title or block.name)}">
+<section tabindex="0" aria-label="{_html(block.title or block.name)}">
 <table>
 {f"<caption><span>{caption}</span></caption>" if caption else ""}
 <thead><tr>{header}</tr></thead>
@@ -338,5 +339,14 @@ def _latex_letter(character: str) -> str:
     return f"{{[}}U+{ord(character):04X}{{]}}"
 
 
-def _flat(text: str) -> str:
-    return " ".join(text.split())
+_MARKUP = {"<": "&lt;", "&": "&amp;", "\\": r"\\", "[": r"\["}
+_IS_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)|\\(?=[!-/:-@\[-`{-~]|$)|(?<=!)\[")
+
+
+def _words(text: str) -> str:
+    """Text on one line in which a name from data is no tag, no entity, no image, and escapes nothing after it."""
+    return _IS_MARKUP.sub(lambda found: _MARKUP[found[0]], visible(" ".join(text.split())))
+
+
+def _html(text: str) -> str:
+    return html.escape(visible(text))

@@ -22,7 +22,7 @@ class Table:
         title: Title of the whole.
         blocks: Blocks to read.
         frames: Tidy frames by the name of their CSV file, one row a cell or a row of cells; those made from runs have
-            the columns seeds, runs (paths, "; " between them) and commits.
+            the columns seeds, runs (the paths, in CSV "; " between them) and commits.
         notes: Lines on what was left out, or is doubtful.
     """
 
@@ -51,7 +51,7 @@ class Table:
             for row in frame.to_dict("records"):
                 runs = row.pop("runs", None)
                 values = {str(key): _plain(value) for key, value in row.items() if not _missing(value)}
-                paths = [] if _missing(runs) else str(runs).split("; ")
+                paths = [] if _missing(runs) else runs
                 cells.append({"table": name, **values, "runs": [_run(Path(path)) for path in paths]})
         return cells
 

@@ -1,5 +1,6 @@
 """The nearest training images of image files: as text, and as a contact sheet."""
 
+import os
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,9 +49,9 @@ def sheet_files(folder: Path, paths: Sequence[Path]) -> list[Path]:
         FileExistsError: one of them is someone else's, see `fgvc.io.require_own`.
     """
     sheets = [folder / name for name in picture_names(paths)]
-    images = {path.resolve() for path in paths}
+    images = {os.path.realpath(path) for path in paths}  # a link may lead to itself
     for sheet in sheets:
-        if sheet.resolve() in images:
+        if os.path.realpath(sheet) in images:
             raise ConfigError(f"{sheet} is one of the images, which are never written over; give another folder")
         require_own(sheet, _SHEET)
     return sheets

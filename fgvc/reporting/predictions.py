@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -92,7 +93,7 @@ def folder_table(run: Path, sources: Sequence[Path]) -> TableFile:
 
     It replaces a table of the same sources only: NAME-2.csv, NAME-3.csv, ... where others have the name.
     """
-    resolved = [source.resolve() for source in sources]
+    resolved = [Path(os.path.realpath(source)) for source in sources]  # a link may lead to itself
     digest = hashlib.sha256("\n".join(map(str, resolved)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     name = next((path.name for path in resolved if path.is_dir()), "").lstrip(".")[:100] or PREDICTIONS
     for number in itertools.count(1):
@@ -115,11 +116,11 @@ def require_free(paths: Sequence[Path], table: TableFile | None, overlays: Path 
         FileExistsError: as `require_own`.
     """
     targets = {} if overlays is None else {overlays / name: OVERLAY for name in picture_names(paths)}
-    images = {path.resolve() for path in paths}
+    images = {os.path.realpath(path) for path in paths}
     if table is not None and table.path.resolve() in {target.resolve() for target in targets}:
         raise ConfigError(f"{table.path} is the file of the table and of an overlay; give another path")
     for target, kind in (targets if table is None else {**targets, table.path: table.kind}).items():
-        if target.resolve() in images:
+        if os.path.realpath(target) in images:
             raise ConfigError(f"{target} is one of the images, which are never written over; give another path")
         require_own(target, kind)
 

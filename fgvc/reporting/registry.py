@@ -13,6 +13,7 @@ from fgvc.presentation.table import Table
 from fgvc.reporting.accuracy import accuracy_table, load_published, table_blocks
 from fgvc.reporting.run_tables import coarse, condition_numbers, cost, differences, hybrid
 from fgvc.runs import Run, find_finished, group_runs
+from fgvc.runs.settings import without_twins
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,12 @@ class Inputs:
 
     @cached_property
     def finished(self) -> tuple[list[Run], list[str]]:
-        """The finished runs, and notes on the others and on several datasets. Raises RunError."""
+        """The finished runs that tables can use, and notes on the others and on several datasets. Raises RunError."""
         if not self.results:
             raise RunError("no folder of runs given; this table is made from runs, e.g. results/cub80_frozen")
-        runs, notes = find_finished(self.results)
+        runs, unfinished = find_finished(self.results)
+        runs, twins = without_twins(runs)
+        notes = unfinished + twins
         datasets = list(dict.fromkeys(run.dataset for run in runs))
         if len(datasets) > 1:
             notes.append(f"runs of {len(datasets)} datasets ({', '.join(datasets)}): each has a table of its own")

@@ -4,13 +4,16 @@ import importlib.util
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from fgvc.errors import ConfigError
+from fgvc.io import expanded
+
+LARGEST_SIDE = 4096
+"""Most pixels of a side of a resized image: a received run may ask for any number."""
 
 
 @dataclass
@@ -320,11 +323,12 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     """Return the composed configuration as dataclasses; a name that is not given is that of the dataset or its folder.
 
     Raises:
-        ConfigError: a key without a default is unset, or a key added with + is unknown.
+        ConfigError: a key without a default is unset, a key added with + is unknown, or a path begins with the name of
+            a user who does not exist.
     """
     dataset = composed.dataset
     if OmegaConf.is_missing(dataset, "name") and not OmegaConf.is_missing(dataset, "root"):
-        dataset.name = Path(dataset.root).expanduser().resolve().name
+        dataset.name = expanded(dataset.root).resolve().name
     if OmegaConf.is_missing(composed, "name") and not OmegaConf.is_missing(dataset, "name"):
         composed.name = dataset.name
     missing = sorted(str(key) for key in OmegaConf.missing_keys(composed))
@@ -333,6 +337,12 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     # check against the schema again, since Hydra's + can add any key
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.to_container(composed)))
     assert isinstance(config, RunConfig)
+    for place, key in ((config, "run_dir"), (config, "resume"), (config.cache, "dir")):  # others, where they are read
+        path = getattr(place, key)
+        if path is not None and path.startswith("~"):
+            setattr(place, key, str(expanded(path)))
+            if getattr(place, key).startswith("~"):
+                raise ConfigError(f"{path}: there is no such user; for a folder of that name write ./{path}")
     return config
 
 
@@ -341,6 +351,11 @@ _TRACKERS = ("tensorboard", "wandb", "mlflow")  # each is also the name of its p
 
 def check_config(config: RunConfig) -> None:
     """Raise ConfigError for values out of range, unknown choices, and settings that need a missing package."""
+    for key, value in flatten(asdict(config)).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} must be a finite number, got {value}")
+        if isinstance(value, int) and abs(value) >= 1 << 63:  # tables and generators take no larger ones
+            raise ConfigError(f"{key} must be below 2^63, got {value}")
     schedule = config.schedule
     if list(schedule.milestones) != sorted(set(schedule.milestones)):
         raise ConfigError(f"schedule.milestones must ascend, got {list(schedule.milestones)}")
@@ -368,6 +383,10 @@ def check_config(config: RunConfig) -> None:
     for key, (number, least) in at_least.items():
         if number is not None and not number >= least:
             raise ConfigError(f"{key} must be at least {least}, got {number}")
+    for key in ("size", "resize_size"):
+        side = getattr(config.dataset.transform, key)
+        if side is not None and not 1 <= side <= LARGEST_SIDE:
+            raise ConfigError(f"dataset.transform.{key} must be from 1 to {LARGEST_SIDE} pixels, got {side}")
     if not trainer.divergence_factor > 1:
         raise ConfigError(f"trainer.divergence_factor must be above 1, got {trainer.divergence_factor}")
     if trainer.clip_norm is not None and not trainer.clip_norm > 0:
@@ -398,6 +417,22 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(f"trainer.device={trainer.device}: choose auto, cpu, or a GPU such as cuda:0")
     if not 0 <= trainer.val_fraction < 1:
         raise ConfigError(f"trainer.val_fraction must be at least 0 and below 1, got {trainer.val_fraction}")
+
+
+def check_switch(config: RunConfig) -> None:
+    """Raise ConfigError if the switch between the stages of a hybrid run is undefined or outside the run."""
+    if config.hybrid.switch_epoch is None and not (config.schedule.name == "step" and config.schedule.milestones):
+        raise ConfigError(
+            f"hybrid.method={config.hybrid.method} switches at the last learning-rate decay, but "
+            f"schedule={config.schedule.name} with milestones {list(config.schedule.milestones)} has none; "
+            "set hybrid.switch_epoch"
+        )
+    switch = config.switch_epoch
+    if not 1 <= switch < config.trainer.epochs:
+        raise ConfigError(
+            f"the hybrid protocol switches after epoch {switch}; it must be at least 1 and less than "
+            f"trainer.epochs={config.trainer.epochs}; set hybrid.switch_epoch"
+        )
 
 
 def check_mixing(config: RunConfig, processes: int = 1) -> None:

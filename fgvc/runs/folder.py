@@ -8,16 +8,17 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import OmegaConf
 
-from fgvc.errors import RunError
+from fgvc.errors import ConfigError, RunError
 from fgvc.foreign import read_json_object, read_plain_yaml
 from fgvc.io import locked, remove_leftovers, write_json_atomic, write_text_atomic
-from fgvc.runs.config import RunConfig, flatten
+from fgvc.runs.config import RunConfig, check_config, check_switch, flatten
 
 _log = logging.getLogger(__name__)
 
@@ -157,8 +158,8 @@ class RunFolder:
         In a finished run, unknown settings are ignored with a log line.
 
         Raises:
-            RunError: config.yaml is missing or damaged, has a value of the wrong type, or, in an unfinished run, an
-                unknown setting.
+            RunError: config.yaml is missing or damaged, has a value of the wrong type or out of range, or, in an
+                unfinished run, an unknown setting.
         """
         settings = self.read_settings()
         known, unknown = _split_known(settings, RunConfig)
@@ -172,6 +173,13 @@ class RunFolder:
         except Exception as error:  # omegaconf raises many types; all mean that the file is not usable
             raise self._unreadable(str(error)) from error
         assert isinstance(config, RunConfig)
+        try:
+            # reading needs no package of the training
+            check_config(replace(config, trainer=replace(config.trainer, tracker=None)))
+            if config.hybrid.method is not None:
+                check_switch(config)
+        except ConfigError as error:
+            raise self._unreadable(str(error)) from error
         config.trainer.workers = min(config.trainer.workers, os.cpu_count() or 1)  # it may be from a larger machine
         config.dataset.root = config.dataset.root if root is None else root
         config.cache.dir = config.cache.dir if cache is None else cache

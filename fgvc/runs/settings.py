@@ -121,6 +121,37 @@ def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
     )
 
 
+def without_twins(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
+    """Leave out each method of a setting of which two runs have the same seed, so that `group_runs` takes the others.
+
+    Returns:
+        The other runs, and a note for each method that is left out.
+
+    Raises:
+        RunError: none is left.
+    """
+    left, notes = list(runs), []
+    while left:
+        try:
+            group_runs(left)
+            return left, notes
+        except _TwinsError as error:
+            twins = {run.path for run in error.runs}
+            left = [run for run in left if run.path not in twins]
+            notes.append(f"{error}; until then all runs of this method and setting are left out")
+    if notes:
+        raise RunError("\n  ".join(notes))
+    return [], []
+
+
+class _TwinsError(RunError):
+    """Two of these runs, of one method and setting, have the same seed."""
+
+    def __init__(self, message: str, runs: Sequence[Run]) -> None:
+        super().__init__(message)
+        self.runs = runs
+
+
 def _with_variants(group: Group) -> Group:
     """Part the runs of each method by their variant, sorted by seed, and name it in the labels."""
     parted: Group = {}
@@ -147,11 +178,18 @@ def one_setting(runs: Iterable[Run]) -> tuple[Setting, Group]:
     return setting, group
 
 
-def sources(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the table columns that name the runs of a number: seeds, runs (paths joined by "; "), commits."""
+class RunPaths(tuple[str, ...]):
+    """Paths of runs in one cell; as text, and so in CSV, "; " between them."""
+
+    def __str__(self) -> str:
+        return "; ".join(self)
+
+
+def sources(runs: Sequence[Run]) -> dict[str, str | RunPaths]:
+    """Return the table columns that name the runs of a number: seeds, runs (`RunPaths`), commits."""
     return {
         "seeds": " ".join(dict.fromkeys(str(run.seed) for run in runs)),
-        "runs": "; ".join(str(run.path) for run in runs),
+        "runs": RunPaths(str(run.path) for run in runs),
         "commits": " ".join(sorted({run.commit for run in runs if run.commit})),
     }
 
@@ -226,9 +264,10 @@ def _by_seed(runs: Sequence[Run]) -> list[Run]:
     for run in runs:
         twin = first.setdefault(run.seed, run)
         if twin is not run:
-            raise RunError(
+            raise _TwinsError(
                 f"two runs of {run.label} on {run.dataset} have the same setting and seed {run.seed}: "
-                f"{twin.path} and {run.path}; move or leave out one of them"
+                f"{twin.path} and {run.path}; move or leave out one of them",
+                runs,
             )
     return [first[seed] for seed in sorted(first)]
 

@@ -10,6 +10,7 @@ import torch
 
 from fgvc.data import find_layout
 from fgvc.errors import ConfigError
+from fgvc.io import expanded
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ def with_first_settings(arguments: Sequence[str]) -> list[str]:
     more = {"experiment": "first"}
     if "dataset.adapter" not in given:
         root = Path(given["dataset.root"].strip("'\""))
-        if root.expanduser().is_file():  # of a table
+        if expanded(root).is_file():  # of a table
             more |= {"dataset.root": str(root.parent), "dataset.options.file": root.name, "dataset.name": root.stem}
             arguments = [argument for argument in arguments if not argument.startswith("dataset.root=")]
             root = root.parent

@@ -6,7 +6,7 @@
 from fgvc.errors import ConfigError
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling, create_pooling
-from fgvc.runs.config import HybridConfig, MethodConfig, RunConfig
+from fgvc.runs.config import HybridConfig, MethodConfig, RunConfig, check_switch
 
 
 def check_hybrid(config: RunConfig) -> None:
@@ -22,18 +22,7 @@ def check_hybrid(config: RunConfig) -> None:
             f"hybrid.method={hybrid.method} and method={method.name} must both normalise a covariance, "
             "otherwise the weights cannot carry over"
         )
-    if hybrid.switch_epoch is None and not (config.schedule.name == "step" and config.schedule.milestones):
-        raise ConfigError(
-            f"hybrid.method={hybrid.method} switches at the last learning-rate decay, but "
-            f"schedule={config.schedule.name} with milestones {list(config.schedule.milestones)} has none; "
-            "set hybrid.switch_epoch"
-        )
-    switch = config.switch_epoch
-    if not 1 <= switch < config.trainer.epochs:
-        raise ConfigError(
-            f"the hybrid protocol switches after epoch {switch}; it must be at least 1 and less than "
-            f"trainer.epochs={config.trainer.epochs}; set hybrid.switch_epoch"
-        )
+    check_switch(config)
 
 
 class Stages:

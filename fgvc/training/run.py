@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from fgvc.data import verified_content
 from fgvc.errors import Interrupted, OutOfMemoryError, RunError, UserError
-from fgvc.io import to_csv, write_text_atomic
+from fgvc.io import expanded, to_csv, write_text_atomic
 from fgvc.pooling import is_second_order, pooling_label
 from fgvc.provenance import (
     machine_facts,
@@ -80,7 +80,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
     try:
         source = find_source(config, folder, states)  # report a mistake before reading the data
     except RunError as error:
-        if Path(config.dataset.root).expanduser().exists():
+        if expanded(config.dataset.root).exists():
             raise
         raise RunError(f"dataset.root={config.dataset.root} does not exist. Besides, {error}") from error
     if _is_done(folder):

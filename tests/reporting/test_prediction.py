@@ -427,6 +427,28 @@ def test_command_line_refuses_in_one_line(predict: Train, copy: Copy, home: Path
     assert not (run / "predicted").exists()
 
 
+def test_one_bad_argument_does_not_stop_the_others(
+    predict: Train, here: Train, copy: Copy, home: Path, tmp_path: Path
+) -> None:
+    run, image = copy("frozen"), next((home / "data" / "test").rglob("*.png"))
+    (tmp_path / "gone.jpg").symlink_to("nowhere")
+    (tmp_path / "circle.jpg").symlink_to("circle.jpg")
+    (tmp_path / "empty").mkdir()
+    bad = [tmp_path / name for name in ("gone.jpg", "circle.jpg", "empty")]
+    for script, more in (("predict.py", ()), ("neighbours.py", ()), ("embed.py", ("--output", "found.csv"))):
+        done = here(script, run, bad[0], image, *bad[1:], *more, cwd=tmp_path)
+        refused(
+            done, "3 of 4 images failed", "gone.jpg: no such file", "circle.jpg: no such file", "empty: no image files"
+        )
+        assert image.name in done.stdout or script == "embed.py"
+    assert len(pd.read_csv(tmp_path / "found.csv")) == 1
+    (tmp_path / "a\nb.jpg").write_text("no image")
+    assert predict(run, image, tmp_path / "a\nb.jpg").stderr.splitlines()[-1].startswith("error: 1 of 2 images failed")
+    done = here("calibrate.py", copy("tuned"), tmp_path / "nope", run, cwd=tmp_path)
+    refused(done, "nope is not a run folder", "1 of 3 failed, for the reasons above: ")
+    assert done.stdout.count("weights: ") == 2 and (run / "calibration.json").is_file()
+
+
 def test_a_run_calibrates_itself_at_its_end_and_prediction_never_does(
     predict: Callable[..., Done], train_here: Train, home: Path, tmp_path: Path
 ) -> None:
@@ -476,6 +498,43 @@ def test_a_strangers_run_writes_nothing_outside_and_asks_no_network(
     for options in ({"pretrained_cfg_overlay": elsewhere}, {"checkpoint_path": str(image)}):
         change("backbone", pretrained=True, weights=None, options=options)
         refused(here("predict.py", run, image, cwd=tmp_path), f"backbone.options={{{next(iter(options))}}}")
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "words"),
+    [
+        ("hybrid", {"method": "isqrt_cov"}, "set hybrid.switch_epoch"),
+        ("hybrid", {"method": "isqrt_cov", "switch_epoch": 99}, "switches after epoch 99"),
+        ("trainer", {"workers": -1}, "trainer.workers must be at least 0"),
+        ("trainer", {"eval_batch_size": 0}, "trainer.eval_batch_size"),
+        ("optimizer", {"lr": float("nan")}, "optimizer.lr must be a finite number"),
+        ("dataset.transform", {"resize_size": 10**9}, "resize_size must be from 1 to 4096"),
+        ("dataset.transform", {"size": 20000, "resize_size": None}, "size must be from 1 to 4096"),
+        ("backbone", {"weights": "package:__main__"}, "no such package"),
+        ("backbone", {"weights": "~nouser/w.pth"}, "~nouser/w.pth does not exist"),
+        ("backbone", {"options": {"num_classes": 10**9}}, "backbone.options={num_classes}"),
+        ("dataset", {"root": "~nouser/x"}, "~nouser/x"),
+    ],
+)
+def test_settings_of_a_strangers_run_are_checked(
+    here: Callable[..., Done],
+    copy: Callable[[str], Path],
+    home: Path,
+    tmp_path: Path,
+    part: str,
+    values: dict[str, object],
+    words: str,
+) -> None:
+    run, image = copy("frozen"), next((home / "data" / "test").rglob("*.png"))
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    place = settings
+    for key in part.split("."):
+        place = place[key]
+    place |= values
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    if "root" not in values:  # a prediction needs no images
+        refused(here("predict.py", run, image, cwd=tmp_path), words)
+    refused(here("evaluate.py", run, cwd=tmp_path), words)
 
 
 LINKS = ("config.yaml", "summary.json", "checkpoints", "checkpoints/last.safetensors", "predictions.csv")

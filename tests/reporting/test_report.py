@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from datetime import datetime, timezone
 from html.parser import HTMLParser
@@ -28,8 +29,9 @@ from run_folders import (
     write_spectrum,
 )
 
+from fgvc.errors import visible
 from fgvc.presentation.style import METHOD_STYLES, method_style
-from fgvc.reporting.report import collect, make_report
+from fgvc.reporting.report import collect, make_report, pictures
 from fgvc.reporting.report.charts import MAX_POINTS, Curve, Panel, curves_figure, matrix_figure
 from fgvc.reporting.report.pictures import MAX_PICTURES
 
@@ -218,10 +220,44 @@ def test_no_name_becomes_markup_or_script(tmp_path: Path) -> None:
     assert page.count("b") == 0 and page.count("link") == page.count("iframe") == 0
     assert all(str(attributes["href"]).startswith("#") for tag, attributes in page.tags if tag == "a")
     for name in ODD:
-        assert " ".join(name.split())[:40] in " ".join(page.texts["runs"].split())
+        assert " ".join(visible(name).split())[:40] in " ".join(page.texts["runs"].split())
     for trace in (trace for figure in figures(text) for trace in figure["data"]):  # plotly reads tags and formulas
         names = [trace["name"], trace["meta"]] if trace["type"] == "scatter" else trace["x"]
         assert not set("<>$\n") & set("".join(names))
+
+
+def test_one_damaged_seed_leaves_the_others_on_the_page(tmp_path: Path) -> None:
+    paired(tmp_path, "seb", [50, 52, 54])
+    for seed in (0, 1, 2):
+        write_spectrum(tmp_path / "seb" / f"s{seed}", images=4, channels=6, seed=seed)
+    for file in ("s0/spectrum.npz", "s1/predictions.csv"):
+        path = tmp_path / "seb" / file
+        path.write_bytes(path.read_bytes()[:-100] + b"," * 7)
+    page, _, notes = made(tmp_path)
+    assert "SEB" in page.texts["spectra"] and "Most frequent confusions" in page.texts["confusions"]
+    assert "of 120 answers" in page.texts["confusions"]  # of two seeds
+    for file in ("s0/spectrum.npz", "s1/predictions.csv"):
+        assert any("left out" in note and file in note for note in notes), notes
+
+
+def test_lost_predictions_are_noted(tmp_path: Path) -> None:
+    paired(tmp_path, "seb", [50])
+    (tmp_path / "seb" / "s0" / "predictions.csv").unlink()
+    notes = made(tmp_path)[2]
+    assert any("the section Confusions shows nothing: none of 1 finished runs kept" in note for note in notes)
+
+
+def test_a_copied_run_keeps_nothing_else_off_the_page(tmp_path: Path, here: Callable[..., Done]) -> None:
+    for method in ("gap", "seb"):
+        paired(tmp_path / "runs", method, [50])
+    shutil.copytree(tmp_path / "runs" / "seb" / "s0", tmp_path / "runs" / "seb" / "copy")
+    page, _, notes = made(tmp_path / "runs")
+    assert "GAP183.33" in page.texts["accuracy"] and "SEB1" not in page.texts["accuracy"]
+    assert sum("two runs of SEB on cub80 have the same setting and seed 0" in note for note in notes) == 1
+    done = here("make_tables.py", "runs", cwd=tmp_path)
+    assert done.returncode == 0 and "until then all runs of this method and setting are left out" in done.stderr
+    assert here("make_tables.py", "runs", "--strict", cwd=tmp_path).returncode == 1
+    refused(here("make_tables.py", "runs/seb", cwd=tmp_path), "two runs of SEB", "copy")
 
 
 def test_the_policy_of_the_page_allows_its_own_scripts_alone(tmp_path: Path) -> None:
@@ -311,7 +347,7 @@ def test_pictures_are_few_and_stay_in_their_folder(tmp_path: Path) -> None:
     file.write_text(json.dumps(record))
     page, _, notes = made(tmp_path)
     assert page.count("img") == 1  # the grid
-    notes = [note for note in notes if "config.yaml" not in note]
+    notes = [note for note in notes if "config.yaml" not in note and "predictions.csv" not in note]
     assert [("lies outside" in note, "cannot be shown" in note) for note in notes] == [
         (True, False),
         (True, False),
@@ -340,6 +376,70 @@ def test_a_section_of_damaged_files_alone_is_noted(
     (line,) = (line for line in page.texts["absent"].splitlines() if line.startswith(title))
     assert section not in page.texts and "lies in these folders" not in line
     assert any(message in note for note in notes)
+
+
+def gradients_of(folder: Path) -> Path:
+    """What audit_gradients writes into a folder, without its picture; returns the picture's path."""
+    (folder / "figures").mkdir(parents=True)
+    bands = ("diagonal", "both_large", "mixed", "both_small", "null")
+    numbers = (
+        "norm_ratio",
+        "cosine",
+        *(f"{name}{end}" for name in ("largest", "reaching") for end in ("", "_high", "_low")),
+    )
+    row = dict.fromkeys((*numbers, *bands, "relative_error", "relative_error_lower", "relative_error_upper"), 0.5)
+    table = pd.DataFrame([{"label": "SEB", "kept": 4, "channels": 4, **row}])
+    table.to_csv(folder / "figures" / "gradients.csv", index=False)
+    return folder / "figures" / "loewner.png"
+
+
+@pytest.mark.parametrize("place", ["received/run", "received"])
+def test_a_picture_behind_a_link_is_not_shown(tmp_path: Path, place: str) -> None:
+    write_run(tmp_path / "received" / "good", "gap")
+    if place == "received/run":
+        write_run(tmp_path / place)
+    picture = gradients_of(tmp_path / place)
+    Image.new("RGB", (64, 48), "orange").save(tmp_path / "private.png")
+    picture.symlink_to(tmp_path / "private.png")
+    page, _, notes = made(tmp_path / "received")
+    assert page.count("img") == 0
+    assert any("not followed" in note and str(picture) in note for note in notes), notes
+    picture.unlink()
+    Image.new("RGB", (64, 48), "orange").save(picture)
+    assert made(tmp_path / "received")[0].count("img") == 1
+
+
+@pytest.mark.parametrize("key", ["temperature", "loss"])
+def test_a_calibration_of_words_is_noted(tmp_path: Path, key: str) -> None:
+    numbers = {"calibration_error": 5.25, "loss": 0.5}
+    record = {"temperature": 1.5, "split": "validation", "images": 100, "before": numbers, "after": {**numbers}}
+    (record if key in record else record["after"])[key] = "many"  # type: ignore[index]
+    file = write_run(tmp_path / "a") / "calibration.json"
+    file.write_text(json.dumps({"schema": 1, "checkpoints": {"last": record}}))
+    page, _, notes = made(tmp_path)
+    assert "calibration" not in page.texts and any("'many' is no number" in note for note in notes)
+
+
+def test_many_classes_make_no_matrix(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    write_predictions(folder, [f"c{number}" for number in range(3)])
+    change_summary(folder, classes=["c"] * 100_000)
+    page, _, notes = made(tmp_path)
+    assert "Most frequent confusions" in page.texts["confusions"]
+    assert any("a matrix of more than 250 classes is not drawn" in note for note in notes)
+
+
+def test_a_picture_that_is_named_often_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run(tmp_path / "a") / "attribution"
+    write_attribution(folder.parent, items=1)
+    record = json.loads((folder / "attribution.json").read_text())
+    record["items"] = [*record["items"] * 50, *[record["items"][0] | {"file": "gone.png"}] * 50]
+    (folder / "attribution.json").write_text(json.dumps(record))
+    decoded: list[Path] = []
+    decode = pictures.decode_rgb
+    monkeypatch.setattr(pictures, "decode_rgb", lambda path: decoded.append(path) or decode(path))
+    page, _, _ = made(tmp_path)
+    assert page.count("img") == 51 and len(decoded) == 3
 
 
 def test_calibrations_stand_in_a_table(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from command_line import ROOT, Done, refused
 from hypothesis import given
 from hypothesis import strategies as st
-from run_folders import change_summary, write_config, write_run
+from run_folders import change_summary, write_config, write_run, write_spectrum
 from safetensors.numpy import save_file
 from scipy import stats
 
@@ -108,6 +108,19 @@ def test_accuracy_marks_the_best_three_and_compares_with_the_best(tmp_path: Path
         3 * 2 * min(expected)
     )  # the smallest of three, each 2 / 1 times that of 2 seeds
     assert gap[3] == f"{row['holm']:.2g}"
+
+
+@pytest.mark.parametrize("script", ["make_tables", "plot_spectra", "study_truncation", "study_descriptors", "report"])
+def test_no_results_are_written_through_a_link_out_of_a_received_folder(
+    tmp_path: Path, here: Callable[..., Done], script: str
+) -> None:
+    (run,) = runs_of(tmp_path / "sent", "gap", [120])
+    write_spectrum(run)
+    (tmp_path / "mine").mkdir()
+    for name in ("tables", "figures", "study", "descriptors", "report.html"):
+        (tmp_path / "sent" / name).symlink_to(tmp_path / "mine" / ("x.html" if "." in name else ""))
+    refused(here(f"{script}.py", "sent", cwd=tmp_path), "a link out of sent, which is not followed")
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_p_values_are_combined_and_corrected() -> None:
@@ -305,6 +318,15 @@ def test_all_tables_that_can_be_made_are_made_and_traced(tmp_path: Path, here: C
     refused(here("make_tables.py", "r", "--table", "hybrid", cwd=tmp_path), "hybrid.method")
 
 
+def test_a_semicolon_in_a_path_parts_no_run(tmp_path: Path) -> None:
+    runs_of(tmp_path / "a; b", "seb", [180, 184])
+    table = make_tables(["accuracy"], Inputs((tmp_path,), PAPER))[0]["accuracy"]
+    (row,) = (cell for cell in table.provenance() if cell.get("epoch") == "final" and cell.get("origin") == "measured")
+    paths = [tmp_path / "a; b" / "seb" / f"seed{seed}" for seed in (0, 1)]
+    assert [Path(run["path"]) for run in row["runs"]] == paths and all(run["config_sha256"] for run in row["runs"])
+    assert f"{paths[0]}; {paths[1]}" in table.texts("accuracy")["accuracy.csv"]
+
+
 class Tags(HTMLParser):
     """The tags of a page, and whether each is closed where it should be."""
 
@@ -320,6 +342,21 @@ class Tags(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+EVIL = "<img src=x> &lt;b> ![x](//example.org) a\\|b \x1b[2J \u202e \\"
+
+
+def test_no_name_is_markup_or_acts_on_a_reader_in_any_format() -> None:
+    block = Block(EVIL, ["M", EVIL], [[EVIL, "1"], ["x", EVIL]], [EVIL], EVIL)
+    texts = [to_markdown(EVIL, [block]), to_latex([block]), to_html(EVIL, [block])]
+    assert not any(mark in text for text in texts for mark in ("\x1b", "\u202e", "<img"))
+    markdown = pytest.importorskip("markdown", reason="of the documentation")
+    page = markdown.markdown(texts[0], extensions=["tables"])
+    tags = Tags()
+    tags.feed(page)
+    assert "img" not in tags.seen and tags.seen.count("td") == 4 and page.count("&amp;lt;b") == 6
+    assert to_markdown("T", [Block("T", ["M"], [["a < b & c", "x"][:1], ["[0.1, 0.2]"]])]).count("\\") == 0
 
 
 def test_html_is_whole_escaped_and_needs_nothing_from_elsewhere_and_marks_survive_in_every_format() -> None:

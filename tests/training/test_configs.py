@@ -146,6 +146,14 @@ def test_a_recipe_changes_how_and_not_what_is_trained(recipe: str) -> None:
     assert (modern.dataset.transform.size, modern.dataset.transform.resize) == (448, "square")
 
 
+def test_a_tilde_is_the_folder_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = composed("experiment=cub_resnet50", "run_dir='~/a'", "cache.dir='~/b'", "resume='~/c'")
+    assert [config.run_dir, config.cache.dir, config.resume] == [str(tmp_path / name) for name in "abc"]
+    with pytest.raises(ConfigError, match="~nouser/a: there is no such user"):
+        composed("experiment=cub_resnet50", "run_dir='~nouser/a'")
+
+
 def test_hybrid_switches_at_the_last_decay() -> None:
     config = composed("experiment=imagenet_resnet50_hybrid")
     assert (config.hybrid.method, config.method.name, config.switch_epoch) == ("isqrt_cov", "svd_pade", 45)
@@ -167,6 +175,10 @@ def test_hybrid_switches_at_the_last_decay() -> None:
         (["hybrid.switch_epoch=3"], "need hybrid.method"),
         (["trainer.mixup=0.2", "trainer.batch_size=9"], "must be even, got 9"),
         (["trainer.ema_decay=1"], "trainer.ema_decay"),
+        (["optimizer.lr=inf"], "optimizer.lr must be a finite number, got inf"),
+        (["schedule.gamma=nan"], "schedule.gamma must be a finite number, got nan"),
+        (["seed=99999999999999999999999"], "seed must be below 2.63"),
+        (["dataset.transform.resize_size=20000"], "dataset.transform.resize_size must be from 1 to 4096"),
     ],
 )
 def test_contradictions_are_refused(overrides: list[str], message: str) -> None:

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ class Attributions:
     shown: int = 0
     size: int = 0
     left_out: int = 0
+    read: dict[tuple[Path, int], Picture | RunError] = field(default_factory=dict)
 
     def grids(self, file: Path, names: list[Any], run: str) -> list[Gallery]:
         """The grids of one attribution.json, below each other."""
@@ -106,12 +107,25 @@ class Attributions:
         try:
             if not path.resolve().is_relative_to(file.parent.resolve()):
                 raise RunError(f"{file}: {name!r} lies outside the folder; run fgvc attribute again")
-            gallery.pictures.append(read_picture(path, width, text, caption))
+            picture = self._read(path, width)
+            gallery.pictures.append(replace(picture, text=text, caption=caption))
         except RunError as error:
             self.notes.append(str(error))
         else:
             self.shown += 1
             self.size += len(gallery.pictures[-1].url)
+
+    def _read(self, path: Path, width: int) -> Picture:
+        """A picture without words; a file that is named often is read once."""
+        if (path, width) not in self.read:
+            try:
+                self.read[path, width] = read_picture(path, width, "", "")
+            except RunError as error:
+                self.read[path, width] = error
+        found = self.read[path, width]
+        if isinstance(found, RunError):
+            raise found
+        return found
 
     @property
     def summary(self) -> str:

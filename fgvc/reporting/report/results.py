@@ -11,10 +11,12 @@ from fgvc.presentation.render import titled
 from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import Inputs
 from fgvc.runs import Run, Setting, group_runs
-from fgvc.runs.settings import Group, distinctions, in_order
+from fgvc.runs.settings import Group, distinctions, in_order, without_twins
 from fgvc.runs.summary import readable_runs, split_finished
 
 T = TypeVar("T")
+
+_OF_EVERY_RUN = ("predictions.csv",)  # a finished run without it has lost it; the others may be switched off
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,13 @@ class Results:
 
     @cached_property
     def groups(self) -> dict[Setting, Group]:
-        """The finished runs by setting and method. Raises RunError where two have one seed."""
-        finished = split_finished(self.runs)[0] if any(run.finished for run in self.runs) else []
-        return in_order(group_runs(finished))
+        """The finished runs by setting and method. Raises RunError where `without_twins` leaves none."""
+        return in_order(group_runs(self.finished[0]))
+
+    @cached_property
+    def finished(self) -> tuple[list[Run], list[str]]:
+        """The finished runs of methods that no two runs of one seed keep out, and notes. Raises as `without_twins`."""
+        return without_twins(split_finished(self.runs)[0] if any(run.finished for run in self.runs) else [])
 
     def of(self, setting: Setting) -> str:
         """What tells a setting from the others of the page; "" where it is the only one."""
@@ -53,13 +59,15 @@ class Results:
     def with_file(self, name: str, notes: list[str]) -> dict[Setting, Group]:
         """The finished runs that kept a file; notes how many of each setting did not.
 
-        Raises NothingToShowError if none did, RunError where two have one seed.
+        Raises NothingToShowError if none did, or RunError for what every run keeps; RunError as `without_twins`.
         """
-        finished = split_finished(self.runs)[0] if any(run.finished for run in self.runs) else []
+        finished, twins = self.finished
+        notes.extend(twins)
         kept = [run for run in finished if (run.path / name).is_file()]
         lacking = [run for run in finished if run not in kept]
         if not kept:
-            raise NothingToShowError(f"none of {len(lacking)} finished runs kept {name}")
+            kind = RunError if name in _OF_EVERY_RUN and lacking else NothingToShowError
+            raise kind(f"none of {len(lacking)} finished runs kept {name}")
         for setting, group in group_runs(lacking).items():
             notes.append(titled(f"runs that kept no {name}", self.of(setting)) + f": {sum(map(len, group.values()))}")
         return in_order(group_runs(kept))
@@ -69,7 +77,8 @@ class Results:
     ) -> Iterator[tuple[Path, Run | None, T]]:
         """Files of a name at any depth, as `read` reads them, each with the run whose folder it lies in.
 
-        A file that is damaged, where `read` raises an error, is noted. Raises RunError where there is no file.
+        A file that is damaged, where `read` raises an error, is noted. A run folder that was left out is not read.
+        Raises RunError where there is no file.
         """
         files = {file.resolve(): file for folder in self.inputs.results for file in sorted(folder.rglob(name))}
         if not files:
@@ -77,8 +86,13 @@ class Results:
         folders = [folder.resolve() for folder in self.inputs.results]
         outside = [real for real in files if not any(map(real.is_relative_to, folders))]
         notes += [f"{files.pop(real)}: a link out of the given folders, which is not followed" for real in outside]
-        for file in files.values():
-            owner = next((run for run in self.runs if run.path in file.parents), None)
+        owners = {run.path.resolve(): run for run in self.runs}
+        for real, file in files.items():
+            owner = next((owners[folder] for folder in real.parents if folder in owners), None)
+            given = [folder for folder in real.parents if any(map(folder.is_relative_to, folders))]
+            if owner is None and any((folder / "summary.json").exists() for folder in given):
+                notes.append(f"{file}: not read, since its run folder is left out")
+                continue
             try:
                 content = read(file)
             except RunError as error:

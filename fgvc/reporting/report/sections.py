@@ -216,7 +216,9 @@ def _audit(results: Results, notes: list[str]) -> Iterator[Part]:
             yield Chart(title, text, figure, f"{7 + 1.6 * len(shown):g}rem")
         yield replace(block, title=f"Gradients: {title}")
         picture = file.with_name("loewner.png")
-        if picture.is_file():
+        if picture.is_symlink():
+            notes.append(f"{picture}: a link, which is not followed")
+        elif picture.is_file():
             shows = "Loewner matrices of the audited gradients side by side, and below each its relative error"
             caption = "Loewner matrices, |L|, and their relative errors"
             yield Gallery("Loewner matrices", [read_picture(picture, 1600, shows, caption)], wide=True)
@@ -236,18 +238,30 @@ def _confusions(results: Results, notes: list[str]) -> Iterator[Part]:
         for method in sorted(group, key=lambda method: method_order(method.label)):
             title = titled(method.label, results.of(setting))
             try:
-                predictions, classes = pooled_predictions(group[method])
-                pairs, matrix = top_confusions(predictions, classes), confusion_matrix(predictions, classes)
+                predictions, classes = pooled_predictions(_with_predictions(group[method], notes))
+                pairs = top_confusions(predictions, classes)
             except RunError as error:
                 notes.append(f"no confusions of {title}: {error}")
                 continue
             shown = pairs.assign(true=pairs["true"].map(class_name), predicted=pairs["predicted"].map(class_name))
             parts: list[Part] = [_block("Most frequent confusions", columns, shown.to_dict("records"))]
             if len(classes) <= MATRIX_CLASSES:
-                parts.append(_matrix(matrix))
+                parts.append(_matrix(confusion_matrix(predictions, classes)))
             else:
                 notes.append(f"{title}: a matrix of more than {MATRIX_CLASSES} classes is not drawn")
             yield Group(title, parts, open=method == best)
+
+
+def _with_predictions(runs: Sequence[Run], notes: list[str]) -> Sequence[Run]:
+    """The runs whose predictions can be read, all if none can."""
+    kept = []
+    for run in runs:
+        try:
+            run.predictions()
+            kept.append(run)
+        except RunError as error:
+            notes.append(f"left out of the confusions: {error}")
+    return kept or runs
 
 
 def _matrix(matrix: pd.DataFrame) -> Chart:
@@ -292,7 +306,13 @@ def _calibration(results: Results, notes: list[str]) -> Iterator[Part]:
 
 
 def _read_calibration(file: Path) -> list[dict[str, Any]]:
+    """The records by checkpoint. Raises ValueError, KeyError or TypeError where one holds no number for a number."""
     checkpoints = read_json_object(file)["checkpoints"]
+    for record in checkpoints.values():
+        for measured in (record["before"], record["after"]):
+            numbers = (record["temperature"] or 0, measured["calibration_error"], measured["loss"])
+            if bad := [number for number in numbers if isinstance(number, bool) or not isinstance(number, int | float)]:
+                raise ValueError(f"{bad[0]!r} is no number")
     return [{**record, "weights": name} for name, record in sorted(checkpoints.items())]
 
 

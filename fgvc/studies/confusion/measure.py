@@ -60,10 +60,10 @@ def top_confusions(predictions: pd.DataFrame, classes: Sequence[str], count: int
     Columns: true, predicted (names); target, answer (their indices); count; share, of the images of the true class.
     With equal counts the larger share comes first.
     """
-    matrix = confusion_matrix(predictions, classes).to_numpy()
-    images = matrix.sum(axis=1)
-    true, predicted = np.nonzero(matrix * ~np.eye(len(matrix), dtype=bool))
-    counts = matrix[true, predicted]
+    target, answer = _indices(predictions, len(classes))
+    images = np.bincount(target, minlength=len(classes))
+    pairs, counts = np.unique(np.stack([target, answer])[:, target != answer], axis=1, return_counts=True)
+    true, predicted = pairs
     shares = _per_cent(counts, images[true])
     order = np.lexsort((predicted, true, -shares, -counts))[:count]
     return pd.DataFrame(

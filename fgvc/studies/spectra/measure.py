@@ -9,7 +9,7 @@ import pandas as pd
 
 from fgvc.errors import RunError
 from fgvc.io import read_csv
-from fgvc.runs.settings import Group, Method, one_setting, sources
+from fgvc.runs.settings import Group, one_setting, sources
 from fgvc.runs.spectra import (
     Spectrum,
     condition_number,
@@ -79,7 +79,7 @@ def pool_spectra(runs: Sequence[Run]) -> list[MethodSpectrum]:
             seed, or a spectrum.npz is missing or damaged.
     """
     _, group = one_setting(runs)
-    return [_pool(method, repetitions) for method, repetitions in group.items()]
+    return [pool(method.label, own, [run.spectrum() for run in own]) for method, own in group.items()]
 
 
 def summarise(spectrum: MethodSpectrum, smallest: int = 8) -> SpectrumSummary:
@@ -136,15 +136,15 @@ def load_curves(path: Path) -> pd.DataFrame:
     return read_csv(path, CURVE_COLUMNS)
 
 
-def _pool(method: Method, runs: Sequence[Run]) -> MethodSpectrum:
-    spectra = [run.spectrum() for run in runs]
+def pool(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum]) -> MethodSpectrum:
+    """The spectra of all runs of a method together. Raises RunError where they differ in width."""
     shapes = {(spectrum.before.shape[1], spectrum.after is None) for spectrum in spectra}
     if len(shapes) > 1:
         folders = ", ".join(str(run.path) for run in runs)
-        raise RunError(f"the spectra of {method.label} differ in width or in having an 'after': {folders}; repeat them")
+        raise RunError(f"the spectra of {label} differ in width or in having an 'after': {folders}; repeat them")
     afters = [spectrum.after for spectrum in spectra if spectrum.after is not None]
     return MethodSpectrum(
-        label=method.label,
+        label=label,
         seeds=tuple(run.seed for run in runs),
         before=np.concatenate([spectrum.before for spectrum in spectra]),
         after=np.concatenate(afters) if afters else None,

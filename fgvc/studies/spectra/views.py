@@ -22,7 +22,7 @@ from fgvc.studies.spectra.measure import (
     condition_history,
     curve_table,
     curves_by_epoch,
-    pool_spectra,
+    pool,
     spectra_by_class,
 )
 from fgvc.studies.spectra.show import (
@@ -35,7 +35,7 @@ from fgvc.studies.spectra.show import (
     spectra_figure,
 )
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,26 @@ class View:
         return [*save_figure(self.figure, folder / name), *write_tables(folder, {name: self.table}, "%.5g")]
 
 
-def _of_each_method(group: Group, look: Callable[[Method, Sequence[Run]], T]) -> tuple[list[T], list[str]]:
-    """What `look` makes of each method, and notes on those whose files do not allow it.
+def _of_each_method(
+    group: Group, read: Callable[[Run], S], look: Callable[[Method, Sequence[Run], Sequence[S]], T]
+) -> tuple[list[T], list[str]]:
+    """What `look` makes of the runs of each method and what `read` reads of them; notes on runs and methods left out.
 
     Raises:
         RunError: none is left.
     """
     found, notes = [], []
     for method, runs in group.items():
+        kept = []
+        for run in runs:
+            try:
+                kept.append((run, read(run)))
+            except RunError as error:
+                notes.append(f"left out {run.label}, seed {run.seed}: {error}")
+        if not kept:
+            continue
         try:
-            found.append(look(method, runs))
+            found.append(look(method, *map(list, zip(*kept, strict=True))))
         except RunError as error:
             notes.append(f"left out {method.label}: {error}")
     if not found:
@@ -95,13 +105,13 @@ def _of_each_method(group: Group, look: Callable[[Method, Sequence[Run]], T]) ->
     return found, notes
 
 
-def _pooled(method: Method, runs: Sequence[Run]) -> MethodSpectrum:
-    return replace(pool_spectra(runs)[0], label=method.label)
+def _pooled(group: Group) -> tuple[list[MethodSpectrum], list[str]]:
+    return _of_each_method(group, Run.spectrum, lambda method, runs, spectra: pool(method.label, runs, spectra))
 
 
 def _methods(runs: Sequence[Run], options: Options) -> View:
     setting, group = one_setting(runs)
-    spectra, notes = _of_each_method(group, _pooled)
+    spectra, notes = _pooled(group)
     spectra.sort(key=lambda spectrum: method_order(spectrum.label))
     curves = curve_table(spectra)
     block = replace(spectra_block(spectra, options.smallest), notes=["Medians over the test images of all seeds."])
@@ -132,7 +142,9 @@ def _conditions(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
 
 def _epochs(runs: Sequence[Run], options: Options) -> View:  # noqa: ARG001
     setting, group = one_setting(runs)
-    tables, notes = _of_each_method(group, lambda method, of: curves_by_epoch(of).assign(label=method.label))
+    tables, notes = _of_each_method(
+        group, Run.history, lambda method, of, _: curves_by_epoch(of).assign(label=method.label)
+    )
     table = some_epochs(pd.concat(tables, ignore_index=True))
     rows = []
     for (label, stage), part in table.groupby(["label", "stage"], sort=False):
@@ -167,7 +179,7 @@ def _classes(runs: Sequence[Run], options: Options) -> View:
         return look_again(run, options.images, root=options.root, cache=options.cache)
 
     tables, notes = _of_each_method(
-        group, lambda method, of: spectra_by_class(method.label, of, [spectrum(run) for run in of])
+        group, spectrum, lambda method, of, spectra: spectra_by_class(method.label, of, spectra)
     )
     table = pd.concat(tables, ignore_index=True)
     return View(classes_figure, setting.title, classes_block(table), table, notes)
@@ -178,7 +190,7 @@ def _backbones(runs: Sequence[Run], options: Options) -> View:
     groups = group_runs(runs)
     alone = all(len(group) == 1 for group in groups.values())
     for setting, group in groups.items():
-        found, left_out = _of_each_method(group, _pooled)
+        found, left_out = _pooled(group)
         notes += left_out
         for spectrum in found:
             label = setting.backbone if alone else f"{setting.backbone}, {spectrum.label}"
