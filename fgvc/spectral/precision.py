@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from numbers import Real
 from typing import Any
 
 import torch
@@ -96,7 +95,7 @@ def check_whole_number(name: str, value: int, least: int) -> None:
 
 def is_number(value: object, limit: float = 1e30) -> bool:
     """Whether `value` is a number, and no bool, of at most `limit` in size: larger ones overflow on the way."""
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= limit
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= limit
 
 
 def check_square(matrix: Tensor) -> None:
