@@ -70,14 +70,14 @@ def export_run(
         _require_free(found, output, run, overwrite)
 
     model = load_model(path, checkpoint)
-    facts = {"format": to, "checkpoint": checkpoint, "run": run} | _describe(folder, model, checkpoint)
+    facts: Facts = {"format": to, "checkpoint": checkpoint, "run": run} | _describe(folder, model, checkpoint)
     with replaced_folder(output, check) as temporary:
         facts |= WRITERS[to](model, facts, temporary)
         for file in temporary.iterdir():
             plain_mode(file)
         write_text_atomic(temporary / "README.md", model_card(facts, cards))
         files = {file.name: file_digests(file, ["sha256"])["sha256"] for file in sorted(temporary.iterdir())}
-        facts |= {"files": files}
+        facts["files"] = files
         write_json_atomic(temporary / _FACTS_FILE, facts | {"digest": _digest(facts)})
     return output
 
@@ -93,11 +93,11 @@ def _require_free(found: Path, output: Path, run: str, overwrite: bool) -> None:
     try:
         facts = read_json_object(found / _FACTS_FILE)
         owner, digest = facts["run"], facts.pop("digest", None)
-        files = {_FACTS_FILE: None, **facts["files"]}  # earlier versions have none
-        others = [path for path in found.iterdir() if path.name not in files or path.is_symlink()]
+        files = dict(facts["files"])  # earlier versions have none
+        others = [path for path in found.iterdir() if path.name not in {*files, _FACTS_FILE} or path.is_symlink()]
         if found.is_symlink() or others:
             raise ValueError("not of an export alone")
-        there = [name for name in facts["files"] if os.path.lexists(found / name)]
+        there = [name for name in files if os.path.lexists(found / name)]
         changed = [name for name in there if file_digests(found / name, ["sha256"])["sha256"] != files[name]]
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(

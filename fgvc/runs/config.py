@@ -420,18 +420,12 @@ def check_config(config: RunConfig) -> None:
 
 
 def check_switch(config: RunConfig) -> None:
-    """Raise ConfigError if the switch between the stages of a hybrid run is undefined or outside the run."""
+    """Raise ConfigError if the switch between the stages of a hybrid run is undefined."""
     if config.hybrid.switch_epoch is None and not (config.schedule.name == "step" and config.schedule.milestones):
         raise ConfigError(
             f"hybrid.method={config.hybrid.method} switches at the last learning-rate decay, but "
             f"schedule={config.schedule.name} with milestones {list(config.schedule.milestones)} has none; "
             "set hybrid.switch_epoch"
-        )
-    switch = config.switch_epoch
-    if not 1 <= switch < config.trainer.epochs:
-        raise ConfigError(
-            f"the hybrid protocol switches after epoch {switch}; it must be at least 1 and less than "
-            f"trainer.epochs={config.trainer.epochs}; set hybrid.switch_epoch"
         )
 
 

@@ -130,7 +130,7 @@ def without_twins(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     Raises:
         RunError: none is left.
     """
-    left, notes = list(runs), []
+    left, notes = list(runs), list[str]()
     while left:
         try:
             group_runs(left)

@@ -23,6 +23,12 @@ def check_hybrid(config: RunConfig) -> None:
             "otherwise the weights cannot carry over"
         )
     check_switch(config)
+    switch = config.switch_epoch
+    if not 1 <= switch < config.trainer.epochs:
+        raise ConfigError(
+            f"the hybrid protocol switches after epoch {switch}; it must be at least 1 and less than "
+            f"trainer.epochs={config.trainer.epochs}; set hybrid.switch_epoch"
+        )
 
 
 class Stages:

@@ -504,7 +504,6 @@ def test_a_strangers_run_writes_nothing_outside_and_asks_no_network(
     ("part", "values", "words"),
     [
         ("hybrid", {"method": "isqrt_cov"}, "set hybrid.switch_epoch"),
-        ("hybrid", {"method": "isqrt_cov", "switch_epoch": 99}, "switches after epoch 99"),
         ("trainer", {"workers": -1}, "trainer.workers must be at least 0"),
         ("trainer", {"eval_batch_size": 0}, "trainer.eval_batch_size"),
         ("optimizer", {"lr": float("nan")}, "optimizer.lr must be a finite number"),

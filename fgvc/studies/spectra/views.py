@@ -35,7 +35,8 @@ from fgvc.studies.spectra.show import (
     spectra_figure,
 )
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
