@@ -215,8 +215,9 @@ def _coarse_block(table: pd.DataFrame, of: str) -> Block:
     labels = sorted(set(table["label"]), key=method_order)
     columns = [(level, name) for level in levels for name in _COARSE]
     cells = table.set_index(["label", "level"])
-    rows, marks = [[label] for label in labels], {}
-    for column, (level, name) in enumerate(columns, start=1):
+    rows = [[label, str(int(cells.loc[label, "n"].max()))] for label in labels]
+    marks: dict[tuple[int, int], int] = {}
+    for column, (level, name) in enumerate(columns, start=2):
         found = cells.xs(level, level="level").reindex(labels)
         for row, mean, std in zip(rows, found[f"{name}_mean"], found[f"{name}_std"], strict=True):
             row.append(NOT_MEASURED if pd.isna(mean) else _mean(mean, std))
@@ -232,7 +233,7 @@ def _coarse_block(table: pd.DataFrame, of: str) -> Block:
         "the number of labels. Mistakes inside: share of the wrong predictions that keep the coarser label.",
         *([PLACES_NOTE] if marks else []),
     ]
-    return Block(titled("Coarser levels", of), ["Method", *header], rows, notes, caption, "coarse", marks)
+    return Block(titled("Coarser levels", of), ["Method", "n", *header], rows, notes, caption, "coarse", marks)
 
 
 _COARSE = ("accuracy", "inside")

@@ -52,7 +52,7 @@ def _shrink(config: RunConfig, folder: Path) -> RunConfig:
     trainer.batch_size = min(trainer.batch_size, _CLASSES)
     trainer.eval_batch_size = min(trainer.eval_batch_size, _CLASSES)
     trainer.accumulation = min(trainer.accumulation, max(trainer.batch_size // 2, 1))
-    trainer.workers, trainer.tracker, trainer.max_steps = 0, None, None
+    trainer.workers, trainer.tracker, trainer.min_steps, trainer.max_steps = 0, None, None, None
     if small.hybrid.method is not None:
         small.hybrid.switch_epoch = 1
     per_class = 1

@@ -257,7 +257,8 @@ def test_runs_are_told_apart_by_a_setting_exactly_where_it_changes_the_result(tm
     assert {key for key in all_settings() if key not in parted} == {
         "method.reduction",  # the summary has it
         *("name", "seed", "run_dir", "resume", "dataset.root", "method.eigh_device", "cache.dir", "cache.max_gb"),
-        *("trainer.workers", "trainer.tracker", "trainer.probe_images", "trainer.save_minutes", "trainer.save_steps"),
+        *("trainer.workers", "trainer.tracker", "trainer.device", "trainer.probe_images"),
+        *("trainer.save_minutes", "trainer.save_steps"),
         *("trainer.on_divergence", "trainer.divergence_factor", "trainer.divergence_window"),
     }
 

@@ -124,7 +124,7 @@ def test_hybrid_run_says_what_each_epoch_was_trained_with(tmp_path: Path, train_
     settings = ["trainer.epochs=3", "method=svd_pade", "hybrid.method=isqrt_cov", "schedule.milestones=[1, 2]"]
     done = train_here(tmp_path, *settings)
     assert done.returncode == 0 and "from isqrt_cov to svd_pade at epoch 3" in done.stderr, done.stderr
-    folder = tmp_path / "results" / "custom" / "test_resnet" / "svd_pade-hybrid" / "seed0"
+    folder = tmp_path / "results" / "synthetic" / "test_resnet" / "svd_pade-hybrid" / "seed0"
     assert pd.read_csv(folder / "metrics.csv")["method"].tolist() == ["isqrt_cov", "isqrt_cov", "svd_pade"]
     summary = summary_of(folder)
     assert summary["label"] == "SVD-Padé (hybrid)"
