@@ -47,7 +47,7 @@ def main() -> None:
             print(f"run folder: {folders[-1]}")
 
     hydra_main(arguments, configs, task, keep_going=not first)
-    if first and speaks:
+    if first and folders and speaks:
         print(first_result(folders))
     if folders and speaks and "--quiet" not in options:
         print(next_commands(folders))

@@ -93,12 +93,24 @@ def _nothing(root: Path, folders: list[Path], tables: list[Path]) -> str:
         return (
             f"{root}: {len(tables)} tables ({names}); choose one: dataset=table dataset.options.file={tables[0].name}"
         )
+    if not folders and not _files(root):
+        return f"{root}: no images in it; expected CLASS/IMAGE, or another layout of docs/datasets.md"
+    if not folders and _holds_images(root):
+        return (
+            f"{root}: images, but no class folders; sort the images into one folder for each class, or list them in a "
+            "CSV file with columns path and label"
+        )
+    if len(folders) == 1 and _holds_images(folders[0]) and not _folders(folders[0]):
+        return f"{root}: one class folder, {folders[0].name}; two or more classes are needed"
+    unread = [path.name for path in sorted(root.iterdir()) if path.suffix.lower() in ENDINGS and path.name != COARSE]
+    if len(unread) == 1 and not tables:
+        columns = listing(table_columns(root / unread[0]))
+        return (
+            f"{root}: {unread[0]} has the columns {columns}; say which are the paths and the labels: dataset=table "
+            "dataset.options.image_column=NAME dataset.options.label_column=NAME"
+        )
     inside = listing([*(f"{folder.name}/" for folder in folders), *_files(root)]) or "nothing"
-    fix = ""
-    if len(folders) == 1 and _folders(folders[0]):
-        fix = f" Or is {folders[0]} the folder of the classes?"
-    elif not folders and _holds_images(root):
-        fix = " Sort the images into one folder for each class, or list them in a CSV file with columns path and label."
+    fix = f" Or is {folders[0]} the folder of the classes?" if len(folders) == 1 and _folders(folders[0]) else ""
     return (
         f"{root}: found {inside}, which is no layout of a dataset; expected CLASS/IMAGE, train/CLASS/IMAGE and "
         "test/CLASS/IMAGE, a table (.csv, .parquet) of image paths and labels, or the files of one of "

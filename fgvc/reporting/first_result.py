@@ -28,12 +28,14 @@ def first_result(folders: Sequence[Path]) -> str:
             [method.label, str(len(group[method])), f"{means[method]:.2f}"]
             for method in sorted(group, key=lambda method: method_order(method.label))
         ]
-        confusions = "; ".join(f"{pair.true} for {pair.predicted} ({pair.share:.0f} %)" for pair in answer.confusions)
+        confusions = "; ".join(
+            f"{pair.true}, taken for {pair.predicted} ({pair.share:.0f} %)" for pair in answer.confusions
+        )
         parts += [
             f"\n{setting.title}\n",
             markdown_table(["Head", "Runs", "Test top-1 in %"], rows),
             f"\n{answer.number} {answer.text}\n{answer.lead}",
-            *([f"Most frequent mistakes, true for predicted: {confusions}"] if confusions else []),
+            *([f"Most frequent mistakes: {confusions}"] if confusions else []),
         ]
     return "\n".join(parts)
 

@@ -36,7 +36,8 @@ class Near:
         """The file, then a line for each neighbour: distance, class, path below the dataset's root."""
         paths = index.images.relative_paths()
         lines = (
-            f"{near.distance:9.4f}  {one_line(near.name)}  {one_line(paths[near.index])}" for near in self.neighbours
+            f"{near.distance:9.4f}  {one_line(class_name(near.name))}  {one_line(paths[near.index])}"
+            for near in self.neighbours
         )
         return "\n".join([one_line(self.path), *lines])
 

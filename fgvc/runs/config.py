@@ -91,7 +91,7 @@ class MethodConfig:
     """The pooling head.
 
     Attributes:
-        name: Name of the pooling, one of `fgvc.pooling.list_poolings()`.
+        name: Name of the head, i.e. of its pooling, one of `fgvc.pooling.list_poolings()`.
         gradient: Gradient rule of the spectral layer; None means as published.
         reduction: Number of channels after the 1x1 convolution in front of a second-order pooling; None leaves it out.
             GAP, the first-order baseline, has no reduction.
@@ -177,7 +177,7 @@ class TrainerConfig:
     """The training loop.
 
     Attributes:
-        epochs: Number of passes over the training images; 0 only evaluates the initial weights.
+        epochs: Number of epochs, i.e. of passes over the training images; 0 only evaluates the initial weights.
         min_steps: Smallest number of optimiser steps: with few images the run has more epochs. None means no minimum.
         max_steps: Largest number of optimiser steps; None means no limit.
         batch_size: Number of images per optimiser step, over all processes and accumulated batches. The result

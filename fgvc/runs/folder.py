@@ -143,7 +143,9 @@ class RunFolder:
     def read_settings(self) -> dict[str, Any]:
         """Return config.yaml nested and untyped (see `read_config`). Raises RunError if it is missing or damaged."""
         if not self.config_file.exists():
-            raise RunError(f"{self.path} is not a run folder: it has no config.yaml; name the folder of one run")
+            below = [str(file.parent) for file in sorted(self.path.rglob("summary.json"))[:3]]
+            fix = f"name one of the runs in it, e.g. {', '.join(below)}" if below else "name the folder of one run"
+            raise RunError(f"{self.path} is not a run folder: it has no config.yaml; {fix}")
         try:
             settings = yaml.safe_load(read_plain_yaml(self.config_file))
         except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: e.g. a date such as 31 February

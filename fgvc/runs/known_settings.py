@@ -16,6 +16,8 @@ from omegaconf import MISSING
 from fgvc.runs.config import RunConfig
 
 _WIDTH = 100
+_OTHER_WORDS = {"model": "backbone", "network": "backbone", "head": "method", "pooling": "method"}
+"""What other programs call a setting, and what it is called here."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def nearest_keys(word: str, more: Iterable[str] = ()) -> list[str]:
     A key counts whole and by its last part, so "epoch", "--epochs" and "train.epochs" all mean `trainer.epochs`.
     """
     plain = word.lower().lstrip("-").replace("-", "_")
+    plain = _OTHER_WORDS.get(plain, plain)
     keys = [*more, *known_settings()]
     last = plain.rpartition(".")[2]
     same = [key for key in keys if key.rpartition(".")[2] == last]

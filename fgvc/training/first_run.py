@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fgvc.data import find_layout
-from fgvc.errors import ConfigError
+from fgvc.errors import ConfigError, DatasetError
 from fgvc.io import expanded
 
 _log = logging.getLogger(__name__)
@@ -34,20 +34,31 @@ def with_first_settings(arguments: Sequence[str]) -> list[str]:
     """
     given = _given(arguments)
     more = {"experiment": "first"}
-    if "dataset.adapter" not in given:
-        root = Path(given["dataset.root"].strip("'\""))
-        if expanded(root).is_file():  # of a table
-            more |= {"dataset.root": str(root.parent), "dataset.options.file": root.name, "dataset.name": root.stem}
-            arguments = [argument for argument in arguments if not argument.startswith("dataset.root=")]
-            root = root.parent
+    root = Path(given["dataset.root"].strip("'\""))
+    if expanded(root).is_file():
+        if root.suffix.lower() not in (".csv", ".tsv", ".parquet"):
+            raise DatasetError(f"{root}: a file; unpack it if it is an archive, and give the folder of the images")
+        more |= {"dataset": "table", "dataset.root": str(root.parent), "dataset.name": root.stem}
+        more["dataset.options.file"] = root.name
+        arguments = [argument for argument in arguments if not argument.startswith("dataset.root=")]
+    elif "dataset.adapter" not in given:
         more["dataset"], found = find_layout(root)
         _log.info("%s: %s", root, found)
+    if "trainer.epochs" in given:
+        more["trainer.min_steps"] = "null"  # who gives epochs means them
     if not {"backbone", "backbone.name"} & set(given):
         more |= _backbone()
     heads = given.get("method", HEAD).split(",")
-    more["method"] = ",".join(dict.fromkeys(["gap", *heads]))
     own = [argument for argument in arguments if not argument.startswith("method=")]
-    return ["-m", *(f"{key}={value}" for key, value in more.items()), *own]
+    if {"--cfg", "-c", "--info", "-i"} & {argument.partition("=")[0] for argument in arguments}:
+        sweep, more["method"] = [], heads[0]  # Hydra shows one configuration
+    else:
+        sweep, more["method"] = ["-m"], ",".join(dict.fromkeys(["gap", *heads]))
+    return [
+        *sweep,
+        *(f"{key}={value}" for key, value in more.items() if key not in given or key in ("method", "dataset.root")),
+        *own,
+    ]
 
 
 def require_dataset(arguments: Sequence[str]) -> None:

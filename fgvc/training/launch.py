@@ -47,6 +47,15 @@ usage: fgvc train dataset.root=FOLDER [KEY=VALUE ...]       a first table of you
        fgvc train -m experiment=NAME KEY=VALUE,VALUE ...    one run for each combination of the values
        fgvc train --help                                    every setting
 """
+_MOST_USED = """\
+  method=gap,mpn_cov,seb              the heads, separated by commas (with -m, or with dataset.root=FOLDER alone)
+  optimizer.lr=3e-4                   learning rate
+  trainer.epochs=30                   passes over the training images
+  trainer.batch_size=16               images per step
+  seed=0,1,2                          a run for each seed
+  name=second_try                     another folder for the runs; a finished run is not trained again
+  backbone=timm backbone.name=NAME    any network of timm
+"""
 OPTIONS = {
     "--dry-run": "take two steps on random images and save nothing",
     "--quiet": "print warnings and the result only",
@@ -110,7 +119,8 @@ def start_log(*, quiet: bool) -> None:
     """Show the log on stderr, with `quiet` only warnings; of several processes, the first one alone says more."""
     level = logging.WARNING if quiet or os.environ.get("RANK", "0") != "0" else logging.INFO
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    for chatty in ("accelerate", "hydra"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request to a hub
     logging.getLogger("huggingface_hub").propagate = False  # it prints its own lines
 
@@ -148,6 +158,8 @@ def check_arguments(arguments: Sequence[str], groups: Mapping[str, Sequence[str]
 
 def _as_setting(word: str, value: str, groups: Mapping[str, Sequence[str]]) -> str:
     """Return advice to someone who wrote `word` and then a value as for another program."""
+    if Path(word).exists():
+        return f"did you mean dataset.root={word}?"
     near = nearest_keys(word, groups)
     if not near:
         return "settings are given as KEY=VALUE; fgvc settings lists them"
@@ -161,8 +173,12 @@ def _check_setting(argument: str, groups: Mapping[str, Sequence[str]]) -> None:
     if key in groups:
         for name in (value or "").split(","):
             if re.fullmatch(r"[\w-]+", name) and name not in (*groups[key], "null"):
-                near = difflib.get_close_matches(name, groups[key])
+                near = difflib.get_close_matches(name.lower(), groups[key])
                 fix = f"nearest: {', '.join(near)}" if near else f"choose one of {', '.join(groups[key])}"
+                if key == "backbone":
+                    fix += f"; or any timm model: backbone=timm backbone.name={name}"
+                elif key == "dataset" and Path(name).is_dir():
+                    fix = f"a folder of your own images is dataset.root={name}"
                 raise ConfigError(f"unknown {key}={name}; {fix}")
     elif not (is_known(key) or key.startswith("hydra") or "@" in key):
         near = nearest_keys(key, groups)
@@ -179,12 +195,18 @@ def help_text(groups: Mapping[str, Sequence[str]]) -> str:
     """Return the help of the command: usage, options, groups with their names, and every setting."""
     options = "\n".join(f"  {name:10} {text}" for name, text in OPTIONS.items())
     named = "\n".join(
-        textwrap.fill(f"{group}={'|'.join(names)}", 100, initial_indent="  ", subsequent_indent="    ")
+        textwrap.fill(
+            f"{group}= {', '.join(name for name in names if not name.startswith('_'))}",
+            100,
+            initial_indent="  ",
+            subsequent_indent="      ",
+            break_on_hyphens=False,
+        )
         for group, names in groups.items()
     )
     settings = textwrap.indent("\n".join(setting.text for setting in known_settings().values()), "  ")
     return (
-        f"{USAGE}\nOptions:\n{options}\n\n"
+        f"{USAGE}\nMost used:\n{_MOST_USED}\nOptions:\n{options}\n\n"
         f"Groups, each a set of settings with a name (files in configs/):\n{named}\n\n"
         f"Settings with their defaults (a group or an experiment may set others, --cfg job shows all):\n{settings}"
     )
@@ -229,4 +251,7 @@ def _explain(error: Exception) -> str:
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if cause is not None and cause is not error:
         lines += [line for line in str(cause).splitlines() if line.strip() and line not in lines]
-    return "\n  ".join(lines)
+    key = next((line.split(": ")[1] for line in lines if line.strip().startswith("full_key: ")), None)
+    facts = ("full_key: ", "reference_type=", "object_type=")  # of omegaconf, for those who know its types
+    text = "\n  ".join(line for line in lines if not line.strip().startswith(facts))
+    return text if key is None or key in text else f"{key}: {text}"

@@ -41,7 +41,7 @@ from fgvc.training.optim import create_optimizer, schedule_factor
 from fgvc.training.probe import SpectrumProbe
 from fgvc.training.processes import Interruption, is_lost_connection, lost_process
 from fgvc.training.seeds import seed_epoch
-from fgvc.training.setup import Prepared, create_accelerator, prepare
+from fgvc.training.setup import Prepared, create_accelerator, listing_digest, open_splits, prepare
 from fgvc.training.states import Progress, RunLog, StateStore
 from fgvc.training.step import BeforeStep, Stepper
 
@@ -83,7 +83,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
         if expanded(config.dataset.root).exists():
             raise
         raise RunError(f"dataset.root={config.dataset.root} does not exist. Besides, {error}") from error
-    if _is_done(folder):
+    if _is_done(folder, config):
         return folder.path
     with Interruption() as interruption, _readable_errors(config):
         started = time.perf_counter()
@@ -97,7 +97,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
             accelerator.wait_for_everyone()  # the lock is held now, so every process finds the same
             # again, since another command may have written, or finished the run, while this one read the data
             source = find_source(config, folder, states)
-            if _is_done(folder):
+            if _is_done(folder, config):
                 return folder.path
             trainer = create_trainer(config, prepared, accelerator, folder, states, interruption, started, before_step)
             require_same_digests(config, source, prepared.digests)
@@ -122,10 +122,24 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
     return folder.path
 
 
-def _is_done(folder: RunFolder) -> bool:
-    if finished := folder.is_finished():
-        _log.info("%s is finished already; to train again, delete it or give another name=", folder.path)
-    return finished
+def _is_done(folder: RunFolder, config: RunConfig) -> bool:
+    """Return whether the run is finished. Raises RunError if the dataset, where it is here, has other images now."""
+    if not folder.is_finished():
+        return False
+    summary = folder.read_summary()
+    before = (summary.get("dataset_fingerprint") or {}).get("listed")  # runs of earlier versions do not say
+    if before and expanded(config.dataset.root).exists():
+        splits = open_splits(config)
+        if listing_digest(splits) != before:
+            counts = ("num_classes", "train_images", "test_images")
+            then = "{} classes, {} training and {} test images".format(*(summary.get(name) for name in counts))
+            now = f"{len(splits[0].classes)} classes, {len(splits[0])} training and {len(splits[1])} test images"
+            raise RunError(
+                f"{folder.path} is finished, on other images ({then}) than are in {config.dataset.root} now ({now}); "
+                f"give {_another(config)} to train on these"
+            )
+    _log.info("%s is finished already; to train again, delete it or give %s", folder.path, _another(config))
+    return True
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -411,6 +425,7 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
                 for split in ("train", "validation", "test")
                 for what in ("list", "content")
             },
+            "listed": prepared.digests["listed"],
             "verified_content": verified_content(prepared.test.root),
         },
         "config_hash": config_hash(config),

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -198,7 +198,8 @@ def prepare(
     """
     device = accelerator.device
     # the dataset first, so that a missing one is reported before the backbone's weights are loaded
-    train, test, validation = *(open_split(config, which) for which in ("train", "test")), open_validation(config)
+    train, test, validation = open_splits(config)
+    listed = listing_digest((train, test, validation))
     backbone = build_backbone(config)
     train = ready_split(config, train, backbone, training=True)
     test = ready_split(config, test, backbone, training=False)
@@ -213,6 +214,7 @@ def prepare(
         validation = validation and validation.with_transform(test.transform)
     model = build_model(config, backbone, len(train.classes))
     digests = {
+        "listed": listed,
         "weights": weights_digest(backbone),
         "classes": hashlib.sha256(json.dumps(train.classes).encode()).hexdigest(),
     }
@@ -356,6 +358,21 @@ def fold_backbone(config: RunConfig, backbone: Backbone, device: torch.device) -
 def open_split(config: RunConfig, which: str) -> ImageDataset:
     """Open "train", "val" or "test" without a transform. Raises ConfigError, DatasetError as `create_dataset`."""
     return create_dataset(config.dataset.reader, root=config.dataset.root, split=which, **config.dataset.options)
+
+
+def listing_digest(splits: Sequence[ImageDataset | None]) -> str:
+    """Return the SHA-256 of the names, classes and sizes of all images of some splits, read or not."""
+    found = [fingerprint(split, times=False) for split in splits if split is not None]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+
+def open_splits(config: RunConfig) -> tuple[ImageDataset, ImageDataset, ImageDataset | None]:
+    """Open the training and test images, and the dataset's own validation images, if it has any.
+
+    Raises:
+        ConfigError, DatasetError: as `create_dataset` and `open_validation`.
+    """
+    return open_split(config, "train"), open_split(config, "test"), open_validation(config)
 
 
 def open_validation(config: RunConfig) -> ImageDataset | None:

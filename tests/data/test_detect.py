@@ -66,9 +66,10 @@ def test_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("a.jpg",), r"found a\.jpg, which is no layout .*expected CLASS/IMAGE, .* Sort the images into one folder"),
+        (("a.jpg",), r"images, but no class folders; sort the images into one folder for each class"),
+        (("auk/1.jpg",), r"one class folder, auk; two or more classes are needed"),
         (("images/auk*1", "images/wren*1"), r"found images/, .* Or is .*images the folder of the classes\?"),
-        ((), r"found nothing, .* the files of one of nabirds, cub, cars"),
+        ((), r"no images in it; expected CLASS/IMAGE"),
     ],
 )
 def test_what_is_no_layout_is_explained(tmp_path: Path, names: tuple[str, ...], message: str) -> None:

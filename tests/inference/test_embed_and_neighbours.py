@@ -20,6 +20,7 @@ from fgvc.errors import ImageError
 from fgvc.inference.neighbours import load_neighbours
 from fgvc.inference.predict import find_images
 from fgvc.inference.retrieval import measure_retrieval
+from fgvc.presentation.style import class_name
 from fgvc.runs.config import DatasetConfig, MethodConfig, TrainerConfig, TransformConfig
 from fgvc.training import train_run
 
@@ -147,7 +148,8 @@ def test_neighbours_prints_distances_and_draws_a_sheet(copy: Copy, home: Path, h
     run, image = copy("tuned"), home / "data" / "train" / CLASSES[0] / "2.png"
     done = succeeded(here("neighbours.py", run, image, "-k", 3, cwd=tmp_path))
     lines = done.stdout.splitlines()
-    assert lines[0] == str(image) and lines[1].split() == ["0.0000", CLASSES[0], f"train/{CLASSES[0]}/2.png"]
+    name = class_name(CLASSES[0])
+    assert lines[0] == str(image) and " ".join(lines[1].split()) == f"0.0000 {name} train/{CLASSES[0]}/2.png"
     sheet = run / "neighbours" / "2.png"
     assert lines[4] == f"written: {sheet}"
     with Image.open(sheet) as pixels:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_a_folder_of_images_leads_to_a_table_and_a_prediction(pictures: Path, he
     table = pictures / "birds.csv"
     table.write_text((cwd / run / "split.csv").read_text())
     done = succeeded(here("train.py", f"dataset.root={table}", "method=isqrt_cov", *QUICK, cwd=cwd))
-    assert "found birds.csv, a table of image paths and labels" in done.stderr
+    assert "birds.csv: found a table with 16 train, 4 test images" in done.stderr
     names = {path.parent.name for path in (cwd / "results" / "birds" / "tf_efficientnet_lite0").glob("*/seed0")}
     assert names == {"gap", "isqrt_cov"}
     again = "results/birds/tf_efficientnet_lite0/isqrt_cov/seed0"
@@ -62,12 +63,47 @@ def test_the_first_failure_ends_a_first_run_and_is_said_once(pictures: Path, her
     assert done.stderr.count("none.pth does not exist") == 1 and "failed: " not in done.stderr, done.stderr
 
 
+@NEEDS_WEIGHTS
+def test_a_finished_run_is_not_taken_for_one_on_other_images(pictures: Path, here: Train) -> None:
+    cwd, quick = pictures.parent, ["method=gap", *QUICK]
+    succeeded(here("train.py", "dataset.root=my birds", *quick, cwd=cwd))
+    again = succeeded(here("train.py", "dataset.root=my birds", *quick, cwd=cwd))
+    assert "finished already" in again.stderr and "correctly by GAP" in again.stdout
+    (pictures / "wren" / "9.jpg").rename(pictures / "wren" / "new.jpg")
+    changed = here("train.py", "dataset.root=my birds", *quick, cwd=cwd)
+    refused(changed, "is finished, on other images", "give another name= (it is my birds)")
+    shutil.copytree(pictures / "wren", pictures / "tern")
+    changed = here("train.py", "dataset.root=my birds", *quick, cwd=cwd)
+    refused(changed, "(2 classes, 16 training and 4 test images)", "(3 classes, 24 training and 6 test images)")
+    shutil.rmtree(pictures)
+    succeeded(here("train.py", "dataset=folder", "experiment=first", "dataset.root=my birds", *quick, cwd=cwd))
+
+
+@NEEDS_WEIGHTS
+def test_an_unreadable_image_is_named_and_left_out(pictures: Path, here: Train) -> None:
+    (pictures / "wren" / "3.jpg").write_text("no image")
+    done = succeeded(here("train.py", "dataset.root=my birds", "method=gap", *QUICK, cwd=pictures.parent))
+    assert "3.jpg" in done.stderr
+    total = re.search(r"my birds: (\d+) training, (\d+) test, 2 classes; 64", done.stderr)
+    assert total is not None and int(total[1]) + int(total[2]) == 19
+
+
 def test_what_is_no_dataset_is_refused_before_anything_is_written(tmp_path: Path, here: Train) -> None:
     refused(here("train.py", "dataset.root=nowhere", cwd=tmp_path), "nowhere", "no such folder")
     (tmp_path / "loose").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "loose" / "1.jpg")
-    refused(here("train.py", "dataset.root=loose", cwd=tmp_path), "loose")
+    refused(here("train.py", "dataset.root=loose", cwd=tmp_path), "loose: images, but no class folders; sort")
+    refused(here("train.py", "loose", cwd=tmp_path), "did you mean dataset.root=loose?")
+    refused(here("train.py", "dataset=loose", cwd=tmp_path), "dataset.root=loose")
+    refused(here("train.py", "dataset.root=loose/1.jpg", cwd=tmp_path), "a file; unpack it")
     assert [path.name for path in tmp_path.iterdir()] == ["loose"]
+    (tmp_path / "loose" / "one").mkdir()
+    (tmp_path / "loose" / "1.jpg").rename(tmp_path / "loose" / "one" / "1.jpg")
+    refused(here("train.py", "dataset.root=loose", cwd=tmp_path), "one class folder, one; two or more")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "list.csv").write_text("Dateiname;Art\n1.jpg;wren\n")
+    done = here("train.py", "dataset.root=odd", cwd=tmp_path)
+    refused(done, "list.csv has the columns Dateiname, Art", "dataset.options.image_column=NAME")
 
 
 def test_what_is_given_stays(pictures: Path) -> None:
@@ -76,3 +112,6 @@ def test_what_is_given_stays(pictures: Path) -> None:
     chosen = with_first_settings(given)
     assert "method=gap,seb" in chosen and not any(word.startswith("backbone=lite0") for word in chosen)
     assert chosen[0] == "-m" and chosen.index("experiment=first") < chosen.index("trainer.epochs=3")
+    assert "trainer.min_steps=null" in chosen and "trainer.min_steps=null" not in with_first_settings(given[:1])
+    shown = with_first_settings([given[0], "--cfg", "job"])
+    assert "-m" not in shown and "method=mpn_cov" in shown

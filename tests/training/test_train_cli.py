@@ -109,6 +109,10 @@ def test_frozen_backbones_that_differ_in_an_option_share_no_maps(tmp_path: Path)
     ("overrides", "parts"),
     [
         (["method=sebb"], ["method=sebb; nearest: seb"]),
+        (["method=SEB"], ["method=SEB; nearest: seb"]),
+        (["model=resnet50"], ["unknown setting model; nearest: backbone"]),
+        (["backbone=resnet18"], ["backbone=timm backbone.name=resnet18"]),
+        (["optimizer.lr=fast"], ["optimizer.lr=fast", "could not be converted to Float"]),
         (["method=zzz"], ["method=zzz", "isqrt_cov", "mpn_cov"]),
         (["method.name=sebb"], ["sebb", "isqrt_cov"]),
         (["experiment=nothing"], ["nothing", "cub80_frozen"]),

@@ -96,7 +96,8 @@ def _lead(group: Group, means: dict[Method, float], best: Method) -> str:
     lower, upper = (head, gap) if best.name == "gap" else (gap, head)
     found, _ = compare(group[lower], group[upper])  # the same way round as in the table of differences
     if found["state"] == "ok":
-        points, low, high = -found["difference"], -found["high"], -found["low"]
+        # + 0.0: no minus zero
+        points, low, high = (round(-found[name], 2) + 0.0 for name in ("difference", "high", "low"))
         how = f"95 % interval {low:+.2f} to {high:+.2f}"
         chance = " The interval holds 0: this may be chance." if low <= 0 else ""
     else:
