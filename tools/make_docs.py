@@ -161,6 +161,8 @@ TABLES: dict[str, FromFiles[str]] = {
     ),
     "cub80_cost": FromFiles(cub80("frozen/cost"), of_frame(lambda t: block_markdown(cost_block(t)))),
     "cub80_calibration": FromFiles(cub80("calibration/calibration"), of_frame(calibrations_markdown)),
+    "first_sets": FromFiles(("results/first/sets.csv",), as_written),
+    "first_steps": FromFiles(("results/first/steps.csv",), as_written),
     "cub80_seconds": FromFiles(cub80("earlier/seconds"), as_written),
     "cub80_hybrid": FromFiles(cub80("hybrid/accuracy"), accuracy),
     "cub80_views": FromFiles(cub80("earlier/views"), as_written),
@@ -211,7 +213,7 @@ TABLES: dict[str, FromFiles[str]] = {
     ),
 }
 FIGURES: dict[str, FromFiles[Figure]] = {
-    "overview": FromFiles(("results/synthetic/accuracy.csv", "results/synthetic/spectra.csv"), overview_figure),
+    "overview": FromFiles(("results/cub80/frozen/accuracy.csv", "results/first/cars98/accuracy.csv"), overview_figure),
     "demo_spectra": FromFiles(
         ("results/synthetic/spectra.csv",),
         lambda path: spectra_figure(load_curves(path), "synthetic, tf_efficientnet_lite0 (frozen), 192 px, 20 epochs"),
