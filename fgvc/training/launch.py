@@ -251,7 +251,7 @@ def _explain(error: Exception) -> str:
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if cause is not None and cause is not error:
         lines += [line for line in str(cause).splitlines() if line.strip() and line not in lines]
-    key = next((line.split(": ")[1] for line in lines if line.strip().startswith("full_key: ")), None)
+    named = next((line.split(": ")[1] for line in lines if line.strip().startswith("full_key: ")), None)
     facts = ("full_key: ", "reference_type=", "object_type=")  # of omegaconf, for those who know its types
     text = "\n  ".join(line for line in lines if not line.strip().startswith(facts))
-    return text if key is None or key in text else f"{key}: {text}"
+    return text if named is None or named in text else f"{named}: {text}"
