@@ -174,7 +174,7 @@ def test_another_dataset_is_refused_and_changes_are_told(pair: tuple[Path, Path]
     changed = write_synthetic(tmp_path / "changed", **DATA, seed=1)
     assert rerun(copy, root=str(changed), cache="cache-of-others") == tmp_path / "copy-rerun"
     names = {change.name for change in compare_runs(copy, tmp_path / "copy-rerun").environment}
-    parts = (f"{split}_{what}" for split in ("train", "test") for what in ("list", "content"))
+    parts = ["listed", *(f"{split}_{what}" for split in ("train", "test") for what in ("list", "content"))]
     assert names == {f"dataset_fingerprint.{part}" for part in parts}
 
 

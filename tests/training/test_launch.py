@@ -86,11 +86,11 @@ def test_few_images_get_more_epochs(here: Train, tmp_path: Path) -> None:
     assert "finished already" in again.stderr
 
 
-def test_a_sweep_says_once_what_failed_and_what_to_change(tmp_path: Path) -> None:
+def test_a_sweep_says_once_what_failed_and_what_to_change(here: Train, tmp_path: Path) -> None:
     """One `run_dir` would be that of all runs; Hydra adds no line of its own."""
     sweep = ["-m", *SMALL, "method=gap", "seed=0,1"]
-    succeeded(run("train.py", *sweep, "trainer.epochs=0", cwd=tmp_path))
-    done = run("train.py", *sweep, cwd=tmp_path)
+    succeeded(here("train.py", *sweep, "trainer.epochs=0", cwd=tmp_path))
+    done = here("train.py", *sweep, cwd=tmp_path)
     assert done.returncode == 2 and "Error executing job" not in done.stderr
     assert "give another name= (it is synthetic)" in done.stderr and "run_dir=" not in done.stderr
     assert done.stderr.count("failed: ") == 2

@@ -47,7 +47,8 @@ def test_a_run_records_what_it_was_made_with(tmp_path: Path, train_here: Train) 
     assert summary["machine"]["processes"] == 1 and summary["machine"]["memory_gib"] > 0
     found = summary["dataset_fingerprint"]
     splits = ("train", "validation", "test")
-    assert set(found) == {f"{split}_{what}" for split in splits for what in ("list", "content")} | {"verified_content"}
+    by_split = {f"{split}_{what}" for split in splits for what in ("list", "content")}
+    assert set(found) == by_split | {"verified_content", "listed"}
     options = {"classes": 3, "train_per_class": 4, "test_per_class": 3, "size": 64}
     test = create_dataset("synthetic", root=tmp_path / "datasets" / "synthetic", split="test", **options)
     assert found["test_list"] == fingerprint(test, times=False)
