@@ -94,6 +94,9 @@ def test_a_sweep_says_once_what_failed_and_what_to_change(here: Train, tmp_path:
     assert done.returncode == 2 and "Error executing job" not in done.stderr
     assert "give another name= (it is synthetic)" in done.stderr and "run_dir=" not in done.stderr
     assert done.stderr.count("failed: ") == 2
+
+
+def test_one_mistake_is_one_line(tmp_path: Path) -> None:
     done = run("train.py", *SMALL, "method=gap", "backbone.name=nothing", "run_dir=run", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == done.stderr.count("error: ") == 1, done.stderr
 
