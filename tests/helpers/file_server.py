@@ -64,8 +64,8 @@ class FileServer:
         body = content[start:]
         if self.cut_after:
             body = body[: self.cut_after.pop(0)]
+        self.served += len(body)  # before the client can see the end
         request.wfile.write(body)
-        self.served += len(body)
 
 
 @contextmanager
