@@ -271,7 +271,7 @@ class RunConfig:
         recipe: Name of the training recipe if it is not the experiment's own (`recipe=modern` sets it). It is part of
             the default run folder, and only runs with the same recipe are comparable.
         seed: Seed of everything random; 0 is a seed like any other.
-        run_dir: Folder of the run; None means results/NAME/BACKBONE/METHOD/seedN.
+        run_dir: Folder of the run; None means results/NAME[-RECIPE]/BACKBONE/METHOD/seedN.
         initial_weights: File of a whole model that training starts from (see `fgvc.models.load_checkpoint` for the
             formats). Its classifier is ignored if the number of classes differs.
         resume: Mode of resuming: "auto" continues an unfinished run in `run_dir`, "never" refuses a folder that holds

@@ -48,13 +48,12 @@ usage: fgvc train dataset.root=FOLDER [KEY=VALUE ...]       a first table of you
        fgvc train --help                                    every setting
 """
 _MOST_USED = """\
-  method=gap,mpn_cov,seb              the heads, separated by commas (with -m, or with dataset.root=FOLDER alone)
-  optimizer.lr=3e-4                   learning rate
-  trainer.epochs=30                   passes over the training images
-  trainer.batch_size=16               images per step
-  seed=0,1,2                          a run for each seed
-  name=second_try                     another folder for the runs; a finished run is not trained again
-  backbone=timm backbone.name=NAME    any network of timm
+  fgvc train dataset.root=FOLDER optimizer.lr=3e-4 name=lr_3e-4       # another rate; name= keeps the first runs
+  fgvc train dataset.root=FOLDER trainer.epochs=30 name=longer
+  fgvc train dataset.root=FOLDER method=isqrt_cov,seb seed=0,1,2      # other heads; a run for each head and seed
+  fgvc train dataset.root=FOLDER backbone=timm backbone.name=NAME     # any network of timm
+  fgvc train dataset.root=FOLDER --cfg job                            # the settings that a run would have
+  fgvc settings "learning rate"                                       # find a setting
 """
 OPTIONS = {
     "--dry-run": "take two steps on random images and save nothing",
@@ -206,7 +205,9 @@ def help_text(groups: Mapping[str, Sequence[str]]) -> str:
     )
     settings = textwrap.indent("\n".join(setting.text for setting in known_settings().values()), "  ")
     return (
-        f"{USAGE}\nMost used:\n{_MOST_USED}\nOptions:\n{options}\n\n"
+        f"{USAGE}\n"
+        f"Examples (a run is not trained again with other settings; give it another name=):\n{_MOST_USED}\n"
+        f"Options:\n{options}\n\n"
         f"Groups, each a set of settings with a name (files in configs/):\n{named}\n\n"
         f"Settings with their defaults (a group or an experiment may set others, --cfg job shows all):\n{settings}"
     )

@@ -36,7 +36,7 @@ def test_help_and_settings_list_all_of_them(here: Train, tmp_path: Path) -> None
     for setting in known_settings().values():
         assert f"{setting.key}=" in shown and setting.text in listed
     assert shown.startswith("usage: fgvc train dataset.root=FOLDER")
-    for name in ("experiment= ", "cub80_frozen", "method= gap,", "--dry-run", "optimizer.lr=3e-4"):
+    for name in ("experiment= ", "cub80_frozen", "method= gap,", "--dry-run", "optimizer.lr=3e-4 name="):
         assert name in shown
     usage = here("train.py", cwd=tmp_path)
     assert (usage.returncode, usage.stdout) == (2, "") and usage.stderr.startswith("usage: fgvc train dataset.root=")
