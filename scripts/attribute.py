@@ -39,8 +39,7 @@ def main() -> None:
     output = arguments.output or default_output(arguments.run, "attribution")
     require_free(arguments.images, output)
     found = attribute_run(
-        arguments.run,
-        arguments.images,
+        *(arguments.run, arguments.images),
         bands=arguments.bands,
         methods=arguments.method,
         classes=arguments.classes,

@@ -77,7 +77,7 @@ def read_inaturalist(root: Path, split: str, *, year: str | int | None = None, t
 
 
 def find_years(root: Path) -> list[str]:
-    """The years of which a folder holds a training and a validation file. Raises OSError."""
+    """The years that have a training and a validation file in a folder. Raises OSError."""
     found = []
     for year, (training, test) in _YEARS.items():
         if (root / test).is_file() and any((root / name).is_file() for name in training):

@@ -118,7 +118,7 @@ def find_table(root: Path) -> Path:
 
 
 def table_columns(path: Path) -> list[str]:
-    """Names of the columns of a table, of which only the head is read. Raises DatasetError if it is damaged."""
+    """Names of the columns of a table. Only its head is read. Raises DatasetError if it is damaged."""
     try:
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet  # here, since it is slow to import
@@ -236,7 +236,7 @@ def _splits(path: Path, frame: pd.DataFrame, column: str | None, given: str | No
     texts = _texts(path, frame, column, empty=True)
     unknown = Counter(text for text in texts if text.lower() not in SPLIT_FOLDERS)
     if given is None and unknown.total() == len(texts):  # such as numbers of folds
-        say_once(logging.WARNING, f"{path}: the column {column!r} names no splits, so the images are divided anew")
+        say_once(logging.WARNING, f"{path}: the column {column!r} names no splits, so fgvc divides the images")
         return []
     if unknown:
         value, count = unknown.most_common(1)[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from fgvc.data import find_layout
+from fgvc.data.table import ENDINGS
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.io import expanded
 
@@ -36,7 +37,7 @@ def with_first_settings(arguments: Sequence[str]) -> list[str]:
     more = {"experiment": "first"}
     root = Path(given["dataset.root"].strip("'\""))
     if expanded(root).is_file():
-        if root.suffix.lower() not in (".csv", ".tsv", ".parquet"):
+        if root.suffix.lower() not in ENDINGS:
             raise DatasetError(f"{root}: a file; unpack it if it is an archive, and give the folder of the images")
         more |= {"dataset": "table", "dataset.root": str(root.parent), "dataset.name": root.stem}
         more["dataset.options.file"] = root.name

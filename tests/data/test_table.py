@@ -59,7 +59,7 @@ def test_without_a_split_the_images_are_divided(tmp_path: Path, caplog: pytest.L
     assert read(root, split_seed=1)["test"].paths != found["test"].paths
     folds = table(tmp_path / "folds", rows | {"fold": [n % 5 for n in range(20)]})
     assert read(folds)["test"].relative_paths() == found["test"].relative_paths()
-    assert "the column 'fold' names no splits, so the images are divided anew" in caplog.text
+    assert "the column 'fold' names no splits, so fgvc divides the images" in caplog.text
     with pytest.raises(DatasetError, match=r"4 rows have '0' in the column 'fold'; expected train, val or test"):
         read(folds, split_column="fold")
 

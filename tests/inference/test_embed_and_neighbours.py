@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Train, refused, succeeded, trainable
+from miniature import write_coloured
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA
@@ -32,15 +33,7 @@ CLASSES = ["001.Great_$x$_Auk", "=1+1", "Gänsegeier"]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs on 3 x 4 training and 3 x 3 test images: `tuned`, whose backbone was trained, and `frozen`."""
     folder = tmp_path_factory.mktemp("home")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("test", 3)):
-        for target, name in enumerate(CLASSES):
-            (folder / "data" / split / name).mkdir(parents=True)
-            for number in range(count):
-                blocks = rng.integers(0, 120, (4, 5, 3))
-                blocks[..., target] += 130
-                pixels = blocks.repeat(16, axis=0).repeat(16, axis=1).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / "data" / split / name / f"{number}.png")
+    write_coloured(folder / "data", CLASSES)
     for name in ("tuned", "frozen"):
         config = trainable(
             folder,

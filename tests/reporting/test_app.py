@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from command_line import ROOT, Train, refused, trainable
-from PIL import Image
+from miniature import write_coloured
 from test_report_page import browser  # noqa: F401  # a fixture
 
 import fgvc
@@ -37,15 +37,7 @@ CLASSES = ["001.Great_${1+1}_{{value}}_Auk", ODD, "Gänsegeier"]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of `seb` and `gap` on three colours; classes with names that a page could take for code."""
     folder = tmp_path_factory.mktemp("home")
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("test", 3)):
-        for target, name in enumerate(CLASSES):
-            (folder / "data" / split / name).mkdir(parents=True)
-            for number in range(count):
-                blocks = rng.integers(0, 120, (4, 5, 3))
-                blocks[..., target] += 130
-                pixels = blocks.repeat(16, axis=0).repeat(16, axis=1).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / "data" / split / name / f"{number}.png")
+    write_coloured(folder / "data", CLASSES)
     for method in ("seb", "gap"):
         config = trainable(
             folder,
