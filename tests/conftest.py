@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import logging
 import os
 import runpy
 import shutil
@@ -16,6 +17,12 @@ from fgvc.pooling import registry
 from fgvc.spectral import GRADIENTS
 
 SHARED = Path(os.environ.get("FGVC_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def plain_log() -> None:
+    """The level of a fresh process: a command that ran in this one, for a fixture of many tests, leaves its own."""
+    logging.getLogger().setLevel(logging.WARNING)
 
 
 @pytest.fixture(scope="session")
