@@ -8,6 +8,7 @@ import errno
 import importlib.util
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -96,6 +97,11 @@ def _visible_output() -> Iterator[None]:
 @contextlib.contextmanager
 def _exit_status() -> Iterator[None]:
     """Do as `exit_on_user_error`, for a block."""
+    sys.argv[1:] = [
+        # a shell leaves the "~" behind "=" as it is
+        argument.replace("=~", f"={Path.home()}", 1) if re.match("--[a-z-]+=~/", argument) else argument
+        for argument in sys.argv[1:]
+    ]
     # read first, since the Hydra launcher sets these variables for itself
     debug = "--debug" in sys.argv or "1" in (os.environ.get("FGVC_DEBUG"), os.environ.get("HYDRA_FULL_ERROR"))
     try:

@@ -177,6 +177,13 @@ def test_any_path_reaches_the_configuration(path: str) -> None:
         assert override.value() == path
 
 
+def test_a_home_folder_is_found_behind_an_option(fgvc: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "page.html").write_text("mine")
+    refused(fgvc("report", "--output=~/page.html", str(ROOT / "results")), str(tmp_path / "home" / "page.html"))
+
+
 def test_cards_are_found_where_data_are_not(fgvc: Train, tmp_path: Path) -> None:
     refused(fgvc("prepare_data", "owls"), f"no card of dataset 'owls' in {ROOT / 'datasets'}", "cub")
     done = fgvc("prepare_data", "nabirds", "--root", "birds")

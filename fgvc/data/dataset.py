@@ -61,7 +61,8 @@ class ImageDataset(Dataset[tuple[Any, int]]):
     Args:
         samples: the images; `classes`, `paths`, `targets`, `boxes` and `coarse` are also attributes of the dataset.
         root: the folder of the files.
-        transform: a function of the RGB image; None leaves the image unchanged.
+        transform: a function of the RGB image; None leaves the image unchanged. One with an attribute
+            `shorter_side` may get a smaller image, see `side` of `decode_rgb`.
         crop: "bbox" cuts each image to its bounding box first; None takes the whole picture.
         content: SHA-256 that tells these images from others, by the bytes of their files too, or that of the images
             they were taken from; None where nobody has read them.
@@ -96,16 +97,20 @@ class ImageDataset(Dataset[tuple[Any, int]]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         """Raises DatasetError where the file cannot be decoded or its box is empty."""
         try:
-            image = self.decode(index)
+            image = self.decode(index, side=getattr(self.transform, "shorter_side", 0))
         except UnreadableImageError as error:
             raise DatasetError(
                 f"{self.paths[index]}: {error}. Replace it, or leave such files out with trainer.on_bad_image=skip."
             ) from error
         return (image if self.transform is None else self.transform(image)), self.targets[index]
 
-    def decode(self, index: int) -> Image.Image:
-        """The image before the transform: RGB, cut to its region. Raises UnreadableImageError."""
-        return decode_rgb(self.paths[index], self.region(index), upright=self.samples.upright)
+    def decode(self, index: int, side: int = 0) -> Image.Image:
+        """The image before the transform: RGB, cut to its region; `side` as in `decode_rgb`.
+
+        Raises:
+            UnreadableImageError: as `decode_rgb`.
+        """
+        return decode_rgb(self.paths[index], self.region(index), upright=self.samples.upright, side=side)
 
     def region(self, index: int) -> Region:
         """The part of a file that is the image."""

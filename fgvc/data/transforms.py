@@ -1,7 +1,7 @@
 """From an RGB image to a normalised tensor: the published recipes, variations, and several views of an image."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 import torch
@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from fgvc.data.dataset import ImageDataset
-from fgvc.data.image_file import Box, UnreadableImageError
+from fgvc.data.image_file import Box, UnreadableImageError, to_pixels
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.runs.config import LARGEST_SIDE, TransformConfig
 
@@ -22,7 +22,7 @@ VIEWS = {"single": 1, "mirror": 2, "ten_crop": 10}
 
 _RESIZES = ("short", "square")
 _CROPS = ("center", "random", "random_resized", "none")
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 
 class Normalization(TypedDict):
@@ -39,7 +39,7 @@ def normalization_from_timm(config: Mapping[str, Any]) -> Normalization:
     return {"mean": mean, "std": std, "interpolation": str(config["interpolation"])}
 
 
-@dataclass(kw_only=True, repr=False)
+@dataclass(kw_only=True)
 class TransformSpec(TransformConfig):
     """The recipe of a transform, and the transform itself: PIL image (RGB) -> (3, size, size) float32, normalised.
 
@@ -51,12 +51,12 @@ class TransformSpec(TransformConfig):
 
     Attributes:
         mean, std: Three numbers each, on the scale of [0, 1]; see `normalization_from_timm`.
-        interpolation: "bilinear", "bicubic", ... (antialiased).
+        interpolation: "bilinear" or "bicubic" (antialiased, on 8 bits), or "nearest".
         training: Whether crops are random (where `crop` asks for it) and images are mirrored and augmented.
         resize_size: As in `TransformConfig`, but `size` in place of None, so that equal recipes have equal cache keys.
         mirrors: Whether an image is mirrored at random.
-        resized: The first step in testing, PIL image -> PIL image.
-        normalized: The steps after every crop, PIL image -> normalised float32 tensor.
+        shorter_side: Number of pixels that an image needs at least, see `side` of `decode_rgb`; 0 where it needs all.
+        resized: The first step in testing, on pixels (3, H, W) uint8.
 
     Raises:
         ConfigError: an unknown name, or sizes that contradict each other.
@@ -74,9 +74,13 @@ class TransformSpec(TransformConfig):
         self._check(side)
         interpolation = InterpolationMode(self.interpolation)
         self.resized = v2.Resize([side] if self.resize == "short" else [side, side], interpolation=interpolation)
-        to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
-        self.normalized = v2.Compose([*to_tensor, v2.Normalize(mean=list(self.mean), std=list(self.std))])
-        if self.training and self.crop == "random_resized":
+        cuts_parts = self.training and self.crop == "random_resized"
+        self.shorter_side = 0 if cuts_parts else side
+        # (x / 255 - mean) / std in one pass over the pixels
+        std = torch.tensor(self.std, dtype=torch.float64)[:, None, None]
+        self._scale = (1 / (255 * std)).float()
+        self._shift = (-torch.tensor(self.mean, dtype=torch.float64)[:, None, None] / std).float()
+        if cuts_parts:
             scale = (self.min_scale, 1.0)
             steps = [v2.RandomResizedCrop(self.size, scale=scale, interpolation=interpolation)]
         elif self.crop == "none":
@@ -89,7 +93,7 @@ class TransformSpec(TransformConfig):
             steps = [*steps, v2.RandomHorizontalFlip()]
         if self.training and self.randaugment is not None:
             steps = [*steps, _RandAugment(self.randaugment, self.mean, self.interpolation)]
-        self._pipeline = v2.Compose([*steps, self.normalized])
+        self._pipeline = v2.Compose(steps)
 
     def _check(self, side: int) -> None:
         for name, choices in (("resize", _RESIZES), ("crop", _CROPS), ("interpolation", _INTERPOLATIONS)):
@@ -106,15 +110,13 @@ class TransformSpec(TransformConfig):
         if self.crop == "none" and (self.resize == "short" or side != self.size):
             raise ConfigError("crop='none' needs resize='square' and resize_size=size, else images differ in size")
 
-    def __repr__(self) -> str:
-        # part of the keys of feature caches on users' disks, so the order of the fields stays that of earlier versions
-        size, *others = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self))
-        return f"TransformSpec({', '.join([size, *others[-4:], *others[:-4]])})"
-
     def __call__(self, image: Image.Image) -> Tensor:
         """PIL image (RGB) -> (3, size, size) float32, normalised."""
-        result: Tensor = self._pipeline(image)
-        return result
+        return self.normalized(self._pipeline(to_pixels(image)))
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """The last step: pixels (3, H, W) uint8 -> float32 of the backbone's mean and std."""
+        return torch.addcmul(self._shift, pixels, self._scale).contiguous()
 
     def box(self, box: Box, size: tuple[int, int]) -> Box:
         """The place of a box in the result, clipped to it.
@@ -183,13 +185,18 @@ class ViewTransform:
         """Whether crops of every image can differ; else, with resize="short", only those along the longer side can."""
         return self.spec.resize_size != self.spec.size
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        return torch.stack([self.spec.normalized(crop) for crop in self._crops(self.spec.resized(image))])
+    @property
+    def shorter_side(self) -> int:
+        """As that of the recipe."""
+        return self.spec.shorter_side
 
-    def _crops(self, image: Image.Image) -> list[Image.Image]:
+    def __call__(self, image: Image.Image) -> Tensor:
+        return torch.stack([self.spec.normalized(crop) for crop in self._crops(self.spec.resized(to_pixels(image)))])
+
+    def _crops(self, pixels: Tensor) -> list[Tensor]:
         if self.views == "ten_crop":
-            return list(v2.TenCrop(self.spec.size)(image))
-        images = [image] if self.views == "single" else [image, functional.horizontal_flip(image)]
+            return list(v2.TenCrop(self.spec.size)(pixels))
+        images = [pixels] if self.views == "single" else [pixels, functional.horizontal_flip(pixels)]
         return [functional.center_crop(view, [self.spec.size]) for view in images]
 
 
@@ -240,7 +247,7 @@ def boxes_in_view(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
 
 
 class _RandAugment(v2.Transform):  # type: ignore[misc]  # torchvision is untyped
-    """timm's RandAugment [Cubuk, Zoph, Shlens, Le, 2020] on a PIL image, in timm's notation.
+    """timm's RandAugment [Cubuk, Zoph, Shlens, Le, 2020] of pixels (3, H, W) uint8, in timm's notation.
 
     It draws from the generators of Python and NumPy, which a DataLoader seeds in its workers like torch's.
     """
@@ -261,8 +268,8 @@ class _RandAugment(v2.Transform):  # type: ignore[misc]  # torchvision is untype
                 operation.aug_fn = _posterize
 
     def forward(self, *inputs: Any) -> Any:
-        (image,) = inputs
-        return self._augment(image)
+        (pixels,) = inputs
+        return to_pixels(self._augment(functional.to_pil_image(pixels)))
 
 
 def _posterize(image: Image.Image, bits: int, **unused: Any) -> Image.Image:

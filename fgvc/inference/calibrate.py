@@ -41,7 +41,8 @@ class Calibration:
 
     Attributes:
         checkpoint: "last" or "best".
-        temperature: Divisor of the logits. None if the images determine none, e.g. when every prediction is right.
+        temperature: Divisor of the logits. None if the images determine none: every prediction is right, or a
+            temperature from a part of them makes the loss of the others no smaller.
         split: Images the temperature was fitted on: "validation", or "test" if the run had no validation images.
         images: Number of images in that split.
         record: Entry of this checkpoint in calibration.json, see docs/prediction.md.
@@ -125,9 +126,11 @@ def fit_calibration(
     if len(targets) < 2:
         raise RunError(f"{path}: {len(targets)} {split} images are too few to calibrate on")
     found = fit_temperature(logits, targets)
-    temperature = found if is_determined(found) else None
     before = probabilities(logits)
-    after = before if temperature is None else probabilities(logits, cross_fitted(logits, targets))
+    after = probabilities(logits, cross_fitted(logits, targets)) if is_determined(found) else before
+    # of too few images it does harm to others: those of another fold
+    helps = measure_probabilities(after, targets).loss < measure_probabilities(before, targets).loss
+    temperature, after = (found, after) if helps else (None, before)
     record = {
         "temperature": temperature,
         "split": split,

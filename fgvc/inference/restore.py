@@ -16,6 +16,7 @@ from fgvc.foreign import open_foreign
 from fgvc.io import expanded
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
 from fgvc.models.files import listed, not_floating
+from fgvc.pooling import is_second_order
 from fgvc.runs.config import CacheConfig, MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Run, read_run
@@ -185,6 +186,15 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
     """
     weights, run = read_weights(folder, checkpoint), read_run(folder.path)
     with_method = replace(config, method=restored_method(config, run, checkpoint))
+    # before they take memory: a stranger's configuration may name any
+    method = with_method.method
+    reduction = method.reduction if is_second_order(method.name) else None
+    widths = {*method.hidden, reduction, method.options.get("out_features")}
+    if absent := widths - {None, *(size for tensor in weights.values() for size in tensor.shape)}:
+        raise RunError(
+            f"{folder.weights_file(checkpoint)} has no layer of width {min(absent)}, which {folder.config_file} names; "
+            "restore both files"
+        )
     model = build_model(with_method, backbone, len(read_classes(folder)))
     if config.backbone.frozen and (digest := weights_digest(backbone)) != run.weights_digest:
         given = f"backbone.weights={config.backbone.weights}"

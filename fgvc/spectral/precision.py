@@ -87,10 +87,12 @@ def result_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def check_whole_number(name: str, value: int, least: int) -> None:
-    """Raise ValueError where `value`, called `name` in the message, is no whole number of at least `least`."""
+def check_whole_number(name: str, value: int, least: int, most: int = 10_000) -> None:
+    """Raise ValueError where `value`, called `name` in the message, is no whole number from `least` to `most`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if value > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {value!r}")
 
 
 def is_number(value: object, limit: float = 1e30) -> bool:

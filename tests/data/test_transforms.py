@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from accelerate.utils import set_seed
 from PIL import Image, ImageOps
 from torchvision.transforms import TenCrop
 
-from fgvc.data import VIEWS, TransformSpec, ViewTransform, resized_spec
+from fgvc.data import VIEWS, ImageDataset, TransformSpec, ViewTransform, decode_rgb, resized_spec
+from fgvc.data.dataset import Samples, Transform
+from fgvc.data.image_file import Region
 from fgvc.errors import ConfigError
 
 BASE: dict[str, Any] = {"size": 16, "mean": (0.5, 0.4, 0.3), "std": (0.5, 0.25, 0.2), "interpolation": "bilinear"}
@@ -21,6 +24,10 @@ def gradient_image(width: int, height: int) -> Image.Image:
     """Red grows from left to right, green from top to bottom."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
+
+
+def dataset_of(file: Path, transform: Transform) -> ImageDataset:
+    return ImageDataset(Samples(["auk"], [file], [0]), file.parent, transform)
 
 
 def test_normalisation_is_per_channel() -> None:
@@ -104,21 +111,27 @@ def test_randaugment_at_its_ends_neither_fails_nor_blackens(notation: str) -> No
     assert all(train(gradient_image(32, 32)).std() > 0 for _ in range(150))
 
 
-def test_repr_is_that_of_earlier_versions() -> None:
-    """It is part of the keys of feature caches: another text would compute all of them again."""
-    imagenet: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": (0.229, 0.224, 0.225), "interpolation": "bicubic"}
-    changes: dict[str, Any] = {"resize": "square", "resize_size": 512, "crop": "random_resized", "min_scale": 0.3}
-    spec = TransformSpec(size=448, training=True, **imagenet, **changes, randaugment="rand-m9-mstd0.5-inc1")
-    assert repr(spec) == (
-        "TransformSpec(size=448, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation='bicubic', "
-        "training=True, resize='square', resize_size=512, crop='random_resized', min_scale=0.3, hflip=True, "
-        "randaugment='rand-m9-mstd0.5-inc1')"
-    )
-    assert repr(TransformSpec(size=448, training=True, **imagenet).deterministic()) == (
-        "TransformSpec(size=448, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), interpolation='bicubic', "
-        "training=False, resize='short', resize_size=448, crop='center', min_scale=0.08, hflip=False, "
-        "randaugment=None)"
-    )
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pixels_are_those_of_pillow_but_for_the_last_bit_of_a_few(interpolation: str) -> None:
+    image = Image.effect_noise((300, 200), 60).convert("RGB")
+    spec = TransformSpec(**{**BASE, "interpolation": interpolation}, resize="square", crop="none", training=False)
+    kind = getattr(Image.Resampling, interpolation.upper())
+    expected = torch.from_numpy(np.array(image.resize((16, 16), kind), dtype=np.float32)).permute(2, 0, 1)
+    found = 255 * spec.picture(spec(image)).permute(2, 0, 1)
+    assert (found - expected).abs().max() < 1.01 and (found - expected).abs().mean() < 0.1
+
+
+def test_a_jpeg_of_four_times_the_size_that_is_wanted_is_decoded_smaller(tmp_path: Path) -> None:
+    rng, file = np.random.default_rng(0), tmp_path / "large.jpg"
+    coarse = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    coarse.resize((1200, 800), Image.Resampling.BICUBIC).save(file, quality=95)
+    sizes = [decode_rgb(file, side=side).height for side in (0, 201, 200, 100, 50, 10)]
+    assert sizes == [800, 800, 400, 200, 100, 100]
+    assert decode_rgb(file, Region(banner=10), side=50).size == (1200, 790)
+    spec = TransformSpec(**{**BASE, "size": 100}, training=False)
+    (small, _), (whole, _) = dataset_of(file, spec)[0], dataset_of(file, spec.__call__)[0]
+    assert 0 < (spec.picture(small) - spec.picture(whole)).abs().mean() < 2 / 255
+    assert replace(spec, training=True, crop="random_resized").shorter_side == 0  # may enlarge a small part
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from fgvc.reporting.predictions import Named, summary
 from fgvc.runs.config import DatasetConfig, MethodConfig, OptimizerConfig, TrainerConfig, TransformConfig
 from fgvc.training import train_run
 
-Copy = Callable[[str], Path]
+Copy = Callable[..., Path]
 CLASSES = ["=1+1", "$x^2$ & co", "Gänsegeier"]
 
 
@@ -63,10 +63,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(home: Path, tmp_path: Path) -> Copy:
-    """A copy of a run to be written into."""
+    """A copy of a run to be written into, far too sure of its answers: a temperature helps it."""
 
-    def make(name: str) -> Path:
-        return Path(shutil.copytree(home / name, tmp_path / name))
+    def make(name: str, sure: float = 8.0) -> Path:
+        run = Path(shutil.copytree(home / name, tmp_path / name))
+        for file in (run / "checkpoints").glob("*.safetensors"):
+            weights = load_file(file)
+            save_file({key: sure * value if "classifier" in key else value for key, value in weights.items()}, file)
+        return run
 
     return make
 
@@ -231,6 +235,11 @@ def test_a_calibration_holds_for_its_own_weights(copy: Copy, home: Path, caplog:
         assert not fgvc.load_run(run, "best").calibrated and "calibrate the run again" in caplog.text
     fgvc.calibrate_run(run, checkpoint="best")
     assert fgvc.load_run(run, "best").calibrated
+
+
+def test_a_temperature_that_harms_other_images_is_not_kept(copy: Copy) -> None:
+    found = fgvc.calibrate_run(copy("frozen", sure=1.0))  # 24 images, a quarter of them named wrong on purpose
+    assert found.temperature is None and found.record["after"] == found.record["before"]
 
 
 def test_images_without_a_temperature_leave_the_run_uncalibrated(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,8 @@ def test_the_page_opens_with_the_best_head_its_lead_and_what_it_confuses(tmp_pat
     differences = made(tmp_path)[0].texts["accuracy"].split("Differences")[1]
     low, high = re.findall(r"interval \+([\d.]+) to \+([\d.]+)", text)[0]
     assert f"[-{high}, -{low}]" in differences  # the same numbers as in the table
+    (tmp_path / "seb" / "s1" / "predictions.csv").write_text("damaged")
+    assert "Great auk, taken for Tern: 50.0 % of its images" in opening(made(tmp_path)[0])  # of the other seed
 
 
 def test_a_lead_that_is_none_or_unknown_is_said_in_words(tmp_path: Path) -> None:

@@ -111,9 +111,9 @@ def _lead(group: Group, means: dict[Method, float], best: Method) -> str:
 
 
 def _confusions(runs: Sequence[Run], images: Sequence[Path], notes: list[str]) -> list[Confusion]:
-    """None where the runs kept no predictions or names, which the section on confusions says."""
+    """None where no run kept predictions and names, which the section on confusions says."""
     try:
-        predictions, classes = pooled_predictions(runs)
+        predictions, classes = pooled_predictions(runs, [])
         pairs = top_confusions(predictions, classes, _WORST)
     except RunError:
         return []
@@ -125,12 +125,25 @@ def _confusions(runs: Sequence[Run], images: Sequence[Path], notes: list[str]) -
     return found
 
 
-def pooled_predictions(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
-    """Of all seeds, and the names of the classes. Raises RunError where a run has none or the classes differ."""
+def pooled_predictions(runs: Sequence[Run], notes: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Of all seeds that can be read, and the names of the classes; `notes` takes a line on each of the others.
+
+    Raises:
+        RunError: no run has predictions that can be read, or the classes differ.
+    """
     classes = runs[0].classes
     if classes is None or any(run.classes != classes for run in runs):
         raise RunError(f"{runs[0].path}: the classes' names are not kept (earlier versions) or not those of all seeds")
-    return pd.concat([run.predictions() for run in runs], ignore_index=True), [str(name) for name in classes]
+    found, failed = [], []
+    for run in runs:
+        try:
+            found.append(run.predictions())
+        except RunError as error:
+            failed.append(error)
+    if not found:
+        raise failed[0]
+    notes += [f"left out of the confusions: {error}" for error in failed]
+    return pd.concat(found, ignore_index=True), [str(name) for name in classes]
 
 
 def _pictures(

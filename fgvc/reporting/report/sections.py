@@ -238,7 +238,7 @@ def _confusions(results: Results, notes: list[str]) -> Iterator[Part]:
         for method in sorted(group, key=lambda method: method_order(method.label)):
             title = titled(method.label, results.of(setting))
             try:
-                predictions, classes = pooled_predictions(_with_predictions(group[method], notes))
+                predictions, classes = pooled_predictions(group[method], notes)
                 pairs = top_confusions(predictions, classes)
             except RunError as error:
                 notes.append(f"no confusions of {title}: {error}")
@@ -250,18 +250,6 @@ def _confusions(results: Results, notes: list[str]) -> Iterator[Part]:
             else:
                 notes.append(f"{title}: a matrix of more than {MATRIX_CLASSES} classes is not drawn")
             yield Group(title, parts, open=method == best)
-
-
-def _with_predictions(runs: Sequence[Run], notes: list[str]) -> Sequence[Run]:
-    """The runs whose predictions can be read, all if none can."""
-    kept = []
-    for run in runs:
-        try:
-            run.predictions()
-            kept.append(run)
-        except RunError as error:
-            notes.append(f"left out of the confusions: {error}")
-    return kept or runs
 
 
 def _matrix(matrix: pd.DataFrame) -> Chart:
