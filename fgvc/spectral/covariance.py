@@ -113,6 +113,6 @@ def _positions(d: int, device: torch.device) -> Positions:
         # row `low` of the triangle begins after low rows of lengths d, d - 1, ...
         from_triangle = low * d - low * (low - 1) // 2 + high - low
         positions = rows * d + columns, from_triangle.flatten()
-    if type(rows) is Tensor:  # not a stand-in for a tensor while a model is traced
+    if type(rows) is Tensor and not torch.compiler.is_compiling():  # not a stand-in while a model is traced
         _positions_by_size[d, device] = positions
     return positions

@@ -1,11 +1,14 @@
 """Eigendecomposition of a batch of symmetric matrices: repaired where LAPACK fails, with errors that name the matrix.
 
-On a CPU each thread decomposes matrices of its own; several threads inside one matrix gain little.
+On a CPU each thread decomposes matrices of its own; several threads inside one matrix gain little. On a GPU one flag is
+read back, right after the decomposition, which waits for the device itself.
 
 Shapes: B matrices of d x d. "Item" is the index of a matrix in its batch.
 """
 
 import concurrent.futures
+import functools
+import logging
 import math
 import os
 import threading
@@ -15,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 JITTERS: tuple[float, ...] = (1e-14, 1e-12, 1e-10, 1e-8)
 """Amounts added in turn to the diagonal of a matrix that did not converge, in units of its largest absolute entry."""
@@ -32,6 +36,7 @@ want the cores, it is the plain call that waits, 2 to 10 times as long; hence th
 
 _WITHOUT_FLOAT64 = frozenset({"mps"})
 _LISTED = 10  # items that a message names
+_log = logging.getLogger(__name__)
 _LinAlgError: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # its stubs lack it
 
 
@@ -59,16 +64,18 @@ class EigendecompositionWarning(RuntimeWarning):
 def symmetric_eigh(matrix: Tensor, device: str = "auto") -> tuple[Tensor, Tensor]:
     """Eigenvalues (ascending) and eigenvectors of the symmetric part of each matrix.
 
-    Carries no gradient: the spectral layers bring their own. A matrix on which LAPACK fails, or returns NaN or
-    infinity, is tried again in float64 with growing `JITTERS` on its diagonal, which are taken off its eigenvalues
-    afterwards, and then on the CPU; the other matrices of the batch are left alone. On the CPU the batch is shared out
-    among threads. Nothing here has been run on a GPU.
+    Carries no gradient: the spectral layers bring their own. A matrix on which the library fails, or returns NaN,
+    infinity or eigenvectors that are not orthogonal, is tried again in float64 with growing `JITTERS` on its diagonal,
+    which are taken off its eigenvalues afterwards, and then on the CPU; the other matrices of the batch are left alone.
+    On the CPU the batch is shared out among threads. Nothing here has been run on a GPU.
+
+    In `torch.compile` and on tensors without data it is one operator of the graph, `fgvc::symmetric_eigh`.
 
     Args:
         matrix: (B, d, d), B and d may be 0; float32 is computed as float32. The two triangles are averaged first, so
             rounding in one of them does not decide.
-        device: "auto": where the matrix is, or the CPU if there is no float64 there (MPS); "cpu": the CPU, as the
-            papers do; "same": where the matrix is, without exception.
+        device: "auto": where the matrix is, or the CPU if that is faster (CUDA before torch 2.12) or there is no
+            float64 there (MPS); "cpu": the CPU, as the papers do; "same": where the matrix is, without exception.
 
     Returns:
         eigenvalues (B, d) and eigenvectors (B, d, d), one per column, on the device and in the dtype of `matrix`.
@@ -80,29 +87,100 @@ def symmetric_eigh(matrix: Tensor, device: str = "auto") -> tuple[Tensor, Tensor
     """
     if device not in DEVICES:
         raise ValueError(f"unknown device {device!r} for the eigendecomposition; choose one of {', '.join(DEVICES)}")
-    if torch.compiler.is_exporting():  # a graph has no branches: it goes without checks and further attempts
+    if torch.compiler.is_exporting():  # an exported program has to run without fgvc
         values, vectors = torch.linalg.eigh(torch.lerp(matrix, matrix.mT, 0.5))
         return values, vectors
-    items = _non_finite_items(matrix)
-    if items:
-        raise EigendecompositionError(
-            f"{len(items)} of {len(matrix)} matrices hold NaN or infinity (batch items {items[:_LISTED]}); "
-            "the features that made them are not finite: lower the learning rate, clip gradients, or check the input",
-            items,
-        )
-    on_cpu = device == "cpu" or (device == "auto" and matrix.device.type in _WITHOUT_FLOAT64)
+    # eager mode goes without the operator, which costs some 50 us a call
+    if torch.compiler.is_compiling() or isinstance(matrix, FakeTensor) or matrix.is_meta:
+        return _eigh_operator(matrix, device)
+    return _checked_eigh(matrix, device)
+
+
+@torch.library.custom_op("fgvc::symmetric_eigh", mutates_args=())
+def _eigh_operator(matrix: Tensor, device: str) -> tuple[Tensor, Tensor]:
+    """`symmetric_eigh` as one operator, which tracing does not look into."""
+    return _checked_eigh(matrix, device)
+
+
+@_eigh_operator.register_fake
+def _(matrix: Tensor, device: str) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    return matrix.new_empty(matrix.shape[:-1]), matrix.new_empty(matrix.shape).mT  # the layout LAPACK writes
+
+
+def _checked_eigh(matrix: Tensor, device: str) -> tuple[Tensor, Tensor]:
+    """As `symmetric_eigh`, for a matrix with data and a `device` that was checked."""
     # lerp is the average in one pass; (A + A^T) / 2 makes two temporaries
-    symmetric = torch.lerp(matrix, matrix.mT, 0.5).to("cpu" if on_cpu else matrix.device)
+    symmetric = torch.lerp(matrix, matrix.mT, 0.5).to(_computing_device(matrix, device))
+    finite = (0 * symmetric).sum(dim=(1, 2)) == 0  # (B,); a sum of the entries themselves may overflow
+    if symmetric.device.type == "cpu":
+        _refuse_non_finite(finite)
+    else:  # to read the flags here would wait for the device once more: the one reading below names them
+        symmetric = torch.where(finite[:, None, None], symmetric, 0)
     cause = None
     try:
         eigenvalues, eigenvectors = batched_eigh(symmetric)
     except _LinAlgError as error:
         cause = error
         eigenvalues, eigenvectors = _one_by_one(symmetric)
-    items = _non_finite_items(eigenvalues, eigenvectors)
-    if items:
-        _repair(symmetric, items, eigenvalues, eigenvectors, cause)
+    sound = finite & _is_sound(eigenvalues, eigenvectors)
+    if not sound.all():
+        _refuse_non_finite(finite)
+        _repair(symmetric, _items(~sound), eigenvalues, eigenvectors, cause)
     return eigenvalues.to(matrix.device), eigenvectors.to(matrix.device)
+
+
+def _computing_device(matrix: Tensor, choice: str) -> torch.device:
+    """Where the eigendecomposition of a matrix is computed, see `symmetric_eigh`."""
+    there = matrix.device
+    if choice == "cpu" or (choice == "auto" and there.type in _WITHOUT_FLOAT64):
+        return torch.device("cpu")
+    # cuSOLVER's batched routines end at 32 rows; before 2.12 torch calls the plain one for each larger matrix
+    if choice == "auto" and there.type == "cuda" and matrix.shape[-1] > 32 and torch.__version__ < (2, 12):
+        _say_cpu_once()
+        return torch.device("cpu")
+    return there
+
+
+@functools.cache
+def _say_cpu_once() -> None:
+    _log.warning(
+        "torch %s decomposes matrices of more than 32 rows one by one on a GPU: eigendecompositions run on the CPU; "
+        "install torch 2.12 or newer, or set eigh_device=same to keep them on the GPU",
+        torch.__version__,
+    )
+
+
+def _refuse_non_finite(finite: Tensor) -> None:
+    """Raise EigendecompositionError for the items whose flag (B,) is false."""
+    items = _items(~finite)
+    if items:
+        raise EigendecompositionError(
+            f"{len(items)} of {len(finite)} matrices hold NaN or infinity (batch items {items[:_LISTED]}); "
+            "the features that made them are not finite: lower the learning rate, clip gradients, or check the input",
+            items,
+        )
+
+
+def _items(flags: Tensor) -> list[int]:
+    """Items whose flag (B,) is true."""
+    return [i for i, flag in enumerate(flags.tolist()) if flag]
+
+
+def _is_sound(eigenvalues: Tensor, eigenvectors: Tensor) -> Tensor:
+    """(B,) bool: eigenvalues (B, d) finite, eigenvectors (B, d, d) finite and orthogonal.
+
+    U U^T v = v is checked for one vector v in place of U U^T = I: two passes over U, where a product takes d. Only an
+    error whose rows are all orthogonal to v goes unseen.
+    """
+    d = eigenvalues.shape[-1]
+    count = eigenvalues.new_ones(d, dtype=torch.int64).cumsum(0)
+    v = eigenvalues.new_ones(d) + count / d  # from 1 to 2: no two entries are the same
+    # no matrix products: in a forked child their threads would wait for ever
+    projected = (eigenvectors.mT * v).sum(dim=-1)
+    error = (eigenvectors * projected[:, None, :]).sum(dim=-1) - v
+    # a NaN is not below anything
+    orthogonal = error.abs() < 10 * max(d, 1) * torch.finfo(v.dtype).eps
+    return orthogonal.all(dim=-1) & (0 * eigenvalues).sum(dim=-1).eq(0)
 
 
 def batched_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,14 +222,6 @@ def batched_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return eigenvalues, eigenvectors
 
 
-def _non_finite_items(*tensors: Tensor) -> list[int]:
-    """Items with an entry that is NaN or infinite in one of the tensors (B, ...)."""
-    # a finite sum has finite terms and costs a tenth of isfinite; the reverse fails where a sum overflows
-    sums = torch.stack([t.sum(dim=tuple(range(1, t.dim()))) for t in tensors])  # (number of tensors, B)
-    clean: list[bool] = sums.isfinite().all(dim=0).tolist()
-    return [i for i, ok in enumerate(clean) if not ok and not all(t[i].isfinite().all() for t in tensors)]
-
-
 def _one_by_one(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (B, d) and eigenvectors (B, d, d), NaN where a matrix of (B, d, d) did not converge."""
     eigenvalues = symmetric.new_full(symmetric.shape[:-1], math.nan)
@@ -164,12 +234,12 @@ def _one_by_one(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _eigh_or_none(item: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Eigenvalues (d,) and eigenvectors (d, d) of one matrix (d, d), or None for no convergence, NaN or infinity."""
+    """Eigenvalues (d,) and eigenvectors (d, d) of one matrix (d, d), or None where there is none that `_is_sound`."""
     try:
         eigenvalues, eigenvectors = torch.linalg.eigh(item)
     except _LinAlgError:
         return None
-    return None if _non_finite_items(eigenvalues[None], eigenvectors[None]) else (eigenvalues, eigenvectors)
+    return (eigenvalues, eigenvectors) if _is_sound(eigenvalues[None], eigenvectors[None]) else None
 
 
 def _repair(
@@ -201,7 +271,7 @@ def _repair(
         f"no convergence for {len(items)} of {count} matrices at first; decomposed with this part of the largest entry "
         f"added to the diagonal and taken off the eigenvalues: {_listed(repaired[:_LISTED], len(repaired))}",
         EigendecompositionWarning,
-        stacklevel=4,  # the caller of symmetric_eigh; torch.no_grad is one frame
+        stacklevel=5,  # the caller of symmetric_eigh; torch.no_grad is one frame
     )
 
 
