@@ -153,7 +153,7 @@ class _SpectralDescriptor(torch.autograd.Function):
             for part in batch_parts(x.shape, x.device):
                 matrix = map_forward(eigenvalues[part], eigenvectors[part], layer)
                 result[part] = upper_triangle(matrix.to(result.dtype))
-            return result, eigenvalues, eigenvectors
+            return result, eigenvalues, eigenvectors, eigenvectors.new_empty(0)
         # the first one of the Gram matrix is left out: centring made it zero
         eigenvalues, gram_vectors = null_as_zero(eigenvalues, d)[:, 1:], eigenvectors[:, :, 1:]
         vectors = gram_vectors.new_empty(x.shape[0], d, gram_vectors.shape[-1])
@@ -169,21 +169,23 @@ class _SpectralDescriptor(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, None]:
-        return _SpectralDescriptorGradient.of(grad, ctx.layer, *ctx.saved_tensors), None
+        return _SpectralDescriptorGradient.of(grad, *ctx.saved_tensors, ctx.layer), None
 
 
 class _SpectralDescriptorGradient(FirstDerivative):
     @staticmethod
-    def forward(grad: Tensor, layer: SpectralLayer, x: Tensor, eigenvalues: Tensor, *eigenvectors: Tensor) -> Tensor:
+    def forward(
+        grad: Tensor, x: Tensor, eigenvalues: Tensor, vectors: Tensor, gram_vectors: Tensor, layer: SpectralLayer
+    ) -> Tensor:
         result = torch.empty_like(x, memory_format=torch.contiguous_format)
         with full_precision(grad, layer.dtype):
             for part in batch_parts(x.shape, x.device):
                 symmetric = symmetric_gradient(grad[part], x.shape[1], layer.dtype)
-                values, first, *rest = (saved[part] for saved in (eigenvalues, *eigenvectors))
+                values, u = eigenvalues[part], vectors[part]
                 if is_thin(x):
-                    gradient = thin_backward(symmetric, values, first, rest[0], layer)
+                    gradient = thin_backward(symmetric, values, u, gram_vectors[part], layer)
                 else:
-                    gradient = features_gradient(map_backward(symmetric, values, first, layer), x[part])
+                    gradient = features_gradient(map_backward(symmetric, values, u, layer), x[part])
                 result[part] = gradient.view(result[part].shape)
         return result
 

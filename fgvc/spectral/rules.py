@@ -46,21 +46,13 @@ def exact(f: EigenvalueMap, eigenvalues: Eigenvalues) -> Loewner:
     `keep`, sqrt(lam_i) / (lam_i - lam_j) between a kept and a dropped eigenvalue and 0 between dropped ones. Where the
     last kept and the first dropped eigenvalue are equal the layer has no derivative: 0 stands there.
     """
-    lam, kept, found = eigenvalues.clipped, eigenvalues.kept, eigenvalues.found[:, eigenvalues.first :]
-    divided = f.divided_differences(lam, eigenvalues.first)
-    window, lam_window = kept[:, eigenvalues.first :], lam[:, eigenvalues.first :]
-    # chain rule through the clipping: its divided difference is 1 between kept eigenvalues, 0 between clipped ones.
-    # Where the clipped ones come first, only the first rows and columns need it.
-    clipped = int((~window).sum(dim=-1).max()) if window.numel() else 0
-    if eigenvalues.drops_largest:
-        clipped = window.shape[-1]
-    if clipped:
-        rise = lam_window[:, :clipped, None] - lam_window[:, None, :]
-        run = found[:, :clipped, None] - found[:, None, :]
-        slope = torch.where(run == 0, 0, rise / torch.where(run == 0, 1, run))
-        slope = torch.where(window[:, :clipped, None] & window[:, None, :], 1, slope)
-        divided[:, :clipped, :] *= slope
-        divided[:, clipped:, :clipped] *= slope[:, :, clipped:].mT
+    lam, kept, first = eigenvalues.clipped, eigenvalues.kept, eigenvalues.first
+    divided = f.divided_differences(lam, first)
+    # chain rule through the clipping: its divided difference is 1 between kept eigenvalues, 0 between clipped ones
+    seen, found, window = lam[:, first:], eigenvalues.found[:, first:], kept[:, first:]
+    run = found[:, :, None] - found[:, None, :]
+    slope = (seen[:, :, None] - seen[:, None, :]).div_(run)
+    divided.mul_(torch.where(run == 0, window[:, :, None] & window[:, None, :], slope))
     return Loewner(divided, lambda v: f.pullback(lam, v) * kept)
 
 
@@ -122,14 +114,17 @@ def pade_ratio(r: Tensor) -> Tensor:
     the ratio is 1 / (1 - r) with a relative error of about 1e-16 / (1 - r), and Q(1) is exactly 0. One shared root lies
     within [0, 1], at r = 0.9972987: the error is about 2e-16 / |r - 0.9972987| around it.
     """
-    coefficients = torch.tensor([NUMERATOR, DENOMINATOR], dtype=r.dtype, device=r.device)  # (2, 51)
+    # (51, 2, 1): of both polynomials, the highest power last
+    coefficients = torch.tensor([NUMERATOR, DENOMINATOR], dtype=r.dtype, device=r.device).T[:, :, None]
+    *lower, highest = coefficients.unbind()
     ratio = torch.empty_like(r, memory_format=torch.contiguous_format)
-    # in pieces that stay in the cache: the scheme passes 50 times over its numbers
-    for part, out in zip(torch.split(r.flatten(), 1 << 15), torch.split(ratio.view(-1), 1 << 15), strict=True):
-        both = coefficients[:, -1:].expand(2, part.numel()).contiguous()
-        for column in reversed(coefficients.T[:-1]):
-            torch.addcmul(column[:, None], both, part[None], out=both)
-        numerator, denominator = both
+    # the scheme passes 50 times over its numbers: on a CPU in pieces that stay in the cache
+    size = 1 << 15 if r.device.type == "cpu" else max(r.numel(), 1)
+    for part, out in zip(r.flatten()[None].split(size, dim=1), ratio.view(-1).split(size), strict=True):
+        both = highest.repeat(1, part.shape[1])
+        for column in reversed(lower):
+            torch.addcmul(column, both, part, out=both)
+        numerator, denominator = both.unbind()
         out.copy_(torch.where(denominator == 0, 0, numerator / denominator))
     return ratio
 
