@@ -91,7 +91,7 @@ def symmetric_eigh(matrix: Tensor, device: str = "auto") -> tuple[Tensor, Tensor
         values, vectors = torch.linalg.eigh(torch.lerp(matrix, matrix.mT, 0.5))
         return values, vectors
     # eager mode goes without the operator, which costs some 50 us a call
-    if torch.compiler.is_compiling() or isinstance(matrix, FakeTensor) or matrix.is_meta:
+    if torch.compiler.is_compiling() or isinstance(matrix, FakeTensor):
         return _eigh_operator(matrix, device)
     return _checked_eigh(matrix, device)
 

@@ -296,7 +296,8 @@ class NewtonSchulzRoot:
     """f(lam) = sqrt(tau) p(lam / tau), tau = sum lam: what `iterations` Newton-Schulz steps do to each eigenvalue.
 
     With e = 1 - z y the coupled iteration of Li et al. (CVPR 2018) is e <- (3 e^2 + e^3) / 4, z <- z (1 + e / 2) from
-    e = 1 - a, z = 1, and y = a z; a = lam / tau. Everything below is a sum of terms of one sign.
+    e = 1 - a, z = 1, and y = a z; a = lam / tau. y^2 = a (1 - e_N), and so y' = (z + s / z) / 2 with s = -de_N/da, the
+    product of the slopes (6 e + 3 e^2) / 4. Everything below is a sum of terms of one sign.
 
     Raises:
         ValueError: `iterations` below 1.
@@ -307,16 +308,15 @@ class NewtonSchulzRoot:
     def __post_init__(self) -> None:
         check_whole_number("iterations", self.iterations, least=1)
 
-    def _iterate(self, a: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """z_N, dz_N/da and the residuals e_0 ... e_{N-1}, each of the shape of a."""
-        e, z = 1 - a, torch.ones_like(a)
-        de, dz = -torch.ones_like(a), torch.zeros_like(a)
-        residuals = []
-        for _ in range(self.iterations):
-            residuals.append(e)
-            z, dz = z * (1 + e / 2), dz * (1 + e / 2) + z * de / 2
-            e, de = e * e * (3 + e) / 4, de * e * (6 + 3 * e) / 4
-        return z, dz, residuals
+    def _iterate(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """z_N (B, n) and the residuals e_0 ... e_{N-1} as one tensor (N, B, n)."""
+        residuals = [1 - a]
+        for _ in range(self.iterations - 1):
+            e = residuals[-1]
+            square = e * e
+            residuals.append(torch.addcmul(0.75 * square, square, e, value=0.25))
+        e = torch.stack(residuals)
+        return (1 + e / 2).prod(dim=0), e
 
     def value(self, lam: Tensor) -> Tensor:
         tau = lam.sum(dim=-1, keepdim=True)
@@ -326,24 +326,24 @@ class NewtonSchulzRoot:
     def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
         tau = lam.sum(dim=-1, keepdim=True)
         a = lam / tau
-        z, dz, _ = self._iterate(a)
-        y, dy = a * z, z + a * dz
-        through_trace = (v * (y / 2 - dy * a)).sum(dim=-1, keepdim=True)
-        return (v * dy + through_trace) / tau.sqrt()
+        z, e = self._iterate(a)
+        slope = (0.75 * e * (2 + e)).prod(dim=0) / z  # s / z
+        through_trace = (v * a * slope).sum(dim=-1, keepdim=True)  # 2 (a y' - y / 2) = a s / z
+        return (v * (z + slope) - through_trace) / (2 * tau.sqrt())
 
     def divided_differences(self, lam: Tensor, first: int) -> Tensor:
         tau = lam.sum(dim=-1, keepdim=True)
         a = lam[:, first:] / tau
-        z, _, residuals = self._iterate(a)
-        one = torch.ones_like(a)
-        # y^2 = a (1 - e_N), and each step multiplies the divided difference of e by a positive factor:
+        z, e = self._iterate(a)
+        # each step multiplies the divided difference of e by a positive factor:
         # (3 (e_i + e_j) + e_i^2 + e_i e_j + e_j^2) / 4 = (w_i + w_j + e_i e_j) / 4 with w = 3 e + e^2, of rank three
+        w, one = e * (3 + e), torch.ones_like(e)
         of_e = a.new_full((*a.shape, a.shape[-1]), 4.0**-self.iterations)  # minus that of e_N
-        for e in residuals:
-            w = 3 * e + e * e
-            of_e *= torch.stack([w, one, e], dim=-1) @ torch.stack([one, w, e], dim=-2)
-        of_square = (a * z * z)[:, :, None] + a[:, None, :] * of_e  # that of y^2; 1 - e_i = y_i^2 / a_i = a_i z_i^2
+        left, right = torch.stack([w, one, e], dim=-1), torch.stack([one, w, e], dim=-2)
+        for rows, columns in zip(left.unbind(), right.unbind(), strict=True):
+            of_e.mul_(torch.bmm(rows, columns))
         y = a * z
+        of_square = torch.addcmul((y * z)[:, :, None], a[:, None, :], of_e)  # that of y^2; 1 - e_N = a z^2
         quotient: Tensor = of_square.div_(y[:, :, None] + y[:, None, :])
         return quotient.div_(tau.sqrt()[:, :, None])
 
