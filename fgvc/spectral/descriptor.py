@@ -177,7 +177,7 @@ class _SpectralDescriptorGradient(FirstDerivative):
     def forward(
         grad: Tensor, x: Tensor, eigenvalues: Tensor, vectors: Tensor, gram_vectors: Tensor, layer: SpectralLayer
     ) -> Tensor:
-        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        result = torch.empty_like(x)
         with full_precision(grad, layer.dtype):
             for part in batch_parts(x.shape, x.device):
                 symmetric = symmetric_gradient(grad[part], x.shape[1], layer.dtype)

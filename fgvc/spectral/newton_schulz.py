@@ -214,7 +214,7 @@ class _NewtonSchulzDescriptor(torch.autograd.Function):
 class _NewtonSchulzDescriptorGradient(FirstDerivative):
     @staticmethod
     def forward(grad: Tensor, x: Tensor, gram: Tensor, room: Tensor) -> Tensor:
-        result = torch.empty_like(x, memory_format=torch.contiguous_format)
+        result = torch.empty_like(x)
         with full_precision(grad, gram.dtype):
             for part in batch_parts(x.shape, x.device):
                 symmetric = symmetric_gradient(grad[part], x.shape[1], gram.dtype)

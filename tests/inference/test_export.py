@@ -57,7 +57,7 @@ def test_compiled_model_gives_the_same_values_and_gradients(method: str) -> None
     torch._dynamo.reset()
     pool = create_pooling(method, channels=6, **OPTIONS.get(method, {}))
     model = nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU(), pool, nn.Linear(pool.out_features, 3))
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     x = torch.randn(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     results = []
     for function in (model, compiled):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.torch_version import TorchVersion
 
 from fgvc.spectral import EigendecompositionError, eigen, matrix_sqrt
 from fgvc.spectral.eigen import EigendecompositionWarning, symmetric_eigh
@@ -92,15 +93,18 @@ def test_non_finite_matrix_never_reaches_lapack(value: float, monkeypatch: pytes
 
 
 class Faulty:
-    """torch.linalg.eigh that fails on matrices for which `fails` is true."""
+    """torch.linalg.eigh that fails on matrices for which `fails` is true: with an error, NaN, or an eigenvector twice."""
 
-    def __init__(self, fails: Callable[[Tensor], bool], returns_nan: bool = False) -> None:
-        self.fails, self.returns_nan = fails, returns_nan
+    def __init__(self, fails: Callable[[Tensor], bool], returns_nan: bool = False, repeats: bool = False) -> None:
+        self.fails, self.returns_nan, self.repeats = fails, returns_nan, repeats
 
     def __call__(self, matrix: Tensor, out: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         eigenvalues, u = EIGH(matrix) if out is None else EIGH(matrix, out=out)
         batch = matrix if matrix.dim() == 3 else matrix[None]
         failed = torch.tensor([self.fails(item) for item in batch]).reshape(matrix.shape[:-2])
+        if self.repeats:
+            u[..., 0] = torch.where(failed[..., None], u[..., 1], u[..., 0])
+            return eigenvalues, u
         if failed.any() and not self.returns_nan:
             raise LinAlgError("injected")
         # in place: also where the results were asked for with out=
@@ -144,6 +148,15 @@ def test_only_the_failing_item_is_repaired(jitter: float, returns_nan: bool, inj
     # the jitter is taken off again: what is left is the rounding of adding it
     check_decomposition(matrix, after)
     torch.testing.assert_close(after[0], before[0], rtol=0, atol=1e-14 * matrix.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("d", [2, 5, 96])
+def test_eigenvectors_that_are_not_orthogonal_are_repaired(d: int, dtype: torch.dtype, inject: Inject) -> None:
+    matrix = gram(3, d).to(dtype)
+    inject(until_jitter(matrix[1], 1e-14), repeats=True)
+    with pytest.warns(EigendecompositionWarning, match="item 1 with 1e-14"):
+        check_decomposition(matrix, symmetric_eigh(matrix), tolerance=1e-13 if dtype == torch.float64 else 1e-6)
 
 
 def test_repair_in_float32_has_room_for_the_jitter(inject: Inject) -> None:
@@ -288,6 +301,46 @@ def test_items_that_an_accelerator_cannot_do_go_to_the_cpu(cpu_needs: float, amo
         eigenvalues, u = symmetric_eigh(far(matrix))
     assert isinstance(eigenvalues, Far) and isinstance(u, Far)
     check_decomposition(matrix, (eigenvalues.as_subclass(Tensor), u.as_subclass(Tensor)))
+
+
+@pytest.mark.parametrize(("version", "computed_on"), [("2.11.0", "cpu"), ("2.12.0", "cuda")])
+def test_cuda_that_would_loop_over_matrices_leaves_them_to_the_cpu(
+    version: str, computed_on: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    used = []
+    eigen._say_cpu_once.cache_clear()
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (used.append(matrix.device.type), EIGH(matrix))[1])
+    with Accelerator():
+        for choice, d in (("auto", 33), ("auto", 33), ("auto", 32), ("same", 33)):
+            symmetric_eigh(far(gram(2, d)), device=choice)
+    assert used == [computed_on, computed_on, "cuda", "cuda"]
+    assert [line.levelname for line in caplog.records] == ["WARNING"] * (computed_on == "cpu")
+    assert all("eigh_device=same" in line.message for line in caplog.records)
+
+
+class Readings(Accelerator):
+    """Counts the values that are read back from the pretended accelerator."""
+
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        read = {Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.item, Tensor.tolist, Tensor.nonzero}
+        self.count += func in read
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_an_accelerator_is_asked_once_and_names_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (seen.append(matrix), EIGH(matrix))[1])
+    matrix = gram(3, 4)
+    with Readings() as readings:
+        symmetric_eigh(far(matrix))
+    assert readings.count == 1
+    matrix[1, 2, 2] = torch.nan
+    with Accelerator(), pytest.raises(EigendecompositionError, match=r"1 of 3 .* NaN or infinity \(batch items \[1\]\)"):
+        symmetric_eigh(far(matrix))
+    assert all(batch.isfinite().all() for batch in seen)
 
 
 def test_unknown_device_lists_the_choices() -> None:
