@@ -13,12 +13,14 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+from fgvc.spectral.covariance import batch_parts
 
 JITTERS: tuple[float, ...] = (1e-14, 1e-12, 1e-10, 1e-8)
 """Amounts added in turn to the diagonal of a matrix that did not converge, in units of its largest absolute entry."""
@@ -111,7 +113,7 @@ def _checked_eigh(matrix: Tensor, device: str) -> tuple[Tensor, Tensor]:
     """As `symmetric_eigh`, for a matrix with data and a `device` that was checked."""
     # lerp is the average in one pass; (A + A^T) / 2 makes two temporaries
     symmetric = torch.lerp(matrix, matrix.mT, 0.5).to(_computing_device(matrix, device))
-    finite = (0 * symmetric).sum(dim=(1, 2)) == 0  # (B,); a sum of the entries themselves may overflow
+    finite = _by_part(_is_finite, symmetric)
     if symmetric.device.type == "cpu":
         _refuse_non_finite(finite)
     else:  # to read the flags here would wait for the device once more: the one reading below names them
@@ -122,7 +124,7 @@ def _checked_eigh(matrix: Tensor, device: str) -> tuple[Tensor, Tensor]:
     except _LinAlgError as error:
         cause = error
         eigenvalues, eigenvectors = _one_by_one(symmetric)
-    sound = finite & _is_sound(eigenvalues, eigenvectors)
+    sound = finite & _by_part(_is_sound, eigenvectors, eigenvalues)
     if not sound.all():
         _refuse_non_finite(finite)
         _repair(symmetric, _items(~sound), eigenvalues, eigenvectors, cause)
@@ -166,8 +168,21 @@ def _items(flags: Tensor) -> list[int]:
     return [i for i, flag in enumerate(flags.tolist()) if flag]
 
 
-def _is_sound(eigenvalues: Tensor, eigenvectors: Tensor) -> Tensor:
-    """(B,) bool: eigenvalues (B, d) finite, eigenvectors (B, d, d) finite and orthogonal.
+def _by_part(check: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """What `check` says of each item of (B, d, d) and others: (B,) bool, from parts whose temporaries stay in the cache."""
+    flags = tensors[0].new_empty(len(tensors[0]), dtype=torch.bool)
+    for part in batch_parts(tensors[0].shape, tensors[0].device):
+        flags[part] = check(*(tensor[part] for tensor in tensors))
+    return flags
+
+
+def _is_finite(tensor: Tensor) -> Tensor:
+    """(B,) bool: all of (B, ...) is finite; a sum of the entries themselves may overflow."""
+    return (0 * tensor).flatten(1).sum(dim=-1) == 0
+
+
+def _is_sound(eigenvectors: Tensor, eigenvalues: Tensor) -> Tensor:
+    """(B,) bool: eigenvectors (B, d, d) finite and orthogonal, eigenvalues (B, d) finite.
 
     U U^T v = v is checked for one vector v in place of U U^T = I: two passes over U, where a product takes d. Only an
     error whose rows are all orthogonal to v goes unseen.
@@ -180,7 +195,7 @@ def _is_sound(eigenvalues: Tensor, eigenvectors: Tensor) -> Tensor:
     error = (eigenvectors * projected[:, None, :]).sum(dim=-1) - v
     # a NaN is not below anything
     orthogonal = error.abs() < 10 * max(d, 1) * torch.finfo(v.dtype).eps
-    return orthogonal.all(dim=-1) & (0 * eigenvalues).sum(dim=-1).eq(0)
+    return orthogonal.all(dim=-1) & _is_finite(eigenvalues)
 
 
 def batched_eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,7 +254,7 @@ def _eigh_or_none(item: Tensor) -> tuple[Tensor, Tensor] | None:
         eigenvalues, eigenvectors = torch.linalg.eigh(item)
     except _LinAlgError:
         return None
-    return (eigenvalues, eigenvectors) if _is_sound(eigenvalues[None], eigenvectors[None]) else None
+    return (eigenvalues, eigenvectors) if _is_sound(eigenvectors[None], eigenvalues[None]) else None
 
 
 def _repair(

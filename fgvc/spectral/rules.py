@@ -49,10 +49,10 @@ def exact(f: EigenvalueMap, eigenvalues: Eigenvalues) -> Loewner:
     lam, kept, first = eigenvalues.clipped, eigenvalues.kept, eigenvalues.first
     divided = f.divided_differences(lam, first)
     # chain rule through the clipping: its divided difference is 1 between kept eigenvalues, 0 between clipped ones
-    seen, found, window = lam[:, first:], eigenvalues.found[:, first:], kept[:, first:]
+    seen, found, window = lam[:, first:], eigenvalues.found[:, first:], kept[:, first:].to(lam.dtype)
     run = found[:, :, None] - found[:, None, :]
     slope = (seen[:, :, None] - seen[:, None, :]).div_(run)
-    divided.mul_(torch.where(run == 0, window[:, :, None] & window[:, None, :], slope))
+    divided.mul_(torch.where(run == 0, window[:, :, None] * window[:, None, :], slope))
     return Loewner(divided, lambda v: f.pullback(lam, v) * kept)
 
 
