@@ -94,7 +94,8 @@ def symmetric_eigh(matrix: Tensor, device: str = "auto") -> tuple[Tensor, Tensor
         return values, vectors
     # eager mode goes without the operator, which costs some 50 us a call
     if torch.compiler.is_compiling() or isinstance(matrix, FakeTensor):
-        return _eigh_operator(matrix, device)
+        found: tuple[Tensor, Tensor] = _eigh_operator(matrix, device)
+        return found
     return _checked_eigh(matrix, device)
 
 
@@ -137,7 +138,7 @@ def _computing_device(matrix: Tensor, choice: str) -> torch.device:
     if choice == "cpu" or (choice == "auto" and there.type in _WITHOUT_FLOAT64):
         return torch.device("cpu")
     # cuSOLVER's batched routines end at 32 rows; before 2.12 torch calls the plain one for each larger matrix
-    if choice == "auto" and there.type == "cuda" and matrix.shape[-1] > 32 and torch.__version__ < (2, 12):
+    if choice == "auto" and there.type == "cuda" and matrix.shape[-1] > 32 and torch.__version__ < "2.12":
         _say_cpu_once()
         return torch.device("cpu")
     return there
@@ -169,7 +170,7 @@ def _items(flags: Tensor) -> list[int]:
 
 
 def _by_part(check: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """What `check` says of each item of (B, d, d) and others: (B,) bool, from parts whose temporaries stay in the cache."""
+    """`check` of each item of (B, d, d) and others, (B,) bool, in parts whose temporaries stay in the cache."""
     flags = tensors[0].new_empty(len(tensors[0]), dtype=torch.bool)
     for part in batch_parts(tensors[0].shape, tensors[0].device):
         flags[part] = check(*(tensor[part] for tensor in tensors))

@@ -120,7 +120,7 @@ def pade_ratio(r: Tensor) -> Tensor:
     ratio = torch.empty_like(r, memory_format=torch.contiguous_format)
     # the scheme passes 50 times over its numbers: on a CPU in pieces that stay in the cache
     size = 1 << 15 if r.device.type == "cpu" else max(r.numel(), 1)
-    for part, out in zip(r.flatten()[None].split(size, dim=1), ratio.view(-1).split(size), strict=True):
+    for part, out in zip(torch.split(r.flatten()[None], size, dim=1), torch.split(ratio.view(-1), size), strict=True):
         both = highest.repeat(1, part.shape[1])
         for column in reversed(lower):
             torch.addcmul(column, both, part, out=both)

@@ -45,11 +45,13 @@ def fake_backward(output: Tensor, grad: Tensor) -> dict[Tensor, Tensor]:
     for node in reversed(order):
         grads = arrived.pop(node, {})
         if hasattr(node, "variable"):
-            leaves[node.variable] = grads[0].sum_to_size(node.variable.shape)  # a bias: its node leaves this to the engine
+            # the node of a bias leaves the sum over the batch to the engine
+            leaves[node.variable] = grads[0].sum_to_size(node.variable.shape)
             continue
         function = node.apply if isinstance(node, BackwardCFunction) else node
-        results = function(*(grads.get(i) for i in range(len(node._input_metadata))))
-        for (below, i), result in zip(node.next_functions, results if isinstance(results, tuple) else (results,)):
+        found = function(*(grads.get(i) for i in range(len(node._input_metadata))))
+        results = found if isinstance(found, tuple) else (found,)
+        for (below, i), result in zip(node.next_functions, results, strict=False):
             if below is not None and result is not None:
                 sums = arrived.setdefault(below, {})
                 sums[i] = sums[i] + result if i in sums else result
