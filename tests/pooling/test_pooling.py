@@ -134,6 +134,7 @@ def test_the_smallest_eigenvalues_alone_and_a_constant_scale() -> None:
     torch.testing.assert_close(scaled(x), 2.5 * root(x))
 
 
+PRODUCTS = {"solver": "products", "gradient": "exact"}
 BANDS = [
     (2.5, "whole number"),
     (0, "at least 1"),
@@ -163,6 +164,12 @@ BANDS += [([3, 3], "stop of keep must be a whole number of at least 4, got 3"), 
         *(("seb_spectral", {"amplification": 1e308}, "at least 0"), ("log_cov", {"ridge": True}, "at least 0")),
         *(("svd_trunc", {"limit": 10**400}, "above 0"), ("compact_bilinear", {"out_features": 10**20}, "below")),
         *(("mpn_cov", {"alpha": 0}, "other than 0"), ("log_cov", {"ridge": -1.0}, "at least 0")),
+        *(("gap", {"solver": "products"}, "no choice of solver"), ("seb", {"solver": "qr"}, "eigh, products")),
+        *(("seb", {"solver": "products"}, "exact gradient only"), ("mpn_cov", {**PRODUCTS, "alpha": 0.3}, "root")),
+        *(
+            ("svd_topn", {**PRODUCTS, "keep": 2}, "all eigen"),
+            ("seb", {**PRODUCTS, "dtype": "float32"}, "float64 only"),
+        ),
         *(("seb", {"eigh_device": "gpu"}, "auto, "), ("seb", {"channels": 0}, "at least 1")),
         ("seb", {"dtype": "float16"}, "'seb': unknown dtype 'float16' of a spectral layer; .* float64, float32"),
     ],
