@@ -22,10 +22,13 @@ from fgvc.spectral import (
     GradientRule,
     Keep,
     Logarithm,
+    PadeRoot,
     Power,
     Rescaled,
+    TaylorRoot,
     covariance,
     covariance_eigenvalues,
+    lyapunov,
     newton,
     newton_schulz_descriptor,
     newton_schulz_sqrt,
@@ -278,3 +281,15 @@ def log_cov(ridge: float = 1e-3) -> EigenvalueMap:
         ridge: Number added to the eigenvalues, at least 0.
     """
     return Logarithm(ridge)
+
+
+@register_spectral_pooling("mpa_lya", "MPA-Lya", source="Song, Sebe, Wang, ICLR 2022", gradient=lyapunov)
+def mpa_lya() -> EigenvalueMap:
+    """Square root by a matrix Padé approximant; option `iterations` of the gradient, see `fgvc.spectral.lyapunov`."""
+    return PadeRoot()
+
+
+@register_spectral_pooling("mtp_lya", "MTP-Lya", source="Song, Sebe, Wang, ICLR 2022", gradient=lyapunov)
+def mtp_lya() -> EigenvalueMap:
+    """Square root by a matrix Taylor polynomial; option `iterations` of the gradient, see `fgvc.spectral.lyapunov`."""
+    return TaylorRoot()

@@ -101,7 +101,7 @@ def scalings(d: int, condition: float) -> tuple[float, ...]:
     if not 1 <= condition < math.inf:
         raise ValueError(f"the condition number must be a number of at least 1, got {condition!r}")
     smallest = (condition * math.sqrt(d)) ** -0.5  # ||S||_F is at most sqrt(d) times the largest eigenvalue
-    factors = []
+    factors: list[float] = []
     while not factors or 1 - smallest > _CONVERGED:
         a = math.sqrt(3 / (1 + smallest + smallest**2))
         factors.append(a)
@@ -259,7 +259,7 @@ class _Pending:
 
     def __init__(self) -> None:
         self.flag: Tensor | None = None
-        self.arrived: torch.cuda.Event | None = None
+        self.arrived: torch.Event | None = None
 
     def show(self, beyond: Tensor) -> None:
         """Warn if the flag of an earlier call is up; then keep this one. Never waits for a device."""
@@ -271,15 +271,15 @@ class _Pending:
             if bool(self.flag):
                 warnings.warn(
                     "an earlier call had covariances that are singular, beyond the condition number that solver "
-                    f"'products' is made for ({CONDITION:.0e} by default), not finite, or (Scaling Eigen Branch) of a norm "
-                    f"above 2^{MOST_SQUARINGS - 1}: it is inexact there; use solver 'eigh', or fewer channels",
+                    f"'products' is made for ({CONDITION:.0e} by default), not finite, or (Scaling Eigen Branch) of a "
+                    f"norm above 2^{MOST_SQUARINGS - 1}: it is inexact there; use solver 'eigh', or fewer channels",
                     ConditionWarning,
                     stacklevel=4,
                 )
         self.flag, self.arrived = beyond.any(), None
         if beyond.is_cuda:  # not run: there was no GPU
             self.flag = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(self.flag, non_blocking=True)
-            self.arrived = torch.cuda.Event()
+            self.arrived = torch.Event(beyond.device)
             self.arrived.record()
 
 
@@ -288,6 +288,7 @@ _pending = _Pending()
 
 def _apply(x: Tensor, layer: ProductLayer) -> Tensor:
     with full_precision(x, torch.float64):
+        result: Tensor
         result, beyond, *_ = _Products.apply(x, layer)
         _pending.show(beyond)
         return result

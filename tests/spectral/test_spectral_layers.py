@@ -1,5 +1,6 @@
 """Every spectral layer under the contract of `spectral_contract.py`, and what distinguishes the gradient rules."""
 
+import itertools
 import math
 import runpy
 import warnings
@@ -34,8 +35,10 @@ from fgvc.spectral import (
     SQRT,
     AmplifiedSquareRoot,
     EigenvalueMap,
+    PadeRoot,
     Power,
     Rescaled,
+    TaylorRoot,
     covariance,
     matrix_log,
     matrix_power,
@@ -83,6 +86,19 @@ def iterated(lam: Values) -> Values:
             y, z = y * t, t * z
         images.append(mpmath.sqrt(tau) * y)
     return images
+
+
+def pade_root(lam: Values) -> Values:
+    """p / q of [ICLR 2022]: ((1 + w)^11 + (1 - w)^11) / ((1 + w)^11 - (1 - w)^11) w, w = sqrt(lam / n), n = ||lam||."""
+    n = mpmath.norm(lam)
+    p, q = ([math.comb(11, 2 * k + odd) for k in range(5, -1, -1)] for odd in (0, 1))
+    return [mpmath.sqrt(n) * mpmath.polyval(p, x / n) / mpmath.polyval(q, x / n) for x in lam]
+
+
+def taylor_root(lam: Values) -> Values:
+    n = mpmath.norm(lam)
+    coefficients = [(-1) ** k * mpmath.binomial(mpf(1) / 2, k) for k in range(10, -1, -1)]
+    return [mpmath.sqrt(n) * mpmath.polyval(coefficients, 1 - x / n) for x in lam]
 
 
 def plain(high: mpf, low: mpf) -> mpf:
@@ -170,6 +186,36 @@ class TestPowerIteration(SpectralContract):
 
 class TestNewton(SpectralContract):
     f, gradient, reference = SQRT, "newton", Reference(square_root, backward_f=iterated)
+
+
+class TestExactPadeRoot(SpectralContract):
+    f, gradient, reference = PadeRoot(), "exact", Reference(pade_root)
+
+
+class TestExactTaylorRoot(SpectralContract):
+    f, gradient, reference = TaylorRoot(), "exact", Reference(taylor_root)
+
+
+class SignReference(Reference):
+    def derivative(self, found: Values) -> tuple[list[list[mpf]], list[list[mpf]]]:
+        """Eight steps of the sign iteration for [[b, G], [0, -b]] from b = F / sqrt(n), entry by entry."""
+        clipped = self.clip(found)
+        n, values = len(found), self.f(clipped)
+        scale = mpmath.sqrt(mpmath.norm(clipped))
+        b, c = [v / scale for v in values], [[1 / scale] * n for _ in values]
+        for _ in range(8):
+            for i, j in itertools.product(range(n), range(n)):
+                c[i][j] = (c[i][j] * (3 - b[j] ** 2) - b[i] ** 2 * c[i][j] + b[i] * c[i][j] * b[j]) / 2
+            b = [x * (3 - x**2) / 2 for x in b]
+        return [[x / 2 for x in row] for row in c], [[c[i][i] / 2 * (i == j) for i in range(n)] for j in range(n)]
+
+
+class TestLyapunovOfPadeRoot(SpectralContract):
+    f, gradient, reference, is_derivative = PadeRoot(), "lyapunov", SignReference(pade_root), False
+
+
+class TestLyapunovOfTaylorRoot(SpectralContract):
+    f, gradient, reference, is_derivative = TaylorRoot(), "lyapunov", SignReference(taylor_root), False
 
 
 class TestTopNPublished(SpectralContract):
@@ -323,7 +369,7 @@ class TestProductsOfScalingEigenBranch(DescriptorContract):
 
 
 def features_of_condition(condition: float, channels: int = 12, locations: int = 30) -> Tensor:
-    """(2, channels, locations) whose covariances have eigenvalues from 1 down to 1 / condition, evenly on a log scale."""
+    """(2, channels, locations) with eigenvalues of the covariance from 1 to 1 / condition, even on a log scale."""
     x = random(2, locations, channels)
     basis = torch.linalg.qr(x - x.mean(dim=1, keepdim=True)).Q.mT * locations**0.5
     eigenvalues = torch.logspace(0, -math.log10(condition), channels, dtype=torch.float64)
