@@ -227,8 +227,8 @@ class SignIteration:
 def lyapunov(iterations: int = 8) -> GradientRule:
     """MPA-Lya, MTP-Lya: the Lyapunov gradient of a square root F, by so many steps. [Song, Sebe, Wang, ICLR 2022]
 
-    b = F / sqrt(n), n = ||S||_F, and L = 1 / (2 sqrt(n)); L <- L (3 - b_i^2 - b_j^2 + b_i b_j) / 2, b <- b (3 - b^2) / 2.
-    For a few steps L stays finite where both eigenvalues are null, and is not the derivative of the map.
+    b = F / sqrt(n), n = ||S||_F, L = 1 / (2 sqrt(n)); L <- L (3 - b_i^2 - b_j^2 + b_i b_j) / 2, b <- b (3 - b^2) / 2.
+    After a few steps L is still finite where both eigenvalues are null. It is not the derivative of MPA or MTP.
 
     Raises:
         ValueError: `iterations` below 1; when applied, a map that is no square root of all eigenvalues.
