@@ -117,8 +117,8 @@ def _step(square: Tensor, identity: Tensor, a: float) -> Tensor:
 def square_root(matrix: Tensor, factors: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """S^{1/2} (B, d, d) of symmetric S, n (B, 1, 1), 0 where S is null, and the shortness (B,) of the last step.
 
-    The shortness is what tr(Z Y) lacked before that step. Channels without variance do not count: the rows and columns
-    that are zero in S are zero in S^{1/2}.
+    The shortness is what tr(Z Y) lacked before that step. Channels without variance do not count: their rows and
+    columns are null in S and in S^{1/2}.
     """
     norm = torch.linalg.matrix_norm(matrix, keepdim=True)
     norm = torch.where(norm > EIGENVALUE_FLOOR, norm, 0)
@@ -132,7 +132,7 @@ def square_root(matrix: Tensor, factors: tuple[float, ...]) -> tuple[Tensor, Ten
         y = y @ t
         if left:
             z = t @ z
-    short = (_diagonal(matrix) > 0).sum(-1) - _diagonal(square).sum(-1)
+    short = _varies(_diagonal(matrix), norm).sum(-1) - _diagonal(square).sum(-1)
     return torch.lerp(y, y.mT, 0.5).mul_(norm.sqrt()), norm, short * (norm > 0).flatten()
 
 
@@ -151,8 +151,8 @@ def lyapunov(root: Tensor, norm: Tensor, grad: Tensor, factors: tuple[float, ...
         if left:
             b = b @ _step(b @ b, identity, a)
     # between a channel without variance and another one the corner is C itself: the sign of a zero is zero
-    live = _diagonal(root) > 0
-    return c.mul_(torch.where(live[:, :, None] == live[:, None, :], 0.5, 1.0)).mul_(norm > 0)
+    varies = _varies(root.square().sum(-1), norm)  # the diagonal of S
+    return c.mul_(torch.where(varies[:, :, None] == varies[:, None, :], 0.5, 1.0)).mul_(norm > 0)
 
 
 def inverse_exponential(matrix: Tensor, norm: Tensor) -> Tensor:
@@ -190,6 +190,11 @@ def branch_scale(matrix: Tensor, root: Tensor, norm: Tensor) -> tuple[Tensor, Te
 
 def _or_one(norm: Tensor) -> Tensor:
     return torch.where(norm > 0, norm, 1)
+
+
+def _varies(variances: Tensor, norm: Tensor) -> Tensor:
+    """Which channels have a variance (B, d) above rounding noise."""
+    return variances > EIGENVALUE_FLOOR * norm[:, :, 0]
 
 
 def _diagonal(matrix: Tensor) -> Tensor:
