@@ -109,9 +109,9 @@ def scalings(d: int, condition: float) -> tuple[float, ...]:
     return tuple(factors)
 
 
-def _step(square: Tensor, identity: Tensor, a: float) -> Tensor:
-    """T = a (3 I - a^2 square) / 2."""
-    return torch.add(1.5 * a * identity, square, alpha=-(a**3) / 2)
+def _step(z: Tensor, y: Tensor, identity: Tensor, a: float) -> Tensor:
+    """T = a (3 I - a^2 Z Y) / 2."""
+    return torch.baddbmm(identity, z, y, beta=1.5 * a, alpha=-(a**3) / 2)
 
 
 def square_root(matrix: Tensor, factors: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,16 +123,16 @@ def square_root(matrix: Tensor, factors: tuple[float, ...]) -> tuple[Tensor, Ten
     norm = torch.linalg.matrix_norm(matrix, keepdim=True)
     norm = torch.where(norm > EIGENVALUE_FLOOR, norm, 0)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    y = square = matrix / _or_one(norm)  # Z Y for Z = I
-    z = t = _step(square, identity, factors[0])
-    y = y @ t
+    y, a = matrix / _or_one(norm), factors[0]
+    z = t = torch.add(1.5 * a * identity, y, alpha=-(a**3) / 2)  # Z Y = A for Z = I
+    y = torch.bmm(y, t)
     for left, a in enumerate(factors[1:], start=2 - len(factors)):
-        square = z @ y
-        t = _step(square, identity, a)
-        y = y @ t
+        t = _step(z, y, identity, a)
+        y = torch.bmm(y, t)
         if left:
-            z = t @ z
-    short = _varies(_diagonal(matrix), norm).sum(-1) - _diagonal(square).sum(-1)
+            z = torch.bmm(t, z)
+    traced = (3 * len(identity) - 2 / a * _diagonal(t).sum(-1)) / a**2  # tr(Z Y)
+    short = _varies(_diagonal(matrix), norm).sum(-1) - traced
     return torch.lerp(y, y.mT, 0.5).mul_(norm.sqrt()), norm, short * (norm > 0).flatten()
 
 
@@ -145,11 +145,12 @@ def lyapunov(root: Tensor, norm: Tensor, grad: Tensor, factors: tuple[float, ...
     scale = _or_one(norm).rsqrt()
     b, c = root * scale, grad * scale
     for left, a in enumerate(factors, start=1 - len(factors)):
-        m = c @ b
-        m = torch.add(m, m.mT, alpha=-0.5) @ b  # with its transpose: b^2 c + c b^2 - b c b
-        c = torch.add(1.5 * a * c, m + m.mT, alpha=-(a**3) / 2)
+        m = torch.bmm(c, b)
+        m = torch.add(m, m.mT, alpha=-0.5)  # (m b) and its transpose: b^2 c + c b^2 - b c b
+        half = torch.baddbmm(c, m, b, beta=0.75 * a, alpha=-(a**3) / 2)
+        c = half + half.mT
         if left:
-            b = b @ _step(b @ b, identity, a)
+            b = torch.bmm(b, _step(b, b, identity, a))
     # between a channel without variance and another one the corner is C itself: the sign of a zero is zero
     varies = _varies(root.square().sum(-1), norm)  # the diagonal of S
     return c.mul_(torch.where(varies[:, :, None] == varies[:, None, :], 0.5, 1.0)).mul_(norm > 0)
@@ -163,15 +164,16 @@ def inverse_exponential(matrix: Tensor, norm: Tensor) -> Tensor:
     """
     squarings = torch.ceil(torch.log2(2 * norm)).clamp(min=0)
     x = -matrix * torch.exp2(-squarings)
-    square = x @ x
-    powers = (torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), x, square, square @ x)
-    fourth, result = square @ square, torch.zeros_like(x)
+    square = torch.bmm(x, x)
+    powers = (torch.eye(x.shape[-1], dtype=x.dtype, device=x.device), x, square, torch.bmm(square, x))
+    fourth, result = torch.bmm(square, square), torch.zeros_like(x)
     for degree in (12, 8, 4, 0):
-        result = result @ fourth
+        result = torch.bmm(result, fourth)
         for i, power in enumerate(powers):
             result = torch.add(result, power, alpha=1 / math.factorial(degree + i))
-    for k in range(MOST_SQUARINGS):
-        result = torch.where(k < squarings, result @ result, result)
+    counted = torch.arange(MOST_SQUARINGS, device=x.device) < squarings[..., None]
+    for counts in counted.unbind(-1):
+        result = torch.where(counts, torch.bmm(result, result), result)
     return result
 
 
@@ -182,9 +184,9 @@ def branch_scale(matrix: Tensor, root: Tensor, norm: Tensor) -> tuple[Tensor, Te
     with them their rounding errors.
     """
     decay = inverse_exponential(matrix, norm)
-    product = root @ decay
+    product = torch.bmm(root, decay)
     t = torch.linalg.matrix_norm(product, keepdim=True)
-    slope = torch.add(decay @ decay, product @ product.mT, alpha=-2)
+    slope = torch.baddbmm(torch.bmm(decay, decay), product, product.mT, alpha=-2)
     return t, slope.mul_(torch.where(t > 0, 0.5 / t, 0))
 
 
