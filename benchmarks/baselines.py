@@ -1,10 +1,14 @@
-"""What the layers are measured against: the same mathematics as it is usually written, under torch's autograd.
+"""What the layers are measured against: the same mathematics as it is usually written, or as its authors released it.
 
-Both chains take (B, C, H, W), compute in float64 and return the upper triangle (B, C (C + 1) / 2) in the dtype of the
+All chains take (B, C, H, W), compute in float64 and return the upper triangle (B, C (C + 1) / 2) in the dtype of the
 features, as the layers of fgvc do. They share no code with fgvc.
 """
 
+import math
+from typing import Any
+
 import torch
+from numpy.polynomial import Polynomial
 from torch import Tensor
 
 NEWTON_SCHULZ_ITERATIONS = 5
@@ -47,6 +51,61 @@ def newton_schulz_chain(x: Tensor) -> Tensor:
         y, z = torch.bmm(y, zy), torch.bmm(zy, z)
     y = 0.5 * torch.bmm(y, three - torch.bmm(z, y))
     return _triangle(y * trace.sqrt()).to(x.dtype)
+
+
+def sqrth_chain(x: Tensor) -> Tensor:
+    """PyTorch's own square root of a Hermitian matrix (torch 2.14): its gradient is NaN for a singular covariance."""
+    return _triangle(torch.linalg.matrix_sqrth(plain_covariance(x))).to(x.dtype)
+
+
+def pade_chain(x: Tensor) -> Tensor:
+    """MPA-Lya as released: products and one linear solve forward, products backward. [Song, Sebe, Wang, ICLR 2022]"""
+    return _triangle(_LyapunovRoot.apply(plain_covariance(x), True)).to(x.dtype)
+
+
+def taylor_chain(x: Tensor) -> Tensor:
+    """MTP-Lya as released: products alone. [Song, Sebe, Wang, ICLR 2022]"""
+    return _triangle(_LyapunovRoot.apply(plain_covariance(x), False)).to(x.dtype)
+
+
+class _LyapunovRoot(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, cov: Tensor, pade: bool) -> Tensor:
+        norm = torch.linalg.matrix_norm(cov, keepdim=True)
+        z = torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device) - cov / norm
+        if pade:
+            # w ((1 + w)^11 + (1 - w)^11) / ((1 + w)^11 - (1 - w)^11), w^2 = 1 - z, is the approximant [5/5] at z = 0
+            above, below = ([math.comb(11, 2 * k + odd) / 2**10 for k in range(6)] for odd in (0, 1))
+            root = torch.linalg.solve(_polynomial(Polynomial(below), z), _polynomial(Polynomial(above), z))
+        else:
+            powers = [-math.comb(2 * k, k) / (4**k * (2 * k - 1)) for k in range(11)]
+            root = _polynomial(Polynomial(powers)(Polynomial([1, -1])), z)
+        root = root * norm.sqrt()
+        ctx.save_for_backward(root, norm)
+        return root
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        root, norm = ctx.saved_tensors
+        three = 3 * torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+        b, c = root / norm.sqrt(), grad / norm.sqrt()
+        for _ in range(8):
+            square = torch.bmm(b, b)
+            c = 0.5 * (torch.bmm(c, three - square) - torch.bmm(square, c) + torch.bmm(torch.bmm(b, c), b))
+            b = 0.5 * torch.bmm(b, three - square)
+        return 0.5 * c, None
+
+
+def _polynomial(in_ratio: Polynomial, z: Tensor) -> Tensor:
+    """A polynomial in I - Z by the powers of Z, as the released code sums it."""
+    first, *others = in_ratio(Polynomial([1, -1])).coef
+    result = torch.diag_embed(torch.full_like(z[..., 0], float(first)))
+    power = z
+    for number, coefficient in enumerate(others, start=1):
+        result = result + float(coefficient) * power
+        if number < len(others):
+            power = torch.bmm(power, z)
+    return result
 
 
 def _triangle(matrix: Tensor) -> Tensor:

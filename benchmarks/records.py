@@ -22,6 +22,9 @@ class CaseRecord:
             backward times for a candidate that has no backward pass.
         peak_bytes: Most bytes that a forward and backward pass held at once, beyond its input and incoming gradient.
         gradient_norm: Norm of the features' gradient; None where it is not finite, 0 without a backward pass.
+        forward_error, gradient_error: Distances of the descriptor and of the features' gradient from those of the exact
+            layer, all in float64, in units of the norm of the exact ones. None without an exact layer, and in results
+            of before these were measured; for a gradient also where it is not finite.
     """
 
     name: str
@@ -30,6 +33,8 @@ class CaseRecord:
     backward_ms: list[float]
     peak_bytes: int
     gradient_norm: float | None
+    forward_error: float | None = None
+    gradient_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,11 @@ def _load(load: float | None) -> str:
 
 
 _HEADER = ["Method", "Forward ms", "Backward ms", "Total ms", "Ratio to eigh", "Peak memory"]
+_ERRORS = ["Error", "Error of gradient"]
+_ERROR_NOTE = """\
+Errors: distance of the descriptor, and of the features' gradient, from those of the exact layer, on the features in
+float64, in units of the exact one's norm. The exact layer is the one with its exact gradient, by eigendecomposition;
+for what approximates the square root, it is the square root."""
 
 
 def shape_table(record: ShapeRecord) -> str:
@@ -49,10 +54,12 @@ def shape_table(record: ShapeRecord) -> str:
     batch, channels, height, width = record.shape
     reference = np.array(record.cases[0].forward_ms)
     unit = batch * channels * channels * 8  # bytes of one float64 C x C matrix for each image of the batch
-    table = markdown_table(_HEADER, [_row(case, reference, unit) for case in record.cases])
+    with_errors = any(case.forward_error is not None for case in record.cases)
+    header = _HEADER + (_ERRORS if with_errors else [])
+    table = markdown_table(header, [_row(case, reference, unit)[: len(header)] for case in record.cases])
     title = f"## Batch {batch}, {channels} channels, {height} x {width} locations"
     memory = f"Unit of memory: {batch} matrices of {channels} x {channels}, {unit / 2**20:.2f} MiB."
-    return f"{title}\n\n{table}\n\n{memory}"
+    return f"{title}\n\n{table}\n\n{memory}" + (f"\n\n{_ERROR_NOTE}" if with_errors else "")
 
 
 def _row(case: CaseRecord, reference: np.ndarray, unit: int) -> list[str]:
@@ -60,7 +67,10 @@ def _row(case: CaseRecord, reference: np.ndarray, unit: int) -> list[str]:
     label = case.label if case.gradient_norm is not None else f"{case.label} (gradient not finite)"
     backward = _quartiles(case.backward_ms) if case.backward_ms else "none"
     times = [_quartiles(case.forward_ms), backward, _quartiles(total.tolist())]
-    return [label, *times, _quartiles((total / reference).tolist()), f"{case.peak_bytes / unit:.2f}"]
+    shown = ["" if error is None else f"{error:.0e}" for error in (case.forward_error, case.gradient_error)]
+    if case.gradient_norm is None:
+        shown[1] = "not finite"
+    return [label, *times, _quartiles((total / reference).tolist()), f"{case.peak_bytes / unit:.2f}", *shown]
 
 
 def _quartiles(values: Sequence[float]) -> str:

@@ -2,11 +2,13 @@
 
 python benchmarks/spectral.py --output spectral.json
 python benchmarks/spectral.py --shapes 10x256x7x7 --methods mpn_cov:exact isqrt_cov newton_schulz_autograd
+python benchmarks/spectral.py --methods rivals --output rivals.json
 python benchmarks/spectral.py --from spectral.json
 python benchmarks/spectral.py --profile mpn_cov:exact --shapes 10x256x28x28
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from cases import REFERENCE, Case, check_name, list_cases, make_case
+from cases import REFERENCE, RIVALS, Case, check_name, exact_case, list_cases, make_case
 from features import SMOOTH_FIELD, Shape, load_features, smooth_features
 from machine import benchmark_facts
 from measure import case_peak_bytes, interleaved_times, operator_table, run_case
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # set even to what it is: MKL then stops choosing by itself, as it would from the first memory measurement on
     torch.set_num_threads(given.threads or torch.get_num_threads())
     inputs = make_inputs(given)
-    names = [given.profile] if given.profile else list(dict.fromkeys([REFERENCE, *(given.methods or list_cases())]))
+    chosen = RIVALS if given.methods == ["rivals"] else given.methods or list_cases()
+    names = [given.profile] if given.profile else list(dict.fromkeys([REFERENCE, *chosen]))
     for shape in inputs:
         for name in names:
             check_name(name, channels=shape[1])  # before the first of many minutes
@@ -122,10 +125,18 @@ def new_record(given: argparse.Namespace, names: list[str], shapes: list[Shape])
 
 
 def measure_shape(cases: list[Case], shape: Shape, given: argparse.Namespace) -> ShapeRecord:
-    """Times first, then memory and gradients in runs of their own."""
+    """Times first, then memory, gradients and errors in runs of their own."""
     times = interleaved_times(cases, given.repetitions, given.warm_up, given.seed)
     records = [
-        CaseRecord(case.name, case.label, forward, backward, case_peak_bytes(case), gradient_norm(case))
+        CaseRecord(
+            case.name,
+            case.label,
+            forward,
+            backward,
+            case_peak_bytes(case),
+            gradient_norm(case),
+            *errors(case, given.seed),
+        )
         for case, (forward, backward) in zip(cases, times, strict=True)
     ]
     return ShapeRecord(list(shape), records)
@@ -138,6 +149,22 @@ def gradient_norm(case: Case) -> float | None:
         return 0.0
     norm = float(gradient.double().norm())
     return norm if gradient.isfinite().all() else None
+
+
+def errors(case: Case, seed: int) -> tuple[float | None, float | None]:
+    """Errors of descriptor and gradient as `CaseRecord` has them, on the features in float64."""
+    exact = exact_case(case.name)
+    if exact is None:
+        return None, None
+    results = []
+    for name in (case.name, exact):
+        wide = make_case(name, case.x.detach().double(), seed)
+        descriptor = wide.layer(wide.x)
+        results.append((descriptor.detach(), *torch.autograd.grad(descriptor, wide.x, wide.grad)))
+    of_descriptor, of_gradient = (
+        float((ours - right).norm() / right.norm()) for ours, right in zip(*results, strict=True)
+    )
+    return of_descriptor, of_gradient if math.isfinite(of_gradient) else None
 
 
 if __name__ == "__main__":

@@ -25,13 +25,23 @@ def plain_log() -> None:
     logging.getLogger().setLevel(logging.WARNING)
 
 
-@pytest.fixture(scope="session")
-def golden_file() -> Path:
-    """Inputs, outputs and gradients of the published layers."""
-    path = SHARED / "golden" / "published_layers.npz"
+def _golden(name: str) -> Path:
+    path = SHARED / "golden" / name
     if not path.is_file():
         pytest.skip(f"golden values of the published layers are not here: {path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def golden_file() -> Path:
+    """Inputs, outputs and gradients of the published layers."""
+    return _golden("published_layers.npz")
+
+
+@pytest.fixture(scope="session")
+def golden_since_2022() -> Path:
+    """The same of layers that were published later."""
+    return _golden("since_2022.npz")
 
 
 @pytest.fixture(scope="session")

@@ -205,6 +205,7 @@ TABLES: dict[str, FromFiles[str]] = {
     "precision_times": FromFiles(
         ("benchmarks/results/precision_1thread.json",), lambda path: times_markdown(load_record(path))
     ),
+    "products_condition": FromFiles(("benchmarks/results/products_condition.csv",), as_written),
     "approximation_error": FromFiles(
         ("results/arithmetic/approximation_error.csv",), arithmetic(approximation_error_block, "exact", "digits20")
     ),

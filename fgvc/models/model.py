@@ -27,6 +27,7 @@ class PoolingHead(nn.Module):
             classifier is linear, as in the papers' ResNets; their AlexNet has two of 4096.
         gradient: Gradient rule of the pooling; None means as published.
         eigh_device: Device of the eigendecompositions, see `fgvc.pooling.create_pooling`.
+        solver: Way to compute the pooling, see there.
         spectral_dtype: Precision of the covariance and everything computed from it, "float64" or "float32".
         options: Options of the pooling.
 
@@ -44,6 +45,7 @@ class PoolingHead(nn.Module):
         hidden: Sequence[int] = (),
         gradient: str | None = None,
         eigh_device: str = "auto",
+        solver: str = "eigh",
         spectral_dtype: str = "float64",
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -66,6 +68,7 @@ class PoolingHead(nn.Module):
             channels=channels,
             gradient=gradient,
             eigh_device=eigh_device,
+            solver=solver,
             dtype=spectral_dtype,
             **(options or {}),
         )
@@ -132,6 +135,7 @@ def create_model(
     hidden: Sequence[int] = (),
     gradient: str | None = None,
     eigh_device: str = "auto",
+    solver: str = "eigh",
     spectral_dtype: str = "float64",
     pretrained: bool = False,
     weights: str | Path | None = None,
@@ -143,7 +147,7 @@ def create_model(
 
     Args:
         name: Name of the backbone in timm.
-        method, num_classes, hidden, gradient, eigh_device, spectral_dtype: As in `PoolingHead`.
+        method, num_classes, hidden, gradient, eigh_device, solver, spectral_dtype: As in `PoolingHead`.
         reduction: Number of channels before a second-order pooling; None keeps the backbone's.
         pretrained, weights, last_stride, image_size: As in `create_backbone`.
         options: Options of the pooling, e.g. `iterations=5` for isqrt_cov.
@@ -163,6 +167,7 @@ def create_model(
         hidden=hidden,
         gradient=gradient,
         eigh_device=eigh_device,
+        solver=solver,
         spectral_dtype=spectral_dtype,
         options=options,
     )

@@ -22,10 +22,13 @@ from fgvc.spectral import (
     GradientRule,
     Keep,
     Logarithm,
+    PadeRoot,
     Power,
     Rescaled,
+    TaylorRoot,
     covariance,
     covariance_eigenvalues,
+    lyapunov,
     newton,
     newton_schulz_descriptor,
     newton_schulz_sqrt,
@@ -36,6 +39,7 @@ from fgvc.spectral import (
 from fgvc.spectral.descriptor import layer_descriptor
 from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.precision import check_whole_number, spectral_dtype
+from fgvc.spectral.products import products_descriptor, uses_products
 from fgvc.spectral.spectral_map import apply_layer, spectral_layer
 
 
@@ -86,9 +90,12 @@ class SpectralPooling(CovariancePooling):
     Args:
         channels: C.
         f, gradient, keep, eigh_device, dtype: as in `spectral_descriptor`.
+        solver: "eigh", or "products": by matrix products for features with more locations than channels. With fewer the
+            covariance is singular; it is decomposed then, as are the matrices of `normalise`.
 
     Raises:
-        ValueError: unknown gradient, one that does not apply to `f`, `keep` below 1 or no band, or another `dtype`.
+        ValueError: unknown gradient, one that does not apply to `f`, `keep` below 1 or no band, another `dtype`, or
+            what `matrix_sqrt` refuses for this solver.
     """
 
     def __init__(
@@ -100,11 +107,15 @@ class SpectralPooling(CovariancePooling):
         keep: Keep | None = None,
         eigh_device: str = "auto",
         dtype: str | torch.dtype = torch.float64,
+        solver: str = "eigh",
     ) -> None:
         super().__init__(channels)
         self.layer = spectral_layer(f, gradient, keep, eigh_device, dtype)
+        self.products = uses_products(solver, f, gradient, keep, dtype)
 
     def pool(self, x: Tensor) -> Tensor:
+        if self.products and x.shape[2:].numel() > self.channels:  # by shape: no look at a value
+            return products_descriptor(x, self.layer.f)
         return layer_descriptor(x, self.layer)
 
     def normalise(self, cov: Tensor) -> Tensor:
@@ -158,7 +169,7 @@ def register_spectral_pooling(
         parameters = list(inspect.signature(method).parameters)
 
         def build(
-            channels: int, gradient: str, eigh_device: str, dtype: torch.dtype, **options: Any
+            channels: int, gradient: str, eigh_device: str, dtype: torch.dtype, solver: str, **options: Any
         ) -> SpectralPooling:
             rule: str | GradientRule = gradient
             if make_rule and gradient == published:
@@ -167,7 +178,7 @@ def register_spectral_pooling(
                 options["channels"] = channels
             mapped = method(**options)
             f, keep = mapped if isinstance(mapped, tuple) else (mapped, None)
-            return SpectralPooling(channels, f, rule, keep=keep, eigh_device=eigh_device, dtype=dtype)
+            return SpectralPooling(channels, f, rule, keep=keep, eigh_device=eigh_device, dtype=dtype, solver=solver)
 
         entry = Method(
             label,
@@ -270,3 +281,15 @@ def log_cov(ridge: float = 1e-3) -> EigenvalueMap:
         ridge: Number added to the eigenvalues, at least 0.
     """
     return Logarithm(ridge)
+
+
+@register_spectral_pooling("mpa_lya", "MPA-Lya", source="Song, Sebe, Wang, ICLR 2022", gradient=lyapunov)
+def mpa_lya() -> EigenvalueMap:
+    """Square root by a matrix Padé approximant; option `iterations` of the gradient, see `fgvc.spectral.lyapunov`."""
+    return PadeRoot()
+
+
+@register_spectral_pooling("mtp_lya", "MTP-Lya", source="Song, Sebe, Wang, ICLR 2022", gradient=lyapunov)
+def mtp_lya() -> EigenvalueMap:
+    """Square root by a matrix Taylor polynomial; option `iterations` of the gradient, see `fgvc.spectral.lyapunov`."""
+    return TaylorRoot()

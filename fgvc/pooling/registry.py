@@ -13,7 +13,7 @@ from fgvc.spectral.covariance import check_features
 from fgvc.spectral.eigen import DEVICES
 from fgvc.spectral.precision import spectral_dtype
 
-SHARED = ("channels", "gradient", "eigh_device", "dtype")
+SHARED = ("channels", "gradient", "eigh_device", "dtype", "solver")
 """Arguments of `create_pooling` that are handed to a method if it takes them; its other parameters are its options."""
 
 
@@ -117,9 +117,9 @@ def register_pooling(
 ) -> Callable[[PoolingType], PoolingType]:
     """Decorator of a `Pooling` class: makes it a choice of `create_pooling` and of `method=`.
 
-    The class takes `channels` and, if it has a use for them, `gradient`, `eigh_device` and `dtype` (a torch dtype). Its
-    other parameters are the options of the method; they need defaults, and its docstring says what they are. It raises
-    ConfigError, ValueError or TypeError for a value that it refuses.
+    The class takes `channels` and, if it has a use for them, `gradient`, `eigh_device`, `dtype` (a torch dtype) and
+    `solver`. Its other parameters are the options of the method; they need defaults, and its docstring says what they
+    are. It raises ConfigError, ValueError or TypeError for a value that it refuses.
 
     A method that maps the eigenvalues of the covariance is a function instead, see
     `fgvc.pooling.covariance.register_spectral_pooling`.
@@ -198,6 +198,7 @@ def create_pooling(
     gradient: str | None = None,
     eigh_device: str = "auto",
     dtype: str | torch.dtype = "float64",
+    solver: str = "eigh",
     **options: Any,
 ) -> Pooling:
     """Build a pooling layer.
@@ -211,6 +212,7 @@ def create_pooling(
             effect on methods without one.
         dtype: precision of the covariance and all that is made of it, "float64" or "float32", whatever autocast does.
             Of no effect on methods without one, which compute in float32.
+        solver: "eigh", or "products" for a square root or "seb" with gradient "exact", see docs/spectral.md.
         options: of the method, e.g. `iterations=5` for "isqrt_cov"; they are described where it is registered, and
             listed in docs/spectral.md. Options of the published gradient go with it.
 
@@ -218,8 +220,8 @@ def create_pooling(
         A module (B, C, H, W) -> (B, module.out_features), float32 (float64 for float64 input).
 
     Raises:
-        ConfigError: unknown method, gradient or option (the valid ones are listed), a gradient where there is none or
-            where it does not apply, or an option's value out of range.
+        ConfigError: unknown method, gradient, solver or option (the valid ones are listed), a gradient or solver where
+            there is none or where it does not apply, or an option's value out of range.
     """
     method = _METHODS[name]
     whole_number("channels", channels, at_least=1)  # before a method makes something of it
@@ -227,6 +229,9 @@ def create_pooling(
         raise ConfigError(f"unknown eigh_device {eigh_device!r}; choose one of {', '.join(DEVICES)}")
     try:
         shared = {"channels": channels, "eigh_device": eigh_device, "dtype": spectral_dtype(dtype)}
+        shared["solver"] = solver
+        if solver != "eigh" and "solver" not in method.shared:
+            raise ConfigError(f"method {name!r} has no choice of solver, got solver={solver!r}; leave it out")
         if gradient is not None and not method.gradients:
             raise ConfigError(f"method {name!r} has no choice of gradient, got gradient={gradient!r}; leave it out")
         if gradient is not None and gradient not in method.gradients:

@@ -59,6 +59,8 @@ METHOD_STYLES: dict[str, MethodStyle] = {
     "SEB": MethodStyle("#D55E00", _DASH_DOT, "^"),
     "SEB-spectral (ours)": MethodStyle("#661100", _DASHED, "d"),
     "Log-COV": MethodStyle("#00A642", _SOLID, "H"),
+    "MPA-Lya": MethodStyle("#4477AA", _SOLID, "s"),
+    "MTP-Lya": MethodStyle("#2A7A7A", _DASHED, "X"),
 }
 """Known methods in the order of every table and legend.
 

@@ -98,6 +98,8 @@ class MethodConfig:
         hidden: Widths of fully connected layers between the descriptor and the classifier's last layer; only the
             papers' AlexNet has them.
         eigh_device: Device of eigendecompositions: "auto", "same" (that of the features) or "cpu", as in the papers.
+        solver: Way to compute the spectral layer: "eigh", or "products" for mpn_cov and seb with `gradient` "exact" on
+            feature maps with more locations than channels; see docs/spectral.md.
         spectral_dtype: Precision of the covariance and everything computed from it: "float64", as in the papers, or
             "float32"; see docs/precision.md for its cost.
         options: Options of the pooling, e.g. {iterations: 5}.
@@ -108,6 +110,7 @@ class MethodConfig:
     reduction: int | None = 256
     hidden: list[int] = field(default_factory=list)
     eigh_device: str = "auto"
+    solver: str = "eigh"
     spectral_dtype: str = "float64"
     options: dict[str, Any] = field(default_factory=dict)
 

@@ -15,13 +15,16 @@ from fgvc.spectral.maps import (
     EigenvalueMap,
     Keep,
     Logarithm,
+    PadeRoot,
     Power,
     Rescaled,
+    TaylorRoot,
 )
 from fgvc.spectral.newton_schulz import newton_schulz_descriptor, newton_schulz_sqrt
 from fgvc.spectral.operators import matrix_log, matrix_power, matrix_sqrt, scaling_eigen_branch, seb_spectral
 from fgvc.spectral.precision import EIGENVALUE_FLOOR
-from fgvc.spectral.rules import GRADIENTS, GradientRule, newton, power_iteration, taylor, trunc
+from fgvc.spectral.products import ConditionWarning
+from fgvc.spectral.rules import GRADIENTS, GradientRule, lyapunov, newton, power_iteration, taylor, trunc
 from fgvc.spectral.spectral_map import spectral_map
 
 __all__ = [
@@ -32,16 +35,20 @@ __all__ = [
     "SQRT",
     "AmplifiedSquareRoot",
     "Band",
+    "ConditionWarning",
     "EigendecompositionError",
     "EigendecompositionWarning",
     "EigenvalueMap",
     "GradientRule",
     "Keep",
     "Logarithm",
+    "PadeRoot",
     "Power",
     "Rescaled",
+    "TaylorRoot",
     "covariance",
     "covariance_eigenvalues",
+    "lyapunov",
     "matrix_log",
     "matrix_power",
     "matrix_sqrt",

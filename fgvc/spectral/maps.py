@@ -9,6 +9,7 @@ Shapes: lam, v (B, d), ascending; divided differences are those of the n = d - `
 on. A map that depends on the whole spectrum still sees all of `lam`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -346,6 +347,78 @@ class NewtonSchulzRoot:
         of_square = torch.addcmul((y * z)[:, :, None], a[:, None, :], of_e)  # that of y^2; 1 - e_N = a z^2
         quotient: Tensor = of_square.div_(y[:, :, None] + y[:, None, :])
         return quotient.div_(tau.sqrt()[:, :, None])
+
+
+class _RootOfRatio:
+    """f(lam) = sqrt(n) h(lam / n), n = ||lam||: an approximation h of the square root around 1, scaled by the norm.
+
+    With z = 1 - lam / n the divided differences of h are those of 1 - z p(z): B(z) W B(z)^T for a row B(z) of functions
+    of each eigenvalue and a constant W, all of one sign.
+    """
+
+    def _basis(self, z: Tensor) -> Tensor:
+        """B(z), (B, d) -> (B, d, k)."""
+        raise NotImplementedError
+
+    def _weights(self) -> list[list[float]]:
+        """W, k x k, symmetric."""
+        raise NotImplementedError
+
+    def _parts(self, lam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """n (B, 1), z (B, d), B(z) and B(z) W (B, d, k)."""
+        norm = torch.linalg.vector_norm(lam, dim=-1, keepdim=True)
+        z = 1 - lam / norm
+        basis = self._basis(z)
+        return norm, z, basis, basis @ torch.tensor(self._weights(), dtype=lam.dtype, device=lam.device)
+
+    def value(self, lam: Tensor) -> Tensor:
+        norm, z, _, weighted = self._parts(lam)
+        # h(1) = 1, so h = 1 - z times the divided difference to 1
+        to_one = weighted @ self._basis(torch.zeros_like(z[:, :1])).mT
+        return norm.sqrt() * (1 - z * to_one[..., 0])
+
+    def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
+        norm, _, basis, weighted = self._parts(lam)
+        slope = (basis * weighted).sum(-1) / norm.sqrt()
+        # f is homogeneous of degree 1/2: through n every eigenvalue also moves the others
+        through_norm = (v * (self.value(lam) / 2 - slope * lam)).sum(dim=-1, keepdim=True)
+        return v * slope + through_norm * lam / norm**2
+
+    def divided_differences(self, lam: Tensor, first: int) -> Tensor:
+        norm, _, basis, weighted = self._parts(lam)
+        return (weighted[:, first:] @ basis[:, first:].mT).div_(norm.sqrt()[..., None])
+
+
+@dataclass(frozen=True)
+class PadeRoot(_RootOfRatio):
+    """f(lam) = sqrt(n) (1 - sum_j a_j z / (1 - b_j z)), z = 1 - lam / n, n = ||lam||: the Padé approximant [5/5].
+
+    a_j = 2/11 sin^2(j pi / 11), b_j = cos^2(j pi / 11). A null eigenvalue becomes sqrt(n) / 11. [Song, Sebe, Wang, ICLR
+    2022, MPA]
+    """
+
+    def _basis(self, z: Tensor) -> Tensor:
+        poles = [math.cos(j * math.pi / 11) ** 2 for j in range(1, 6)]
+        return 1 / (1 - z[..., None] * torch.tensor(poles, dtype=z.dtype, device=z.device))
+
+    def _weights(self) -> list[list[float]]:
+        return [[2 / 11 * math.sin(i * math.pi / 11) ** 2 * (i == j) for j in range(1, 6)] for i in range(1, 6)]
+
+
+@dataclass(frozen=True)
+class TaylorRoot(_RootOfRatio):
+    """f(lam) = sqrt(n) p(z), z = 1 - lam / n, n = ||lam||, p the Taylor polynomial of sqrt(1 - z) of degree 10.
+
+    A null eigenvalue becomes 0.18 sqrt(n). [Song, Sebe, Wang, ICLR 2022, MTP]
+    """
+
+    def _basis(self, z: Tensor) -> Tensor:
+        return z[..., None] ** torch.arange(10, dtype=z.dtype, device=z.device)
+
+    def _weights(self) -> list[list[float]]:
+        # sqrt(1 - z) = 1 - sum_k c_k z^k, and z^k has the divided differences sum_{a + b = k - 1} z_i^a z_j^b
+        c = [math.comb(2 * k, k) / (4**k * (2 * k - 1)) for k in range(1, 11)]
+        return [[c[a + b] if a + b < 10 else 0.0 for b in range(10)] for a in range(10)]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fgvc.spectral.maps import LOG, SCALED_SQRT, SQRT, AmplifiedSquareRoot, Keep, Power
+from fgvc.spectral.products import products_map, uses_products
 from fgvc.spectral.rules import GradientRule
 from fgvc.spectral.spectral_map import spectral_map
 
@@ -15,6 +16,7 @@ def matrix_sqrt(
     keep: Keep | None = None,
     eigh_device: str = "auto",
     dtype: str | torch.dtype = torch.float64,
+    solver: str = "eigh",
 ) -> Tensor:
     """Square root of symmetric positive semi-definite matrices, U diag(sqrt l) U^T.
 
@@ -28,13 +30,16 @@ def matrix_sqrt(
             "topn_published" is the one of the released SVD-TopN.
         eigh_device: "auto", "same" or "cpu", see `fgvc.spectral.eigen.symmetric_eigh`.
         dtype: working precision, as in `spectral_map`.
+        solver: "eigh", or "products" for full rank and gradient "exact", see `fgvc.spectral.products`.
 
     Returns:
         (B, d, d); float64 for float64 input, else float32.
 
     Raises:
-        As `spectral_map`.
+        As `spectral_map`, and ValueError for an unknown solver or what "products" does not have.
     """
+    if uses_products(solver, SQRT, gradient, keep, dtype):
+        return products_map(cov, SQRT)
     return spectral_map(cov, SQRT, gradient, keep=keep, eigh_device=eigh_device, dtype=dtype)
 
 
@@ -92,6 +97,7 @@ def scaling_eigen_branch(
     *,
     eigh_device: str = "auto",
     dtype: str | torch.dtype = torch.float64,
+    solver: str = "eigh",
 ) -> Tensor:
     """Scaling Eigen Branch: (1 + t) Q with Q = S^{1/2}, t = ||Q exp(-S)||_F. [Song, Sebe, Wang, T-PAMI 2022]
 
@@ -101,14 +107,16 @@ def scaling_eigen_branch(
     Args:
         cov: (B, d, d), any floating dtype.
         gradient: rule in `GRADIENTS`; "ordinary" is the published one.
-        eigh_device, dtype: as in `matrix_sqrt`.
+        eigh_device, dtype, solver: as in `matrix_sqrt`.
 
     Returns:
         (B, d, d); float64 for float64 input, else float32.
 
     Raises:
-        As `spectral_map`.
+        As `matrix_sqrt`.
     """
+    if uses_products(solver, SCALED_SQRT, gradient, None, dtype):
+        return products_map(cov, SCALED_SQRT)
     return spectral_map(cov, SCALED_SQRT, gradient, eigh_device=eigh_device, dtype=dtype)
 
 

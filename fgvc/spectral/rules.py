@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fgvc.spectral.covariance import symmetric_from_triangle, upper_triangle
-from fgvc.spectral.maps import SQRT, EigenvalueMap, Eigenvalues, NewtonSchulzRoot, high_and_low
+from fgvc.spectral.maps import SQRT, EigenvalueMap, Eigenvalues, NewtonSchulzRoot, PadeRoot, TaylorRoot, high_and_low
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
 from fgvc.spectral.precision import check_whole_number, is_number
 
@@ -194,6 +194,44 @@ def newton(iterations: int = 10) -> GradientRule:
     return IterationGradient(NewtonSchulzRoot(iterations))
 
 
+@dataclass(frozen=True)
+class SignIteration:
+    """The Lyapunov equation F X + X F = G by steps of the sign iteration: `lyapunov`."""
+
+    iterations: int
+
+    def __call__(self, f: EigenvalueMap, eigenvalues: Eigenvalues) -> Loewner:
+        if f not in (SQRT, PadeRoot(), TaylorRoot()) or eigenvalues.keep is not None:
+            raise ValueError("gradient 'lyapunov' is that of a square root of all eigenvalues, of no other map")
+        lam = eigenvalues.clamped
+        scale = torch.linalg.vector_norm(lam, dim=-1, keepdim=True).sqrt()  # a constant to this gradient
+        b = f.value(lam) / scale
+        window = b[:, eigenvalues.first :]
+        off_diagonal = (0.5 / scale[..., None]).repeat(1, window.shape[-1], window.shape[-1])
+        own = (0.5 / scale).expand_as(b)
+        for _ in range(self.iterations):
+            window = b[:, eigenvalues.first :]
+            product = window[:, :, None] * window[:, None, :]
+            squares = window.square()
+            off_diagonal.mul_((3 - squares[:, :, None] - squares[:, None, :]).add_(product).mul_(0.5))
+            own = own * (3 - b.square()) / 2
+            b = b * (3 - b.square()) / 2
+        return Loewner(off_diagonal, lambda v: own * v)
+
+
+def lyapunov(iterations: int = 8) -> GradientRule:
+    """MPA-Lya, MTP-Lya: the Lyapunov gradient of a square root F, by so many steps. [Song, Sebe, Wang, ICLR 2022]
+
+    b = F / sqrt(n), n = ||S||_F, L = 1 / (2 sqrt(n)); L <- L (3 - b_i^2 - b_j^2 + b_i b_j) / 2, b <- b (3 - b^2) / 2.
+    After a few steps L is still finite where both eigenvalues are null. It is not the derivative of MPA or MTP.
+
+    Raises:
+        ValueError: `iterations` below 1; when applied, a map that is no square root of all eigenvalues.
+    """
+    check_whole_number("iterations", iterations, least=1)
+    return SignIteration(iterations)
+
+
 GRADIENTS: dict[str, GradientRule] = {
     "exact": exact,
     "ordinary": PublishedChain(_plain),  # the textbook gradient of the SVD; loses the 1 / (2 sqrt lam) of a tie
@@ -202,6 +240,7 @@ GRADIENTS: dict[str, GradientRule] = {
     "pade": PublishedChain(_pade),  # SVD-Pade, degree [50/50]
     "power_iteration": power_iteration(),
     "newton": newton(),
+    "lyapunov": lyapunov(),
     "topn_published": PublishedChain(_plain, leak=True),
 }
 """Gradient rules by the name that `matrix_sqrt` and the poolings take."""

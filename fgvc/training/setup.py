@@ -275,6 +275,7 @@ def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> Fine
         hidden=config.method.hidden,
         gradient=config.method.gradient,
         eigh_device=config.method.eigh_device,
+        solver=config.method.solver,
         spectral_dtype=config.method.spectral_dtype,
         options=config.method.options,
     )

@@ -38,6 +38,18 @@ def test_onnx_model_gives_the_same_logits(method: str, tmp_path: Path) -> None:
     model.train()(images(2)).sum().backward()
 
 
+@pytest.mark.slow
+def test_onnx_layer_by_products_gives_the_same_descriptors() -> None:
+    pool = create_pooling("mpn_cov", channels=6, gradient="exact", solver="products")
+    batch = torch.export.Dim("batch")
+    program = torch.onnx.export(
+        pool, (torch.rand(2, 6, 4, 4),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+    )
+    assert program is not None
+    x = torch.rand(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(program(x)[0], pool(x))
+
+
 @pytest.mark.parametrize("side", [2, 5])  # fewer locations than channels, and more: two ways to the same result
 @pytest.mark.parametrize("method", list_poolings())
 def test_exported_program_gives_the_same_descriptors(method: str, side: int, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Every spectral layer under the contract of `spectral_contract.py`, and what distinguishes the gradient rules."""
 
+import itertools
+import math
 import runpy
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -10,6 +13,7 @@ import torch
 from command_line import ROOT
 from mpmath import mpf
 from spectral_contract import (
+    FLOOR,
     DescriptorContract,
     Reference,
     SpectralContract,
@@ -20,17 +24,21 @@ from spectral_contract import (
     rotated,
 )
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 
-import fgvc.pooling  # noqa: F401  # adds the gradient rules of its methods to GRADIENTS
+from fgvc.pooling import create_pooling  # adds the gradient rules of its methods to GRADIENTS
 from fgvc.spectral import (
     GRADIENTS,
     LOG,
     SCALED_SQRT,
     SQRT,
     AmplifiedSquareRoot,
+    EigenvalueMap,
+    PadeRoot,
     Power,
     Rescaled,
+    TaylorRoot,
     covariance,
     matrix_log,
     matrix_power,
@@ -41,12 +49,14 @@ from fgvc.spectral import (
     power_iteration,
     scaling_eigen_branch,
     seb_spectral,
+    spectral_descriptor,
     spectral_map,
     taylor,
     trunc,
     upper_triangle,
 )
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
+from fgvc.spectral.products import ConditionWarning, products_descriptor, products_map
 from fgvc.spectral.rules import pade_ratio
 
 
@@ -76,6 +86,19 @@ def iterated(lam: Values) -> Values:
             y, z = y * t, t * z
         images.append(mpmath.sqrt(tau) * y)
     return images
+
+
+def pade_root(lam: Values) -> Values:
+    """p / q of [ICLR 2022]: ((1 + w)^11 + (1 - w)^11) / ((1 + w)^11 - (1 - w)^11) w, w = sqrt(lam / n), n = ||lam||."""
+    n = mpmath.norm(lam)
+    p, q = ([math.comb(11, 2 * k + odd) for k in range(5, -1, -1)] for odd in (0, 1))
+    return [mpmath.sqrt(n) * mpmath.polyval(p, x / n) / mpmath.polyval(q, x / n) for x in lam]
+
+
+def taylor_root(lam: Values) -> Values:
+    n = mpmath.norm(lam)
+    coefficients = [(-1) ** k * mpmath.binomial(mpf(1) / 2, k) for k in range(10, -1, -1)]
+    return [mpmath.sqrt(n) * mpmath.polyval(coefficients, 1 - x / n) for x in lam]
 
 
 def plain(high: mpf, low: mpf) -> mpf:
@@ -163,6 +186,36 @@ class TestPowerIteration(SpectralContract):
 
 class TestNewton(SpectralContract):
     f, gradient, reference = SQRT, "newton", Reference(square_root, backward_f=iterated)
+
+
+class TestExactPadeRoot(SpectralContract):
+    f, gradient, reference = PadeRoot(), "exact", Reference(pade_root)
+
+
+class TestExactTaylorRoot(SpectralContract):
+    f, gradient, reference = TaylorRoot(), "exact", Reference(taylor_root)
+
+
+class SignReference(Reference):
+    def derivative(self, found: Values) -> tuple[list[list[mpf]], list[list[mpf]]]:
+        """Eight steps of the sign iteration for [[b, G], [0, -b]] from b = F / sqrt(n), entry by entry."""
+        clipped = self.clip(found)
+        n, values = len(found), self.f(clipped)
+        scale = mpmath.sqrt(mpmath.norm(clipped))
+        b, c = [v / scale for v in values], [[1 / scale] * n for _ in values]
+        for _ in range(8):
+            for i, j in itertools.product(range(n), range(n)):
+                c[i][j] = (c[i][j] * (3 - b[j] ** 2) - b[i] ** 2 * c[i][j] + b[i] * c[i][j] * b[j]) / 2
+            b = [x * (3 - x**2) / 2 for x in b]
+        return [[x / 2 for x in row] for row in c], [[c[i][i] / 2 * (i == j) for i in range(n)] for j in range(n)]
+
+
+class TestLyapunovOfPadeRoot(SpectralContract):
+    f, gradient, reference, is_derivative = PadeRoot(), "lyapunov", SignReference(pade_root), False
+
+
+class TestLyapunovOfTaylorRoot(SpectralContract):
+    f, gradient, reference, is_derivative = TaylorRoot(), "lyapunov", SignReference(taylor_root), False
 
 
 class TestTopNPublished(SpectralContract):
@@ -297,3 +350,116 @@ def test_refusals(function: Callable[..., Tensor]) -> None:
         function(torch.zeros(3, 4))
     with pytest.raises(TypeError, match="floating-point"):
         function(torch.zeros(2, 3, 3, dtype=torch.int64))
+
+
+class TestProducts(DescriptorContract):
+    def layer(self, matrix: Tensor) -> Tensor:
+        return matrix_sqrt(matrix, solver="products")
+
+    def descriptor(self, x: Tensor) -> Tensor:
+        return create_pooling("mpn_cov", channels=x.shape[1], gradient="exact", solver="products")(x)
+
+
+class TestProductsOfScalingEigenBranch(DescriptorContract):
+    def layer(self, matrix: Tensor) -> Tensor:
+        return scaling_eigen_branch(matrix, "exact", solver="products")
+
+    def descriptor(self, x: Tensor) -> Tensor:
+        return create_pooling("seb", channels=x.shape[1], gradient="exact", solver="products")(x)
+
+
+def features_of_condition(condition: float, channels: int = 12, locations: int = 30) -> Tensor:
+    """(2, channels, locations) with eigenvalues of the covariance from 1 to 1 / condition, even on a log scale."""
+    x = random(2, locations, channels)
+    basis = torch.linalg.qr(x - x.mean(dim=1, keepdim=True)).Q.mT * locations**0.5
+    eigenvalues = torch.logspace(0, -math.log10(condition), channels, dtype=torch.float64)
+    return torch.linalg.qr(random(2, channels, channels, seed=1)).Q * eigenvalues.sqrt() @ basis
+
+
+each_of_products = pytest.mark.parametrize("f", [SQRT, SCALED_SQRT])
+
+
+@each_of_products
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("condition", [1.0, 1e2, 1e4, 1e6, 1e8])
+def test_products_are_the_eigendecomposition(f: EigenvalueMap, condition: float, scale: float) -> None:
+    x = (scale * features_of_condition(condition)).requires_grad_()
+    s = covariance(x).detach().requires_grad_()
+    weights, symmetric = random(2, 78, seed=2), random(2, 12, 12, seed=3)
+    # in the gradient of S itself the rounding of S, some eps, grows by the condition number, whatever the solver
+    for ours, theirs, leaf, w, rounding in (
+        (products_descriptor(x, f), spectral_descriptor(x, f), x, weights, 0),
+        (products_map(s, f), spectral_map(s, f), s, symmetric, FLOOR * condition),
+    ):
+        assert relative(ours.detach(), theirs.detach()) < 1e-11
+        of_ours, of_theirs = (torch.autograd.grad((y * w).sum(), leaf)[0] for y in (ours, theirs))
+        assert relative(of_ours, of_theirs) < max(1e-9, rounding)
+
+
+@each_of_products
+def test_products_of_constant_images_and_channels(f: EigenvalueMap) -> None:
+    x = random(3, 6, 4, 4)
+    x[0], x[1, 2], x[1, 4] = 0.1, 0.0, 0.1  # 0.1 is not exact: some of its noise is left
+    results = []
+    for layer in (products_descriptor, spectral_descriptor):
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf, f)
+        results.append((y.detach(), *torch.autograd.grad((y * random(3, 21, seed=1)).sum(), leaf)))
+    # the square root of the floor, 1.5e-8, stands for 0 in the other layer
+    torch.testing.assert_close(*results, rtol=0, atol=1e-7)
+
+
+def test_singular_covariances_are_reported_by_the_next_call() -> None:
+    good, singular = features_of_condition(1e8), features_of_condition(1e10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConditionWarning)
+        products_descriptor(good)  # hears of the call of an earlier test
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConditionWarning)
+        products_descriptor(good)
+        products_descriptor(good, SCALED_SQRT)
+        products_descriptor(singular)  # no value of this call is looked at
+    for beyond in (good.index_fill(0, torch.tensor([1]), math.nan), good.clone()):
+        with pytest.warns(ConditionWarning, match="solver 'eigh'"):
+            products_map(covariance(beyond))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConditionWarning)
+        products_descriptor(1e4 * good, SCALED_SQRT)
+    with pytest.warns(ConditionWarning, match="norm"):
+        products_descriptor(good)
+
+
+@each_of_products
+def test_products_never_wait_for_the_device(f: EigenvalueMap) -> None:
+    with FakeTensorMode(
+        allow_non_fake_inputs=True
+    ):  # has no values to look at; the tables of `upper_triangle` are real
+        assert products_descriptor(torch.empty(2, 6, 4, 4, device="cuda"), f).device.type == "cuda"
+        x = torch.empty(2, 6, 4, 4, requires_grad=True)
+        assert torch.autograd.grad(products_descriptor(x, f).sum(), x)[0].shape == x.shape
+
+
+def test_products_compile_to_one_graph() -> None:
+    torch._dynamo.reset()
+    x = random(2, 6, 4, 4).requires_grad_()
+    compiled = torch.compile(products_descriptor, fullgraph=True, backend="eager")
+    # few steps: their number changes nothing but the time
+    results = [
+        (y, *torch.autograd.grad(y.norm(), x)) for y in (f(x, condition=1.0) for f in (products_descriptor, compiled))
+    ]
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("condition", [0.5, math.inf, math.nan])
+def test_condition_numbers_out_of_range_are_refused(condition: float) -> None:
+    with pytest.raises(ValueError, match="at least 1, got"):
+        products_map(rotated([0.1, 1.0]), condition=condition)
+
+
+@pytest.mark.filterwarnings("ignore::fgvc.spectral.products.ConditionWarning")  # of another test's call
+def test_more_steps_for_a_larger_condition_number() -> None:
+    x = features_of_condition(1e10)
+    exact = spectral_descriptor(x, SQRT)
+    assert relative(products_descriptor(x), exact) > 1e-7
+    with pytest.warns(ConditionWarning):
+        assert relative(products_descriptor(x, condition=1e10), exact) < 1e-11

@@ -12,6 +12,7 @@ from typing import Any
 
 import baselines
 import cases
+import condition
 import features
 import measure
 import numpy as np
@@ -133,8 +134,16 @@ def test_damaged_result(
     assert str(path) in capsys.readouterr().err
 
 
+needs_sqrth = pytest.mark.skipif(not hasattr(torch.linalg, "matrix_sqrth"), reason="torch before 2.14")
+
+
 @pytest.mark.parametrize(
-    ("chain", "pooling"), [(baselines.svd_chain, "mpn_cov"), (baselines.newton_schulz_chain, "isqrt_cov")]
+    ("chain", "pooling"),
+    [
+        *((baselines.svd_chain, "mpn_cov"), (baselines.newton_schulz_chain, "isqrt_cov")),
+        *((baselines.pade_chain, "mpa_lya"), (baselines.taylor_chain, "mtp_lya")),
+        pytest.param(baselines.sqrth_chain, "mpn_cov", marks=needs_sqrth),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_baselines_compute_what_the_layers_do(chain: Any, pooling: str, dtype: torch.dtype) -> None:
@@ -161,6 +170,29 @@ def test_a_case_computes_in_the_precision_behind_its_name() -> None:
     wide, narrow = (cases.make_case(f"mpn_cov:exact{dtype}", x, 0) for dtype in ("", "@float32"))
     assert narrow.label == "MPN-COV (exact) [dtype=float32]"
     assert 0 < (wide.layer(x) - narrow.layer(x)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(("side", "finite"), [pytest.param(2, False, marks=needs_sqrth), (6, True)])
+def test_errors_are_those_against_the_exact_layer(side: int, finite: bool) -> None:
+    x = features.smooth_features((2, 8, side, side), seed=1)
+    of_root, of_gradient = spectral.errors(cases.make_case("matrix_sqrth" if not finite else "svd_autograd", x, 0), 0)
+    assert of_root is not None and of_root < 1e-7
+    assert (of_gradient is not None and of_gradient < 1e-9) if finite else of_gradient is None
+    of_root, of_gradient = spectral.errors(cases.make_case("mpn_cov:exact@float32", x, 0), 0)
+    assert of_root is not None and of_gradient is not None and 1e-9 < of_root < 1e-4 > of_gradient > 1e-9
+    assert spectral.errors(cases.make_case("gap", x, 0), 0) == (None, None)
+
+
+def test_products_lose_the_gradient_beyond_their_condition_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(condition, "SEEDS", 1)
+    monkeypatch.setattr(condition, "EXPONENTS", (4, 12))
+    near, beyond = condition.measure().to_dict("records")
+    error = {
+        name: [float(row[f"{name}: error of gradient"].split()[0]) for row in (near, beyond)]
+        for name in condition.SOLVERS
+    }
+    assert max(error["eigh"][0], error["products"][0]) < 1e-12 and error["eigh"][1] < 1e-5 < 0.1 < error["products"][1]
+    assert (near["products warns"], beyond["products warns"]) == ("no", "yes")
 
 
 def test_peak_of_known_allocations() -> None:

@@ -214,6 +214,7 @@ def _pooling(method: MethodConfig, channels: int) -> CovariancePooling:
         channels=channels,
         gradient=method.gradient,
         eigh_device=method.eigh_device,
+        solver=method.solver,
         dtype=method.spectral_dtype,
         **method.options,
     )
