@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
 from fgvc.data import (
@@ -100,6 +100,8 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
     precision = config.trainer.precision
     # long, since the others wait while one process computes feature maps; an ended process closes its connection
     timeout = InitProcessGroupKwargs(timeout=_PROCESS_TIMEOUT)
+    # batch normalisation over all processes (`synchronise_batch_norm`) gives each the same buffers
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     try:
         accelerator = Accelerator(
             cpu=config.trainer.device == "cpu",
@@ -109,7 +111,7 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=config.trainer.tracker,
             project_dir=path,
-            kwargs_handlers=[timeout],
+            kwargs_handlers=[timeout, parallel],
         )
     except ValueError as error:  # this version of accelerate or torch does not support it on this device
         raise ConfigError(f"trainer.precision={precision}: {error}; use trainer.precision=no") from error
