@@ -261,10 +261,9 @@ class Trainer:
         return test
 
     def _evaluate(self, loader: Loader, name: str) -> Evaluation:
-        classes = self.learner.objective.num_classes
         try:
             evaluation = evaluate(
-                self.learner.evaluated, loader, classes, self.accelerator, name, before_batch=self._stop_if_asked
+                self.learner.evaluated, loader, self.accelerator, name, before_batch=self._stop_if_asked
             )
         except EigendecompositionError as error:
             raise self.guard.stopped(f"on the {name} split: {error}", self.progress) from error

@@ -190,9 +190,7 @@ def _nan_for_eigenvalues(head: PoolingHead, note: Callable[[EigendecompositionEr
         del pooling.__dict__["forward"]
 
 
-def _failure(
-    batches: list[MicroBatch], losses: list[float], errors: Mapping[int, EigendecompositionError]
-) -> Failure:
+def _failure(batches: list[MicroBatch], losses: list[float], errors: Mapping[int, EigendecompositionError]) -> Failure:
     """Return the first failure of this process, by its losses, or that of another one."""
     for batch, loss in zip(batches, losses, strict=True):
         if (error := errors.get(batch.index)) is not None:

@@ -89,9 +89,7 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("accumulation", "clip_norm"), [(1, None), (3, 0.1)])
-def test_a_step_reads_numbers_once(
-    accumulation: int, clip_norm: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_reads_numbers_once(accumulation: int, clip_norm: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     module = PoolingHead(6, method="isqrt_cov", num_classes=3, reduction=4)
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     learner = Learner(module, optimizer, Objective(3, mixup=1), Accelerator(cpu=True), ema_decay=0.9)
