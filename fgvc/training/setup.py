@@ -127,13 +127,20 @@ def _choose_device(device: str, *, alone: bool) -> None:
     """Make one GPU the device of this process if `trainer.device` names one."""
     if not device.startswith("cuda"):
         return
-    found, (_, _, number) = torch.cuda.device_count(), device.partition(":")
-    if int(number or 0) >= found:
-        there = f"the GPUs here are cuda:0 to cuda:{found - 1}" if found else "torch finds no GPU here"
-        raise ConfigError(f"trainer.device={device}: {there}; choose auto or cpu")
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA, no GPU or driver, a driver that is too old
+        raise ConfigError(f"trainer.device={device}: {' '.join(str(error).split())}; choose auto or cpu") from error
+    found, number = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+    if number >= found:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        shown = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
+        raise ConfigError(
+            f"trainer.device={device}: the GPUs here are cuda:0 to cuda:{found - 1}{shown}; choose one, auto or cpu"
+        )
     if not alone:
         raise ConfigError(f"trainer.device={device}: each of several processes has a GPU of its own; set it to auto")
-    torch.cuda.set_device(int(number or 0))
+    torch.cuda.set_device(number)
 
 
 _OFF = ("", "0", "f", "false", "n", "no", "off")
