@@ -128,7 +128,7 @@ def _choose_device(device: str, *, alone: bool) -> None:
     if not device.startswith("cuda"):
         return
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (AssertionError, RuntimeError) as error:  # torch without CUDA, no GPU or driver, a driver that is too old
         raise ConfigError(f"trainer.device={device}: {' '.join(str(error).split())}; choose auto or cpu") from error
     found, number = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
