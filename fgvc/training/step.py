@@ -90,6 +90,7 @@ class Stepper:
         self._accumulation = accumulation
         self._clip_norm = clip_norm
         self._before_step = before_step
+        self._head = head_of(learner.plain)
         self._buffers = BufferCopy(learner.module)
 
     def optimizer_step(
@@ -128,7 +129,7 @@ class Stepper:
             # the last micro-batch also sums the gradients over all processes
             last = index == self._accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(module):
-                with _nan_for_eigenvalues(head_of(learner.plain), partial(errors.setdefault, index)):
+                with _nan_for_eigenvalues(self._head, partial(errors.setdefault, index)):
                     logits = module(inputs)
                 loss = objective.total(logits, mixed)
                 # torch averages the processes' gradients, but their sum is needed
