@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from accelerate import PartialState
-from torch import Tensor
+from accelerate import Accelerator, PartialState
+from torch import Tensor, nn
 
 from fgvc.errors import RunError, UserError
 from fgvc.foreign import read_json_object
@@ -16,18 +17,16 @@ from fgvc.inference.restore import restore_run
 from fgvc.inference.temperature import (
     BINS,
     FOLDS,
+    ProbabilityMeasures,
     cross_fitted,
     fit_temperature,
     is_determined,
     measure_probabilities,
-    probabilities,
-    reliability_curve,
 )
 from fgvc.io import file_digests, locked, write_json_atomic
 from fgvc.provenance import source_state, versions
 from fgvc.runs.folder import RunFolder
-from fgvc.training.batches import create_loader
-from fgvc.training.evaluation import collect_logits
+from fgvc.training.batches import Loader, create_loader, progress_bar
 from fgvc.training.setup import create_accelerator, open_validation
 
 _log = logging.getLogger(__name__)
@@ -120,17 +119,18 @@ def fit_calibration(
     restored = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root, cache=cache, split=split)
     loader = create_loader(restored.inputs(), config.trainer.workers, batch_size=config.trainer.eval_batch_size)
     module, loader = accelerator.prepare(restored.trained, loader)
-    logits, targets = collect_logits(module, loader, accelerator, split)  # (N, num_classes), (N,)
+    logits, targets = _collect_logits(module, loader, accelerator, split)  # (N, num_classes), (N,)
     if not torch.isfinite(logits).all():
         raise RunError(f"{path}: the {checkpoint} weights give logits that are not finite; train the run again")
     if len(targets) < 2:
         raise RunError(f"{path}: {len(targets)} {split} images are too few to calibrate on")
     found = fit_temperature(logits, targets)
-    before = probabilities(logits)
-    after = probabilities(logits, cross_fitted(logits, targets)) if is_determined(found) else before
+    before = measure_probabilities(logits, targets)
+    after = before
+    if is_determined(found):
+        after = measure_probabilities(logits, targets, cross_fitted(logits, targets))
     # of too few images it does harm to others: those of another fold
-    helps = measure_probabilities(after, targets).loss < measure_probabilities(before, targets).loss
-    temperature, after = (found, after) if helps else (None, before)
+    temperature, after = (found, after) if after[0].loss < before[0].loss else (None, before)
     record = {
         "temperature": temperature,
         "split": split,
@@ -139,8 +139,8 @@ def fit_calibration(
         "folds": min(FOLDS, len(targets)),
         "bins": BINS,
         "top1": round(100 * float((logits.argmax(dim=1) == targets).double().mean()), 4),
-        "before": _measured(before, targets),
-        "after": _measured(after, targets),
+        "before": _recorded(*before),
+        "after": _recorded(*after),
         "root": config.dataset.root,
         "versions": versions(),
         **source_state(),
@@ -186,12 +186,24 @@ def _require_own(file: Path) -> None:
         raise RunError(f"{file} is no calibration of this version and is not replaced; move or delete it")
 
 
-def _measured(probability: Tensor, targets: Tensor) -> dict[str, Any]:
-    confidence, predicted = probability.max(dim=1)
-    curve = reliability_curve(confidence, predicted == targets)
-    measures = measure_probabilities(probability, targets).as_dict()
+@torch.inference_mode()
+def _collect_logits(model: nn.Module, loader: Loader, accelerator: Accelerator, name: str) -> tuple[Tensor, Tensor]:
+    """Return logits (N, num_classes) float32 and targets (N,) on the CPU, of all processes.
+
+    A fit reads all logits some fifty times, so they are kept: 4 bytes each, 400 MB for 10,000 images of 10,000 classes.
+    """
+    model.eval()
+    logits, targets = [], []
+    for inputs, classes in progress_bar(loader, name, accelerator):
+        batch_logits, batch_targets = accelerator.gather_for_metrics((model(inputs).float(), classes))
+        logits.append(batch_logits.cpu())
+        targets.append(batch_targets.cpu())
+    return torch.cat(logits), torch.cat(targets)
+
+
+def _recorded(measures: ProbabilityMeasures, curve: pd.DataFrame) -> dict[str, Any]:
     return {
-        **{name: round(value, 6) for name, value in measures.items()},
+        **{name: round(value, 6) for name, value in measures.as_dict().items()},
         "reliability": curve.round(6).to_dict("records"),
     }
 

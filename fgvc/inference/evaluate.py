@@ -122,7 +122,7 @@ def evaluate_run(
     if retrieval:  # kept on the way to the logits, so that the images go through the network once
         restored.head.pooling.register_forward_hook(lambda _, __, output: descriptors.append(output.float().cpu()))
     module, loader = accelerator.prepare(*_module_and_loader(restored, transform, own))
-    evaluation = evaluate(module, loader, len(restored.images.classes), accelerator, "test")
+    evaluation = evaluate(module, loader, accelerator, "test")
     if not math.isfinite(evaluation.loss):
         raise RunError(f"{path}: the {checkpoint} weights give a loss of {evaluation.loss}; train the run again")
     spec, run = transform.spec, read_run(path)

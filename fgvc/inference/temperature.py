@@ -55,13 +55,13 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     """
     if len(targets) == 0 or not torch.isfinite(logits).all():
         raise ValueError("a temperature needs finite logits of at least one image")
-    z = logits.double()
-    true = z.gather(1, targets[:, None])[:, 0]  # (N, K) -> (N,)
+    true = logits.gather(1, targets[:, None])[:, 0].double()  # (N, K) -> (N,)
 
     def slope(log_temperature: float) -> float:
         """Return the derivative of the cross-entropy by 1/T: the mean over images of E[z] - z_true; it falls with T."""
-        expected = ((z / np.exp(log_temperature)).softmax(dim=1) * z).sum(dim=1)
-        return float((expected - true).mean())
+        parts = (part.double() for part in torch.split(logits, _rows(logits)))
+        expected = [((z / np.exp(log_temperature)).softmax(dim=1) * z).sum(dim=1) for z in parts]
+        return float((torch.cat(expected) - true).mean())
 
     low, high = np.log(TEMPERATURES)
     if slope(low) <= 0:
@@ -102,15 +102,36 @@ def probabilities(logits: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     return (logits.double() / t[..., None]).softmax(dim=-1)
 
 
-def measure_probabilities(probability: Tensor, targets: Tensor) -> ProbabilityMeasures:
-    """Return calibration error, cross-entropy and Brier score of probabilities (N, K) for class indices (N,)."""
-    true = probability.gather(1, targets[:, None])[:, 0]  # (N, K) -> (N,)
+def measure_probabilities(
+    logits: Tensor, targets: Tensor, temperature: float | Tensor = 1.0
+) -> tuple[ProbabilityMeasures, pd.DataFrame]:
+    """Return the measures of `probabilities` and their `reliability_curve`.
+
+    Args:
+        logits: (N, K).
+        targets: (N,) class indices.
+        temperature: one number, or one per image (N,).
+    """
+    temperatures = torch.as_tensor(temperature, dtype=torch.float64).expand(len(targets))
+    columns = []
+    for parts in zip(*(torch.split(tensor, _rows(logits)) for tensor in (logits, targets, temperatures)), strict=True):
+        part, classes, t = parts
+        probability = probabilities(part, t)
+        confidence, predicted = probability.max(dim=1)
+        true = probability.gather(1, classes[:, None])[:, 0]
+        columns.append(torch.stack([confidence, predicted == classes, true, probability.square().sum(dim=1)]))
+    confidence, right, true, squares = torch.cat(columns, dim=1)
     # sum over classes of (p - e_true)^2, without the one-hot matrix
-    brier = (probability.square().sum(dim=1) - 2 * true + 1).mean()
-    confidence, predicted = probability.max(dim=1)
-    error = calibration_error(reliability_curve(confidence, predicted == targets))
-    tiny = torch.finfo(probability.dtype).tiny
-    return ProbabilityMeasures(error, float(-true.clamp_min(tiny).log().mean()), float(brier))
+    brier = (squares - 2 * true + 1).mean()
+    curve = reliability_curve(confidence, right)
+    tiny = torch.finfo(true.dtype).tiny
+    loss = float(-true.clamp_min(tiny).log().mean())
+    return ProbabilityMeasures(calibration_error(curve), loss, float(brier)), curve
+
+
+def _rows(logits: Tensor) -> int:
+    """Return the number of images at a time that keeps the float64 arrays of (N, K) logits at some MB."""
+    return max(2**20 // logits.shape[1], 1)
 
 
 def reliability_curve(confidence: Tensor, right: Tensor, bins: int = BINS) -> pd.DataFrame:

@@ -417,7 +417,10 @@ def check_config(config: RunConfig) -> None:
     if trainer.tracker is not None and importlib.util.find_spec(trainer.tracker) is None:
         raise ConfigError(f"trainer.tracker={trainer.tracker} needs a package: pip install {trainer.tracker}")
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", trainer.device):
-        raise ConfigError(f"trainer.device={trainer.device}: choose auto, cpu, or a GPU such as cuda:0")
+        raise ConfigError(
+            f"trainer.device={trainer.device}: choose auto, cpu, or one GPU such as cuda:0; accelerate launch "
+            "trains on several, with trainer.device=auto"
+        )
     if not 0 <= trainer.val_fraction < 1:
         raise ConfigError(f"trainer.val_fraction must be at least 0 and below 1, got {trainer.val_fraction}")
 

@@ -7,13 +7,9 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from fgvc.runs.summary import Accuracy
 from fgvc.training.batches import Loader, progress_bar
-
-_METRIC_BATCH = 4096  # images at a time, since the metrics take several times the memory of their logits
 
 
 @dataclass(frozen=True)
@@ -72,58 +68,24 @@ class ViewAverage(nn.Module):
         return mean
 
 
-class MeanClassAccuracy(MulticlassAccuracy):
-    """Mean over the classes that have images of the share of theirs that is right; NaN without images.
+def accuracies(targets: Tensor, rank: Tensor) -> Accuracy:
+    """Return the accuracies of N images; the mean over the classes leaves out those without images.
 
-    The macro average of torchmetrics counts a class without images as 0 as soon as it is predicted once.
+    Args:
+        targets: true class indices (N,).
+        rank: rank (N,) of the true class, see `Evaluation`.
     """
-
-    def compute(self) -> Tensor:
-        right, wrong = torch.as_tensor(self.tp), torch.as_tensor(self.fn)  # counts by class, (num_classes,)
-        images = right + wrong
-        return (right / images)[images > 0].mean()
-
-
-def accuracy_metrics(num_classes: int) -> MetricCollection:
-    """Return the three accuracies as torchmetrics, from 0 to 1."""
-    return MetricCollection(
-        {
-            "top1": MulticlassAccuracy(num_classes, average="micro"),
-            "top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
-            "mean_class": MeanClassAccuracy(num_classes, average="macro"),
-        },
-        # torchmetrics would merge metrics with equal states after the first batch and then report one value for both;
-        # top-1 and top-5 are equal if all images of that batch are right
-        compute_groups=False,
-    )
-
-
-@torch.inference_mode()
-def collect_logits(
-    model: nn.Module,
-    loader: Loader,
-    accelerator: Accelerator,
-    name: str,
-    *,
-    before_batch: Callable[[], None] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return logits (N, num_classes) float32 and targets (N,) on the CPU; arguments as in `evaluate`."""
-    model.eval()
-    logits, targets = [], []
-    for batch in progress_bar(loader, name, accelerator):
-        if before_batch is not None:
-            before_batch()
-        batch_logits, batch_targets = accelerator.gather_for_metrics((model(batch[0]).float(), batch[1]))
-        logits.append(batch_logits.cpu())
-        targets.append(batch_targets.cpu())
-    return torch.cat(logits), torch.cat(targets)
+    right = rank == 1
+    images = targets.bincount()  # (number of classes)
+    shares = targets[right].bincount(minlength=len(images)) / images
+    values = right.float().mean(), (rank <= 5).float().mean(), shares[images > 0].mean()
+    return Accuracy(*(round(100 * float(value), 4) for value in values))
 
 
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
     loader: Loader,
-    num_classes: int,
     accelerator: Accelerator,
     name: str,
     *,
@@ -131,26 +93,34 @@ def evaluate(
 ) -> Evaluation:
     """Run `model` over a loader in evaluation mode.
 
+    The logits of one batch are kept at a time: of each image five numbers remain.
+
     Args:
         model: inputs -> logits (B, num_classes).
         loader: batches of (inputs, targets), unshuffled.
-        num_classes: width of the logits.
         accelerator: accelerator that gathers from all processes, without the padding of the last batch.
         name: name in the progress bar.
         before_batch: function to call before each batch, in all processes.
     """
-    all_logits, all_targets = collect_logits(model, loader, accelerator, name, before_batch=before_batch)
-    metrics = accuracy_metrics(num_classes)
-    for start in range(0, len(all_targets), _METRIC_BATCH):
-        metrics.update(all_logits[start : start + _METRIC_BATCH], all_targets[start : start + _METRIC_BATCH])
-    confidence, predicted = all_logits.softmax(dim=1).max(dim=1)
-    values = {key: round(100 * float(value), 4) for key, value in metrics.compute().items()}
-    loss = float(nn.functional.cross_entropy(all_logits, all_targets))
-    return Evaluation(Accuracy(**values), loss, all_targets, predicted, confidence, _rank(all_logits, all_targets))
+    model.eval()
+    indices, measures = [], []
+    for inputs, classes in progress_bar(loader, name, accelerator):
+        if before_batch is not None:
+            before_batch()
+        logits = model(inputs).float()
+        counted = torch.stack([classes, logits.argmax(dim=1), _rank(logits, classes)], dim=1)  # (B, 3)
+        losses = nn.functional.cross_entropy(logits, classes, reduction="none")
+        measured = torch.stack([logits.softmax(dim=1).amax(dim=1), losses], dim=1)  # (B, 2)
+        counted, measured = accelerator.gather_for_metrics((counted, measured))
+        indices.append(counted)
+        measures.append(measured)
+    targets, predicted, rank = torch.cat(indices).cpu().unbind(dim=1)
+    confidence, losses = torch.cat(measures).cpu().unbind(dim=1)
+    return Evaluation(accuracies(targets, rank), float(losses.double().mean()), targets, predicted, confidence, rank)
 
 
 def _rank(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the rank of the true class, from 1: (N, K), (N,) -> (N,); of equal logits, the lower index ranks first."""
     own = logits.gather(1, targets[:, None])
-    earlier = torch.arange(logits.shape[1]) < targets[:, None]
+    earlier = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
     return 1 + ((logits > own) | ((logits == own) & earlier)).sum(dim=1)

@@ -38,6 +38,7 @@ AS_TYPED = (
     "run_dir",
     "resume",
     "cache.dir",
+    "trainer.device",
 )
 """Settings that hold a path or a name, and are taken as they are typed."""
 

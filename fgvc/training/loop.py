@@ -261,10 +261,9 @@ class Trainer:
         return test
 
     def _evaluate(self, loader: Loader, name: str) -> Evaluation:
-        classes = self.learner.objective.num_classes
         try:
             evaluation = evaluate(
-                self.learner.evaluated, loader, classes, self.accelerator, name, before_batch=self._stop_if_asked
+                self.learner.evaluated, loader, self.accelerator, name, before_batch=self._stop_if_asked
             )
         except EigendecompositionError as error:
             raise self.guard.stopped(f"on the {name} split: {error}", self.progress) from error
@@ -317,6 +316,8 @@ class Trainer:
         self.log.write()
         self.progress.watch = self.guard.watch.state_dict()
         state = {**self.learner.state_dict(), **self.log.state_dict(), "generators": generators}
+        if not begun and self.progress.best is not None and self.progress.best["epoch"] == self.progress.epoch:
+            state["best"] = self.learner.weights()  # equal to the copy; torch writes the same tensor once
         self.states.write(state, epoch=self.progress.epoch, step=self.progress.step, digests=self.digests)
 
     def _position(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from torch import Tensor
 
 from fgvc.errors import Interrupted, ProcessLostError
 
@@ -23,19 +24,20 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out waiting", "connection refused", "socket timeout")
 
 
-def sum_over_processes(accelerator: Accelerator, numbers: list[float]) -> list[float]:
-    """Return the sums over all processes in float64, the same in every process."""
+def sum_over_processes(accelerator: Accelerator, numbers: Tensor) -> Tensor:
+    """Return the sums (N,) of `numbers` (N,) over all processes, in float64 if there are several, on the device."""
     if accelerator.num_processes == 1:
         return numbers
-    # accelerate's reduce would convert to float32
-    sums = torch.tensor(numbers, dtype=torch.float64, device=accelerator.device)
+    sums = numbers.double()  # accelerate's reduce would convert to float32
     dist.all_reduce(sums)
-    return sums.tolist()
+    return sums
 
 
 def any_process(accelerator: Accelerator, flag: bool) -> bool:
     """Return whether the flag is set in any process, the same in every process."""
-    return sum_over_processes(accelerator, [float(flag)])[0] > 0
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(sum_over_processes(accelerator, torch.full((1,), float(flag), device=accelerator.device)) > 0)
 
 
 def gather_objects(accelerator: Accelerator, value: object) -> list[object]:

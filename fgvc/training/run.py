@@ -480,8 +480,10 @@ def memory_advice(error: BaseException, batch_size: int, accumulation: int) -> s
     if "in DataLoader worker process" in said:
         return f"{room} for an image-loading process; lower trainer.workers"
     smaller = "choose a smaller dataset.transform.size or method.reduction (both change the result)"
+    if isinstance(error, torch.OutOfMemoryError) or re.search("CUDA|CUDNN|CUBLAS", said):
+        smaller += "; with method.solver=eigh, method.eigh_device=cpu takes the eigendecompositions off the GPU"
     if accumulation >= batch_size:
-        return f"{room} even with 1 image at a time; {smaller}"
+        return f"{room} even with 1 of trainer.batch_size={batch_size} images at a time; {smaller}"
     return (
         f"{room}; set trainer.accumulation={min(2 * accumulation, batch_size)}: it splits the "
         f"trainer.batch_size={batch_size} images of a step into smaller batches and keeps the result comparable (only "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 from torch import nn
 
 from fgvc.data import (
@@ -100,6 +100,8 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
     precision = config.trainer.precision
     # long, since the others wait while one process computes feature maps; an ended process closes its connection
     timeout = InitProcessGroupKwargs(timeout=_PROCESS_TIMEOUT)
+    # batch normalisation over all processes (`synchronise_batch_norm`) gives each the same buffers
+    parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     try:
         accelerator = Accelerator(
             cpu=config.trainer.device == "cpu",
@@ -109,7 +111,7 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             log_with=config.trainer.tracker,
             project_dir=path,
-            kwargs_handlers=[timeout],
+            kwargs_handlers=[timeout, parallel],
         )
     except ValueError as error:  # this version of accelerate or torch does not support it on this device
         raise ConfigError(f"trainer.precision={precision}: {error}; use trainer.precision=no") from error
@@ -125,13 +127,20 @@ def _choose_device(device: str, *, alone: bool) -> None:
     """Make one GPU the device of this process if `trainer.device` names one."""
     if not device.startswith("cuda"):
         return
-    found, (_, _, number) = torch.cuda.device_count(), device.partition(":")
-    if int(number or 0) >= found:
-        there = f"the GPUs here are cuda:0 to cuda:{found - 1}" if found else "torch finds no GPU here"
-        raise ConfigError(f"trainer.device={device}: {there}; choose auto or cpu")
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA, no GPU or driver, a driver that is too old
+        raise ConfigError(f"trainer.device={device}: {' '.join(str(error).split())}; choose auto or cpu") from error
+    found, number = torch.cuda.device_count(), int(device.partition(":")[2] or 0)
+    if number >= found:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        shown = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
+        raise ConfigError(
+            f"trainer.device={device}: the GPUs here are cuda:0 to cuda:{found - 1}{shown}; choose one, auto or cpu"
+        )
     if not alone:
         raise ConfigError(f"trainer.device={device}: each of several processes has a GPU of its own; set it to auto")
-    torch.cuda.set_device(int(number or 0))
+    torch.cuda.set_device(number)
 
 
 _OFF = ("", "0", "f", "false", "n", "no", "off")

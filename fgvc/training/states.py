@@ -1,12 +1,15 @@
 """The progress of a run, its written records, and the saved states to resume it from."""
 
 import contextlib
+import hashlib
+import io
 import logging
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -14,11 +17,14 @@ from torch import Tensor
 
 from fgvc.errors import RunError
 from fgvc.foreign import load_pytorch, read_json_object
-from fgvc.io import atomic_path, checksum_problem, file_digests, to_csv, write_json_atomic, write_text_atomic
+from fgvc.io import atomic_path, checksum_problem, to_csv, write_json_atomic, write_text_atomic
 from fgvc.models.files import write_weights
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.spectra import SpectrumHistory
 from fgvc.runs.summary import Accuracy
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +147,7 @@ class RunLog:
     def keep_best(self, weights: dict[str, Tensor]) -> None:
         """Keep a copy of the weights of the selected epoch, in the state and in a separate file."""
         if self._writes:
-            self.best_weights = {name: tensor.cpu().clone() for name, tensor in weights.items()}
+            self.best_weights = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
             write_weights(self._folder.weights_file("best"), self.best_weights)
 
     def write(self) -> None:
@@ -197,9 +203,10 @@ class StateStore:
         number = 1 + max((_number(path) for path in self.folder.glob("state-*.pt")), default=0)
         path = self.folder / f"state-{number:06d}.pt"
         # opened here, since torch does not report a full disk for files that it opens itself
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
+        with atomic_path(path) as temporary, _HashedFile(temporary) as file:
             torch.save(state, file)
-        write_json_atomic(_card(path), {**about, "bytes": path.stat().st_size, **file_digests(path, ["sha256"])})
+        card = {**about, "bytes": path.stat().st_size, "sha256": file.sha256.hexdigest()}
+        write_json_atomic(_card(path), card)
         self._keep([*complete[: KEPT - 1], path])
 
     def digests(self) -> dict[str, str]:
@@ -253,6 +260,25 @@ class StateStore:
         for card in self.folder.glob("state-*.json"):
             if not card.with_suffix(".pt").exists():  # somebody deleted the state
                 card.unlink(missing_ok=True)
+
+
+class _HashedFile(io.BufferedWriter):
+    """A file to write whose content is hashed meanwhile, in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self.sha256 = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1)
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        hashing = self._thread.submit(self.sha256.update, data)
+        written = super().write(data)
+        hashing.result()  # the data is torch's, and gone after the call
+        return written
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        super().close()
 
 
 def _card(path: Path) -> Path:

@@ -2,7 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from fgvc.models import PoolingHead
 from fgvc.spectral import EigendecompositionError
-from fgvc.training.learner import Learner
+from fgvc.training.learner import Learner, head_of
 from fgvc.training.processes import sum_over_processes
 
 BeforeStep = Callable[[int, nn.Module, Tensor, Callable[[Tensor], Tensor]], None]
@@ -88,6 +90,8 @@ class Stepper:
         self._accumulation = accumulation
         self._clip_norm = clip_norm
         self._before_step = before_step
+        self._head = head_of(learner.plain)
+        self._buffers = BufferCopy(learner.module)
 
     def optimizer_step(
         self,
@@ -98,53 +102,68 @@ class Stepper:
     ) -> StepResult:
         """Take one step. If a number in it is not finite, take none and leave weights and buffers unchanged.
 
+        All numbers stay on the device until the last gradient is there. They are then summed over the processes and
+        read, once each: a process never waits for its device, or for another process, within a step.
+
         Args:
             micro_batches: (inputs, targets) of this process on its device, `accumulation` of them; may be empty
                 tensors.
             size: number of images in the step, over all processes.
             number: number of the step, from 1.
-            flags: function to call once per micro-batch; the result holds the sums of its flags over all processes.
+            flags: function to call once, at the end; the result holds the sums of its flags over all processes.
         """
         learner, accelerator, module = self._learner, self._learner.accelerator, self._learner.module
         objective, optimizer = learner.objective, learner.optimizer
-        buffers = copy_buffers(module)
+        self._buffers.update()
         optimizer.zero_grad()
-        raised: tuple[int, ...] = ()
-        loss, correct = 0.0, 0
+        batches: list[MicroBatch] = []
+        errors: dict[int, EigendecompositionError] = {}
+        losses: list[Tensor] = []
+        right: list[Tensor] = []
         for index, (inputs, targets) in enumerate(micro_batches):
             random_state = torch.get_rng_state()
             inputs, mixed = objective.mix(inputs, targets)
             if self._before_step is not None and index == 0:
                 self._before_step(number, module, inputs, partial(objective.mean, targets=mixed))
-            batch = MicroBatch(index, inputs, mixed, random_state)
+            batches.append(MicroBatch(index, inputs, mixed, random_state))
             # the last micro-batch also sums the gradients over all processes
             last = index == self._accumulation - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(module):
-                micro_loss, right, failure = self._forward(batch, targets)
-                numbers = [float(micro_loss.detach()), right, failure is not None, *flags()]
-                total_loss, total_right, failed, *raised_here = sum_over_processes(
-                    accelerator, list(map(float, numbers))
-                )
-                raised = tuple(map(int, raised_here))
-                if failed:
-                    restore_buffers(module, buffers)
-                    optimizer.zero_grad()
-                    elsewhere = Failure("loss", "a number in another process is not finite", None)
-                    return StepResult(math.nan, 0, raised, failure or elsewhere)
+                with _nan_for_eigenvalues(self._head, partial(errors.setdefault, index)):
+                    logits = module(inputs)
+                loss = objective.total(logits, mixed)
                 # torch averages the processes' gradients, but their sum is needed
-                accelerator.backward(micro_loss * (accelerator.num_processes / size))
-            loss, correct = loss + total_loss, correct + int(total_right)
+                accelerator.backward(loss * (accelerator.num_processes / size))
+            losses.append(loss.detach())
+            right.append((logits.detach().argmax(dim=1) == targets).sum())
 
         # from here on the gradient is the same in all processes
-        result = StepResult(loss / size, correct, raised)
         accelerator.unscale_gradients(optimizer)
         norm = get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
-        if torch.isfinite(norm):
-            if self._clip_norm is not None:
-                clip_grads_with_norm_(module.parameters(), self._clip_norm, norm)
-        elif accelerator.mixed_precision != "fp16":  # the loss scaler of fp16 skips such a step by itself
-            restore_buffers(module, buffers)
-            return replace(result, failure=Failure("gradient", f"the norm of the gradient is {float(norm)}", batch))
+        # filled, not copied from the CPU, since a copy would wait for the device
+        raised = [torch.full_like(norm, float(flag)) for flag in flags()]
+        own = torch.stack([value.float() for value in (*losses, *right, *raised)])
+        count = len(batches)
+        values = torch.cat([own[:count], norm[None], sum_over_processes(accelerator, own)]).tolist()
+        own_losses, total_norm, sums = values[:count], values[count], values[count + 1 :]
+
+        total_loss, correct = sum(sums[:count]), sum(sums[count : 2 * count])
+        result = StepResult(total_loss / size, int(correct), tuple(map(int, sums[2 * count :])))
+        failure = None
+        if not math.isfinite(total_loss):
+            result = StepResult(math.nan, 0, result.flags)
+            failure = _failure(batches, own_losses, errors)
+            optimizer.zero_grad()
+        elif not math.isfinite(total_norm) and accelerator.mixed_precision != "fp16":
+            # the loss scaler of fp16 skips such a step by itself
+            failure = Failure("gradient", f"the norm of the gradient is {total_norm}", batches[-1])
+        if failure is not None:
+            self._buffers.restore()
+            if accelerator.scaler is not None:
+                accelerator.scaler.update(accelerator.scaler.get_scale())  # ready for the next step, at the same scale
+            return replace(result, failure=failure)
+        if self._clip_norm is not None and math.isfinite(total_norm):
+            clip_grads_with_norm_(module.parameters(), self._clip_norm, norm)
         optimizer.step()
         if getattr(optimizer, "step_was_skipped", False):
             return replace(result, scaled_down=True)
@@ -152,40 +171,72 @@ class Stepper:
             learner.average.update(learner.plain, step=number)
         return result
 
-    def _forward(self, batch: MicroBatch, classes: Tensor) -> tuple[Tensor, int, Failure | None]:
-        """Return the summed loss and the number of right answers of a micro-batch, or its failure."""
-        nothing = batch.inputs.new_zeros(())
+
+@contextlib.contextmanager
+def _nan_for_eigenvalues(head: PoolingHead, note: Callable[[EigendecompositionError], object]) -> Iterator[None]:
+    """Note an error of the pooling and let it return NaN: other processes wait for the gradient of this one."""
+    pooling, forward = head.pooling, head.pooling.forward
+
+    def noted(maps: Tensor) -> Tensor:
         try:
-            logits = self._learner.module(batch.inputs)
+            return forward(maps)
         except EigendecompositionError as error:
-            return nothing, 0, Failure("eigenvalues", str(error), batch, tuple(error.items))
-        loss = self._learner.objective.total(logits, batch.targets)
-        if not torch.isfinite(loss):
-            return nothing, 0, Failure("loss", f"the loss is {float(loss.detach())}", batch)
-        return loss, int((logits.detach().argmax(dim=1) == classes).sum()), None
+            note(error)
+            return (maps.flatten(1).sum(dim=1, keepdim=True) * math.nan).expand(-1, pooling.out_features)
+
+    pooling.__dict__["forward"] = noted
+    try:
+        yield
+    finally:
+        del pooling.__dict__["forward"]
 
 
-def copy_buffers(module: nn.Module) -> dict[str, Tensor]:
-    """Copy the buffers, e.g. the running statistics of batch normalisation, since a forward pass changes them."""
-    return {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+def _failure(batches: list[MicroBatch], losses: list[float], errors: Mapping[int, EigendecompositionError]) -> Failure:
+    """Return the first failure of this process, by its losses, or that of another one."""
+    for batch, loss in zip(batches, losses, strict=True):
+        if (error := errors.get(batch.index)) is not None:
+            return Failure("eigenvalues", str(error), batch, tuple(error.items))
+        if not math.isfinite(loss):
+            return Failure("loss", f"the loss is {loss}", batch)
+    return Failure("loss", "a number in another process is not finite", None)
 
 
-@torch.no_grad()
-def restore_buffers(module: nn.Module, buffers: dict[str, Tensor]) -> None:
-    """Restore the copy from `copy_buffers`: a failed step must not change the running statistics."""
-    for name, buffer in module.named_buffers():
-        buffer.copy_(buffers[name])
+class BufferCopy:
+    """A copy of a module's buffers in memory of its own, e.g. of the running statistics of batch normalisation.
+
+    A forward pass changes them in place, and a failed step must not change them.
+
+    Args:
+        module: module whose buffers stay the same tensors.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        groups: defaultdict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for buffer in module.buffers():
+            groups[buffer.dtype].append(buffer.detach())
+        # by type: on a GPU, buffers of one type are copied together
+        self._pairs = [(group, [buffer.clone() for buffer in group]) for group in groups.values()]
+
+    def update(self) -> None:
+        """Copy the buffers."""
+        for buffers, copies in self._pairs:
+            torch._foreach_copy_(copies, buffers)
+
+    def restore(self) -> None:
+        """Give the buffers the values of the last copy."""
+        for buffers, copies in self._pairs:
+            torch._foreach_copy_(buffers, copies)
 
 
 @contextlib.contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Restore a module's buffers and modes and torch's random state at the end of the block."""
-    buffers, modes = copy_buffers(module), [(part, part.training) for part in module.modules()]
+    buffers, modes = BufferCopy(module), [(part, part.training) for part in module.modules()]
     devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
         try:
             yield
         finally:
-            restore_buffers(module, buffers)
+            buffers.restore()
             for part, training in modes:
                 part.training = training

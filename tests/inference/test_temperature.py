@@ -1,10 +1,13 @@
 """Temperature scaling and the measures of calibration, against their definitions."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional.classification import binary_calibration_error
 
 from fgvc.inference import temperature as scaling
@@ -71,15 +74,36 @@ def test_a_temperature_changes_no_answer(temperature: float) -> None:
 def test_measures_by_their_definitions() -> None:
     logits, targets = sample(200, seed=4)
     probability = scaling.probabilities(1.7 * logits)
-    measured = scaling.measure_probabilities(probability, targets)
+    measured, curve = scaling.measure_probabilities(logits, targets, 1 / 1.7)
     assert measured.loss == pytest.approx(float(cross_entropy(1.7 * logits.double(), targets)))
     assert measured.brier == pytest.approx(float((probability - one_hot(targets, 6)).square().sum(dim=1).mean()))
     confidence, predicted = probability.max(dim=1)
     expected = binary_calibration_error(confidence, (predicted == targets).long(), n_bins=15, norm="l1")
     assert measured.calibration_error == pytest.approx(100 * float(expected))
-    assert np.isfinite(
-        scaling.measure_probabilities(scaling.probabilities(torch.tensor([[900.0, 0]])), torch.tensor([1])).loss
-    )
+    assert curve["images"].sum() == 200
+    assert np.isfinite(scaling.measure_probabilities(torch.tensor([[900.0, 0]]), torch.tensor([1]))[0].loss)
+
+
+class Largest(TorchDispatchMode):
+    """Size of the largest float64 tensor that is made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype == torch.float64:
+            self.size = max(self.size, result.numel())
+        return result
+
+
+def test_many_classes_are_computed_in_parts() -> None:
+    logits, targets = sample(12, classes=100_000, seed=5)
+    with Largest() as largest:
+        at_once = scaling.fit_temperature(logits, targets)
+        measures, _ = scaling.measure_probabilities(logits, targets, torch.linspace(1, 2, 12))
+    assert largest.size <= 2**20 < logits.numel()
+    assert scaling.is_determined(at_once)
+    assert measures.loss == pytest.approx(float(cross_entropy(logits / torch.linspace(1, 2, 12)[:, None], targets)))
 
 
 def test_reliability_by_hand() -> None:

@@ -1,5 +1,6 @@
 """Confusions and classes from predictions, against scikit-learn and by hand; their figure and files; McNemar's test."""
 
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,18 @@ def test_matrix_and_classes_equal_those_of_scikit_learn(predictions: pd.DataFram
     np.testing.assert_array_equal(table["images"], images)
     assert table["correct"].sum() == (target == predicted).sum() and table["class"].tolist() == CLASSES
     assert matrix.loc["auk", "egret"] == ((target == 0) & (predicted == 4)).sum()
+
+
+def test_many_classes_have_counts_and_no_matrix(tmp_path: Path) -> None:
+    classes = [f"class {index}" for index in range(5_000)]
+    tracemalloc.start()
+    report = write_class_report(frame([9, 9, 9, 42], [9, 7, 7, 42]), classes, "title", tmp_path, "last")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6  # the matrix would take 200 MB
+    assert {file.suffix for file in report.files} == {".csv", ".md"} and "class 9 → class 7" in report.text
+    counts = pd.read_csv(tmp_path / "confusion-last.csv").values.tolist()
+    assert counts == [["class 9", "class 7", 2], ["class 9", "class 9", 1], ["class 42", "class 42", 1]]
 
 
 def test_wilson_interval_by_hand() -> None:

@@ -1,5 +1,6 @@
 """Parts of training by themselves: optimiser groups, schedules, seeds, metrics, views, run folders."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,14 @@ from accelerate import Accelerator
 from command_line import a_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.functional import classification as metrics
 
 from fgvc.errors import ConfigError, RunError
 from fgvc.runs.config import OptimizerConfig, ScheduleConfig
 from fgvc.runs.folder import RunFolder
+from fgvc.runs.summary import Accuracy
 from fgvc.training.batches import StepBatches
-from fgvc.training.evaluation import ViewAverage, accuracy_metrics, evaluate
+from fgvc.training.evaluation import Evaluation, ViewAverage, evaluate
 from fgvc.training.optim import create_optimizer, schedule_factor, set_learning_rate
 from fgvc.training.run import find_source
 from fgvc.training.seeds import derived_seed
@@ -69,35 +72,54 @@ def test_shuffle_depends_on_seed_and_epoch_alone() -> None:
     assert derived_seed(0, "a") != derived_seed(0, "b")
 
 
+def evaluated(logits: Tensor, targets: list[int], model: nn.Module | None = None) -> Evaluation:
+    loader = DataLoader(TensorDataset(logits, torch.tensor(targets)), batch_size=2)
+    return evaluate(model or nn.Identity(), loader, Accelerator(cpu=True), "test")  # type: ignore[arg-type]
+
+
 def test_accuracies_by_hand() -> None:
     # class 0: 1 of 3 right, class 1: 1 of 1 right; every second guess is right
     logits = torch.tensor([[2.0, 1, 0], [1, 2, 0], [1, 2, 0], [0, 2, 1]])
-    metrics = accuracy_metrics(3)
-    metrics.update(logits, torch.tensor([0, 0, 0, 1]))
-    values = {key: float(value) for key, value in metrics.compute().items()}
-    assert values == pytest.approx({"top1": 0.5, "top5": 1.0, "mean_class": (1 / 3 + 1) / 2})
+    assert evaluated(logits, [0, 0, 0, 1]).accuracy == Accuracy(50, 100, 66.6667)
+    sixth = torch.arange(6.0).flip(0).expand(2, -1)
+    assert evaluated(sixth, [5, 4]).accuracy == Accuracy(0, 50, 0)
 
 
 def test_a_class_without_images_is_left_out_of_the_mean_even_where_it_is_predicted() -> None:
-    metrics = accuracy_metrics(3)
-    metrics.update(torch.eye(3)[[0, 2, 1, 1]], torch.tensor([0, 0, 1, 1]))  # nothing is of class 2
-    assert float(metrics["mean_class"].compute()) == pytest.approx((1 / 2 + 1) / 2)
+    result = evaluated(torch.eye(3)[[0, 2, 1, 1]], [0, 0, 1, 1])  # nothing is of class 2
+    assert result.accuracy.mean_class == 75
 
 
-def test_top5_is_not_taken_for_top1_after_a_batch_without_mistakes() -> None:
-    metrics = accuracy_metrics(8)
-    right, second = torch.eye(8), torch.eye(8) * 2 + torch.eye(8).roll(1, dims=1)
-    metrics.update(right, torch.arange(8))
-    metrics.update(second, torch.arange(8).roll(-1))  # the target has the second highest logit
-    values = {key: float(value) for key, value in metrics.compute().items()}
-    assert values == pytest.approx({"top1": 0.5, "top5": 1.0, "mean_class": 0.5})
+def test_accuracies_equal_those_of_torchmetrics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(99, 30, generator=generator), torch.randint(0, 30, (99,), generator=generator)
+    expected = [
+        round(100 * float(metrics.accuracy(logits, targets, "multiclass", num_classes=30, **options)), 4)
+        for options in ({"top_k": 1}, {"top_k": 5}, {"average": "macro"})
+    ]
+    assert list(vars(evaluated(logits, targets.tolist()).accuracy).values()) == expected
+
+
+def test_no_more_than_two_batches_of_logits_are_kept() -> None:
+    """With 10,000 classes those of 100,000 images take 4 GB."""
+    kept = list[weakref.ref[Tensor]]()
+
+    def classify(_: object, __: object, logits: Tensor) -> None:
+        assert sum(logits() is not None for logits in kept) <= 1  # the batch before this one
+        kept.append(weakref.ref(logits))
+
+    model = nn.Linear(2, 10_000)
+    model.register_forward_hook(classify)
+    result = evaluated(torch.rand(12, 2), list(range(12)), model)
+    assert len(kept) == 6 and not any(logits() is not None for logits in kept)
+    tensors = [value for value in vars(result).values() if isinstance(value, Tensor)]
+    assert len(tensors) == 4 and all(tensor.untyped_storage().nbytes() <= 12 * 24 for tensor in tensors)
 
 
 def test_rank_of_the_true_class() -> None:
     # the last two rows hold equal logits: as in argmax, the lower index comes first
     logits, targets = torch.tensor([[3.0, 2, 1], [3, 2, 1], [3, 2, 1], [1, 1, 0], [1, 1, 0]]), [0, 1, 2, 0, 1]
-    loader = DataLoader(TensorDataset(logits, torch.tensor(targets)), batch_size=2)
-    result = evaluate(nn.Identity(), loader, 3, Accelerator(cpu=True), "test")  # type: ignore[arg-type]
+    result = evaluated(logits, targets)
     assert result.rank.tolist() == [1, 2, 3, 1, 2]
     assert ((result.rank == 1) == (result.predicted == result.targets)).all()
 

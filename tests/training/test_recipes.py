@@ -1,6 +1,7 @@
 """What a recipe adds to the loop: mixed inputs, averaged weights, the hybrid protocol, runs of no epoch."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from command_line import ROOT, Train, refused, run, succeeded
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fgvc.inference.restore import read_weights
 from fgvc.models import PoolingHead
@@ -66,6 +69,37 @@ def test_a_step_is_no_longer_than_the_clipped_gradient(accumulation: int) -> Non
 
     whole = length(None)
     assert length(2 * whole) == pytest.approx(whole) and length(whole / 4) == pytest.approx(whole / 4, rel=1e-4)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the reads of numbers from the device; on a GPU each waits until all work before it is done."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+    def counted(self, plain: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+        def read(tensor: Tensor) -> Any:
+            self.count += 1
+            return plain(tensor)
+
+        return read
+
+
+@pytest.mark.parametrize(("accumulation", "clip_norm"), [(1, None), (3, 0.1)])
+def test_a_step_reads_numbers_once(accumulation: int, clip_norm: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = PoolingHead(6, method="isqrt_cov", num_classes=3, reduction=4)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    learner = Learner(module, optimizer, Objective(3, mixup=1), Accelerator(cpu=True), ema_decay=0.9)
+    stepper = Stepper(learner, accumulation=accumulation, clip_norm=clip_norm)
+    parts = [(torch.rand(2, 6, 3, 3), torch.tensor([0, 2]))] * accumulation
+    with Reads() as reads, monkeypatch.context() as counted:
+        for name in ("tolist", "cpu", "numpy"):  # on the CPU these dispatch no operation
+            counted.setattr(Tensor, name, reads.counted(getattr(Tensor, name)))
+        assert stepper.optimizer_step(parts, 2 * accumulation, 1, lambda: [True, False]).flags == (1, 0)
+    assert reads.count == 1
 
 
 def test_cutmix_pastes_a_part_and_counts_its_area() -> None:

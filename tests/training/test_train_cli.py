@@ -127,6 +127,7 @@ def test_frozen_backbones_that_differ_in_an_option_share_no_maps(tmp_path: Path)
         (["experiment=cub80_froze"], ["experiment=cub80_froze; nearest: cub80_frozen"]),
         (["trainer.device=cuda:7"], ["trainer.device=cuda:7", "choose auto or cpu"]),
         (["trainer.device=gpu"], ["trainer.device=gpu", "cuda:0"]),
+        *(([f"trainer.device={two}"], [f"={two}: choose auto", "accelerate"]) for two in ("cuda:0,cpu", "[cuda,cpu]")),
         (["trainer.epochs=many"], ["trainer.epochs", "many"]),
         *(([f"trainer.{key}=-1"], [f"trainer.{key}", "-1"]) for key in ("epochs", "clip_norm", "workers", "mixup")),
         *(([f"{key}=-1"], [key, "-1"]) for key in ("optimizer.classifier_factor", "optimizer.momentum", "seed")),
@@ -151,6 +152,35 @@ def test_mistakes_name_what_is_valid(tmp_path: Path, overrides: list[str], parts
     done = train_here(tmp_path, *overrides, "run_dir=run")
     refused(done, *parts)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "error", "parts"),
+    [
+        ("cuda", AssertionError("Torch not compiled with CUDA enabled"), ["not compiled with CUDA"]),
+        ("cuda", RuntimeError("Found no NVIDIA driver on your system.\nInstall one"), ["Found no NVIDIA driver"]),
+        ("cuda:1", RuntimeError("The NVIDIA driver on your system is too old (found version 11040)."), ["too old"]),
+        ("cuda:2", None, ["the GPUs here are cuda:0 to cuda:1 (CUDA_VISIBLE_DEVICES=3,4)"]),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_one_message(
+    tmp_path: Path,
+    device: str,
+    error: Exception | None,
+    parts: list[str],
+    train_here: Train,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As torch says it; no such machine is here."""
+
+    def initialise() -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(torch.cuda, "init", initialise)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,4")
+    refused(train_here(tmp_path, f"trainer.device={device}"), f"trainer.device={device}: ", *parts, "auto or cpu")
 
 
 def test_what_would_fail_during_an_epoch_is_refused_before_it(tmp_path: Path, train_here: Train, here: Train) -> None:

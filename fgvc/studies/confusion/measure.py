@@ -24,6 +24,15 @@ def confusion_matrix(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.Da
     return pd.DataFrame(counts, index=pd.Index(classes, name="true"), columns=pd.Index(classes))
 
 
+def confusion_counts(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
+    """A row with true, predicted (names) and count for each pair of them that there is, right answers included."""
+    target, predicted = _indices(predictions, len(classes))
+    pairs, counts = np.unique(target * len(classes) + predicted, return_counts=True)
+    names = np.array(classes, dtype=object)
+    true, answer = np.divmod(pairs, len(classes))
+    return pd.DataFrame({"true": names[true], "predicted": names[answer], "count": counts})
+
+
 def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
     """A row for each class, in the order of `classes`.
 
@@ -32,11 +41,14 @@ def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
     first of equally frequent ones). A share of nothing is NaN (precision of a class that is never predicted), and
     so are all shares of a class without images: an average over the classes leaves it out.
     """
-    counts = confusion_matrix(predictions, classes).to_numpy()
-    images, answers, correct = counts.sum(axis=1), counts.sum(axis=0), counts.diagonal()
+    target, answer = _indices(predictions, len(classes))
+    images, answers, correct = (
+        np.bincount(rows, minlength=len(classes)) for rows in (target, answer, target[target == answer])
+    )
     answers = np.where(images > 0, answers, 0)
-    wrong = counts * ~np.eye(len(counts), dtype=bool)
-    worst = wrong.argmax(axis=1)
+    # without the matrix, since 10,000 classes have 100 million pairs
+    confusions = top_confusions(predictions, classes, len(predictions)).drop_duplicates("target")
+    worst = confusions.set_index("target").reindex(range(len(classes)))
     intervals = np.array([_wilson(*pair) for pair in zip(correct.tolist(), images.tolist(), strict=True)])
     return pd.DataFrame(
         {
@@ -48,8 +60,8 @@ def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
             "recall_upper": intervals[:, 1],
             "precision": _per_cent(correct, answers),
             "f1": _per_cent(2 * correct, images + answers),
-            "confused_with": [classes[j] if wrong[i, j] else None for i, j in enumerate(worst)],
-            "confused_count": wrong.max(axis=1),
+            "confused_with": [name if isinstance(name, str) else None for name in worst["predicted"]],
+            "confused_count": worst["count"].fillna(0).astype(int).to_numpy(),
         }
     )
 

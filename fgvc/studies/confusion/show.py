@@ -16,10 +16,17 @@ from matplotlib.image import AxesImage
 from fgvc.io import to_csv, write_output
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import COLUMN_WIDTH, PAGE_WIDTH, caption, class_name, figure_style, new_figure, save_figure
-from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, per_class, top_confusions
+from fgvc.studies.confusion.measure import (
+    confusion_counts,
+    confusion_matrix,
+    confusion_order,
+    per_class,
+    top_confusions,
+)
 
 _COUNTED, _NAMED = 12, 40  # up to so many classes cells hold counts, and axes the names of classes
 _LISTED = 10
+_DRAWN = 1000  # up to so many classes there is a matrix
 _GREY = "#555555"
 _SMALL = 6.5
 # light orange to dark red: a sequential map of ColorBrewer for all colour vision, without its near-white end
@@ -170,6 +177,8 @@ def write_class_report(
 ) -> ClassReport:
     """Write per_class-NAME.csv, confusion-NAME.csv, confusion-NAME.png and .pdf, and confusions-NAME.md to a folder.
 
+    With more than 1,000 classes there is no figure, and confusion-NAME.csv holds `confusion_counts`.
+
     Args:
         predictions: a row for each image, columns target and predicted.
         classes: names of the class indices.
@@ -180,7 +189,9 @@ def write_class_report(
     Raises:
         RunError: predictions without rows, or of other classes.
     """
-    matrix, table = confusion_matrix(predictions, classes), per_class(predictions, classes)
+    table = per_class(predictions, classes)
+    matrix = confusion_matrix(predictions, classes) if len(classes) <= _DRAWN else None
+    counts = to_csv(confusion_counts(predictions, classes), None) if matrix is None else to_csv(matrix, index=True)
     confusions = top_confusions(predictions, classes)
     text = f"{_worst_classes(table)}\n\n{confusions_markdown(confusions)}"
     empty = int((table["images"] == 0).sum())
@@ -188,13 +199,15 @@ def write_class_report(
         text += f"\n\n{empty} of {len(table)} classes have no test image; the tables and the mean leave them out."
     texts = {
         f"per_class-{name}.csv": to_csv(table, "%.4f"),
-        f"confusion-{name}.csv": to_csv(matrix, index=True),
+        f"confusion-{name}.csv": counts,
         f"confusions-{name}.md": f"# {' '.join(title.splitlines())}\n\n{text}\n",
     }
     for file, content in texts.items():
         write_output(folder / file, content)
-    figures = save_figure(confusion_figure(matrix, confusions, title), folder / f"confusion-{name}")
-    return ClassReport(text, [*(folder / file for file in texts), *figures])
+    files = [folder / file for file in texts]
+    if matrix is not None:
+        files += save_figure(confusion_figure(matrix, confusions, title), folder / f"confusion-{name}")
+    return ClassReport(text, files)
 
 
 def confusions_markdown(confusions: pd.DataFrame) -> str:
