@@ -78,9 +78,9 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
         """Several items in one read; a DataLoader calls this."""
         maps, targets = self.batch(indices)
-        return list(zip(maps, targets.tolist(), strict=True))
+        return list(zip(maps.float(), targets.tolist(), strict=True))
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Feature maps (B, C, h, w) float32, in the current view of each image, and targets (B,) int64."""
+        """Feature maps (B, C, h, w) as stored, in the current view of each image, and targets (B,) int64."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return torch.from_numpy(self._maps[self._views[chosen], chosen]).float(), self._target_tensor[chosen]
+        return torch.from_numpy(self._maps[self._views[chosen], chosen]), self._target_tensor[chosen]

@@ -20,8 +20,6 @@ from fgvc.training.seeds import SeededSamples, derived_seed
 
 _log = logging.getLogger(__name__)
 
-Loader = DataLoader[tuple[Tensor, Tensor]]
-
 
 class StepBatches(Sampler[list[int]]):
     """Yields the micro-batches of one process: indices of range(n), shuffled in each epoch and cut into steps.
@@ -78,6 +76,35 @@ class StepBatches(Sampler[list[int]]):
         return min(self.batch_size, self.n - step * self.batch_size)
 
 
+class DeviceLoader:
+    """Batches (inputs, targets) on a device, as the trained module reads them; cached feature maps become float32 there.
+
+    Attributes:
+        dataset: The inputs one by one, not on the device.
+
+    Args:
+        loader: loader of the batches.
+        dataset: see above.
+        device: device of the batches.
+    """
+
+    def __init__(self, loader: DataLoader[tuple[Tensor, Tensor]], dataset: Dataset[Any], device: torch.device) -> None:
+        self.dataset = dataset
+        self._loader = loader
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for inputs, targets in self._loader:
+            moved = inputs.to(self._device, non_blocking=True)
+            yield moved.float(), targets.to(self._device, non_blocking=True)
+
+
+Loader = DataLoader[tuple[Tensor, Tensor]] | DeviceLoader
+
+
 def smallest_batch(n: int, batch_size: int, accumulation: int) -> int:
     """Return the number of images in the smallest micro-batch of an epoch over n images, over all processes."""
     return max((n % batch_size or batch_size) // accumulation, 1)
@@ -128,14 +155,14 @@ def create_loaders(
     )
     samples = train if isinstance(train, FeatureSet) else SeededSamples(train)
     return Loaders(
-        train=create_loader(samples, workers, batch_sampler=batches),
+        train=create_loader(samples, workers, accelerator, batch_sampler=batches),
         batches=batches,
         samples=samples,
         paths=paths,
-        test=accelerator.prepare(create_loader(test, workers, batch_size=eval_batch_size)),
+        test=create_loader(test, workers, accelerator, batch_size=eval_batch_size),
         validation=None
         if validation is None
-        else accelerator.prepare(create_loader(validation, workers, batch_size=eval_batch_size)),
+        else create_loader(validation, workers, accelerator, batch_size=eval_batch_size),
     )
 
 
@@ -154,16 +181,30 @@ def duration(seconds: float) -> str:
 
 
 def create_loader(
-    samples: Any, workers: int, *, batch_size: int = 1, batch_sampler: StepBatches | None = None
-) -> Loader:
-    """Create a loader of images or feature maps, in their order or in that of `batch_sampler`."""
-    return DataLoader(
-        samples,
+    samples: Any,
+    workers: int,
+    accelerator: Accelerator,
+    *,
+    batch_size: int = 1,
+    batch_sampler: StepBatches | None = None,
+) -> DeviceLoader:
+    """Create a loader of images or feature maps, in their order or in that of `batch_sampler`.
+
+    Without a `batch_sampler`, each process gets its part of the batches.
+    """
+    cached = isinstance(samples, FeatureSet)
+    read: Any = range(len(samples)) if cached else samples  # of cached features a whole batch is read at once
+    loader = DataLoader(
+        read,
         batch_size=1 if batch_sampler is not None else batch_size,
         batch_sampler=batch_sampler,
         # reading cached features is faster than sending them from a worker process
-        num_workers=0 if isinstance(samples, FeatureSet) else workers,
-        collate_fn=collate,
+        num_workers=0 if cached else workers,
+        collate_fn=samples.batch if cached else collate,
+        pin_memory=cached and accelerator.device.type == "cuda",
         worker_init_fn=leave_signals_to_the_main_process,
         generator=torch.Generator(),  # its own, so a loader draws none of the run's random numbers
     )
+    if batch_sampler is None:
+        loader = accelerator.prepare(loader)
+    return DeviceLoader(loader, samples, accelerator.device)

@@ -174,7 +174,8 @@ def test_a_damaged_file_is_computed_again(dataset: ImageDataset, damage: str, ca
 def test_half_precision_on_disk_gives_float32(dataset: ImageDataset) -> None:
     full = features_of(dataset, Backbone(), transform(training=False))
     half = features_of(dataset, Backbone(), transform(training=False), dtype="float16")
-    maps = half.batch(range(COUNT))[0]
+    assert half.batch(range(COUNT))[0].dtype == torch.float16
+    maps = torch.stack([half[index][0] for index in range(COUNT)])
     assert maps.dtype == torch.float32
     assert half.path.stat().st_size < 0.6 * full.path.stat().st_size
     torch.testing.assert_close(maps, full.batch(range(COUNT))[0], atol=1e-3, rtol=1e-3)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -9,10 +10,11 @@ from command_line import a_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from fgvc.data import FeatureSet
 from fgvc.errors import ConfigError, RunError
 from fgvc.runs.config import OptimizerConfig, ScheduleConfig
 from fgvc.runs.folder import RunFolder
-from fgvc.training.batches import StepBatches
+from fgvc.training.batches import StepBatches, create_loader
 from fgvc.training.evaluation import ViewAverage, accuracy_metrics, evaluate
 from fgvc.training.optim import create_optimizer, schedule_factor, set_learning_rate
 from fgvc.training.run import find_source
@@ -67,6 +69,23 @@ def test_shuffle_depends_on_seed_and_epoch_alone() -> None:
     assert sorted(order(0, 1)) == list(range(20))
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (1, 2)}) == 4
     assert derived_seed(0, "a") != derived_seed(0, "b")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_cached_features_are_read_in_whole_batches(tmp_path: Path, dtype: str) -> None:
+    stored = np.random.default_rng(0).standard_normal((2, 7, 3, 4, 4)).astype(dtype)
+    np.save(tmp_path / "maps.npy", stored)
+    features = FeatureSet(tmp_path / "maps.npy", list(range(7)), ["a"], seconds=0.0, from_cache=True)
+    features.start_epoch(3)
+    order = StepBatches(7, 3, seed=0)
+    loader = create_loader(features, 2, Accelerator(cpu=True), batch_sampler=order)
+    found = list(loader)
+    assert [targets.tolist() for _, targets in found] == list(order)
+    for maps, targets in found:
+        assert maps.dtype == torch.float32
+        assert torch.equal(maps, torch.stack([features[index][0] for index in targets.tolist()]))
+    in_order = torch.cat([maps for maps, _ in create_loader(features, 2, Accelerator(cpu=True), batch_size=4)])
+    assert torch.equal(in_order, torch.stack([features[index][0] for index in range(7)]))
 
 
 def test_accuracies_by_hand() -> None:
