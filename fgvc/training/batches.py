@@ -77,7 +77,7 @@ class StepBatches(Sampler[list[int]]):
 
 
 class DeviceLoader:
-    """Batches (inputs, targets) on a device, as the trained module reads them; cached feature maps become float32 there.
+    """Batches (inputs, targets) on a device, as the trained module reads them; cached maps become float32 there.
 
     Attributes:
         dataset: The inputs one by one, not on the device.
