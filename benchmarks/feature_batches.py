@@ -18,6 +18,7 @@ from machine import benchmark_facts
 from torch.utils.data import DataLoader
 
 from fgvc.data import FeatureSet
+from fgvc.data.feature_set import open_maps
 from fgvc.training.batches import StepBatches, create_loader
 
 
@@ -36,7 +37,7 @@ def main() -> None:
         for dtype in ("float32", "float16"):
             path = Path(folder) / f"{dtype}.npy"
             np.save(path, rng.standard_normal(shape, dtype=np.float32).astype(dtype))
-            features = FeatureSet(path, [0] * given.images, ["a"], seconds=0.0, from_cache=True)
+            features = FeatureSet({path: open_maps(path)}, [0] * given.images, ["a"], seconds=0.0, from_cache=True)
             order = StepBatches(given.images, given.batch_size, seed=0)
             loaders: dict[str, Iterable[tuple[torch.Tensor, torch.Tensor]]] = {
                 "one by one": DataLoader(features, batch_sampler=order),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fgvc.data import FeatureSet
+from fgvc.data.feature_set import open_maps
 from fgvc.errors import ConfigError, RunError
 from fgvc.runs.config import OptimizerConfig, ScheduleConfig
 from fgvc.runs.folder import RunFolder
@@ -75,7 +76,8 @@ def test_shuffle_depends_on_seed_and_epoch_alone() -> None:
 def test_cached_features_are_read_in_whole_batches(tmp_path: Path, dtype: str) -> None:
     stored = np.random.default_rng(0).standard_normal((2, 7, 3, 4, 4)).astype(dtype)
     np.save(tmp_path / "maps.npy", stored)
-    features = FeatureSet(tmp_path / "maps.npy", list(range(7)), ["a"], seconds=0.0, from_cache=True)
+    path = tmp_path / "maps.npy"
+    features = FeatureSet({path: open_maps(path)}, list(range(7)), ["a"], seconds=0.0, from_cache=True)
     features.start_epoch(3)
     order = StepBatches(7, 3, seed=0)
     loader = create_loader(features, 2, Accelerator(cpu=True), batch_sampler=order)
