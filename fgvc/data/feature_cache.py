@@ -290,7 +290,7 @@ def _start_copy(maps: list[Tensor], dtype: np.dtype[np.floating]) -> Callable[[]
     converted = [features.to(getattr(torch, dtype.name)).contiguous() for features in maps]
     if converted[0].device.type != "cuda":
         return lambda: [_finite(features) for features in converted]
-    stream = torch.cuda.Stream(converted[0].device)
+    stream = torch.cuda.Stream(converted[0].device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(converted[0].device))
     with torch.cuda.stream(stream):
         pinned = [torch.empty(features.shape, dtype=features.dtype, pin_memory=True) for features in converted]

@@ -4,7 +4,7 @@ The number of processes, the number of loader workers and interruptions do not c
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from fgvc.data import FeatureSet, ImageDataset, collate
+from fgvc.data import FeatureSet, ImageDataset, TransformSpec, collate
 from fgvc.training.processes import leave_signals_to_the_main_process
 from fgvc.training.seeds import SeededSamples, derived_seed
 
@@ -77,10 +77,12 @@ class StepBatches(Sampler[list[int]]):
 
 
 class DeviceLoader:
-    """Batches (inputs, targets) on a device, as the trained module reads them; cached maps become float32 there.
+    """Batches (inputs, targets) on a device, as the trained module reads them.
+
+    Cached feature maps become float32 on the device, and maps that are not cached are computed there.
 
     Attributes:
-        dataset: The inputs one by one, not on the device.
+        dataset: The inputs one by one.
 
     Args:
         loader: loader of the batches.
@@ -97,9 +99,10 @@ class DeviceLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        ready = self.dataset.maps if isinstance(self.dataset, ComputedFeatures) else Tensor.float
         for inputs, targets in self._loader:
             moved = inputs.to(self._device, non_blocking=True)
-            yield moved.float(), targets.to(self._device, non_blocking=True)
+            yield ready(moved), targets.to(self._device, non_blocking=True)
 
 
 Loader = DataLoader[tuple[Tensor, Tensor]] | DeviceLoader
@@ -108,6 +111,56 @@ Loader = DataLoader[tuple[Tensor, Tensor]] | DeviceLoader
 def smallest_batch(n: int, batch_size: int, accumulation: int) -> int:
     """Return the number of images in the smallest micro-batch of an epoch over n images, over all processes."""
     return max((n % batch_size or batch_size) // accumulation, 1)
+
+
+class ComputedFeatures(Dataset[tuple[Tensor, int]]):
+    """Feature maps of labelled images that are computed whenever they are read; used like a `FeatureSet`.
+
+    `features[i]` is (feature map (C, h, w), class index). Before `start_epoch` it is that of the image without random
+    augmentation.
+
+    Attributes:
+        images: The images with the augmentation of an epoch.
+
+    Args:
+        images: dataset whose transform is a `TransformSpec`.
+        extract: (B, 3, H, W) float32 on `device`, channels last -> (B, C, h, w), in evaluation mode.
+        batch_size: number of images in one call of `extract`.
+        device: device of `extract`.
+    """
+
+    def __init__(
+        self, images: ImageDataset, extract: Callable[[Tensor], Tensor], batch_size: int, device: torch.device
+    ) -> None:
+        assert isinstance(images.transform, TransformSpec)
+        self.images = SeededSamples(images)
+        self._plain = images.with_transform(images.transform.deterministic())
+        self._read: ImageDataset | SeededSamples = self._plain
+        self._extract = extract
+        self._batch_size = batch_size
+        self._device = device
+
+    def start_epoch(self, seed: int) -> None:
+        """Use `seed` for the augmentation from now on."""
+        self.images.start_epoch(seed)
+        self._read = self.images
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> Tensor:
+        """Compute maps: (B, 3, H, W) -> (B, C, h, w) on the device."""
+        batch = images.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        return torch.cat([self._extract(part) for part in torch.split(batch, self._batch_size)])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Several items in one computation; a DataLoader calls this."""
+        images, targets = collate([self._read[index] for index in indices])
+        return list(zip(self.maps(images), targets.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -125,14 +178,14 @@ class Loaders:
 
     train: Loader
     batches: StepBatches
-    samples: FeatureSet | SeededSamples
+    samples: FeatureSet | ComputedFeatures | SeededSamples
     paths: list[str]
     test: Loader
     validation: Loader | None
 
 
 def create_loaders(
-    train: ImageDataset | FeatureSet,
+    train: ImageDataset | FeatureSet | ComputedFeatures,
     test: Dataset[Any],
     validation: Dataset[Any] | None,
     accelerator: Accelerator,
@@ -153,7 +206,7 @@ def create_loaders(
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    samples = train if isinstance(train, FeatureSet) else SeededSamples(train)
+    samples = SeededSamples(train) if isinstance(train, ImageDataset) else train
     return Loaders(
         train=create_loader(samples, workers, accelerator, batch_sampler=batches),
         batches=batches,
@@ -193,7 +246,9 @@ def create_loader(
     Without a `batch_sampler`, each process gets its part of the batches.
     """
     cached = isinstance(samples, FeatureSet)
-    read: Any = range(len(samples)) if cached else samples  # of cached features a whole batch is read at once
+    read: Any = samples.images if isinstance(samples, ComputedFeatures) else samples
+    if cached:
+        read = range(len(samples))  # a whole batch is read at once
     loader = DataLoader(
         read,
         batch_size=1 if batch_sampler is not None else batch_size,
