@@ -94,7 +94,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def split(self, trainable: int) -> "tuple[Backbone, Backbone]":
-        """Cut the network into its first stages and its last `trainable` ones: (B, 3, H, W) -> (B, c, h', w') -> the map.
+        """Cut the network into its first stages and its last `trainable` ones: images -> (B, c, h', w') -> the map.
 
         timm's `feature_info` names the stages; what is before the first of them belongs to it. Both parts share the
         modules of this network, and `out_shape` of the first is the shape of what the second reads. In evaluation mode
@@ -112,21 +112,20 @@ class Backbone(nn.Module):
             if parts is not None and number == trainable:
                 return parts
             possible += [] if parts is None else [f"{number} (all after {ends[-number - 1]})"]
-        choice = f"choose {', '.join(possible)}" if possible else "its stages cannot be run one by one"
+        choice = f"choose {', '.join(possible)}" if possible else "its stages cannot be run one by one; choose"
         raise ConfigError(
-            f"backbone.trainable_stages={trainable} is impossible for {self.name}: {choice}, or null with "
-            "backbone.frozen=false to train it all, or 0 to train none"
+            f"backbone.trainable_stages={trainable} is impossible for {self.name}: {choice}, 0 to train none of it, or "
+            "null with backbone.frozen=false to train all"
         )
 
     def _cut(self, end: str, image: Tensor) -> "tuple[Backbone, Backbone] | None":
         """The parts up to the module `end` and after it; None if they do not give the map."""
-        parts = []
-        for first in (True, False):
-            part = copy.copy(self)
-            part._modules = {"model": _part(self.model, end, first=first)}
-            parts.append(part.eval())
-        mode = self.training
+        parts, mode = [], self.training
         try:
+            for first in (True, False):
+                part = copy.copy(self)
+                part._modules = {"model": _part(self.model, end, first=first)}
+                parts.append(part.eval())
             maps = parts[0](image)
             expected, found = self.eval()(image), parts[1](maps)
             same = found.shape == expected.shape and (found - expected).abs().max() <= _TOLERANCE * expected.abs().max()
