@@ -57,19 +57,19 @@ class _Found:
 
 @dataclass(frozen=True)
 class _File:
-    """One file of maps: of all images of a set, or of `_IMAGES` of a larger one.
+    """One file of maps: of all images of a split, or of `_IMAGES` of a larger one.
 
     Attributes:
         path: Path of the file.
         parts: Everything that determines the maps.
-        first: Index of its first image in the set.
+        images: Its images, with a transform without randomness.
         shape: (views, images, C, h, w).
         dtype: Type of the numbers.
     """
 
     path: Path
     parts: Mapping[str, str]
-    first: int
+    images: ImageDataset
     shape: tuple[int, ...]
     dtype: np.dtype[np.floating]
 
@@ -87,8 +87,7 @@ class _File:
 
 
 def cached_features(
-    dataset: ImageDataset,
-    transform: TransformSpec,
+    splits: Sequence[ImageDataset],
     extract: Extract,
     *,
     map_shape: tuple[int, int, int],
@@ -100,8 +99,8 @@ def cached_features(
     device: torch.device | str = "cpu",
     dtype: str = "float32",
     max_gb: float | None = None,
-) -> FeatureSet:
-    """Feature maps of all images, read from the cache, or computed by `extract` and written to it.
+) -> list[FeatureSet]:
+    """Feature maps of all images of some splits, read from the cache, or computed by `extract` and written to it.
 
     A transform that mirrors gives two views of each image, plain and mirrored; any other gives one. The mirrored view
     is the transformed tensor flipped left to right. This equals the transform of the flipped image except for rounding
@@ -111,13 +110,13 @@ def cached_features(
     of the set meanwhile, or wait. If that one is killed, another takes over.
 
     Args:
-        dataset: the images; its own transform is not used.
-        transform: a recipe without randomness except mirroring; random crops and RandAugment cannot be cached.
+        splits: images with a `TransformSpec` without randomness except mirroring; random crops and RandAugment cannot
+            be cached. There must be room for the maps of all before the first is computed.
         extract: (B, 3, H, W) float32 on `device`, channels last -> (B, C, h, w), called in inference mode.
             It must put its model in eval mode itself.
         map_shape: (C, h, w) of `extract`. It tells the size before an image is read.
         key_parts: everything that determines `extract`, e.g. {"backbone": name, "weights": digest}. The key consists of
-            these, the transform, the dataset's fingerprint and content, views, dtype, the kind of device and the format
+            these, the transform, the split's fingerprint and content, views, dtype, the kind of device and the format
             that torch rounds the factors of float32 products to (TF32, bfloat16, that of autocast).
         cache_dir: folder of the cache files.
         look_in: another folder that may hold the maps; nothing is written to it.
@@ -135,56 +134,63 @@ def cached_features(
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"feature dtype {dtype!r} is unknown; choose one of {', '.join(_DTYPES)}")
+    device, numbers = torch.device(device), np.dtype(dtype)
+    folders = [cache_dir] if look_in is None else [cache_dir, look_in]
+    planned = [_plan(split, map_shape, key_parts, numbers, device.type, folders) for split in splits]
+    files = {file.path: file for of_split in planned for file in of_split}
+    found = {path: maps for path in files if (maps := _find_in(path, folders)) is not None}
+    if len(found) < len(files):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        extracted = partial(_extract_views, extract, batch_size, workers, device)
+        _compute_missing(list(files.values()), found, extracted, max_gb)
+    return [
+        _in_use(
+            FeatureSet(
+                {file.path: found[file.path].maps for file in of_split},
+                split.targets,
+                split.classes,
+                seconds=sum(found[file.path].seconds for file in of_split),
+                from_cache=not any(found[file.path].computed for file in of_split),
+            )
+        )
+        for split, of_split in zip(splits, planned, strict=True)
+    ]
+
+
+def _plan(
+    split: ImageDataset,
+    map_shape: tuple[int, int, int],
+    key_parts: Mapping[str, str],
+    dtype: np.dtype[np.floating],
+    kind: str,
+    folders: Sequence[Path],
+) -> list[_File]:
+    """The files of a split, in the first folder: one, or several where there are many images."""
+    transform = split.transform
+    assert isinstance(transform, TransformSpec)
     if not transform.repeats:
         raise ConfigError(
             f"crop={transform.crop!r} with randaugment={transform.randaugment!r} is random in training and cannot be "
             "cached: use crop='center' and no randaugment, or compute the maps in every epoch (cache.enabled=false)"
         )
-    images, device = dataset.with_transform(transform.deterministic()), torch.device(device)
-    shape = (2 if transform.mirrors else 1, len(images), *map_shape)
-    conditions = _conditions(images, {**key_parts, "views": str(shape[0]), "dtype": dtype}, device.type)
-    folders = [cache_dir] if look_in is None else [cache_dir, look_in]
-    files = _plan(conditions, shape, np.dtype(dtype), folders)
-    found = {file.path: maps for file in files if (maps := _find_in(file.path, folders)) is not None}
-    if len(found) < len(files):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        extracted = partial(_extract_views, images, extract, batch_size, workers, device)
-        _compute_missing(files, found, extracted, max_gb)
-    return _in_use(
-        FeatureSet(
-            {file.path: found[file.path].maps for file in files},
-            dataset.targets,
-            dataset.classes,
-            seconds=sum(maps.seconds for maps in found.values()),
-            from_cache=not any(maps.computed for maps in found.values()),
-        )
-    )
+    fixed, views = transform.deterministic(), 2 if transform.mirrors else 1
+    conditions = {"transform": repr(fixed), "views": str(views), "dtype": dtype.name}
+    if split.content is None:
+        conditions["dataset"] = fingerprint(split)
+    else:  # wherever the files lie, and whenever they were written
+        conditions |= {"dataset": fingerprint(split, times=False), "content": split.content}
+    parts = {**key_parts, **conditions, "device": kind, **float32_precision(kind)}
+    images = split.with_transform(fixed)
 
+    def file(part: ImageDataset, own: Mapping[str, str]) -> _File:
+        return _File(folders[0] / _file_name(own), own, part, (views, len(part), *map_shape), dtype)
 
-def _conditions(images: ImageDataset, key_parts: Mapping[str, str], kind: str) -> dict[str, str]:
-    """Everything that determines the maps of a set, for a kind of device."""
-    parts = {**key_parts, "transform": repr(images.transform), "device": kind, **float32_precision(kind)}
-    if images.content is None:
-        return {**parts, "dataset": fingerprint(images)}
-    # wherever the files lie, and whenever they were written
-    return {**parts, "dataset": fingerprint(images, times=False), "content": images.content}
-
-
-def _plan(
-    parts: Mapping[str, str], shape: tuple[int, ...], dtype: np.dtype[np.floating], folders: Sequence[Path]
-) -> list[_File]:
-    """The files of a set, in the first folder: one, or several where there are many images."""
-    views, count, *rest = shape
-    whole = _File(folders[0] / _file_name(parts), parts, 0, shape, dtype)
+    whole = file(images, parts)
     # earlier versions wrote one file, whatever its size
-    if count <= _IMAGES or any((folder / whole.path.name).is_file() for folder in folders):
+    if len(images) <= _IMAGES or any((folder / whole.path.name).is_file() for folder in folders):
         return [whole]
-    files = []
-    for first in range(0, count, _IMAGES):
-        images = min(_IMAGES, count - first)
-        own = {**parts, "images": f"{first} to {first + images - 1}"}
-        files.append(_File(folders[0] / _file_name(own), own, first, (views, images, *rest), dtype))
-    return files
+    ranges = [range(first, min(first + _IMAGES, len(images))) for first in range(0, len(images), _IMAGES)]
+    return [file(images.subset(part), {**parts, "images": f"{part[0]} to {part[-1]}"}) for part in ranges]
 
 
 def _compute_missing(
@@ -193,7 +199,7 @@ def _compute_missing(
     extracted: Callable[[_File], Iterator[list[NDArray[np.floating]]]],
     max_gb: float | None,
 ) -> None:
-    """Add the missing files of a set to `found`: first those that nobody computes, then those that others computed."""
+    """Add the missing files to `found`: first those that nobody computes, then those that others computed."""
     for wait in (False, True):
         for file in files:
             if file.path in found:
@@ -262,15 +268,14 @@ def _in_use(features: FeatureSet) -> FeatureSet:
 
 @torch.inference_mode()
 def _extract_views(
-    images: ImageDataset, extract: Extract, batch_size: int, workers: int, device: torch.device, file: _File
+    extract: Extract, batch_size: int, workers: int, device: torch.device, file: _File
 ) -> Iterator[list[NDArray[np.floating]]]:
     """For each batch of the images of a file, in order: a list with one array (B, C, h, w) for each view.
 
     On a GPU a batch is copied to the host while the next one is computed.
     """
-    views, count, *shape = file.shape
-    part = images.subset(range(file.first, file.first + count))
-    loader = DataLoader(part, batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    views, _, *shape = file.shape
+    loader = DataLoader(file.images, batch_size=batch_size, num_workers=workers, collate_fn=collate)
     copies: deque[Callable[[], list[NDArray[np.floating]]]] = deque()
     for inputs, _ in tqdm(loader, desc="features", unit="batch", disable=None):
         # channels last: 2.6 times faster inference on a CPU
@@ -318,7 +323,7 @@ def _finite(features: Tensor) -> NDArray[np.floating]:
 def _write(
     file: _File, files: Sequence[_File], batches: Iterator[list[NDArray[np.floating]]], max_gb: float | None
 ) -> float:
-    """Write one file of a set batch by batch, and its card; return the seconds.
+    """Write one of `files` batch by batch, and its card; return the seconds.
 
     Raises:
         ConfigError, DatasetError: no room; before the first batch is computed, if possible.
@@ -374,7 +379,7 @@ def _card_of(path: Path) -> Path:
 def _reserved(file: _File, files: Sequence[_File], max_gb: float | None) -> Iterator[IO[bytes]]:
     """Open a temporary file that has its full size from the start and becomes `file.path` when the block ends.
 
-    There must be room for all files of the set that nobody has begun. Only one run at a time makes room, so that no two
+    There must be room for all of `files` that nobody has begun. Only one run at a time makes room, so that no two
     take the same.
     """
     folder = file.path.parent

@@ -90,7 +90,7 @@ class Restored:
         if not self.config.backbone.frozen:
             return self.images
         extractor = create_extractor(self.config, self.backbone, self.weights_digest, self.device)
-        return split_features(self.config, self.images, extractor, look_in=self.look_in)
+        return split_features(self.config, [self.images], extractor, look_in=self.look_in)[0]
 
 
 def restore_run(

@@ -233,11 +233,10 @@ def prepare(
     seconds = 0.0
     if config.backbone.frozen:
         extractor = create_extractor(config, backbone, digests["weights"], device)
-        for name, split in read.items():
-            if split is not None:
-                read[name] = features = split_features(config, split, extractor)
-                if isinstance(features, FeatureSet) and not features.from_cache:
-                    seconds += features.seconds
+        splits = {name: split for name, split in read.items() if split is not None}
+        features = split_features(config, list(splits.values()), extractor)
+        read |= dict(zip(splits, features, strict=True))
+        seconds = sum(part.seconds for part in features if isinstance(part, FeatureSet) and not part.from_cache)
     loaders = create_loaders(
         **read,
         accelerator=accelerator,
@@ -469,19 +468,17 @@ def create_extractor(config: RunConfig, backbone: Backbone, digest: str, device:
 
 
 def split_features(
-    config: RunConfig, images: ImageDataset, extractor: Extractor, *, look_in: Path | None = None
-) -> FeatureSet | ComputedFeatures:
-    """Return the feature maps of one split: from the cache, or from the folder `look_in`, or computed when read."""
-    assert isinstance(images.transform, TransformSpec)
+    config: RunConfig, splits: Sequence[ImageDataset], extractor: Extractor, *, look_in: Path | None = None
+) -> Sequence[FeatureSet | ComputedFeatures]:
+    """Return the feature maps of some splits: from the cache, or from the folder `look_in`, or computed when read."""
     batch_size = inference_batch_size(config, extractor.device)
     if not config.cache.enabled:
-        return ComputedFeatures(images, extractor.module, batch_size, extractor.device)
+        return [ComputedFeatures(images, extractor.module, batch_size, extractor.device) for images in splits]
     settings = asdict(replace(config.backbone, pretrained=False, weights=None))  # the digest says which weights
     if settings["trainable_stages"] is None:
         del settings["trainable_stages"]  # earlier versions did not have it
     return cached_features(
-        images,
-        images.transform,
+        splits,
         extractor.module,
         map_shape=extractor.module.out_shape,
         key_parts={"backbone": json.dumps(settings, sort_keys=True), "weights": extractor.digest},

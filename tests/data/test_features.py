@@ -34,7 +34,7 @@ def features_of(dataset: ImageDataset, extract: Any, spec: TransformSpec | None 
     spec = spec or transform()
     options = {"key_parts": {"weights": "w"}, "cache_dir": dataset.root / "cache", "batch_size": 3, **options}
     options = {"map_shape": (3, spec.size // 4, spec.size // 4), **options}
-    return cached_features(dataset, spec, extract, **options)
+    return cached_features([dataset.with_transform(spec)], extract, **options)[0]
 
 
 def cache_files(dataset: ImageDataset) -> list[str]:

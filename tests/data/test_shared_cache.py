@@ -37,17 +37,9 @@ def features_of(dataset: ImageDataset, extract: Backbone, name: str = "a", entri
     """Maps of a backbone called `name`, in a cache limited to so many entries."""
     spec = TransformSpec(training=False, size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
     limit = None if entries is None else entries * SIZE / 1e9
-    folder = dataset.root / "cache"
-    return cached_features(
-        dataset,
-        spec,
-        extract,
-        map_shape=(3, 4, 4),
-        key_parts={"weights": name},
-        cache_dir=folder,
-        batch_size=3,
-        max_gb=limit,
-    )
+    options = {"cache_dir": dataset.root / "cache", "batch_size": 3, "max_gb": limit}
+    split = dataset.with_transform(spec)
+    return cached_features([split], extract, map_shape=(3, 4, 4), key_parts={"weights": name}, **options)[0]
 
 
 def kinds(dataset: ImageDataset) -> list[str]:

@@ -57,7 +57,7 @@ def test_without_a_cache_images_may_be_cropped_and_are_read_once_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tmp_path, "run", None, cached=False)
-    config.dataset.transform.crop, config.trainer.probe_images = "random", 0
+    config.dataset.transform.crop, config.dataset.transform.resize_size = "random", 80
     config.trainer.epochs = 3
     reads: list[Path] = []
     decode = ImageDataset.decode
