@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -139,22 +139,23 @@ def cached_features(
     planned = [_plan(split, map_shape, key_parts, numbers, device.type, folders) for split in splits]
     files = {file.path: file for of_split in planned for file in of_split}
     found = {path: maps for path in files if (maps := _find_in(path, folders)) is not None}
-    if len(found) < len(files):
+    missing = [file for path, file in files.items() if path not in found]
+    if missing:
         cache_dir.mkdir(parents=True, exist_ok=True)
         extracted = partial(_extract_views, extract, batch_size, workers, device)
-        _compute_missing(list(files.values()), found, extracted, max_gb)
-    return [
-        _in_use(
-            FeatureSet(
-                {file.path: found[file.path].maps for file in of_split},
-                split.targets,
-                split.classes,
-                seconds=sum(found[file.path].seconds for file in of_split),
-                from_cache=not any(found[file.path].computed for file in of_split),
-            )
+        found |= _compute(missing, extracted, max_gb, keep=files.keys())
+    sets = [
+        FeatureSet(
+            {file.path: found[file.path].maps for file in of_split},
+            split.targets,
+            split.classes,
+            seconds=sum(found[file.path].seconds for file in of_split),
+            from_cache=not any(found[file.path].computed for file in of_split),
         )
         for split, of_split in zip(splits, planned, strict=True)
     ]
+    _used.update(sets)
+    return sets
 
 
 def _plan(
@@ -193,13 +194,18 @@ def _plan(
     return [file(images.subset(part), {**parts, "images": f"{part[0]} to {part[-1]}"}) for part in ranges]
 
 
-def _compute_missing(
+def _compute(
     files: Sequence[_File],
-    found: dict[Path, _Found],
     extracted: Callable[[_File], Iterator[list[NDArray[np.floating]]]],
     max_gb: float | None,
-) -> None:
-    """Add the missing files to `found`: first those that nobody computes, then those that others computed."""
+    *,
+    keep: Set[Path],
+) -> dict[Path, _Found]:
+    """Write files that are missing and read what others write: first those that nobody computes, then the others.
+
+    To make room, no file in `keep` is evicted.
+    """
+    found: dict[Path, _Found] = {}
     for wait in (False, True):
         for file in files:
             if file.path in found:
@@ -210,9 +216,11 @@ def _compute_missing(
                     continue
                 maps = _find(file.path)  # another run may have written it meanwhile
                 if maps is None:
-                    seconds = _write(file, files, extracted(file), max_gb)
+                    with _reserved(file, files, max_gb, keep) as opened:
+                        seconds = _write(opened, file, extracted(file))
                     maps = _Found(open_maps(file.path), seconds, computed=True)
                 found[file.path] = maps
+    return found
 
 
 def _file_name(parts: Mapping[str, str]) -> str:
@@ -261,11 +269,6 @@ def _checksum(path: Path) -> str:
     return f"{value:08x}"
 
 
-def _in_use(features: FeatureSet) -> FeatureSet:
-    _used.add(features)
-    return features
-
-
 @torch.inference_mode()
 def _extract_views(
     extract: Extract, batch_size: int, workers: int, device: torch.device, file: _File
@@ -275,11 +278,12 @@ def _extract_views(
     On a GPU a batch is copied to the host while the next one is computed.
     """
     views, _, *shape = file.shape
-    loader = DataLoader(file.images, batch_size=batch_size, num_workers=workers, collate_fn=collate)
+    options: dict[str, Any] = {"num_workers": workers, "collate_fn": collate, "pin_memory": device.type == "cuda"}
+    loader = DataLoader(file.images, batch_size=batch_size, **options)
     copies: deque[Callable[[], list[NDArray[np.floating]]]] = deque()
     for inputs, _ in tqdm(loader, desc="features", unit="batch", disable=None):
         # channels last: 2.6 times faster inference on a CPU
-        batch = inputs.to(device).contiguous(memory_format=torch.channels_last)
+        batch = inputs.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         maps = [extract(batch if view == 0 else batch.flip(-1)) for view in range(views)]
         for features in maps:
             if list(features.shape[1:]) != shape:
@@ -320,29 +324,16 @@ def _finite(features: Tensor) -> NDArray[np.floating]:
     return array
 
 
-def _write(
-    file: _File, files: Sequence[_File], batches: Iterator[list[NDArray[np.floating]]], max_gb: float | None
-) -> float:
-    """Write one of `files` batch by batch, and its card; return the seconds.
-
-    Raises:
-        ConfigError, DatasetError: no room; before the first batch is computed, if possible.
-    """
+def _write(opened: IO[bytes], file: _File, batches: Iterator[list[NDArray[np.floating]]]) -> float:
+    """Write a file batch by batch, and its card; return the seconds."""
     start = time.perf_counter()
-    try:
-        # plain writes: on a full disk a sparse memory map would end the process with SIGBUS
-        with _reserved(file, files, max_gb) as opened:
-            opened.write(file.header)
-            _write_views(opened, batches, file)
-            opened.flush()
-            seconds = time.perf_counter() - start
-            card = {"parts": file.parts, "shape": file.shape, "seconds": seconds, "bytes": file.bytes}
-            # the card first: a file without one could be anybody's, and would never be evicted
-            write_json_atomic(_card_of(file.path), card | {"crc32": _checksum(Path(opened.name))})
-    except OSError as error:
-        if error.errno not in _DISK_FULL:
-            raise
-        raise _disk_full(file.path.parent, file.bytes) from error
+    opened.write(file.header)
+    _write_views(opened, batches, file)
+    opened.flush()
+    seconds = time.perf_counter() - start
+    card = {"parts": file.parts, "shape": file.shape, "seconds": seconds, "bytes": file.bytes}
+    # the card first: a file without one could be anybody's, and would never be evicted
+    write_json_atomic(_card_of(file.path), card | {"crc32": _checksum(Path(opened.name))})
     return seconds
 
 
@@ -376,27 +367,35 @@ def _card_of(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _reserved(file: _File, files: Sequence[_File], max_gb: float | None) -> Iterator[IO[bytes]]:
+def _reserved(file: _File, files: Sequence[_File], max_gb: float | None, keep: Set[Path]) -> Iterator[IO[bytes]]:
     """Open a temporary file that has its full size from the start and becomes `file.path` when the block ends.
 
     There must be room for all of `files` that nobody has begun. Only one run at a time makes room, so that no two
     take the same.
+
+    Raises:
+        ConfigError, DatasetError: no room, or the disk fills up in the block.
     """
-    folder = file.path.parent
-    with contextlib.ExitStack() as stack:
-        with locked(folder / "cache.lock", on_wait=lambda: None) as held:
-            if held:  # without locks, another run may be writing
-                _remove_leftovers(file.path)
-            begun = {_name_of(path) for path in _unfinished(folder)}
-            missing = [part for part in files if not part.path.is_file() and part.path.stem not in begun]
-            needed = sum(part.bytes for part in missing) or file.bytes
-            if needed > shutil.disk_usage(folder).free:
-                raise _disk_full(folder, needed)
-            if max_gb is not None:
-                _make_room(folder, needed, max_gb, {part.path for part in files})
-            opened = stack.enter_context(stack.enter_context(atomic_path(file.path)).open("xb"))
-            opened.truncate(file.bytes)
-        yield opened
+    folder, needed = file.path.parent, file.bytes
+    try:
+        with contextlib.ExitStack() as stack:
+            with locked(folder / "cache.lock", on_wait=lambda: None) as held:
+                if held:  # without locks, another run may be writing
+                    _remove_leftovers(file.path)
+                begun = {file.path.stem, *map(_name_of, _unfinished(folder))}
+                needed += sum(part.bytes for part in files if part.path.stem not in begun and not part.path.is_file())
+                if needed > shutil.disk_usage(folder).free:
+                    raise _disk_full(folder, needed)
+                if max_gb is not None:
+                    _make_room(folder, needed, max_gb, keep)
+                # plain writes: on a full disk a sparse memory map would end the process with SIGBUS
+                opened = stack.enter_context(stack.enter_context(atomic_path(file.path)).open("xb"))
+                opened.truncate(file.bytes)
+            yield opened
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise _disk_full(folder, needed) from error
 
 
 def _remove_leftovers(own: Path) -> None:

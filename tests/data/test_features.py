@@ -204,6 +204,24 @@ def test_too_little_room_is_seen_before_writing(dataset: ImageDataset, monkeypat
     assert cache_files(dataset) == []
 
 
+def test_there_must_be_room_for_all_splits(dataset: ImageDataset) -> None:
+    backbone, size = Backbone(), 128 + COUNT * 3 * 4 * 4 * 4
+    splits = [
+        dataset.with_transform(transform(hflip=False, size=16)),
+        dataset.subset([0, 1]).with_transform(transform()),
+    ]
+    with pytest.raises(ConfigError, match=r"Raise cache\.max_gb to"):
+        cached_features(
+            splits,
+            backbone,
+            map_shape=(3, 4, 4),
+            key_parts={},
+            cache_dir=dataset.root / "cache",
+            max_gb=(size + 100) / 1e9,
+        )
+    assert backbone.calls == 0 and cache_files(dataset) == []
+
+
 def test_an_interrupted_computation_leaves_nothing_behind(dataset: ImageDataset) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
