@@ -528,9 +528,8 @@ def test_a_pickle_in_the_feature_cache_is_computed_again(tmp_path: Path, save: C
     images = create_dataset("folder", root=folder_of(tmp_path / "images", "0.png"))
 
     def features() -> Any:
-        return cached_features(
-            images, SPEC, lambda x: x, map_shape=(3, 4, 4), key_parts={}, cache_dir=tmp_path / "cache"
-        )
+        shown = [images.with_transform(SPEC)]
+        return cached_features(shown, lambda x: x, map_shape=(3, 4, 4), key_parts={}, cache_dir=tmp_path / "cache")[0]
 
     first = features()
     expected = first[0][0].clone()
