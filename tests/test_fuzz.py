@@ -135,7 +135,9 @@ SPEC = TransformSpec(size=4, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bil
 
 def read_cache(root: Path) -> object:
     images = create_dataset("folder", root=root / "images")
-    return cached_features(images, SPEC, lambda x: x, key_parts={}, cache_dir=root / "cache")[0]
+    return cached_features(
+        [images.with_transform(SPEC)], lambda x: x, map_shape=(3, 4, 4), key_parts={}, cache_dir=root / "cache"
+    )[0][0]
 
 
 def cache(ending: str) -> Target:

@@ -528,19 +528,20 @@ def test_a_pickle_in_the_feature_cache_is_computed_again(tmp_path: Path, save: C
     images = create_dataset("folder", root=folder_of(tmp_path / "images", "0.png"))
 
     def features() -> Any:
-        return cached_features(images, SPEC, lambda x: x, key_parts={}, cache_dir=tmp_path / "cache")
+        shown = [images.with_transform(SPEC)]
+        return cached_features(shown, lambda x: x, map_shape=(3, 4, 4), key_parts={}, cache_dir=tmp_path / "cache")[0]
 
     first = features()
     expected = first[0][0].clone()
-    shape, size = list(first.shape), first.path.stat().st_size
+    shape, size = list(first.shape), first.paths[0].stat().st_size
     other = tmp_path / ("other.npz" if save is save_npz else "other.npy")
     save(Canary(tmp_path / "executed"), other)
-    shutil.move(other, first.path)
-    card = json.loads(first.path.with_suffix(".json").read_text())
-    first.path.with_suffix(".json").write_text(json.dumps(card | {"bytes": first.path.stat().st_size}))
+    shutil.move(other, first.paths[0])
+    card = json.loads(first.paths[0].with_suffix(".json").read_text())
+    first.paths[0].with_suffix(".json").write_text(json.dumps(card | {"bytes": first.paths[0].stat().st_size}))
     again = features()
     assert not again.from_cache and again[0][0].equal(expected)
-    assert (list(again.shape), again.path.stat().st_size) == (shape, size)
+    assert (list(again.shape), again.paths[0].stat().st_size) == (shape, size)
     assert not (tmp_path / "executed").exists()
 
 

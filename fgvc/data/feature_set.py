@@ -1,6 +1,6 @@
-"""A dataset of feature maps that are read from a memory-mapped file."""
+"""A dataset of feature maps that are read from memory-mapped files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,24 +31,36 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
 
     `features[i]` is (feature map (C, h, w) float32, class index). With two views, `start_epoch` draws
     one for each image; before the first call it is the plain image. The set takes no more memory than the batches that
-    are read, and can be sent to worker processes. As long as it lives, this process does not evict its file; where
-    another one does, it stays readable.
+    are read, and can be sent to worker processes. As long as it lives, this process does not evict its files; where
+    another one does, they stay readable.
 
     Attributes:
-        path: .npy file of shape (views, N, C, h, w).
+        paths: .npy files of shape (views, images, C, h, w), one after the other.
         targets: Class index of each image.
         classes: Class names.
         seconds: Time that the computation of the maps took, in this call or in an earlier one.
-        from_cache: Whether the maps were computed by an earlier call.
+        from_cache: Whether the maps were computed by earlier calls.
+
+    Args:
+        maps: opened files by path, see `open_maps`; the others are attributes.
     """
 
-    def __init__(self, path: Path, targets: list[int], classes: list[str], *, seconds: float, from_cache: bool) -> None:
-        self.path = path
+    def __init__(
+        self,
+        maps: Mapping[Path, NDArray[np.floating]],
+        targets: list[int],
+        classes: list[str],
+        *,
+        seconds: float,
+        from_cache: bool,
+    ) -> None:
+        self.paths = list(maps)
         self.targets = targets
         self.classes = classes
         self.seconds = seconds
         self.from_cache = from_cache
-        self._maps = open_maps(path)
+        self._maps = list(maps.values())
+        self._ends = np.cumsum([part.shape[1] for part in self._maps])
         self._target_tensor = torch.tensor(targets)
         self._views = np.zeros(len(targets), dtype=np.int64)
 
@@ -57,12 +69,13 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._maps = open_maps(self.path)
+        self._maps = [open_maps(path) for path in self.paths]
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(views, N, C, h, w)."""
-        return self._maps.shape
+        views, _, *rest = self._maps[0].shape
+        return (views, len(self), *rest)
 
     def start_epoch(self, seed: int) -> None:
         """Draw a view for each image; the seed fixes the choice."""
@@ -78,9 +91,17 @@ class FeatureSet(Dataset[tuple[Tensor, int]]):
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
         """Several items in one read; a DataLoader calls this."""
         maps, targets = self.batch(indices)
-        return list(zip(maps, targets.tolist(), strict=True))
+        return list(zip(maps.float(), targets.tolist(), strict=True))
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Feature maps (B, C, h, w) float32, in the current view of each image, and targets (B,) int64."""
+        """Feature maps (B, C, h, w) as stored, in the current view of each image, and targets (B,) int64."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return torch.from_numpy(self._maps[self._views[chosen], chosen]).float(), self._target_tensor[chosen]
+        views, targets = self._views[chosen], self._target_tensor[chosen]
+        if len(self._maps) == 1:
+            return torch.from_numpy(self._maps[0][views, chosen]), targets
+        files = np.searchsorted(self._ends, chosen, side="right")
+        maps = np.empty((len(chosen), *self.shape[2:]), self._maps[0].dtype)
+        for file in np.unique(files):
+            here, part = files == file, self._maps[file]
+            maps[here] = part[views[here], chosen[here] - self._ends[file] + part.shape[1]]
+        return torch.from_numpy(maps), targets

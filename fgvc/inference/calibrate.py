@@ -117,8 +117,8 @@ def fit_calibration(
     config.trainer.precision = "no"  # logits in float32, as in a prediction
     accelerator = create_accelerator(config, path, training=False)
     restored = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root, cache=cache, split=split)
-    loader = create_loader(restored.inputs(), config.trainer.workers, batch_size=config.trainer.eval_batch_size)
-    module, loader = accelerator.prepare(restored.trained, loader)
+    trainer, module = config.trainer, accelerator.prepare(restored.trained)
+    loader = create_loader(restored.inputs(), trainer.workers, accelerator, batch_size=trainer.eval_batch_size)
     logits, targets = _collect_logits(module, loader, accelerator, split)  # (N, num_classes), (N,)
     if not torch.isfinite(logits).all():
         raise RunError(f"{path}: the {checkpoint} weights give logits that are not finite; train the run again")

@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from fgvc.data import VIEWS, TransformSpec, ViewTransform, collate, resized_spec
+from fgvc.data import VIEWS, TransformSpec, ViewTransform, resized_spec
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.restore import Restored, restore_run
 from fgvc.inference.retrieval import Retrieval, measure_retrieval
@@ -121,7 +121,7 @@ def evaluate_run(
     descriptors: list[Tensor] = []
     if retrieval:  # kept on the way to the logits, so that the images go through the network once
         restored.head.pooling.register_forward_hook(lambda _, __, output: descriptors.append(output.float().cpu()))
-    module, loader = accelerator.prepare(*_module_and_loader(restored, transform, own))
+    module, loader = _module_and_loader(restored, transform, own, accelerator)
     evaluation = evaluate(module, loader, accelerator, "test")
     if not math.isfinite(evaluation.loss):
         raise RunError(f"{path}: the {checkpoint} weights give a loss of {evaluation.loss}; train the run again")
@@ -165,18 +165,20 @@ def evaluate_run(
     return result
 
 
-def _module_and_loader(restored: Restored, transform: ViewTransform, own: TransformSpec) -> tuple[nn.Module, Loader]:
+def _module_and_loader(
+    restored: Restored, transform: ViewTransform, own: TransformSpec, accelerator: Accelerator
+) -> tuple[nn.Module, Loader]:
     """Return the module and its batches: cached feature maps if they hold this view, otherwise images."""
     config = restored.config
     if config.backbone.frozen and transform == ViewTransform(own.deterministic()):
-        return restored.trained, create_loader(
-            restored.inputs(), config.trainer.workers, batch_size=config.trainer.eval_batch_size
-        )
+        inputs, trainer = restored.inputs(), config.trainer
+        loader: Loader = create_loader(inputs, trainer.workers, accelerator, batch_size=trainer.eval_batch_size)
+        return accelerator.prepare(restored.trained), loader
     # each image takes the memory of several views
     batch_size = max(inference_batch_size(config, restored.device) // VIEWS[transform.views], 1)
     images: Any = restored.images.with_transform(transform)
-    loader: Loader = DataLoader(images, batch_size=batch_size, num_workers=config.trainer.workers, collate_fn=collate)
-    return ViewAverage(restored.model), loader
+    loader = create_loader(images, config.trainer.workers, accelerator, batch_size=batch_size)
+    return accelerator.prepare(ViewAverage(restored.model)), loader
 
 
 def _name(checkpoint: str, transform: ViewTransform, own: TransformSpec) -> str:

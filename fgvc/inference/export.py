@@ -145,6 +145,7 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
         },
         "started_from": _started_from(config),
         "frozen": config.backbone.frozen,
+        "trainable_stages": config.backbone.trainable_stages,
         "seed": config.seed,
         "status": summary.get("status"),
         "epochs": summary.get("epochs"),
@@ -208,9 +209,10 @@ def _summary(facts: Facts, cards: Path | None) -> str:
     hybrid = facts["hybrid"]
     stages = "`{first}` until epoch {switch_epoch}, then `{then}`".format_map(hybrid) if hybrid else "one"
     reduced = facts["reduction"] is not None and is_second_order(facts["method"])
+    last = f" except the last {facts['trainable_stages']} stages" if facts["trainable_stages"] else ""
     rows = {
         "architecture": facts["backbone"] + (", last stage without stride" if facts["last_stride"] == 1 else ""),
-        "started from": facts["started_from"] + (", kept frozen" if facts["frozen"] else ""),
+        "started from": facts["started_from"] + (", kept frozen" if facts["frozen"] else "") + last,
         "pooling": f"`{facts['method']}`" + "".join(f", {key}={value}" for key, value in facts["options"].items()),
         "stages of the training": stages,
         "gradient in training": facts["gradient"] or "as published",

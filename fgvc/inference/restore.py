@@ -20,12 +20,14 @@ from fgvc.pooling import is_second_order
 from fgvc.runs.config import CacheConfig, MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Run, read_run
+from fgvc.training.batches import ComputedFeatures
 from fgvc.training.seeds import seed_epoch
 from fgvc.training.setup import (
     build_backbone,
     build_model,
     build_transform,
     check_arithmetic,
+    create_extractor,
     fold_backbone,
     hold_out,
     open_split,
@@ -44,7 +46,7 @@ class Restored:
 
     Attributes:
         config: Configuration of the run; `dataset.root` is the current folder of the images.
-        trained: Module with saved weights: the whole model, or only the head if the backbone is frozen.
+        trained: Module with saved weights: the whole model, or the head, with the last stages if they were trained too.
         backbone: Backbone of the model.
         head: Head of the model.
         images: Requested split.
@@ -65,9 +67,10 @@ class Restored:
     @property
     def model(self) -> FineGrainedModel:
         """The whole model: test images (B, 3, size, size) on the device -> logits."""
-        if isinstance(self.trained, FineGrainedModel):
+        if not self.config.backbone.frozen:
+            assert isinstance(self.trained, FineGrainedModel)
             return self.trained
-        return FineGrainedModel(fold_backbone(self.config, self.backbone, self.device), self.head)
+        return FineGrainedModel(fold_backbone(self.config, self.backbone.eval(), self.device), self.head)
 
     @torch.no_grad()
     def pooling_input(self, inputs: Tensor) -> Tensor:
@@ -79,17 +82,15 @@ class Restored:
         for inputs, targets in DataLoader(self.inputs(), batch_size=self.config.trainer.eval_batch_size):
             yield self.pooling_input(inputs), targets
 
-    def inputs(self) -> ImageDataset | FeatureSet:
-        """Return the inputs of `trained` for the split: images, or feature maps if the backbone is frozen.
+    def inputs(self) -> ImageDataset | FeatureSet | ComputedFeatures:
+        """Return the inputs of `trained` for the split: images, or maps of the frozen part of the backbone.
 
         Feature maps that are not in the cache are computed.
         """
         if not self.config.backbone.frozen:
             return self.images
-        extractor = fold_backbone(self.config, self.backbone, self.device)
-        return split_features(
-            self.config, self.images, extractor, self.weights_digest, self.device, look_in=self.look_in
-        )
+        extractor = create_extractor(self.config, self.backbone, self.weights_digest, self.device)
+        return split_features(self.config, [self.images], extractor, look_in=self.look_in)[0]
 
 
 def restore_run(
@@ -205,7 +206,7 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
             f"(sha256 {digest[:12]}; in training {str(run.weights_digest)[:12]}, see weights_digest in summary.json); "
             "restore the same file"
         )
-    trained = model.head if config.backbone.frozen else model
+    trained = trained_part(config, model) if config.backbone.frozen else model
     if wrong := not_floating(weights, trained.state_dict()):
         file = folder.weights_file(checkpoint)
         raise RunError(f"{file} is damaged: no floating numbers{listed(wrong)}; restore it, or train the run again")

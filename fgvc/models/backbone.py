@@ -92,6 +92,51 @@ class Backbone(nn.Module):
         )
         return maps[-1]
 
+    @torch.no_grad()
+    def split(self, trainable: int) -> "tuple[Backbone, Backbone]":
+        """Cut the network into its first stages and its last `trainable` ones: images -> (B, c, h', w') -> the map.
+
+        timm's `feature_info` names the stages; what is before the first of them belongs to it. Both parts share the
+        modules of this network, and `out_shape` of the first is the shape of what the second reads. In evaluation mode
+        one after the other gives the map of the whole on a random image, which is checked here.
+
+        Raises:
+            ConfigError: the network has no such stages, or they do not follow one another.
+        """
+        ends = [info["module"] for info in getattr(self.model, "feature_info", None) or []]
+        side, device = self.data_config["input_size"][-1], next(self.parameters()).device
+        image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+        possible = []
+        for number in sorted(range(1, len(ends)), key=lambda number: number != trainable):  # the one asked for first
+            parts = self._cut(ends[-number - 1], image)
+            if parts is not None and number == trainable:
+                return parts
+            possible += [] if parts is None else [f"{number} (all after {ends[-number - 1]})"]
+        choice = f"choose {', '.join(possible)}" if possible else "its stages cannot be run one by one; choose"
+        raise ConfigError(
+            f"backbone.trainable_stages={trainable} is impossible for {self.name}: {choice}, 0 to train none of it, or "
+            "null with backbone.frozen=false to train all"
+        )
+
+    def _cut(self, end: str, image: Tensor) -> "tuple[Backbone, Backbone] | None":
+        """The parts up to the module `end` and after it; None if they do not give the map."""
+        parts, mode = [], self.training
+        try:
+            for first in (True, False):
+                part = copy.copy(self)
+                part._modules = {"model": _part(self.model, end, first=first)}
+                parts.append(part.eval())
+            maps = parts[0](image)
+            expected, found = self.eval()(image), parts[1](maps)
+            same = found.shape == expected.shape and (found - expected).abs().max() <= _TOLERANCE * expected.abs().max()
+        except Exception:  # each network fails in its own way where its stages are no chain
+            return None
+        finally:
+            self.train(mode)
+        parts[0].out_shape = tuple(maps.shape[1:])
+        parts[0].out_channels = maps.shape[1]
+        return (parts[0], parts[1]) if same else None
+
     def _probe_shape(self) -> tuple[int, int, int]:
         # a real image, not one on the meta device, since some models cache tensors of their first forward pass
         size = self.data_config["input_size"]
@@ -116,6 +161,23 @@ class Backbone(nn.Module):
             )
         _, channels, height, width = features.shape
         return channels, height, width
+
+
+def _part(module: nn.Module, end: str, *, first: bool) -> nn.Module:
+    """A copy with the modules up to the submodule `end`, or those after it, and nn.Identity for the others."""
+    part, (name, _, rest) = copy.copy(module), end.partition(".")
+    names = list(module._modules)
+    children: dict[str, nn.Module | None] = {}
+    for at, key in enumerate(names):
+        child = module._modules[key]
+        if key == name and rest:
+            assert child is not None
+            children[key] = _part(child, rest, first=first)
+        else:
+            kept = at <= names.index(name) if first else at > names.index(name)
+            children[key] = child if kept else nn.Identity()
+    part._modules = children
+    return part
 
 
 def create_backbone(

@@ -74,6 +74,9 @@ class BackboneConfig:
         weights: Weights to load instead: a .safetensors or .pth file, or package:NAME for a file in an installed
             package.
         frozen: Whether to compute the feature maps once, cache them, and train only the head on them.
+        trainable_stages: Number of last stages that are trained with the head, on cached maps of the frozen stages
+            before. Stages are those of timm's `feature_info`. 0 is the same as `frozen`; None trains all, or none if
+            `frozen`.
         last_stride: Stride of a ResNet's last stage: 1 removes it, as covariance networks do; None keeps it.
         options: Arguments of the timm model, e.g. {zero_init_last: false}.
     """
@@ -82,8 +85,13 @@ class BackboneConfig:
     pretrained: bool = False
     weights: str | None = None
     frozen: bool = False
+    trainable_stages: int | None = None
     last_stride: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.frozen |= self.trainable_stages is not None  # in part
+        self.trainable_stages = self.trainable_stages or None
 
 
 @dataclass
@@ -254,12 +262,15 @@ class CacheConfig:
     """The cache of feature maps of frozen backbones.
 
     Attributes:
+        enabled: Whether maps are kept. Without, every epoch computes them, which needs no room on the disk and allows
+            random crops and RandAugment; `dir` then holds small files only.
         dir: Folder; any number of runs may share it.
         dtype: "float32" or "float16".
         max_gb: Limit of all feature maps in `dir`, in 1e9 bytes; None for no limit. A run that adds maps evicts others,
             the least recently used first.
     """
 
+    enabled: bool = True
     dir: str = "results/cache"
     dtype: str = "float32"
     max_gb: float | None = None

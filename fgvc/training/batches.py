@@ -4,7 +4,7 @@ The number of processes, the number of loader workers and interruptions do not c
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from fgvc.data import FeatureSet, ImageDataset, collate
+from fgvc.data import FeatureSet, ImageDataset, TransformSpec, collate
 from fgvc.training.processes import leave_signals_to_the_main_process
 from fgvc.training.seeds import SeededSamples, derived_seed
 
 _log = logging.getLogger(__name__)
-
-Loader = DataLoader[tuple[Tensor, Tensor]]
 
 
 class StepBatches(Sampler[list[int]]):
@@ -78,9 +76,91 @@ class StepBatches(Sampler[list[int]]):
         return min(self.batch_size, self.n - step * self.batch_size)
 
 
+class DeviceLoader:
+    """Batches (inputs, targets) on a device, as the trained module reads them.
+
+    Cached feature maps become float32 on the device, and maps that are not cached are computed there.
+
+    Attributes:
+        dataset: The inputs one by one.
+
+    Args:
+        loader: loader of the batches.
+        dataset: see above.
+        device: device of the batches.
+    """
+
+    def __init__(self, loader: DataLoader[tuple[Tensor, Tensor]], dataset: Dataset[Any], device: torch.device) -> None:
+        self.dataset = dataset
+        self._loader = loader
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        ready = self.dataset.maps if isinstance(self.dataset, ComputedFeatures) else Tensor.float
+        for inputs, targets in self._loader:
+            moved = inputs.to(self._device, non_blocking=True)
+            yield ready(moved), targets.to(self._device, non_blocking=True)
+
+
+Loader = DataLoader[tuple[Tensor, Tensor]] | DeviceLoader
+
+
 def smallest_batch(n: int, batch_size: int, accumulation: int) -> int:
     """Return the number of images in the smallest micro-batch of an epoch over n images, over all processes."""
     return max((n % batch_size or batch_size) // accumulation, 1)
+
+
+class ComputedFeatures(Dataset[tuple[Tensor, int]]):
+    """Feature maps of labelled images that are computed whenever they are read; used like a `FeatureSet`.
+
+    `features[i]` is (feature map (C, h, w), class index). Before `start_epoch` it is that of the image without random
+    augmentation.
+
+    Attributes:
+        images: The images with the augmentation of an epoch.
+
+    Args:
+        images: dataset whose transform is a `TransformSpec`.
+        extract: (B, 3, H, W) float32 on `device`, channels last -> (B, C, h, w), in evaluation mode.
+        batch_size: number of images in one call of `extract`.
+        device: device of `extract`.
+    """
+
+    def __init__(
+        self, images: ImageDataset, extract: Callable[[Tensor], Tensor], batch_size: int, device: torch.device
+    ) -> None:
+        assert isinstance(images.transform, TransformSpec)
+        self.images = SeededSamples(images)
+        self._plain = images.with_transform(images.transform.deterministic())
+        self._read: ImageDataset | SeededSamples = self._plain
+        self._extract = extract
+        self._batch_size = batch_size
+        self._device = device
+
+    def start_epoch(self, seed: int) -> None:
+        """Use `seed` for the augmentation from now on."""
+        self.images.start_epoch(seed)
+        self._read = self.images
+
+    @torch.no_grad()
+    def maps(self, images: Tensor) -> Tensor:
+        """Compute maps: (B, 3, H, W) -> (B, C, h, w) on the device."""
+        batch = images.to(self._device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        return torch.cat([self._extract(part) for part in torch.split(batch, self._batch_size)])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Several items in one computation; a DataLoader calls this."""
+        images, targets = collate([self._read[index] for index in indices])
+        return list(zip(self.maps(images), targets.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -98,14 +178,14 @@ class Loaders:
 
     train: Loader
     batches: StepBatches
-    samples: FeatureSet | SeededSamples
+    samples: FeatureSet | ComputedFeatures | SeededSamples
     paths: list[str]
     test: Loader
     validation: Loader | None
 
 
 def create_loaders(
-    train: ImageDataset | FeatureSet,
+    train: ImageDataset | FeatureSet | ComputedFeatures,
     test: Dataset[Any],
     validation: Dataset[Any] | None,
     accelerator: Accelerator,
@@ -126,16 +206,16 @@ def create_loaders(
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    samples = train if isinstance(train, FeatureSet) else SeededSamples(train)
+    samples = SeededSamples(train) if isinstance(train, ImageDataset) else train
     return Loaders(
-        train=create_loader(samples, workers, batch_sampler=batches),
+        train=create_loader(samples, workers, accelerator, batch_sampler=batches),
         batches=batches,
         samples=samples,
         paths=paths,
-        test=accelerator.prepare(create_loader(test, workers, batch_size=eval_batch_size)),
+        test=create_loader(test, workers, accelerator, batch_size=eval_batch_size),
         validation=None
         if validation is None
-        else accelerator.prepare(create_loader(validation, workers, batch_size=eval_batch_size)),
+        else create_loader(validation, workers, accelerator, batch_size=eval_batch_size),
     )
 
 
@@ -154,16 +234,32 @@ def duration(seconds: float) -> str:
 
 
 def create_loader(
-    samples: Any, workers: int, *, batch_size: int = 1, batch_sampler: StepBatches | None = None
-) -> Loader:
-    """Create a loader of images or feature maps, in their order or in that of `batch_sampler`."""
-    return DataLoader(
-        samples,
+    samples: Any,
+    workers: int,
+    accelerator: Accelerator,
+    *,
+    batch_size: int = 1,
+    batch_sampler: StepBatches | None = None,
+) -> DeviceLoader:
+    """Create a loader of images or feature maps, in their order or in that of `batch_sampler`.
+
+    Without a `batch_sampler`, each process gets its part of the batches.
+    """
+    cached = isinstance(samples, FeatureSet)
+    read: Any = samples.images if isinstance(samples, ComputedFeatures) else samples
+    if cached:
+        read = range(len(samples))  # a whole batch is read at once
+    loader = DataLoader(
+        read,
         batch_size=1 if batch_sampler is not None else batch_size,
         batch_sampler=batch_sampler,
         # reading cached features is faster than sending them from a worker process
-        num_workers=0 if isinstance(samples, FeatureSet) else workers,
-        collate_fn=collate,
+        num_workers=0 if cached else workers,
+        collate_fn=samples.batch if cached else collate,
+        pin_memory=cached and accelerator.device.type == "cuda",
         worker_init_fn=leave_signals_to_the_main_process,
         generator=torch.Generator(),  # its own, so a loader draws none of the run's random numbers
     )
+    if batch_sampler is None:
+        loader = accelerator.prepare(loader)
+    return DeviceLoader(loader, samples, accelerator.device)

@@ -91,8 +91,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
         accelerator = create_accelerator(config, folder.path)
         main = accelerator.is_main_process
         seed_epoch(config.seed, 0)
-        with accelerator.main_process_first():  # then the others find the feature maps in the cache
-            prepared = prepare(config, accelerator, partial(require_same_digests, config, source))
+        prepared = prepare(config, accelerator, partial(require_same_digests, config, source))
         with folder.locked() if main else contextlib.nullcontext():
             accelerator.wait_for_everyone()  # the lock is held now, so every process finds the same
             # again, since another command may have written, or finished the run, while this one read the data
@@ -348,7 +347,7 @@ def run_header(config: RunConfig, prepared: Prepared, accelerator: Accelerator, 
         "images": f"{config.dataset.name}: {len(prepared.train.paths):,} training, {held_out}"
         f"{len(prepared.test.paths):,} test, {len(prepared.train.classes):,} classes; "
         f"{config.dataset.transform.size} px",
-        "model": f"{config.backbone.name} ({'frozen' if config.backbone.frozen else 'trained'}), {label}{reduced}, "
+        "model": f"{config.backbone.name} ({_trained_stages(config)}), {label}{reduced}, "
         f"{trained:,} parameters to train",
         "steps": f"{min(epochs * steps, trainer.max_steps or epochs * steps):,} of {trainer.batch_size} images in "
         f"{epochs:,} epochs, {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.schedule.name}, "
@@ -357,6 +356,13 @@ def run_header(config: RunConfig, prepared: Prepared, accelerator: Accelerator, 
         "results": str(folder.path),
     }
     return "\n".join(f"{name:8} {text}" for name, text in rows.items())
+
+
+def _trained_stages(config: RunConfig) -> str:
+    """Return which part of the backbone is trained, in words."""
+    if config.backbone.trainable_stages is not None:
+        return f"frozen except its last {config.backbone.trainable_stages} stages"
+    return "frozen" if config.backbone.frozen else "trained"
 
 
 def _progress_summary(progress: Progress) -> dict[str, Any]:
@@ -404,7 +410,7 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "hybrid": {"method": config.hybrid.method, "switch_epoch": switch} if switch else None,
         "dataset": config.dataset.name,
         "backbone": config.backbone.name,
-        "frozen": config.backbone.frozen,
+        "frozen": config.backbone.frozen and config.backbone.trainable_stages is None,
         "second_order": is_second_order(method.name),
         "reduction": method.reduction if is_second_order(method.name) else None,
         "image_size": config.dataset.transform.size,

@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
-from torch import nn
 
 from fgvc.data import (
     FeatureSet,
@@ -43,7 +42,7 @@ from fgvc.models.files import locate_weights
 from fgvc.pooling import CovariancePooling
 from fgvc.provenance import PRECISION_VARIABLES
 from fgvc.runs.config import RunConfig
-from fgvc.training.batches import Loaders, create_loaders, smallest_batch
+from fgvc.training.batches import ComputedFeatures, Loaders, create_loaders, smallest_batch
 from fgvc.training.learner import head_of
 from fgvc.training.seeds import set_deterministic
 from fgvc.training.step import untouched
@@ -200,27 +199,29 @@ def prepare(
 ) -> Prepared:
     """Read the dataset, build the model, compute or load the feature maps of a frozen backbone, make the loaders.
 
+    The first process reads the images, and the others find them checked. All compute feature maps, if there are many.
     `check_digests` is called with `Prepared.digests` before feature maps are computed.
 
     Raises:
         DatasetError, ConfigError, WeightsError: as raised by the parts.
     """
     device = accelerator.device
-    # the dataset first, so that a missing one is reported before the backbone's weights are loaded
-    train, test, validation = open_splits(config)
-    listed = listing_digest((train, test, validation))
-    backbone = build_backbone(config)
-    train = ready_split(config, train, backbone, training=True)
-    test = ready_split(config, test, backbone, training=False)
-    if train.classes != test.classes:
-        raise DatasetError(f"{config.dataset.root}: training and test split differ in their classes")
-    if len(train.classes) < 2:
-        raise DatasetError(f"{config.dataset.root} has one class, {train.classes[0]}; training needs two or more")
-    if validation is not None:
-        validation = ready_split(config, validation, backbone, training=False)
-    else:
-        train, validation = hold_out(config, train)
-        validation = validation and validation.with_transform(test.transform)
+    with accelerator.main_process_first():
+        # the dataset first, so that a missing one is reported before the backbone's weights are loaded
+        train, test, validation = open_splits(config)
+        listed = listing_digest((train, test, validation))
+        backbone = build_backbone(config)
+        train = ready_split(config, train, backbone, training=True)
+        test = ready_split(config, test, backbone, training=False)
+        if train.classes != test.classes:
+            raise DatasetError(f"{config.dataset.root}: training and test split differ in their classes")
+        if len(train.classes) < 2:
+            raise DatasetError(f"{config.dataset.root} has one class, {train.classes[0]}; training needs two or more")
+        if validation is not None:
+            validation = ready_split(config, validation, backbone, training=False)
+        else:
+            train, validation = hold_out(config, train)
+            validation = validation and validation.with_transform(test.transform)
     model = build_model(config, backbone, len(train.classes))
     digests = {
         "listed": listed,
@@ -240,11 +241,11 @@ def prepare(
         try_training(config, trained, backbone, len(train), device)
     seconds = 0.0
     if config.backbone.frozen:
-        extractor = fold_backbone(config, backbone, device)
-        for name, split in read.items():
-            if split is not None:
-                read[name] = features = split_features(config, split, extractor, digests["weights"], device)
-                seconds += 0.0 if features.from_cache else features.seconds
+        extractor = create_extractor(config, backbone, digests["weights"], device)
+        splits = {name: split for name, split in read.items() if split is not None}
+        features = split_features(config, list(splits.values()), extractor)
+        read |= dict(zip(splits, features, strict=True))
+        seconds = sum(part.seconds for part in features if isinstance(part, FeatureSet) and not part.from_cache)
     loaders = create_loaders(
         **read,
         accelerator=accelerator,
@@ -299,11 +300,27 @@ def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> Fine
 
 
 def trained_part(config: RunConfig, model: FineGrainedModel) -> FineGrainedModel | PoolingHead:
-    """Return the module to train and save: the whole model, or only its head if the backbone is frozen."""
+    """Return the module to train and save: the whole model, its head, or its last stages with the head.
+
+    What it reads are images, or maps of the frozen part of the backbone, see `frozen_part`.
+
+    Raises:
+        ConfigError: as `Backbone.split`.
+    """
+    trainable = config.backbone.trainable_stages
     if not config.backbone.frozen:
         return model.to(memory_format=torch.channels_last)
     model.backbone.requires_grad_(False).eval()
-    return model.head
+    if trainable is None:
+        return model.head
+    last = model.backbone.split(trainable)[1].requires_grad_(True)
+    return FineGrainedModel(last, model.head).to(memory_format=torch.channels_last)
+
+
+def frozen_part(config: RunConfig, backbone: Backbone) -> Backbone:
+    """Return the frozen stages of a backbone. Raises ConfigError as `Backbone.split`."""
+    trainable = config.backbone.trainable_stages
+    return backbone if trainable is None else backbone.split(trainable)[0]
 
 
 def try_training(
@@ -331,7 +348,7 @@ def try_training(
             f"needs two or more (method={config.method.name}); choose a larger size, or method=gap"
         )
     smallest = smallest_batch(images, trainer.batch_size, trainer.accumulation)
-    shape = backbone.out_shape if config.backbone.frozen else (3, size, size)
+    shape = frozen_part(config, backbone).out_shape if config.backbone.frozen else (3, size, size)
     with untouched(trained):
         try:
             maps = trained.train().pooling_input(torch.randn(min(smallest, 2), *shape, device=device))
@@ -439,29 +456,47 @@ def inference_batch_size(config: RunConfig, device: torch.device) -> int:
     return 4 if config.backbone.frozen and device.type == "cpu" else config.trainer.eval_batch_size
 
 
+@dataclass(frozen=True)
+class Extractor:
+    """The frozen part of a backbone, ready to compute maps.
+
+    Attributes:
+        module: The folded part, see `fold_batch_norm`, on `device`.
+        digest: SHA-256 of its weights before they were folded.
+        device: Device of the maps.
+    """
+
+    module: Backbone
+    digest: str
+    device: torch.device
+
+
+def create_extractor(config: RunConfig, backbone: Backbone, digest: str, device: torch.device) -> Extractor:
+    """Take the frozen part of a backbone on `device`; `digest` is that of the whole backbone's weights."""
+    part = frozen_part(config, backbone)
+    return Extractor(fold_backbone(config, part, device), digest if part is backbone else weights_digest(part), device)
+
+
 def split_features(
-    config: RunConfig,
-    images: ImageDataset,
-    extractor: nn.Module,
-    digest: str,
-    device: torch.device,
-    *,
-    look_in: Path | None = None,
-) -> FeatureSet:
-    """Return the feature maps of one split, from the cache or the folder `look_in` if they hold them."""
-    assert isinstance(images.transform, TransformSpec)
+    config: RunConfig, splits: Sequence[ImageDataset], extractor: Extractor, *, look_in: Path | None = None
+) -> Sequence[FeatureSet | ComputedFeatures]:
+    """Return the feature maps of some splits: from the cache, or from the folder `look_in`, or computed when read."""
+    batch_size = inference_batch_size(config, extractor.device)
+    if not config.cache.enabled:
+        return [ComputedFeatures(images, extractor.module, batch_size, extractor.device) for images in splits]
     settings = asdict(replace(config.backbone, pretrained=False, weights=None))  # the digest says which weights
-    key_parts = {"backbone": json.dumps(settings, sort_keys=True), "weights": digest}
+    if settings["trainable_stages"] is None:
+        del settings["trainable_stages"]  # earlier versions did not have it
     return cached_features(
-        images,
-        images.transform,
-        extractor,
-        key_parts=key_parts,
+        splits,
+        extractor.module,
+        map_shape=extractor.module.out_shape,
+        key_parts={"backbone": json.dumps(settings, sort_keys=True), "weights": extractor.digest},
         cache_dir=Path(config.cache.dir),
         look_in=look_in,
-        batch_size=inference_batch_size(config, device),
+        batch_size=batch_size,
         workers=config.trainer.workers,
-        device=device,
+        device=extractor.device,
         dtype=config.cache.dtype,
         max_gb=config.cache.max_gb,
     )

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import pickle
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import Train, refused, succeeded
 from counted_backbone import COUNT, Backbone, images_in
 
-from fgvc.data import FeatureSet, ImageDataset, TransformSpec, cached_features, feature_set
+from fgvc.data import FeatureSet, ImageDataset, TransformSpec, cached_features, feature_cache
 from fgvc.errors import ConfigError
 
 SIZE = 128 + COUNT * 3 * 4 * 4 * 4  # header and maps of one entry in bytes
@@ -35,10 +37,9 @@ def features_of(dataset: ImageDataset, extract: Backbone, name: str = "a", entri
     """Maps of a backbone called `name`, in a cache limited to so many entries."""
     spec = TransformSpec(training=False, size=16, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
     limit = None if entries is None else entries * SIZE / 1e9
-    folder = dataset.root / "cache"
-    return cached_features(
-        dataset, spec, extract, key_parts={"weights": name}, cache_dir=folder, batch_size=3, max_gb=limit
-    )
+    options = {"cache_dir": dataset.root / "cache", "batch_size": 3, "max_gb": limit}
+    split = dataset.with_transform(spec)
+    return cached_features([split], extract, map_shape=(3, 4, 4), key_parts={"weights": name}, **options)[0]
 
 
 def kinds(dataset: ImageDataset) -> list[str]:
@@ -104,7 +105,7 @@ def test_the_second_of_two_runs_waits_and_computes_nothing(dataset: ImageDataset
         assert first.exitcode == 0
     assert (backbone.calls, features.from_cache) == (0, True)
     alone = features_of(dataset, Backbone(), "b")
-    assert features.path.read_bytes() == alone.path.read_bytes()
+    assert features.paths[0].read_bytes() == alone.paths[0].read_bytes()
     assert kinds(dataset) == [".json", ".json", ".npy", ".npy"]
 
 
@@ -193,8 +194,8 @@ def test_runs_at_once_stay_below_the_limit_together(dataset: ImageDataset) -> No
 
 
 def test_an_entry_evicted_on_opening_is_computed_again(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = features_of(dataset, Backbone()).path
-    open_maps, calls = feature_set.open_maps, []
+    path = features_of(dataset, Backbone()).paths[0]
+    open_maps, calls = feature_cache.open_maps, []
 
     def too_late(asked: Path) -> Any:
         calls.append(asked)
@@ -203,9 +204,46 @@ def test_an_entry_evicted_on_opening_is_computed_again(dataset: ImageDataset, mo
             assert not path.exists()
         return open_maps(asked)
 
-    monkeypatch.setattr(feature_set, "open_maps", too_late)
+    monkeypatch.setattr(feature_cache, "open_maps", too_late)
     assert not features_of(dataset, Backbone()).from_cache
     assert path.is_file()
+
+
+def test_several_processes_compute_the_files_of_a_large_set(
+    dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = features_of(dataset, Backbone(), "b").batch(range(COUNT))[0]
+    monkeypatch.setattr(feature_cache, "_IMAGES", 2)
+    barrier, results = context.Barrier(2), context.Queue()
+
+    def run() -> None:
+        backbone = Backbone(lambda: time.sleep(0.3), at=1)
+        barrier.wait(30)
+        maps = features_of(dataset, backbone).batch(range(COUNT))[0].numpy()
+        results.put((backbone.calls, maps))
+
+    found = at_once([context.Process(target=run) for _ in range(2)], results)
+    assert sorted(calls for calls, _ in found) in ([1, 3], [2, 2])  # of four files, each once
+    assert all(np.array_equal(maps, whole) for _, maps in found)
+    features, order = features_of(dataset, Backbone()), [6, 0, 3, 3, 1]
+    assert features.from_cache and features.shape == (1, COUNT, 3, 4, 4) and len(features.paths) == 4
+    assert torch.equal(features.batch(order)[0], whole[order])
+    assert torch.equal(pickle.loads(pickle.dumps(features)).batch(order)[0], whole[order])
+    features.paths[2].unlink()
+    backbone = Backbone()
+    again = features_of(dataset, backbone)
+    assert backbone.calls == 1 and torch.equal(again.batch(range(COUNT))[0], whole)
+
+
+def test_a_large_set_is_evicted_as_a_whole(dataset: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_cache, "_IMAGES", 2)
+    use(dataset, "a", 3)
+    use(dataset, "b", 3)
+    assert len(kinds(dataset)) == 16
+    use(dataset, "c", 2.6)
+    assert len(kinds(dataset)) == 16 and use(dataset, "b", None) and not use(dataset, "a", None)
+    with pytest.raises(ConfigError, match=r"need 1\.86e-06 GB"):  # of all its files, before the first is computed
+        features_of(dataset, Backbone(lambda: pytest.fail("an image was read"), at=1), "d", 0.9)
 
 
 def use(dataset: ImageDataset, name: str, entries: float | None) -> bool:
@@ -259,7 +297,7 @@ def test_files_of_others_in_the_folder_stay(dataset: ImageDataset) -> None:
 
 
 def test_maps_under_the_name_of_others_are_not_used(dataset: ImageDataset, caplog: pytest.LogCaptureFixture) -> None:
-    first, second = (features_of(dataset, Backbone(), name).path for name in "ab")
+    first, second = (features_of(dataset, Backbone(), name).paths[0] for name in "ab")
     for suffix in (".npy", ".json"):
         first.with_suffix(suffix).rename(first.with_suffix(f"{suffix}.old"))
         second.with_suffix(suffix).rename(first.with_suffix(suffix))
@@ -277,7 +315,7 @@ def test_this_process_keeps_what_it_uses_itself(dataset: ImageDataset) -> None:
     cycle.append(cycle)
     del other, cycle  # garbage, but not yet collected
     features_of(dataset, Backbone(), "new", entries=2)
-    assert train.path.is_file()
+    assert train.paths[0].is_file()
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no list of open files here")

@@ -255,3 +255,37 @@ def test_a_network_that_folding_would_change_is_left_alone_and_one_in_training_r
     assert fold_batch_norm(model, images(64)) is model
     with pytest.raises(ValueError, match="eval"):
         fold_batch_norm(UsedTwice(), images(64))
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "shape"),
+    [("test_resnet", 1, (192, 4, 4)), ("mobilenetv2_100", 2, (32, 8, 8)), ("convnext_atto", 1, (160, 4, 4))],
+)
+def test_stages_one_after_the_other_give_the_map(name: str, stages: int, shape: tuple[int, ...]) -> None:
+    backbone = create_backbone(name, image_size=64).eval()
+    first, last = backbone.split(stages)
+    assert first.out_shape == shape
+    batch = images(64)
+    with torch.no_grad():
+        maps = first(batch)
+        assert maps.shape[1:] == shape and torch.equal(last(maps), backbone(batch))
+        folded = fold_batch_norm(first, batch)
+    torch.testing.assert_close(folded(batch), maps, rtol=1e-3, atol=1e-4)
+    shared = [{id(p) for p in part.parameters()} for part in (first, last, backbone)]
+    assert not shared[0] & shared[1] and shared[0] | shared[1] == shared[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "test_resnet",
+            r"=5 is impossible for test_resnet: choose 1 \(all after layer3\), .*4 \(all after act1\), 0 to",
+        ),
+        ("test_vit", "cannot be run one by one"),
+        ("alexnet", "cannot be run one by one"),
+    ],
+)
+def test_stages_that_cannot_be_told_apart_are_named(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        create_backbone(name).split(5)

@@ -3,6 +3,7 @@
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional import classification as metrics
 
+from fgvc.data import FeatureSet
+from fgvc.data.feature_set import open_maps
 from fgvc.errors import ConfigError, RunError
 from fgvc.runs.config import OptimizerConfig, ScheduleConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Accuracy
-from fgvc.training.batches import StepBatches
+from fgvc.training.batches import StepBatches, create_loader
 from fgvc.training.evaluation import Evaluation, ViewAverage, evaluate
 from fgvc.training.optim import create_optimizer, schedule_factor, set_learning_rate
 from fgvc.training.run import find_source
@@ -70,6 +73,24 @@ def test_shuffle_depends_on_seed_and_epoch_alone() -> None:
     assert sorted(order(0, 1)) == list(range(20))
     assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (1, 2)}) == 4
     assert derived_seed(0, "a") != derived_seed(0, "b")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_cached_features_are_read_in_whole_batches(tmp_path: Path, dtype: str) -> None:
+    stored = np.random.default_rng(0).standard_normal((2, 7, 3, 4, 4)).astype(dtype)
+    np.save(tmp_path / "maps.npy", stored)
+    path = tmp_path / "maps.npy"
+    features = FeatureSet({path: open_maps(path)}, list(range(7)), ["a"], seconds=0.0, from_cache=True)
+    features.start_epoch(3)
+    order = StepBatches(7, 3, seed=0)
+    loader = create_loader(features, 2, Accelerator(cpu=True), batch_sampler=order)
+    found = list(loader)
+    assert [targets.tolist() for _, targets in found] == list(order)
+    for maps, targets in found:
+        assert maps.dtype == torch.float32
+        assert torch.equal(maps, torch.stack([features[index][0] for index in targets.tolist()]))
+    in_order = torch.cat([maps for maps, _ in create_loader(features, 2, Accelerator(cpu=True), batch_size=4)])
+    assert torch.equal(in_order, torch.stack([features[index][0] for index in range(7)]))
 
 
 def evaluated(logits: Tensor, targets: list[int], model: nn.Module | None = None) -> Evaluation:

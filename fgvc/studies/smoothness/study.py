@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from torch.utils.data import DataLoader
 
-from fgvc.data import FeatureSet
+from fgvc.data import ImageDataset
 from fgvc.errors import ConfigError, DatasetError, RunError, WeightsError
 from fgvc.inference.restore import Restored, restore_run
 from fgvc.pooling import CovariancePooling, create_pooling, pooling_label
@@ -178,7 +178,7 @@ def _at_weights(restored: Restored, measure: Measure, batches: int) -> list[dict
     config = restored.config
     trainer, inputs = config.trainer, restored.inputs()
     objective = create_objective(trainer, len(restored.images.classes))
-    samples = inputs if isinstance(inputs, FeatureSet) else SeededSamples(inputs)
+    samples = SeededSamples(inputs) if isinstance(inputs, ImageDataset) else inputs
     order = StepBatches(len(restored.images), config.trainer.batch_size, config.seed)
     loader = DataLoader(samples, batch_sampler=order)
     seed_epoch(config.seed, 0)

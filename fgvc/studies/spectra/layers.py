@@ -5,6 +5,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from fgvc.inference.restore import restore_run
+from fgvc.models import FineGrainedModel
 from fgvc.pooling import pooling_spectrum
 from fgvc.runs.spectra import Spectrum
 from fgvc.runs.summary import Run
@@ -41,7 +42,7 @@ def layer_spectra(run: Run, images: int, *, root: str | None = None, cache: str 
     with torch.inference_mode():
         for inputs, _ in DataLoader(chosen, batch_size=32):
             moved = inputs.to(restored.device)
-            maps = moved if restored.config.backbone.frozen else restored.backbone(moved)
+            maps = restored.trained.backbone(moved) if isinstance(restored.trained, FineGrainedModel) else moved
             before, after = pooling_spectrum(restored.head.pooling, restored.head.pooling_input(maps))
             if after is not None:  # null eigenvalues, which the map puts at its floor, are none of its making
                 after = torch.where(null_as_zero(before.flip(-1), before.shape[1]).flip(-1) > 0, after, 0)
