@@ -191,9 +191,10 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
     method = with_method.method
     reduction = method.reduction if is_second_order(method.name) else None
     widths = {*method.hidden, reduction, method.options.get("out_features")}
-    if absent := widths - {None, *(size for tensor in weights.values() for size in tensor.shape)}:
+    sizes = {size for tensor in weights.values() for size in tensor.shape}
+    if absent := [width for width in widths if width is not None and width not in sizes]:
         raise RunError(
-            f"{folder.weights_file(checkpoint)} has no layer of width {min(absent)}, which {folder.config_file} names; "
+            f"{folder.weights_file(checkpoint)} has no layer of width {absent[0]}, which {folder.config_file} names; "
             "restore both files"
         )
     model = build_model(with_method, backbone, len(read_classes(folder)))
