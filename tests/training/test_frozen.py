@@ -62,9 +62,9 @@ def test_without_a_cache_images_may_be_cropped_and_are_read_once_an_epoch(
     reads: list[Path] = []
     decode = ImageDataset.decode
 
-    def counted(images: ImageDataset, index: int) -> Image.Image:
+    def counted(images: ImageDataset, index: int, *options: Any, **named: Any) -> Image.Image:
         reads.append(images.paths[index])
-        return decode(images, index)
+        return decode(images, index, *options, **named)
 
     monkeypatch.setattr(ImageDataset, "decode", counted)
     path = train_run(config)
