@@ -21,6 +21,7 @@ from fgvc.foreign import read_npz
 from fgvc.inference.restore import Restored, restore_run
 from fgvc.io import file_digests, output_path
 from fgvc.runs.folder import RunFolder
+from fgvc.training.batches import loader_workers
 from fgvc.training.setup import build_transform, inference_batch_size
 
 _log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def load_neighbours(
     descriptors = _read(file, key, (len(images), restored.head.pooling.out_features))
     if descriptors is None:
         size = inference_batch_size(restored.config, restored.device)
-        workers = restored.config.trainer.workers
+        workers = loader_workers(restored.config.trainer.workers)
         loader = DataLoader(images, batch_size=size, num_workers=workers, collate_fn=collate)
         descriptors = _descriptors(restored, loader)
         _keep(file, key, descriptors)

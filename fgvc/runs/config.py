@@ -196,7 +196,8 @@ class TrainerConfig:
         accumulation: Number of batches per process and step. More batches need less memory. Batch normalisation takes
             its statistics from one batch, not from the whole step.
         eval_batch_size: Number of images per batch and process in evaluation and feature extraction.
-        workers: Number of image-loading processes per training process.
+        workers: Number of image-loading processes per training process; None means its share of the machine's cores, at
+            most 8.
         label_smoothing: Label smoothing of the cross-entropy, 0 to 1.
         clip_norm: Largest norm of the gradient; None means no clipping.
         mixup: Alpha of mixup, 0 for none; it mixes the inputs of a step: images or cached feature maps.
@@ -231,7 +232,7 @@ class TrainerConfig:
     batch_size: int = 10
     accumulation: int = 1
     eval_batch_size: int = 50
-    workers: int = 2
+    workers: int | None = None
     label_smoothing: float = 0.0
     clip_norm: float | None = 5.0
     mixup: float = 0.0

@@ -182,7 +182,8 @@ class RunFolder:
                 check_switch(config)
         except ConfigError as error:
             raise self._unreadable(str(error)) from error
-        config.trainer.workers = min(config.trainer.workers, os.cpu_count() or 1)  # it may be from a larger machine
+        if config.trainer.workers is not None:  # it may be from a larger machine
+            config.trainer.workers = min(config.trainer.workers, os.cpu_count() or 1)
         config.dataset.root = config.dataset.root if root is None else root
         config.cache.dir = config.cache.dir if cache is None else cache
         return config

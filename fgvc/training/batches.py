@@ -4,6 +4,7 @@ The number of processes, the number of loader workers and interruptions do not c
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -195,7 +196,7 @@ def create_loaders(
     batch_size: int,
     accumulation: int,
     eval_batch_size: int,
-    workers: int,
+    workers: int | None,
 ) -> Loaders:
     """Create the loaders of all splits (images or feature maps) for this process."""
     batches = StepBatches(
@@ -233,9 +234,17 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{rest} s"
 
 
+def loader_workers(workers: int | None) -> int:
+    """Return the number of image-loading processes; None means the share of this process of the cores, at most 8."""
+    if workers is not None:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), 8)
+
+
 def create_loader(
     samples: Any,
-    workers: int,
+    workers: int | None,
     accelerator: Accelerator,
     *,
     batch_size: int = 1,
@@ -243,20 +252,22 @@ def create_loader(
 ) -> DeviceLoader:
     """Create a loader of images or feature maps, in their order or in that of `batch_sampler`.
 
-    Without a `batch_sampler`, each process gets its part of the batches.
+    Without a `batch_sampler`, each process gets its part of the batches. `workers` as in `loader_workers`.
     """
     cached = isinstance(samples, FeatureSet)
     read: Any = samples.images if isinstance(samples, ComputedFeatures) else samples
     if cached:
         read = range(len(samples))  # a whole batch is read at once
+    # reading cached features is faster than sending them from a worker process
+    number = 0 if cached else loader_workers(workers)
     loader = DataLoader(
         read,
         batch_size=1 if batch_sampler is not None else batch_size,
         batch_sampler=batch_sampler,
-        # reading cached features is faster than sending them from a worker process
-        num_workers=0 if cached else workers,
+        num_workers=number,
+        persistent_workers=number > 0,
         collate_fn=samples.batch if cached else collate,
-        pin_memory=cached and accelerator.device.type == "cuda",
+        pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=leave_signals_to_the_main_process,
         generator=torch.Generator(),  # its own, so a loader draws none of the run's random numbers
     )

@@ -50,7 +50,8 @@ class SeededSamples(Dataset[tuple[Any, int]]):
 
     def __init__(self, images: ImageDataset) -> None:
         self.images = images
-        self._seed = 0
+        # shared, since loader workers outlive an epoch
+        self._seed = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def paths(self) -> list[Path]:
@@ -59,13 +60,13 @@ class SeededSamples(Dataset[tuple[Any, int]]):
 
     def start_epoch(self, seed: int) -> None:
         """Use `seed` for the augmentation from now on."""
-        self._seed = seed
+        self._seed.fill_(seed)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        with seeded(derived_seed(self._seed, index)):
+        with seeded(derived_seed(int(self._seed), index)):
             return self.images[index]
 
 

@@ -42,7 +42,7 @@ from fgvc.models.files import locate_weights
 from fgvc.pooling import CovariancePooling
 from fgvc.provenance import PRECISION_VARIABLES
 from fgvc.runs.config import RunConfig
-from fgvc.training.batches import ComputedFeatures, Loaders, create_loaders, smallest_batch
+from fgvc.training.batches import ComputedFeatures, Loaders, create_loaders, loader_workers, smallest_batch
 from fgvc.training.learner import head_of
 from fgvc.training.seeds import set_deterministic
 from fgvc.training.step import untouched
@@ -495,7 +495,7 @@ def split_features(
         cache_dir=Path(config.cache.dir),
         look_in=look_in,
         batch_size=batch_size,
-        workers=config.trainer.workers,
+        workers=loader_workers(config.trainer.workers),
         device=extractor.device,
         dtype=config.cache.dtype,
         max_gb=config.cache.max_gb,
