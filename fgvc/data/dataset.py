@@ -31,7 +31,8 @@ class Samples:
         upright: Whether pictures are turned by their EXIF orientation; boxes and banner refer to the turned picture.
         coarse: Coarser labels by the name of their level, e.g. "family": one for each class, in the order of `classes`,
             "" where it is unknown.
-        whole: All images, where `divide` made the split, since the dataset has none; None where it has one.
+        whole: Paths and targets of all images, where `divide` made the split, since the dataset has none; otherwise
+            None.
     """
 
     classes: list[str]
@@ -41,7 +42,7 @@ class Samples:
     banner: int = 0
     upright: bool = False
     coarse: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    whole: "Samples | None" = None
+    whole: tuple[list[Path], list[int]] | None = None
 
     @property
     def own_split(self) -> bool:

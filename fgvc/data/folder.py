@@ -157,7 +157,8 @@ def take_own_split(samples: Samples, names: list[str], split: str, fraction: flo
         say_once(
             logging.WARNING, f"{found}: {len(single)} classes have one image, kept for training: {listing(single)}"
         )
-    return replace(samples.take({"train": train, "val": [], "test": test}[split]), whole=samples)
+    part = samples.take({"train": train, "val": [], "test": test}[split])
+    return replace(part, whole=(samples.paths, samples.targets))
 
 
 def read_class_folders(folders: Mapping[str, Path], split: str, levels: int = 1) -> Samples:

@@ -331,7 +331,8 @@ def _as_listed(
     """
     whole, parts = opened.samples.whole, ("test",) if split == "test" else ("train", "val")
     if whole is not None:
-        opened = ImageDataset(whole, opened.root)
+        paths, targets = whole
+        opened = ImageDataset(replace(opened.samples, paths=paths, targets=targets), opened.root)
     names = opened.relative_paths()
     unlisted = "test" if whole is None and split == "test" else None
     kept = [i for i, name in enumerate(names) if sides.get(name, unlisted) in parts]
