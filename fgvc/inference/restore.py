@@ -137,8 +137,8 @@ def restore_run(
         notes.append(
             f"the {split} images are not those that the run had (dataset_fingerprint in {folder.summary_file})"
         )
-    for note in notes:
-        _log.warning("%s: %s", config.dataset.root, note)
+    for line in notes:
+        _log.warning("%s: %s", config.dataset.root, line)
     model = restore_model(folder, config, backbone, checkpoint)
     digest = weights_digest(backbone)
     trained = trained_part(config, model)
@@ -299,13 +299,13 @@ def _read_split(
     images = ready_split(config, opened, backbone, training=split != "test", look_in=look_in)
     if split == "test":
         return images, notes
-    if sides:
+    if not sides:
+        trained_on, held_out = hold_out(config, images)
+    else:
         found = [sides[name] for name in images.relative_paths()]
         trained_on, held_out = (
             images.subset([i for i, side in enumerate(found) if side == part]) for part in ("train", "val")
         )
-    else:
-        trained_on, held_out = hold_out(config, images)
     if split == "train":
         return trained_on, notes
     if not held_out:
