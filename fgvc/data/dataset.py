@@ -31,7 +31,8 @@ class Samples:
         upright: Whether pictures are turned by their EXIF orientation; boxes and banner refer to the turned picture.
         coarse: Coarser labels by the name of their level, e.g. "family": one for each class, in the order of `classes`,
             "" where it is unknown.
-        own_split: Whether `divide` made the split, since the dataset has none.
+        whole: Paths and targets of all images, where `divide` made the split, since the dataset has none; otherwise
+            None.
     """
 
     classes: list[str]
@@ -41,7 +42,12 @@ class Samples:
     banner: int = 0
     upright: bool = False
     coarse: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    own_split: bool = False
+    whole: tuple[list[Path], list[int]] | None = None
+
+    @property
+    def own_split(self) -> bool:
+        """Whether `divide` made the split."""
+        return self.whole is not None
 
     def take(self, indices: Sequence[int]) -> "Samples":
         """The samples at `indices`, in that order, with all classes kept."""

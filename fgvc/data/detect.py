@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from fgvc.data.cars import is_cars
-from fgvc.data.folder import SPLIT_FOLDERS, is_litter
+from fgvc.data.folder import SPLIT_FOLDERS, holds_runs, is_litter
 from fgvc.data.image_file import image_endings
 from fgvc.data.inaturalist import find_years
 from fgvc.data.layout import COARSE, listing, reachable
@@ -42,7 +42,7 @@ def find_layout(root: Path) -> tuple[str, str]:
         for name, (title, holds) in _OFFICIAL.items():
             if holds(root):
                 return name, f"found the files of {title}"
-        folders = _folders(root)
+        folders = [f for f in _folders(root) if f.name.lower() in SPLIT_FOLDERS or not holds_runs(f)]
         roles = {SPLIT_FOLDERS.get(folder.name.lower()): folder for folder in folders}
         splits = [f"{roles[role].name}/" for role in ("train", "val", "test") if role in roles]
         if "train" in roles and len(splits) > 1 and _folders(roles["train"]):

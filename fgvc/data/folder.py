@@ -4,6 +4,7 @@ import errno
 import functools
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 _SHOWN = 5  # kinds in a note
 _LITTER = ("@eadir", "#recycle", "__macosx", "$recycle.bin", "thumbs.db", "desktop.ini", "lost+found")
 """Names, in lower case, of what systems and network drives put into folders."""
+_CACHED = re.compile(r"(features|readable)-[0-9a-f]{32}\.\w+")
+"""Names of files in `cache.dir`."""
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -89,8 +92,8 @@ def split_folders(root: Path) -> dict[str, Path]:
             raise DatasetError(f"{root}: holds both {found[split].name}/ and {name}/; keep one {split} split")
         if split is not None:
             found[split] = root / name
-    others = [name for name in names if name.lower() not in SPLIT_FOLDERS]
-    if others and ("train" not in found or len(found) == 1):  # "train" may be a class
+    others = (name for name in names if name.lower() not in SPLIT_FOLDERS and not holds_runs(root / name))
+    if ("train" not in found or len(found) == 1) and any(others):  # "train" may be a class
         return {"train": root}
     if "train" not in found:
         raise DatasetError(
@@ -154,7 +157,8 @@ def take_own_split(samples: Samples, names: list[str], split: str, fraction: flo
         say_once(
             logging.WARNING, f"{found}: {len(single)} classes have one image, kept for training: {listing(single)}"
         )
-    return replace(samples.take({"train": train, "val": [], "test": test}[split]), own_split=True)
+    part = samples.take({"train": train, "val": [], "test": test}[split])
+    return replace(part, whole=(samples.paths, samples.targets))
 
 
 def read_class_folders(folders: Mapping[str, Path], split: str, levels: int = 1) -> Samples:
@@ -310,14 +314,28 @@ def _class_folders(folder: Path, levels: int) -> dict[str, Path]:
     return found
 
 
+def holds_runs(folder: str | Path) -> bool:
+    """Whether a run or cached features of fgvc are in a folder, at any depth: it is no class, whatever it holds."""
+    with os.scandir(folder) as entries:
+        inside = [entry for entry in entries if not is_litter(entry.name)]
+    names = {entry.name for entry in inside}
+    return (
+        names >= {"config.yaml", "summary.json"}
+        or any(map(_CACHED.fullmatch, names))
+        or any(entry.is_dir(follow_symlinks=False) and holds_runs(entry.path) for entry in inside)
+    )
+
+
 def _folders(folder: Path) -> list[Path]:
-    """The folders in a folder, without litter; images next to them are noted."""
+    """The folders in a folder, without litter and those of runs; images next to them are noted."""
     endings, loose, found = image_endings(), 0, []
     for path in sorted(folder.iterdir()):
         if is_litter(path.name):
             continue
         require_unicode(folder, path.name)
-        if path.is_dir():
+        if path.is_dir() and holds_runs(path):
+            say_once(logging.WARNING, f"{path}: left out, since runs or cached features of fgvc are in it")
+        elif path.is_dir():
             found.append(path)
         else:
             loose += path.suffix.lower() in endings

@@ -142,6 +142,7 @@ def fit_calibration(
         "before": _recorded(*before),
         "after": _recorded(*after),
         "root": config.dataset.root,
+        "note": restored.note,
         "versions": versions(),
         **source_state(),
     }

@@ -143,6 +143,7 @@ def evaluate_run(
         "checkpoint": checkpoint,
         "seconds": round(time.perf_counter() - start, 3),
         "root": restored.config.dataset.root,
+        "note": restored.note,
         "versions": versions(),
         **source_state(),
     }

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from fgvc.data import FeatureSet, ImageDataset, fingerprint
 from fgvc.errors import RunError
 from fgvc.foreign import open_foreign
-from fgvc.io import expanded
+from fgvc.io import expanded, read_csv
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
 from fgvc.models.files import listed, not_floating
 from fgvc.pooling import is_second_order
@@ -53,6 +53,7 @@ class Restored:
         weights_digest: SHA-256 of the backbone's weights.
         device: Device of backbone and head.
         look_in: Folder of feature maps that are only read, the `cache.dir` of the run.
+        note: How the dataset's images differ from those that the run had; None where they do not.
     """
 
     config: RunConfig
@@ -63,6 +64,7 @@ class Restored:
     weights_digest: str
     device: torch.device
     look_in: Path
+    note: str | None
 
     @property
     def model(self) -> FineGrainedModel:
@@ -112,11 +114,13 @@ def restore_run(
         cache: folder for feature maps that the run's own `cache.dir`, which is only read, does not hold; None means
             results/cache.
         split: "test"; "train", with the transform of training and without images held out for validation; or
-            "validation", the images that selected the best epoch.
+            "validation", the images that selected the best epoch. What fgvc divided itself stays so: images that
+            RUN/split.csv does not list are left out, with a warning.
 
     Raises:
         RunError: the folder is not a run, its weights are missing, damaged or of another architecture, the data or the
-            frozen backbone differ from those of training, or the run has no images for validation.
+            frozen backbone differ from those of training, none of the images that split.csv lists is there, or the run
+            has no images for validation.
         DatasetError, WeightsError: as in training.
     """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -127,18 +131,20 @@ def restore_run(
     config.cache = replace(config.cache, dir=cache or usual.dir, max_gb=usual.max_gb)
     _require_images(config)
     backbone = restore_backbone(config)
-    images = _read_split(config, split, backbone, look_in)
+    images, notes = _read_split(config, folder, split, backbone, look_in)
     require_classes(config, images.classes, read_classes(folder))
     if not _same_images(images, read_run(path).images, split):
-        _log.warning(
-            "%s: the %s images are not those that the run had (dataset_fingerprint in %s)",
-            *(config.dataset.root, split, folder.summary_file),
+        notes.append(
+            f"the {split} images are not those that the run had (dataset_fingerprint in {folder.summary_file})"
         )
+    for line in notes:
+        _log.warning("%s: %s", config.dataset.root, line)
     model = restore_model(folder, config, backbone, checkpoint)
     digest = weights_digest(backbone)
     trained = trained_part(config, model)
     model.to(device)
-    return Restored(config, trained, backbone, model.head, images, digest, device, look_in)
+    note = "; ".join(notes) or None
+    return Restored(config, trained, backbone, model.head, images, digest, device, look_in, note)
 
 
 def load_model(path: Path, checkpoint: str = "last") -> FineGrainedModel:
@@ -279,16 +285,63 @@ def _require_images(config: RunConfig) -> None:
         raise RunError(f"dataset.root={root} is not there, and no run folder may have it made; give the images: --root")
 
 
-def _read_split(config: RunConfig, split: str, backbone: Backbone, look_in: Path) -> ImageDataset:
-    if split == "test":
-        return ready_split(config, open_split(config, split), backbone, training=False, look_in=look_in)
-    own = open_validation(config)
+def _read_split(
+    config: RunConfig, folder: RunFolder, split: str, backbone: Backbone, look_in: Path
+) -> tuple[ImageDataset, list[str]]:
+    """The images of a split, and notes on how they differ from those of split.csv."""
+    own = None if split == "test" else open_validation(config)
     if split == "validation" and own is not None:
-        return ready_split(config, own, backbone, training=False, look_in=look_in)
-    images = ready_split(config, open_split(config, "train"), backbone, training=True, look_in=look_in)
-    trained_on, held_out = hold_out(config, images)
+        return ready_split(config, own, backbone, training=False, look_in=look_in), []
+    opened, notes = open_split(config, "test" if split == "test" else "train"), list[str]()
+    sides = _sides(folder)
+    if sides:
+        opened = _as_listed(opened, sides, split, folder.split_file, notes)
+    images = ready_split(config, opened, backbone, training=split != "test", look_in=look_in)
+    if split == "test":
+        return images, notes
+    if not sides:
+        trained_on, held_out = hold_out(config, images)
+    else:
+        found = [sides[name] for name in images.relative_paths()]
+        trained_on, held_out = (
+            images.subset([i for i, side in enumerate(found) if side == part]) for part in ("train", "val")
+        )
     if split == "train":
-        return trained_on
-    if held_out is None:
+        return trained_on, notes
+    if not held_out:
         raise RunError("the run had no images for validation (trainer.val_fraction=0); name another split")
-    return held_out.with_transform(build_transform(config, backbone, training=False))
+    return held_out.with_transform(build_transform(config, backbone, training=False)), notes
+
+
+def _sides(folder: RunFolder) -> dict[str, str]:
+    """The split of each image in split.csv; empty where the run wrote none. Raises RunError if it is damaged."""
+    if not folder.split_file.is_file():
+        return {}
+    table = read_csv(folder.split_file, ("path", "split"), as_text=True)
+    return dict(zip(table["path"], table["split"], strict=True))
+
+
+def _as_listed(
+    opened: ImageDataset, sides: Mapping[str, str], split: str, file: Path, notes: list[str]
+) -> ImageDataset:
+    """The images that the run had as test images, or as training and validation images; a note counts others.
+
+    Where the dataset has test images of its own, which split.csv may not list, they count unless it lists them on
+    another side.
+    """
+    whole, parts = opened.samples.whole, ("test",) if split == "test" else ("train", "val")
+    if whole is not None:
+        paths, targets = whole
+        opened = ImageDataset(replace(opened.samples, paths=paths, targets=targets), opened.root)
+    names = opened.relative_paths()
+    unlisted = "test" if whole is None and split == "test" else None
+    kept = [i for i, name in enumerate(names) if sides.get(name, unlisted) in parts]
+    if not kept:
+        raise RunError(
+            f"{opened.root} has none of the {split} images that {file} lists; give the folder of the run's images, or "
+            "one with a test split of its own: --root"
+        )
+    others = len(names) - (len(kept) if whole is None else sum(name in sides for name in names))
+    if others:
+        notes.append(f"left out {others} images that {file} does not list for this split")
+    return opened.subset(kept)

@@ -8,7 +8,7 @@ from pathlib import Path
 from fgvc.presentation.render import markdown_table
 from fgvc.presentation.style import method_order
 from fgvc.reporting.registry import Inputs
-from fgvc.reporting.report.answer import make_answers, means_and_best
+from fgvc.reporting.report.answer import make_answers, means_and_best, with_common_seeds
 from fgvc.reporting.report.results import Results
 from fgvc.resources import resource_folder
 from fgvc.runs.summary import readable_runs
@@ -23,9 +23,10 @@ def first_result(folders: Sequence[Path]) -> str:
     results = Results(*readable_runs(folders), Inputs(tuple(folders), resource_folder("results/paper")))
     parts = []
     for (setting, group), answer in zip(results.groups.items(), make_answers(results, (), []), strict=True):
-        means, _ = means_and_best(group)
+        shared = with_common_seeds(group)
+        means, _ = means_and_best(shared)
         rows = [
-            [method.label, str(len(group[method])), f"{means[method]:.2f}"]
+            [method.label, str(len(shared[method])), f"{means[method]:.2f}"]
             for method in sorted(group, key=lambda method: method_order(method.label))
         ]
         confusions = "; ".join(

@@ -12,6 +12,7 @@ from fgvc.data import find_layout
 from fgvc.data.table import ENDINGS
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.io import expanded
+from fgvc.training.launch import is_sweep, quoted
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ def with_first_settings(arguments: Sequence[str]) -> list[str]:
     elif "dataset.adapter" not in given:
         more["dataset"], found = find_layout(root)
         _log.info("%s: %s", root, found)
+    # our own -m makes no sweep of a name or path with a comma
+    arguments = [quoted(argument, sweep=is_sweep(arguments)) for argument in arguments]
     if "trainer.epochs" in given:
         more["trainer.min_steps"] = "null"  # who gives epochs means them
     if not {"backbone", "backbone.name"} & set(given):
@@ -57,7 +60,11 @@ def with_first_settings(arguments: Sequence[str]) -> list[str]:
         sweep, more["method"] = ["-m"], ",".join(dict.fromkeys(["gap", *heads]))
     return [
         *sweep,
-        *(f"{key}={value}" for key, value in more.items() if key not in given or key in ("method", "dataset.root")),
+        *(
+            quoted(f"{key}={value}", sweep=False)
+            for key, value in more.items()
+            if key not in given or key in ("method", "dataset.root")
+        ),
         *own,
     ]
 

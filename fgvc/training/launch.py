@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,7 +68,6 @@ _HYDRA_VALUES = (
     *("-c", "--cfg", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-cd", "--config-dir"),
     *("-i", "--info", "--experimental-rerun"),
 )
-_SWEEP = ("-m", "--multirun")
 
 
 def hydra_main(
@@ -88,7 +88,7 @@ def hydra_main(
         ConfigError: a wrong value or type, or a key left unset.
     """
     register_choices()
-    sweep = bool(set(_SWEEP) & set(arguments))
+    sweep = is_sweep(arguments)
     sys.argv[1:] = [quoted(argument, sweep=sweep) for argument in arguments]
     # otherwise Hydra prints the error itself and exits with 1; our message and exit status need the exception
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -106,13 +106,22 @@ def hydra_main(
             failures.append(error)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(job)()
+        with tempfile.TemporaryDirectory() as scratch:
+            if sweep:  # Hydra writes its multirun.yaml before a run has looked at the data
+                first = next(i for i, word in enumerate(sys.argv) if i and "=" in word and word[0] != "-")
+                sys.argv.insert(first, f"hydra.sweep.dir={_quoted_path(scratch)}")
+            hydra.main(version_base="1.3", config_path=str(config_dir.resolve()), config_name="train")(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
     if failures and isinstance(failures[0], OmegaConfBaseException):
         raise ConfigError(_explain(failures[0])) from failures[0]
     if failures:
         raise failures[0]
+
+
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Return whether commas part the values of a sweep."""
+    return bool({"-m", "--multirun"} & set(arguments))
 
 
 def start_log(*, quiet: bool) -> None:
@@ -170,6 +179,8 @@ def _check_setting(argument: str, groups: Mapping[str, Sequence[str]]) -> None:
     found = re.match(r"(?:\+{1,2}|~)?([^=]*)(?:=(.*))?\Z", argument, re.DOTALL)
     assert found is not None  # whatever the argument is
     key, value = found.groups()
+    if key in AS_TYPED and "${" in str(value) and os.path.lexists(str(value)):
+        raise ConfigError(f"{key}={value}: ${{...}} stands for another setting, so no path may hold it; rename this")
     if key in groups:
         for name in (value or "").split(","):
             if re.fullmatch(r"[\w-]+", name) and name not in (*groups[key], "null"):
@@ -217,12 +228,12 @@ def help_text(groups: Mapping[str, Sequence[str]]) -> str:
 def quoted(argument: str, *, sweep: bool) -> str:
     """Return an argument in Hydra's grammar: paths and names in quotes, since it knows no = or ö; options with ++.
 
-    Commas part the values of a sweep.
+    Commas part the values of a sweep. What is in quotes stays as it is.
     """
     if re.match(r"\w+\.options\.\w+=", argument):
         argument = f"++{argument}"  # Hydra would refuse one that the configuration does not have yet
     found = re.fullmatch(rf"(\+{{0,2}}(?:{'|'.join(map(re.escape, AS_TYPED))})=)(.*)", argument, re.DOTALL)
-    if found is None:
+    if found is None or re.fullmatch("'.*'|\".*\"", found[2], re.DOTALL):
         return argument
     paths = found[2].split(",") if sweep else [found[2]]
     return found[1] + ",".join(map(_quoted_path, paths))

@@ -61,7 +61,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
 
     Returns:
         The run folder, with config.yaml, metrics.csv (if an epoch was trained), predictions.csv, spectrum.npz,
-        summary.json and checkpoints/; and split.csv if the dataset has no split of its own.
+        summary.json and checkpoints/; and split.csv if fgvc chose the test or the validation images.
 
     Raises:
         ConfigError, DatasetError, WeightsError, RunError: a mistake in the settings, the data or the folder; raised
@@ -297,7 +297,7 @@ def _summary(
     summary["rerun_of"] = None if rerun_of is None else str(rerun_of)
     if accelerator.is_main_process:
         folder.begin(config, summary | _progress_summary(trainer.log.progress))
-        if prepared.test.samples.own_split:
+        if prepared.test.samples.own_split or config.trainer.val_fraction:
             _write_split(folder, prepared)
     if config.trainer.tracker:
         _start_tracker(config, accelerator, folder)

@@ -31,6 +31,7 @@ from run_folders import (
 
 from fgvc.errors import visible
 from fgvc.presentation.style import METHOD_STYLES, method_style
+from fgvc.reporting.first_result import first_result
 from fgvc.reporting.report import collect, make_report, pictures
 from fgvc.reporting.report.charts import MAX_POINTS, Curve, Panel, curves_figure, matrix_figure
 from fgvc.reporting.report.pictures import MAX_PICTURES
@@ -131,6 +132,25 @@ def test_a_lead_that_is_none_or_unknown_is_said_in_words(tmp_path: Path) -> None
     )
     (tmp_path / "b" / "gap" / "s0" / "predictions.csv").unlink()
     assert "no interval: not the same images" in opening(made(tmp_path / "b")[0])
+
+
+def test_heads_are_compared_on_the_seeds_that_all_of_them_have(tmp_path: Path) -> None:
+    """GAP alone has the second seed, and its mean over both is the highest."""
+    paired(tmp_path, "gap", [40, 59])
+    paired(tmp_path, "seb", [45])
+    text = opening(made(tmp_path)[0])
+    assert "75.00 % of the test images are named correctly by SEB (on the one seed that all heads have)." in text
+    assert re.search(r"\+8\.33 points over GAP's 66\.67 % .*: 25 % fewer mistakes", text) or "may be chance" in text
+    shown = first_result(sorted(tmp_path.glob("*/*")))
+    assert re.search(r"\| GAP +\| +1 \| +66\.67 \|", shown) and "by SEB (on the one seed" in shown
+    (tmp_path / "seb" / "s0" / "predictions.csv").unlink()
+    assert "+8.33 points over GAP's 66.67 % (no interval: not the same images)" in opening(made(tmp_path)[0])
+    paired(tmp_path, "mpn_cov", [0, 0, 30])
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / "mpn_cov" / f"s{seed}")
+    text = opening(made(tmp_path)[0])  # no seed that all have: each mean is over its own seeds
+    assert "82.50 % of the test images are named correctly by GAP (mean of 2 seeds)." in text
+    assert "No head is ahead of GAP: +7.50 points over SEB, the next (no interval: no seed in common)." in text
 
 
 def test_images_of_the_confusions_stand_on_the_page_only_where_their_folder_is_given(tmp_path: Path) -> None:

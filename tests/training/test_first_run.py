@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_line import Train, refused, succeeded
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
+from fgvc.data import create_dataset, find_layout
 from fgvc.training.first_run import is_first_run, with_first_settings
+from fgvc.training.launch import quoted
 
 QUICK = ["trainer.epochs=1", "trainer.min_steps=4", "trainer.workers=0", "dataset.transform.size=64"]
 NEEDS_WEIGHTS = pytest.mark.skipif(
@@ -104,6 +107,10 @@ def test_what_is_no_dataset_is_refused_before_anything_is_written(tmp_path: Path
     (tmp_path / "odd" / "list.csv").write_text("Dateiname;Art\n1.jpg;wren\n")
     done = here("train.py", "dataset.root=odd", cwd=tmp_path)
     refused(done, "list.csv has the columns Dateiname, Art", "dataset.options.image_column=NAME")
+    shutil.copytree(tmp_path / "loose" / "one", tmp_path / "loose" / "two")
+    (tmp_path / "loose" / "three").mkdir()
+    refused(here("train.py", "dataset.root=loose", "backbone=lite0", cwd=tmp_path), "three: no image files")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loose", "odd"]
 
 
 def test_what_is_given_stays(pictures: Path) -> None:
@@ -115,3 +122,38 @@ def test_what_is_given_stays(pictures: Path) -> None:
     assert "trainer.min_steps=null" in chosen and "trainer.min_steps=null" not in with_first_settings(given[:1])
     shown = with_first_settings([given[0], "--cfg", "job"])
     assert "-m" not in shown and "method=mpn_cov" in shown
+
+
+def test_a_comma_in_a_path_or_name_makes_no_sweep(pictures: Path) -> None:
+    root = pictures.rename(pictures.parent / "birds,old")
+    (root / "a,b.csv").write_text("path,label\nwren/0.jpg,wren\n")
+
+    def values(*given: str) -> dict[str, object]:
+        chosen = [quoted(word, sweep=True) for word in with_first_settings(given) if word != "-m"]
+        parsed = map(OverridesParser.create().parse_override, chosen)
+        return {found.key_or_group: "sweep" if found.is_sweep_override() else found.value() for found in parsed}
+
+    found = values(f"dataset.root={root}", "name=x, y", "seed=0,1")
+    assert (found["dataset.root"], found["name"], found["seed"]) == (str(root), "x, y", "sweep")
+    found = values(f"dataset.root={root / 'a,b.csv'}")
+    assert (found["dataset.root"], found["dataset.options.file"]) == (str(root), "a,b.csv")
+    assert values(f"dataset.root={root}", "-m", "name=x,y")["name"] == "sweep"
+
+
+def test_a_folder_whose_name_is_an_interpolation_is_refused(pictures: Path, here: Train) -> None:
+    pictures.rename(pictures.parent / "a ${seed} b")
+    done = here("train.py", "dataset.root=a ${seed} b", cwd=pictures.parent)
+    refused(done, "dataset.root=a ${seed} b: ${...} stands for another setting")
+
+
+@NEEDS_WEIGHTS
+def test_results_in_the_folder_of_the_images_are_no_class(pictures: Path, here: Train) -> None:
+    succeeded(here("train.py", "dataset.root=.", *QUICK, cwd=pictures))
+    shutil.copy(pictures / "wren" / "1.jpg", pictures / "results" / "figure.jpg")
+    assert create_dataset("folder", root=pictures).classes == ["robin", "wren"]
+    assert find_layout(pictures)[1] == "found 2 class folders without a split: robin, wren"
+    for bird in ("wren", "robin"):
+        (pictures / "train").mkdir(exist_ok=True)
+        (pictures / bird).rename(pictures / "train" / bird)
+    assert find_layout(pictures)[1] == "found class folders in train/ without a test split"
+    assert create_dataset("folder", root=pictures).classes == ["robin", "wren"]

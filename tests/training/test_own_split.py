@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from command_line import run, succeeded, trainable
 from PIL import Image
 
 from fgvc.data import create_dataset
-from fgvc.errors import ConfigError
+from fgvc.errors import ConfigError, DatasetError, RunError
 from fgvc.inference import evaluate_run
-from fgvc.inference.calibrate import fit_calibration
+from fgvc.inference.calibrate import calibrate_run, fit_calibration
 from fgvc.inference.restore import restore_run
 from fgvc.runs import read_run
 from fgvc.runs.config import DatasetConfig, MethodConfig, RunConfig, TrainerConfig, TransformConfig
 from fgvc.training import train_run
+from fgvc.training.setup import hold_out, open_split
 
 
 def config(tmp_path: Path, **trainer: object) -> RunConfig:
@@ -95,3 +97,37 @@ def test_the_split_of_a_run_is_written_and_repeats(tmp_path: Path, caplog: pytes
     assert evaluate_run(path).record["images"] == 3
     dataset = create_dataset("folder", root=tmp_path / "data", split="test")
     assert sorted(dataset.relative_paths()) == sorted(summary.predictions()["path"])
+
+
+@pytest.mark.parametrize("place", [".", "train"])
+def test_images_that_come_later_change_no_side_of_a_finished_run(
+    tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "data", place, {"a": 10, "b": 9})
+    if place == "train":
+        write(tmp_path / "data", "test", {"a": 2, "b": 2})
+    path = train_run(config(tmp_path, val_fraction=0.25))
+    split = pd.read_csv(path / "split.csv")
+    listed = {side: sorted(rows["path"]) for side, rows in split.groupby("split")}
+    for name in "ab":
+        for number in range(8):
+            folder = tmp_path / "data" / place
+            shutil.copy(folder / "b" / "0.png", folder / name / f"new{number}.png")
+    drawn_again = hold_out(config(tmp_path, val_fraction=0.25), open_split(config(tmp_path), "train"))[1]
+    assert drawn_again is not None and set(drawn_again.relative_paths()) & set(listed["train"])
+    for side, kept in {"train": "train", "validation": "val", "test": "test"}.items():
+        assert sorted(restore_run(path, split=side).images.relative_paths()) == listed[kept]
+    assert f"left out 16 images that {path / 'split.csv'} does not list" in caplog.text
+    assert "are not those that the run had" not in caplog.text
+    calibrate_run(path)
+    assert "left out 16 images" in json.loads((path / "calibration.json").read_text())["checkpoints"]["last"]["note"]
+    evaluated = evaluate_run(path)
+    assert evaluated.predictions["path"].tolist() == read_run(path).predictions()["path"].tolist()
+    assert ("left out 16 images" in str(evaluated.record["note"])) == (place == ".")
+    (tmp_path / "data" / listed["test"][0]).unlink()
+    assert "the test images are not those that the run had" in evaluate_run(path).record["note"]
+    assert evaluate_run(path).record["images"] == len(listed["test"]) - 1
+    for name in listed["test"][1:]:
+        (tmp_path / "data" / name).unlink()
+    with pytest.raises((RunError, DatasetError)):  # the new ones are no test images
+        evaluate_run(path)

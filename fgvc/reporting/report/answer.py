@@ -62,14 +62,27 @@ def make_answers(results: Results, images: Sequence[Path], notes: list[str]) -> 
         return []
     answers = []
     for setting, group in groups.items():
-        means, best = means_and_best(group)
-        text = f"of the test images are named correctly by {best.label} ({_after(group[best])})."
-        confusions = _confusions(group[best], images, notes)
-        answers.append(Answer(results.of(setting), f"{means[best]:.2f} %", text, _lead(group, means, best), confusions))
+        shared = with_common_seeds(group)
+        means, best = means_and_best(shared)
+        text = f"of the test images are named correctly by {best.label} ({_after(shared, group, best)})."
+        lead = _lead(shared, means, best)
+        answers.append(
+            Answer(results.of(setting), f"{means[best]:.2f} %", text, lead, _confusions(group[best], images, notes))
+        )
     return answers
 
 
-def _after(runs: Sequence[Run]) -> str:
+def with_common_seeds(group: Group) -> Group:
+    """The runs of the seeds that every head has, so that their means can be compared; all runs if there is none."""
+    common = set.intersection(*({run.seed for run in runs} for runs in group.values()))
+    shared = {method: [run for run in runs if run.seed in common] for method, runs in group.items()}
+    return shared if common else group
+
+
+def _after(shared: Group, group: Group, best: Method) -> str:
+    runs = shared[best]
+    if any(len(shared[method]) < len(group[method]) for method in group):
+        return f"on the {seeds_in_words([len(runs)])} that all heads have"
     return "one seed" if len(runs) == 1 else f"mean of {seeds_in_words([len(runs)])}"
 
 
@@ -95,14 +108,15 @@ def _lead(group: Group, means: dict[Method, float], best: Method) -> str:
     head = max(others, key=lambda method: means[method])
     lower, upper = (head, gap) if best.name == "gap" else (gap, head)
     found, _ = compare(group[lower], group[upper])  # the same way round as in the table of differences
-    if found["state"] == "ok":
+    same_seeds = {run.seed for run in group[lower]} == {run.seed for run in group[upper]}
+    if same_seeds and found["pairs"] == len(group[lower]):  # of the same runs as the means
         # + 0.0: no minus zero
         points, low, high = (round(-found[name], 2) + 0.0 for name in ("difference", "high", "low"))
         how = f"95 % interval {low:+.2f} to {high:+.2f}"
         chance = " The interval holds 0: this may be chance." if low <= 0 else ""
     else:
         points, chance = means[upper] - means[lower], ""
-        how = "no interval: " + ("no seed in common" if found["state"] == "no common seed" else "not the same images")
+        how = "no interval: " + ("not the same images" if same_seeds else "no seed in common")
     if best.name == "gap":
         return f"No head is ahead of GAP: {points:+.2f} points over {head.label}, the next ({how}).{chance}"
     fewer = 100 * (means[head] - means[gap]) / max(100 - means[gap], 1e-9)

@@ -16,7 +16,7 @@ from fgvc.io import file_digests, read_csv
 from fgvc.presentation.render import NOT_MEASURED, Block, titled
 from fgvc.presentation.style import class_name, method_order
 from fgvc.reporting.registry import TABLES
-from fgvc.reporting.report.answer import means_and_best, pooled_predictions
+from fgvc.reporting.report.answer import means_and_best, pooled_predictions, with_common_seeds
 from fgvc.reporting.report.charts import Curve, Panel, curves_figure, intervals_figure, matrix_figure, method_curves
 from fgvc.reporting.report.pictures import Attributions, Gallery, read_attribution, read_picture
 from fgvc.reporting.report.results import Results
@@ -234,7 +234,7 @@ def _confusions(results: Results, notes: list[str]) -> Iterator[Part]:
     """The most frequent confusions of each method, its seeds together, and the matrix."""
     columns = "True class=true, Predicted as=predicted, Images=count, % of class=share:.1f"
     for setting, group in results.with_file("predictions.csv", notes).items():
-        _, best = means_and_best(group)
+        _, best = means_and_best(with_common_seeds(group))
         for method in sorted(group, key=lambda method: method_order(method.label)):
             title = titled(method.label, results.of(setting))
             try:
