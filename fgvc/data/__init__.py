@@ -8,7 +8,7 @@ from fgvc.data.feature_set import FeatureSet
 from fgvc.data.folder import image_files
 from fgvc.data.image_file import UnreadableImageError, copy_rgb, decode_rgb
 from fgvc.data.prepare import prepare_dataset
-from fgvc.data.registry import create_dataset, effective_options, list_datasets, reads_validation
+from fgvc.data.registry import create_dataset, effective_options, list_datasets, read_splits, reads_validation
 from fgvc.data.transforms import (
     VIEWS,
     TransformSpec,
@@ -39,6 +39,7 @@ __all__ = [
     "list_datasets",
     "normalization_from_timm",
     "prepare_dataset",
+    "read_splits",
     "reads_validation",
     "require_readable",
     "resized_spec",

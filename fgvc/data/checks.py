@@ -10,10 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
-from fgvc.data.cards import SPLITS
 from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.image_file import UnreadableImageError
-from fgvc.data.registry import create_dataset
+from fgvc.data.registry import read_splits
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import read_json
 from fgvc.io import file_digests, write_json_atomic
@@ -203,12 +202,3 @@ def read_record(root: Path) -> dict[str, Any]:
         isinstance(split, dict) and isinstance(split.get("state"), str) for split in splits.values()
     )
     return found if whole else {}
-
-
-def read_splits(name: str, root: Path) -> dict[str, ImageDataset]:
-    """Both splits, as training will read them.
-
-    Raises:
-        DatasetError: as the adapter raises it.
-    """
-    return {split: create_dataset(name, root=root, split=split) for split in SPLITS}

@@ -7,12 +7,12 @@ from itertools import islice
 from pathlib import Path
 
 from fgvc.data.cars import is_cars
-from fgvc.data.folder import SPLIT_FOLDERS, holds_runs, is_litter
+from fgvc.data.folder import SPLIT_FOLDERS, holds_runs, image_files, is_litter
 from fgvc.data.image_file import image_endings
 from fgvc.data.inaturalist import find_years
-from fgvc.data.layout import COARSE, listing, reachable
-from fgvc.data.table import ENDINGS, find_columns, table_columns
-from fgvc.errors import ConfigError, DatasetError
+from fgvc.data.layout import listing, reachable
+from fgvc.data.table import find_tables, read_paths_and_labels, table_columns
+from fgvc.errors import DatasetError
 from fgvc.io import expanded
 
 _LOOKED_AT = 50  # entries of a folder that are looked at
@@ -33,7 +33,8 @@ def find_layout(root: Path) -> tuple[str, str]:
         Name of the adapter, and one sentence without a full stop, such as "found class folders without a split".
 
     Raises:
-        DatasetError: none of them is there, or several tables are; the message says what was found and expected.
+        DatasetError: none of them is there, several tables are, or a table lists only some of the images in class
+            folders; the message says what was found and expected.
     """
     root = expanded(root)
     with reachable():
@@ -47,15 +48,20 @@ def find_layout(root: Path) -> tuple[str, str]:
         splits = [f"{roles[role].name}/" for role in ("train", "val", "test") if role in roles]
         if "train" in roles and len(splits) > 1 and _folders(roles["train"]):
             return "folder", f"found folders with splits: {listing(splits)}"
-        tables = _tables(root)
-        if len(tables) == 1:
-            return "table", f"found {tables[0].name}, a table of image paths and labels"
-        if "train" in roles and len(folders) == 1 and _folders(roles["train"]):
-            return "folder", f"found class folders in {splits[0]} without a test split"
         others = [folder for folder in folders if folder.name.lower() not in SPLIT_FOLDERS]
-        if others and sum(map(_holds_images, folders[:_LOOKED_AT])) > 1:
-            return "folder", f"found {len(folders)} class folders without a split: {listing(f.name for f in folders)}"
-        raise DatasetError(_nothing(root, folders, tables))
+        classes, found = [], ""
+        if "train" in roles and len(folders) == 1:
+            classes, found = _folders(roles["train"]), f"found class folders in {splits[0]} without a test split"
+        elif others and sum(map(_holds_images, folders[:_LOOKED_AT])) > 1:
+            classes = folders
+            found = f"found {len(folders)} class folders without a split: {listing(f.name for f in folders)}"
+        every, tables = find_tables(root)
+        if len(tables) == 1:
+            _refuse_excerpt(root, tables[0], classes)
+            return "table", f"found {tables[0].name}, a table of image paths and labels"
+        if classes:
+            return "folder", found
+        raise DatasetError(_nothing(root, folders, every, tables))
 
 
 def _folders(root: Path) -> list[Path]:
@@ -74,20 +80,25 @@ def _holds_images(folder: Path) -> bool:
     return any(Path(name).suffix.lower() in endings for place in places for name in _files(place))
 
 
-def _tables(root: Path) -> list[Path]:
-    """Tables with a column of paths and one of labels."""
-    found = []
-    for path in sorted(root.iterdir()):
-        if path.suffix.lower() in ENDINGS and path.name != COARSE and not is_litter(path.name):
-            try:
-                find_columns(path, table_columns(path), dict.fromkeys(("image_column", "label_column", "split_column")))
-            except (ConfigError, DatasetError):
-                continue
-            found.append(path)
-    return found
+def _refuse_excerpt(root: Path, table: Path, folders: list[Path]) -> None:
+    """Refuse a table that lists some of the images in class folders: either may be the dataset.
+
+    The folders count if one has the name of a label; otherwise only those that the table takes images from.
+    """
+    paths, labels = read_paths_and_labels(table)
+    if not {folder.name for folder in folders} & set(labels):
+        places = {root / path.rpartition("/")[0] for path in paths}
+        folders = [folder for folder in folders if any(place.is_relative_to(folder) for place in places)]
+    images = sum(len(image_files(folder)) for folder in folders if _holds_images(folder))
+    if len(paths) < images:
+        raise DatasetError(
+            f"{root}: {table.name} lists {len(paths)} images, but {listing(f'{folder.name}/' for folder in folders)} "
+            f"hold {images}; choose one: dataset=table for those of the table, dataset=folder for all of the folders "
+            "(and experiment=first for the settings of a first run)"
+        )
 
 
-def _nothing(root: Path, folders: list[Path], tables: list[Path]) -> str:
+def _nothing(root: Path, folders: list[Path], every: list[Path], tables: list[Path]) -> str:
     if len(tables) > 1:
         names = listing(path.name for path in tables)
         return (
@@ -102,11 +113,10 @@ def _nothing(root: Path, folders: list[Path], tables: list[Path]) -> str:
         )
     if len(folders) == 1 and _holds_images(folders[0]) and not _folders(folders[0]):
         return f"{root}: one class folder, {folders[0].name}; two or more classes are needed"
-    unread = [path.name for path in sorted(root.iterdir()) if path.suffix.lower() in ENDINGS and path.name != COARSE]
-    if len(unread) == 1 and not tables:
-        columns = listing(table_columns(root / unread[0]))
+    if len(every) == 1:
+        columns = listing(table_columns(every[0]))
         return (
-            f"{root}: {unread[0]} has the columns {columns}; say which are the paths and the labels: dataset=table "
+            f"{root}: {every[0].name} has the columns {columns}; say which are the paths and the labels: dataset=table "
             "dataset.options.image_column=NAME dataset.options.label_column=NAME"
         )
     inside = listing([*(f"{folder.name}/" for folder in folders), *_files(root)]) or "nothing"

@@ -56,8 +56,8 @@ def read_folder(root: Path, split: str, *, levels: int = 1, test_fraction: float
 
     Raises:
         ConfigError: an option is out of range.
-        DatasetError: a folder is missing or cannot be read, two folders are the same split, a class of val/ or test/ is
-            not in train/, a class folder holds no image, or a name is not Unicode.
+        DatasetError: a folder is missing or cannot be read, two folders are the same split, a class folder holds no
+            image, or a name is not Unicode.
     """
     if levels not in (1, 2):
         raise ConfigError(f"folder: levels={levels!r} is unknown; choose 1 (class folders) or 2 (supercategory/class)")
@@ -164,28 +164,14 @@ def take_own_split(samples: Samples, names: list[str], split: str, fraction: flo
 def read_class_folders(folders: Mapping[str, Path], split: str, levels: int = 1) -> Samples:
     """Read one of several splits, each a folder of class folders; "val" without a folder has no images.
 
-    A class of another split must be in "train". One that "val" or "test" lacks is noted.
+    The classes are those of all splits.
 
     Raises:
         DatasetError: as `read_folder`.
     """
     with reachable():
         places = {name: _class_folders(folder, levels) for name, folder in folders.items()}
-    for other in folders:
-        lonely = sorted(set(places[other]) - set(places["train"]))
-        if lonely:
-            raise DatasetError(
-                f"{folders['train']}: {len(lonely)} classes of {folders[other]} missing here, first {lonely[0]!r}; "
-                "every class must be in the training split"
-            )
-        absent = sorted(set(places["train"]) - set(places[other]))
-        if absent:
-            say_once(
-                logging.WARNING,
-                f"{folders[other]}: no images of {len(absent)} classes, which means over classes leave out: "
-                f"{listing(absent)}",
-            )
-    parts = {place: place.rpartition("/") for place in places["train"]}
+    parts = {place: place.rpartition("/") for found in places.values() for place in found}
     counts = Counter(name for _, _, name in parts.values())
     shown = {p: name if counts[name] == 1 else f"{name} ({above})" for p, (above, _, name) in parts.items()}
     classes = sorted(shown, key=lambda place: (shown[place], place))

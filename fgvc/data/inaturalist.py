@@ -5,6 +5,7 @@ the taxonomy). See <https://github.com/visipedia/inat_comp>.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def _read(path: Path) -> Any:
 
 
 def _rows(path: Path, content: Any, key: str | None, **kinds: type) -> list[Mapping[str, Any]]:
-    """The list of objects under a key, or the content itself, with values of these types."""
+    """The list of objects under a key, or the content itself, with values of these types; the first is unique."""
     rows = content.get(key) if isinstance(content, dict) and key else content
     if not isinstance(rows, list):
         raise DatasetError(f"{path}: no list {key!r} in it; is it an annotation file of iNaturalist?")
@@ -106,6 +107,10 @@ def _rows(path: Path, content: Any, key: str | None, **kinds: type) -> list[Mapp
             if type(value) is not kind or (isinstance(value, str) and not _is_unicode(value)):
                 found = str(row)[:80]
                 raise DatasetError(f"{path}: {key or 'an entry'} without a {name} ({kind.__name__}): {found}")
+    own = next(iter(kinds))
+    value, count = Counter(row[own] for row in rows).most_common(1)[0] if rows else (None, 0)
+    if count > 1:
+        raise DatasetError(f"{path}: {key or 'its entries'} have the {own} {value} twice; unpack the archive again")
     return rows
 
 
@@ -133,8 +138,8 @@ def _categories(folder: Path, path: Path, content: Any) -> tuple[list[int], list
         rows = [{**row, **listed[row["id"]]} for row in rows]
     rows = sorted(rows, key=lambda row: row["id"])
     ids = [row["id"] for row in rows]
-    if len(set(ids)) < len(ids) or not ids:
-        raise DatasetError(f"{path}: no categories, or an id twice; unpack the archive again")
+    if not ids:
+        raise DatasetError(f"{path}: no categories; unpack the archive again")
     names = unique_names({str(row["id"]): row["name"] for row in rows})
     coarse = {}
     for level in _LEVELS:

@@ -1,6 +1,8 @@
 """The table of datasets by name: an adapter is one function (root, split, **options) -> Samples."""
 
 import inspect
+import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,14 @@ from fgvc.data.birds import read_cub, read_nabirds
 from fgvc.data.cars import read_cars
 from fgvc.data.dataset import ImageDataset, Samples, Transform
 from fgvc.data.dogs import read_dogs
-from fgvc.data.folder import read_folder
+from fgvc.data.folder import read_folder, say_once
 from fgvc.data.hf import read_hf
 from fgvc.data.imagenet import read_imagenet
 from fgvc.data.inaturalist import read_inaturalist
+from fgvc.data.layout import listing, reachable
 from fgvc.data.synthetic import read_synthetic
 from fgvc.data.table import read_image_table
-from fgvc.errors import ConfigError
+from fgvc.errors import ConfigError, DatasetError
 from fgvc.io import expanded
 
 _ADAPTERS: dict[str, Callable[..., Samples]] = {
@@ -88,6 +91,61 @@ def create_dataset(
     return ImageDataset(samples, folder, transform, crop)
 
 
+def read_splits(name: str, root: str | Path, **options: Any) -> dict[str, ImageDataset]:
+    """Read all splits of a dataset, as training does: "train", "test", and "val" of adapters that read it.
+
+    Classes without images in "val" or "test" are noted.
+
+    Args:
+        name, root, options: as of `create_dataset`.
+
+    Raises:
+        ConfigError, DatasetError: as `create_dataset`.
+        DatasetError: the splits differ in their classes, a class has no training image, or a file is listed twice, also
+            through links.
+    """
+    names = _SPLITS if reads_validation(name) else ("train", "test")
+    splits = {split: create_dataset(name, root=root, split=split, **options) for split in names}
+    classes, folder = splits["train"].classes, splits["train"].root
+    if any(dataset.classes != classes for dataset in splits.values()):
+        raise DatasetError(f"{folder}: training and test split differ in their classes")
+    _refuse_repeated(folder, splits)
+    present = {split: set(dataset.targets) for split, dataset in splits.items()}
+    for split, targets in present.items():
+        lonely = [classes[target] for target in sorted(targets - present["train"])]
+        if lonely:
+            found = f"no training image of {len(lonely)} classes of the {split} split: {listing(lonely)}"
+            raise DatasetError(f"{folder}: {found}; add some")
+        absent = [classes[target] for target in sorted(present["train"] - targets)]
+        if absent and targets and not splits[split].samples.own_split:
+            note = f"no {split} images of {len(absent)} classes, which means over classes leave out: {listing(absent)}"
+            say_once(logging.WARNING, f"{folder}: {note}")
+    return splits
+
+
+def _refuse_repeated(root: Path, splits: Mapping[str, ImageDataset]) -> None:
+    files = [(split, path) for split, dataset in splits.items() for path in dataset.paths]
+    folders: dict[str, str] = {}  # to resolve the folders of each of a million files would take a minute
+    first: dict[str, int] = {}
+    repeated = []
+    with reachable():
+        for number, (_, path) in enumerate(files):
+            folder, name = os.path.split(path)
+            if folder not in folders:
+                folders[folder] = os.path.realpath(folder)
+            place = f"{folders[folder]}{os.sep}{name}"
+            if path.is_symlink():
+                place = os.path.realpath(place)
+            if first.setdefault(place, number) != number:
+                repeated.append((place, number))
+    if repeated:
+        place, number = repeated[0]
+        both = " and ".join(
+            f"{path.relative_to(root).as_posix()} ({split})" for split, path in (files[first[place]], files[number])
+        )
+        raise DatasetError(f"{root}: {len(repeated)} image files are listed twice, first {both}; keep one of each")
+
+
 def reads_validation(name: str) -> bool:
     """Whether an adapter reads a validation split where the dataset has one; of others, "val" is always empty."""
     return name in _WITH_VALIDATION
@@ -116,8 +174,8 @@ def _options(name: str) -> Mapping[str, inspect.Parameter]:
 def _check_options(name: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> None:
     for option, value in options.items():
         if option not in known:
-            listing = ", ".join([*known, *(["crop"] if "boxes" in known else [])]) or "none"
-            raise ConfigError(f"dataset {name!r} has no option {option!r}; its options: {listing}")
+            its_options = ", ".join([*known, *(["crop"] if "boxes" in known else [])]) or "none"
+            raise ConfigError(f"dataset {name!r} has no option {option!r}; its options: {its_options}")
         # a word such as "no" would count as true
         if isinstance(known[option].default, bool) and not isinstance(value, bool):
             raise ConfigError(f"dataset {name!r}: {option} must be true or false, found {value!r}")

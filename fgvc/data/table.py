@@ -1,11 +1,12 @@
 """Any dataset as a table: a CSV or Parquet file of image paths and labels."""
 
+import contextlib
 import io
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -29,6 +30,8 @@ _NAMES = {
     "split_column": ("split", "splits", "set", "subset", "fold", "partition", "dataset"),
 }
 """Names of the columns by option, as `_plain` gives them."""
+Columns = dict[str, str | None]
+NO_COLUMNS: Columns = dict.fromkeys(_NAMES)
 _OWN = {"image_column": "path", "label_column": "label", "split_column": "split"}
 """Columns of a split.csv that a run writes; it may hold others of the names above."""
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
@@ -57,7 +60,8 @@ def read_image_table(
         root: folder of the images.
         split: "train", "val" or "test"; "val" has no images where the table has no validation split.
         file: the table, relative to `root`, or an absolute path; None takes the only .csv, .tsv or .parquet file in
-            `root`. A file coarse.csv is no such table but gives coarser labels, see `read_coarse`.
+            `root`, or the only one with these columns. A file coarse.csv is no such table but gives coarser labels, see
+            `read_coarse`.
         image_column, label_column, split_column: names of columns; None finds each by a usual name, such as path,
             label and split.
         coarse_columns: columns of coarser labels, each a level; a class must have one label at each.
@@ -66,24 +70,18 @@ def read_image_table(
 
     Raises:
         ConfigError: a column is missing, or several may be meant; the message names the option.
-        DatasetError: no table, or several; it is damaged, a cell is empty, a path leaves `root`, appears twice or is
-            missing, an unknown split, or a class of another split is not in training.
+        DatasetError: no table, or several; it is damaged, a cell is empty, a path leaves `root` or is missing, or an
+            unknown split.
     """
-    with reachable():
-        path = find_table(root) if file is None else root / expanded(file)
     levels = list(coarse_columns or ())
     given = {"image_column": image_column, "label_column": label_column, "split_column": split_column}
-    columns = table_columns(path)
-    chosen = find_columns(path, columns, given, levels)
+    with reachable():
+        path = find_table(root, given, levels) if file is None else root / expanded(file)
+    chosen = find_columns(path, given, levels)
     used = [name for name in chosen.values() if name is not None]
     frame = _read(path, [*used, *levels])
     names, labels = (_texts(path, frame, str(chosen[option])) for option in ("image_column", "label_column"))
     splits = _splits(path, frame, chosen["split_column"], given["split_column"])
-    repeated = [name for name, count in Counter(str(PurePosixPath(name)) for name in names).items() if count > 1]
-    if repeated:
-        raise DatasetError(
-            f"{path}: {len(repeated)} images are listed twice: {listing(repeated)}; keep one row of each"
-        )
     whole = all(map(_WHOLE.fullmatch, labels))
     classes = sorted(set(labels), key=lambda name: (int(name) if whole else 0, name))
     index = {name: target for target, name in enumerate(classes)}
@@ -98,18 +96,42 @@ def read_image_table(
         return take_own_split(samples, names, split, test_fraction, split_seed, f"{path}: found a table {what}")
     if "test" not in splits:
         splits = ["test" if name == "val" else name for name in splits]
-    _check_classes(path, samples, splits)
     counts = Counter(splits)
     say_once(logging.INFO, f"{path}: found a table with {', '.join(f'{n} {s}' for s, n in counts.items())} images")
     return samples.take([i for i, name in enumerate(splits) if name == split])
 
 
-def find_table(root: Path) -> Path:
-    """The only table in a folder. Raises DatasetError for none or several, OSError if it cannot be read."""
-    if not root.is_dir():
-        raise DatasetError(f"{root}: no such folder; set root to the folder of the images")
+def find_tables(root: Path, given: Columns = NO_COLUMNS, levels: Sequence[str] = ()) -> tuple[list[Path], list[Path]]:
+    """The tables in a folder, and those of them that have the columns of `find_columns`. Raises OSError."""
     found = sorted(path for path in root.iterdir() if path.suffix.lower() in ENDINGS and not is_litter(path.name))
     found = [path for path in found if path.name != COARSE and path.is_file()]
+    fitting = []
+    for path in found:
+        with contextlib.suppress(ConfigError, DatasetError):
+            find_columns(path, given, levels)
+            fitting.append(path)
+    return found, fitting
+
+
+def read_paths_and_labels(path: Path) -> tuple[list[str], list[str]]:
+    """The columns with the usual names. Raises ConfigError as `find_columns`, DatasetError as `read_image_table`."""
+    chosen = find_columns(path)
+    used = [str(chosen[option]) for option in ("image_column", "label_column")]
+    frame = _read(path, used)
+    return _texts(path, frame, used[0]), _texts(path, frame, used[1])
+
+
+def find_table(root: Path, given: Columns, levels: Sequence[str]) -> Path:
+    """The only table in a folder, or the only one with the columns.
+
+    Raises:
+        DatasetError: none or several.
+        OSError: the folder cannot be read.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder; set root to the folder of the images")
+    found, fitting = find_tables(root, given, levels)
+    found = fitting or found
     if len(found) != 1:
         names = f"{len(found)} tables ({listing(path.name for path in found)})" if found else "no table"
         fix = "set dataset.options.file=NAME" if found else "expected a .csv, .tsv or .parquet file of image paths"
@@ -117,8 +139,16 @@ def find_table(root: Path) -> Path:
     return found[0]
 
 
-def table_columns(path: Path) -> list[str]:
-    """Names of the columns of a table. Only its head is read. Raises DatasetError if it is damaged."""
+def table_columns(path: Path, wanted: Sequence[str] = ()) -> list[str]:
+    """Names of the columns of a table. Only its head is read.
+
+    Args:
+        path: the table.
+        wanted: names that help to find the separator of a CSV, besides the usual ones.
+
+    Raises:
+        DatasetError: it is damaged, or two columns have one name.
+    """
     try:
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet  # here, since it is slow to import
@@ -128,22 +158,27 @@ def table_columns(path: Path) -> list[str]:
         else:
             with open_foreign(path, MAX_TEXT) as file:
                 line = file.readline(1 << 16).decode("utf-8-sig")
-            names = list(pd.read_csv(io.StringIO(line), sep=_separator(line), dtype=str, nrows=0).columns)
+            # not as a header, since pandas would rename a name that comes again
+            options: dict[str, Any] = {"sep": _separator(line, wanted), "dtype": str, "keep_default_na": False}
+            names = pd.read_csv(io.StringIO(line), header=None, **options).iloc[0].tolist()
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
+    repeated = [name for name, count in Counter(names).items() if count > 1 and name]
+    if repeated:
+        raise DatasetError(f"{path}: the column {repeated[0]!r} appears twice; rename or remove one")
     return [str(name) for name in names]
 
 
-def find_columns(
-    path: Path, columns: Sequence[str], given: dict[str, str | None], levels: Sequence[str] = ()
-) -> dict[str, str | None]:
-    """The column of each option; None only for the split.
+def find_columns(path: Path, given: Columns = NO_COLUMNS, levels: Sequence[str] = ()) -> Columns:
+    """The column of a table for each option; None only for the split.
 
     Raises:
         ConfigError: a given column is missing, none has a usual name, or several have.
+        DatasetError: as `table_columns`.
     """
+    columns = table_columns(path, [*filter(None, given.values()), *levels])
     own = all(name in columns for name in _OWN.values())
-    found: dict[str, str | None] = {}
+    found: Columns = {}
     for option, known in _NAMES.items():
         name = given[option]
         if name is None:
@@ -168,8 +203,10 @@ def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).lower()
 
 
-def _separator(line: str) -> str:
-    return max(",;\t", key=line.count)
+def _separator(line: str, wanted: Iterable[str]) -> str:
+    """What separates most of the usual and wanted names in a header, then most cells."""
+    known = {name for names in _NAMES.values() for name in names} | set(map(_plain, wanted))
+    return max(",;\t", key=lambda sep: (sum(_plain(cell) in known for cell in line.split(sep)), line.count(sep)))
 
 
 def _damaged(path: Path, error: Exception) -> DatasetError:
@@ -185,7 +222,7 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
             with open_foreign(path, MAX_TEXT) as file:
                 line = file.readline(1 << 16).decode("utf-8-sig")
                 file.seek(0)
-                options: dict[str, Any] = {"sep": _separator(line), "encoding": "utf-8-sig"}
+                options: dict[str, Any] = {"sep": _separator(line, columns), "encoding": "utf-8-sig"}
                 rows: pd.DataFrame = pd.read_csv(file, dtype=str, keep_default_na=False, **options)
                 if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is too much for an index
                     raise ValueError("the rows have more cells than the header; a cell with a comma stands in quotes")
@@ -199,7 +236,8 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
             )
             if table.metadata.num_rows > _MAX_ROWS or size > growth_limit(path.stat().st_size):
                 raise ValueError(f"it unpacks to {table.metadata.num_rows} rows and {size} bytes")
-            frame: pd.DataFrame = table.read(columns=columns).to_pandas()
+            # whole numbers stay whole next to an empty cell
+            frame: pd.DataFrame = table.read(columns=columns).to_pandas(integer_object_nulls=True, ignore_metadata=True)
             return frame
     except (OSError, ValueError) as error:  # pyarrow and pandas raise kinds of them
         raise _damaged(path, error) from error
@@ -257,20 +295,3 @@ def _coarse(path: Path, values: Sequence[str], labels: Sequence[str], level: str
                 f"{found[label]!r}; a class has one label at a level"
             )
     return [found.get(name, "") for name in classes]
-
-
-def _check_classes(path: Path, samples: Samples, splits: Sequence[str]) -> None:
-    """Refuse classes without training images, and note those that another split lacks."""
-    members: dict[str, set[int]] = {}
-    for split, target in zip(splits, samples.targets, strict=True):
-        members.setdefault(split, set()).add(target)
-    if "train" not in members:
-        raise DatasetError(f"{path}: no row is of the training split; name it train")
-    every = set(range(len(samples.classes)))
-    for split, found in members.items():
-        absent = [samples.classes[target] for target in sorted(every - found)]
-        if absent and split == "train":
-            raise DatasetError(f"{path}: no training image of {len(absent)} classes: {listing(absent)}; add some")
-        if absent:
-            note = f"no {split} images of {len(absent)} classes, which means over classes leave out"
-            say_once(logging.WARNING, f"{path}: {note}: {listing(absent)}")

@@ -22,10 +22,10 @@ from fgvc.data.checks import (
     is_unchanged,
     map_images,
     read_record,
-    read_splits,
 )
 from fgvc.data.dataset import ImageDataset, fingerprint
 from fgvc.data.layout import listing, read_lines
+from fgvc.data.registry import read_splits
 from fgvc.errors import DatasetError
 from fgvc.io import atomic_path, file_digests, write_json_atomic
 

@@ -58,7 +58,10 @@ def measure_retrieval(descriptors: Tensor, targets: Tensor, recall_at: Sequence[
 
     Raises:
         ConfigError: no class has two images.
+        ValueError: a descriptor is not finite.
     """
+    if not descriptors.isfinite().all():
+        raise ValueError(f"{int((~descriptors.isfinite().all(dim=1)).sum())} descriptors are NaN or infinite")
     unit = F.normalize(descriptors.float(), dim=1)
     relevant = torch.bincount(targets)[targets] - 1  # R of each image, (N,)
     queries = torch.nonzero(relevant)[:, 0]

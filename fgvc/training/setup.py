@@ -23,6 +23,7 @@ from fgvc.data import (
     create_dataset,
     fingerprint,
     normalization_from_timm,
+    read_splits,
     reads_validation,
     require_readable,
     split_validation,
@@ -213,8 +214,6 @@ def prepare(
         backbone = build_backbone(config)
         train = ready_split(config, train, backbone, training=True)
         test = ready_split(config, test, backbone, training=False)
-        if train.classes != test.classes:
-            raise DatasetError(f"{config.dataset.root}: training and test split differ in their classes")
         if len(train.classes) < 2:
             raise DatasetError(f"{config.dataset.root} has one class, {train.classes[0]}; training needs two or more")
         if validation is not None:
@@ -397,9 +396,10 @@ def open_splits(config: RunConfig) -> tuple[ImageDataset, ImageDataset, ImageDat
     """Open the training and test images, and the dataset's own validation images, if it has any.
 
     Raises:
-        ConfigError, DatasetError: as `create_dataset` and `open_validation`.
+        ConfigError, DatasetError: as `read_splits` and `open_validation`.
     """
-    return open_split(config, "train"), open_split(config, "test"), open_validation(config)
+    splits = read_splits(config.dataset.reader, config.dataset.root, **config.dataset.options)
+    return splits["train"], splits["test"], _validation(config, splits.get("val"))
 
 
 def open_validation(config: RunConfig) -> ImageDataset | None:
@@ -411,8 +411,11 @@ def open_validation(config: RunConfig) -> ImageDataset | None:
     """
     if not reads_validation(config.dataset.reader):
         return None  # without opening it: some adapters write or fetch what is missing
-    validation = open_split(config, "val")
-    if not len(validation):
+    return _validation(config, open_split(config, "val"))
+
+
+def _validation(config: RunConfig, validation: ImageDataset | None) -> ImageDataset | None:
+    if validation is None or not len(validation):
         return None
     if config.trainer.val_fraction > 0:
         raise ConfigError(

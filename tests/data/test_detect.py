@@ -9,7 +9,7 @@ import pytest
 from miniature import write_miniature
 from test_layouts import write
 
-from fgvc.data import create_dataset, find_layout, list_datasets
+from fgvc.data import create_dataset, find_layout, list_datasets, read_splits
 from fgvc.errors import ConfigError, DatasetError
 
 OFFICIAL = {
@@ -58,9 +58,33 @@ def test_tables(tmp_path: Path) -> None:
     (root / "train.csv").write_text("image,label\ntrain/0.jpg,a\n")
     (root / "sample_submission.csv").write_text("id,label\n1,a\n")
     assert find_layout(root) == ("table", "found train.csv, a table of image paths and labels")
+    (root / "train.csv").write_text("image,label\ntrain/0.jpg,a\ntest/1.jpg,a\n")
+    assert sum(map(len, read_splits("table", root).values())) == 2
     (root / "more.csv").write_text("path,label\ntrain/0.jpg,a\n")
     with pytest.raises(DatasetError, match=r"2 tables \(more\.csv, train\.csv\).*dataset\.options\.file=more\.csv"):
         find_layout(root)
+
+
+@pytest.mark.parametrize(
+    ("names", "rows", "found"),
+    [
+        (("auk*3", "wren*3"), "auk/0.jpg,auk\nauk/1.jpg,auk\n", r"some\.csv lists 2 images, but auk/, wren/ hold 6"),
+        (("train/auk*3", "train/wren*3"), "train/auk/0.jpg,a\n", r"some\.csv lists 1 images, but auk/ hold 3"),
+        (("a/auk*1", "b/wren*2", "c/x*2"), "a/auk/0.jpg,auk\nb/wren/0.jpg,wren\n", "lists 2 images, but a/, b/ hold 3"),
+        (("images*2", "unlabelled*3"), "images/0.jpg,a\nimages/1.jpg,b\n", None),
+        (("auk*1", "wren*1"), "auk/0.jpg,auk\nwren/0.jpg,wren\n", None),
+    ],
+)
+def test_a_table_of_some_of_the_images_in_class_folders(
+    tmp_path: Path, names: tuple[str, ...], rows: str, found: str | None
+) -> None:
+    root = write(tmp_path, *names)
+    (root / "some.csv").write_text(f"path,label\n{rows}")
+    if found is None:
+        assert find_layout(root)[0] == "table"
+    else:
+        with pytest.raises(DatasetError, match=rf"{found}; choose one: dataset=table .*dataset=folder"):
+            find_layout(root)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +186,9 @@ def test_earlier_years_and_names_that_were_published_later(inaturalist: Path, ye
         (lambda c: c["annotations"][0].update(category_id=9), "annotations of 1 unknown category ids, first 9"),
         (lambda c: c["annotations"][0].update(category_id="1"), r"annotations without a category_id \(int\)"),
         (lambda c: c["annotations"].clear(), "no annotations; the labels of the official test images are not public"),
-        (lambda c: c["categories"].append(c["categories"][0]), "an id twice"),
+        (lambda c: c["categories"].append(c["categories"][0]), r"categories have the id \d twice"),
+        (lambda c: c["images"].append(c["images"][0] | {"file_name": "other.jpg"}), r"images have the id \d+ twice"),
+        (lambda c: c["annotations"].append(c["annotations"][0]), r"annotations have the image_id \d+ twice"),
         (lambda c: c["categories"][0].update(genus="\ud800"), "is no Unicode"),
         (lambda c: c.pop("categories"), "no list 'categories' in it"),
     ],
@@ -171,6 +197,33 @@ def test_damage_of_inaturalist_is_named(inaturalist: Path, update: Any, message:
     change(inaturalist / "train.json", update)
     with pytest.raises(DatasetError, match=rf"{message}"):
         create_dataset("inaturalist", root=inaturalist)
+
+
+def again(content: Any, file: str) -> None:
+    content["images"].append({"id": 99, "file_name": file})
+    content["annotations"].append({"image_id": 99, "category_id": 1})
+
+
+@pytest.mark.parametrize(
+    ("file", "update", "message"),
+    [
+        ("train.json", again, r"1 image files are listed twice, first (\S+) \(train\) and \1 \(train\); keep one"),
+        ("val.json", again, r"1 image files are listed twice, first (\S+) \(train\) and \1 \(test\); keep one"),
+        (
+            "train.json",
+            lambda c, _: c["annotations"].__delitem__(slice(2)),
+            "no training image of 1 classes of the test",
+        ),
+        ("val.json", lambda c, _: c["categories"].append({"id": 9, "name": "x"}), "differ in their classes"),
+    ],
+)
+def test_splits_of_inaturalist_that_contradict_each_other(
+    inaturalist: Path, file: str, update: Any, message: str
+) -> None:
+    train = read_splits("inaturalist", inaturalist)["train"].relative_paths()
+    change(inaturalist / file, lambda content: update(content, train[0]))
+    with pytest.raises(DatasetError, match=message):
+        read_splits("inaturalist", inaturalist)
 
 
 def test_what_is_no_json_is_named(inaturalist: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fgvc.data import ImageDataset, create_dataset
+from fgvc.data import ImageDataset, create_dataset, read_splits
 from fgvc.errors import ConfigError, DatasetError
 
 
@@ -21,7 +21,7 @@ def write(root: Path, *names: str) -> Path:
 
 
 def splits(root: Path, **options: object) -> dict[str, ImageDataset]:
-    return {split: create_dataset("folder", root=root, split=split, **options) for split in ("train", "val", "test")}
+    return read_splits("folder", root, **options)
 
 
 def sizes(root: Path, **options: object) -> dict[str, int]:
@@ -44,7 +44,7 @@ def test_three_splits(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixtur
     }
     assert all(dataset.classes == ["auk", "wren"] for dataset in found.values())
     assert f"found train/, {name}/ (selects the best epoch) and test/ (only reported)" in caplog.text
-    assert f"{name}: no images of 1 classes, which means over classes leave out: wren" in caplog.text
+    assert f"{tmp_path}: no val images of 1 classes, which means over classes leave out: wren" in caplog.text
 
 
 def test_two_splits_have_no_validation(tmp_path: Path) -> None:
@@ -155,6 +155,23 @@ def test_a_wrong_file_of_coarser_labels_is_named(tmp_path: Path, content: str, m
 def test_what_is_no_dataset_is_explained(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
     with pytest.raises(DatasetError, match=message):
         create_dataset("folder", root=write(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "found"),
+    [
+        ("test", "train", r"4 .* first train/auk/0\.jpg \(train\) and test/auk/0\.jpg \(test\)"),
+        ("test/auk", "../train/auk", r"2 .* first train/auk/0\.jpg \(train\) and test/auk/0\.jpg \(test\)"),
+        ("test/auk/x.jpg", "../../train/auk/1.jpg", r"1 .* train/auk/1\.jpg \(train\) and test/auk/x\.jpg \(test\)"),
+        ("train/kiwi", "auk", r"2 .* first train/auk/0\.jpg \(train\) and train/kiwi/0\.jpg \(train\)"),
+    ],
+)
+def test_a_file_that_links_list_twice(tmp_path: Path, link: str, target: str, found: str) -> None:
+    root = write(tmp_path, "train/auk*2", "train/wren*2", *(() if link == "test" else ("test/wren*1",)))
+    (root / link).parent.mkdir(exist_ok=True)
+    (root / link).symlink_to(target)
+    with pytest.raises(DatasetError, match=found.replace(".*", "image files are listed twice,.*", 1)):
+        splits(root)
 
 
 @pytest.mark.parametrize(("option", "value"), [("test_fraction", 1), ("test_fraction", 0), ("split_seed", 0.5)])

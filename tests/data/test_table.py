@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from test_layouts import flat, write
 
-from fgvc.data import ImageDataset, create_dataset
+from fgvc.data import ImageDataset, create_dataset, read_splits
 from fgvc.errors import ConfigError, DatasetError
 
 
@@ -19,7 +19,7 @@ def table(root: Path, rows: object, name: str = "labels.csv", **options: object)
 
 
 def read(root: Path, **options: object) -> dict[str, ImageDataset]:
-    return {split: create_dataset("table", root=root, split=split, **options) for split in ("train", "val", "test")}
+    return read_splits("table", root, **options)
 
 
 ROWS = {
@@ -102,19 +102,54 @@ def test_coarser_labels_of_columns_and_of_a_file(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("ids", [[2**53 + 1, 2**53, None, 2**53], [-1, 0, None, 0]])
+def test_whole_numbers_of_a_parquet_stay_exact_next_to_an_empty_cell(tmp_path: Path, ids: list[int | None]) -> None:
+    root = table(tmp_path, OWN | {"family": pd.array(ids, dtype="Int64")}, "x.parquet")
+    assert create_dataset("table", root=root, coarse_columns=["family"]).coarse == {
+        "family": [str(ids[0]), str(ids[1])]
+    }
+
+
+@pytest.mark.parametrize(
+    ("header", "options"),
+    [
+        ("path;label;a,b,c", {}),
+        ("foto;art;a,b,c", {"image_column": "foto", "label_column": "art"}),
+        ("image\tclass\tx;y;z", {}),
+    ],
+)
+def test_the_separator_is_the_one_that_shows_the_columns(tmp_path: Path, header: str, options: dict[str, str]) -> None:
+    root = write(tmp_path, "0.jpg", "1.jpg")
+    separator = "\t" if "\t" in header else ";"
+    (root / "x.csv").write_text("\n".join([header, *(separator.join((f"{n}.jpg", "a", "0")) for n in range(2))]))
+    assert create_dataset("table", root=root, **options).classes == ["a"]
+
+
+def test_a_file_in_both_splits_through_a_link(tmp_path: Path) -> None:
+    root = table(tmp_path, OWN)
+    (root / "link").symlink_to(".")
+    (root / "labels.csv").write_text((root / "labels.csv").read_text() + "link/0.jpg,a,test\n")
+    with pytest.raises(DatasetError, match=r"1 image files .* first 0\.jpg \(train\) and link/0\.jpg \(test\)"):
+        read(root)
+
+
 OWN = {"path": ["0.jpg", "1.jpg", "2.jpg", "3.jpg"], "label": list("abab"), "split": ["train", "train", "test", "test"]}
 
 
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({"path": ["0.jpg", "0.jpg", "2.jpg", "3.jpg"]}, {}, "1 images are listed twice: 0.jpg"),
+        (
+            {"path": ["0.jpg", "0.jpg", "2.jpg", "3.jpg"]},
+            {},
+            "1 image files are listed twice, first 0.jpg .train. and 0.jpg",
+        ),
         ({"path": ["0.jpg", "../1.jpg", "2.jpg", "3.jpg"]}, {}, r"names '\.\./1\.jpg', a path that leaves"),
         ({"path": ["0.jpg", "/etc/1.jpg", "2.jpg", "3.jpg"]}, {}, "a path that leaves"),
         ({"label": ["a", "", "a", "b"]}, {}, "row 2 has nothing in the column 'label'; fill it in or remove the row"),
-        ({"label": list("aaab")}, {}, "no training image of 1 classes: b"),
+        ({"label": list("aaab")}, {}, "no training image of 1 classes of the test split: b"),
         ({"split": ["train", "train", "test", "hold"]}, {}, "1 rows have 'hold' in the column 'split'"),
-        ({"split": ["test", "test", "test", "test"]}, {}, "no row is of the training split"),
+        ({"split": ["test", "test", "test", "test"]}, {}, "no training image of 2 classes of the test split: a, b"),
         ({"family": list("xyzy")}, {"coarse_columns": ["family"]}, "row 3 has 'z' in the column 'family', another row"),
     ],
 )
@@ -164,6 +199,7 @@ def test_the_table_is_found_or_asked_for(tmp_path: Path) -> None:
         (b"path,label\n0.jpg,a,b\n1.jpg,a,b\n", "more cells than the header"),
         (b"path,label\n0.jpg,a\n1.jpg\n", "row 2 has nothing in the column 'label'"),
         (b"path,label\n0.jpg,a\n1.jpg,a,b\n", "Expected 2 fields in line 3, saw 3"),
+        (b"path,label,label\n0.jpg,a,b\n", "the column 'label' appears twice; rename or remove one"),
         (b"path,label\n\xff.jpg,a\n", "codec can't decode byte 0xff"),
         (b"path,label\n", "no rows below the header"),
         (b"", "No columns to parse"),

@@ -1,5 +1,7 @@
 """Retrieval: worked examples, and random descriptors against scikit-learn."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -72,3 +74,11 @@ def test_random_descriptors_against_scikit_learn(chunk: int, monkeypatch: pytest
 def test_without_two_images_of_a_class_there_is_nothing_to_find() -> None:
     with pytest.raises(ConfigError, match="none of 3 images has another one of its class"):
         measure_retrieval(torch.eye(3), torch.arange(3))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_descriptors_that_are_not_finite_are_refused(value: float) -> None:
+    descriptors = torch.eye(4)
+    descriptors[2, 1] = value
+    with pytest.raises(ValueError, match="1 descriptors are NaN or infinite"):
+        measure_retrieval(descriptors, torch.tensor([0, 0, 1, 1]))
