@@ -325,7 +325,8 @@ def to_json(value: Any) -> str:
 
 
 _MAX_CSV = 1 << 26  # bytes; predictions of iNaturalist have half of it
-_MAX_COLUMNS = 1000
+MAX_COLUMNS = 1000
+"""Most columns of a table of text."""
 _MAX_CELLS = 1 << 21  # a cell takes a hundred bytes of memory, however short it is; iNaturalist has 700,000
 
 
@@ -436,8 +437,8 @@ def read_csv(
 
 def _cells(content: str) -> Iterator[list[str]]:
     """Yield the rows of a CSV file. Raises ValueError if they would take memory out of proportion, or csv.Error."""
-    if any(line.count(",") >= _MAX_COLUMNS for line in io.StringIO(content, newline="")):
-        raise ValueError(f"more than {_MAX_COLUMNS} columns")
+    if any(line.count(",") >= MAX_COLUMNS for line in io.StringIO(content, newline="")):
+        raise ValueError(f"more than {MAX_COLUMNS} columns")
     cells = 0
     for row in csv.reader(io.StringIO(content, newline=""), strict=True):
         cells += len(row)
