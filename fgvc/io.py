@@ -246,6 +246,7 @@ def output_path(path: Path, kind: str = "") -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` is someone else's; it is unchanged.
+        RunError: its name is not Unicode.
         OSError: as `atomic_path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -288,7 +289,11 @@ def default_output(within: Path, name: str) -> Path:
 
 
 def require_own(path: Path, kind: str = "") -> None:
-    """Raise FileExistsError if something lies at `path` that `output_path` did not write there."""
+    """Raise FileExistsError if something lies at `path` that `output_path` did not write there; RunError as it does."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"{path}: the name is not Unicode (UTF-8); give another one") from error
     if path.name == _MADE:
         raise FileExistsError(errno.EEXIST, "is the record of the files that fgvc made; give another name", str(path))
     if not os.path.lexists(path):

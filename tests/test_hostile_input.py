@@ -34,6 +34,7 @@ from damage import replace_text
 from miniature import write_imagenet_kit, write_miniature
 from PIL import EpsImagePlugin, Image
 from run_folders import write_config, write_run
+from safetensors.torch import save_file
 from scipy.io import savemat
 from torch import nn
 
@@ -760,6 +761,13 @@ def test_an_array_that_announces_a_petabyte(tmp_path: Path) -> None:
         archive.writestr("before.npy", header)
     with bounded(), pytest.raises(RunError, match=r"spectrum\.npz: cannot be read"):
         read_run(run).spectrum()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_run_that_are_not_finite_are_named(tmp_path: Path, value: float) -> None:
+    save_file({"bias": torch.tensor([0.0, value]), "seen": torch.tensor(3)}, tmp_path / "w")
+    with pytest.raises(RunError, match=r"last\.safetensors holds NaN or infinity \(bias\)"):
+        read_weights_of_run(tmp_path / "w")
 
 
 def nested_mat(depth: int) -> bytes:

@@ -102,8 +102,9 @@ def decode_rgb(
 
     Raises:
         UnreadableImageError: missing, empty, truncated, not an image, more pixels than Pillow's limit against
-            decompression bombs (of JPEG 2000, RLE in BMP and plain PPM, than 20 million), a JPEG of more than 100 scans, one side more than 100
-            times the other, pixels of unknown range, or an empty region.
+            decompression bombs (of JPEG 2000, RLE in BMP and plain PPM, than 20 million), a far larger tile of a TIFF,
+            a JPEG of more than 100 scans, one side more than 100 times the other, pixels of unknown range, or
+            an empty region.
     """
     with _opened(source) as image:
         if side and region in (None, Region()):

@@ -191,9 +191,10 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
                 parts = []
                 for rows in pd.read_csv(file, dtype=str, keep_default_na=False, **options):
                     if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is too much for an index
-                        raise ValueError("the rows have more cells than the header; a cell with a comma stands in quotes")
+                        raise ValueError("the rows have more cells than the header; quote a cell with a comma")
                     parts.append(rows[columns])
-                return pd.concat(parts, ignore_index=True)
+                whole: pd.DataFrame = pd.concat(parts, ignore_index=True)
+                return whole
         import pyarrow.parquet
 
         with open_foreign(path, _MAX_PARQUET) as file:
@@ -203,14 +204,14 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
             size += sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
             if rows > min(_MAX_ROWS, MAX_GROWTH * packed + _ALLOWED_ROWS) or size > growth_limit(packed):
                 raise ValueError(f"it unpacks to {rows} rows and {size} bytes")
-            whole = table.read(columns=columns)
-            texts = [name for name in columns if str(whole[name].type).startswith("dictionary<values=string")]
-            size = sum(_decoded_size(chunk) for name in texts for chunk in whole[name].chunks)
+            found = table.read(columns=columns)
+            texts = [name for name in columns if str(found[name].type).startswith("dictionary<values=string")]
+            size = sum(_decoded_size(chunk) for name in texts for chunk in found[name].chunks)
             if size > 5 * growth_limit(packed):  # labels repeat
                 raise ValueError(f"its columns {', '.join(columns)} unpack to {size} bytes")
             for name in texts:
-                whole = whole.set_column(whole.schema.get_field_index(name), name, whole[name].cast("string"))
-            frame: pd.DataFrame = whole.to_pandas()
+                found = found.set_column(found.schema.get_field_index(name), name, found[name].cast("string"))
+            frame: pd.DataFrame = found.to_pandas()
             return frame
     except (OSError, ValueError) as error:  # pyarrow and pandas raise kinds of them
         raise _damaged(path, error) from error

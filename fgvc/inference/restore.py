@@ -241,7 +241,7 @@ def restored_method(config: RunConfig, run: Run, checkpoint: str) -> MethodConfi
 
 
 def read_weights(folder: RunFolder, which: str) -> dict[str, Tensor]:
-    """Return the "best" or "last" weights of a run by name. Raises RunError if the file is missing or damaged, or holds NaN."""
+    """Return the "best" or "last" weights of a run by name. Raises RunError if it is missing, damaged or holds NaN."""
     file = folder.weights_file(which)
     if not file.exists():
         when = "when the run ends" if which == "last" else "after its first epoch"
