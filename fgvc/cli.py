@@ -20,6 +20,16 @@ from fgvc.resources import resource_folder
 
 # figures are files: the user's window (Jupyter sets one) is not asked for; an unknown one ends matplotlib's import
 os.environ["MPLBACKEND"] = "agg"
+# numbers that matplotlib and tqdm read from the environment, where other text ends their import
+_NUMBERS = {
+    "SOURCE_DATE_EPOCH": r"\d{1,11}",
+    **dict.fromkeys(("TQDM_INITIAL", "TQDM_UNIT_DIVISOR"), r"\d{1,9}"),
+    **dict.fromkeys(("TQDM_MININTERVAL", "TQDM_MAXINTERVAL", "TQDM_SMOOTHING", "TQDM_DELAY"), r"\d{1,9}(\.\d+)?"),
+}
+for _name, _form in _NUMBERS.items():
+    if not re.fullmatch(_form, os.environ.get(_name, "0")):
+        del os.environ[_name]
+
 
 _ANOTHER_PATH = "give another path"
 _SYSTEM_ERRORS = {
@@ -62,10 +72,11 @@ def main() -> None:
 def exit_on_user_error(script_main: Callable[[], None]) -> None:
     """Call the main function of a script and turn expected failures into an exit status.
 
-    2 (or the status of the error): a user's mistake (`UserError`, or a path that cannot be used) or a limit of the
-    system, with its message on stderr. With the argument `--debug`, FGVC_DEBUG=1 or HYDRA_FULL_ERROR=1 the traceback is
-    shown instead. 1: the disk is full. 130, 143: interrupted by SIGINT (keyboard), SIGTERM. 141: the reader of stdout
-    is gone (`| head`). Every other exception passes through, since it is a defect and needs its traceback.
+    2 (or the status of the error): a user's mistake (`UserError`, a path that cannot be used, features that are not
+    finite) or a limit of the system, with its message on stderr. With the argument `--debug`, FGVC_DEBUG=1 or
+    HYDRA_FULL_ERROR=1 the traceback is shown instead. 1: the disk is full. 130, 143: interrupted by SIGINT (keyboard),
+    SIGTERM. 141: the reader of stdout is gone (`| head`). Every other exception passes through, since it is a defect
+    and needs its traceback.
     """
     with _visible_output(), _exit_status():
         script_main()
@@ -105,6 +116,8 @@ def _exit_status() -> Iterator[None]:
     # read first, since the Hydra launcher sets these variables for itself
     debug = "--debug" in sys.argv or "1" in (os.environ.get("FGVC_DEBUG"), os.environ.get("HYDRA_FULL_ERROR"))
     try:
+        if any(re.fullmatch("(--[a-z-]+=)?", argument) for argument in sys.argv[1:]):
+            raise ConfigError("an argument is empty (a shell variable without a value?); give it or leave it out")
         yield
         sys.stdout.flush()  # here, since a closed pipe cannot be caught at interpreter exit
     except UserError as error:
@@ -125,6 +138,11 @@ def _exit_status() -> Iterator[None]:
         name = "" if error.filename is None else f"{error.filename}: "
         print(f"error: {name}{error.strerror}; {_SYSTEM_ERRORS[error.errno]}", file=sys.stderr)
         sys.exit(1 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2)
+    except ArithmeticError as error:
+        if debug or not isinstance(error, getattr(sys.modules.get("fgvc.spectral"), "EigendecompositionError", ())):
+            raise
+        print(f"error: {error}", file=sys.stderr)  # of weights that someone may have sent
+        sys.exit(2)
 
 
 def _open_streams() -> None:

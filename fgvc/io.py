@@ -246,6 +246,7 @@ def output_path(path: Path, kind: str = "") -> Iterator[Path]:
 
     Raises:
         FileExistsError: `path` is someone else's; it is unchanged.
+        RunError: its name is not Unicode.
         OSError: as `atomic_path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -288,7 +289,11 @@ def default_output(within: Path, name: str) -> Path:
 
 
 def require_own(path: Path, kind: str = "") -> None:
-    """Raise FileExistsError if something lies at `path` that `output_path` did not write there."""
+    """Raise FileExistsError if something lies at `path` that `output_path` did not write there; RunError as it does."""
+    try:
+        path.name.encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"{path}: the name is not Unicode (UTF-8); give another one") from error
     if path.name == _MADE:
         raise FileExistsError(errno.EEXIST, "is the record of the files that fgvc made; give another name", str(path))
     if not os.path.lexists(path):
@@ -325,7 +330,8 @@ def to_json(value: Any) -> str:
 
 
 _MAX_CSV = 1 << 26  # bytes; predictions of iNaturalist have half of it
-_MAX_COLUMNS = 1000
+MAX_COLUMNS = 1000
+"""Most columns of a table of text."""
 _MAX_CELLS = 1 << 21  # a cell takes a hundred bytes of memory, however short it is; iNaturalist has 700,000
 
 
@@ -436,8 +442,8 @@ def read_csv(
 
 def _cells(content: str) -> Iterator[list[str]]:
     """Yield the rows of a CSV file. Raises ValueError if they would take memory out of proportion, or csv.Error."""
-    if any(line.count(",") >= _MAX_COLUMNS for line in io.StringIO(content, newline="")):
-        raise ValueError(f"more than {_MAX_COLUMNS} columns")
+    if any(line.count(",") >= MAX_COLUMNS for line in io.StringIO(content, newline="")):
+        raise ValueError(f"more than {MAX_COLUMNS} columns")
     cells = 0
     for row in csv.reader(io.StringIO(content, newline=""), strict=True):
         cells += len(row)

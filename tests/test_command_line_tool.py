@@ -93,6 +93,26 @@ def test_mistakes_before_a_command_begins(fgvc: Train) -> None:
     refused(fgvc("zzz"), "unknown command 'zzz'; choose one of app, attribute, ", ", train")
     refused(fgvc("../scripts/train"), "unknown command")
     refused(fgvc("--debug", "train"), "unrecognized arguments: --debug")
+    for empty in (["make_tables", ""], ["report", "nowhere", "--output", ""], ["report", "nowhere", "--output="]):
+        refused(fgvc(*empty), "an argument is empty")
+
+
+def test_variables_of_libraries_that_are_no_numbers_end_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    names = ("SOURCE_DATE_EPOCH", "TQDM_MININTERVAL", "TQDM_INITIAL")
+    done = start("make_tables", "run", cwd=tmp_path, **dict.fromkeys(names, "abc"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_features_that_are_not_finite_are_one_message(tmp_path: Path) -> None:
+    code = """
+import torch
+from fgvc.cli import exit_on_user_error
+from fgvc.spectral import matrix_sqrt
+exit_on_user_error(lambda: matrix_sqrt(torch.full((1, 2, 2), torch.nan)))
+"""
+    refused(start(cwd=tmp_path, code=code), "1 of 1 matrices hold NaN or infinity")
+    assert "Traceback" in start("--debug", cwd=tmp_path, code=code).stderr
 
 
 def test_a_command_ends_as_its_script_does(fgvc: Train, here: Train, tmp_path: Path) -> None:

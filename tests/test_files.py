@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from fgvc.errors import RunError
 from fgvc.foreign import read_npz
 from fgvc.io import atomic_folder, atomic_path, locked, replaced_folder, write_output
 from fgvc.models.files import write_weights
@@ -183,6 +184,8 @@ def test_a_result_replaces_only_what_was_made_there(tmp_path: Path) -> None:
     write_output(file.with_name("ü" * 125 + ".csv"), "the longest name of many systems")
     with pytest.raises(FileExistsError, match=r"a\.csv"):
         write_output(file, "5", "another kind")
+    with pytest.raises(RunError, match="the name is not Unicode"):
+        write_output(file.with_name(os.fsdecode(b"\xe4.csv")), "6")
     file.write_text("edited")
     (tmp_path / "link.csv").symlink_to(file)
     (tmp_path / "dangling.csv").symlink_to(tmp_path / "nowhere")

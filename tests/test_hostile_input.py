@@ -34,6 +34,7 @@ from damage import replace_text
 from miniature import write_imagenet_kit, write_miniature
 from PIL import EpsImagePlugin, Image
 from run_folders import write_config, write_run
+from safetensors.torch import save_file
 from scipy.io import savemat
 from torch import nn
 
@@ -186,10 +187,36 @@ def large_jpeg_2000() -> bytes:
     return content.replace(struct.pack(">II", 64, 64), struct.pack(">II", 9400, 9400))
 
 
+def iptc(content: bytes) -> bytes:
+    """A file of IPTC that Pillow would unpack and open as whatever it is."""
+    fields = ((3, 60, b"\3\1"), (3, 20, b"\0\4"), (3, 30, b"\0\4"), (3, 120, b"\5"), (8, 10, content), (9, 10, b"\0"))
+    return b"".join(struct.pack(">BBBH", 0x1C, part, tag, len(data)) + data for part, tag, data in fields)
+
+
+def tiff_of_one_tile(side: int) -> bytes:
+    """A TIFF of 16 x 16 pixels whose only tile has side x side."""
+    data = zlib.compress(bytes(256))
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def bmp_of_empty_rows(side: int) -> bytes:
+    """A compressed BMP in which two bytes stand for a row."""
+    rows = b"\0\0" * side + b"\0\1"
+    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(rows), 0, 0, 1078) + header + bytes(1024) + rows
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n"
 NO_IMAGES: dict[str, tuple[bytes, str]] = {
+    "PostScript in IPTC": (iptc(POSTSCRIPT), "not an image"),
+    "an icon": (encoded(Image.new("RGBA", (16, 16)), "ICO"), "not an image in a format that fgvc reads"),
+    "a tile of 1.6 billion pixels": (tiff_of_one_tile(40_000), "16 x 16 pixels in tiles of 40000 x 40000"),
+    "81 million pixels for Python to decode": (bmp_of_empty_rows(9000), "of this kind of BMP, more than 20000000"),
     "numbers of 32 bits": (encoded(Image.new("I", (4, 4), 70_000), "TIFF"), "32-bit numbers"),
     "fractions": (encoded(Image.new("F", (4, 4), 0.5), "TIFF"), "32-bit numbers"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n", "not an image"),
+    "PostScript": (POSTSCRIPT, "not an image"),
     "a JPEG of many scans": (many_scans(), "scans of a JPEG, more than 100"),
     "a JPEG 2000 of 88 million pixels": (large_jpeg_2000(), "9400 x 9400 pixels of JPEG 2000, more than 20000000"),
     "text that unpacks to 60 MB in a PNG": (
@@ -734,6 +761,13 @@ def test_an_array_that_announces_a_petabyte(tmp_path: Path) -> None:
         archive.writestr("before.npy", header)
     with bounded(), pytest.raises(RunError, match=r"spectrum\.npz: cannot be read"):
         read_run(run).spectrum()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_run_that_are_not_finite_are_named(tmp_path: Path, value: float) -> None:
+    save_file({"bias": torch.tensor([0.0, value]), "seen": torch.tensor(3)}, tmp_path / "w")
+    with pytest.raises(RunError, match=r"last\.safetensors holds NaN or infinity \(bias\)"):
+        read_weights_of_run(tmp_path / "w")
 
 
 def nested_mat(depth: int) -> bytes:

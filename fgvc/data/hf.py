@@ -13,7 +13,7 @@ from PIL import Image
 
 from fgvc.data.dataset import Samples
 from fgvc.data.folder import is_litter
-from fgvc.data.image_file import MAX_BYTES
+from fgvc.data.image_file import MAX_BYTES, image_formats
 from fgvc.data.layout import require_inside, write_once
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import open_foreign, read_json
@@ -207,7 +207,7 @@ def _content(where: str, image: Mapping[str, Any] | None) -> bytes | None:
 
 def _extension(content: bytes) -> str:
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=image_formats()) as image:
             kind = str(image.format).lower()
     except Exception:  # Pillow raises many types; the check of the images reports the file
         return ".bin"

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
 from torch import Tensor
 
 from fgvc.foreign import open_foreign
@@ -21,9 +22,11 @@ MAX_BYTES = 1 << 30
 """Largest image file; Pillow reads some kinds whole."""
 
 HEIF_ENDINGS, HEIF_FIX = (".heic", ".heif", ".hif"), "pip install 'fgvc[heif]'"
-_PROGRAMS = ("EPS", "WMF")  # formats that Pillow passes to another program (Ghostscript) or to the system
+# those of photographs; others of Pillow's run programs, open a second image inside or decode pixel by pixel in Python
+_FORMATS = {"AVIF", "BMP", "DIB", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
 _MAX_PROPORTION = 100  # to a short side of 448 pixels, that is 80 MB
-_MAX_JPEG_2000 = 20_000_000  # pixels: its decoder takes 25 bytes for each, whatever the size of the file
+_MAX_COSTLY = 20_000_000  # pixels of JPEG 2000, which takes 25 bytes for each, or of a decoder in Python
+_MAX_TILE = 1 << 24  # pixels of a tile of a TIFF, which is decoded whole
 _MAX_SCANS = 100  # of a JPEG; each goes over the whole picture, and files have 10
 _LARGE = 20_000_000  # pixels; threads decode larger pictures one after the other
 _one_large = threading.Lock()
@@ -99,8 +102,9 @@ def decode_rgb(
 
     Raises:
         UnreadableImageError: missing, empty, truncated, not an image, more pixels than Pillow's limit against
-            decompression bombs (of JPEG 2000, than 20 million), a JPEG of more than 100 scans, one side more than 100
-            times the other, pixels of unknown range, or an empty region.
+            decompression bombs (of JPEG 2000, RLE in BMP and plain PPM, than 20 million), a far larger tile of a TIFF,
+            a JPEG of more than 100 scans, one side more than 100 times the other, pixels of unknown range, or
+            an empty region.
     """
     with _opened(source) as image:
         if side and region in (None, Region()):
@@ -118,7 +122,7 @@ def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
     """An image whose header is read and checked. What fails in the block is an UnreadableImageError."""
     try:
         opened = open_foreign(source, MAX_BYTES) if isinstance(source, Path) else contextlib.nullcontext(source)
-        with opened as file, Image.open(file, formats=_formats()) as image:
+        with opened as file, Image.open(file, formats=image_formats()) as image:
             _require_pixels(image)
             _require_few_scans(image)
             with _one_large if image.width * image.height > _LARGE else contextlib.nullcontext():
@@ -148,26 +152,33 @@ def copy_rgb(image: Image.Image) -> Image.Image:
 
 
 @functools.cache
-def _formats() -> tuple[str, ...]:
+def image_formats() -> tuple[str, ...]:
+    """Names of the formats that are decoded, for Pillow's `Image.open`."""
     Image.init()
     if importlib.util.find_spec("pillow_heif") is not None:  # the extra "heif"
         importlib.import_module("pillow_heif").register_heif_opener()
-    return tuple(name for name in Image.ID if name not in _PROGRAMS)
+    return tuple(name for name in Image.ID if name in _FORMATS)
 
 
 def image_endings() -> set[str]:
     """The endings of files that can be decoded, lower-case, with their dot."""
-    formats = _formats()  # first, as this may register more
+    formats = image_formats()  # first, as this may register more
     return {ending for ending, name in Image.registered_extensions().items() if name in formats}
 
 
 def _require_pixels(image: Image.Image) -> None:
-    size, limit = f"{image.width} x {image.height} pixels", Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:  # Pillow itself refuses only twice the limit
+    pixels, size, limit = image.width * image.height, f"{image.width} x {image.height} pixels", Image.MAX_IMAGE_PIXELS
+    if limit is not None and pixels > limit:  # Pillow itself refuses only twice the limit
         raise UnreadableImageError(f"{size}, more than Pillow's limit of {limit}")
-    if image.format == "JPEG2000" and image.width * image.height > _MAX_JPEG_2000:
-        raise UnreadableImageError(f"{size} of JPEG 2000, more than {_MAX_JPEG_2000}; save it as another format")
-    if not image.width * image.height:
+    in_python = any(part[0] in Image.DECODERS for part in getattr(image, "tile", []))
+    if pixels > _MAX_COSTLY and (in_python or image.format == "JPEG2000"):
+        kind = "JPEG 2000" if image.format == "JPEG2000" else f"this kind of {image.format}"
+        raise UnreadableImageError(f"{size} of {kind}, more than {_MAX_COSTLY}; save it as another format")
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        width, height = (image.tag_v2.get(tag, 1) for tag in (TILEWIDTH, TILELENGTH))
+        if width * height > max(4 * pixels, _MAX_TILE):
+            raise UnreadableImageError(f"{size} in tiles of {width} x {height}; save it again")
+    if not pixels:
         raise UnreadableImageError(f"{size}: it is empty")
 
 
@@ -230,7 +241,7 @@ def _reason(source: Path | BinaryIO, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         if isinstance(source, Path) and source.stat().st_size == 0:  # the file exists: it has been read
             return "empty file (0 bytes)"
-        if isinstance(source, Path) and source.suffix.lower() in HEIF_ENDINGS and "HEIF" not in _formats():
+        if isinstance(source, Path) and source.suffix.lower() in HEIF_ENDINGS and "HEIF" not in image_formats():
             return f"an image of this kind needs another library: {HEIF_FIX}"
-        return "not an image in a format that Pillow knows"
+        return "not an image in a format that fgvc reads (JPEG, PNG, WebP, TIFF, ...)"
     return str(error) or type(error).__name__

@@ -15,12 +15,12 @@ from fgvc.data.dataset import Samples
 from fgvc.data.folder import SPLIT_FOLDERS, is_litter, say_once, take_own_split
 from fgvc.data.layout import COARSE, MAX_TEXT, image_paths, listing, reachable, read_coarse
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.foreign import growth_limit, open_foreign
-from fgvc.io import expanded
+from fgvc.foreign import MAX_GROWTH, growth_limit, open_foreign
+from fgvc.io import MAX_COLUMNS, expanded
 
 ENDINGS = (".csv", ".tsv", ".parquet")
 _MAX_PARQUET = 1 << 33  # bytes; the images may be in other columns
-_MAX_ROWS = 50_000_000
+_MAX_ROWS, _ALLOWED_ROWS = 50_000_000, 1 << 20  # of a Parquet file of any size, of the smallest
 _NAMES = {
     "image_column": (
         *("path", "image", "images", "file", "files", "filename", "filenames", "filepath", "filepaths", "imagepath"),
@@ -222,25 +222,45 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
             with open_foreign(path, MAX_TEXT) as file:
                 line = file.readline(1 << 16).decode("utf-8-sig")
                 file.seek(0)
-                options: dict[str, Any] = {"sep": _separator(line, columns), "encoding": "utf-8-sig"}
-                rows: pd.DataFrame = pd.read_csv(file, dtype=str, keep_default_na=False, **options)
-                if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is too much for an index
-                    raise ValueError("the rows have more cells than the header; a cell with a comma stands in quotes")
-                return rows
+                separator = _separator(line, columns)
+                if line.count(separator) >= MAX_COLUMNS:
+                    raise ValueError(f"more than {MAX_COLUMNS} columns")
+                options: dict[str, Any] = {"sep": separator, "encoding": "utf-8-sig", "chunksize": 1 << 14}
+                parts = []
+                for rows in pd.read_csv(file, dtype=str, keep_default_na=False, **options):
+                    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is too much for an index
+                        raise ValueError("the rows have more cells than the header; quote a cell with a comma")
+                    parts.append(rows[columns])
+                whole: pd.DataFrame = pd.concat(parts, ignore_index=True)
+                return whole
         import pyarrow.parquet
 
         with open_foreign(path, _MAX_PARQUET) as file:
-            table = pyarrow.parquet.ParquetFile(file)
-            size = table.metadata.serialized_size + sum(
-                table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups)
-            )
-            if table.metadata.num_rows > _MAX_ROWS or size > growth_limit(path.stat().st_size):
-                raise ValueError(f"it unpacks to {table.metadata.num_rows} rows and {size} bytes")
+            packed = path.stat().st_size
+            table = pyarrow.parquet.ParquetFile(file, read_dictionary=columns)  # a repeated text takes its memory once
+            rows, size = table.metadata.num_rows, table.metadata.serialized_size
+            size += sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
+            if rows > min(_MAX_ROWS, MAX_GROWTH * packed + _ALLOWED_ROWS) or size > growth_limit(packed):
+                raise ValueError(f"it unpacks to {rows} rows and {size} bytes")
+            found = table.read(columns=columns)
+            texts = [name for name in columns if str(found[name].type).startswith("dictionary<values=string")]
+            size = sum(_decoded_size(chunk) for name in texts for chunk in found[name].chunks)
+            if size > 5 * growth_limit(packed):  # labels repeat
+                raise ValueError(f"its columns {', '.join(columns)} unpack to {size} bytes")
+            for name in texts:
+                found = found.set_column(found.schema.get_field_index(name), name, found[name].cast("string"))
             # whole numbers stay whole next to an empty cell
-            frame: pd.DataFrame = table.read(columns=columns).to_pandas(integer_object_nulls=True, ignore_metadata=True)
+            frame: pd.DataFrame = found.to_pandas(integer_object_nulls=True, ignore_metadata=True)
             return frame
     except (OSError, ValueError) as error:  # pyarrow and pandas raise kinds of them
         raise _damaged(path, error) from error
+
+
+def _decoded_size(texts: Any) -> int:
+    """Bytes of the texts of a dictionary array of pyarrow, each as often as it stands there."""
+    import pyarrow.compute as pc
+
+    return pc.sum(pc.take(pc.binary_length(texts.dictionary), texts.indices)).as_py() or 0
 
 
 def _texts(path: Path, frame: pd.DataFrame, column: str, *, empty: bool = False) -> list[str]:

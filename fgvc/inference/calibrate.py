@@ -239,6 +239,7 @@ def _check(checkpoint: str, record: dict[str, Any]) -> None:
     number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
     if temperature is not None and not (number and is_determined(temperature)):
         raise ValueError(f"temperature {temperature!r}")
-    known = checkpoint in ("last", "best") and isinstance(record["images"], int)
-    if not known or not all(isinstance(record[name], str) for name in ("split", "weights")):
+    known = checkpoint in ("last", "best") and record["split"] in ("validation", "test")
+    counted = isinstance(record["images"], int) and 0 < record["images"] < 1 << 32
+    if not (known and counted and isinstance(record["weights"], str)):
         raise ValueError(f"unknown record {checkpoint!r}")

@@ -27,6 +27,7 @@ from fgvc.inference.restore import load_model, read_classes
 from fgvc.inference.temperature import probabilities
 from fgvc.models import FineGrainedModel
 from fgvc.runs.folder import RunFolder
+from fgvc.spectral import EigendecompositionError
 from fgvc.training.setup import build_transform, fold_backbone
 
 ImageSource = Image.Image | str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
@@ -427,7 +428,7 @@ def _apply(function: Callable[[Tensor], Sequence[_Result]], inputs: list[Tensor]
         return []
     try:
         return list(function(torch.stack(inputs)))
-    except (RunError, RuntimeError) as error:  # RuntimeError: e.g. an eigendecomposition that fails
+    except (RunError, EigendecompositionError, RuntimeError) as error:
         if len(inputs) == 1:
             return [str(error)]
     return [found for one in inputs for found in _apply(function, [one])]

@@ -241,16 +241,19 @@ def restored_method(config: RunConfig, run: Run, checkpoint: str) -> MethodConfi
 
 
 def read_weights(folder: RunFolder, which: str) -> dict[str, Tensor]:
-    """Return the "best" or "last" weights of a run by name. Raises RunError if the file is missing or damaged."""
+    """Return the "best" or "last" weights of a run by name. Raises RunError if it is missing, damaged or holds NaN."""
     file = folder.weights_file(which)
     if not file.exists():
         when = "when the run ends" if which == "last" else "after its first epoch"
         raise RunError(f"{file} is missing: the {which} weights are written {when}")
     try:
         with open_foreign(file):
-            return load_file(file)
+            weights = load_file(file)
     except Exception as error:  # safetensors and the file system raise many types
         raise RunError(f"{file} is damaged: {error}; restore it, or train the run again") from error
+    if wrong := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise RunError(f"{file} holds NaN or infinity{listed(wrong)}; restore it, or train the run again")
+    return weights
 
 
 def read_classes(folder: RunFolder) -> list[str]:

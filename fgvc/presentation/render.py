@@ -340,11 +340,11 @@ def _latex_letter(character: str) -> str:
 
 
 _MARKUP = {"<": "&lt;", "&": "&amp;", "\\": r"\\", "[": r"\["}
-_IS_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)|\\(?=[!-/:-@\[-`{-~]|$)|(?<=!)\[")
+_IS_MARKUP = re.compile(r"<(?=[A-Za-z/!?])|&(?=#?\w+;)|\\(?=[!-/:-@\[-`{-~]|$)|(?<=!)\[|\[(?=.*\][(\[])")
 
 
 def _words(text: str) -> str:
-    """Text on one line in which a name from data is no tag, no entity, no image, and escapes nothing after it."""
+    """Text on one line in which a name from data is no tag, entity, image or link, and escapes nothing after it."""
     return _IS_MARKUP.sub(lambda found: _MARKUP[found[0]], visible(" ".join(text.split())))
 
 

@@ -16,6 +16,8 @@ from fgvc.errors import RunError
 from fgvc.foreign import read_npz
 from fgvc.io import write_npz
 
+_LARGEST = 1e30  # of an eigenvalue; squares and sums of such numbers are finite
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -112,8 +114,9 @@ def _before_and_after(arrays: Mapping[str, np.ndarray], path: Path, shape: str) 
 def _eigenvalues(array: np.ndarray, path: Path, name: str, shape: str) -> np.ndarray:
     if array.ndim != shape.count(",") + 1 or 0 in array.shape or array.dtype.kind != "f":
         raise _damaged(path, f"{name!r} is {array.dtype} of shape {array.shape}, not floats {shape}")
-    if not np.isfinite(array).all():
-        raise RunError(f"{path}: {name!r} holds NaN or infinity: the training diverged; repeat it with a lower rate")
+    if not (np.abs(array) < _LARGEST).all():  # false for NaN
+        what = f"holds NaN, infinity or numbers beyond {_LARGEST:g}"
+        raise RunError(f"{path}: {name!r} {what}: the training diverged; repeat it with a lower rate")
     if (np.diff(array, axis=-1) > 0).any():
         raise _damaged(path, f"{name!r} is not in descending order")
     return array.astype(np.float64)

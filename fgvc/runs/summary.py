@@ -19,7 +19,11 @@ from fgvc.runs.spectra import Spectrum, SpectrumHistory
 
 _REPEAT = "restore the file or repeat the run"
 _LARGEST = 1 << 63  # of a whole number; larger ones do not fit into a column of a table
-
+_COUNTS = (
+    *("epochs", "image_size", "reduction", "num_classes", "out_features"),
+    *("best_epoch", "train_images", "test_images", "test_classes"),
+)
+_LARGEST_COUNT = 1 << 32
 
 PREDICTION_COLUMNS = ("path", "target", "predicted", "confidence")
 """Columns of predictions in every version; newer files also have target_class, predicted_class and rank."""
@@ -128,8 +132,8 @@ def read_run(path: Path) -> Run:
     """Read the summary of the run folder `path`; whoever has a `Run` need not check its values.
 
     Raises:
-        RunError: summary.json is missing or damaged, has a value of another type, or lacks a field that its status
-            requires; or config.yaml is damaged.
+        RunError: summary.json is missing or damaged, has a value of another type or that no run has, or lacks a
+            field that its status requires; or config.yaml is damaged.
     """
     folder = RunFolder(path)
     file, summary = folder.summary_file, folder.read_summary()
@@ -152,6 +156,9 @@ def read_run(path: Path) -> Run:
     for name, (read, kind) in _plain_fields().items():
         if name not in fields:
             fields[name] = read(summary, name, kind, file)
+    for name in _COUNTS:
+        if not 0 <= (fields[name] or 0) < _LARGEST_COUNT:
+            raise RunError(f"{file}: field {name!r} is {fields[name]}, which no run has; {_REPEAT}")
     fields["spectral_dtype"] = fields["spectral_dtype"] or "float64"  # absent in runs of earlier versions
     return Run(**fields | {"commit": commit_label(summary)})
 

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow.parquet
 import pytest
 from test_layouts import flat, write
 
@@ -205,6 +207,7 @@ def test_the_table_is_found_or_asked_for(tmp_path: Path) -> None:
         (b"", "No columns to parse"),
         (b'path,label\n"0.jpg,a\n', "EOF inside string"),
         (b"<html>404</html>", "a web page in place of the file"),
+        (b"path,label" + b",x" * 1000 + b"\n0.jpg,a" + b"," * 1000 + b"\n", "more than 1000 columns"),
     ],
 )
 def test_damage_of_a_csv_is_named(tmp_path: Path, content: bytes, message: str) -> None:
@@ -228,4 +231,18 @@ def test_damage_of_a_parquet_is_named(tmp_path: Path) -> None:
     frame = pd.DataFrame({"path": [b"0.jpg"], "label": ["a"]})
     frame.to_parquet(tmp_path / "x.parquet")
     with pytest.raises(DatasetError, match="row 1 has bytes in the column 'path'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count", "length", "message"),
+    [(40_000, 100_000, "path, label unpack to 8000000000 bytes"), (3_000_000, 1, "it unpacks to 3000000 rows")],
+)
+def test_a_small_parquet_of_many_or_long_rows_is_not_unpacked(
+    tmp_path: Path, count: int, length: int, message: str
+) -> None:
+    same = pyarrow.DictionaryArray.from_arrays(np.zeros(count, np.int32), ["x" * length])
+    rows = pyarrow.table({"path": same, "label": same})
+    pyarrow.parquet.write_table(rows, tmp_path / "x.parquet", store_schema=False, compression="zstd")
+    with pytest.raises(DatasetError, match=rf"x\.parquet.*{message}"):
         read(tmp_path)

@@ -1,5 +1,6 @@
 """New images named by the model of a run: in Python, by `fgvc predict`, and their calibration."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -26,6 +27,7 @@ from fgvc.inference.temperature import fit_temperature
 from fgvc.io import read_csv
 from fgvc.reporting.predictions import Named, summary
 from fgvc.runs.config import DatasetConfig, MethodConfig, OptimizerConfig, TrainerConfig, TransformConfig
+from fgvc.spectral import EigendecompositionError
 from fgvc.training import train_run
 
 Copy = Callable[..., Path]
@@ -188,6 +190,9 @@ def test_weights_that_give_no_numbers_are_refused(copy: Copy) -> None:
     file = run / "checkpoints" / "last.safetensors"
     weights = load_file(file)
     save_file({**weights, "head.classifier.bias": weights["head.classifier.bias"] * torch.nan}, file)
+    with pytest.raises(RunError, match=r"last\.safetensors holds NaN or infinity \(head\.classifier\.bias\)"):
+        fgvc.load_run(run)
+    save_file({**weights, "head.classifier.weight": weights["head.classifier.weight"] * 1e38}, file)
     with pytest.raises(RunError, match="not finite"):
         fgvc.load_run(run).predict(Image.new("RGB", (40, 40)))
     with pytest.raises(RunError, match="not finite"):
@@ -227,8 +232,9 @@ def test_a_calibration_holds_for_its_own_weights(copy: Copy, home: Path, caplog:
     file = run / "checkpoints" / "last.safetensors"
     save_file({key: 1.01 * value for key, value in load_file(file).items()}, file)
     assert not fgvc.load_run(run).calibrated and fgvc.load_run(run, "best").calibrated
-    of_no_use = ("hot", "1.5", True, 1e-320, 10**400)
-    tampered = [json.dumps({"schema": 1, "checkpoints": {"best": best.record | {"temperature": t}}}) for t in of_no_use]
+    of_no_use = [{"temperature": value} for value in ("hot", "1.5", True, 1e-320, 10**400)]
+    of_no_use += [{"images": -7}, {"images": 1 << 62}, {"split": "moon"}]
+    tampered = [json.dumps({"schema": 1, "checkpoints": {"best": best.record | change}}) for change in of_no_use]
     for damage in ("{", '{"schema": 99}', "[]", *tampered):
         caplog.clear()
         (run / "calibration.json").write_text(damage)
@@ -397,13 +403,18 @@ def test_one_odd_image_does_not_spoil_the_others(
             raise RunError(odd)
         return logits(self, batch)
 
+    def singular(self: fgvc.Predictor, batch: torch.Tensor) -> torch.Tensor:
+        with contextlib.suppress(RunError):
+            return nan(self, batch)
+        raise EigendecompositionError(odd)
+
     def stops(self: fgvc.Predictor, image: Path) -> torch.Tensor:
         if image.stem == "e":
             raise KeyboardInterrupt
         return prepare(self, image)
 
     run = copy("frozen")
-    for number, (name, function) in enumerate((("prepare", fails), ("logits", nan))):
+    for number, (name, function) in enumerate((("prepare", fails), ("logits", nan), ("logits", singular))):
         with monkeypatch.context() as patched:
             patched.setattr(fgvc.Predictor, name, function)
             done = predict(run, *paths, "--csv", tmp_path / f"{number}.csv")

@@ -35,6 +35,7 @@ from fgvc.reporting.first_result import first_result
 from fgvc.reporting.report import collect, make_report, pictures
 from fgvc.reporting.report.charts import MAX_POINTS, Curve, Panel, curves_figure, matrix_figure
 from fgvc.reporting.report.pictures import MAX_PICTURES
+from fgvc.reporting.report.sections import SECTIONS
 
 PAPER = ROOT / "results" / "paper"
 MADE = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc)
@@ -385,6 +386,8 @@ def test_pictures_are_few_and_stay_in_their_folder(tmp_path: Path) -> None:
         ("attribution", "attribution.json", '{"schema": 1, "items": {}}', "'items' is no list"),
         ("attribution", "attribution.json", "[]", "it holds list, not an object"),
         ("attribution", "attribution.json", '{"schema": 1, "items": []}', "names no picture"),
+        ("attribution", "attribution.json", '{"schema": 1, "items": [{"file": "\\u0000"}]}', "a NUL byte"),
+        ("attribution", "attribution.json", '{"schema": 1, "grids": ["\\u0000"]}', "a NUL byte"),
         ("calibration", "calibration.json", "{", "calibration.json: cannot be read"),
         ("audit", "gradients.csv", "{", "gradients.csv"),
     ],
@@ -398,6 +401,14 @@ def test_a_section_of_damaged_files_alone_is_noted(
     (line,) = (line for line in page.texts["absent"].splitlines() if line.startswith(title))
     assert section not in page.texts and "lies in these folders" not in line
     assert any(message in note for note in notes)
+
+
+def test_a_section_that_meets_a_defect_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paired(tmp_path, "seb", [50])
+    monkeypatch.setitem(SECTIONS, "cost", ("Cost", "fgvc train", lambda *_: [1 // 0]))
+    page, _, notes = made(tmp_path)
+    assert "SEB" in page.texts["accuracy"] and "cost" not in page.texts
+    assert any("the section Cost shows nothing: ZeroDivisionError: " in note for note in notes)
 
 
 def gradients_of(folder: Path) -> Path:

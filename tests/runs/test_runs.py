@@ -39,6 +39,8 @@ def test_folder_without_a_run_says_what_was_looked_for(tmp_path: Path) -> None:
         ({"seed": "0"}, "'seed' should be int, is '0'"),
         ({"frozen": 1}, "'frozen' should be bool"),
         ({"epochs": True}, "'epochs' should be int"),
+        ({"epochs": 1 << 62}, "'epochs' is 4611686018427387904, which no run has"),
+        ({"train_images": -1}, "'train_images' is -1, which no run has"),
         ({"final": None}, "'final' or 'best' is missing"),
         ({"final": accuracy(102.0)}, r"final\.top1 is 102"),
         ({"final": accuracy(float("nan"))}, "not JSON compliant"),
@@ -80,6 +82,7 @@ def test_spectrum_is_checked(tmp_path: Path) -> None:
         ({"after": good}, "no array 'before'"),
         ({"before": good[:, ::-1]}, "descending"),
         ({"before": good * np.nan}, "NaN"),
+        ({"before": good * 1e300}, r"numbers beyond 1e\+30: the training diverged"),
         ({"before": good[0]}, r"shape \(2,\)"),
         ({"before": good, "after": good[:1]}, "'after' has shape"),
         ({"before": np.array([[{}]], dtype=object)}, "cannot be read"),  # a pickle, never loaded

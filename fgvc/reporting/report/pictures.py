@@ -60,6 +60,8 @@ def read_attribution(file: Path) -> dict[str, list[Any]]:
             raise ValueError(f"{key!r} is no list")
     if not any(lists.values()) or not all(isinstance(item, dict) and "file" in item for item in lists["items"]):
         raise ValueError("it names no picture, or has an item without one")
+    if any("\0" in str(name) for name in (*lists["grids"], *(item["file"] for item in lists["items"]))):
+        raise ValueError("it names a file with a NUL byte")
     return lists
 
 

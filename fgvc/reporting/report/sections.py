@@ -1,6 +1,7 @@
 """The sections of the report: each is one function that yields its parts and notes what it leaves out."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -27,6 +28,8 @@ from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, to
 from fgvc.studies.gradients.show import ERROR_FLOOR, gradients_block
 from fgvc.studies.spectra.show import MEASURES
 from fgvc.studies.spectra.views import VIEWS, Options
+
+_log = logging.getLogger(__name__)
 
 MATRIX_CLASSES = 250
 """Most classes of a confusion matrix that is drawn; the tables are of all."""
@@ -81,8 +84,10 @@ def make_sections(results: Results) -> list[Section]:
             missing = "" if parts else "what lies here is left out, as the notes say"
         except NothingToShowError as error:
             parts, notes, missing = [], [], str(error)
-        except UserError as error:
-            parts, notes, missing = [], [f"the section {title} shows nothing: {error}"], str(error)
+        except Exception as error:  # of files that someone may have sent; the other sections are shown
+            _log.debug("the section %s", title, exc_info=True)
+            missing = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            parts, notes = [], [f"the section {title} shows nothing: {missing}"]
         sections.append(Section(name, title, command, parts, list(dict.fromkeys(notes)), missing))
     return sections
 
