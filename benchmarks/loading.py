@@ -86,6 +86,7 @@ def images_a_second(
 
 def write_images(folder: Path, width: int, height: int, count: int) -> list[Path]:
     """Smooth pictures with noise, about as large in bytes as photographs."""
+    folder.mkdir(exist_ok=True)
     rng, paths = np.random.default_rng(0), []
     for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))

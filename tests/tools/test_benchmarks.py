@@ -14,11 +14,14 @@ import baselines
 import cases
 import condition
 import features
+import loading
 import measure
 import numpy as np
+import pandas as pd
 import pytest
 import records
 import report
+import scale
 import spectral
 import torch
 from command_line import ROOT
@@ -264,3 +267,28 @@ def test_profile_names_the_operators(capsys: pytest.CaptureFixture[str]) -> None
     assert status("--profile", "svd_topn", "--shapes", "2x8x3x3") == 0
     out = capsys.readouterr().out
     assert "aten::_linalg_eigh" in out and "_SpectralDescriptorBackward" in out
+
+
+def test_scale_measures_each_work_at_each_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "scale.csv"
+    sizes = ["--images", "200", "400", "--classes", "5", "10", "--runs", "5", "10", "--repetitions", "1"]
+    scale.main([*sizes, "--output", str(output)])
+    table = pd.read_csv(output)
+    assert table.groupby("work", sort=False)["size"].apply(list).to_dict() == {
+        "list images": [200, 400],
+        "order an epoch": [200, 400],
+        "evaluate": [5, 10],
+        "read runs": [5, 10],
+    }
+    assert (table["seconds"] > 0).all() and "grows with the power" in capsys.readouterr().out
+    assert (tmp_path / "scale.png").stat().st_size > 5000
+    assert scale.exponent([10, 100, 1000], [3.0, 30.0, 300.0]) == pytest.approx(1)
+    assert scale.exponent([10, 100, 1000], [1.0, 100.0, 10_000.0]) == pytest.approx(2)
+
+
+def test_loading_reads_the_same_pictures_as_pillow(tmp_path: Path) -> None:
+    output = tmp_path / "loading.json"
+    paths = loading.write_images(tmp_path / "images", 120, 90, 2)
+    loading.main(["--images", str(paths[0].parent), "--size", "32", "--repetitions", "1", "--output", str(output)])
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["Pillow"] > 0 and row["fgvc"] > 0 and row["difference"] < 0.5
