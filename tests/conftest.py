@@ -21,8 +21,9 @@ SHARED = Path(os.environ.get("FGVC_SHARED", Path(__file__).resolve().parents[2] 
 
 @pytest.fixture(autouse=True)
 def plain_log() -> None:
-    """The level of a fresh process: a command that ran in this one, for a fixture of many tests, leaves its own."""
+    """The levels of a fresh process: a command that ran in this one leaves its own."""
     logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("fgvc").setLevel(logging.NOTSET)
 
 
 def _golden(name: str) -> Path:

@@ -89,22 +89,23 @@ def upper_triangle(matrix: Tensor) -> Tensor:
     Returns:
         (B, d (d + 1) / 2), same dtype.
     """
-    return matrix.flatten(-2).index_select(-1, _positions(matrix.shape[-1], matrix.device)[0])
+    return matrix.flatten(-2).index_select(-1, _positions(matrix.shape[-1], matrix)[0])
 
 
 def symmetric_from_triangle(vector: Tensor, d: int) -> Tensor:
     """The symmetric matrix with this upper triangle: (B, d (d + 1) / 2) -> (B, d, d), same dtype."""
-    return vector.index_select(-1, _positions(d, vector.device)[1]).view(*vector.shape[:-1], d, d)
+    return vector.index_select(-1, _positions(d, vector)[1]).view(*vector.shape[:-1], d, d)
 
 
-def _positions(d: int, device: torch.device) -> Positions:
-    """Index tensors of the upper triangle, row by row, of a (d, d) matrix.
+def _positions(d: int, indexed: Tensor) -> Positions:
+    """Index tensors of the upper triangle, row by row, of a (d, d) matrix, for a tensor on its device.
 
     Returns:
         Place of each entry of the triangle in the flattened matrix, (d (d + 1) / 2,), and place of each entry of the
         flattened symmetric matrix in the triangle, (d * d,).
     """
-    if (d, device) in _positions_by_size:
+    device, kept = indexed.device, type(indexed) is Tensor and not torch.compiler.is_compiling()
+    if kept and (d, device) in _positions_by_size:  # not for a stand-in while a model is traced
         return _positions_by_size[d, device]
     with torch.inference_mode(False):  # an inference tensor could not be saved for a later backward pass
         rows, columns = torch.triu_indices(d, d, device=device)
@@ -113,6 +114,6 @@ def _positions(d: int, device: torch.device) -> Positions:
         # row `low` of the triangle begins after low rows of lengths d, d - 1, ...
         from_triangle = low * d - low * (low - 1) // 2 + high - low
         positions = rows * d + columns, from_triangle.flatten()
-    if type(rows) is Tensor and not torch.compiler.is_compiling():  # not a stand-in while a model is traced
+    if kept and type(rows) is Tensor:
         _positions_by_size[d, device] = positions
     return positions

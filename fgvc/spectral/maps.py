@@ -365,28 +365,27 @@ class _RootOfRatio:
         raise NotImplementedError
 
     def _parts(self, lam: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """n (B, 1), z (B, d), B(z) and B(z) W (B, d, k)."""
+        """n (B, 1), z (B, d), B(z) (B, d, k) and W."""
         norm = torch.linalg.vector_norm(lam, dim=-1, keepdim=True)
         z = 1 - lam / norm
-        basis = self._basis(z)
-        return norm, z, basis, basis @ torch.tensor(self._weights(), dtype=lam.dtype, device=lam.device)
+        return norm, z, self._basis(z), torch.tensor(self._weights(), dtype=lam.dtype, device=lam.device)
 
     def value(self, lam: Tensor) -> Tensor:
-        norm, z, _, weighted = self._parts(lam)
-        # h(1) = 1, so h = 1 - z times the divided difference to 1
-        to_one = weighted @ self._basis(torch.zeros_like(z[:, :1])).mT
-        return norm.sqrt() * (1 - z * to_one[..., 0])
+        norm, z, basis, weights = self._parts(lam)
+        # h(1) = 1, so h = 1 - z times the divided difference to 1, where z = 0
+        return norm.sqrt() * (1 - z * (basis @ (weights @ self._basis(z.new_zeros(())))))
 
     def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
-        norm, _, basis, weighted = self._parts(lam)
-        slope = (basis * weighted).sum(-1) / norm.sqrt()
+        norm, _, basis, weights = self._parts(lam)
+        slope = (basis * (basis @ weights)).sum(-1) / norm.sqrt()
         # f is homogeneous of degree 1/2: through n every eigenvalue also moves the others
         through_norm = (v * (self.value(lam) / 2 - slope * lam)).sum(dim=-1, keepdim=True)
         return v * slope + through_norm * lam / norm**2
 
     def divided_differences(self, lam: Tensor, first: int) -> Tensor:
-        norm, _, basis, weighted = self._parts(lam)
-        return (weighted[:, first:] @ basis[:, first:].mT).div_(norm.sqrt()[..., None])
+        norm, _, basis, weights = self._parts(lam)
+        basis = basis[:, first:]
+        return (basis @ weights @ basis.mT).div_(norm.sqrt()[..., None])
 
 
 @dataclass(frozen=True)

@@ -205,17 +205,17 @@ class SignIteration:
             raise ValueError("gradient 'lyapunov' is that of a square root of all eigenvalues, of no other map")
         lam = eigenvalues.clamped
         scale = torch.linalg.vector_norm(lam, dim=-1, keepdim=True).sqrt()  # a constant to this gradient
-        b = f.value(lam) / scale
-        window = b[:, eigenvalues.first :]
-        off_diagonal = (0.5 / scale[..., None]).repeat(1, window.shape[-1], window.shape[-1])
-        own = (0.5 / scale).expand_as(b)
-        for _ in range(self.iterations):
-            window = b[:, eigenvalues.first :]
-            product = window[:, :, None] * window[:, None, :]
-            squares = window.square()
-            off_diagonal.mul_((3 - squares[:, :, None] - squares[:, None, :]).add_(product).mul_(0.5))
-            own = own * (3 - b.square()) / 2
-            b = b * (3 - b.square()) / 2
+        b = (f.value(lam) / scale)[:, eigenvalues.first :]
+        off_diagonal = (0.5 / scale[..., None]).repeat(1, b.shape[-1], b.shape[-1])
+        constants = lam.new_full((), 1.5), lam.new_full((), 0.75)
+        for _ in range(self.iterations):  # few operators, since there are eight rounds of them
+            factor, part = (torch.addcmul(constant, b, b, value=-0.5) for constant in constants)
+            sides = part.unsqueeze(2) + part.unsqueeze(1)
+            off_diagonal.mul_(torch.addcmul(sides, b.unsqueeze(2), b.unsqueeze(1), value=0.5))
+            b = b * factor
+        # the diagonal is what the map does to one eigenvalue; those before `first` are null as the first one is
+        own = off_diagonal.diagonal(dim1=-2, dim2=-1)
+        own = torch.cat([own[:, :1].expand(-1, eigenvalues.first), own], dim=1)
         return Loewner(off_diagonal, lambda v: own * v)
 
 

@@ -207,7 +207,10 @@ def test_the_table_is_found_or_asked_for(tmp_path: Path) -> None:
         (b"", "No columns to parse"),
         (b'path,label\n"0.jpg,a\n', "EOF inside string"),
         (b"<html>404</html>", "a web page in place of the file"),
-        (b"path,label" + b",x" * 1000 + b"\n0.jpg,a" + b"," * 1000 + b"\n", "more than 1000 columns"),
+        (
+            b"path,label," + b",".join(b"%d" % i for i in range(1000)) + b"\n0.jpg,a" + b"," * 1000 + b"\n",
+            "more than 1000 columns",
+        ),
     ],
 )
 def test_damage_of_a_csv_is_named(tmp_path: Path, content: bytes, message: str) -> None:

@@ -126,7 +126,8 @@ def test_what_is_given_stays(pictures: Path) -> None:
 
 def test_a_comma_in_a_path_or_name_makes_no_sweep(pictures: Path) -> None:
     root = pictures.rename(pictures.parent / "birds,old")
-    (root / "a,b.csv").write_text("path,label\nwren/0.jpg,wren\n")
+    rows = [f"{image.relative_to(root)},{image.parent.name}" for image in root.rglob("*.jpg")]
+    (root / "a,b.csv").write_text("\n".join(["path,label", *rows]))
 
     def values(*given: str) -> dict[str, object]:
         chosen = [quoted(word, sweep=True) for word in with_first_settings(given) if word != "-m"]
