@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import ROOT, SMALL, Done, Train, refused
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from run_folders import write_run, write_spectrum
 
@@ -190,6 +190,8 @@ def test_paths_are_taken_as_they_are(fgvc: Train, tmp_path: Path, sweep: list[st
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
+@example("NAN")
+@example("Null")
 def test_any_path_reaches_the_configuration(path: str) -> None:
     quoted_by_the_user = path[0] in "'\"" and path[0] == path[-1]
     if path != "null" and not quoted_by_the_user:

@@ -43,6 +43,9 @@ AS_TYPED = (
 )
 """Settings that hold a path or a name, and are taken as they are typed."""
 
+_VALUES = ("true", "false", "nan", "inf", "null")
+"""What Hydra's grammar reads as a value of its own, in letters of either case."""
+
 USAGE = """\
 usage: fgvc train dataset.root=FOLDER [KEY=VALUE ...]       a first table of your own images
        fgvc train experiment=NAME [KEY=VALUE ...]           one run
@@ -240,7 +243,8 @@ def quoted(argument: str, *, sweep: bool) -> str:
 
 
 def _quoted_path(path: str) -> str:
-    plain = re.fullmatch(r"([a-z./][\w./:-]*)?", path, re.ASCII | re.I) and path not in ("true", "false", "nan", "inf")
+    plain = re.fullmatch(r"([a-z./][\w./:-]*)?", path, re.ASCII | re.I)
+    plain = plain and (path == "null" or path.lower() not in _VALUES)
     if plain or (path[:1] in "'\"" and path[-1:] == path[:1]):
         return path
     escaped = re.sub(r"(\\*)('|$)", lambda end: 2 * end[1] + ("\\'" if end[2] else ""), path)

@@ -281,7 +281,9 @@ def test_an_edited_list_of_facts_is_not_replaced(runs: Path, tmp_path: Path, exp
     succeeded(export(*arguments, "--overwrite"))
 
 
-@pytest.mark.parametrize("to", ["safetensors", "pt2", "timm", "onnx"])
+@pytest.mark.parametrize(
+    "to", ["safetensors", *(pytest.param(to, marks=pytest.mark.slow) for to in ("pt2", "timm", "onnx"))]
+)
 def test_an_export_without_room_on_the_disk(runs: Path, to: str, tmp_path: Path) -> None:
     run = runs / ("isqrt_cov" if to == "onnx" else "gap")
     command = f'ulimit -f 10; exec "{sys.executable}" -m fgvc export {run} --to {to} --output out'
