@@ -243,8 +243,8 @@ def quoted(argument: str, *, sweep: bool) -> str:
 
 
 def _quoted_path(path: str) -> str:
-    plain = re.fullmatch(r"([a-z./][\w./:-]*)?", path, re.ASCII | re.I)
-    plain = plain and (path == "null" or path.lower() not in _VALUES)
+    simple = re.fullmatch(r"([a-z./][\w./:-]*)?", path, re.ASCII | re.I)
+    plain = simple and (path == "null" or path.lower() not in _VALUES)
     if plain or (path[:1] in "'\"" and path[-1:] == path[:1]):
         return path
     escaped = re.sub(r"(\\*)('|$)", lambda end: 2 * end[1] + ("\\'" if end[2] else ""), path)
