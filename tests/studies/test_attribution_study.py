@@ -37,6 +37,7 @@ BIRDS = [
 ]
 
 
+@pytest.mark.slow
 def test_two_runs_explain_and_judge_each_other(tmp_path: Path, here: Train) -> None:
     root = write_miniature("cub", tmp_path / "birds")
     for method in ("mpn_cov", "gap"):

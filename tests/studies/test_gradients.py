@@ -270,6 +270,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cwd
 
 
+@pytest.mark.slow
 def test_script_audits_a_file(tmp_path: Path) -> None:
     np.save(tmp_path / "maps.npy", features(5, 12, 4, 4).numpy())
     done = run("audit_gradients.py", "maps.npy", "--keep", 5, "--images", 3, "--seed", 7, cwd=tmp_path)
