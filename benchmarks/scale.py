@@ -37,7 +37,7 @@ from fgvc.training.evaluation import evaluate
 
 KIND = "scale benchmark"
 LIMIT = 1.05
-"""Largest exponent of time and memory that is called proportional."""
+"""Largest exponent of time that is called proportional."""
 
 
 def list_images(folder: Path, images: int) -> Callable[[], object]:

@@ -30,7 +30,6 @@ for _name, _form in _NUMBERS.items():
     if not re.fullmatch(_form, os.environ.get(_name, "0")):
         del os.environ[_name]
 
-
 _ANOTHER_PATH = "give another path"
 _SYSTEM_ERRORS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and start again"),
@@ -139,9 +138,10 @@ def _exit_status() -> Iterator[None]:
         print(f"error: {name}{error.strerror}; {_SYSTEM_ERRORS[error.errno]}", file=sys.stderr)
         sys.exit(1 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2)
     except ArithmeticError as error:
+        # looked up, not imported: --help needs no torch
         if debug or not isinstance(error, getattr(sys.modules.get("fgvc.spectral"), "EigendecompositionError", ())):
             raise
-        print(f"error: {error}", file=sys.stderr)  # of weights that someone may have sent
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 

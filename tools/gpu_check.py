@@ -45,13 +45,15 @@ class Size:
     Attributes:
         shapes: Features of a pooling, (B, C, H, W).
         backbone, pixels, batch: Model of the training step, and its input.
-        images, epochs: Images of the training runs, half of them for the test.
+        reduction: Number of channels in front of the pooling of the model.
+        images: Images of the training runs, half of them for the test.
         workers: Processes that read images.
         repetitions: Timed repetitions; the table has their median.
     """
 
     shapes: Sequence[tuple[int, int, int, int]]
     backbone: str
+    reduction: int
     pixels: int
     batch: int
     images: int
@@ -62,13 +64,23 @@ class Size:
 FULL = Size(
     shapes=((10, 256, 7, 7), (10, 256, 14, 14), (10, 256, 28, 28), (32, 512, 14, 14)),
     backbone="resnet50",
+    reduction=256,
     pixels=448,
     batch=16,
     images=512,
     workers=8,
     repetitions=10,
 )
-QUICK = Size(((2, 12, 3, 3), (2, 12, 4, 4)), "test_resnet", 64, 4, images=16, workers=1, repetitions=1)
+QUICK = Size(
+    shapes=((2, 12, 3, 3), (2, 12, 4, 4)),
+    backbone="test_resnet",
+    reduction=8,
+    pixels=64,
+    batch=4,
+    images=16,
+    workers=1,
+    repetitions=1,
+)
 
 
 class Check:
@@ -141,7 +153,7 @@ class Check:
     def _step(self, method: str, options: Row, precision: str, *, compiled: bool) -> Row:
         size, device = self.size, self.device
         model: nn.Module = create_model(
-            size.backbone, method=method, num_classes=200, reduction=8 if size is QUICK else 256, **options
+            size.backbone, method=method, num_classes=200, reduction=size.reduction, **options
         )
         model = model.to(device, memory_format=torch.channels_last).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
@@ -193,7 +205,7 @@ class Check:
         settings = [f"dataset.root={self.folder / 'images'}", "dataset=folder", f"run_dir={self.folder / name}"]
         settings += [f"backbone.name={size.backbone}", "method=isqrt_cov", f"dataset.transform.size={size.pixels}"]
         settings += ["trainer.epochs=2", f"trainer.batch_size={size.batch}", f"trainer.workers={size.workers}"]
-        settings += [f"trainer.device={self.device.type}", f"method.reduction={8 if size is QUICK else 256}"]
+        settings += [f"trainer.device={self.device.type}", f"method.reduction={size.reduction}"]
         settings += ["name=gpu_check", "trainer.min_steps=null", "backbone.pretrained=false", "backbone.weights=null"]
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen([sys.executable, "-m", "fgvc", "train", *settings], stdout=log, stderr=log)
@@ -240,10 +252,7 @@ def noted(row: Row) -> Iterator[None]:
 
 def _pooling(name: str, channels: int, options: Row) -> Pooling:
     keep = {"keep": max(1, channels - 50)} if name == "svd_topn" else {}
-    known = options if published_gradient(name) is not None else {}
-    if name not in BY_PRODUCTS:
-        known = {key: value for key, value in known.items() if key != "solver"}
-    return create_pooling(name, channels=channels, **known, **keep)
+    return create_pooling(name, channels=channels, **options, **keep)
 
 
 def _passed(pool: Pooling, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import math
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -58,29 +57,24 @@ class Region(NamedTuple):
         left, top = (0, 0) if self.box is None else self.box[:2]
         return max(math.floor(left), 0), max(math.floor(top), 0)
 
-    def inside(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom of the region in a picture of this size; a box keeps every pixel that it touches.
+    def cut(self, image: Image.Image) -> Image.Image:
+        """The region, clipped to the picture; a box keeps every pixel that it touches.
 
         Raises:
             UnreadableImageError: nothing is left, or one side is more than 100 times the other: enlarging the shorter
                 one would take memory out of proportion.
         """
-        picture = (0, 0, width, height - self.banner)
+        picture = (0, 0, image.width, image.height - self.banner)
         left, top, right, bottom = picture if self.box is None else self.box
         pixels = (*self.corner, min(math.ceil(right), picture[2]), min(math.ceil(bottom), picture[3]))
         if left >= right or top >= bottom or pixels[0] >= pixels[2] or pixels[1] >= pixels[3]:
             what = "the picture" if self.box is None else f"box {self.box} (left, top, right, bottom)"
             below = f" without the {self.banner} rows of its banner" if self.banner else ""
-            raise UnreadableImageError(f"{what} is empty in an image of {width} x {height} pixels{below}")
+            raise UnreadableImageError(f"{what} is empty in an image of {image.width} x {image.height} pixels{below}")
         sides = pixels[2] - pixels[0], pixels[3] - pixels[1]
         if max(sides) > _MAX_PROPORTION * min(sides):
             size = f"{sides[0]} x {sides[1]} pixels"
             raise UnreadableImageError(f"{size}, one side more than {_MAX_PROPORTION} times the other; cut it")
-        return pixels
-
-    def cut(self, image: Image.Image) -> Image.Image:
-        """The region of a picture. Raises UnreadableImageError as `inside`."""
-        pixels = self.inside(*image.size)
         return image if pixels == (0, 0, *image.size) else image.crop(pixels)
 
 
@@ -102,35 +96,29 @@ def decode_rgb(
 
     Raises:
         UnreadableImageError: missing, empty, truncated, not an image, more pixels than Pillow's limit against
-            decompression bombs (of JPEG 2000, RLE in BMP and plain PPM, than 20 million), a far larger tile of a TIFF,
-            a JPEG of more than 100 scans, one side more than 100 times the other, pixels of unknown range, or
-            an empty region.
+            decompression bombs (of JPEG 2000, RLE in BMP and plain PPM, than 20 million), a TIFF with tiles far larger
+            than the picture, a JPEG of more than 100 scans, one side more than 100 times the other, pixels of
+            unknown range, or an empty region.
     """
-    with _opened(source) as image:
-        if side and region in (None, Region()):
-            image.draft(None, (2 * side, 2 * side))  # of no effect but for JPEG
-        return (region or Region()).cut(_to_rgb(image, _clear_colour(image), upright=upright))
-
-
-def to_pixels(image: Image.Image) -> Tensor:
-    """An RGB picture as a tensor, (3, height, width) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-@contextlib.contextmanager
-def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
-    """An image whose header is read and checked. What fails in the block is an UnreadableImageError."""
+    region = region or Region()
     try:
         opened = open_foreign(source, MAX_BYTES) if isinstance(source, Path) else contextlib.nullcontext(source)
         with opened as file, Image.open(file, formats=image_formats()) as image:
             _require_pixels(image)
             _require_few_scans(image)
+            if side and region == Region():
+                image.draft(None, (2 * side, 2 * side))  # of no effect but for JPEG
             with _one_large if image.width * image.height > _LARGE else contextlib.nullcontext():
-                yield image
+                return region.cut(_to_rgb(image, _clear_colour(image), upright=upright))
     except UnreadableImageError:
         raise
     except Exception as error:  # Pillow's decoders raise many types on damaged files
         raise UnreadableImageError(_reason(source, error)) from error
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """An RGB picture as a tensor, (3, height, width) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def copy_rgb(image: Image.Image) -> Image.Image:

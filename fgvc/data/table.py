@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 
@@ -157,7 +157,7 @@ def table_columns(path: Path, wanted: Sequence[str] = ()) -> list[str]:
                 names = pyarrow.parquet.read_schema(file).names
         else:
             with open_foreign(path, MAX_TEXT) as file:
-                line = file.readline(1 << 16).decode("utf-8-sig")
+                line = _header(file)
             # not as a header, since pandas would rename a name that comes again
             options: dict[str, Any] = {"sep": _separator(line, wanted), "dtype": str, "keep_default_na": False}
             names = pd.read_csv(io.StringIO(line), header=None, **options).iloc[0].tolist()
@@ -216,44 +216,54 @@ def _damaged(path: Path, error: Exception) -> DatasetError:
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     """These columns; every cell of a CSV is text."""
-    columns = list(dict.fromkeys(columns))
+    read = _read_parquet if path.suffix.lower() == ".parquet" else _read_csv
     try:
-        if path.suffix.lower() != ".parquet":
-            with open_foreign(path, MAX_TEXT) as file:
-                line = file.readline(1 << 16).decode("utf-8-sig")
-                file.seek(0)
-                separator = _separator(line, columns)
-                if line.count(separator) >= MAX_COLUMNS:
-                    raise ValueError(f"more than {MAX_COLUMNS} columns")
-                options: dict[str, Any] = {"sep": separator, "encoding": "utf-8-sig", "chunksize": 1 << 14}
-                parts = []
-                for rows in pd.read_csv(file, dtype=str, keep_default_na=False, **options):
-                    if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is too much for an index
-                        raise ValueError("the rows have more cells than the header; quote a cell with a comma")
-                    parts.append(rows[columns])
-                whole: pd.DataFrame = pd.concat(parts, ignore_index=True)
-                return whole
-        import pyarrow.parquet
-
-        with open_foreign(path, _MAX_PARQUET) as file:
-            packed = path.stat().st_size
-            table = pyarrow.parquet.ParquetFile(file, read_dictionary=columns)  # a repeated text takes its memory once
-            rows, size = table.metadata.num_rows, table.metadata.serialized_size
-            size += sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
-            if rows > min(_MAX_ROWS, MAX_GROWTH * packed + _ALLOWED_ROWS) or size > growth_limit(packed):
-                raise ValueError(f"it unpacks to {rows} rows and {size} bytes")
-            found = table.read(columns=columns)
-            texts = [name for name in columns if str(found[name].type).startswith("dictionary<values=string")]
-            size = sum(_decoded_size(chunk) for name in texts for chunk in found[name].chunks)
-            if size > 5 * growth_limit(packed):  # labels repeat
-                raise ValueError(f"its columns {', '.join(columns)} unpack to {size} bytes")
-            for name in texts:
-                found = found.set_column(found.schema.get_field_index(name), name, found[name].cast("string"))
-            # whole numbers stay whole next to an empty cell
-            frame: pd.DataFrame = found.to_pandas(integer_object_nulls=True, ignore_metadata=True)
-            return frame
+        return read(path, list(dict.fromkeys(columns)))
     except (OSError, ValueError) as error:  # pyarrow and pandas raise kinds of them
         raise _damaged(path, error) from error
+
+
+def _read_csv(path: Path, columns: list[str]) -> pd.DataFrame:
+    with open_foreign(path, MAX_TEXT) as file:
+        line = _header(file)
+        file.seek(0)
+        separator = _separator(line, columns)
+        if line.count(separator) >= MAX_COLUMNS:
+            raise ValueError(f"more than {MAX_COLUMNS} columns")
+        options: dict[str, Any] = {"sep": separator, "encoding": "utf-8-sig", "chunksize": 1 << 14}
+        parts = []
+        for rows in pd.read_csv(file, dtype=str, keep_default_na=False, **options):
+            if not isinstance(rows.index, pd.RangeIndex):  # pandas takes what is too much for an index
+                raise ValueError("the rows have more cells than the header; quote a cell with a comma")
+            parts.append(rows[columns])
+    whole: pd.DataFrame = pd.concat(parts, ignore_index=True)
+    return whole
+
+
+def _read_parquet(path: Path, columns: list[str]) -> pd.DataFrame:
+    import pyarrow.parquet
+
+    with open_foreign(path, _MAX_PARQUET) as file:
+        packed = path.stat().st_size
+        table = pyarrow.parquet.ParquetFile(file, read_dictionary=columns)  # a repeated text takes its memory once
+        rows, size = table.metadata.num_rows, table.metadata.serialized_size
+        size += sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
+        if rows > min(_MAX_ROWS, MAX_GROWTH * packed + _ALLOWED_ROWS) or size > growth_limit(packed):
+            raise ValueError(f"it unpacks to {rows} rows and {size} bytes")
+        found = table.read(columns=columns)
+    texts = [name for name in columns if str(found[name].type).startswith("dictionary<values=string")]
+    size = sum(_decoded_size(chunk) for name in texts for chunk in found[name].chunks)
+    if size > 5 * growth_limit(packed):  # labels repeat
+        raise ValueError(f"its columns {', '.join(columns)} unpack to {size} bytes")
+    for name in texts:
+        found = found.set_column(found.schema.get_field_index(name), name, found[name].cast("string"))
+    # whole numbers stay whole next to an empty cell
+    frame: pd.DataFrame = found.to_pandas(integer_object_nulls=True, ignore_metadata=True)
+    return frame
+
+
+def _header(file: BinaryIO) -> str:
+    return file.readline(1 << 16).decode("utf-8-sig")
 
 
 def _decoded_size(texts: Any) -> int:

@@ -114,8 +114,8 @@ def restore_run(
         cache: folder for feature maps that the run's own `cache.dir`, which is only read, does not hold; None means
             results/cache.
         split: "test"; "train", with the transform of training and without images held out for validation; or
-            "validation", the images that selected the best epoch. What fgvc divided itself stays so: images that
-            RUN/split.csv does not list are left out, with a warning.
+            "validation", the images that selected the best epoch. If fgvc made the split, it is that of
+            RUN/split.csv: images that are not in the file are left out, with a warning.
 
     Raises:
         RunError: the folder is not a run, its weights are missing, damaged or of another architecture, the data or the

@@ -114,8 +114,8 @@ def measure_probabilities(
     """
     temperatures = torch.as_tensor(temperature, dtype=torch.float64).expand(len(targets))
     columns = []
-    for parts in zip(*(torch.split(tensor, _rows(logits)) for tensor in (logits, targets, temperatures)), strict=True):
-        part, classes, t = parts
+    parts = (torch.split(tensor, _rows(logits)) for tensor in (logits, targets, temperatures))
+    for part, classes, t in zip(*parts, strict=True):
         probability = probabilities(part, t)
         confidence, predicted = probability.max(dim=1)
         true = probability.gather(1, classes[:, None])[:, 0]

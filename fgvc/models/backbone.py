@@ -112,10 +112,10 @@ class Backbone(nn.Module):
             if parts is not None and number == trainable:
                 return parts
             possible += [] if parts is None else [f"{number} (all after {ends[-number - 1]})"]
-        choice = f"choose {', '.join(possible)}" if possible else "its stages cannot be run one by one; choose"
+        reason = "" if possible else " (its stages cannot be run one by one)"
+        choice = ", ".join([*possible, "0 to train none of it", "or null with backbone.frozen=false to train all"])
         raise ConfigError(
-            f"backbone.trainable_stages={trainable} is impossible for {self.name}: {choice}, 0 to train none of it, or "
-            "null with backbone.frozen=false to train all"
+            f"backbone.trainable_stages={trainable} is impossible for {self.name}{reason}; choose {choice}"
         )
 
     def _cut(self, end: str, image: Tensor) -> "tuple[Backbone, Backbone] | None":

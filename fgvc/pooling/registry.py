@@ -228,8 +228,8 @@ def create_pooling(
     if eigh_device not in DEVICES:
         raise ConfigError(f"unknown eigh_device {eigh_device!r}; choose one of {', '.join(DEVICES)}")
     try:
-        shared = {"channels": channels, "eigh_device": eigh_device, "dtype": spectral_dtype(dtype)}
-        shared["solver"] = solver
+        shared: dict[str, Any] = {"channels": channels, "eigh_device": eigh_device, "solver": solver}
+        shared["dtype"] = spectral_dtype(dtype)
         if solver != "eigh" and "solver" not in method.shared:
             raise ConfigError(f"method {name!r} has no choice of solver, got solver={solver!r}; leave it out")
         if gradient is not None and not method.gradients:

@@ -243,7 +243,7 @@ class _ProductsGradient(FirstDerivative):
     def forward(
         grad: Tensor, x: Tensor, roots: Tensor, norms: Tensor, scales: Tensor, slopes: Tensor, layer: ProductLayer
     ) -> Tensor:
-        d, result = x.shape[1], torch.empty_like(x, memory_format=torch.contiguous_format)
+        d, result = x.shape[1], torch.empty_like(x)
         factors = scalings(d, layer.condition)
         with full_precision(grad, torch.float64):
             for part in batch_parts(x.shape, x.device):

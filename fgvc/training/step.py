@@ -103,7 +103,7 @@ class Stepper:
         """Take one step. If a number in it is not finite, take none and leave weights and buffers unchanged.
 
         All numbers stay on the device until the last gradient is there. They are then summed over the processes and
-        read, once each: a process never waits for its device, or for another process, within a step.
+        read, once each. Before that, only an eigendecomposition waits for the device.
 
         Args:
             micro_batches: (inputs, targets) of this process on its device, `accumulation` of them; may be empty

@@ -280,7 +280,7 @@ def test_stages_one_after_the_other_give_the_map(name: str, stages: int, shape: 
     [
         (
             "test_resnet",
-            r"=5 is impossible for test_resnet: choose 1 \(all after layer3\), .*4 \(all after act1\), 0 to",
+            r"=5 is impossible for test_resnet; choose 1 \(all after layer3\), .*4 \(all after act1\), 0 to",
         ),
         ("test_vit", "cannot be run one by one"),
         ("alexnet", "cannot be run one by one"),
