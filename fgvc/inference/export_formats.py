@@ -78,10 +78,16 @@ def _write_safetensors(model: FineGrainedModel, facts: Facts, folder: Path) -> F
 
 
 def _write_onnx(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
-    if isinstance(model.head.pooling, SpectralPooling):
+    pooling = model.head.pooling
+    with torch.no_grad():
+        decomposes = isinstance(pooling, SpectralPooling) and not pooling.by_products(
+            model.pooling_input(_images(facts, 1))
+        )
+    if decomposes:
         raise ConfigError(
             f"method.name={facts['method']} has no ONNX export: ONNX has no operator for an eigendecomposition. "
-            "Export to pt2 or safetensors, or train isqrt_cov, which uses matrix products only"
+            "Export to pt2 or safetensors, or train isqrt_cov (method.solver=products does for more locations than "
+            "channels), which uses matrix products only"
         )
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:

@@ -113,10 +113,12 @@ class SpectralPooling(CovariancePooling):
         self.layer = spectral_layer(f, gradient, keep, eigh_device, dtype)
         self.products = uses_products(solver, f, gradient, keep, dtype)
 
+    def by_products(self, x: Tensor) -> bool:
+        """Whether `x` (B, C, H, W) is pooled by matrix products alone; its shape decides, no value does."""
+        return self.products and x.shape[2:].numel() > self.channels
+
     def pool(self, x: Tensor) -> Tensor:
-        if self.products and x.shape[2:].numel() > self.channels:  # by shape: no look at a value
-            return products_descriptor(x, self.layer.f)
-        return layer_descriptor(x, self.layer)
+        return products_descriptor(x, self.layer.f) if self.by_products(x) else layer_descriptor(x, self.layer)
 
     def normalise(self, cov: Tensor) -> Tensor:
         return apply_layer(cov, self.layer)

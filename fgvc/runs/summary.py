@@ -159,6 +159,8 @@ def read_run(path: Path) -> Run:
     for name in _COUNTS:
         if not 0 <= (fields[name] or 0) < _LARGEST_COUNT:
             raise RunError(f"{file}: field {name!r} is {fields[name]}, which no run has; {_REPEAT}")
+    if len(set(fields["classes"] or ())) < len(fields["classes"] or ()):
+        raise RunError(f"{file}: two classes have one name; {_REPEAT}")
     fields["spectral_dtype"] = fields["spectral_dtype"] or "float64"  # absent in runs of earlier versions
     return Run(**fields | {"commit": commit_label(summary)})
 

@@ -36,7 +36,7 @@ IMAGES = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(5))
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of finished runs; their dataset has been moved to `moved`."""
     folder = tmp_path_factory.mktemp("runs")
-    methods = {"seb": "seb", "frozen": "seb", "isqrt_cov": "isqrt_cov", "hybrid": "svd_pade"}
+    methods = {"seb": "seb", "frozen": "seb", "isqrt_cov": "isqrt_cov", "hybrid": "svd_pade", "products": "seb"}
     for name, method in (methods | dict.fromkeys(("gap", "wide", "vit"), "gap")).items():
         config = trainable(folder, name=name, run_dir=str(folder / name), method=MethodConfig(name=method, reduction=8))
         config.trainer.batch_size = 6
@@ -44,6 +44,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config.backbone.frozen = name == "frozen"
         if name == "isqrt_cov":
             config.method.options, config.method.hidden = {"iterations": 4}, [5]
+        if name == "products":
+            config.method.gradient, config.method.solver = "exact", "products"
         if name == "wide":
             config.backbone.name, config.backbone.last_stride = "resnet10t", 1
         if name == "vit":
@@ -68,7 +70,7 @@ def export(here: Train, tmp_path: Path) -> Train:
     ("run", "to"),
     [
         *((run, "safetensors") for run in ("seb", "frozen", "isqrt_cov", "hybrid", "stopped")),
-        *(("isqrt_cov", "onnx"), ("seb", "pt2"), ("gap", "timm")),
+        *(("isqrt_cov", "onnx"), ("products", "onnx"), ("seb", "pt2"), ("gap", "timm")),
     ],
 )
 def test_the_cards_snippet_gives_the_logits_of_the_run(

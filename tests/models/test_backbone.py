@@ -275,6 +275,20 @@ def test_stages_one_after_the_other_give_the_map(name: str, stages: int, shape: 
     assert not shared[0] & shared[1] and shared[0] | shared[1] == shared[2]
 
 
+def test_stages_that_do_not_give_the_map_are_refused() -> None:
+    backbone, left = create_backbone("test_resnet", image_size=64), list[torch.Tensor]()
+
+    def looks_at_the_first_stage(_: nn.Module, __: object, maps: torch.Tensor) -> torch.Tensor:
+        more = left[-1].mean() if left else 0
+        left.clear()
+        return maps + more
+
+    backbone.model.get_submodule("layer1").register_forward_hook(lambda _, __, maps: left.append(maps + 1))
+    backbone.model.get_submodule("layer4").register_forward_hook(looks_at_the_first_stage)
+    with pytest.raises(ConfigError, match=r"impossible for test_resnet; choose 4 \(all after act1\), 0 to"):
+        backbone.split(1)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -185,6 +185,16 @@ def test_what_is_no_image_is_refused_by_its_type(home: Path, image: Any, words: 
             predictor.predict(images)
 
 
+def test_widths_that_the_weights_do_not_have_take_no_memory(copy: Copy) -> None:
+    run = copy("frozen")
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("hidden: []", f"hidden:\n  - {10**12}"))
+    with pytest.raises(
+        RunError, match=rf"last\.safetensors has no layer of width {10**12}, which .*config\.yaml names"
+    ):
+        fgvc.load_run(run)
+
+
 def test_weights_that_give_no_numbers_are_refused(copy: Copy) -> None:
     run = copy("tuned")
     file = run / "checkpoints" / "last.safetensors"

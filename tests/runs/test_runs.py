@@ -41,6 +41,7 @@ def test_folder_without_a_run_says_what_was_looked_for(tmp_path: Path) -> None:
         ({"epochs": True}, "'epochs' should be int"),
         ({"epochs": 1 << 62}, "'epochs' is 4611686018427387904, which no run has"),
         ({"train_images": -1}, "'train_images' is -1, which no run has"),
+        ({"classes": ["ant", "bee", "ant"]}, "two classes have one name"),
         ({"final": None}, "'final' or 'best' is missing"),
         ({"final": accuracy(102.0)}, r"final\.top1 is 102"),
         ({"final": accuracy(float("nan"))}, "not JSON compliant"),

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from command_line import a_config
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics.functional import classification as metrics
 
 from fgvc.data import FeatureSet
@@ -22,7 +22,7 @@ from fgvc.training.batches import StepBatches, create_loader
 from fgvc.training.evaluation import Evaluation, ViewAverage, evaluate
 from fgvc.training.optim import create_optimizer, schedule_factor, set_learning_rate
 from fgvc.training.run import find_source
-from fgvc.training.seeds import derived_seed
+from fgvc.training.seeds import SeededSamples, derived_seed
 from fgvc.training.states import StateStore
 
 
@@ -78,9 +78,12 @@ def test_shuffle_depends_on_seed_and_epoch_alone() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_cached_features_are_read_in_whole_batches(tmp_path: Path, dtype: str) -> None:
     stored = np.random.default_rng(0).standard_normal((2, 7, 3, 4, 4)).astype(dtype)
-    np.save(tmp_path / "maps.npy", stored)
-    path = tmp_path / "maps.npy"
-    features = FeatureSet({path: open_maps(path)}, list(range(7)), ["a"], seconds=0.0, from_cache=True)
+    files = [tmp_path / "first.npy", tmp_path / "second.npy"]
+    for file, part in zip(files, np.split(stored, [5], axis=1), strict=True):
+        np.save(file, part)
+    maps_of = {file: open_maps(file) for file in files}
+    features = FeatureSet(maps_of, list(range(7)), ["a"], seconds=0.0, from_cache=True)
+    assert torch.equal(torch.stack([maps for maps, _ in features]), torch.from_numpy(stored[0]).float())
     features.start_epoch(3)
     order = StepBatches(7, 3, seed=0)
     loader = create_loader(features, 2, Accelerator(cpu=True), batch_sampler=order)
@@ -91,6 +94,30 @@ def test_cached_features_are_read_in_whole_batches(tmp_path: Path, dtype: str) -
         assert torch.equal(maps, torch.stack([features[index][0] for index in targets.tolist()]))
     in_order = torch.cat([maps for maps, _ in create_loader(features, 2, Accelerator(cpu=True), batch_size=4)])
     assert torch.equal(in_order, torch.stack([features[index][0] for index in range(7)]))
+
+
+class Draws(Dataset[tuple[Tensor, int]]):
+    """Items that are random numbers."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index >= len(self):
+            raise IndexError
+        return torch.rand(2), index
+
+
+def test_loader_processes_that_stay_draw_what_their_epoch_asks_for() -> None:
+    samples = SeededSamples(Draws())  # type: ignore[arg-type]
+    loaders = [create_loader(samples, workers, Accelerator(cpu=True), batch_size=2) for workers in (0, 1)]
+    epochs = []
+    for seed in (1, 2):
+        samples.start_epoch(seed)
+        here, there = (torch.cat([numbers for numbers, _ in loader]) for loader in loaders)
+        assert torch.equal(here, there)
+        epochs.append(here)
+    assert not torch.equal(*epochs)
 
 
 def evaluated(logits: Tensor, targets: list[int], model: nn.Module | None = None) -> Evaluation:
