@@ -216,10 +216,13 @@ def load_pytorch(path: Path) -> Any:
         Exception: other types, if the file is damaged.
     """
     with open_foreign(path) as file:
-        if zipfile.is_zipfile(file):
+        if file.read(4) == b"PK\3\4":  # as torch decides
             refuse_growth(file)
             with zipfile.ZipFile(file) as archive:
-                programs = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+                names = archive.namelist()
+                if len({name.lower() for name in names}) < len(names):  # torch and Python may take different ones
+                    raise pickle.UnpicklingError("two members have one name")
+                programs = [archive.read(name) for name in names if name.lower().endswith(".pkl")]
         else:
             file.seek(0)
             programs = [file.read(os.fstat(file.fileno()).st_size)]

@@ -404,11 +404,12 @@ def read_csv(
     as_text: bool = False,
     numbers: tuple[str, ...] = (),
     names: tuple[str, ...] = (),
+    times: int = 1,
 ) -> pd.DataFrame:
     """Read a CSV file that must have `columns` (and may have more), and parse numbers unless `as_text`.
 
     The columns `numbers` must hold nothing else. The columns `names`, if present, are text whatever they hold: a
-    class may be called 007 or NA.
+    class may be called 007 or NA. The file may have `times` the usual limits, 64 MB and two million cells.
 
     Pandas alone would take an extra cell in a row for an index and move every number to the next column.
 
@@ -417,8 +418,8 @@ def read_csv(
             header, or one of `numbers` holds text or nothing.
     """
     try:
-        content = read_foreign_text(path, _MAX_CSV)
-        header, *rows = _cells(content)
+        content = read_foreign_text(path, times * _MAX_CSV)
+        header, *rows = _cells(content, times * _MAX_CELLS)
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file; restore it") from error
     except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or empty
@@ -440,15 +441,15 @@ def read_csv(
     return text if as_text else _typed(path, content, text, names)
 
 
-def _cells(content: str) -> Iterator[list[str]]:
+def _cells(content: str, most: int) -> Iterator[list[str]]:
     """Yield the rows of a CSV file. Raises ValueError if they would take memory out of proportion, or csv.Error."""
     if any(line.count(",") >= MAX_COLUMNS for line in io.StringIO(content, newline="")):
         raise ValueError(f"more than {MAX_COLUMNS} columns")
     cells = 0
     for row in csv.reader(io.StringIO(content, newline=""), strict=True):
         cells += len(row)
-        if cells > _MAX_CELLS:
-            raise ValueError(f"more than {_MAX_CELLS} cells")
+        if cells > most:
+            raise ValueError(f"more than {most} cells")
         yield row
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import runpy
 import shutil
 import sys
 import tempfile
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, SMALL, Done, Train
+from command_line import SMALL, Done, Train, run_script
 from PIL import Image
 
 from fgvc.pooling import registry
@@ -92,13 +91,9 @@ def here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], cap
     def call(script: str, *arguments: object, cwd: Path) -> Done:
         monkeypatch.chdir(cwd)
         monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", sys.argv)
         caplog.set_level("INFO")
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
-        except SystemExit as error:
-            status = int(error.code or 0)
+        status = run_script(script, arguments)
         out, err = capfd.readouterr()
         return Done(status, out, err + caplog.text)
 

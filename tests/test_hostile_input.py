@@ -45,7 +45,9 @@ from fgvc.data import (
     cached_features,
     copy_rgb,
     create_dataset,
+    decode_rgb,
     fingerprint,
+    image_files,
     prepare_dataset,
 )
 from fgvc.data.cards import load_card
@@ -217,7 +219,11 @@ NO_IMAGES: dict[str, tuple[bytes, str]] = {
     "numbers of 32 bits": (encoded(Image.new("I", (4, 4), 70_000), "TIFF"), "32-bit numbers"),
     "fractions": (encoded(Image.new("F", (4, 4), 0.5), "TIFF"), "32-bit numbers"),
     "PostScript": (POSTSCRIPT, "not an image"),
-    "a JPEG of many scans": (many_scans(), "scans of a JPEG, more than 100"),
+    "a JPEG of many scans": (many_scans(), "a JPEG of more than 100 scans"),
+    "many scans behind what looks like an end": (
+        b"\xff\xd8\xff\xe1\0\x06\xff\xd9\xff\xd9" + many_scans()[2:],
+        "a JPEG of more than 100 scans",
+    ),
     "a JPEG 2000 of 88 million pixels": (large_jpeg_2000(), "9400 x 9400 pixels of JPEG 2000, more than 20000000"),
     "text that unpacks to 60 MB in a PNG": (
         encoded(Image.new("L", (4, 4)))[:33]
@@ -228,6 +234,11 @@ NO_IMAGES: dict[str, tuple[bytes, str]] = {
         "Decompressed data too large",
     ),
 }
+
+
+def test_a_photograph_with_a_video_behind_it_is_read() -> None:
+    content = encoded(Image.new("RGB", (64, 64), RED), "JPEG")
+    assert np.array_equal(decode_rgb(io.BytesIO(content + 200 * b"\xff\xda")), decode_rgb(io.BytesIO(content)))
 
 
 @pytest.mark.parametrize("fault", NO_IMAGES)
@@ -714,18 +725,27 @@ def test_a_bomb_of_zeros_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.Mon
             read_mat(tmp_path / "a.mat", "a")
 
 
-@pytest.mark.parametrize("form", ["zip", "bare"])
+@pytest.mark.parametrize("form", ["zip", "upper case", "twice", "bare", "bare with a zip behind it"])
 def test_a_pickle_that_asks_for_memory_alone(tmp_path: Path, form: str) -> None:
     """torch itself makes a bytearray of any size from such a file."""
     program = b"\x80\x02cbuiltins\nbytearray\nJ" + struct.pack("<i", 2_000_000_000) + b"\x85R."
     path = tmp_path / "w.pth"
-    if form == "zip":
+    members = [("data.pkl", program), ("version", b"3\n"), ("byteorder", b"little")]
+    if form == "upper case":
+        members[0] = ("data.PKL", program)
+    if form == "twice":
+        members.append(("Data.pkl", b"\x80\x02}."))
+    if not form.startswith("bare"):
         with zipfile.ZipFile(path, "w") as archive:
-            for name, content in {"data.pkl": program, "version": b"3\n", "byteorder": b"little"}.items():
+            for name, content in members:
                 archive.writestr(f"archive/{name}", content)
     else:
-        path.write_bytes(program)
-    with bounded(), pytest.raises(WeightsError, match=r"w\.pth is refused: it asks for builtins\.bytearray"):
+        behind = io.BytesIO()
+        with zipfile.ZipFile(behind, "w") as archive:
+            archive.writestr("a", b"")
+        path.write_bytes(program + (behind.getvalue() if form != "bare" else b""))
+    words = "two members have one name" if form == "twice" else r"w\.pth is refused: it asks for builtins\.bytearray"
+    with bounded(), pytest.raises(WeightsError, match=words):
         load_weights(path)
 
 
@@ -903,3 +923,17 @@ def test_a_run_on_classes_of_any_name(tmp_path: Path, here: Train) -> None:
         assert sorted(found["target_class"]) == sorted(names)
         assert sorted(found["path"]) == sorted(f"test/{name}/@2.png" for name in names)
         assert "\n=1+1" in (tmp_path / "a run" / "per_class-last.csv").read_text()
+
+
+def test_a_folder_deeper_than_pythons_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            Image.new("RGB", (4, 4)).save(tmp_path / name / f"{number}.png")
+    monkeypatch.chdir(tmp_path / "a")
+    for _ in range(1100):  # step by step, since a path has 4096 characters at most
+        Path("d").mkdir()
+        os.chdir("d")
+    os.chdir(tmp_path)
+    assert len(image_files(tmp_path)) == 4
+    assert create_dataset("folder", root=tmp_path).classes == ["a", "b"]

@@ -142,6 +142,8 @@ def cached_features(
     missing = [file for path, file in files.items() if path not in found]
     if missing:
         cache_dir.mkdir(parents=True, exist_ok=True)
+        # https://bford.info/cachedir: backups leave such a folder out, and so does a dataset around it
+        (cache_dir / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
         extracted = partial(_extract_views, extract, batch_size, workers, device)
         found |= _compute(missing, extracted, max_gb, keep=files.keys())
     sets = [

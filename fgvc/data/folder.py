@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 _SHOWN = 5  # kinds in a note
 _LITTER = ("@eadir", "#recycle", "__macosx", "$recycle.bin", "thumbs.db", "desktop.ini", "lost+found")
 """Names, in lower case, of what systems and network drives put into folders."""
-_CACHED = re.compile(r"(features|readable)-[0-9a-f]{32}\.\w+")
+_CACHED = re.compile(r"(features|readable)-[0-9a-f]{32}\.\w+|CACHEDIR\.TAG")
 """Names of files in `cache.dir`."""
 SPLIT_FOLDERS = {
     "train": "train",
@@ -261,17 +261,20 @@ def is_litter(name: str) -> bool:
 
 def _files(folder: str) -> Iterator[tuple[str, str | None]]:
     """Every file, and what it is if it is no regular one."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_litter(entry.name):
-                continue
-            require_unicode(folder, entry.name)
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(entry.path)
-            elif _is_file(entry):
-                yield entry.path, None
-            else:  # a link to a folder could lead back to where it is
-                yield entry.path, "links or special files"
+    waiting = [folder]  # no recursion: folders may be deeper than Python's stack
+    while waiting:
+        place = waiting.pop()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if is_litter(entry.name):
+                    continue
+                require_unicode(place, entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif _is_file(entry):
+                    yield entry.path, None
+                else:  # a link to a folder could lead back to where it is
+                    yield entry.path, "links or special files"
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
@@ -302,14 +305,15 @@ def _class_folders(folder: Path, levels: int) -> dict[str, Path]:
 
 def holds_runs(folder: str | Path) -> bool:
     """Whether a run or cached features of fgvc are in a folder, at any depth: it is no class, whatever it holds."""
-    with os.scandir(folder) as entries:
-        inside = [entry for entry in entries if not is_litter(entry.name)]
-    names = {entry.name for entry in inside}
-    return (
-        names >= {"config.yaml", "summary.json"}
-        or any(map(_CACHED.fullmatch, names))
-        or any(entry.is_dir(follow_symlinks=False) and holds_runs(entry.path) for entry in inside)
-    )
+    waiting = [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            inside = [entry for entry in entries if not is_litter(entry.name)]
+        names = {entry.name for entry in inside}
+        if names >= {"config.yaml", "summary.json"} or any(map(_CACHED.fullmatch, names)):
+            return True
+        waiting += [entry.path for entry in inside if entry.is_dir(follow_symlinks=False)]
+    return False
 
 
 def _folders(folder: Path) -> list[Path]:

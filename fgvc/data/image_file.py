@@ -4,8 +4,11 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import itertools
 import math
+import re
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -27,6 +30,8 @@ _MAX_PROPORTION = 100  # to a short side of 448 pixels, that is 80 MB
 _MAX_COSTLY = 20_000_000  # pixels of JPEG 2000, which takes 25 bytes for each, or of a decoder in Python
 _MAX_TILE = 1 << 24  # pixels of a tile of a TIFF, which is decoded whole
 _MAX_SCANS = 100  # of a JPEG; each goes over the whole picture, and files have 10
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # pixels have a zero or a restart (0xd0 to 0xd7) after each 0xff
+_CHUNK = 1 << 12  # bytes; small, since a file may have millions of markers
 _LARGE = 20_000_000  # pixels; threads decode larger pictures one after the other
 _one_large = threading.Lock()
 _STRIP = 1 << 20  # pixels made opaque at once
@@ -175,14 +180,33 @@ def _require_few_scans(image: Image.Image) -> None:
     file = getattr(image, "fp", None)  # None of a picture that is decoded already
     if file is None or image.format not in ("JPEG", "MPO"):
         return
-    place, count, last = file.tell(), 0, b""
-    file.seek(0)
-    while chunk := file.read(_STRIP):
-        count += (last + chunk).count(b"\xff\xda")  # the marker of a scan; pixels have a zero after each 0xff
-        last = chunk[-1:]
+    place = file.tell()
+    count = sum(1 for _ in itertools.islice(_scans(file), _MAX_SCANS + 1))
     file.seek(place)
     if count > _MAX_SCANS:
-        raise UnreadableImageError(f"{count} scans of a JPEG, more than {_MAX_SCANS}; save it again")
+        raise UnreadableImageError(f"a JPEG of more than {_MAX_SCANS} scans; save it again")
+
+
+def _scans(file: BinaryIO) -> Iterator[int]:
+    """The places of the scans of a JPEG; what comes behind its end, such as the video of a phone, has none."""
+    place = 0
+    while True:
+        file.seek(place)
+        chunk = file.read(_CHUNK)
+        found = _MARKER.search(chunk)
+        if found is None:
+            if len(chunk) < _CHUNK:
+                return
+            place += len(chunk) - 1  # the last byte may be the first half of a marker
+            continue
+        place, marker = place + found.end(), found[0][1]
+        if marker == 0xD9:  # end of the image
+            return
+        if marker == 0xDA:
+            yield place
+        if marker not in (0xD8, 0x01):  # these two stand alone; a length follows the others
+            file.seek(place)
+            place += max(int.from_bytes(file.read(2), "big"), 2)
 
 
 def _clear_colour(image: Image.Image) -> Any:

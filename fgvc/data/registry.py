@@ -3,9 +3,9 @@
 import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fgvc.data.aircraft import read_aircraft
 from fgvc.data.birds import read_cub, read_nabirds
@@ -77,7 +77,7 @@ def create_dataset(
     known = _options(name)
     if split not in _SPLITS:
         raise ConfigError(f"unknown split {split!r} of dataset {name!r}; choose one of {', '.join(_SPLITS)}")
-    _check_options(name, known, options)
+    options = _checked_options(name, known, options)
     if crop is not None:
         if "boxes" not in known:
             boxed = ", ".join(other for other in _ADAPTERS if "boxes" in _options(other))
@@ -110,6 +110,10 @@ def read_splits(name: str, root: str | Path, **options: Any) -> dict[str, ImageD
     if any(dataset.classes != classes for dataset in splits.values()):
         raise DatasetError(f"{folder}: training and test split differ in their classes")
     _refuse_repeated(folder, splits)
+    if taken := sorted({"path", "label", "split"} & set(splits["train"].samples.coarse)):
+        raise DatasetError(
+            f"{folder}: a level of coarser labels is called {taken[0]!r}, as a column of a run's split.csv; rename it"
+        )
     present = {split: set(dataset.targets) for split, dataset in splits.items()}
     for split, targets in present.items():
         lonely = [classes[target] for target in sorted(targets - present["train"])]
@@ -171,7 +175,9 @@ def _options(name: str) -> Mapping[str, inspect.Parameter]:
     return {option: parameters[option] for option in parameters if option not in ("root", "split")}
 
 
-def _check_options(name: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> None:
+def _checked_options(name: str, known: Mapping[str, inspect.Parameter], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, numbers as text where a name is asked for: a column may be called 0. Raises ConfigError."""
+    checked = dict(options)
     for option, value in options.items():
         if option not in known:
             its_options = ", ".join([*known, *(["crop"] if "boxes" in known else [])]) or "none"
@@ -179,7 +185,17 @@ def _check_options(name: str, known: Mapping[str, inspect.Parameter], options: M
         # a word such as "no" would count as true
         if isinstance(known[option].default, bool) and not isinstance(value, bool):
             raise ConfigError(f"dataset {name!r}: {option} must be true or false, found {value!r}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        kind = known[option].annotation
+        kinds = get_args(kind) or (kind,)
+        if (kind is float and not number) or (kind is int and not (number and isinstance(value, int))):
+            raise ConfigError(f"dataset {name!r}: {option} must be a number, found {value!r}")
+        if str in kinds and int not in kinds and number:
+            checked[option] = str(value)
+        if Sequence[str] in kinds and isinstance(value, list):
+            checked[option] = [str(item) for item in value]
     required = [option for option in known if known[option].default is inspect.Parameter.empty]
     missing = [option for option in required if option not in options]
     if missing:
         raise ConfigError(f"dataset {name!r} needs the option {missing[0]!r}; give it to create_dataset")
+    return checked

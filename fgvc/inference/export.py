@@ -12,7 +12,7 @@ from fgvc.data.aircraft import BANNER
 from fgvc.data.cards import list_cards, load_card
 from fgvc.errors import ConfigError, RunError, one_line
 from fgvc.foreign import read_json_object
-from fgvc.inference.export_formats import WRITERS, Facts
+from fgvc.inference.export_formats import WRITERS, Facts, model_arguments
 from fgvc.inference.restore import load_model, read_classes, restored_method
 from fgvc.io import file_digests, plain_mode, replaced_folder, to_json, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
@@ -123,9 +123,12 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
         "name": config.name,
         "backbone": config.backbone.name,
         "last_stride": config.backbone.last_stride,
+        "backbone_options": dict(config.backbone.options),
         "method": method.name,
         "label": summary.get("label"),
         "gradient": method.gradient,
+        "solver": method.solver,
+        "spectral_dtype": method.spectral_dtype,
         "reduction": method.reduction,
         "hidden": list(method.hidden),
         "options": dict(method.options),
@@ -268,17 +271,7 @@ def _images(facts: Facts, module: str) -> str:
 
 
 def _fgvc_snippet(facts: Facts) -> str:
-    arguments = {
-        "method": facts["method"],
-        "num_classes": len(facts["classes"]),
-        "reduction": facts["reduction"],
-        "hidden": facts["hidden"],
-        "gradient": facts["gradient"],
-        "last_stride": facts["last_stride"],
-        "image_size": facts["preprocessing"]["size"],
-        **facts["options"],
-    }
-    listed = "".join(f"    {key}={value!r},\n" for key, value in arguments.items())
+    listed = "".join(f"    {key}={value!r},\n" for key, value in model_arguments(facts).items())
     return (
         "import torch\nfrom fgvc.models import create_model, load_checkpoint\n\n"
         f"model = create_model(\n    {facts['backbone']!r},\n{listed}).eval()\n"

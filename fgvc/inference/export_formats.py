@@ -1,8 +1,8 @@
 """Writers of the export formats of a trained model.
 
-Each writer compares its output with the given model. Weights files are read again and must hold the same tensors;
-programs and timm's models must compute the same outputs. For ONNX this needs onnxruntime. If the run removed the last
-stride of the backbone, timm's model has another feature map, and only its weights are compared.
+Each writer compares its output with the given model. Weights files are read again and must hold the same tensors; what
+is loaded from them, programs and timm's models must compute the same outputs. For ONNX this needs onnxruntime. If the
+run removed the last stride of the backbone, timm's model has another feature map, and only its weights are compared.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ from timm.models import resolve_model_input_args, save_for_hf
 from torch import Tensor, nn
 
 from fgvc.errors import ConfigError, RunError
-from fgvc.models import Backbone, FineGrainedModel
+from fgvc.models import Backbone, FineGrainedModel, create_model, load_checkpoint
 from fgvc.pooling import SpectralPooling
 
 _TOLERANCE = 1e-4  # relative difference of logits on random images: the exporters reorder float32 operations
@@ -74,7 +74,27 @@ def _write_safetensors(model: FineGrainedModel, facts: Facts, folder: Path) -> F
     file = folder / "model.safetensors"
     save_file(tensors, file, metadata=metadata)
     _require_saved(model.state_dict(), file)
-    return {}
+    again = create_model(facts["backbone"], **model_arguments(facts)).eval()
+    load_checkpoint(again, file)
+    _require_same(again, model, facts)
+    return {"compared": True}
+
+
+def model_arguments(facts: Facts) -> dict[str, Any]:
+    """The arguments of `create_model` behind the name of the backbone that build the model again."""
+    return {
+        "method": facts["method"],
+        "num_classes": len(facts["classes"]),
+        "reduction": facts["reduction"],
+        "hidden": facts["hidden"],
+        "gradient": facts["gradient"],
+        "solver": facts["solver"],
+        "spectral_dtype": facts["spectral_dtype"],
+        "last_stride": facts["last_stride"],
+        "image_size": facts["preprocessing"]["size"],
+        "backbone_options": facts["backbone_options"],
+        **facts["options"],
+    }
 
 
 def _write_onnx(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
@@ -148,7 +168,14 @@ def _write_timm(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
     described: dict[str, Any] = {"pretrained_cfg": {"tag": None, "license": None}}
     if classifier:
         described["label_names"] = facts["classes"]
-    save_for_hf(network, str(folder), model_config=described, safe_serialization=True, data_config=data_config)
+    save_for_hf(
+        network,
+        str(folder),
+        model_config=described,
+        model_args=facts["backbone_options"] or None,
+        safe_serialization=True,
+        data_config=data_config,
+    )
     _require_saved(network.state_dict(), folder / "model.safetensors")
     same_map = facts["last_stride"] != 1  # timm's model keeps its last stride
     if same_map:
@@ -192,7 +219,7 @@ def _timm_backbone(model: FineGrainedModel, facts: Facts) -> nn.Module:
 def _timm_model(facts: Facts, num_classes: int) -> nn.Module:
     size = {"img_size": facts["preprocessing"]["size"]}
     arguments = resolve_model_input_args(facts["backbone"], size, num_classes=num_classes)
-    network: nn.Module = timm.create_model(**arguments)
+    network: nn.Module = timm.create_model(**arguments, **facts["backbone_options"])
     return network.eval()
 
 

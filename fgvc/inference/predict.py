@@ -121,8 +121,9 @@ class Predictor:
     def predict(self, images: ImageSource | Sequence[ImageSource], top: int = 5) -> Prediction | list[Prediction]:
         """Return the `top` most probable classes of one image, or of each of several.
 
-        Images of any mode are read as in training and turned by their EXIF orientation. Other images in the same call
-        change a probability by rounding only, by less than 1e-4.
+        Images of any mode are read as in training and turned by their EXIF orientation. (A Pillow image is scaled from
+        its full size; of the file of a large JPEG training reads a smaller one, see `fgvc.data.decode_rgb`.) Other
+        images in the same call change a probability by rounding only, by less than 1e-4.
 
         Args:
             images: one image or several, see `ImageSource`; several are a list, or an array or tensor of 4 dimensions.
@@ -163,7 +164,7 @@ class Predictor:
             ImageError: the image is missing, cannot be decoded, or is of another type.
         """
         try:
-            return self.transform(_read_rgb(image))
+            return self.transform(_read_rgb(image, self.transform.shorter_side))
         except UnreadableImageError as error:
             name = image if isinstance(image, str | os.PathLike) else "the image"
             raise ImageError(f"{name} cannot be read: {error}") from error
@@ -222,18 +223,18 @@ def _several(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSourc
     return None if one else images  # type: ignore[return-value]  # a sequence here
 
 
-def _read_rgb(image: ImageSource) -> Image.Image:
-    """An upright RGB image. Raises UnreadableImageError."""
-    if isinstance(image, str | os.PathLike):
-        return decode_rgb(Path(image), upright=True)
+def _read_rgb(image: ImageSource, side: int) -> Image.Image:
+    """An upright RGB image; `side` as in `decode_rgb`. Raises UnreadableImageError."""
     if isinstance(image, Image.Image):
         return copy_rgb(image)
-    if isinstance(image, bytes | bytearray):
-        return decode_rgb(io.BytesIO(image), upright=True)
     if isinstance(image, np.ndarray | Tensor):
         return copy_rgb(Image.fromarray(_as_pillow(image)))
-    if hasattr(image, "read"):
-        return decode_rgb(image, upright=True)
+    if isinstance(image, bytes | bytearray):
+        image = io.BytesIO(image)
+    if isinstance(image, str | os.PathLike):
+        image = Path(image)
+    if isinstance(image, Path) or hasattr(image, "read"):
+        return decode_rgb(image, upright=True, side=side)
     raise UnreadableImageError(f"{type(image).__name__}; {_TAKEN}")
 
 

@@ -1,5 +1,6 @@
 """Loads a finished run: its model with the saved weights, and its images."""
 
+import itertools
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from fgvc.foreign import open_foreign
 from fgvc.io import expanded, read_csv
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
 from fgvc.models.files import listed, not_floating
-from fgvc.pooling import is_second_order
+from fgvc.pooling import create_pooling, is_second_order
 from fgvc.runs.config import CacheConfig, MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Run, read_run
@@ -193,17 +194,16 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
     """
     weights, run = read_weights(folder, checkpoint), read_run(folder.path)
     with_method = replace(config, method=restored_method(config, run, checkpoint))
-    # before they take memory: a stranger's configuration may name any
-    method = with_method.method
-    reduction = method.reduction if is_second_order(method.name) else None
-    widths = {*method.hidden, reduction, method.options.get("out_features")}
-    sizes = {size for tensor in weights.values() for size in tensor.shape}
-    if absent := [width for width in widths if width is not None and width not in sizes]:
-        raise RunError(
-            f"{folder.weights_file(checkpoint)} has no layer of width {absent[0]}, which {folder.config_file} names; "
-            "restore both files"
-        )
-    model = build_model(with_method, backbone, len(read_classes(folder)))
+    classes = read_classes(folder)
+    # before they take memory: a stranger's files may name any
+    shapes = {tuple(tensor.shape) for tensor in weights.values()}
+    for shape in head_shapes(with_method.method, backbone.out_channels, len(classes)):
+        if shape not in shapes:
+            files = f"{folder.config_file} or {folder.summary_file}"
+            raise RunError(
+                f"{folder.weights_file(checkpoint)} has no layer of shape {shape}, which {files} asks for; restore them"
+            )
+    model = build_model(with_method, backbone, len(classes))
     if config.backbone.frozen and (digest := weights_digest(backbone)) != run.weights_digest:
         given = f"backbone.weights={config.backbone.weights}"
         if config.initial_weights is not None:
@@ -222,6 +222,17 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
     except RuntimeError as error:
         raise RunError(f"{folder.weights_file(checkpoint)} belongs to another architecture: {error}") from error
     return model
+
+
+def head_shapes(method: MethodConfig, in_channels: int, num_classes: int) -> Iterator[tuple[int, ...]]:
+    """Shapes of the weights that a head has, without making them. Raises ConfigError as `create_pooling`."""
+    channels = in_channels
+    if is_second_order(method.name) and method.reduction is not None:
+        channels = method.reduction
+        yield (channels, in_channels, 1, 1)
+    pooling = create_pooling(method.name, channels=channels, **method.options)
+    for width, next_width in itertools.pairwise((pooling.out_features, *method.hidden, num_classes)):
+        yield (next_width, width)
 
 
 def restored_method(config: RunConfig, run: Run, checkpoint: str) -> MethodConfig:
@@ -249,9 +260,10 @@ def read_weights(folder: RunFolder, which: str) -> dict[str, Tensor]:
     try:
         with open_foreign(file):
             weights = load_file(file)
+        wrong = [name for name, tensor in weights.items() if not tensor.isfinite().all()]  # float8 has no isfinite
     except Exception as error:  # safetensors and the file system raise many types
         raise RunError(f"{file} is damaged: {error}; restore it, or train the run again") from error
-    if wrong := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+    if wrong:
         raise RunError(f"{file} holds NaN or infinity{listed(wrong)}; restore it, or train the run again")
     return weights
 
@@ -320,7 +332,8 @@ def _sides(folder: RunFolder) -> dict[str, str]:
     """The split of each image in split.csv; empty where the run wrote none. Raises RunError if it is damaged."""
     if not folder.split_file.is_file():
         return {}
-    table = read_csv(folder.split_file, ("path", "split"), as_text=True)
+    # of all images, where other tables have the test images: 5.6 million of them
+    table = read_csv(folder.split_file, ("path", "split"), as_text=True, times=8)
     return dict(zip(table["path"], table["split"], strict=True))
 
 

@@ -141,6 +141,7 @@ def create_model(
     weights: str | Path | None = None,
     last_stride: int | None = None,
     image_size: int | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> FineGrainedModel:
     """Build a model from any timm backbone and any pooling method.
@@ -150,6 +151,7 @@ def create_model(
         method, num_classes, hidden, gradient, eigh_device, solver, spectral_dtype: As in `PoolingHead`.
         reduction: Number of channels before a second-order pooling; None keeps the backbone's.
         pretrained, weights, last_stride, image_size: As in `create_backbone`.
+        backbone_options: Its `options`.
         options: Options of the pooling, e.g. `iterations=5` for isqrt_cov.
 
     Raises:
@@ -157,7 +159,12 @@ def create_model(
         WeightsError: weights that cannot be downloaded, found, read or matched.
     """
     backbone = create_backbone(
-        name, pretrained=pretrained, weights=weights, last_stride=last_stride, image_size=image_size
+        name,
+        pretrained=pretrained,
+        weights=weights,
+        last_stride=last_stride,
+        image_size=image_size,
+        options=backbone_options,
     )
     head = PoolingHead(
         backbone.out_channels,

@@ -23,7 +23,8 @@ HEAD = "mpn_cov"
 def is_first_run(arguments: Sequence[str]) -> bool:
     """Return whether the arguments name a folder of images, but neither a kind of dataset nor an experiment."""
     given = _given(arguments)
-    return "dataset.root" in given and not {"dataset", "experiment", "resume"} & set(given)
+    continues = given.get("resume", "auto") not in ("auto", "never")
+    return "dataset.root" in given and not continues and not {"dataset", "experiment"} & set(given)
 
 
 def with_first_settings(arguments: Sequence[str]) -> list[str]:
@@ -71,7 +72,9 @@ def with_first_settings(arguments: Sequence[str]) -> list[str]:
 
 def require_dataset(arguments: Sequence[str]) -> None:
     """Raise ConfigError if nothing says which images to train on."""
-    if not {"dataset", "dataset.root", "dataset.adapter", "experiment", "resume"} & set(_given(arguments)):
+    given = _given(arguments)
+    continues = given.get("resume", "auto") not in ("auto", "never")
+    if not continues and not {"dataset", "dataset.root", "dataset.adapter", "experiment"} & set(given):
         raise ConfigError(
             "no images to train on: give dataset.root=FOLDER for your own, dataset=NAME for a benchmark, or "
             "experiment=NAME"

@@ -28,6 +28,7 @@ from fgvc.data import (
     require_readable,
     split_validation,
 )
+from fgvc.data.layout import listing
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.io import file_digests
 from fgvc.models import (
@@ -439,10 +440,17 @@ def ready_split(
     """Add the run's transform to a split and check that every image is readable; `look_in` may know that they are.
 
     Raises:
-        DatasetError: an image cannot be read, and `trainer.on_bad_image` is "refuse".
+        DatasetError: an image cannot be read, and `trainer.on_bad_image` is "refuse"; or no training image of a class
+            can be read.
     """
     dataset = opened.with_transform(build_transform(config, backbone, training=training))
-    return require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir), look_in=look_in)
+    dataset = require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir), look_in=look_in)
+    if training and (lost := sorted(set(opened.targets) - set(dataset.targets))):
+        names = listing([opened.classes[target] for target in lost])
+        raise DatasetError(
+            f"{opened.root}: no training image of {names} can be decoded; replace them or remove the class"
+        )
+    return dataset
 
 
 def hold_out(config: RunConfig, train: ImageDataset) -> tuple[ImageDataset, ImageDataset | None]:

@@ -140,6 +140,7 @@ def test_boxes_never_reach_into_the_banner(aircraft: Path) -> None:
         ({"test_split": "val"}, "share images"),
         ({"train_split": "test"}, "share images"),
         ({"remove_banner": "no"}, r"remove_banner must be true or false, found 'no'"),
+        ({"level": 3}, r"level='3'"),
         ({"banner": False}, r"no option 'banner'; its options: boxes, level, remove_banner, .*crop"),
     ],
 )

@@ -143,6 +143,14 @@ def test_a_wrong_file_of_coarser_labels_is_named(tmp_path: Path, content: str, m
         create_dataset("folder", root=root)
 
 
+@pytest.mark.parametrize("level", ["path", "label", "split"])
+def test_a_level_is_not_called_as_a_column_of_the_split(tmp_path: Path, level: str) -> None:
+    root = flat(tmp_path)
+    (root / "coarse.csv").write_text(f"class,{level}\nwren,x\n")
+    with pytest.raises(DatasetError, match=f"coarser labels is called '{level}'.*rename it"):
+        read_splits("folder", root)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -174,7 +182,10 @@ def test_a_file_that_links_list_twice(tmp_path: Path, link: str, target: str, fo
         splits(root)
 
 
-@pytest.mark.parametrize(("option", "value"), [("test_fraction", 1), ("test_fraction", 0), ("split_seed", 0.5)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("test_fraction", 1), ("test_fraction", 0), ("test_fraction", "20%"), ("split_seed", 0.5), ("levels", "two")],
+)
 def test_options_out_of_range(tmp_path: Path, option: str, value: object) -> None:
     with pytest.raises(ConfigError, match=option):
         create_dataset("folder", root=flat(tmp_path), **{option: value})

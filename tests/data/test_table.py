@@ -44,6 +44,14 @@ def test_columns_are_found_by_their_usual_names(tmp_path: Path, name: str, optio
     assert found["val"].samples.upright and not found["test"].samples.own_split
 
 
+def test_a_column_may_be_called_by_a_number(tmp_path: Path) -> None:
+    root = table(tmp_path, dict(zip("012", ROWS.values(), strict=True)))
+    found = read(root, image_column=0, label_column=1, split_column=2, coarse_columns=[1])
+    assert found["train"].classes == ["auk", "wren"] and found["train"].coarse == {"1": ["auk", "wren"]}
+    with pytest.raises(DatasetError, match="5: no such file"):
+        read(root, file=5)
+
+
 def test_without_test_the_validation_split_is_tested_on(tmp_path: Path) -> None:
     rows = ROWS | {"set": ["train", "train", "val", "val", "train", "train"]}
     assert {split: len(dataset) for split, dataset in read(table(tmp_path, rows)).items()} == {

@@ -1,9 +1,6 @@
 """Training runs in forked processes, one or several, some of which end or fail at a chosen moment."""
 
-import contextlib
-import logging
 import os
-import runpy
 import signal
 import socket
 import sys
@@ -14,8 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from command_line import ROOT, SMALL
+from command_line import SMALL, fresh_process, run_script
 from torch.optim import SGD
 
 MOMENTS: dict[str, tuple[Any, str]] = {
@@ -88,27 +84,12 @@ def _fork(
 
 
 def _train(cwd: Path, overrides: list[str], events: Mapping[str, Any]) -> int:
-    torch.set_num_threads(1)  # the parent's pool of threads does not exist here
-    AcceleratorState._reset_state(reset_partial_state=True)
-    os.chdir(cwd)
-    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
-    logging.getLogger().handlers.clear()  # those of pytest, which keep the log to themselves
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    log = os.open(cwd / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    fresh_process(cwd, log, log)
     for moment, (count, happens) in events.items():
         owner, name = MOMENTS[moment]
         setattr(owner, name, _counted(getattr(owner, name), count, happens))
-    sys.argv = ["train.py", *overrides]
-    with contextlib.suppress(KeyError):
-        del os.environ["HYDRA_FULL_ERROR"]
-    try:
-        runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
+    return run_script("train.py", overrides)
 
 
 def _counted(function: Callable[..., Any], count: int, happens: Callable[[], None]) -> Callable[..., Any]:

@@ -48,6 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             config.method.gradient, config.method.solver = "exact", "products"
         if name == "wide":
             config.backbone.name, config.backbone.last_stride = "resnet10t", 1
+            config.backbone.options = {"act_layer": "silu"}
         if name == "vit":
             config.backbone.name = "test_vit"  # built for one image size
         if name == "hybrid":
@@ -69,7 +70,7 @@ def export(here: Train, tmp_path: Path) -> Train:
 @pytest.mark.parametrize(
     ("run", "to"),
     [
-        *((run, "safetensors") for run in ("seb", "frozen", "isqrt_cov", "hybrid", "stopped")),
+        *((run, "safetensors") for run in ("seb", "frozen", "isqrt_cov", "hybrid", "stopped", "wide")),
         *(("isqrt_cov", "onnx"), ("products", "onnx"), ("seb", "pt2"), ("gap", "timm")),
     ],
 )

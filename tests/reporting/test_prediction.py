@@ -15,10 +15,12 @@ import torch
 import yaml
 from command_line import Done, Train, refused, trainable
 from PIL import Image
+from run_folders import change_summary
 from safetensors.torch import load_file, save_file
 
 import fgvc
-from fgvc.data import decode_rgb
+from fgvc.data import ImageDataset, decode_rgb
+from fgvc.data.dataset import Samples
 from fgvc.errors import ConfigError, ImageError, RunError
 from fgvc.inference.calibrate import read_calibration
 from fgvc.inference.predict import FilePrediction, Prediction
@@ -103,6 +105,16 @@ def test_a_predictor_repeats_the_runs_own_predictions_without_its_data(name: str
         alone = predictor.predict(str(path))
         assert alone.names == together.names and sum(alone.probabilities) == pytest.approx(1)
         assert alone.probabilities == pytest.approx(together.probabilities, abs=1e-4)
+
+
+def test_a_large_photograph_is_read_as_in_training(home: Path, tmp_path: Path) -> None:
+    Image.effect_noise((600, 400), 60).convert("RGB").save(tmp_path / "large.jpg", quality=95)
+    predictor = fgvc.load_run(home / "tuned")
+    samples = Samples(["bird"], [tmp_path / "large.jpg"], [0], upright=True)
+    expected, _ = ImageDataset(samples, tmp_path, predictor.transform)[0]
+    for image in (tmp_path / "large.jpg", (tmp_path / "large.jpg").read_bytes()):
+        assert torch.equal(predictor.prepare(image), expected)
+    assert not torch.equal(predictor.transform(decode_rgb(tmp_path / "large.jpg")), expected)
 
 
 def test_an_open_image_is_read_as_its_file(home: Path, tmp_path: Path) -> None:
@@ -190,8 +202,24 @@ def test_widths_that_the_weights_do_not_have_take_no_memory(copy: Copy) -> None:
     file = run / "config.yaml"
     file.write_text(file.read_text().replace("hidden: []", f"hidden:\n  - {10**12}"))
     with pytest.raises(
-        RunError, match=rf"last\.safetensors has no layer of width {10**12}, which .*config\.yaml names"
+        RunError, match=rf"last\.safetensors has no layer of shape \({10**12}, .*config\.yaml or .* asks"
     ):
+        fgvc.load_run(run)
+    # a tensor of no size is no layer, and classes have weights too
+    weights = run / "checkpoints" / "last.safetensors"
+    save_file(load_file(weights) | {"x": torch.empty(10**12, 0)}, weights)
+    with pytest.raises(RunError, match="no layer of shape"):
+        fgvc.load_run(run)
+    more = change_summary(copy("tuned"), classes=[str(number) for number in range(1000)])
+    with pytest.raises(RunError, match=r"no layer of shape \(1000, "):
+        fgvc.load_run(more)
+
+
+def test_weights_of_a_type_without_tests_of_their_numbers_are_refused(copy: Copy) -> None:
+    run = copy("tuned")
+    weights = run / "checkpoints" / "last.safetensors"
+    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(RunError, match=r"last\.safetensors is damaged: .*Float8"):
         fgvc.load_run(run)
 
 

@@ -13,7 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from fgvc.data import create_dataset, find_layout
-from fgvc.training.first_run import is_first_run, with_first_settings
+from fgvc.errors import ConfigError
+from fgvc.training.first_run import is_first_run, require_dataset, with_first_settings
 from fgvc.training.launch import quoted
 
 QUICK = ["trainer.epochs=1", "trainer.min_steps=4", "trainer.workers=0", "dataset.transform.size=64"]
@@ -116,6 +117,9 @@ def test_what_is_no_dataset_is_refused_before_anything_is_written(tmp_path: Path
 def test_what_is_given_stays(pictures: Path) -> None:
     given = [f"dataset.root={pictures}", "backbone=resnet50", "method=seb,gap", "trainer.epochs=3"]
     assert is_first_run(given) and not is_first_run([*given, "experiment=demo"])
+    assert is_first_run([*given, "resume=auto"]) and not is_first_run([*given, "resume=another/run"])
+    with pytest.raises(ConfigError, match="no images to train on"):
+        require_dataset(["resume=auto"])
     chosen = with_first_settings(given)
     assert "method=gap,seb" in chosen and not any(word.startswith("backbone=lite0") for word in chosen)
     assert chosen[0] == "-m" and chosen.index("experiment=first") < chosen.index("trainer.epochs=3")
@@ -151,6 +155,9 @@ def test_a_folder_whose_name_is_an_interpolation_is_refused(pictures: Path, here
 def test_results_in_the_folder_of_the_images_are_no_class(pictures: Path, here: Train) -> None:
     succeeded(here("train.py", "dataset.root=.", *QUICK, cwd=pictures))
     shutil.copy(pictures / "wren" / "1.jpg", pictures / "results" / "figure.jpg")
+    left = pictures / "stopped" / "cache"  # as a run leaves it that was stopped while it computed features
+    left.mkdir(parents=True)
+    shutil.copy(next((pictures / "results").rglob("CACHEDIR.TAG")), left)
     assert create_dataset("folder", root=pictures).classes == ["robin", "wren"]
     assert find_layout(pictures)[1] == "found 2 class folders without a split: robin, wren"
     for bird in ("wren", "robin"):

@@ -221,6 +221,10 @@ def test_a_bad_image_is_refused_before_training_or_skipped(finished: Path, tmp_p
     done = train_here(tmp_path, "run_dir=run", "trainer.on_bad_image=skip")
     assert done.returncode == 0 and image.name in done.stderr, done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["train_images"] == 11
+    for other in image.parent.glob("train_*.jpg"):
+        other.write_bytes(b"")
+    skipping = train_here(tmp_path, "run_dir=none", "trainer.on_bad_image=skip")
+    refused(skipping, "no training image of ", "can be decoded")
 
 
 @pytest.mark.parametrize("batch_size", [4, 12])
