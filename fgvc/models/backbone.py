@@ -90,7 +90,10 @@ class Backbone(nn.Module):
         maps: list[Tensor] = self.model.forward_intermediates(
             images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
         )
-        return maps[-1]
+        # NFNets have an activation behind their last convolution, of which timm gives the output
+        activation: nn.Module = getattr(self.model, "final_act", nn.Identity())
+        activated: Tensor = activation(maps[-1])
+        return activated
 
     @torch.no_grad()
     def split(self, trainable: int) -> "tuple[Backbone, Backbone]":

@@ -165,4 +165,4 @@ def _fold_classifier(state: State, shapes: Layout) -> bool:
 def _classes(state: Mapping[str, Tensor]) -> int | None:
     """Return the width of the logits of a state with our names; None if it has no classifier."""
     biases = [name for name, tensor in state.items() if name.startswith("head.classifier.") and tensor.ndim == 1]
-    return len(state[max(biases)]) if biases else None
+    return len(state[max(biases, key=lambda name: (len(name), name))]) if biases else None  # ...10.bias after ...8.bias

@@ -152,6 +152,9 @@ _ARITHMETIC = {
     "NVIDIA_TF32_OVERRIDE": ("",),
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _OFF,
     "PYTORCH_MPS_FAST_MATH": _OFF,
+    # timm builds other networks
+    **dict.fromkeys(("TIMM_USE_NAFLEXVIT", "TIMM_USE_NAFLEX"), _OFF),
+    "FORK_LAST3": ("",),
 }
 
 
