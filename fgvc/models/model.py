@@ -123,8 +123,8 @@ class PoolingHead(nn.Module):
             return logits
         if token is None:
             raise RunError("the head reads the class token too (method.class_token=true), which no feature map holds")
-        logits = logits + self.token_classifier(token)
-        return logits
+        fused: Tensor = logits + self.token_classifier(token)
+        return fused
 
     def forward(self, features: Tensor, token: Tensor | None = None) -> Tensor:
         return self.classify(self.descriptor(features), token)

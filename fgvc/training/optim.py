@@ -87,9 +87,10 @@ def change_reduction(optimizer: Optimizer, weight: nn.Parameter, how: str) -> No
     """Change the coming step of the convolution in front of a covariance, so that its condition number stays smaller.
 
     Song, Sebe, Wang, ECCV 2022. "nog" sets its gradient to the nearest orthogonal matrix. "olr" lowers the rate of the
-    last group to `optimal_rate` if that is positive and smaller; this reads one number from the device. A batch
-    normalisation follows our convolution, so that l.w is nearly 0: a step of "olr" is either nearly none or, if l.w is
-    negative, the usual one.
+    last group to `optimal_rate` if that is positive and smaller; this reads one number from the device.
+
+    Batch normalisation after the convolution makes its gradient orthogonal to its weights: l.w is 0 but for rounding.
+    So with "olr" our reduction either takes nearly no step or, where rounding makes l.w negative, the usual one.
 
     Args:
         optimizer: optimiser from `create_optimizer`, after `set_learning_rate`.
