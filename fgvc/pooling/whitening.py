@@ -19,9 +19,9 @@ class ZCAWhitening2d(nn.Module):
     channels over the batch and all locations; evaluation takes their running means. The gradient goes through mean,
     covariance and the inverse square root and is exact. With a channel a group it is batch normalisation.
 
-    The running mean is that of the covariance, as batch normalisation averages variances: it is the covariance of all
-    batches, while a mean of whitening matrices is ruled by the batches with the smallest eigenvalues. So evaluation
-    decomposes one matrix a group in each call. Statistics are those of one process, also where several train.
+    What is averaged over the steps is the covariance, as batch normalisation averages variances; the mean of the
+    whitening matrices, which the released layers keep, is ruled by the batches with the smallest eigenvalues. So each
+    call in evaluation decomposes one matrix a group. Statistics are those of one process, also where several train.
 
     Args:
         channels: C.
@@ -55,9 +55,8 @@ class ZCAWhitening2d(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"expected features of shape (B, {self.channels}, H, W), got {tuple(x.shape)}")
         with without_autocast(x):
-            values = (
-                x.transpose(0, 1).reshape(*self.running_mean.shape, -1).to(result_dtype(x))
-            )  # (groups, size, values)
+            # (groups, channels of a group, values)
+            values = x.transpose(0, 1).reshape(*self.running_mean.shape, -1).to(result_dtype(x))
             if self.training:
                 if values.shape[-1] < 2:
                     raise ValueError(f"expected more than 1 value per channel when training, got {tuple(x.shape)}")
