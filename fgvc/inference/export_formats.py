@@ -90,6 +90,7 @@ def model_arguments(facts: Facts) -> dict[str, Any]:
         "gradient": facts["gradient"],
         "solver": facts["solver"],
         "spectral_dtype": facts["spectral_dtype"],
+        "class_token": facts["class_token"],
         "last_stride": facts["last_stride"],
         "image_size": facts["preprocessing"]["size"],
         "backbone_options": facts["backbone_options"],

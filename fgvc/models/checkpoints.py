@@ -84,6 +84,7 @@ def load_checkpoint(
         "head.reduction.": reduction,
         "head.pooling.": classifier,
         "head.classifier.": classifier,
+        "head.token_classifier.": classifier,
     }
     parts = tuple(part for part, requested in chosen.items() if requested)
     problems = _problems(names, state, shapes, parts)

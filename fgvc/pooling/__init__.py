@@ -1,4 +1,4 @@
-"""Pooling layers: local features (B, C, H, W) -> one descriptor per image (B, out_features)."""
+"""Pooling layers: local features (B, C, H, W) -> one descriptor per image (B, out_features); whitening layers."""
 
 import importlib
 import pkgutil
@@ -11,6 +11,7 @@ from fgvc.pooling.covariance import (
     pooling_spectrum,
     register_spectral_pooling,
 )
+from fgvc.pooling.dropcov import DropCovPooling
 from fgvc.pooling.registry import (
     Pooling,
     create_pooling,
@@ -21,15 +22,18 @@ from fgvc.pooling.registry import (
     published_gradient,
     register_pooling,
 )
+from fgvc.pooling.whitening import ZCAWhitening2d, whiten_and_color
 
 __all__ = [
     "BilinearPooling",
     "CompactBilinearPooling",
     "CovariancePooling",
+    "DropCovPooling",
     "GlobalAveragePooling",
     "NewtonSchulzPooling",
     "Pooling",
     "SpectralPooling",
+    "ZCAWhitening2d",
     "create_pooling",
     "is_second_order",
     "list_poolings",
@@ -39,6 +43,7 @@ __all__ = [
     "published_gradient",
     "register_pooling",
     "register_spectral_pooling",
+    "whiten_and_color",
 ]
 
 for _module in pkgutil.iter_modules(__path__):  # a method in a file of its own needs no import here

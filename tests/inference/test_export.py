@@ -21,7 +21,7 @@ def images(batch: int) -> Tensor:
     return torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
 
 
-@pytest.mark.parametrize("method", ["gap", "isqrt_cov"])
+@pytest.mark.parametrize("method", ["gap", "dropcov", "isqrt_cov"])
 def test_onnx_model_gives_the_same_logits(method: str, tmp_path: Path) -> None:
     model = create_model("resnet10t", method=method, num_classes=5, reduction=16).eval()
     path = tmp_path / f"{method}.onnx"
@@ -53,7 +53,7 @@ def test_onnx_layer_by_products_gives_the_same_descriptors() -> None:
 @pytest.mark.parametrize("side", [2, 5])  # fewer locations than channels, and more: two ways to the same result
 @pytest.mark.parametrize("method", list_poolings())
 def test_exported_program_gives_the_same_descriptors(method: str, side: int, tmp_path: Path) -> None:
-    pool = create_pooling(method, channels=6, **OPTIONS.get(method, {}))
+    pool = create_pooling(method, channels=6, **OPTIONS.get(method, {})).eval()
     example = torch.rand(2, 6, side, side)
     with torch.no_grad():
         program = torch.export.export(pool, (example,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
@@ -93,7 +93,7 @@ def test_layers_in_float32_leave_eager_mode_too(method: str) -> None:
 
 @pytest.mark.parametrize("method", list_poolings())
 def test_a_whole_model_can_be_pickled_and_copied(method: str) -> None:
-    pool = create_pooling(method, channels=6, **OPTIONS.get(method, {}))
+    pool = create_pooling(method, channels=6, **OPTIONS.get(method, {})).eval()
     x = torch.rand(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     for other in (copy.deepcopy(pool), pickle.loads(pickle.dumps(pool))):
         torch.testing.assert_close(other(x), pool(x), rtol=0, atol=0)

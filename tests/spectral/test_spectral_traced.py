@@ -45,8 +45,7 @@ def fake_backward(output: Tensor, grad: Tensor) -> dict[Tensor, Tensor]:
     for node in reversed(order):
         grads = arrived.pop(node, {})
         if hasattr(node, "variable"):
-            # the node of a bias leaves the sum over the batch to the engine
-            leaves[node.variable] = grads[0].sum_to_size(node.variable.shape)
+            leaves[node.variable] = grads[0]
             continue
         function = node.apply if isinstance(node, BackwardCFunction) else node
         found = function(*(grads.get(i) for i in range(len(node._input_metadata))))
@@ -54,6 +53,8 @@ def fake_backward(output: Tensor, grad: Tensor) -> dict[Tensor, Tensor]:
         for (below, i), result in zip(node.next_functions, results, strict=False):
             if below is not None and result is not None:
                 sums = arrived.setdefault(below, {})
+                # a node leaves the sum over what was broadcast to the engine
+                result = result.sum_to_size(below._input_metadata[i].shape)
                 sums[i] = sums[i] + result if i in sums else result
     return leaves
 
@@ -61,7 +62,10 @@ def fake_backward(output: Tensor, grad: Tensor) -> dict[Tensor, Tensor]:
 @pytest.mark.parametrize("method", list_poolings())
 def test_pooling_of_cuda_tensors_stays_there_in_few_operators(method: str) -> None:
     with FakeTensorMode():
-        pool = create_pooling(method, channels=256).cuda()
+        with torch.device("cuda"):
+            pool = create_pooling(method, channels=256)
+        if not list(pool.parameters()):  # pretended parameters cannot be moved, and these are there
+            pool.cuda()
         for side in (28, 7):  # more locations than channels, and fewer
             x = torch.empty(10, 256, side, side, device="cuda", requires_grad=True)
             with Operators() as operators:
