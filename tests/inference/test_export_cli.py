@@ -46,6 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             config.method.options, config.method.hidden = {"iterations": 4}, [5]
         if name == "products":
             config.method.gradient, config.method.solver = "exact", "products"
+            config.method.reduction = 3  # fewer than locations
         if name == "wide":
             config.backbone.name, config.backbone.last_stride = "resnet10t", 1
             config.backbone.options = {"act_layer": "silu"}
