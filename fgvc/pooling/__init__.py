@@ -5,8 +5,11 @@ import pkgutil
 
 from fgvc.pooling.averages import BilinearPooling, CompactBilinearPooling, GlobalAveragePooling
 from fgvc.pooling.covariance import (
+    CholeskyPooling,
     CovariancePooling,
+    MatrixPooling,
     NewtonSchulzPooling,
+    SparseInversePooling,
     SpectralPooling,
     pooling_spectrum,
     register_spectral_pooling,
@@ -24,11 +27,14 @@ from fgvc.pooling.registry import (
 
 __all__ = [
     "BilinearPooling",
+    "CholeskyPooling",
     "CompactBilinearPooling",
     "CovariancePooling",
     "GlobalAveragePooling",
+    "MatrixPooling",
     "NewtonSchulzPooling",
     "Pooling",
+    "SparseInversePooling",
     "SpectralPooling",
     "create_pooling",
     "is_second_order",

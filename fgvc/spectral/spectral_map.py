@@ -10,7 +10,7 @@ from fgvc.spectral.eigen import symmetric_eigh
 from fgvc.spectral.maps import Band, EigenvalueMap, Eigenvalues, Keep, band
 from fgvc.spectral.precision import (
     FirstDerivative,
-    check_square,
+    as_batch,
     full_precision,
     keep_for_backward,
     result_dtype,
@@ -117,7 +117,7 @@ def spectral_map(
     Computes in `dtype` with autocast off. Differentiable once; a second derivative raises RuntimeError.
 
     Args:
-        matrix: (B, d, d), any floating dtype; its symmetric part is used.
+        matrix: (B, d, d), or (..., d, d), any floating dtype; its symmetric part is used.
         f: map of the eigenvalues, e.g. `SQRT`.
         gradient: name of the rule in `GRADIENTS` that assembles the derivative, or a rule, e.g. `taylor(degree=50)`.
         keep: the map sees the `keep` largest eigenvalues, or of a pair (start, stop) those from index `start` to before
@@ -127,7 +127,7 @@ def spectral_map(
         dtype: working precision, float64 or float32, forward and backward; what it costs is in docs/precision.md.
 
     Returns:
-        F(S), (B, d, d); float64 for float64 input, else float32.
+        F(S), in the shape of `matrix`; float64 for float64 input, else float32.
 
     Raises:
         ValueError: wrong shape, unknown `gradient` or one that does not apply to `f`, `keep` below 1 or no band, or
@@ -140,7 +140,7 @@ def spectral_map(
 
 def apply_layer(matrix: Tensor, layer: SpectralLayer) -> Tensor:
     """As `spectral_map`, for a layer that is made once and used often."""
-    check_square(matrix)
+    batch = as_batch(matrix)
     with full_precision(matrix, layer.dtype):
-        result: Tensor = _SpectralMap.apply(matrix.to(layer.dtype), layer)[0]
-        return result.to(result_dtype(matrix))
+        result: Tensor = _SpectralMap.apply(batch.to(layer.dtype), layer)[0]
+        return result.to(result_dtype(matrix)).reshape(matrix.shape)
