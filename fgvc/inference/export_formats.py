@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fgvc.errors import ConfigError, RunError
 from fgvc.models import Backbone, FineGrainedModel
-from fgvc.pooling import SpectralPooling
+from fgvc.pooling import CholeskyPooling, SpectralPooling
 
 _TOLERANCE = 1e-4  # relative difference of logits on random images: the exporters reorder float32 operations
 
@@ -78,9 +78,10 @@ def _write_safetensors(model: FineGrainedModel, facts: Facts, folder: Path) -> F
 
 
 def _write_onnx(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
-    if isinstance(model.head.pooling, SpectralPooling):
+    if isinstance(model.head.pooling, SpectralPooling | CholeskyPooling):
         raise ConfigError(
-            f"method.name={facts['method']} has no ONNX export: ONNX has no operator for an eigendecomposition. "
+            f"method.name={facts['method']} has no ONNX export: ONNX has no operator for an eigendecomposition or a "
+            "Cholesky factor. "
             "Export to pt2 or safetensors, or train isqrt_cov, which uses matrix products only"
         )
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]

@@ -196,17 +196,17 @@ class MatrixLayer(NamedTuple):
 
 class _MatrixMap(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, layer: MatrixLayer) -> Tensor:
+    def forward(x: Tensor, layer: MatrixLayer) -> tuple[Tensor]:
         d = x.shape[1]
         shape = (x.shape[0], d * (d + 1) // 2) if layer.fused else x.shape
         result = torch.empty(shape, dtype=result_dtype(x), device=x.device)
         for part in batch_parts(x.shape, x.device):
             value = layer.f.value(layer.matrices(x[part]))
             result[part] = upper_triangle(value.to(result.dtype)) if layer.fused else value
-        return result
+        return (result,)  # torch.compile takes nothing but a tuple
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, MatrixLayer], _: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, MatrixLayer], _: tuple[Tensor]) -> None:
         x, ctx.layer = inputs
         keep_for_backward(ctx, x)
 
@@ -249,7 +249,7 @@ def matrix_map(cov: Tensor, f: MatrixMap, *, dtype: str | torch.dtype = torch.fl
     """
     batch, working = as_batch(cov), spectral_dtype(dtype)
     with full_precision(cov, working):
-        result: Tensor = _MatrixMap.apply(batch.to(working), MatrixLayer(f, working, fused=False))
+        result: Tensor = _MatrixMap.apply(batch.to(working), MatrixLayer(f, working, fused=False))[0]
         return result.to(result_dtype(cov)).reshape(cov.shape)
 
 
@@ -269,5 +269,5 @@ def matrix_descriptor(x: Tensor, f: MatrixMap, *, dtype: str | torch.dtype = tor
     check_features(x)
     working = spectral_dtype(dtype)
     with full_precision(x, working):
-        result: Tensor = _MatrixMap.apply(x, MatrixLayer(f, working, fused=True))
+        result: Tensor = _MatrixMap.apply(x, MatrixLayer(f, working, fused=True))[0]
         return result
