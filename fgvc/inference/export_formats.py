@@ -81,8 +81,7 @@ def _write_onnx(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
     if isinstance(model.head.pooling, SpectralPooling | CholeskyPooling):
         raise ConfigError(
             f"method.name={facts['method']} has no ONNX export: ONNX has no operator for an eigendecomposition or a "
-            "Cholesky factor. "
-            "Export to pt2 or safetensors, or train isqrt_cov, which uses matrix products only"
+            "Cholesky factor. Export to pt2 or safetensors, or train isqrt_cov, which uses matrix products only"
         )
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:

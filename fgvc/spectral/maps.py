@@ -147,6 +147,9 @@ class SquareRoot:
     def divided_differences(self, lam: Tensor, first: int) -> Tensor:
         return _sqrt_divided_differences(lam, first)
 
+    def curvature(self, lam: Tensor) -> Tensor:
+        return -(lam**-1.5) / 4
+
 
 def seb_scale(lam: Tensor) -> Tensor:
     """t = ||Q E^T||_F = sqrt(sum_i lam_i exp(-2 lam_i)), Q = U lam^{1/2} U^T, E = U exp(-lam) U^T; (B, d) -> (B, 1).
@@ -265,6 +268,9 @@ class Power:
         quotient = torch.expm1(self.alpha * x) / torch.expm1(torch.where(x == 0, 1, x))
         return high.pow_(self.alpha - 1).mul_(torch.where(x == 0, self.alpha, quotient))
 
+    def curvature(self, lam: Tensor) -> Tensor:
+        return self.alpha * (self.alpha - 1) * (lam + self.ridge) ** (self.alpha - 2)
+
 
 @dataclass(frozen=True)
 class Logarithm:
@@ -291,6 +297,9 @@ class Logarithm:
         x, high = _log_ratio(lam + self.ridge, first)
         # (log a - log b) / (a - b) = x / (a (exp x - 1)), x = log(b / a); 1 / a on ties
         return torch.where(x == 0, 1, x / torch.expm1(torch.where(x == 0, 1, x))).div_(high)
+
+    def curvature(self, lam: Tensor) -> Tensor:
+        return -1 / (lam + self.ridge) ** 2
 
 
 @dataclass(frozen=True)
@@ -448,6 +457,10 @@ class Rescaled:
     def divided_differences(self, lam: Tensor, first: int) -> Tensor:
         return self.g.divided_differences(lam, first).mul_(self.factor)
 
+    def curvature(self, lam: Tensor) -> Tensor:
+        curvature: Tensor = self.factor * self.g.curvature(lam)  # type: ignore[attr-defined]  # see has_curvature
+        return curvature
+
 
 @dataclass(frozen=True)
 class Reciprocal:
@@ -464,6 +477,11 @@ class Reciprocal:
     def divided_differences(self, lam: Tensor, first: int) -> Tensor:
         value = self.value(lam)[:, first:]
         return self.g.divided_differences(lam, first).mul_(value[:, :, None]).mul_(-value[:, None, :])
+
+
+def has_curvature(f: EigenvalueMap) -> bool:
+    """Whether a map has `curvature`, lam -> f''(lam) in any shape: it acts on each eigenvalue alone."""
+    return all(hasattr(g, "curvature") for g in (f, getattr(f, "g", f)))
 
 
 SQRT = SquareRoot()

@@ -146,6 +146,7 @@ class FirstDerivative(torch.autograd.Function):
     @staticmethod
     def backward(*_: Any) -> Any:
         raise RuntimeError(
-            "a spectral layer is differentiable once, and this asks for its second derivative; "
+            "a spectral layer is differentiable once (matrix_sqrt, matrix_power and matrix_log with gradient 'exact': "
+            "twice), and this asks for one derivative more; "
             "compute the layer with plain torch operations, e.g. torch.linalg.eigh, where you need one"
         )

@@ -67,6 +67,7 @@ from fgvc.spectral import (
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
 from fgvc.spectral.products import ConditionWarning, products_descriptor, products_map
 from fgvc.spectral.rules import pade_ratio
+from fgvc.spectral.spectral_map import second_differences, spectral_layer
 
 
 def square_root(lam: Values) -> Values:
@@ -119,6 +120,7 @@ def geometric(terms: int) -> object:
 
 
 class TestExactSquareRoot(SpectralContract):
+    differentiable_twice = True
     f, gradient, reference = SQRT, "exact", Reference(square_root)
 
 
@@ -131,6 +133,7 @@ class TestExactAmplifiedRoot(SpectralContract):
 
 
 class TestExactInverse(SpectralContract):
+    differentiable_twice = True
     f, gradient, reference = Power(-1.0, 1e-3), "exact", Reference(lambda lam: [1 / (x + mpf(1e-3)) for x in lam])
 
 
@@ -139,6 +142,7 @@ class TestExactReciprocal(SpectralContract):
 
 
 class TestExactShifted(SpectralContract):
+    differentiable_twice = True
     f, gradient = Rescaled(SQRT, 2.0, shift=1.5), "exact"
     reference = Reference(lambda lam: [2 * x + mpf(1.5) for x in square_root(lam)])
 
@@ -149,14 +153,17 @@ class TestExactRescaled(SpectralContract):
 
 
 class TestExactPower(SpectralContract):
+    differentiable_twice = True
     f, gradient, reference = Power(0.3), "exact", Reference(lambda lam: [x ** mpf(0.3) for x in lam])
 
 
 class TestExactNegativePower(SpectralContract):
+    differentiable_twice = True
     f, gradient, reference = Power(-0.5), "exact", Reference(lambda lam: [1 / mpmath.sqrt(x) for x in lam])
 
 
 class TestExactLogarithm(SpectralContract):
+    differentiable_twice = True
     f, gradient, reference = LOG, "exact", Reference(lambda lam: [mpmath.log(x) for x in lam])
 
 
@@ -273,6 +280,15 @@ class TestBandPublished(SpectralContract):
 
 def test_every_rule_is_under_the_contract() -> None:
     assert {contract.gradient for contract in SpectralContract.__subclasses__()} == set(GRADIENTS)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-12, 1e-6, 1e-5, 1e-3, 1.0])
+def test_second_differences_of_the_square_root_far_from_ties_and_near(gap: float) -> None:
+    lam = torch.tensor([0.3, 0.3 + gap, 0.3 + 2.5 * gap, 5.0], dtype=torch.float64)
+    sums = lam.sqrt()[:, None] + lam.sqrt()
+    expected = -1 / (sums[:, :, None] * sums[:, None, :] * sums[None, :, :])
+    found = second_differences(lam, spectral_layer(SQRT, "exact"))
+    assert ((found - expected) / expected).abs().max() < 1e-9
 
 
 def test_pade_ratio_against_the_function_it_approximates() -> None:
