@@ -303,14 +303,13 @@ def mtp_lya() -> EigenvalueMap:
 
 @register_spectral_pooling("pow_tmlr", "Pow-TMLR", source="Chen, Song, Wu, Liu, Sebe, ICLR 2025", gradient="exact")
 def pow_tmlr() -> EigenvalueMap:
-    """2 (S^{1/2} - I): the square root seen from the tangent space at I. The released code approximates the root by
-    Newton-Schulz iteration; this is the root."""
+    """2 (S^{1/2} - I), with the root itself; the released code approximates it by Newton-Schulz iteration."""
     return Rescaled(SQRT, 2.0, shift=-2.0)
 
 
 @register_spectral_pooling("scale_pow", "ScalePow", source="Chen, Song, Wu, Liu, Sebe, ICLR 2025", gradient="exact")
 def scale_pow() -> EigenvalueMap:
-    """2 S^{1/2}: the control of `pow_tmlr`, computed like it."""
+    """2 S^{1/2}, with the root itself, as in `pow_tmlr`."""
     return Rescaled(SQRT, 2.0)
 
 
@@ -318,7 +317,10 @@ def scale_pow() -> EigenvalueMap:
     "inverse_cov", "Inv-COV", source="Rahman, Koniusz, Wang, Zhou, Moghadam, Sun, CVPR 2023", gradient="exact"
 )
 def inverse_cov(ridge: float = 1e-3) -> EigenvalueMap:
-    """Inverse of S + ridge I: partial correlations but for their scale. The released code adds up to 1e-9 at random.
+    """Inverse of S + ridge I: partial correlations but for their scale.
+
+    The baseline of the paper on iSICE. Its released code approximates the inverse by Newton-Schulz iteration and adds
+    random numbers up to 1e-9 in place of a ridge; this is the inverse.
 
     Args:
         ridge: Number added to the eigenvalues, at least 0. A null eigenvalue becomes 1 / ridge, at 0 4.5e15.

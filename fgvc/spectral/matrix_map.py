@@ -122,6 +122,7 @@ class SparseInverse:
     `steps` proximal steps of min -log det Theta + tr(Theta C) + sparsity ||Theta||_1 from C^-1, in which positive and
     negative entries move apart; step i of size rate (1 - i / (steps - 1)), so that the last moves nothing. Inverses are
     approximated as in the released code, which adds random numbers up to 1e-9 to them; here are none. S = 0 gives 0.
+    The backward pass takes the steps once more and holds Theta and two masks of each while it lasts.
 
     Raises:
         ValueError: fewer than 2 steps, `sparsity` negative, `rate` not above 0, or one of them no number.

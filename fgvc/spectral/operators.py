@@ -16,7 +16,7 @@ from fgvc.spectral.maps import (
 )
 from fgvc.spectral.precision import as_batch, check_ridge, result_dtype, spectral_dtype
 from fgvc.spectral.products import products_map, uses_products
-from fgvc.spectral.rules import GradientRule
+from fgvc.spectral.rules import GradientRule, SignIteration
 from fgvc.spectral.spectral_map import spectral_map
 
 
@@ -97,9 +97,9 @@ def matrix_inverse_sqrt(
     Args:
         cov: (B, d, d), or (..., d, d), any floating dtype.
         gradient: "exact" or another rule, of the inverse root itself. "lyapunov" is MPA-Lya-Inv, forward and backward:
-            the inverse of a Padé approximant of the root, with eight steps of the sign iteration as its gradient. The
-            released backward pass normalises by the norm of the whole batch; here it is that of each matrix. [Song,
-            Sebe, Wang, ICLR 2022]
+            the inverse of a Padé approximant of the root, with eight steps of the sign iteration as its gradient
+            (`lyapunov(iterations)`: another number). The released backward pass divides by the norm of the whole batch;
+            here it is that of each matrix. [Song, Sebe, Wang, ICLR 2022]
         ridge: as in `matrix_power`: without one, null eigenvalues become 6.7e7 (MPA-Lya-Inv: 11 / sqrt(||S||)).
         eigh_device, dtype: as in `matrix_sqrt`.
 
@@ -109,7 +109,8 @@ def matrix_inverse_sqrt(
     Raises:
         As `spectral_map`, and ValueError for a ridge out of range.
     """
-    f = Reciprocal(PadeRoot()) if gradient == "lyapunov" else Power(-0.5)
+    published = gradient == "lyapunov" or isinstance(gradient, SignIteration)
+    f = Reciprocal(PadeRoot()) if published else Power(-0.5)
     return _map_with_ridge(cov, f, gradient, ridge, eigh_device, dtype)
 
 

@@ -24,7 +24,6 @@ from fgvc.spectral.maps import (
     Eigenvalues,
     NewtonSchulzRoot,
     PadeRoot,
-    Power,
     Reciprocal,
     TaylorRoot,
     high_and_low,
@@ -211,9 +210,11 @@ class SignIteration:
     iterations: int
 
     def __call__(self, f: EigenvalueMap, eigenvalues: Eigenvalues) -> Loewner:
-        inverse = f in (Power(-0.5), Reciprocal(PadeRoot()))
+        inverse = f == Reciprocal(PadeRoot())
         if not (inverse or f in (SQRT, PadeRoot(), TaylorRoot())) or eigenvalues.keep is not None:
-            raise ValueError("gradient 'lyapunov' is that of a square root of all eigenvalues or of its inverse")
+            raise ValueError(
+                "gradient 'lyapunov' is that of a square root of all eigenvalues, or of the inverse of a Padé root"
+            )
         lam = eigenvalues.clamped
         value = f.value(lam)
         # a constant to this gradient
