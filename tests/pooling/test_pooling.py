@@ -21,7 +21,17 @@ from fgvc.pooling import (
     register_pooling,
     register_spectral_pooling,
 )
-from fgvc.spectral import SQRT, EigenvalueMap, GradientRule, Power, covariance, trunc, upper_triangle
+from fgvc.spectral import (
+    SQRT,
+    EigenvalueMap,
+    GradientRule,
+    LogCholesky,
+    Power,
+    covariance,
+    matrix_map,
+    trunc,
+    upper_triangle,
+)
 
 PUBLISHED = {f"SVD_{name}": f"svd_{name.lower()}" for name in ("Pade", "Taylor", "Trunc", "TopN", "Newton", "PI")}
 PUBLISHED |= {"SVD_Original": "mpn_cov", "SEB": "seb", "MPNCOV": "isqrt_cov"}
@@ -100,18 +110,21 @@ def test_agrees_with_the_published_layer(golden_file: object, case: str, layer: 
         assert relative(grad, golden[f"{case}/{layer}/grad_x"]) < tolerance
 
 
+def their_covariance(x: Tensor) -> Tensor:
+    flat, locations = x.flatten(2).double(), x.shape[2:].numel()
+    centring = (torch.eye(locations) - torch.ones(locations, locations) / locations) / locations
+    return flat @ centring.double() @ flat.mT
+
+
 @pytest.mark.parametrize("layer", [layer for layer in PUBLISHED if layer != "MPNCOV"])
 def test_agrees_with_the_published_layer_under_its_own_centring(golden_file: object, layer: str) -> None:
     """With their float32 centring matrix in place of ours, every layer agrees to the rounding of their output."""
     case = "full_rank"
     golden = np.load(str(golden_file))
     x = torch.from_numpy(golden[f"{case}/x"]).requires_grad_()
-    flat = x.flatten(2).double()
-    locations = flat.shape[-1]
-    centring = ((torch.eye(locations) - torch.ones(locations, locations) / locations) / locations).double()
     pool = create_pooling(PUBLISHED[layer], channels=x.shape[1])
     assert isinstance(pool, CovariancePooling)
-    out = upper_triangle(pool.normalise(flat @ centring @ flat.mT))
+    out = upper_triangle(pool.normalise(their_covariance(x)))
     (grad,) = torch.autograd.grad((out * torch.from_numpy(golden[f"{case}/grad_out"])).sum(), x)
     assert relative(out.detach(), golden[f"{case}/{layer}/out"]) < 1e-6
     if layer != "SVD_PI":
@@ -141,10 +154,15 @@ def test_agrees_with_the_published_normalisation(golden_since_2022: object, case
     x = torch.from_numpy(golden[f"{case}/x"]).requires_grad_()
     out = create_pooling({"Cho_TMLR": "chol_cov", "iSICE": "isice"}[layer], channels=x.shape[1])(x)
     (grad,) = torch.autograd.grad((out * torch.from_numpy(golden[f"{case}/grad_out"])).sum(), x)
-    # they centre with a float32 matrix and add random numbers up to 1e-9 to what they invert
-    tolerance = 5e-4 if case == "rank_deficient" else 1e-6
+    # Cho-TMLR centres with a float32 matrix, iSICE adds random numbers up to 1e-9 to what it inverts
+    tolerance = 5e-4 if (case, layer) == ("rank_deficient", "Cho_TMLR") else 1e-6
     assert relative(out.detach(), golden[f"{case}/{layer}/out"]) < tolerance
     assert relative(grad, golden[f"{case}/{layer}/grad_x"]) < tolerance
+    if layer == "Cho_TMLR":
+        theirs = upper_triangle(matrix_map(their_covariance(x), LogCholesky()))
+        (grad,) = torch.autograd.grad((theirs * torch.from_numpy(golden[f"{case}/grad_out"])).sum(), x)
+        assert relative(theirs.detach(), golden[f"{case}/{layer}/out"]) < 1e-7
+        assert relative(grad, golden[f"{case}/{layer}/grad_x"]) < 1e-8
 
 
 @pytest.mark.parametrize("case", ["full_rank", "rank_deficient"])
