@@ -5,8 +5,11 @@ import pkgutil
 
 from fgvc.pooling.averages import BilinearPooling, CompactBilinearPooling, GlobalAveragePooling
 from fgvc.pooling.covariance import (
+    CholeskyPooling,
     CovariancePooling,
+    MatrixPooling,
     NewtonSchulzPooling,
+    SparseInversePooling,
     SpectralPooling,
     pooling_spectrum,
     register_spectral_pooling,
@@ -26,12 +29,15 @@ from fgvc.pooling.whitening import ZCAWhitening2d, whiten_and_color
 
 __all__ = [
     "BilinearPooling",
+    "CholeskyPooling",
     "CompactBilinearPooling",
     "CovariancePooling",
     "DropCovPooling",
     "GlobalAveragePooling",
+    "MatrixPooling",
     "NewtonSchulzPooling",
     "Pooling",
+    "SparseInversePooling",
     "SpectralPooling",
     "ZCAWhitening2d",
     "create_pooling",

@@ -7,7 +7,7 @@ they are, as the poolings, modules on feature maps built from `fgvc.spectral`.
 import torch
 from torch import Tensor, nn
 
-from fgvc.spectral import covariance, matrix_power
+from fgvc.spectral import covariance, matrix_inverse_sqrt, matrix_power
 from fgvc.spectral.covariance import check_features
 from fgvc.spectral.precision import result_dtype, without_autocast
 
@@ -66,7 +66,7 @@ class ZCAWhitening2d(nn.Module):
                     self.running_cov.lerp_(cov.to(self.running_cov), self.momentum)
             else:
                 mean, cov = self.running_mean.to(values), self.running_cov.double()
-            white = _power(cov, self.eps, -0.5).to(values) @ (values - mean[..., None])
+            white = matrix_inverse_sqrt(cov, ridge=self.eps).to(values) @ (values - mean[..., None])
             return white.view(self.channels, len(x), *x.shape[2:]).transpose(0, 1).to(x.dtype)
 
     def extra_repr(self) -> str:
@@ -103,11 +103,6 @@ def whiten_and_color(content: Tensor, style: Tensor, alpha: float = 0.6, eps: fl
         raise ValueError(f"alpha must be from 0 to 1 and eps above 0, got alpha={alpha} and eps={eps}")
     with without_autocast(content):
         flat, colours = (x.flatten(2).to(result_dtype(content)) for x in (content, style))
-        matrix = _power(covariance(style), eps, 0.5) @ _power(covariance(content), eps, -0.5)
+        matrix = matrix_power(covariance(style), 0.5, ridge=eps) @ matrix_inverse_sqrt(covariance(content), ridge=eps)
         moved = matrix.to(flat) @ (flat - flat.mean(dim=-1, keepdim=True)) + colours.mean(dim=-1, keepdim=True)
         return torch.lerp(flat, moved, alpha).view(content.shape)
-
-
-def _power(cov: Tensor, eps: float, alpha: float) -> Tensor:
-    """(S + eps I)^alpha of float64 matrices (B, d, d)."""
-    return matrix_power(cov + eps * torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device), alpha)

@@ -39,8 +39,11 @@ def test_onnx_model_gives_the_same_logits(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_onnx_layer_by_products_gives_the_same_descriptors() -> None:
-    pool = create_pooling("mpn_cov", channels=6, gradient="exact", solver="products")
+@pytest.mark.parametrize(
+    ("method", "options"), [("mpn_cov", {"gradient": "exact", "solver": "products"}), ("isice", {})]
+)
+def test_onnx_layer_by_products_gives_the_same_descriptors(method: str, options: dict[str, str]) -> None:
+    pool = create_pooling(method, channels=6, **options)
     batch = torch.export.Dim("batch")
     program = torch.onnx.export(
         pool, (torch.rand(2, 6, 4, 4),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
@@ -64,7 +67,7 @@ def test_exported_program_gives_the_same_descriptors(method: str, side: int, tmp
         torch.testing.assert_close(loaded(x), pool(x))
 
 
-@pytest.mark.parametrize("method", ["gap", "compact_bilinear", "isqrt_cov", "seb"])
+@pytest.mark.parametrize("method", ["gap", "compact_bilinear", "isqrt_cov", "seb", "chol_cov", "isice"])
 def test_compiled_model_gives_the_same_values_and_gradients(method: str) -> None:
     torch._dynamo.reset()
     pool = create_pooling(method, channels=6, **OPTIONS.get(method, {}))

@@ -16,6 +16,7 @@ from fgvc.spectral import GRADIENTS, SQRT, EigendecompositionError, spectral_des
 OPTIONS: dict[str, dict[str, Any]] = {"svd_topn": {"keep": 2}, "compact_bilinear": {"out_features": 64}}
 MOST_OPERATORS = 250
 """Dispatched by a pooling forward and backward; each costs a GPU a launch."""
+MORE_OPERATORS = {"isice": 1350}  # ten inverses of seven steps each, and the gradients of five
 
 
 class Operators(TorchDispatchMode):
@@ -73,7 +74,7 @@ def test_pooling_of_cuda_tensors_stays_there_in_few_operators(method: str) -> No
                 gradient = fake_backward(descriptor, torch.ones_like(descriptor))[x]
             assert descriptor.device == gradient.device == x.device and gradient.shape == x.shape
             assert descriptor.shape == (10, pool.out_features) and descriptor.dtype == torch.float32
-            assert side == 7 or operators.count <= MOST_OPERATORS
+            assert side == 7 or operators.count <= MORE_OPERATORS.get(method, MOST_OPERATORS)
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
