@@ -25,6 +25,8 @@ _COUNTS = (
 )
 _LARGEST_COUNT = 1 << 32
 
+_DIGESTS_OF_IMAGES = [f"{split}_{what}" for split in ("train", "validation", "test") for what in ("list", "content")]
+
 PREDICTION_COLUMNS = ("path", "target", "predicted", "confidence")
 """Columns of predictions in every version; newer files also have target_class, predicted_class and rank."""
 
@@ -251,6 +253,13 @@ def _identity(run: Run) -> tuple[object, ...]:
     """Return what a run and its rerun have in common."""
     setting = (run.dataset, run.backbone, run.frozen, run.image_size, run.reduction, run.recipe, run.epochs)
     return (run.method, run.gradient, run.label, run.seed, *setting)
+
+
+def same_images(first: Run, second: Run) -> bool:
+    """Whether two runs had the same images in each split, as far as both say."""
+    counts = [(run.train_images, run.test_images) for run in (first, second)]
+    digests = [(first.images.get(name), second.images.get(name)) for name in _DIGESTS_OF_IMAGES]
+    return all(one == other for one, other in (*zip(*counts, strict=True), *digests) if None not in (one, other))
 
 
 def find_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
