@@ -252,7 +252,8 @@ def restored_method(config: RunConfig, run: Run, checkpoint: str) -> MethodConfi
         raise RunError(f"the summary does not name the epoch of the {checkpoint} weights; train the run again")
     if epoch > config.switch_epoch:
         return config.method
-    return replace(config.method, name=config.hybrid.method, gradient=None, options=config.hybrid.options)
+    first = MethodConfig(name=config.hybrid.method, options=config.hybrid.options)  # as published, see `Stages`
+    return replace(config.method, name=first.name, gradient=first.gradient, solver=first.solver, options=first.options)
 
 
 def read_weights(folder: RunFolder, which: str) -> dict[str, Tensor]:
