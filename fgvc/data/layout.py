@@ -143,7 +143,8 @@ def read_csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The column names and the rows of a CSV file, all of it text without blanks around it.
 
     Raises:
-        DatasetError: as `read_text`; no header, a column twice, or a row with more or fewer cells.
+        DatasetError: as `read_text`; no header, a column twice, a cell with a line end, or a row with more or fewer
+            cells.
     """
     lines = (row for row in csv.reader(read_text(path).splitlines(keepends=True), strict=True) if any(row))
     try:
@@ -154,6 +155,8 @@ def read_csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     if repeated := [name for name, count in Counter(header).items() if count > 1]:
         raise DatasetError(f"{path}: the column {repeated[0]!r} appears twice; rename one")
     for number, row in enumerate(rows, start=1):
+        if not {"\n", "\r"}.isdisjoint("".join(row)):  # a quote that nobody closed takes the next rows
+            raise DatasetError(f"{path}: row {number} has a line end in a cell ({str(row)[:80]}); is a quote missing there?")
         if len(row) != len(header):
             raise DatasetError(
                 f"{path}: row {number} has {len(row)} cells, but there are {len(header)} columns ({listing(row)}); "
