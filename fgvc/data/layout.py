@@ -158,9 +158,8 @@ def read_csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         raise DatasetError(f"{path}: the column {repeated[0]!r} appears twice; rename one")
     for number, row in enumerate(rows, start=1):
         if not {"\n", "\r"}.isdisjoint("".join(row)):  # a quote that nobody closed takes the next rows
-            raise DatasetError(
-                f"{path}: row {number} has a line end in a cell ({str(row)[:80]}); is a quote missing there?"
-            )
+            shown = str(row)[:80]
+            raise DatasetError(f"{path}: row {number} has a line end in a cell ({shown}); is a quote missing there?")
         if len(row) != len(header):
             raise DatasetError(
                 f"{path}: row {number} has {len(row)} cells, but there are {len(header)} columns ({listing(row)}); "
