@@ -252,7 +252,7 @@ def noted(row: Row) -> Iterator[None]:
 
 def _pooling(name: str, channels: int, options: Row) -> Pooling:
     keep = {"keep": max(1, channels - 50)} if name == "svd_topn" else {}
-    return create_pooling(name, channels=channels, **options, **keep)
+    return create_pooling(name, channels=channels, **options, **keep).eval()  # dropcov draws random numbers in training
 
 
 def _passed(pool: Pooling, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -107,7 +107,7 @@ def _test_labels(folder: Path, devkit: Path) -> Path:
             # a browser adds " (1)" to a second download, and Kaggle kept it
             found = sorted(place.glob(f"{_TEST_LABELS.removesuffix('.mat')}*.mat"))
             if found:
-                return found[0]
+                return place / _TEST_LABELS if place / _TEST_LABELS in found else found[0]
     raise DatasetError(
         f"{folder}: {_TEST_LABELS} missing; put it into {folder} or {devkit}. The devkit's own cars_test_annos.mat "
         "holds no classes. datasets/cars.yaml shows the source"

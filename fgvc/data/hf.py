@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,8 @@ def _export(root: Path, source: _Source) -> None:
         for folder in folders:
             (root / split / folder).mkdir(parents=True)
         encoded = rows.cast_column(columns.image, library.Image(decode=False))
-        for number, target, content in _images(f"hf: {source.path}: split {chosen[split]!r}", encoded, columns):
+        where = f"hf: {source.path}: split {chosen[split]!r}"
+        for number, target, content in _images(where, encoded, columns, _places(library, source)):
             (root / split / folders[target] / f"{number:07d}{_extension(content)}").write_bytes(content)
     classes = [{"name": name, "folder": folder} for name, folder in zip(columns.names, folders, strict=True)]
     write_json_atomic(root / _CLASSES, classes)
@@ -157,6 +158,13 @@ def _load(library: Any, source: _Source) -> Mapping[str, Any]:
     return found
 
 
+def _places(library: Any, source: _Source) -> list[Path]:
+    """Folders that may hold the files of a source: its own, or of one on the hub the caches of the libraries."""
+    local = expanded(source.path)
+    caches = [library.config.HF_DATASETS_CACHE, importlib.import_module("huggingface_hub.constants").HF_HUB_CACHE]
+    return [Path(place).resolve() for place in ([local] if local.exists() else caches)]
+
+
 def _find_columns(library: Any, source: _Source, parts: Mapping[str, Any]) -> _Columns:
     features, label = parts["train"].features, source.label_column
     if parts["test"].features != features:
@@ -181,24 +189,27 @@ def _column(features: Mapping[str, Any], option: str, given: str | None, kind: t
     raise ConfigError(f"hf: {problem} of type {kind.__name__}; set {option} to one of the columns: {columns}")
 
 
-def _images(where: str, rows: Any, columns: _Columns) -> Iterator[tuple[int, int, bytes]]:
+def _images(where: str, rows: Any, columns: _Columns, places: Sequence[Path]) -> Iterator[tuple[int, int, bytes]]:
     """Row number, class index and encoded image of each row."""
     for number, row in enumerate(rows.select_columns([columns.image, columns.label])):
-        target, content = columns.targets.get(row[columns.label]), _content(where, row[columns.image])
+        target, content = columns.targets.get(row[columns.label]), _content(where, row[columns.image], places)
         if target is None or content is None:
             what = f"the label {row[columns.label]!r}" if target is None else "no image"
             raise DatasetError(f"{where}: row {number} has {what}; choose another split or column")
         yield number, target, content
 
 
-def _content(where: str, image: Mapping[str, Any] | None) -> bytes | None:
-    """Encoded bytes: in the row itself, or in the file that it names."""
+def _content(where: str, image: Mapping[str, Any] | None, places: Sequence[Path]) -> bytes | None:
+    """Encoded bytes: in the row itself, or in the file that it names, which must be in one of the `places`."""
     if image is None or (image["bytes"] is None and image["path"] is None):
         return None
     try:
         if image["bytes"] is not None:
             return bytes(image["bytes"])
-        with open_foreign(Path(image["path"]), MAX_BYTES) as file:
+        file_path = Path(image["path"]).resolve()
+        if not any(file_path.is_relative_to(place) for place in places):
+            raise ValueError("outside of the dataset's folder")
+        with open_foreign(file_path, MAX_BYTES) as file:
             return file.read()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", error)

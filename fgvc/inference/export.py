@@ -132,6 +132,7 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
         "reduction": method.reduction,
         "hidden": list(method.hidden),
         "options": dict(method.options),
+        "class_token": method.class_token,
         # the two stages of a hybrid run; `method` is one of them
         "hybrid": None
         if config.hybrid.method is None
@@ -220,7 +221,8 @@ def _summary(facts: Facts, cards: Path | None) -> str:
         "stages of the training": stages,
         "gradient in training": facts["gradient"] or "as published",
         "channels before pooling": str(facts["reduction"]) if reduced else "the backbone's own",
-        "classifier": "linear" if not facts["hidden"] else f"hidden layers of {', '.join(map(str, facts['hidden']))}",
+        "classifier": ("linear" if not facts["hidden"] else f"hidden layers of {', '.join(map(str, facts['hidden']))}")
+        + (", and a linear one of the class token, whose logits are added" if facts["class_token"] else ""),
         "dataset": dataset,
         "licence of the images": licence,
         "classes": str(len(facts["classes"])),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fgvc.errors import ConfigError, RunError
 from fgvc.models import Backbone, FineGrainedModel, create_model, load_checkpoint
-from fgvc.pooling import SpectralPooling
+from fgvc.pooling import CholeskyPooling, SpectralPooling
 
 _TOLERANCE = 1e-4  # relative difference of logits on random images: the exporters reorder float32 operations
 
@@ -90,6 +90,7 @@ def model_arguments(facts: Facts) -> dict[str, Any]:
         "gradient": facts["gradient"],
         "solver": facts["solver"],
         "spectral_dtype": facts["spectral_dtype"],
+        "class_token": facts["class_token"],
         "last_stride": facts["last_stride"],
         "image_size": facts["preprocessing"]["size"],
         "backbone_options": facts["backbone_options"],
@@ -100,14 +101,14 @@ def model_arguments(facts: Facts) -> dict[str, Any]:
 def _write_onnx(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
     pooling = model.head.pooling
     with torch.no_grad():
-        decomposes = isinstance(pooling, SpectralPooling) and not pooling.by_products(
+        by_products = isinstance(pooling, SpectralPooling) and pooling.by_products(
             model.pooling_input(_images(facts, 1))
         )
-    if decomposes:
+    if isinstance(pooling, SpectralPooling | CholeskyPooling) and not by_products:
         raise ConfigError(
-            f"method.name={facts['method']} has no ONNX export: ONNX has no operator for an eigendecomposition. "
-            "Export to pt2 or safetensors, or train isqrt_cov (method.solver=products does for more locations than "
-            "channels), which uses matrix products only"
+            f"method.name={facts['method']} has no ONNX export: ONNX has no operator for an eigendecomposition or a "
+            "Cholesky factor. Export to pt2 or safetensors, or train isqrt_cov, which uses matrix products only (as "
+            "method.solver=products does where there are more locations than channels)"
         )
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:

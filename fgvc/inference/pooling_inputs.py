@@ -118,10 +118,10 @@ def loss_gradient(head: PoolingHead, features: Tensor, targets: Tensor) -> Tenso
         features: what the pooling reads, (N, C, H, W).
         targets: (N,) class indices.
     """
-    classifier = copy.deepcopy(head.classifier).cpu().double()
+    classify = copy.deepcopy(head).cpu().double().classify
     with torch.no_grad():
         descriptor = head.pooling(features.double())
     descriptor.requires_grad_()
-    loss = nn.functional.cross_entropy(classifier(descriptor), targets, reduction="sum")
+    loss = nn.functional.cross_entropy(classify(descriptor), targets, reduction="sum")
     gradient: Tensor = torch.autograd.grad(loss, descriptor)[0]
     return gradient

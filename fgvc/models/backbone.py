@@ -90,7 +90,23 @@ class Backbone(nn.Module):
         maps: list[Tensor] = self.model.forward_intermediates(
             images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
         )
-        return maps[-1]
+        # NFNets have an activation behind their last convolution, of which timm gives the output
+        activation: nn.Module = getattr(self.model, "final_act", nn.Identity())
+        activated: Tensor = activation(maps[-1])
+        return activated
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the network is a transformer with a class token, which `with_class_token` returns."""
+        known = inspect.signature(self.model.forward_intermediates).parameters
+        return getattr(self.model, "cls_token", None) is not None and "return_prefix_tokens" in known
+
+    def with_class_token(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the map and the class token of the last stage, normalised: (B, 3, H, W) -> (B, C, h, w), (B, C)."""
+        ((maps, prefix),) = self.model.forward_intermediates(
+            images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True, return_prefix_tokens=True
+        )
+        return maps, prefix[:, 0]  # distillation and register tokens come after it
 
     @torch.no_grad()
     def split(self, trainable: int) -> "tuple[Backbone, Backbone]":

@@ -84,6 +84,7 @@ def load_checkpoint(
         "head.reduction.": reduction,
         "head.pooling.": classifier,
         "head.classifier.": classifier,
+        "head.token_classifier.": classifier,
     }
     parts = tuple(part for part, requested in chosen.items() if requested)
     problems = _problems(names, state, shapes, parts)
@@ -165,4 +166,4 @@ def _fold_classifier(state: State, shapes: Layout) -> bool:
 def _classes(state: Mapping[str, Tensor]) -> int | None:
     """Return the width of the logits of a state with our names; None if it has no classifier."""
     biases = [name for name, tensor in state.items() if name.startswith("head.classifier.") and tensor.ndim == 1]
-    return len(state[max(biases)]) if biases else None
+    return len(state[max(biases, key=lambda name: (len(name), name))]) if biases else None  # ...10.bias after ...8.bias

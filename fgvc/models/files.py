@@ -8,7 +8,7 @@ import argparse
 import importlib.util
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,9 @@ def read_tensors(path: Path) -> State:
     for _ in _CONTAINERS:  # a container may hold itself
         if isinstance(content, dict):
             content = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), dict)), content)
-    tensors = content.items() if isinstance(content, dict) else ()
-    state = {_WRAPPERS.sub("", str(name)): tensor for name, tensor in tensors if isinstance(tensor, torch.Tensor)}
+    entries = content.items() if isinstance(content, dict) else ()
+    tensors = {str(name): tensor for name, tensor in entries if isinstance(tensor, torch.Tensor)}
+    state = renamed(path, tensors, lambda name: _WRAPPERS.sub("", name))
     if not state:
         raise WeightsError(f"{path} holds no named tensors; expected the state_dict() of a model")
     if odd := [name for name, tensor in state.items() if not _is_plain(tensor)]:
@@ -108,6 +109,16 @@ def read_tensors(path: Path) -> State:
     if size > growth_limit(path.stat().st_size):
         raise WeightsError(f"{path} is refused: its tensors have {size} bytes, more than {MAX_GROWTH} times its size")
     return state
+
+
+def renamed(path: Path, tensors: State, rename: Callable[[str], str]) -> State:
+    """Return the tensors under other names. Raises WeightsError if two of the file get one name."""
+    places: dict[str, str] = {}
+    for name in tensors:
+        other = places.setdefault(rename(name), name)
+        if other != name:
+            raise WeightsError(f"{path} holds two networks ({other} and {name}); save the state_dict() of one")
+    return {place: tensors[name] for place, name in places.items()}
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fgvc.errors import ConfigError
+from fgvc.errors import ConfigError, RunError
 from fgvc.models.backbone import Backbone, create_backbone
 from fgvc.pooling import create_pooling, is_second_order
 
@@ -17,6 +17,9 @@ class PoolingHead(nn.Module):
 
     As in the papers, a 1x1 convolution to `reduction` channels with batch normalisation and ReLU comes before a
     second-order method, but not before a first-order one such as GAP.
+
+    Attributes:
+        token_classifier: Linear classifier of class tokens; None without `class_token`.
 
     Args:
         in_channels: Number of channels of the feature map.
@@ -30,6 +33,8 @@ class PoolingHead(nn.Module):
         solver: Way to compute the pooling, see there.
         spectral_dtype: Precision of the covariance and everything computed from it, "float64" or "float32".
         options: Options of the pooling.
+        class_token: Whether the logits of a linear classifier of the backbone's class token are added [So-ViT; Xie,
+            Zeng, Wang, Zhou, Li, 2021]. `forward` then needs class tokens (B, in_channels).
 
     Raises:
         ConfigError: unknown method, gradient or option; a width below 1.
@@ -48,6 +53,7 @@ class PoolingHead(nn.Module):
         solver: str = "eigh",
         spectral_dtype: str = "float64",
         options: Mapping[str, Any] | None = None,
+        class_token: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 1:
@@ -73,7 +79,9 @@ class PoolingHead(nn.Module):
             **(options or {}),
         )
         self._hidden = tuple(hidden)
+        self._token_channels = in_channels if class_token else None
         self.classifier: nn.Module
+        self.token_classifier: nn.Module | None = None
         self.reset(num_classes)
 
     def reset(self, num_classes: int | None = None) -> None:
@@ -84,11 +92,15 @@ class PoolingHead(nn.Module):
             for width, next_width in itertools.pairwise(widths):
                 layers += [nn.Linear(width, next_width), nn.ReLU()]
             self.classifier = nn.Sequential(*layers[:-1]) if self._hidden else layers[0]
-        for module in (*self.classifier.modules(), *self.reduction.modules()):
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, nn.Linear | nn.BatchNorm2d):
-                module.reset_parameters()
+            if self._token_channels is not None:
+                self.token_classifier = nn.Linear(self._token_channels, num_classes)
+        token = [] if self.token_classifier is None else [self.token_classifier]
+        for part in (self.classifier, self.reduction, self.pooling, *token):
+            for module in part.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                elif isinstance(module, nn.Linear | nn.BatchNorm2d | nn.Conv1d):
+                    module.reset_parameters()
 
     def pooling_input(self, features: Tensor) -> Tensor:
         """Return the input of the pooling: (B, in_channels, H, W) -> (B, pooling.channels, H, W)."""
@@ -100,16 +112,38 @@ class PoolingHead(nn.Module):
         pooled: Tensor = self.pooling(self.pooling_input(features))
         return pooled
 
-    def forward(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.descriptor(features))
-        return logits
+    def classify(self, descriptor: Tensor, token: Tensor | None = None) -> Tensor:
+        """Return the logits of descriptors (B, out_features) and, if the head reads them, class tokens.
+
+        Raises:
+            RunError: the head reads class tokens, and there are none: only a map was computed.
+        """
+        logits: Tensor = self.classifier(descriptor)
+        if self.token_classifier is None:
+            return logits
+        if token is None:
+            raise RunError("the head reads the class token too (method.class_token=true), which no feature map holds")
+        fused: Tensor = logits + self.token_classifier(token)
+        return fused
+
+    def forward(self, features: Tensor, token: Tensor | None = None) -> Tensor:
+        return self.classify(self.descriptor(features), token)
 
 
 class FineGrainedModel(nn.Module):
-    """A backbone and a pooling head: images (B, 3, H, W) -> logits (B, num_classes)."""
+    """A backbone and a pooling head: images (B, 3, H, W) -> logits (B, num_classes).
+
+    Raises:
+        ConfigError: the head reads a class token, and the backbone has none.
+    """
 
     def __init__(self, backbone: Backbone, head: PoolingHead) -> None:
         super().__init__()
+        if head.token_classifier is not None and not backbone.has_class_token:
+            raise ConfigError(
+                f"method.class_token=true needs a backbone with a class token, i.e. a transformer, and {backbone.name} "
+                "has none; set it to false, or choose e.g. backbone.name=vit_small_patch16_224"
+            )
         self.backbone = backbone
         self.head = head
 
@@ -122,7 +156,10 @@ class FineGrainedModel(nn.Module):
         return self.head.descriptor(self.backbone(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.backbone(images))
+        reads_token = self.head.token_classifier is not None
+        logits: Tensor = self.head(
+            *(self.backbone.with_class_token(images) if reads_token else (self.backbone(images),))
+        )
         return logits
 
 
@@ -137,6 +174,7 @@ def create_model(
     eigh_device: str = "auto",
     solver: str = "eigh",
     spectral_dtype: str = "float64",
+    class_token: bool = False,
     pretrained: bool = False,
     weights: str | Path | None = None,
     last_stride: int | None = None,
@@ -148,7 +186,7 @@ def create_model(
 
     Args:
         name: Name of the backbone in timm.
-        method, num_classes, hidden, gradient, eigh_device, solver, spectral_dtype: As in `PoolingHead`.
+        method, num_classes, hidden, gradient, eigh_device, solver, spectral_dtype, class_token: As in `PoolingHead`.
         reduction: Number of channels before a second-order pooling; None keeps the backbone's.
         pretrained, weights, last_stride, image_size: As in `create_backbone`.
         backbone_options: Its `options`.
@@ -177,5 +215,6 @@ def create_model(
         solver=solver,
         spectral_dtype=spectral_dtype,
         options=options,
+        class_token=class_token,
     )
     return FineGrainedModel(backbone, head)

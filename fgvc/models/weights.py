@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from fgvc.errors import WeightsError
-from fgvc.models.files import Layout, State, listed, locate_weights, not_floating, read_tensors, unfilled
+from fgvc.models.files import Layout, State, listed, locate_weights, not_floating, read_tensors, renamed, unfilled
 
 _PREFIXES = ("backbone.model.", "backbone.")  # of fgvc, of other wrappers
 
@@ -49,7 +49,7 @@ def load_backbone_weights(model: nn.Module, source: str | Path, *, layout: Layou
         WeightsError: the file is missing, unreadable, holds more than tensors, or does not fit `model`.
     """
     path = locate_weights(source, "backbone.weights")
-    tensors = {_bare(name): tensor for name, tensor in read_tensors(path).items()}
+    tensors = renamed(path, read_tensors(path), _bare)
     needed = {name: tensor.shape for name, tensor in model.state_dict().items()}
     layout = needed if layout is None else layout
     named = convert_as_timm(tensors, model)

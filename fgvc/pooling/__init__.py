@@ -1,16 +1,20 @@
-"""Pooling layers: local features (B, C, H, W) -> one descriptor per image (B, out_features)."""
+"""Pooling layers: local features (B, C, H, W) -> one descriptor per image (B, out_features); whitening layers."""
 
 import importlib
 import pkgutil
 
 from fgvc.pooling.averages import BilinearPooling, CompactBilinearPooling, GlobalAveragePooling
 from fgvc.pooling.covariance import (
+    CholeskyPooling,
     CovariancePooling,
+    MatrixPooling,
     NewtonSchulzPooling,
+    SparseInversePooling,
     SpectralPooling,
     pooling_spectrum,
     register_spectral_pooling,
 )
+from fgvc.pooling.dropcov import DropCovPooling
 from fgvc.pooling.registry import (
     Pooling,
     create_pooling,
@@ -21,15 +25,21 @@ from fgvc.pooling.registry import (
     published_gradient,
     register_pooling,
 )
+from fgvc.pooling.whitening import ZCAWhitening2d, whiten_and_color
 
 __all__ = [
     "BilinearPooling",
+    "CholeskyPooling",
     "CompactBilinearPooling",
     "CovariancePooling",
+    "DropCovPooling",
     "GlobalAveragePooling",
+    "MatrixPooling",
     "NewtonSchulzPooling",
     "Pooling",
+    "SparseInversePooling",
     "SpectralPooling",
+    "ZCAWhitening2d",
     "create_pooling",
     "is_second_order",
     "list_poolings",
@@ -39,6 +49,7 @@ __all__ = [
     "published_gradient",
     "register_pooling",
     "register_spectral_pooling",
+    "whiten_and_color",
 ]
 
 for _module in pkgutil.iter_modules(__path__):  # a method in a file of its own needs no import here

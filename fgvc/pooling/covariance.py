@@ -1,7 +1,8 @@
 """Poolings whose descriptor is the upper triangle of a normalised covariance, (B, C, H, W) -> (B, C (C + 1) / 2).
 
-iSQRT-COV normalises it by an iteration. All others map its eigenvalues: such a method is one small function at the end
-of this file, and `SpectralPooling` is the layer of all of them.
+iSQRT-COV normalises it by an iteration, Cho-TMLR and iSICE by other functions of a matrix. All others map its
+eigenvalues: such a method is one small function at the end of this file, and `SpectralPooling` is the layer of all of
+them.
 """
 
 import inspect
@@ -22,13 +23,18 @@ from fgvc.spectral import (
     GradientRule,
     Keep,
     Logarithm,
+    LogCholesky,
+    MatrixMap,
     PadeRoot,
     Power,
     Rescaled,
+    SparseInverse,
     TaylorRoot,
     covariance,
     covariance_eigenvalues,
     lyapunov,
+    matrix_descriptor,
+    matrix_map,
     newton,
     newton_schulz_descriptor,
     newton_schulz_sqrt,
@@ -295,3 +301,94 @@ def mpa_lya() -> EigenvalueMap:
 def mtp_lya() -> EigenvalueMap:
     """Square root by a matrix Taylor polynomial; option `iterations` of the gradient, see `fgvc.spectral.lyapunov`."""
     return TaylorRoot()
+
+
+@register_spectral_pooling("pow_tmlr", "Pow-TMLR", source="Chen, Song, Wu, Liu, Sebe, ICLR 2025", gradient="exact")
+def pow_tmlr() -> EigenvalueMap:
+    """2 (S^{1/2} - I), with the root itself; the released code approximates it by Newton-Schulz iteration."""
+    return Rescaled(SQRT, 2.0, shift=-2.0)
+
+
+@register_spectral_pooling("scale_pow", "ScalePow", source="Chen, Song, Wu, Liu, Sebe, ICLR 2025", gradient="exact")
+def scale_pow() -> EigenvalueMap:
+    """2 S^{1/2}, with the root itself, as in `pow_tmlr`."""
+    return Rescaled(SQRT, 2.0)
+
+
+@register_spectral_pooling(
+    "inverse_cov", "Inv-COV", source="Rahman, Koniusz, Wang, Zhou, Moghadam, Sun, CVPR 2023", gradient="exact"
+)
+def inverse_cov(ridge: float = 1e-3) -> EigenvalueMap:
+    """Inverse of S + ridge I: partial correlations but for their scale.
+
+    The baseline of the paper on iSICE. Its released code approximates the inverse by Newton-Schulz iteration and adds
+    random numbers up to 1e-9 in place of a ridge; this is the inverse.
+
+    Args:
+        ridge: Number added to the eigenvalues, at least 0. A null eigenvalue becomes 1 / ridge, at 0 4.5e15.
+    """
+    return Power(-1.0, ridge)
+
+
+class MatrixPooling(CovariancePooling):
+    """Covariance normalised by what is no map of its eigenvalues, see `fgvc.spectral.matrix_map`.
+
+    Args:
+        channels: C.
+        f: the function.
+        dtype: working precision, float64 or float32.
+    """
+
+    def __init__(self, channels: int, f: MatrixMap, dtype: str | torch.dtype) -> None:
+        super().__init__(channels)
+        self.f = f
+        self.dtype = spectral_dtype(dtype)
+
+    def pool(self, x: Tensor) -> Tensor:
+        return matrix_descriptor(x, self.f, dtype=self.dtype)
+
+    def normalise(self, cov: Tensor) -> Tensor:
+        return matrix_map(cov, self.f, dtype=self.dtype)
+
+
+@register_pooling("chol_cov", "Cho-TMLR", source="Chen, Song, Wu, Liu, Sebe, ICLR 2025")
+class CholeskyPooling(MatrixPooling):
+    """Cholesky factor with the logarithm of its diagonal, see `fgvc.spectral.LogCholesky`.
+
+    Args:
+        channels: C.
+        ridge: Number added to the diagonal of the covariance, above 0.
+        dtype: Working precision, float64 or float32.
+
+    Raises:
+        ValueError: `ridge` is not above 0, or another `dtype`.
+    """
+
+    def __init__(self, channels: int, ridge: float = 1e-6, dtype: str | torch.dtype = torch.float64) -> None:
+        super().__init__(channels, LogCholesky(ridge), dtype)
+
+
+@register_pooling("isice", "iSICE", source="Rahman, Koniusz, Wang, Zhou, Moghadam, Sun, CVPR 2023")
+class SparseInversePooling(MatrixPooling):
+    """Sparse inverse of the covariance by proximal steps, see `fgvc.spectral.SparseInverse`.
+
+    Args:
+        channels: C.
+        steps: Number of steps, at least 2; the last moves nothing.
+        sparsity: Weight of the sum of all entries' sizes, at least 0.
+        rate: Size of the first step, above 0.
+        dtype: Working precision, float64 or float32.
+
+    Raises:
+        ValueError: a number out of range, or another `dtype`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        steps: int = 5,
+        sparsity: float = 0.01,
+        rate: float = 1.0,
+        dtype: str | torch.dtype = torch.float64,
+    ) -> None:
+        super().__init__(channels, SparseInverse(steps, sparsity, rate), dtype)

@@ -61,6 +61,7 @@ METHOD_STYLES: dict[str, MethodStyle] = {
     "Log-COV": MethodStyle("#00A642", _SOLID, "H"),
     "MPA-Lya": MethodStyle("#4477AA", _SOLID, "s"),
     "MTP-Lya": MethodStyle("#2A7A7A", _DASHED, "X"),
+    "DropCov": MethodStyle("#8C564B", _DOTTED, "p"),
 }
 """Known methods in the order of every table and legend.
 

@@ -111,6 +111,8 @@ class MethodConfig:
         spectral_dtype: Precision of the covariance and everything computed from it: "float64", as in the papers, or
             "float32"; see docs/precision.md for its cost.
         options: Options of the pooling, e.g. {iterations: 5}.
+        class_token: Whether the logits of a linear classifier of the backbone's class token are added. It needs a
+            transformer that has one and is trained (`backbone.frozen=false`).
     """
 
     name: str = MISSING
@@ -121,11 +123,13 @@ class MethodConfig:
     solver: str = "eigh"
     spectral_dtype: str = "float64"
     options: dict[str, Any] = field(default_factory=dict)
+    class_token: bool = False
 
     @property
     def shown_options(self) -> dict[str, Any]:
-        """Options in labels and run folders: those of the pooling, and the precision if it is not float64."""
-        return self.options | ({} if self.spectral_dtype == "float64" else {"dtype": self.spectral_dtype})
+        """Options in labels and run folders: those of the pooling, and precision and class token if not the default."""
+        precision = {} if self.spectral_dtype == "float64" else {"dtype": self.spectral_dtype}
+        return self.options | precision | ({"class_token": True} if self.class_token else {})
 
 
 @dataclass
@@ -157,6 +161,8 @@ class OptimizerConfig:
         momentum: Momentum; for "sgd" only.
         weight_decay: Weight decay.
         classifier_factor: Factor on the learning rate of the classifier.
+        reduction_gradient: Change of the gradient of the 1x1 convolution in front of the pooling, for covariances with
+            a smaller condition number: "nog" (nearest orthogonal gradient), "olr" (a step of optimal length) or None.
     """
 
     name: str = "sgd"
@@ -164,6 +170,7 @@ class OptimizerConfig:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     classifier_factor: float = 1.0
+    reduction_gradient: str | None = None
 
 
 @dataclass
@@ -420,12 +427,18 @@ def check_config(config: RunConfig) -> None:
         "trainer.on_divergence": (trainer.on_divergence, ("stop", "warn", "ignore")),
         "trainer.on_bad_image": (trainer.on_bad_image, ("refuse", "skip")),
         "trainer.tracker": (trainer.tracker, (None, *_TRACKERS)),
+        "optimizer.reduction_gradient": (optimizer.reduction_gradient, (None, "nog", "olr")),
         "method.spectral_dtype": (config.method.spectral_dtype, ("float64", "float32")),
         "cache.dtype": (config.cache.dtype, ("float32", "float16")),
     }
     for key, (value, valid) in choices.items():
         if value not in valid:
             raise ConfigError(f"unknown {key} {value!r}; choose one of {', '.join(map(str, valid))}")
+    if config.method.class_token and config.backbone.frozen:
+        raise ConfigError(
+            "method.class_token=true needs backbone.frozen=false and backbone.trainable_stages=null: the feature maps "
+            "of frozen stages hold no class token"
+        )
     if trainer.tracker is not None and importlib.util.find_spec(trainer.tracker) is None:
         raise ConfigError(f"trainer.tracker={trainer.tracker} needs a package: pip install {trainer.tracker}")
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", trainer.device):

@@ -17,11 +17,20 @@ from fgvc.spectral.maps import (
     Logarithm,
     PadeRoot,
     Power,
+    Reciprocal,
     Rescaled,
     TaylorRoot,
 )
+from fgvc.spectral.matrix_map import LogCholesky, MatrixMap, SparseInverse, matrix_descriptor, matrix_map
 from fgvc.spectral.newton_schulz import newton_schulz_descriptor, newton_schulz_sqrt
-from fgvc.spectral.operators import matrix_log, matrix_power, matrix_sqrt, scaling_eigen_branch, seb_spectral
+from fgvc.spectral.operators import (
+    matrix_inverse_sqrt,
+    matrix_log,
+    matrix_power,
+    matrix_sqrt,
+    scaling_eigen_branch,
+    seb_spectral,
+)
 from fgvc.spectral.precision import EIGENVALUE_FLOOR
 from fgvc.spectral.products import ConditionWarning
 from fgvc.spectral.rules import GRADIENTS, GradientRule, lyapunov, newton, power_iteration, taylor, trunc
@@ -41,15 +50,22 @@ __all__ = [
     "EigenvalueMap",
     "GradientRule",
     "Keep",
+    "LogCholesky",
     "Logarithm",
+    "MatrixMap",
     "PadeRoot",
     "Power",
+    "Reciprocal",
     "Rescaled",
+    "SparseInverse",
     "TaylorRoot",
     "covariance",
     "covariance_eigenvalues",
     "lyapunov",
+    "matrix_descriptor",
+    "matrix_inverse_sqrt",
     "matrix_log",
+    "matrix_map",
     "matrix_power",
     "matrix_sqrt",
     "newton",

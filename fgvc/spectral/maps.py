@@ -16,7 +16,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fgvc.spectral.precision import EIGENVALUE_FLOOR, check_iterations, check_whole_number, eigenvalue_floor, is_number
+from fgvc.spectral.precision import (
+    EIGENVALUE_FLOOR,
+    check_iterations,
+    check_ridge,
+    check_whole_number,
+    eigenvalue_floor,
+    is_number,
+)
 
 
 class Band(NamedTuple):
@@ -147,6 +154,9 @@ class SquareRoot:
     def divided_differences(self, lam: Tensor, first: int) -> Tensor:
         return _sqrt_divided_differences(lam, first)
 
+    def curvature(self, lam: Tensor) -> Tensor:
+        return -(lam**-1.5) / 4
+
 
 def seb_scale(lam: Tensor) -> Tensor:
     """t = ||Q E^T||_F = sqrt(sum_i lam_i exp(-2 lam_i)), Q = U lam^{1/2} U^T, E = U exp(-lam) U^T; (B, d) -> (B, 1).
@@ -239,29 +249,34 @@ def _log_ratio(lam: Tensor, first: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Power:
-    """f(lam) = lam^alpha, alpha != 0: matrix power normalisation, MPN-COV for alpha = 1/2. [Li et al., ICCV 2017]
+    """f(lam) = (lam + ridge)^alpha, alpha != 0: MPN-COV for alpha = 1/2 [Li et al., ICCV 2017], the inverse for -1.
 
     Raises:
-        ValueError: alpha is zero, or no number from -10 to 10.
+        ValueError: alpha is zero, or no number from -10 to 10; `ridge` is negative or not finite.
     """
 
     alpha: float
+    ridge: float = 0.0
 
     def __post_init__(self) -> None:
         if not is_number(self.alpha, limit=10) or self.alpha == 0:
             raise ValueError(f"the power must be a number from -10 to 10 other than 0, got {self.alpha!r}")
+        check_ridge(self.ridge)
 
     def value(self, lam: Tensor) -> Tensor:
-        return lam**self.alpha
+        return (lam + self.ridge) ** self.alpha
 
     def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
-        return v * self.alpha * lam ** (self.alpha - 1)
+        return v * self.alpha * (lam + self.ridge) ** (self.alpha - 1)
 
     def divided_differences(self, lam: Tensor, first: int) -> Tensor:
-        x, high = _log_ratio(lam, first)
+        x, high = _log_ratio(lam + self.ridge, first)
         # (a^p - b^p) / (a - b) = a^(p-1) (1 - r^p) / (1 - r), r = b / a = exp x; the limit of the quotient is p
         quotient = torch.expm1(self.alpha * x) / torch.expm1(torch.where(x == 0, 1, x))
         return high.pow_(self.alpha - 1).mul_(torch.where(x == 0, self.alpha, quotient))
+
+    def curvature(self, lam: Tensor) -> Tensor:
+        return self.alpha * (self.alpha - 1) * (lam + self.ridge) ** (self.alpha - 2)
 
 
 @dataclass(frozen=True)
@@ -277,8 +292,7 @@ class Logarithm:
     ridge: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (is_number(self.ridge) and self.ridge >= 0):
-            raise ValueError(f"the ridge must be a number of at least 0, got {self.ridge!r}")
+        check_ridge(self.ridge)
 
     def value(self, lam: Tensor) -> Tensor:
         return torch.log(lam + self.ridge)
@@ -290,6 +304,9 @@ class Logarithm:
         x, high = _log_ratio(lam + self.ridge, first)
         # (log a - log b) / (a - b) = x / (a (exp x - 1)), x = log(b / a); 1 / a on ties
         return torch.where(x == 0, 1, x / torch.expm1(torch.where(x == 0, 1, x))).div_(high)
+
+    def curvature(self, lam: Tensor) -> Tensor:
+        return -1 / (lam + self.ridge) ** 2
 
 
 @dataclass(frozen=True)
@@ -422,27 +439,56 @@ class TaylorRoot(_RootOfRatio):
 
 @dataclass(frozen=True)
 class Rescaled:
-    """f(lam) = factor * g(lam): another map times a constant, the control for a layer that scales.
+    """f(lam) = factor * g(lam) + shift: another map times a constant, plus a multiple of the identity matrix.
 
     Raises:
-        ValueError: the factor is not a finite number above 0.
+        ValueError: the factor is not a finite number above 0, or the shift not finite.
     """
 
     g: EigenvalueMap
     factor: float
+    shift: float = 0.0
 
     def __post_init__(self) -> None:
         if not (is_number(self.factor) and self.factor > 0):
             raise ValueError(f"the scale must be a number above 0, got {self.factor!r}")
+        if not is_number(self.shift):
+            raise ValueError(f"the shift must be a finite number, got {self.shift!r}")
 
     def value(self, lam: Tensor) -> Tensor:
-        return self.factor * self.g.value(lam)
+        return self.factor * self.g.value(lam) + self.shift
 
     def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
         return self.factor * self.g.pullback(lam, v)
 
     def divided_differences(self, lam: Tensor, first: int) -> Tensor:
         return self.g.divided_differences(lam, first).mul_(self.factor)
+
+    def curvature(self, lam: Tensor) -> Tensor:
+        curvature: Tensor = self.factor * self.g.curvature(lam)  # type: ignore[attr-defined]  # see has_curvature
+        return curvature
+
+
+@dataclass(frozen=True)
+class Reciprocal:
+    """f(lam) = 1 / g(lam): the inverse of what another map gives. The map must not be 0."""
+
+    g: EigenvalueMap
+
+    def value(self, lam: Tensor) -> Tensor:
+        return 1 / self.g.value(lam)
+
+    def pullback(self, lam: Tensor, v: Tensor) -> Tensor:
+        return self.g.pullback(lam, -v / self.g.value(lam) ** 2)
+
+    def divided_differences(self, lam: Tensor, first: int) -> Tensor:
+        value = self.value(lam)[:, first:]
+        return self.g.divided_differences(lam, first).mul_(value[:, :, None]).mul_(-value[:, None, :])
+
+
+def has_curvature(f: EigenvalueMap) -> bool:
+    """Whether a map has `curvature`, lam -> f''(lam) in any shape: it acts on each eigenvalue alone."""
+    return all(hasattr(g, "curvature") for g in (f, getattr(f, "g", f)))
 
 
 SQRT = SquareRoot()

@@ -24,8 +24,8 @@ from fgvc.spectral.covariance import batch_parts, centred, check_features, covar
 from fgvc.spectral.descriptor import batch_gram, features_gradient, is_thin, symmetric_gradient
 from fgvc.spectral.precision import (
     FirstDerivative,
+    as_batch,
     check_iterations,
-    check_square,
     full_precision,
     keep_for_backward,
     result_dtype,
@@ -47,14 +47,14 @@ def _first_iterate(a: Tensor, iterate: Iterate, square: Tensor) -> Tensor:
 
 def iterate_forward(a: Tensor, iterations: int, iterate: Iterate) -> tuple[Tensor, list[Tensor]]:
     """P_N and the residuals E_1 ... E_{N-1} of symmetric A (B, n, n), each of that shape."""
-    square = a @ a
+    square = torch.bmm(a, a)
     p = _first_iterate(a, iterate, square)
     residuals: list[Tensor] = []
     for step in range(1, iterations):
         if step == 1:  # E_1 = (I - A)^2 (4 I - A) / 4 = I - 9/4 A + 3/2 A^2 - 1/4 A^3
             e = torch.baddbmm(1.5 * square - 2.25 * a + _identity(a), square, a, alpha=-0.25)
         else:
-            square = e @ e
+            square = torch.bmm(e, e)
             e = torch.baddbmm(square, square, e, beta=0.75, alpha=0.25)
         residuals.append(e)
         p = torch.baddbmm(p, p, e, alpha=0.5)
@@ -66,53 +66,50 @@ def iterate_tangent(a: Tensor, residuals: list[Tensor], direction: Tensor, itera
 
     [E^2]' = M + M^T and [E^3]' = X + X^T with M = E' E, X = (M + M^T / 2) E.
     """
-    m = direction @ a
+    m = torch.bmm(direction, a)
     tangent = 1.5 * direction - 0.5 * (m + m.mT) if iterate == "y" else -0.5 * direction
     if not residuals:
         return tangent
-    p = _first_iterate(a, iterate, a @ a if iterate == "y" else a)
-    x = (m + m.mT / 2) @ a
+    p = _first_iterate(a, iterate, torch.bmm(a, a) if iterate == "y" else a)
+    x = torch.bmm(m + m.mT / 2, a)
     e_tangent = 1.5 * (m + m.mT) - 2.25 * direction - 0.25 * (x + x.mT)
     for step, e in enumerate(residuals):
         tangent = torch.baddbmm(torch.baddbmm(tangent, tangent, e, alpha=0.5), p, e_tangent, alpha=0.5)
         if step < len(residuals) - 1:
             p = torch.baddbmm(p, p, e, alpha=0.5)
-            m = e_tangent @ e
+            m = torch.bmm(e_tangent, e)
             x = torch.baddbmm(m, m + m.mT / 2, e, beta=0.75, alpha=0.25)
             e_tangent = x + x.mT
     return tangent
 
 
-def _trace(matrix: Tensor) -> Tensor:
-    return matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> of each pair of matrices, (B, n, m) -> (B, 1, 1)."""
     product: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
     return product[:, None, None]
 
 
-def _safe(trace: Tensor) -> tuple[Tensor, Tensor]:
-    """The trace, with 1 in place of 0, and whether it was positive: the slope of sqrt at 0 is infinite."""
+def safe_trace(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The trace (B, 1, 1), 1 where it is not positive, and whether it was: the slope of sqrt at 0 is infinite."""
+    trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
     positive = trace > 0
     return torch.where(positive, trace, 1), positive
 
 
 def sqrt_forward(matrix: Tensor, iterations: int) -> tuple[Tensor, list[Tensor]]:
     """F = sqrt(tau) Y_N of symmetric S (B, d, d), and the residuals that `sqrt_backward` needs, each (B, d, d)."""
-    trace, positive = _safe(_trace(matrix))
+    trace, positive = safe_trace(matrix)
     y, residuals = iterate_forward(matrix / trace, iterations, "y")
     return y.mul_(torch.where(positive, trace.sqrt(), 0)), residuals
 
 
 def sqrt_backward(grad: Tensor, matrix: Tensor, result: Tensor, residuals: list[Tensor]) -> Tensor:
     """dLoss/dS (B, d, d) for symmetric G = dLoss/dF (B, d, d), F = `result`."""
-    trace, positive = _safe(_trace(matrix))
+    trace, positive = safe_trace(matrix)
     root = trace.sqrt()
     a = matrix / trace
     to_a = iterate_tangent(a, residuals, grad, "y")  # without the factor sqrt(tau)
-    through_trace = _dot(grad, result) / (2 * trace) - _dot(to_a, a) / root
+    through_trace = dot(grad, result) / (2 * trace) - dot(to_a, a) / root
     to_a.div_(root).diagonal(dim1=-2, dim2=-1).add_(through_trace[:, :, 0])
     return to_a.mul_(positive)
 
@@ -122,7 +119,7 @@ def thin_forward(x: Tensor, gram: Tensor, iterations: int) -> tuple[Tensor, list
 
     The second result is what `thin_backward` needs, each (B, M, M): Z scaled so that F = Xc Z Xc^T, and the residuals.
     """
-    trace, positive = _safe(_trace(gram))
+    trace, positive = safe_trace(gram)
     z, residuals = iterate_forward(gram / trace, iterations, "z")
     features = centred(x, gram.dtype)  # (B, d, M)
     z = z.mul_(torch.where(positive, trace.rsqrt() / features.shape[-1], 0))
@@ -131,13 +128,13 @@ def thin_forward(x: Tensor, gram: Tensor, iterations: int) -> tuple[Tensor, list
 
 def thin_backward(grad: Tensor, x: Tensor, gram: Tensor, z: Tensor, residuals: list[Tensor]) -> Tensor:
     """dLoss/dXc (B, d, M) for symmetric G = dLoss/dF (B, d, d)."""
-    trace, positive = _safe(_trace(gram))
+    trace, positive = safe_trace(gram)
     a, features = gram / trace, centred(x, gram.dtype)
     locations = features.shape[-1]
     half = torch.bmm(grad, features)
     to_z = torch.bmm(features.mT, half)  # gradient of the scaled Z
     to_a = iterate_tangent(a, residuals, to_z, "z").mul_(torch.where(positive, trace.rsqrt() / locations, 0))
-    through_trace = -_dot(to_z, z) / (2 * trace) - _dot(to_a, a) / trace
+    through_trace = -dot(to_z, z) / (2 * trace) - dot(to_a, a) / trace
     to_gram = to_a.div_(trace)
     to_gram.diagonal(dim1=-2, dim2=-1).add_(through_trace[:, :, 0])
     return torch.baddbmm(torch.bmm(half, z), features, to_gram, beta=2, alpha=2 / locations)
@@ -242,25 +239,25 @@ def newton_schulz_sqrt(cov: Tensor, iterations: int = 5, *, dtype: str | torch.d
     Differentiable once; a second derivative raises RuntimeError. `torch.onnx.export` can export it.
 
     Args:
-        cov: symmetric positive semi-definite, (B, d, d), any floating dtype; its symmetric part is used.
+        cov: symmetric positive semi-definite, (B, d, d) or (..., d, d), any floating dtype; its symmetric part is used.
         iterations: number of iterations, from 1 to 100.
         dtype: working precision, float64 or float32, forward and backward.
 
     Returns:
-        (B, d, d); float64 for float64 input, else float32.
+        In the shape of `cov`; float64 for float64 input, else float32.
 
     Raises:
         ValueError: wrong shape, `iterations` out of range, or another `dtype`.
         TypeError: not floating point.
     """
-    check_square(cov)
+    batch = as_batch(cov)
     check_iterations(iterations)
     working = spectral_dtype(dtype)
     if torch.compiler.is_exporting():
-        return _plain_sqrt(cov.to(working), iterations).to(result_dtype(cov))
+        return _plain_sqrt(batch.to(working), iterations).to(result_dtype(cov)).reshape(cov.shape)
     with full_precision(cov, working):
-        result: Tensor = _NewtonSchulz.apply(cov.to(working), iterations)[0]
-        return result.to(result_dtype(cov))
+        result: Tensor = _NewtonSchulz.apply(batch.to(working), iterations)[0]
+        return result.to(result_dtype(cov)).reshape(cov.shape)
 
 
 def newton_schulz_descriptor(x: Tensor, iterations: int = 5, *, dtype: str | torch.dtype = torch.float64) -> Tensor:

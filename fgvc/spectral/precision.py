@@ -108,17 +108,24 @@ def is_number(value: object, limit: float = 1e30) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= limit
 
 
-def check_square(matrix: Tensor) -> None:
-    """Raise where `matrix` is not a batch of square floating-point matrices.
+def check_ridge(ridge: float) -> None:
+    """Raise ValueError where `ridge` is no finite number of at least 0."""
+    if not (is_number(ridge) and ridge >= 0):
+        raise ValueError(f"the ridge must be a number of at least 0, got {ridge!r}")
+
+
+def as_batch(matrix: Tensor) -> Tensor:
+    """Square matrices (..., d, d) as one batch (B, d, d); one matrix (d, d) is a batch of one.
 
     Raises:
-        ValueError: the shape is not (B, d, d).
+        ValueError: the shape is not (..., d, d).
         TypeError: the dtype is not floating point.
     """
-    if matrix.dim() != 3 or matrix.shape[-1] != matrix.shape[-2]:
-        raise ValueError(f"expected symmetric matrices of shape (B, d, d), got {tuple(matrix.shape)}")
+    if matrix.dim() < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(f"expected symmetric matrices of shape (B, d, d) or (..., d, d), got {tuple(matrix.shape)}")
     if not matrix.is_floating_point():
         raise TypeError(f"expected a floating-point matrix, got {matrix.dtype}")
+    return matrix if matrix.dim() == 3 else matrix.reshape(matrix.shape[:-2].numel(), *matrix.shape[-2:])
 
 
 def keep_for_backward(ctx: Any, x: Tensor, *intermediates: Tensor) -> None:
@@ -147,6 +154,7 @@ class FirstDerivative(torch.autograd.Function):
     @staticmethod
     def backward(*_: Any) -> Any:
         raise RuntimeError(
-            "a spectral layer is differentiable once, and this asks for its second derivative; "
+            "a spectral layer is differentiable once (matrix_sqrt, matrix_power and matrix_log with gradient 'exact': "
+            "twice), and this asks for one derivative more; "
             "compute the layer with plain torch operations, e.g. torch.linalg.eigh, where you need one"
         )

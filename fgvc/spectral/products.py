@@ -27,7 +27,7 @@ from fgvc.spectral.maps import SCALED_SQRT, SQRT, EigenvalueMap, Keep
 from fgvc.spectral.precision import (
     EIGENVALUE_FLOOR,
     FirstDerivative,
-    check_square,
+    as_batch,
     full_precision,
     keep_for_backward,
     result_dtype,
@@ -308,20 +308,20 @@ def products_map(cov: Tensor, f: EigenvalueMap = SQRT, *, condition: float = CON
     beyond. A null eigenvalue, which gets no gradient there, gets a large finite one here. Differentiable once.
 
     Args:
-        cov: (B, d, d), any floating dtype; its symmetric part is used.
+        cov: (B, d, d), or (..., d, d), any floating dtype; its symmetric part is used.
         f: `SQRT` or `SCALED_SQRT`.
         condition: condition number that the number of steps is chosen for.
 
     Returns:
-        (B, d, d); float64 for float64 input, else float32.
+        In the shape of `cov`; float64 for float64 input, else float32.
 
     Raises:
         ValueError: wrong shape, another map, or a condition number below 1.
         TypeError: not floating point.
     """
     uses_products("products", f, "exact")
-    check_square(cov)
-    return _apply(cov.double(), ProductLayer(f == SCALED_SQRT, condition=condition)).to(result_dtype(cov))
+    result = _apply(as_batch(cov).double(), ProductLayer(f == SCALED_SQRT, condition=condition))
+    return result.to(result_dtype(cov)).reshape(cov.shape)
 
 
 def products_descriptor(x: Tensor, f: EigenvalueMap = SQRT, *, condition: float = CONDITION) -> Tensor:

@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from fgvc.spectral.covariance import symmetric_from_triangle, upper_triangle
-from fgvc.spectral.maps import SQRT, EigenvalueMap, Eigenvalues, NewtonSchulzRoot, PadeRoot, TaylorRoot, high_and_low
+from fgvc.spectral.maps import (
+    SQRT,
+    EigenvalueMap,
+    Eigenvalues,
+    NewtonSchulzRoot,
+    PadeRoot,
+    Reciprocal,
+    TaylorRoot,
+    high_and_low,
+)
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
 from fgvc.spectral.precision import check_whole_number, is_number
 
@@ -196,17 +205,26 @@ def newton(iterations: int = 10) -> GradientRule:
 
 @dataclass(frozen=True)
 class SignIteration:
-    """The Lyapunov equation F X + X F = G by steps of the sign iteration: `lyapunov`."""
+    """The Lyapunov equation F X + X F = G (of an inverse root -F^2 G F^2) by steps of a sign iteration: `lyapunov`."""
 
     iterations: int
 
     def __call__(self, f: EigenvalueMap, eigenvalues: Eigenvalues) -> Loewner:
-        if f not in (SQRT, PadeRoot(), TaylorRoot()) or eigenvalues.keep is not None:
-            raise ValueError("gradient 'lyapunov' is that of a square root of all eigenvalues, of no other map")
+        inverse = f == Reciprocal(PadeRoot())
+        if not (inverse or f in (SQRT, PadeRoot(), TaylorRoot())) or eigenvalues.keep is not None:
+            raise ValueError(
+                "gradient 'lyapunov' is that of a square root of all eigenvalues, or of the inverse of a Padé root"
+            )
         lam = eigenvalues.clamped
-        scale = torch.linalg.vector_norm(lam, dim=-1, keepdim=True).sqrt()  # a constant to this gradient
-        b = (f.value(lam) / scale)[:, eigenvalues.first :]
+        value = f.value(lam)
+        # a constant to this gradient
+        scale = torch.linalg.vector_norm(value if inverse else lam, dim=-1, keepdim=True)
+        scale = scale if inverse else scale.sqrt()
+        b = (value / scale)[:, eigenvalues.first :]
         off_diagonal = (0.5 / scale[..., None]).repeat(1, b.shape[-1], b.shape[-1])
+        if inverse:
+            square = value[:, eigenvalues.first :].square()
+            off_diagonal.mul_(square[:, :, None]).mul_(-square[:, None, :])
         constants = lam.new_full((), 1.5), lam.new_full((), 0.75)
         for _ in range(self.iterations):  # few operators, since there are eight rounds of them
             factor, part = (torch.addcmul(constant, b, b, value=-0.5) for constant in constants)
@@ -220,13 +238,15 @@ class SignIteration:
 
 
 def lyapunov(iterations: int = 8) -> GradientRule:
-    """MPA-Lya, MTP-Lya: the Lyapunov gradient of a square root F, by so many steps. [Song, Sebe, Wang, ICLR 2022]
+    """MPA-Lya, MTP-Lya: the Lyapunov gradient of a root F or its inverse, by some steps. [Song, Sebe, Wang, ICLR 2022]
 
     b = F / sqrt(n), n = ||S||_F, L = 1 / (2 sqrt(n)); L <- L (3 - b_i^2 - b_j^2 + b_i b_j) / 2, b <- b (3 - b^2) / 2.
     After a few steps L is still finite where both eigenvalues are null. It is not the derivative of MPA or MTP.
+    Of an inverse root: b = F / ||F||, L = -F_i^2 F_j^2 / (2 ||F||), and the same steps. The released MPA-Lya-Inv takes
+    the norm over the whole batch, so that the gradient of one matrix depends on the others; here each has its own.
 
     Raises:
-        ValueError: `iterations` below 1; when applied, a map that is no square root of all eigenvalues.
+        ValueError: `iterations` below 1; when applied, a map that is no (inverse) square root of all eigenvalues.
     """
     check_whole_number("iterations", iterations, least=1)
     return SignIteration(iterations)

@@ -7,16 +7,16 @@ from torch import Tensor
 
 from fgvc.spectral.covariance import batch_parts
 from fgvc.spectral.eigen import symmetric_eigh
-from fgvc.spectral.maps import Band, EigenvalueMap, Eigenvalues, Keep, band
+from fgvc.spectral.maps import Band, EigenvalueMap, Eigenvalues, Keep, band, has_curvature
 from fgvc.spectral.precision import (
     FirstDerivative,
-    check_square,
+    as_batch,
     full_precision,
     keep_for_backward,
     result_dtype,
     spectral_dtype,
 )
-from fgvc.spectral.rules import GRADIENTS, GradientRule
+from fgvc.spectral.rules import GRADIENTS, GradientRule, exact
 
 
 class SpectralLayer(NamedTuple):
@@ -73,6 +73,22 @@ def map_backward(grad: Tensor, eigenvalues: Tensor, eigenvectors: Tensor, layer:
     return torch.bmm(torch.bmm(eigenvectors, inner), eigenvectors.mT)
 
 
+def second_differences(eigenvalues: Tensor, layer: SpectralLayer) -> Tensor:
+    """f[l_i, l_j, l_k] (d, d, d) of the exact rule for eigenvalues (d,), from first differences or, near ties, f''."""
+    seen = Eigenvalues(eigenvalues[None])
+    loewner = layer.rule(layer.f, seen)
+    first, lam = loewner.off_diagonal[0], seen.clipped[0]
+    first.diagonal().copy_(loewner.pullback(torch.ones_like(seen.clipped))[0])
+    index = torch.arange(len(lam), device=lam.device)
+    low, middle, high = torch.stack(torch.meshgrid(index, index, index, indexing="ij")).sort(dim=0).values
+    gap = eigenvalues[high] - eigenvalues[low]
+    quotient = (first[middle, high] - first[low, middle]) / gap
+    # the quotient's error is eps / gap, that of f'' in the middle gap^2
+    near = gap <= torch.finfo(lam.dtype).eps ** (1 / 3) * lam[high]
+    curvature: Tensor = layer.f.curvature((lam[low] + lam[middle] + lam[high]) / 3)  # type: ignore[attr-defined]
+    return torch.where(near, curvature / 2 * seen.kept[0][low], quotient)
+
+
 class _SpectralMap(torch.autograd.Function):
     @staticmethod
     def forward(matrix: Tensor, layer: SpectralLayer) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,6 +118,34 @@ class _SpectralMapGradient(FirstDerivative):
                 result[part] = map_backward(symmetric, eigenvalues[part], eigenvectors[part], layer)
         return result
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+        *tensors, ctx.layer = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, to_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        layer: SpectralLayer = ctx.layer
+        if layer.rule is not exact or layer.keep is not None or not has_curvature(layer.f):
+            FirstDerivative.backward()
+        return (*_SecondGradient.apply(to_gradient, *ctx.saved_tensors, layer), None, None, None)
+
+
+class _SecondGradient(FirstDerivative):
+    """Of <H, dLoss/dS>: the gradients for G = dLoss/dF and for S, the second with d^3 numbers a matrix."""
+
+    @staticmethod
+    def forward(
+        to_gradient: Tensor, grad: Tensor, _: Tensor, eigenvalues: Tensor, u: Tensor, layer: SpectralLayer
+    ) -> tuple[Tensor, Tensor]:
+        with full_precision(grad, layer.dtype):
+            h, g = (torch.lerp(matrix, matrix.mT, 0.5) for matrix in (to_gradient, grad))
+            p, q = (torch.bmm(u.mT, torch.bmm(matrix, u)) for matrix in (g, h))
+            inner = torch.empty_like(p)
+            for item, found in enumerate(eigenvalues):
+                inner[item] = torch.einsum("ijk,ij,jk->ik", second_differences(found, layer), p[item], q[item])
+            return map_backward(h, eigenvalues, u, layer), torch.bmm(torch.bmm(u, inner + inner.mT), u.mT)
+
 
 def spectral_map(
     matrix: Tensor,
@@ -114,10 +158,11 @@ def spectral_map(
 ) -> Tensor:
     """Apply a map of the eigenvalues to symmetric positive semi-definite matrices.
 
-    Computes in `dtype` with autocast off. Differentiable once; a second derivative raises RuntimeError.
+    Computes in `dtype` with autocast off. Differentiable once; a second derivative raises RuntimeError, except that of
+    the exact gradient of `SQRT`, `Power`, `Logarithm` and their `Rescaled`. It takes d^3 numbers a matrix: for small d.
 
     Args:
-        matrix: (B, d, d), any floating dtype; its symmetric part is used.
+        matrix: (B, d, d), or (..., d, d), any floating dtype; its symmetric part is used.
         f: map of the eigenvalues, e.g. `SQRT`.
         gradient: name of the rule in `GRADIENTS` that assembles the derivative, or a rule, e.g. `taylor(degree=50)`.
         keep: the map sees the `keep` largest eigenvalues, or of a pair (start, stop) those from index `start` to before
@@ -127,7 +172,7 @@ def spectral_map(
         dtype: working precision, float64 or float32, forward and backward; what it costs is in docs/precision.md.
 
     Returns:
-        F(S), (B, d, d); float64 for float64 input, else float32.
+        F(S), in the shape of `matrix`; float64 for float64 input, else float32.
 
     Raises:
         ValueError: wrong shape, unknown `gradient` or one that does not apply to `f`, `keep` below 1 or no band, or
@@ -140,7 +185,7 @@ def spectral_map(
 
 def apply_layer(matrix: Tensor, layer: SpectralLayer) -> Tensor:
     """As `spectral_map`, for a layer that is made once and used often."""
-    check_square(matrix)
+    batch = as_batch(matrix)
     with full_precision(matrix, layer.dtype):
-        result: Tensor = _SpectralMap.apply(matrix.to(layer.dtype), layer)[0]
-        return result.to(result_dtype(matrix))
+        result: Tensor = _SpectralMap.apply(batch.to(layer.dtype), layer)[0]
+        return result.to(result_dtype(matrix)).reshape(matrix.shape)

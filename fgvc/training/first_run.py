@@ -53,8 +53,8 @@ def with_first_settings(arguments: Sequence[str]) -> list[str]:
         more["trainer.min_steps"] = "null"  # who gives epochs means them
     if not {"backbone", "backbone.name"} & set(given):
         more |= _backbone()
-    heads = given.get("method", HEAD).split(",")
-    own = [argument for argument in arguments if not argument.startswith("method=")]
+    heads = given.get("method", given.get("method.name", HEAD)).split(",")
+    own = [argument for argument in arguments if not re.match(r"\+{0,2}method(\.name)?=", argument)]
     if {"--cfg", "-c", "--info", "-i"} & {argument.partition("=")[0] for argument in arguments}:
         sweep, more["method"] = [], heads[0]  # Hydra shows one configuration
     else:

@@ -2,7 +2,8 @@
 
 import math
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from fgvc.errors import ConfigError
@@ -12,11 +13,13 @@ from fgvc.runs.config import OptimizerConfig, ScheduleConfig
 def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     """Create SGD with momentum or AdamW for the trainable parameters, with a separate group for the classifier.
 
-    A parameter belongs to the classifier if its name has the component `classifier`. Each group keeps its undecayed
-    rate as `base_lr` for `set_learning_rate`.
+    A parameter belongs to a classifier if its name has the component `classifier` or `token_classifier`. With
+    `reduction_gradient` "olr", the last group is the convolution of the reduction. Each group keeps its undecayed rate
+    as `base_lr` for `set_learning_rate`.
 
     Raises:
-        ConfigError: unknown optimiser, a rate that is not positive, or no trainable parameter.
+        ConfigError: unknown optimiser, a rate that is not positive, no trainable parameter, or a `reduction_gradient`
+            without a reduction.
     """
     if config.lr <= 0 or config.classifier_factor <= 0:
         raise ConfigError(
@@ -26,9 +29,21 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not named:
         raise ConfigError("the model has no trainable parameter")
+    reduction = [name for name, _ in named if name.removeprefix("head.") == "reduction.0.weight"]
+    if config.reduction_gradient is not None and not reduction:
+        raise ConfigError(
+            f"optimizer.reduction_gradient={config.reduction_gradient} changes the gradient of the reduction, and this "
+            "head has none; set method.reduction and a second-order method, or leave it out"
+        )
+
+    def part(name: str) -> str:
+        if {"classifier", "token_classifier"} & set(name.split(".")):
+            return "classifier"
+        return "reduction" if config.reduction_gradient == "olr" and name in reduction else "other"
+
     groups = []
-    for in_classifier, factor in ((False, 1.0), (True, config.classifier_factor)):
-        parameters = [p for name, p in named if ("classifier" in name.split(".")) == in_classifier]
+    for which, factor in (("other", 1.0), ("classifier", config.classifier_factor), ("reduction", 1.0)):
+        parameters = [p for name, p in named if part(name) == which]
         if parameters:
             rate = config.lr * factor
             groups.append({"params": parameters, "lr": rate, "base_lr": rate})
@@ -65,3 +80,41 @@ def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])
+
+
+@torch.no_grad()
+def change_reduction(optimizer: Optimizer, weight: nn.Parameter, how: str) -> None:
+    """Change the coming step of the convolution in front of a covariance, so that its condition number stays smaller.
+
+    Song, Sebe, Wang, ECCV 2022. "nog" sets its gradient to the nearest orthogonal matrix. "olr" lowers the rate of the
+    last group to `optimal_rate` if that is positive and smaller; this reads one number from the device.
+
+    Batch normalisation after the convolution makes its gradient orthogonal to its weights: l.w is 0 but for rounding.
+    So with "olr" our reduction either takes nearly no step or, where rounding makes l.w negative, the usual one.
+
+    Args:
+        optimizer: optimiser from `create_optimizer`, after `set_learning_rate`.
+        weight: weights (out, in, 1, 1) with their gradient.
+        how: "nog" or "olr".
+    """
+    assert weight.grad is not None
+    if how == "nog":
+        weight.grad.copy_(nearest_orthogonal(weight.grad))
+        return
+    group = optimizer.param_groups[-1]
+    rate = float(optimal_rate(weight, weight.grad))
+    if 0 < rate < group["lr"]:
+        group["lr"] = rate
+
+
+def nearest_orthogonal(gradient: Tensor) -> Tensor:
+    """Return U V^T of G = U S V^T, where G (out, ...) is a matrix with out rows; in the shape of `gradient`."""
+    left, _, right = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+    nearest: Tensor = left @ right
+    return nearest.view_as(gradient)
+
+
+def optimal_rate(weight: Tensor, gradient: Tensor) -> Tensor:
+    """Return (w.w)(l.w) / ((w.w)(l.l) + 2 (l.w)^2), w the weights and l their gradient; NaN if l is 0."""
+    w, slope = weight.flatten().double(), gradient.flatten().double()
+    return (w @ w) * (slope @ w) / ((w @ w) * (slope @ slope) + 2 * (slope @ w).square())

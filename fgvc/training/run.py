@@ -276,7 +276,11 @@ def create_trainer(
         schedule=partial(schedule_factor, config.schedule, epochs=settings.epochs),
         learner=learner,
         stepper=Stepper(
-            learner, accumulation=settings.accumulation, clip_norm=settings.clip_norm, before_step=before_step
+            learner,
+            accumulation=settings.accumulation,
+            clip_norm=settings.clip_norm,
+            before_step=before_step,
+            reduction_gradient=config.optimizer.reduction_gradient,
         ),
         loaders=loaders,
         guard=Guard(settings, learner, loaders, folder),

@@ -41,7 +41,7 @@ from fgvc.models import (
     weights_digest,
 )
 from fgvc.models.files import locate_weights
-from fgvc.pooling import CovariancePooling
+from fgvc.pooling import CovariancePooling, DropCovPooling
 from fgvc.provenance import PRECISION_VARIABLES
 from fgvc.runs.config import RunConfig
 from fgvc.training.batches import ComputedFeatures, Loaders, create_loaders, loader_workers, smallest_batch
@@ -152,6 +152,9 @@ _ARITHMETIC = {
     "NVIDIA_TF32_OVERRIDE": ("",),
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _OFF,
     "PYTORCH_MPS_FAST_MATH": _OFF,
+    # timm builds other networks
+    **dict.fromkeys(("TIMM_USE_NAFLEXVIT", "TIMM_USE_NAFLEX"), _OFF),
+    "FORK_LAST3": ("",),
 }
 
 
@@ -288,6 +291,7 @@ def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> Fine
         solver=config.method.solver,
         spectral_dtype=config.method.spectral_dtype,
         options=config.method.options,
+        class_token=config.method.class_token,
     )
     model = FineGrainedModel(backbone, head)
     if config.initial_weights is not None:
@@ -342,7 +346,7 @@ def try_training(
     """
     size, trainer = config.dataset.transform.size, config.trainer
     pooling = head_of(trained).pooling
-    if isinstance(pooling, CovariancePooling) and backbone.out_shape[1:] == (1, 1):
+    if isinstance(pooling, CovariancePooling | DropCovPooling) and backbone.out_shape[1:] == (1, 1):
         raise ConfigError(
             f"the map of {backbone.name} has a single location at dataset.transform.size={size}, and a covariance "
             f"needs two or more (method={config.method.name}); choose a larger size, or method=gap"

@@ -14,6 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fgvc.models import PoolingHead
 from fgvc.spectral import EigendecompositionError
 from fgvc.training.learner import Learner, head_of
+from fgvc.training.optim import change_reduction
 from fgvc.training.processes import sum_over_processes
 
 BeforeStep = Callable[[int, nn.Module, Tensor, Callable[[Tensor], Tensor]], None]
@@ -81,16 +82,24 @@ class Stepper:
         accumulation: number of micro-batches per process and step.
         clip_norm: largest norm of the gradient; None for no clipping.
         before_step: function to call before each step, with its first micro-batch.
+        reduction_gradient: change of the gradient of the reduction after clipping, see `change_reduction`.
     """
 
     def __init__(
-        self, learner: Learner, *, accumulation: int, clip_norm: float | None, before_step: BeforeStep | None = None
+        self,
+        learner: Learner,
+        *,
+        accumulation: int,
+        clip_norm: float | None,
+        before_step: BeforeStep | None = None,
+        reduction_gradient: str | None = None,
     ) -> None:
         self._learner = learner
         self._accumulation = accumulation
         self._clip_norm = clip_norm
         self._before_step = before_step
         self._head = head_of(learner.plain)
+        self._reduction_gradient = reduction_gradient
         self._buffers = BufferCopy(learner.module)
 
     def optimizer_step(
@@ -164,6 +173,8 @@ class Stepper:
             return replace(result, failure=failure)
         if self._clip_norm is not None and math.isfinite(total_norm):
             clip_grads_with_norm_(module.parameters(), self._clip_norm, norm)
+        if self._reduction_gradient is not None and math.isfinite(total_norm):
+            change_reduction(optimizer, self._head.get_parameter("reduction.0.weight"), self._reduction_gradient)
         optimizer.step()
         if getattr(optimizer, "step_was_skipped", False):
             return replace(result, scaled_down=True)

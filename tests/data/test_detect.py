@@ -107,6 +107,14 @@ def test_what_is_found_can_be_read() -> None:
     assert set(OFFICIAL) <= {*list_datasets(), "cars_devkit", "cars_kaggle"}
 
 
+def test_a_second_download_of_the_labels_gives_way_to_the_first(tmp_path: Path) -> None:
+    root = write_miniature("cars_devkit", tmp_path / "cars")
+    expected = create_dataset("cars", root=root, split="test").targets
+    labels = next(root.rglob("cars_test_annos_withlabels.mat"))
+    shutil.copy(next(root.rglob("cars_train_annos.mat")), labels.with_name("cars_test_annos_withlabels (1).mat"))
+    assert create_dataset("cars", root=root, split="test").targets == expected
+
+
 def test_kaggles_cars_without_a_devkit_are_explained(tmp_path: Path) -> None:
     root = write_miniature("cars_kaggle", tmp_path / "cars")
     (root / "cars_test_annos_withlabels (1).mat").unlink()

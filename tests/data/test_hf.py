@@ -115,6 +115,20 @@ def test_parquet_and_image_folders(tmp_path: Path) -> None:
         assert not check_images(splits[0])
 
 
+def test_a_file_outside_of_the_source_is_not_read(tmp_path: Path) -> None:
+    source, secret = tmp_path / "source", tmp_path / "secret.png"
+    source.mkdir()
+    Image.new("RGB", (4, 4)).save(secret)
+    for split in ("train", "test"):
+        rows = datasets.Dataset.from_dict(
+            {"image": [{"bytes": None, "path": str(secret)}], "label": [0]},
+            features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}),
+        )
+        rows.to_parquet(str(source / f"{split}-0.parquet"), storage_options=None)
+    with pytest.raises(DatasetError, match=r"secret\.png: outside of the dataset's folder"):
+        create_dataset("hf", root=tmp_path / "out", path=str(source))
+
+
 def test_a_configuration_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "two"
     folder.mkdir()

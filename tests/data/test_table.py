@@ -48,7 +48,7 @@ def test_a_column_may_be_called_by_a_number(tmp_path: Path) -> None:
     root = table(tmp_path, dict(zip("012", ROWS.values(), strict=True)))
     found = read(root, image_column=0, label_column=1, split_column=2, coarse_columns=[1])
     assert found["train"].classes == ["auk", "wren"] and found["train"].coarse == {"1": ["auk", "wren"]}
-    with pytest.raises(DatasetError, match=r"5: cannot be read as a table \(No such file"):
+    with pytest.raises(DatasetError, match="5: cannot be read"):
         read(root, file=5)
 
 

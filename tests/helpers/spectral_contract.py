@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mpmath import mpf
 from torch import Tensor
-from torch.autograd.gradcheck import GradcheckError, gradcheck
+from torch.autograd.gradcheck import GradcheckError, gradcheck, gradgradcheck
 
 from fgvc.spectral import GRADIENTS, EigenvalueMap, covariance, spectral_descriptor, spectral_map, upper_triangle
 from fgvc.spectral.rules import PublishedChain
@@ -179,8 +179,22 @@ class SpectralContract(DescriptorContract):
     """Relative, of each entry of L against the reference at any spectrum."""
     gap_rounding: ClassVar[float] = 0
     """Relative error of L_ij in units of u / (1 - r), u = 2^-53, r = lam_j / lam_i: of a difference of neighbours."""
+    differentiable_twice: ClassVar[bool] = False
+    """Whether the layer of a matrix has a second derivative."""
     is_derivative: ClassVar[bool] = True
     """Whether the gradient is the derivative of the layer wherever the eigenvalues are well apart."""
+
+    def test_second_derivative_is_refused_not_wrong(self) -> None:
+        if not self.differentiable_twice:
+            super().test_second_derivative_is_refused_not_wrong()
+            return
+        close, far = [1.0, 1.0, 1.0 + 1e-7, 2.0], [0.1, 0.35, 0.8, 2.0]
+        s = torch.cat([rotated(far), rotated(close, seed=1)]).requires_grad_()
+        assert gradgradcheck(self.layer, s)
+        gradient = torch.autograd.grad(self.layer(s).norm(), s, create_graph=True)[0]
+        second = torch.autograd.grad(gradient.norm(), s, create_graph=True)[0]
+        with pytest.raises(RuntimeError, match="differentiable once"):
+            second.norm().backward()
 
     def layer(self, matrix: Tensor) -> Tensor:
         return spectral_map(matrix, self.f, self.gradient, keep=self.keep)

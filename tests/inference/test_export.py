@@ -21,7 +21,7 @@ def images(batch: int) -> Tensor:
     return torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
 
 
-@pytest.mark.parametrize("method", ["gap", "isqrt_cov"])
+@pytest.mark.parametrize("method", ["gap", "dropcov", "isqrt_cov"])
 def test_onnx_model_gives_the_same_logits(method: str, tmp_path: Path) -> None:
     model = create_model("resnet10t", method=method, num_classes=5, reduction=16).eval()
     path = tmp_path / f"{method}.onnx"
@@ -39,8 +39,11 @@ def test_onnx_model_gives_the_same_logits(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_onnx_layer_by_products_gives_the_same_descriptors() -> None:
-    pool = create_pooling("mpn_cov", channels=6, gradient="exact", solver="products")
+@pytest.mark.parametrize(
+    ("method", "options"), [("mpn_cov", {"gradient": "exact", "solver": "products"}), ("isice", {})]
+)
+def test_onnx_layer_by_products_gives_the_same_descriptors(method: str, options: dict[str, str]) -> None:
+    pool = create_pooling(method, channels=6, **options)
     batch = torch.export.Dim("batch")
     program = torch.onnx.export(
         pool, (torch.rand(2, 6, 4, 4),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
@@ -53,7 +56,7 @@ def test_onnx_layer_by_products_gives_the_same_descriptors() -> None:
 @pytest.mark.parametrize("side", [2, 5])  # fewer locations than channels, and more: two ways to the same result
 @pytest.mark.parametrize("method", list_poolings())
 def test_exported_program_gives_the_same_descriptors(method: str, side: int, tmp_path: Path) -> None:
-    pool = create_pooling(method, channels=6, **OPTIONS.get(method, {}))
+    pool = create_pooling(method, channels=6, **OPTIONS.get(method, {})).eval()
     example = torch.rand(2, 6, side, side)
     with torch.no_grad():
         program = torch.export.export(pool, (example,), dynamic_shapes=({0: torch.export.Dim("batch", max=64)},))
@@ -64,7 +67,7 @@ def test_exported_program_gives_the_same_descriptors(method: str, side: int, tmp
         torch.testing.assert_close(loaded(x), pool(x))
 
 
-@pytest.mark.parametrize("method", ["gap", "compact_bilinear", "isqrt_cov", "seb"])
+@pytest.mark.parametrize("method", ["gap", "compact_bilinear", "isqrt_cov", "seb", "chol_cov", "isice"])
 def test_compiled_model_gives_the_same_values_and_gradients(method: str) -> None:
     torch._dynamo.reset()
     pool = create_pooling(method, channels=6, **OPTIONS.get(method, {}))
@@ -93,7 +96,7 @@ def test_layers_in_float32_leave_eager_mode_too(method: str) -> None:
 
 @pytest.mark.parametrize("method", list_poolings())
 def test_a_whole_model_can_be_pickled_and_copied(method: str) -> None:
-    pool = create_pooling(method, channels=6, **OPTIONS.get(method, {}))
+    pool = create_pooling(method, channels=6, **OPTIONS.get(method, {})).eval()
     x = torch.rand(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
     for other in (copy.deepcopy(pool), pickle.loads(pickle.dumps(pool))):
         torch.testing.assert_close(other(x), pool(x), rtol=0, atol=0)

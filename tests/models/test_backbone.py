@@ -275,6 +275,13 @@ def test_stages_one_after_the_other_give_the_map(name: str, stages: int, shape: 
     assert not shared[0] & shared[1] and shared[0] | shared[1] == shared[2]
 
 
+def test_the_map_of_an_nfnet_is_behind_its_last_activation() -> None:
+    backbone = create_backbone("nfnet_l0", image_size=64).eval()
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(image), backbone.model.forward_features(image))
+
+
 def test_stages_that_do_not_give_the_map_are_refused() -> None:
     backbone, left = create_backbone("test_resnet", image_size=64), list[torch.Tensor]()
 

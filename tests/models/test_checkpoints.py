@@ -224,6 +224,13 @@ def test_alexnet(tmp_path: Path, name: str, method: str, hidden: list[int], d: i
     assert report.format == "AlexNet in three parts"
 
 
+def test_a_classifier_of_other_classes_is_found_behind_many_layers(tmp_path: Path) -> None:
+    layers = {"name": "test_resnet", "method": "gap", "hidden": [3, 4, 5, 6, 7]}
+    save_file(create_model(**layers, num_classes=8).state_dict(), tmp_path / "w.safetensors")
+    report = load_checkpoint(create_model(**layers, num_classes=9), tmp_path / "w.safetensors", classifier=None)
+    assert "head.classifier.10.weight" in report.kept
+
+
 def test_layers_of_a_classifier_are_counted_without_what_lies_between_them(tmp_path: Path) -> None:
     published = randomised(alexnet("isqrt_cov", [7, 9], 6, batch_norm=False))
     linear = [layer for layer in published.classifier if isinstance(layer, nn.Linear)]

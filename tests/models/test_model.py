@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fgvc.errors import ConfigError
-from fgvc.models import PoolingHead, create_model
+from fgvc.errors import ConfigError, RunError
+from fgvc.models import FineGrainedModel, PoolingHead, create_backbone, create_model
 from fgvc.pooling import list_poolings
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -70,3 +70,29 @@ def test_a_classifier_with_hidden_layers_trains_and_is_reset() -> None:
     layers = (model.head.classifier[2], model.head.reduction[0])
     assert model(IMAGES).shape == (2, 4)
     assert not any(torch.equal(layer.weight, old) for layer, old in zip(layers, before, strict=True))
+
+
+def test_logits_of_the_class_token_are_added() -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone("test_vit", image_size=64, options={"reg_tokens": 2})
+    nn.init.normal_(backbone.model.norm.weight)  # else an omitted norm would go unnoticed
+    head = PoolingHead(64, method="isqrt_cov", num_classes=5, reduction=6, class_token=True)
+    model = FineGrainedModel(backbone, head).eval()
+    tokens = backbone.model.forward_features(IMAGES)  # class, two registers, patches
+    token, maps = tokens[:, 0], tokens[:, 3:].mT.unflatten(2, (4, 4))
+    alone = model.head.classifier(model.head.descriptor(maps))
+    assert model.head.token_classifier is not None
+    torch.testing.assert_close(model(IMAGES), alone + model.head.token_classifier(token))
+    torch.testing.assert_close(model.descriptor(IMAGES), model.head.descriptor(maps))
+    model.train()(IMAGES).pow(2).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    model.head.reset(num_classes=4)
+    assert model(IMAGES).shape == (2, 4)
+    with pytest.raises(RunError, match=r"class token too \(method.class_token=true\), which no feature map holds"):
+        model.head(maps)
+
+
+def test_a_class_token_is_asked_of_networks_that_have_one() -> None:
+    for name in ("test_resnet", "test_vit2"):  # the second has a register only
+        with pytest.raises(ConfigError, match=f"needs a backbone with a class token.*{name} has none"):
+            create_model(name, method="gap", num_classes=5, class_token=True)

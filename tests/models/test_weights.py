@@ -67,6 +67,15 @@ def test_containers_and_prefixes_are_taken_off(resnet18: State, tmp_path: Path, 
     assert_holds(create_backbone("resnet18", weights=str(tmp_path / "wrapped.pth"), image_size=64), resnet18)
 
 
+@pytest.mark.parametrize("prefixes", [("model.", "net."), ("", "module."), ("backbone.", "")])
+def test_two_networks_in_a_file_are_refused(resnet18: State, tmp_path: Path, prefixes: tuple[str, str]) -> None:
+    first, second = prefixes
+    both = {f"{first}{name}": tensor for name, tensor in resnet18.items()}
+    torch.save(both | {f"{second}{name}": -tensor for name, tensor in resnet18.items()}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=rf"two networks \({first}conv1\.weight and {second}conv1\.weight\)"):
+        create_backbone("resnet18", weights=str(tmp_path / "w.pth"), image_size=64)
+
+
 def test_report_counts_loaded_and_names_ignored_tensors(resnet18: State, tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     torch.save({**resnet18, "extra_head.weight": torch.ones(2)}, path)

@@ -21,7 +21,17 @@ from fgvc.pooling import (
     register_pooling,
     register_spectral_pooling,
 )
-from fgvc.spectral import SQRT, EigenvalueMap, GradientRule, Power, covariance, trunc, upper_triangle
+from fgvc.spectral import (
+    SQRT,
+    EigenvalueMap,
+    GradientRule,
+    LogCholesky,
+    Power,
+    covariance,
+    matrix_map,
+    trunc,
+    upper_triangle,
+)
 
 PUBLISHED = {f"SVD_{name}": f"svd_{name.lower()}" for name in ("Pade", "Taylor", "Trunc", "TopN", "Newton", "PI")}
 PUBLISHED |= {"SVD_Original": "mpn_cov", "SEB": "seb", "MPNCOV": "isqrt_cov"}
@@ -31,7 +41,7 @@ each_method = pytest.mark.parametrize("name", list_poolings())
 
 
 def small(name: str, channels: int) -> Pooling:
-    return create_pooling(name, channels=channels, **OPTIONS.get(name, {}))
+    return create_pooling(name, channels=channels, **OPTIONS.get(name, {})).eval()
 
 
 def features(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -57,7 +67,7 @@ def test_gradient_of_the_whole_layer(name: str, locations: int) -> None:
     x = features(2, 5, locations, locations, dtype=torch.float64).requires_grad_()
     # the published gradient of these is not the derivative
     gradient = "exact" if name in ("svd_topn", "svd_pi", "mpa_lya", "mtp_lya") else None
-    assert gradcheck(create_pooling(name, channels=5, gradient=gradient, **OPTIONS.get(name, {})), x)
+    assert gradcheck(create_pooling(name, channels=5, gradient=gradient, **OPTIONS.get(name, {})).eval(), x)
 
 
 @each_method
@@ -100,18 +110,21 @@ def test_agrees_with_the_published_layer(golden_file: object, case: str, layer: 
         assert relative(grad, golden[f"{case}/{layer}/grad_x"]) < tolerance
 
 
+def their_covariance(x: Tensor) -> Tensor:
+    flat, locations = x.flatten(2).double(), x.shape[2:].numel()
+    centring = (torch.eye(locations) - torch.ones(locations, locations) / locations) / locations
+    return flat @ centring.double() @ flat.mT
+
+
 @pytest.mark.parametrize("layer", [layer for layer in PUBLISHED if layer != "MPNCOV"])
 def test_agrees_with_the_published_layer_under_its_own_centring(golden_file: object, layer: str) -> None:
     """With their float32 centring matrix in place of ours, every layer agrees to the rounding of their output."""
     case = "full_rank"
     golden = np.load(str(golden_file))
     x = torch.from_numpy(golden[f"{case}/x"]).requires_grad_()
-    flat = x.flatten(2).double()
-    locations = flat.shape[-1]
-    centring = ((torch.eye(locations) - torch.ones(locations, locations) / locations) / locations).double()
     pool = create_pooling(PUBLISHED[layer], channels=x.shape[1])
     assert isinstance(pool, CovariancePooling)
-    out = upper_triangle(pool.normalise(flat @ centring @ flat.mT))
+    out = upper_triangle(pool.normalise(their_covariance(x)))
     (grad,) = torch.autograd.grad((out * torch.from_numpy(golden[f"{case}/grad_out"])).sum(), x)
     assert relative(out.detach(), golden[f"{case}/{layer}/out"]) < 1e-6
     if layer != "SVD_PI":
@@ -132,6 +145,45 @@ def test_agrees_with_the_published_function_of_a_matrix(golden_since_2022: objec
     tolerance = 5e-5 if layer == "MPA_Lya" else 1e-6
     assert relative(out.detach(), golden[f"{case}/{layer}/out"]) < tolerance
     assert relative(grad, golden[f"{case}/{layer}/grad_cov"]) < tolerance
+
+
+@pytest.mark.parametrize("case", ["full_rank", "rank_deficient"])
+@pytest.mark.parametrize("layer", ["Cho_TMLR", "iSICE"])
+def test_agrees_with_the_published_normalisation(golden_since_2022: object, case: str, layer: str) -> None:
+    golden = np.load(str(golden_since_2022))
+    x = torch.from_numpy(golden[f"{case}/x"]).requires_grad_()
+    out = create_pooling({"Cho_TMLR": "chol_cov", "iSICE": "isice"}[layer], channels=x.shape[1])(x)
+    (grad,) = torch.autograd.grad((out * torch.from_numpy(golden[f"{case}/grad_out"])).sum(), x)
+    # Cho-TMLR centres with a float32 matrix, iSICE adds random numbers up to 1e-9 to what it inverts
+    tolerance = 5e-4 if (case, layer) == ("rank_deficient", "Cho_TMLR") else 1e-6
+    assert relative(out.detach(), golden[f"{case}/{layer}/out"]) < tolerance
+    assert relative(grad, golden[f"{case}/{layer}/grad_x"]) < tolerance
+    if layer == "Cho_TMLR":
+        theirs = upper_triangle(matrix_map(their_covariance(x), LogCholesky()))
+        (grad,) = torch.autograd.grad((theirs * torch.from_numpy(golden[f"{case}/grad_out"])).sum(), x)
+        assert relative(theirs.detach(), golden[f"{case}/{layer}/out"]) < 1e-7
+        assert relative(grad, golden[f"{case}/{layer}/grad_x"]) < 1e-8
+
+
+@pytest.mark.parametrize("case", ["full_rank", "rank_deficient"])
+@pytest.mark.parametrize(("name", "shift"), [("pow_tmlr", -2.0), ("scale_pow", 0.0)])
+def test_affine_forms_of_the_published_square_root(golden_file: object, case: str, name: str, shift: float) -> None:
+    golden = np.load(str(golden_file))
+    x = torch.from_numpy(golden[f"{case}/x"]).requires_grad_()
+    out = create_pooling(name, channels=x.shape[1], gradient="ordinary")(x)
+    (grad,) = torch.autograd.grad((out * torch.from_numpy(golden[f"{case}/grad_out"])).sum(), x)
+    tolerance = 5e-4 if case == "rank_deficient" else 1e-6
+    identity = upper_triangle(torch.eye(x.shape[1]))
+    assert relative(out.detach() - shift * identity, 2 * golden[f"{case}/SVD_Original/out"]) < tolerance
+    assert relative(grad, 2 * golden[f"{case}/SVD_Original/grad_x"]) < tolerance
+
+
+def test_inverse_covariance_is_the_inverse_on_both_paths() -> None:
+    for locations in (3, 5):
+        x = features(2, 6, locations, locations, dtype=torch.float64)[:, :, : 1 if locations == 3 else None]
+        s = covariance(x) + 1e-2 * torch.eye(6, dtype=torch.float64)
+        found = create_pooling("inverse_cov", channels=6, ridge=1e-2)(x)
+        torch.testing.assert_close(found, upper_triangle(torch.linalg.inv(s)))
 
 
 def test_labels_name_a_changed_gradient_and_options() -> None:
@@ -182,6 +234,9 @@ BANDS += [([3, 3], "stop of keep must be a whole number of at least 4, got 3"), 
         *(("seb_spectral", {"amplification": 1e308}, "at least 0"), ("log_cov", {"ridge": True}, "at least 0")),
         *(("svd_trunc", {"limit": 10**400}, "above 0"), ("compact_bilinear", {"out_features": 10**20}, "below")),
         *(("mpn_cov", {"alpha": 0}, "other than 0"), ("log_cov", {"ridge": -1.0}, "at least 0")),
+        *(("inverse_cov", {"ridge": -1.0}, "at least 0"), ("chol_cov", {"ridge": 0.0}, "above 0")),
+        *(("isice", {"steps": 1}, "at least 2"), ("isice", {"sparsity": -0.1}, "at least 0")),
+        *(("isice", {"rate": 0.0}, "above 0"), ("chol_cov", {"gradient": "exact"}, "no choice of gradient")),
         *(("gap", {"solver": "products"}, "no choice of solver"), ("seb", {"solver": "qr"}, "eigh, products")),
         *(("seb", {"solver": "products"}, "exact gradient only"), ("mpn_cov", {**PRODUCTS, "alpha": 0.3}, "root")),
         *(
@@ -209,7 +264,8 @@ def test_spectrum_before_and_after_the_square_root() -> None:
 def test_the_order_of_the_tables() -> None:
     first = ["gap", "bilinear", "compact_bilinear", "isqrt_cov", "mpn_cov", "svd_pade", "svd_taylor", "svd_pi"]
     assert list_poolings()[:14] == [*first, "svd_newton", "svd_trunc", "svd_topn", "seb", "seb_spectral", "log_cov"]
-    assert list_poolings()[14:16] == ["mpa_lya", "mtp_lya"]
+    later = ["mpa_lya", "mtp_lya", "pow_tmlr", "scale_pow", "inverse_cov", "chol_cov", "isice"]
+    assert list_poolings()[14 : 14 + len(later)] == later
 
 
 @pytest.mark.usefixtures("scratch_registry")

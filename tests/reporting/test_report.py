@@ -376,6 +376,9 @@ def test_pictures_are_few_and_stay_in_their_folder(tmp_path: Path) -> None:
         (True, False),
         (False, True),
     ]
+    record["grids"] = ["gone.png"] * 100_000
+    file.write_text(json.dumps(record))
+    assert len(made(tmp_path)[2]) < 2 * MAX_PICTURES
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import runpy
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from command_line import ROOT
@@ -35,12 +37,19 @@ from fgvc.spectral import (
     SQRT,
     AmplifiedSquareRoot,
     EigenvalueMap,
+    LogCholesky,
+    MatrixMap,
     PadeRoot,
     Power,
+    Reciprocal,
     Rescaled,
+    SparseInverse,
     TaylorRoot,
     covariance,
+    matrix_descriptor,
+    matrix_inverse_sqrt,
     matrix_log,
+    matrix_map,
     matrix_power,
     matrix_sqrt,
     newton,
@@ -58,6 +67,7 @@ from fgvc.spectral import (
 from fgvc.spectral.pade_coefficients import DENOMINATOR, NUMERATOR
 from fgvc.spectral.products import ConditionWarning, products_descriptor, products_map
 from fgvc.spectral.rules import pade_ratio
+from fgvc.spectral.spectral_map import second_differences, spectral_layer
 
 
 def square_root(lam: Values) -> Values:
@@ -110,6 +120,7 @@ def geometric(terms: int) -> object:
 
 
 class TestExactSquareRoot(SpectralContract):
+    differentiable_twice = True
     f, gradient, reference = SQRT, "exact", Reference(square_root)
 
 
@@ -121,20 +132,38 @@ class TestExactAmplifiedRoot(SpectralContract):
     f, gradient, reference = AmplifiedSquareRoot(2.0, temperature=0.5), "exact", Reference(amplified)
 
 
+class TestExactInverse(SpectralContract):
+    differentiable_twice = True
+    f, gradient, reference = Power(-1.0, 1e-3), "exact", Reference(lambda lam: [1 / (x + mpf(1e-3)) for x in lam])
+
+
+class TestExactReciprocal(SpectralContract):
+    f, gradient, reference = Reciprocal(PadeRoot()), "exact", Reference(lambda lam: [1 / x for x in pade_root(lam)])
+
+
+class TestExactShifted(SpectralContract):
+    differentiable_twice = True
+    f, gradient = Rescaled(SQRT, 2.0, shift=1.5), "exact"
+    reference = Reference(lambda lam: [2 * x + mpf(1.5) for x in square_root(lam)])
+
+
 class TestExactRescaled(SpectralContract):
     f, gradient = Rescaled(SCALED_SQRT, 1.7), "exact"
     reference = Reference(lambda lam: [mpf(1.7) * x for x in seb(lam)])
 
 
 class TestExactPower(SpectralContract):
+    differentiable_twice = True
     f, gradient, reference = Power(0.3), "exact", Reference(lambda lam: [x ** mpf(0.3) for x in lam])
 
 
 class TestExactNegativePower(SpectralContract):
+    differentiable_twice = True
     f, gradient, reference = Power(-0.5), "exact", Reference(lambda lam: [1 / mpmath.sqrt(x) for x in lam])
 
 
 class TestExactLogarithm(SpectralContract):
+    differentiable_twice = True
     f, gradient, reference = LOG, "exact", Reference(lambda lam: [mpmath.log(x) for x in lam])
 
 
@@ -218,6 +247,24 @@ class TestLyapunovOfTaylorRoot(SpectralContract):
     f, gradient, reference, is_derivative = TaylorRoot(), "lyapunov", SignReference(taylor_root), False
 
 
+class InverseSignReference(Reference):
+    def derivative(self, found: Values) -> tuple[list[list[mpf]], list[list[mpf]]]:
+        """Eight steps from b = F / ||F||, c = -F^2 G F^2 / ||F||, entry by entry."""
+        values = self.f(self.clip(found))
+        n, norm = len(found), mpmath.norm(values)
+        b, c = [v / norm for v in values], [[-(v**2) * w**2 / norm for v in values] for w in values]
+        for _ in range(8):
+            for i, j in itertools.product(range(n), range(n)):
+                c[i][j] = (c[i][j] * (3 - b[j] ** 2) - b[i] ** 2 * c[i][j] + b[i] * c[i][j] * b[j]) / 2
+            b = [x * (3 - x**2) / 2 for x in b]
+        return [[x / 2 for x in row] for row in c], [[c[i][i] / 2 * (i == j) for i in range(n)] for j in range(n)]
+
+
+class TestLyapunovOfInverseRoot(SpectralContract):
+    f, gradient, is_derivative = Reciprocal(PadeRoot()), "lyapunov", False
+    reference = InverseSignReference(lambda lam: [1 / x for x in pade_root(lam)])
+
+
 class TestTopNPublished(SpectralContract):
     f, gradient, keep, gap_rounding = SQRT, "topn_published", 2, 8
     reference = Reference(square_root, plain, keep=2, leak=True)
@@ -233,6 +280,15 @@ class TestBandPublished(SpectralContract):
 
 def test_every_rule_is_under_the_contract() -> None:
     assert {contract.gradient for contract in SpectralContract.__subclasses__()} == set(GRADIENTS)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3, 1.0])
+def test_second_differences_of_the_square_root_far_from_ties_and_near(gap: float) -> None:
+    lam = torch.tensor([0.3, 0.3 + gap, 0.3 + 2.5 * gap, 5.0], dtype=torch.float64)
+    sums = lam.sqrt()[:, None] + lam.sqrt()
+    expected = -1 / (sums[:, :, None] * sums[:, None, :] * sums[None, :, :])
+    found = second_differences(lam, spectral_layer(SQRT, "exact"))
+    assert ((found - expected) / expected).abs().max() < 1e-9
 
 
 def test_pade_ratio_against_the_function_it_approximates() -> None:
@@ -261,6 +317,43 @@ def test_named_powers_and_the_logarithm() -> None:
     white = matrix_power(s, -0.5)
     torch.testing.assert_close(white @ s @ white, torch.eye(4, dtype=torch.float64)[None])
     torch.testing.assert_close(matrix_log(torch.linalg.matrix_exp(s)), s)
+    ridged = s + 0.2 * torch.eye(4, dtype=torch.float64)
+    torch.testing.assert_close(matrix_power(s, -1, ridge=0.2) @ ridged, torch.eye(4, dtype=torch.float64)[None])
+    torch.testing.assert_close(matrix_inverse_sqrt(s, ridge=0.2), matrix_power(ridged, -0.5))
+
+
+def test_a_ridge_makes_the_gradient_of_a_singular_matrix_exact() -> None:
+    s = rotated([0.0, 0.0, 0.5, 2.0]).requires_grad_()
+    assert gradcheck(partial(matrix_inverse_sqrt, ridge=0.1), s)
+    (without,) = torch.autograd.grad(matrix_inverse_sqrt(s).diagonal(dim1=1, dim2=2).sum(), s)
+    assert without.isfinite().all()
+
+
+@pytest.mark.parametrize("case", ["full_rank", "rank_deficient"])
+def test_inverse_root_of_the_released_code(golden_since_2022: object, case: str) -> None:
+    golden = np.load(str(golden_since_2022))
+    s = torch.from_numpy(golden[f"{case}/cov"]).requires_grad_()
+    result = matrix_inverse_sqrt(s, "lyapunov", ridge=1e-2)
+    (gradient,) = torch.autograd.grad((result * torch.from_numpy(golden[f"{case}/grad_matrix"])).sum(), s)
+    # the released code holds its Padé coefficients in float32: symmetric to 1e-5 only; the contract above is exact
+    assert relative(result.detach(), torch.from_numpy(golden[f"{case}/MPA_Lya_Inv/out"])) < 5e-5
+    assert relative(gradient, torch.from_numpy(golden[f"{case}/MPA_Lya_Inv/grad_cov"])) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(matrix_sqrt, matrix_inverse_sqrt, matrix_log, scaling_eigen_branch, seb_spectral, newton_schulz_sqrt),
+        *(products_map, partial(matrix_power, alpha=0.3, ridge=0.1), partial(matrix_map, f=LogCholesky())),
+    ],
+)
+def test_any_number_of_leading_dimensions(function: Callable[[Tensor], Tensor]) -> None:
+    s = torch.cat([rotated([0.1, 0.35, 0.8, 2.0], seed=i) for i in range(6)])
+    one_by_one = torch.cat([function(item[None]) for item in s])
+    for shape in ((2, 3), (6, 1, 1), (6,)):
+        torch.testing.assert_close(function(s.reshape(*shape, 4, 4)), one_by_one.reshape(*shape, 4, 4))
+    torch.testing.assert_close(function(s[0]), one_by_one[0])
+    assert function(s.reshape(2, 3, 4, 4)[:0].half()).shape == (0, 3, 4, 4)
 
 
 def test_spectral_branch_amplifies_small_eigenvalues_and_ignores_the_scale() -> None:
@@ -282,6 +375,7 @@ def test_spectral_branch_amplifies_small_eigenvalues_and_ignores_the_scale() -> 
         (AmplifiedSquareRoot, -1.0),
         (partial(AmplifiedSquareRoot, 1.0), 0.0),
         (partial(Rescaled, SQRT), 0.0),
+        (partial(Rescaled, SQRT, 1.0), float("inf")),
     ],
 )
 def test_factories_refuse_values_out_of_range(factory: object, value: float) -> None:
@@ -350,6 +444,112 @@ def test_refusals(function: Callable[..., Tensor]) -> None:
         function(torch.zeros(3, 4))
     with pytest.raises(TypeError, match="floating-point"):
         function(torch.zeros(2, 3, 3, dtype=torch.int64))
+
+
+class MatrixContract(DescriptorContract):
+    f: ClassVar[MatrixMap]
+
+    def layer(self, matrix: Tensor) -> Tensor:
+        return matrix_map(matrix, self.f)
+
+    def descriptor(self, x: Tensor) -> Tensor:
+        return matrix_descriptor(x, self.f)
+
+    def published(self, s: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @pytest.mark.parametrize("shape", [(2, 5, 4, 4), (2, 6, 2, 2)])  # more locations than channels, and fewer
+    def test_value_and_gradient_are_those_of_the_published_steps(self, shape: tuple[int, ...]) -> None:
+        x = random(*shape).requires_grad_()
+        weights = random(shape[0], shape[1] * (shape[1] + 1) // 2, seed=1)
+        expected = upper_triangle(self.published(covariance(x)))
+        (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), x)
+        for ours in (self.descriptor(x), upper_triangle(self.layer(covariance(x)))):
+            assert relative(ours.detach(), expected.detach()) < 1e-9
+            (gradient,) = torch.autograd.grad((ours * weights).sum(), x)
+            assert relative(gradient, expected_gradient) < 1e-7
+
+    def test_gradcheck(self) -> None:
+        s = torch.cat([rotated([0.1, 0.35, 0.8, 2.0]), rotated([0.2, 0.5, 1.1, 1.9], seed=1)]).requires_grad_()
+        assert gradcheck(self.layer, s)
+
+    def test_constant_image_among_others(self) -> None:
+        x = random(2, 6, 3, 3)
+        x[0] = 7.0
+        x.requires_grad_()
+        result, weights = self.descriptor(x), random(2, 21, seed=1)
+        (of_both,) = torch.autograd.grad((result * weights).sum(), x)
+        assert result.isfinite().all() and of_both[0].abs().max() == 0
+        (alone,) = torch.autograd.grad((self.descriptor(x[1:]) * weights[1:]).sum(), x)
+        torch.testing.assert_close(of_both[1], alone[1])
+
+    def test_what_is_not_finite_stays_in_its_image(self) -> None:
+        x = random(3, 6, 3, 3)
+        x[1, 2, 0, 0] = math.nan
+        finite = self.descriptor(x).isfinite().all(dim=1)
+        assert finite.tolist() == [True, False, True]
+
+
+class TestLogCholesky(MatrixContract):
+    f = LogCholesky()
+
+    def published(self, s: Tensor) -> Tensor:
+        factor = torch.linalg.cholesky(s + 1e-6 * torch.eye(s.shape[-1], dtype=s.dtype))
+        lower = factor.tril(-1) + torch.diag_embed(factor.diagonal(dim1=1, dim2=2).log())
+        return lower + lower.mT
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_factor_for_every_rank(self, dtype: torch.dtype) -> None:
+        # 3 locations, ten times each, of large features: rounding noise is far above the ridge
+        x = (1e4 * random(4, 64, 3).repeat(1, 1, 10)).to(dtype).requires_grad_()
+        result = matrix_descriptor(x, self.f, dtype=dtype)
+        assert result.isfinite().all()
+        assert torch.autograd.grad(result.sum(), x)[0].isfinite().all()
+
+
+class TestSparseInverse(MatrixContract):
+    f: ClassVar[SparseInverse] = SparseInverse()
+
+    def published(self, s: Tensor) -> Tensor:
+        def inverse(matrix: Tensor) -> Tensor:
+            tau = matrix.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
+            y, z = matrix / tau, torch.eye(matrix.shape[-1], dtype=s.dtype).expand_as(matrix)
+            for _ in range(7):
+                t = (3 * torch.eye(s.shape[-1], dtype=s.dtype) - z @ y) / 2
+                y, z = y @ t, t @ z
+            return z @ z / tau
+
+        c = s / s.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None]
+        theta = inverse(c)
+        for step in range(self.f.steps):
+            slope, size = c - inverse(theta), self.f.rate * (1 - step / (self.f.steps - 1))
+            plus = torch.relu(torch.relu(theta) - size * (slope + self.f.sparsity))
+            theta = plus - torch.relu(torch.relu(-theta) - size * (self.f.sparsity - slope))
+        return theta / theta.diagonal(dim1=1, dim2=2).sum(-1)[:, None, None].sqrt()
+
+
+class TestSparserInverse(TestSparseInverse):
+    f = SparseInverse(steps=3, sparsity=0.7, rate=15.0)  # entries vanish, come back and change their sign
+
+
+def test_more_sparsity_gives_more_zeros() -> None:
+    s = covariance(random(1, 12, 6, 6))
+    zeros = [int((matrix_map(s, SparseInverse(20, sparsity)) == 0).sum()) for sparsity in (0.0, 0.1, 1.0)]
+    assert zeros[0] == 0 < zeros[1] < zeros[2]
+
+
+def test_what_is_kept_for_the_backward_pass_does_not_grow_with_the_steps() -> None:
+    x = random(2, 6, 3, 3).requires_grad_()
+    kept: list[int] = []
+
+    def count(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    for steps in (2, 20):
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            matrix_descriptor(x, SparseInverse(steps))
+    assert kept == [x.numel()] * 2
 
 
 class TestProducts(DescriptorContract):

@@ -124,6 +124,8 @@ def test_what_is_given_stays(pictures: Path) -> None:
     assert "method=gap,seb" in chosen and not any(word.startswith("backbone=lite0") for word in chosen)
     assert chosen[0] == "-m" and chosen.index("experiment=first") < chosen.index("trainer.epochs=3")
     assert "trainer.min_steps=null" in chosen and "trainer.min_steps=null" not in with_first_settings(given[:1])
+    by_name = with_first_settings([given[0], "method.name=seb"])
+    assert "method=gap,seb" in by_name and "method.name=seb" not in by_name
     shown = with_first_settings([given[0], "--cfg", "job"])
     assert "-m" not in shown and "method=mpn_cov" in shown
 

@@ -71,6 +71,7 @@ class Attributions:
 
     notes: list[str]
     shown: int = 0
+    failed: int = 0
     size: int = 0
     left_out: int = 0
     read: dict[tuple[Path, int], Picture | RunError] = field(default_factory=dict)
@@ -102,7 +103,7 @@ class Attributions:
 
     def _add(self, gallery: Gallery, file: Path, name: str, width: int, text: str, caption: str) -> None:
         """Add a picture that attribution.json names, if there is room and it lies in the folder."""
-        if self.shown == MAX_PICTURES or self.size > MAX_BYTES:
+        if self.shown == MAX_PICTURES or self.failed == MAX_PICTURES or self.size > MAX_BYTES:
             self.left_out += 1
             return
         path = file.parent / name
@@ -113,6 +114,7 @@ class Attributions:
             gallery.pictures.append(replace(picture, text=text, caption=caption))
         except RunError as error:
             self.notes.append(str(error))
+            self.failed += 1
         else:
             self.shown += 1
             self.size += len(gallery.pictures[-1].url)

@@ -86,7 +86,7 @@ def read_descriptors(path: Path, *, root: str | None = None, cache: str | None =
     with torch.inference_mode():
         for reduced, classes in restored.pooling_inputs():
             vector = head.pooling(reduced)
-            predicted.append(head.classifier(vector).argmax(dim=1).cpu())
+            predicted.append(head.classify(vector).argmax(dim=1).cpu())
             vectors.append(vector.float().cpu())
             targets.append(classes)
     matrix = torch.cat(vectors).numpy()

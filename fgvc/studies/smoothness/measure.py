@@ -110,7 +110,9 @@ def smoothness_along_gradient(
     if not step_sizes or not all(0 < s < math.inf for s in step_sizes):
         raise ConfigError(f"step sizes must be positive, got {list(step_sizes)}; give some, e.g. 0.5,1,2")
     trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    moved = [name for name in trained if weights == "all" or "classifier" not in name.split(".")]
+    moved = [
+        name for name in trained if weights == "all" or not {"classifier", "token_classifier"} & {*name.split(".")}
+    ]
     if not moved:
         raise ConfigError(f"the model has no trained weights of the kind {weights!r}; measure weights=all")
     at = partial(_loss_and_gradient, module, inputs, loss)

@@ -120,8 +120,7 @@ def band_logits(head: PoolingHead, features: Tensor, keep: Keep | None) -> Tenso
     The gradient is exact, whatever rule the head was trained with; some rules know no bands.
     """
     with restrict_spectrum(head, keep, gradient="exact"):
-        logits: Tensor = head.classifier(head.pooling(features))
-    return logits
+        return head.classify(head.pooling(features))
 
 
 @torch.inference_mode()
