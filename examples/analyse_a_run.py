@@ -127,7 +127,7 @@ for method in ("mpn_cov", "seb"):
 # The trained MPN-COV head on the test images, with a part of the spectrum kept and the rest set to the floor.
 
 # %%
-bands = evaluate_bands(paths["mpn_cov"], [(0, None), (0, 1), (0, 4), (0, 8), (8, None)])
+bands = evaluate_bands(paths["mpn_cov"], [(0, None), (0, 1), (0, 4), (0, 8), (8, None)], cache="cache")
 bands = bands.groupby(["start", "stop"], dropna=False, sort=False)[["images", "right"]].sum()
 shares = (100 * bands["right"] / bands["images"]).round(1)
 labels = ["all", "the largest", "4 largest", "8 largest", "all but the 8 largest"]

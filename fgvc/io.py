@@ -132,7 +132,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def replaced_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]:
+def replaced_folder(
+    path: Path, check: Callable[[Path], None], *, on_wait: Callable[[], object] | None = None
+) -> Iterator[Path]:
     """Do as `atomic_folder`, and replace a folder that `check` allows to replace.
 
     What lies at `path` is first moved aside and checked there, so nothing can come between the check and the
@@ -141,9 +143,11 @@ def replaced_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]
     Args:
         path: folder to write.
         check: function that raises if a path that exists must not be replaced.
+        on_wait: as in `locked`: wait for another process that is writing `path`.
 
     Raises:
-        FileExistsError: another process is writing `path`, or something appeared there between two renames.
+        FileExistsError: another process is writing `path` and there is no `on_wait`, or something appeared there
+            between two renames.
         Exception: as `check` and the writing code, for no room on the disk as `atomic_path`. What lies at `path` is
             unchanged.
     """
@@ -152,7 +156,7 @@ def replaced_folder(path: Path, check: Callable[[Path], None]) -> Iterator[Path]
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     temporary, old = (path.with_name(f".{path.name}.fgvc-{kind}") for kind in ("tmp", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_name(f".{path.name}.lock")) as free:
+    with locked(path.with_name(f".{path.name}.lock"), on_wait=on_wait) as free:
         if free is False:
             raise FileExistsError(errno.EEXIST, "another process is writing it", str(path))
         shutil.rmtree(temporary, ignore_errors=True)

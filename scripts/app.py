@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
     parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
-    parser.add_argument("--cache", help="folder of cached feature maps, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached feature maps (default: results/cache)")
     parser.add_argument("--no-neighbours", action="store_true", help="show no training images and do not read them")
     parser.add_argument("--port", type=int, metavar="N", help="port on 127.0.0.1 (default: a free one from 7860)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the loss for a file (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="folder of the files (default: RUN/figures, or figures here)")
     parser.add_argument("--root", help="folder of the run's dataset, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached feature maps (default: results/cache)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
@@ -34,7 +35,7 @@ def main() -> None:
     if output is None:
         output = default_output(arguments.source, "figures") if arguments.source.is_dir() else Path("figures")
     require_own(output / "gradients.csv")  # before the work
-    inputs = load_features(arguments.source, arguments.images, root=arguments.root)
+    inputs = load_features(arguments.source, arguments.images, root=arguments.root, cache=arguments.cache)
     table = audit_gradients(inputs.features, grad=inputs.grad, keep=arguments.keep, seed=arguments.seed)
     table["image"] = table["image"].map(inputs.indices.__getitem__)
     summary = summarise_gradients(table)

@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="run folders")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
     parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
-    parser.add_argument("--cache", help="folder of cached feature maps, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached feature maps (default: results/cache)")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="write tables and reliability diagrams of all")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()

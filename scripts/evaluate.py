@@ -23,6 +23,7 @@ def main() -> None:
         "--retrieval", action="store_true", help="whether nearest images share a class: recall@k, mAP@R"
     )
     parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached feature maps (default: results/cache)")
     parser.add_argument("--output", type=Path, help="folder of the files (default: the run folder)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
@@ -33,6 +34,7 @@ def main() -> None:
         views=arguments.views,
         resize_size=arguments.resize_size,
         root=arguments.root,
+        cache=arguments.cache,
         output=arguments.output,
         retrieval=arguments.retrieval,
     )

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=5, metavar="N", help="number of neighbours of each image (default: 5)")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
     parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
-    parser.add_argument("--cache", help="folder of cached feature maps, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached feature maps (default: results/cache)")
     parser.add_argument(
         "--sheets",
         type=Path,

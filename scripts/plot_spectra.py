@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, metavar="N", help="compute N test images again (views classes, layers)")
     parser.add_argument("--smallest", type=int, default=8, metavar="K", help="number of small eigenvalues (8)")
     parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
-    parser.add_argument("--cache", help="folder of cached features, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached feature maps (default: results/cache)")
     parser.add_argument("--output", type=Path, help="folder of the files (default: figures in the first RUNS)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a run is left out")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

@@ -34,7 +34,7 @@ def main() -> None:
     option("--boxes", action="store_true", help="also measure each map's share inside the object's bounding box")
     option("--seed", type=int, default=0, help="seed of random maps, ties and resampling (default: %(default)s)")
     option("--root", help="folder of the dataset, if it has moved since training")
-    option("--cache", help="folder of cached features, if it has moved since training")
+    option("--cache", help="folder of cached feature maps (default: results/cache)")
     option("--output", type=Path, help="folder of the files (default: attribution_study in the first RESULTS)")
     option("--strict", action="store_true", help="exit with 1 if a run is left out")
     option("--debug", action="store_true", help="show the traceback of an error")

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--map", dest="label", help="label of the method to draw (default: the most accurate)")
     parser.add_argument("--seed", type=int, default=0, help="seed of map and intervals (default: %(default)s)")
     parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
-    parser.add_argument("--cache", help="folder of cached features, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached feature maps (default: results/cache)")
     parser.add_argument("--output", type=Path, help="folder of the files (default: descriptors in the first RESULTS)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a run is left out")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

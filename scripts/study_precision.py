@@ -23,13 +23,15 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=STUDIED, metavar="METHOD[-GRADIENT]", help="(%(default)s)")
     parser.add_argument("--keep", type=int, help="number of eigenvalues that SVD-TopN keeps (default: all but 50)")
     parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached feature maps (default: results/cache)")
     parser.add_argument("--output", type=Path, default=Path("figures"), help="folder of the files (%(default)s)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a run is left out")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     given = parser.parse_args()
 
     require_own(given.output / "errors.csv")  # before the work
-    study = study_precision(given.runs, images=given.images, methods=given.methods, keep=given.keep, root=given.root)
+    measure = {"images": given.images, "methods": given.methods, "keep": given.keep}
+    study = study_precision(given.runs, **measure, root=given.root, cache=given.cache)
     for channels, part in study.errors.groupby("channels", sort=False):
         print(f"{errors_markdown(part, 'arithmetic')}\n\nRelative errors, d = {channels}: median / 95 % / max.\n")
     print(f"{eigenvalues_markdown(study.eigenvalues)}\n\nEigenvalues in float32: median / max error (number).\n")

@@ -39,7 +39,7 @@ def main() -> None:
     option("--batches", type=int, default=8, help="number of batches with --checkpoint (default: %(default)s)")
     option("--keep", type=int, help="number of eigenvalues that SVD-TopN keeps (default: all but 50)")
     option("--root", help="folder of the dataset, if it has moved since training")
-    option("--cache", help="folder of cached features, if it has moved since training")
+    option("--cache", help="another folder of cached feature maps")
     option("--output", type=Path, default="figures", help="folder of the files (default: %(default)s)")
     option("--strict", action="store_true", help="exit with 1 if a run is left out or a training diverged")
     option("--debug", action="store_true", help="show the traceback of an error")

@@ -24,7 +24,7 @@ def main() -> None:
         "--no-cut", action="store_true", help="do not evaluate runs with all eigenvalues on parts of them"
     )
     parser.add_argument("--root", help="folder of the dataset, if it has moved since training")
-    parser.add_argument("--cache", help="folder of cached features, if it has moved since training")
+    parser.add_argument("--cache", help="folder of cached feature maps (default: results/cache)")
     parser.add_argument("--output", type=Path, help="folder of the files (default: study in the first RESULTS)")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a run is left out")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

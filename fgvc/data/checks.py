@@ -86,7 +86,6 @@ def require_readable(
     on_bad_image: str = "refuse",
     stamp_dir: Path | None = None,
     workers: int = 4,
-    look_in: Path | None = None,
 ) -> ImageDataset:
     """Return the dataset with its `content` if all its images can be decoded; known files are not read again.
 
@@ -96,7 +95,6 @@ def require_readable(
         stamp_dir: folder for a stamp file that remembers a passed check and `content` until a file of the dataset
             changes or the dataset moves; None reads every time.
         workers: decoding threads.
-        look_in: another folder that may hold the stamp file; it is only read.
 
     Raises:
         ConfigError: unknown `on_bad_image`.
@@ -106,9 +104,8 @@ def require_readable(
         raise ConfigError(f"on_bad_image={on_bad_image!r} is unknown; choose one of refuse, skip")
     stamp = None if stamp_dir is None else stamp_dir / _stamp_name(dataset)
     content = _verified_split(dataset).get("content")  # an earlier version wrote none
-    for folder in (stamp_dir, look_in):
-        if content is None and stamp is not None and folder is not None:
-            content = _read_stamp(folder / stamp.name)
+    if content is None and stamp is not None:
+        content = _read_stamp(stamp)
     if isinstance(content, str):
         return dataset.with_content(content)
     results = list(map_images(examine, dataset, workers))

@@ -93,7 +93,7 @@ def cached_features(
     map_shape: tuple[int, int, int],
     key_parts: Mapping[str, str],
     cache_dir: Path,
-    look_in: Path | None = None,
+    elsewhere: str | None = None,
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str = "cpu",
@@ -119,7 +119,7 @@ def cached_features(
             these, the transform, the split's fingerprint and content, views, dtype, the kind of device and the format
             that torch rounds the factors of float32 products to (TF32, bfloat16, that of autocast).
         cache_dir: folder of the cache files.
-        look_in: another folder that may hold the maps; nothing is written to it.
+        elsewhere: what to log if maps have to be computed: where else they may be.
         batch_size: images in one call of `extract`.
         workers: processes that load images.
         device: device of the input of `extract`.
@@ -135,12 +135,13 @@ def cached_features(
     if dtype not in _DTYPES:
         raise ConfigError(f"feature dtype {dtype!r} is unknown; choose one of {', '.join(_DTYPES)}")
     device, numbers = torch.device(device), np.dtype(dtype)
-    folders = [cache_dir] if look_in is None else [cache_dir, look_in]
-    planned = [_plan(split, map_shape, key_parts, numbers, device.type, folders) for split in splits]
+    planned = [_plan(split, map_shape, key_parts, numbers, device.type, cache_dir) for split in splits]
     files = {file.path: file for of_split in planned for file in of_split}
-    found = {path: maps for path in files if (maps := _find_in(path, folders)) is not None}
+    found = {path: maps for path in files if (maps := _find(path)) is not None}
     missing = [file for path, file in files.items() if path not in found]
     if missing:
+        if elsewhere is not None:
+            logger.warning(elsewhere)
         cache_dir.mkdir(parents=True, exist_ok=True)
         # https://bford.info/cachedir: backups leave such a folder out, and so does a dataset around it
         (cache_dir / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
@@ -166,9 +167,9 @@ def _plan(
     key_parts: Mapping[str, str],
     dtype: np.dtype[np.floating],
     kind: str,
-    folders: Sequence[Path],
+    folder: Path,
 ) -> list[_File]:
-    """The files of a split, in the first folder: one, or several where there are many images."""
+    """The files of a split in a folder: one, or several where there are many images."""
     transform = split.transform
     assert isinstance(transform, TransformSpec)
     if not transform.repeats:
@@ -186,11 +187,11 @@ def _plan(
     images = split.with_transform(fixed)
 
     def file(part: ImageDataset, own: Mapping[str, str]) -> _File:
-        return _File(folders[0] / _file_name(own), own, part, (views, len(part), *map_shape), dtype)
+        return _File(folder / _file_name(own), own, part, (views, len(part), *map_shape), dtype)
 
     whole = file(images, parts)
     # earlier versions wrote one file, whatever its size
-    if len(images) <= _IMAGES or any((folder / whole.path.name).is_file() for folder in folders):
+    if len(images) <= _IMAGES or whole.path.is_file():
         return [whole]
     ranges = [range(first, min(first + _IMAGES, len(images))) for first in range(0, len(images), _IMAGES)]
     return [file(images.subset(part), {**parts, "images": f"{part[0]} to {part[-1]}"}) for part in ranges]
@@ -230,13 +231,7 @@ def _file_name(parts: Mapping[str, str]) -> str:
     return f"features-{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]}.npy"
 
 
-def _find_in(path: Path, folders: Sequence[Path]) -> _Found | None:
-    """The file of this name in the first of the folders that holds it; the others are only read."""
-    found = (_find(folder / path.name, touch=folder == path.parent) for folder in folders)
-    return next((maps for maps in found if maps is not None), None)
-
-
-def _find(path: Path, *, touch: bool = True) -> _Found | None:
+def _find(path: Path) -> _Found | None:
     """The maps, if the cache holds them; None where they are missing, or damaged (with a warning)."""
     if not (path.is_file() and _card_of(path).is_file()):
         return None
@@ -255,9 +250,8 @@ def _find(path: Path, *, touch: bool = True) -> _Found | None:
     except Exception as error:  # NumPy's header and the card's fields raise many types
         logger.warning("%s: damaged feature cache (%s); computing it again", path, error)
         return None
-    if touch:
-        with contextlib.suppress(OSError):  # the folder may be read-only
-            os.utime(_card_of(path))
+    with contextlib.suppress(OSError):  # the folder may be read-only
+        os.utime(_card_of(path))
     return found
 
 

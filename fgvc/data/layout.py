@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import errno
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +12,7 @@ from typing import Any
 
 from fgvc.errors import DatasetError
 from fgvc.foreign import read_foreign_text, read_json
-from fgvc.io import atomic_folder, write_json_atomic
+from fgvc.io import replaced_folder, write_json_atomic
 from fgvc.resources import resource_folder
 
 _SHOWN = 5  # names in a message before "and N more"
@@ -143,7 +145,8 @@ def read_csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The column names and the rows of a CSV file, all of it text without blanks around it.
 
     Raises:
-        DatasetError: as `read_text`; no header, a column twice, or a row with more or fewer cells.
+        DatasetError: as `read_text`; no header, a column twice, a cell with a line end, or a row with more or fewer
+            cells.
     """
     lines = (row for row in csv.reader(read_text(path).splitlines(keepends=True), strict=True) if any(row))
     try:
@@ -154,6 +157,9 @@ def read_csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     if repeated := [name for name, count in Counter(header).items() if count > 1]:
         raise DatasetError(f"{path}: the column {repeated[0]!r} appears twice; rename one")
     for number, row in enumerate(rows, start=1):
+        if not {"\n", "\r"}.isdisjoint("".join(row)):  # a quote that nobody closed takes the next rows
+            shown = str(row)[:80]
+            raise DatasetError(f"{path}: row {number} has a line end in a cell ({shown}); is a quote missing there?")
         if len(row) != len(header):
             raise DatasetError(
                 f"{path}: row {number} has {len(row)} cells, but there are {len(header)} columns ({listing(row)}); "
@@ -229,7 +235,7 @@ def unique_names(names: Mapping[str, str]) -> dict[str, str]:
 def write_once(root: Path, record: str, recipe: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
     """Fill `root` by `write(folder)` unless it holds the same content already; returns `root`.
 
-    The folder appears whole or not at all, even if several processes write it.
+    The folder appears whole or not at all, even if several processes write it; what a killed one has left is deleted.
 
     Args:
         root: folder to make; it must not exist, or be empty, or be made by the same recipe.
@@ -242,8 +248,13 @@ def write_once(root: Path, record: str, recipe: Mapping[str, Any], write: Callab
     """
     if _holds(root, record, recipe):
         return root
+
+    def require_empty(found: Path) -> None:
+        if any(found.iterdir()):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(root))
+
     try:
-        with atomic_folder(root) as temporary:
+        with replaced_folder(root.resolve(), require_empty, on_wait=lambda: None) as temporary:
             write(temporary)
             write_json_atomic(temporary / record, recipe)
     except OSError:

@@ -70,8 +70,8 @@ def read_image_table(
 
     Raises:
         ConfigError: a column is missing, or several may be meant; the message names the option.
-        DatasetError: no table, or several; it is damaged, a cell is empty, a path leaves `root` or is missing, or an
-            unknown split.
+        DatasetError: no table, or several; it is damaged, a cell is empty or has a line end, a path leaves `root` or is
+            missing, or an unknown split.
     """
     levels = list(coarse_columns or ())
     given = {"image_column": image_column, "label_column": label_column, "split_column": split_column}
@@ -274,7 +274,11 @@ def _decoded_size(texts: Any) -> int:
 
 
 def _texts(path: Path, frame: pd.DataFrame, column: str, *, empty: bool = False) -> list[str]:
-    """The cells of a column as text; DatasetError for an empty one, or one that is neither text nor a whole number."""
+    """The cells of a column as text.
+
+    Raises:
+        DatasetError: an empty one, one with a line end, or one that is neither text nor a whole number.
+    """
     found = []
     for row, value in enumerate(frame[column].tolist(), start=1):
         missing = value is None or value != value
@@ -287,6 +291,10 @@ def _texts(path: Path, frame: pd.DataFrame, column: str, *, empty: bool = False)
             )
         if not (text or empty):
             raise DatasetError(f"{path}: row {row} has nothing in the column {column!r}; fill it in or remove the row")
+        if not {"\n", "\r"}.isdisjoint(text):  # a quote that nobody closed takes the rows up to the next one
+            raise DatasetError(
+                f"{path}: row {row} has a line end in the column {column!r} ({text[:40]!r}); is a quote missing there?"
+            )
         try:
             text.encode()
         except UnicodeEncodeError as error:

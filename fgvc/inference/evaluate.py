@@ -82,6 +82,7 @@ def evaluate_run(
     views: str = "single",
     resize_size: int | None = None,
     root: str | None = None,
+    cache: str | None = None,
     output: Path | None = None,
     retrieval: bool = False,
 ) -> RunEvaluation:
@@ -96,6 +97,7 @@ def evaluate_run(
         views: "single", "mirror" or "ten_crop"; logits of several views are averaged, see `ViewTransform`.
         resize_size: pixels before the crop; None means as in the run.
         root: folder of the dataset; None means the one in the run's configuration.
+        cache: folder of cached feature maps; None means as in `restore_run`.
         output: folder of the files; None means the run folder.
         retrieval: whether to add `measure_retrieval` of the test images' descriptors among themselves to the record.
 
@@ -107,7 +109,7 @@ def evaluate_run(
         DatasetError, WeightsError: as in training.
     """
     accelerator = create_accelerator(RunFolder(path).read_config(), path, training=False)
-    restored = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root)
+    restored = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root, cache=cache)
     own = restored.images.transform
     assert isinstance(own, TransformSpec)
     transform = ViewTransform(resized_spec(own, resize_size), views)

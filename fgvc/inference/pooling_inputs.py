@@ -35,7 +35,7 @@ class PoolingInputs:
     indices: list[int]
 
 
-def load_features(path: Path, images: int = 64, *, root: str | None = None) -> PoolingInputs:
+def load_features(path: Path, images: int = 64, *, root: str | None = None, cache: str | None = None) -> PoolingInputs:
     """Features of up to `images` evenly spaced images.
 
     Args:
@@ -44,6 +44,7 @@ def load_features(path: Path, images: int = 64, *, root: str | None = None) -> P
             (views, N, C, H, W); the first view is read.
         images: how many; evenly spaced, as neighbours are of one class.
         root: folder of the run's dataset, where it has moved since training.
+        cache: folder of the run's cached feature maps; None means as in `restore_run`.
 
     Raises:
         ConfigError: `images` below 1.
@@ -54,7 +55,7 @@ def load_features(path: Path, images: int = 64, *, root: str | None = None) -> P
     if images < 1:
         raise ConfigError(f"images must be at least 1, got {images}")
     if path.is_dir():
-        return _from_run(path, images, root)
+        return _from_run(path, images, root, cache)
     if path.exists():
         return _from_file(path, images)
     raise DatasetError(f"{path} does not exist; give the folder of a finished run, or a .npy file of feature maps")
@@ -86,13 +87,13 @@ def _require_finite(features: Tensor, indices: list[int], source: str) -> None:
         raise DatasetError(f"{source}: NaN or infinity in the features of image {broken[0]}, {len(broken)} such in all")
 
 
-def _from_run(path: Path, images: int, root: str | None) -> PoolingInputs:
+def _from_run(path: Path, images: int, root: str | None, cache: str | None) -> PoolingInputs:
     folder = RunFolder(path)
     method = folder.read_config().method.name
     summary = folder.read_summary()
     if summary.get("status") != "finished":
         raise RunError(f"{path}: status {summary.get('status')}, not finished; finish the run first")
-    restored = restore_run(path, root=root)
+    restored = restore_run(path, root=root, cache=cache)
     restored.trained.eval()
     head = restored.head
     if not isinstance(head.pooling, CovariancePooling):

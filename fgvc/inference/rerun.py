@@ -9,7 +9,7 @@ from fgvc.io import default_output
 from fgvc.provenance import commit_label
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
-from fgvc.training.run import train_run
+from fgvc.training.run import other_images, train_run
 from fgvc.training.setup import open_split
 
 
@@ -29,8 +29,8 @@ def rerun(path: Path, *, run_dir: Path | None = None, root: str | None = None, c
         The folder of the repetition.
 
     Raises:
-        RunError: not a finished run, a configuration from another version that cannot be read, another dataset, or
-            `run_dir` holds a finished run.
+        RunError: not a finished run, a configuration from another version that cannot be read, another dataset, other
+            images than those that fgvc divided for the run, or `run_dir` holds a finished run.
         As `train_run`.
     """
     folder = RunFolder(path)
@@ -48,6 +48,9 @@ def rerun(path: Path, *, run_dir: Path | None = None, root: str | None = None, c
     again.dataset.root = config.dataset.root if root is None else root
     again.cache.dir = config.cache.dir if cache is None else cache
     require_classes(again, open_split(again, "test").classes, read_classes(folder))
+    # a split of its own would be another one; where the dataset has a split, the comparison tells what changed
+    if folder.split_file.is_file() and (others := other_images(folder, again)):
+        raise RunError(f"{path} divided {others}, which would be divided otherwise; give its own images: --root")
     return train_run(again, rerun_of=path)
 
 

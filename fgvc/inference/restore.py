@@ -53,7 +53,8 @@ class Restored:
         images: Requested split.
         weights_digest: SHA-256 of the backbone's weights.
         device: Device of backbone and head.
-        look_in: Folder of feature maps that are only read, the `cache.dir` of the run.
+        elsewhere: What to log if feature maps have to be computed: where the run kept its own; None where that folder
+            is the one in use.
         note: How the dataset's images differ from those that the run had; None where they do not.
     """
 
@@ -64,7 +65,7 @@ class Restored:
     images: ImageDataset
     weights_digest: str
     device: torch.device
-    look_in: Path
+    elsewhere: str | None
     note: str | None
 
     @property
@@ -93,7 +94,7 @@ class Restored:
         if not self.config.backbone.frozen:
             return self.images
         extractor = create_extractor(self.config, self.backbone, self.weights_digest, self.device)
-        return split_features(self.config, [self.images], extractor, look_in=self.look_in)[0]
+        return split_features(self.config, [self.images], extractor, elsewhere=self.elsewhere)[0]
 
 
 def restore_run(
@@ -112,8 +113,7 @@ def restore_run(
         device: device of the model; None means the GPU if there is one.
         checkpoint: "last" or "best".
         root: folder of the dataset; None means the one in the run's configuration.
-        cache: folder for feature maps that the run's own `cache.dir`, which is only read, does not hold; None means
-            results/cache.
+        cache: folder of cached feature maps; None means results/cache. That of the run's configuration is not read.
         split: "test"; "train", with the transform of training and without images held out for validation; or
             "validation", the images that selected the best epoch. If fgvc made the split, it is that of
             RUN/split.csv: images that are not in the file are left out, with a warning.
@@ -127,12 +127,16 @@ def restore_run(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = RunFolder(path)
     config = folder.read_config(root=root)
-    # the folder may come from someone else: its settings name places to read, none to write to, and no network
-    look_in, usual = Path(config.cache.dir), CacheConfig()
+    # the folder may come from someone else: its settings name the images, but no place to write to, no network, and
+    # no feature maps, which would stand for the images
+    own, usual = config.cache.dir, CacheConfig()
     config.cache = replace(config.cache, dir=cache or usual.dir, max_gb=usual.max_gb)
+    elsewhere = None
+    if Path(own).resolve() != Path(config.cache.dir).resolve():
+        elsewhere = f"{path}: computing feature maps; the run kept its own in {own}, see --cache"
     _require_images(config)
     backbone = restore_backbone(config)
-    images, notes = _read_split(config, folder, split, backbone, look_in)
+    images, notes = _read_split(config, folder, split, backbone)
     require_classes(config, images.classes, read_classes(folder))
     if not _same_images(images, read_run(path).images, split):
         notes.append(
@@ -145,7 +149,7 @@ def restore_run(
     trained = trained_part(config, model)
     model.to(device)
     note = "; ".join(notes) or None
-    return Restored(config, trained, backbone, model.head, images, digest, device, look_in, note)
+    return Restored(config, trained, backbone, model.head, images, digest, device, elsewhere, note)
 
 
 def load_model(path: Path, checkpoint: str = "last") -> FineGrainedModel:
@@ -248,7 +252,8 @@ def restored_method(config: RunConfig, run: Run, checkpoint: str) -> MethodConfi
         raise RunError(f"the summary does not name the epoch of the {checkpoint} weights; train the run again")
     if epoch > config.switch_epoch:
         return config.method
-    return replace(config.method, name=config.hybrid.method, gradient=None, options=config.hybrid.options)
+    first = MethodConfig(name=config.hybrid.method, options=config.hybrid.options)  # as published, see `Stages`
+    return replace(config.method, name=first.name, gradient=first.gradient, solver=first.solver, options=first.options)
 
 
 def read_weights(folder: RunFolder, which: str) -> dict[str, Tensor]:
@@ -300,18 +305,16 @@ def _require_images(config: RunConfig) -> None:
         raise RunError(f"dataset.root={root} is not there, and no run folder may have it made; give the images: --root")
 
 
-def _read_split(
-    config: RunConfig, folder: RunFolder, split: str, backbone: Backbone, look_in: Path
-) -> tuple[ImageDataset, list[str]]:
+def _read_split(config: RunConfig, folder: RunFolder, split: str, backbone: Backbone) -> tuple[ImageDataset, list[str]]:
     """The images of a split, and notes on how they differ from those of split.csv."""
     own = None if split == "test" else open_validation(config)
     if split == "validation" and own is not None:
-        return ready_split(config, own, backbone, training=False, look_in=look_in), []
+        return ready_split(config, own, backbone, training=False), []
     opened, notes = open_split(config, "test" if split == "test" else "train"), list[str]()
     sides = _sides(folder)
     if sides:
         opened = _as_listed(opened, sides, split, folder.split_file, notes)
-    images = ready_split(config, opened, backbone, training=split != "test", look_in=look_in)
+    images = ready_split(config, opened, backbone, training=split != "test")
     if split == "test":
         return images, notes
     if not sides:

@@ -44,7 +44,7 @@ from fgvc.spectral import (
 )
 from fgvc.spectral.descriptor import layer_descriptor
 from fgvc.spectral.eigen import symmetric_eigh
-from fgvc.spectral.precision import check_whole_number, spectral_dtype
+from fgvc.spectral.precision import check_iterations, spectral_dtype
 from fgvc.spectral.products import products_descriptor, uses_products
 from fgvc.spectral.spectral_map import apply_layer, spectral_layer
 
@@ -70,16 +70,16 @@ class NewtonSchulzPooling(CovariancePooling):
 
     Args:
         channels: C.
-        iterations: Number of iterations, at least 1.
+        iterations: Number of iterations, from 1 to 100.
         dtype: Working precision, float64 or float32.
 
     Raises:
-        ValueError: `iterations` below 1, or another `dtype`.
+        ValueError: `iterations` out of range, or another `dtype`.
     """
 
     def __init__(self, channels: int, iterations: int = 5, dtype: str | torch.dtype = torch.float64) -> None:
         super().__init__(channels)
-        check_whole_number("iterations", iterations, least=1)
+        check_iterations(iterations)
         self.iterations = iterations
         self.dtype = spectral_dtype(dtype)
 

@@ -16,7 +16,7 @@ from fgvc.io import read_csv
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.statistics import pair_predictions
-from fgvc.runs.summary import PREDICTION_COLUMNS, Accuracy, Run, read_run
+from fgvc.runs.summary import PREDICTION_COLUMNS, Accuracy, Run, read_run, same_images
 
 T = TypeVar("T")
 
@@ -124,7 +124,8 @@ class RunComparison:
         if self.identical:
             return "bit-identical"
         moved = [change for change in self.accuracies if change.first != change.second and "epoch" not in change.name]
-        found = [f"{name} {one} and {other} %" for name, one, other in moved[:1]]
+        others = [] if same_images(self.first, self.second) else ["other images"]
+        found = others + [f"{name} {one} and {other} %" for name, one, other in moved[:1]]
         if self.predictions is not None and self.predictions.changed:
             found.append(f"{self.predictions.changed} of {self.predictions.images} predictions changed")
         weights = [distance for distance in self.weights if distance.differing]
@@ -135,7 +136,9 @@ class RunComparison:
             found.append("metrics or spectra differ")
         if self.incomparable:
             found.append(f"not compared: {'; '.join(self.incomparable)}")
-        return ("differs: " if moved else "equal accuracy, ") + ", ".join(found or ["confidences or epochs differ"])
+        return ("differs: " if moved or others else "equal accuracy, ") + ", ".join(
+            found or ["confidences or epochs differ"]
+        )
 
 
 def compare_runs(first: Path, second: Path) -> RunComparison:

@@ -5,7 +5,6 @@ setting comes from the summary. Runs that differ in another setting that changes
 no repetitions: they are rows of their own, and the label says what differs.
 """
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,9 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from fgvc.errors import RunError
-from fgvc.runs.config import default_settings, flatten
-from fgvc.runs.folder import role
-from fgvc.runs.summary import Run
+from fgvc.runs.summary import Run, result_settings
 
 
 @dataclass(frozen=True)
@@ -199,7 +196,7 @@ def _by_variant(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
     The summary lacks some settings, e.g. the learning rate. Runs without a readable config.yaml are apart from others.
     """
-    settings = [_result_settings(run) for run in runs]
+    settings = [result_settings(run) for run in runs]
     known = [values for values in settings if values is not None]
     for name, digests in _input_digests(runs).items():
         for values, digest in zip(settings, digests, strict=True):
@@ -232,27 +229,6 @@ def _input_digests(runs: Sequence[Run]) -> dict[str, list[str]]:
                 found[text] = digests
                 break
     return found
-
-
-def _result_settings(run: Run) -> dict[str, Any] | None:
-    """Return the settings that change a run's result, other than the seed; None if they cannot be read."""
-    try:
-        given = flatten(run.settings())
-    except RunError:
-        return None
-    settings = _defaults() | given  # an older run does not know a newer setting: it did what its default does
-    settings["dataset.adapter"] = settings["dataset.adapter"] or settings["dataset.name"]
-    given_weights = (settings[key] for key in ("backbone.weights", "backbone.pretrained", "initial_weights"))
-    if any(given_weights) and run.weights_digest is not None:
-        settings["backbone.weights"] = run.weights_digest[:12]  # the file may lie elsewhere, or be another one there
-    # the reduction is in `Setting`; a first-order method has none, whatever its configuration says
-    left_out = ("seed", "method.reduction")
-    return {key: value for key, value in settings.items() if role(key).changes_result and key not in left_out}
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    return flatten(default_settings())
 
 
 def _shown(value: Any) -> str:

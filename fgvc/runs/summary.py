@@ -14,7 +14,8 @@ import pandas as pd
 from fgvc.errors import RunError
 from fgvc.io import read_csv
 from fgvc.provenance import commit_label
-from fgvc.runs.folder import RunFolder
+from fgvc.runs.config import default_settings, flatten
+from fgvc.runs.folder import RunFolder, role
 from fgvc.runs.spectra import Spectrum, SpectrumHistory
 
 _REPEAT = "restore the file or repeat the run"
@@ -24,6 +25,8 @@ _COUNTS = (
     *("best_epoch", "train_images", "test_images", "test_classes"),
 )
 _LARGEST_COUNT = 1 << 32
+
+_DIGESTS_OF_IMAGES = [f"{split}_{what}" for split in ("train", "validation", "test") for what in ("list", "content")]
 
 PREDICTION_COLUMNS = ("path", "target", "predicted", "confidence")
 """Columns of predictions in every version; newer files also have target_class, predicted_class and rank."""
@@ -228,15 +231,15 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 def split_finished(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """Return the finished runs, and for every other run a note with the reason why it is left out.
 
-    A rerun is no second run: it is left out where the run that it repeats is there.
+    A rerun is no second run: it is left out where the run that it repeats is there, known by its settings and images.
 
     Raises:
         RunError: no run is finished.
     """
     runs, finished, notes = list(runs), [], []
-    first = {_identity(run) for run in runs if run.finished and run.rerun_of is None}
+    first = [run for run in runs if run.finished and run.rerun_of is None]
     for run in runs:
-        if run.finished and run.rerun_of is not None and _identity(run) in first:
+        if run.finished and run.rerun_of is not None and any(_repeats(run, other) for other in first):
             notes.append(f"left out {run.path}: a rerun of {run.rerun_of}, not a second run")
         elif run.finished:
             finished.append(run)
@@ -247,10 +250,44 @@ def split_finished(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     return finished, notes
 
 
+def _repeats(rerun: Run, run: Run) -> bool:
+    """Whether `rerun` can be the repetition of `run`: their settings and images are the same."""
+    alike = _identity(rerun) == _identity(run) and same_images(rerun, run)
+    return alike and result_settings(rerun) == result_settings(run)
+
+
 def _identity(run: Run) -> tuple[object, ...]:
-    """Return what a run and its rerun have in common."""
+    """Return what the summaries of a run and its rerun have in common."""
     setting = (run.dataset, run.backbone, run.frozen, run.image_size, run.reduction, run.recipe, run.epochs)
     return (run.method, run.gradient, run.label, run.seed, *setting)
+
+
+def same_images(first: Run, second: Run) -> bool:
+    """Whether two runs had the same images in each split, as far as both say."""
+    counts = [(run.train_images, run.test_images) for run in (first, second)]
+    digests = [(first.images.get(name), second.images.get(name)) for name in _DIGESTS_OF_IMAGES]
+    return all(one == other for one, other in (*zip(*counts, strict=True), *digests) if None not in (one, other))
+
+
+def result_settings(run: Run) -> dict[str, Any] | None:
+    """Return the settings that change a run's result, other than the seed; None if they cannot be read."""
+    try:
+        given = flatten(run.settings())
+    except RunError:
+        return None
+    settings = _defaults() | given  # an older run does not know a newer setting: it did what its default does
+    settings["dataset.adapter"] = settings["dataset.adapter"] or settings["dataset.name"]
+    given_weights = (settings[key] for key in ("backbone.weights", "backbone.pretrained", "initial_weights"))
+    if any(given_weights) and run.weights_digest is not None:
+        settings["backbone.weights"] = run.weights_digest[:12]  # the file may lie elsewhere, or be another one there
+    # the summary has the reduction; a first-order method has none, whatever its configuration says
+    left_out = ("seed", "method.reduction")
+    return {key: value for key, value in settings.items() if role(key).changes_result and key not in left_out}
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return flatten(default_settings())
 
 
 def find_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:

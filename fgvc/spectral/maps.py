@@ -16,7 +16,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fgvc.spectral.precision import EIGENVALUE_FLOOR, check_ridge, check_whole_number, eigenvalue_floor, is_number
+from fgvc.spectral.precision import (
+    EIGENVALUE_FLOOR,
+    check_iterations,
+    check_ridge,
+    check_whole_number,
+    eigenvalue_floor,
+    is_number,
+)
 
 
 class Band(NamedTuple):
@@ -311,13 +318,13 @@ class NewtonSchulzRoot:
     product of the slopes (6 e + 3 e^2) / 4. Everything below is a sum of terms of one sign.
 
     Raises:
-        ValueError: `iterations` below 1.
+        ValueError: `iterations` below 1 or above 100.
     """
 
     iterations: int = 5
 
     def __post_init__(self) -> None:
-        check_whole_number("iterations", self.iterations, least=1)
+        check_iterations(self.iterations)
 
     def _iterate(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """z_N (B, n) and the residuals e_0 ... e_{N-1} as one tensor (N, B, n)."""

@@ -25,7 +25,7 @@ from fgvc.spectral.descriptor import batch_gram, features_gradient, is_thin, sym
 from fgvc.spectral.precision import (
     FirstDerivative,
     as_batch,
-    check_whole_number,
+    check_iterations,
     full_precision,
     keep_for_backward,
     result_dtype,
@@ -240,18 +240,18 @@ def newton_schulz_sqrt(cov: Tensor, iterations: int = 5, *, dtype: str | torch.d
 
     Args:
         cov: symmetric positive semi-definite, (B, d, d) or (..., d, d), any floating dtype; its symmetric part is used.
-        iterations: number of iterations, at least 1.
+        iterations: number of iterations, from 1 to 100.
         dtype: working precision, float64 or float32, forward and backward.
 
     Returns:
         In the shape of `cov`; float64 for float64 input, else float32.
 
     Raises:
-        ValueError: wrong shape, `iterations` below 1, or another `dtype`.
+        ValueError: wrong shape, `iterations` out of range, or another `dtype`.
         TypeError: not floating point.
     """
     batch = as_batch(cov)
-    check_whole_number("iterations", iterations, least=1)
+    check_iterations(iterations)
     working = spectral_dtype(dtype)
     if torch.compiler.is_exporting():
         return _plain_sqrt(batch.to(working), iterations).to(result_dtype(cov)).reshape(cov.shape)
@@ -268,18 +268,18 @@ def newton_schulz_descriptor(x: Tensor, iterations: int = 5, *, dtype: str | tor
 
     Args:
         x: local features, (B, d, H, W) or (B, d, M), any floating dtype.
-        iterations: number of iterations, at least 1.
+        iterations: number of iterations, from 1 to 100.
         dtype: working precision, float64 or float32, forward and backward.
 
     Returns:
         (B, d (d + 1) / 2); float64 for float64 input, else float32.
 
     Raises:
-        ValueError: wrong shape, `iterations` below 1, or another `dtype`.
+        ValueError: wrong shape, `iterations` out of range, or another `dtype`.
         TypeError: not floating point.
     """
     check_features(x)
-    check_whole_number("iterations", iterations, least=1)
+    check_iterations(iterations)
     working = spectral_dtype(dtype)
     if torch.compiler.is_exporting():
         return upper_triangle(_plain_sqrt(covariance(x, working), iterations)).to(result_dtype(x))

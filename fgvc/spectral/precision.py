@@ -95,6 +95,14 @@ def check_whole_number(name: str, value: int, least: int, most: int = 10_000) ->
         raise ValueError(f"{name} must be at most {most:,}, got {value!r}")
 
 
+def check_iterations(value: int) -> None:
+    """Raise ValueError where `value` is no number of Newton-Schulz iterations, from 1 to 100.
+
+    Each keeps a matrix, and 60 of them have converged at any condition that float64 resolves.
+    """
+    check_whole_number("iterations", value, least=1, most=100)
+
+
 def is_number(value: object, limit: float = 1e30) -> bool:
     """Whether `value` is a number, and no bool, of at most `limit` in size: larger ones overflow on the way."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= limit

@@ -198,7 +198,7 @@ def newton(iterations: int = 10) -> GradientRule:
     The iteration is itself a map of the eigenvalues, so its gradient needs no matrix products of its own.
 
     Raises:
-        ValueError: `iterations` below 1; when applied, a map other than the square root of all eigenvalues.
+        ValueError: `iterations` not from 1 to 100; when applied, a map other than the square root of all eigenvalues.
     """
     return IterationGradient(NewtonSchulzRoot(iterations))
 

@@ -125,20 +125,25 @@ def _is_done(folder: RunFolder, config: RunConfig) -> bool:
     """Return whether the run is finished. Raises RunError if the dataset, where it is here, has other images now."""
     if not folder.is_finished():
         return False
-    summary = folder.read_summary()
-    before = (summary.get("dataset_fingerprint") or {}).get("listed")  # runs of earlier versions do not say
-    if before and expanded(config.dataset.root).exists():
-        splits = open_splits(config)
-        if listing_digest(splits) != before:
-            counts = ("num_classes", "train_images", "test_images")
-            then = "{} classes, {} training and {} test images".format(*(summary.get(name) for name in counts))
-            now = f"{len(splits[0].classes)} classes, {len(splits[0])} training and {len(splits[1])} test images"
-            raise RunError(
-                f"{folder.path} is finished, on other images ({then}) than are in {config.dataset.root} now ({now}); "
-                f"give {_another(config)} to train on these"
-            )
+    if others := other_images(folder, config):
+        raise RunError(f"{folder.path} is finished, on {others}; give {_another(config)} to train on these")
     _log.info("%s is finished already; to train again, delete it or give %s", folder.path, _another(config))
     return True
+
+
+def other_images(folder: RunFolder, config: RunConfig) -> str | None:
+    """Say how the images of the dataset, where it is here, differ from those that a run listed; None if they do not."""
+    summary = folder.read_summary()
+    before = (summary.get("dataset_fingerprint") or {}).get("listed")  # runs of earlier versions do not say
+    if not (before and expanded(config.dataset.root).exists()):
+        return None
+    splits = open_splits(config)
+    if listing_digest(splits) == before:
+        return None
+    counts = ("num_classes", "train_images", "test_images")
+    then = "{} classes, {} training and {} test images".format(*(summary.get(name) for name in counts))
+    now = f"{len(splits[0].classes)} classes, {len(splits[0])} training and {len(splits[1])} test images"
+    return f"other images ({then}) than are in {config.dataset.root} now ({now})"
 
 
 def default_run_dir(config: RunConfig) -> Path:

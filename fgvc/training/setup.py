@@ -438,17 +438,15 @@ def build_transform(config: RunConfig, backbone: Backbone, *, training: bool) ->
     )
 
 
-def ready_split(
-    config: RunConfig, opened: ImageDataset, backbone: Backbone, *, training: bool, look_in: Path | None = None
-) -> ImageDataset:
-    """Add the run's transform to a split and check that every image is readable; `look_in` may know that they are.
+def ready_split(config: RunConfig, opened: ImageDataset, backbone: Backbone, *, training: bool) -> ImageDataset:
+    """Add the run's transform to a split and check that every image is readable.
 
     Raises:
         DatasetError: an image cannot be read, and `trainer.on_bad_image` is "refuse"; or no training image of a class
             can be read.
     """
     dataset = opened.with_transform(build_transform(config, backbone, training=training))
-    dataset = require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir), look_in=look_in)
+    dataset = require_readable(dataset, config.trainer.on_bad_image, Path(config.cache.dir))
     if training and (lost := sorted(set(opened.targets) - set(dataset.targets))):
         names = listing([opened.classes[target] for target in lost])
         raise DatasetError(
@@ -493,9 +491,9 @@ def create_extractor(config: RunConfig, backbone: Backbone, digest: str, device:
 
 
 def split_features(
-    config: RunConfig, splits: Sequence[ImageDataset], extractor: Extractor, *, look_in: Path | None = None
+    config: RunConfig, splits: Sequence[ImageDataset], extractor: Extractor, *, elsewhere: str | None = None
 ) -> Sequence[FeatureSet | ComputedFeatures]:
-    """Return the feature maps of some splits: from the cache, or from the folder `look_in`, or computed when read."""
+    """Return the feature maps of some splits: from the cache, see `cached_features`, or computed when read."""
     batch_size = inference_batch_size(config, extractor.device)
     if not config.cache.enabled:
         return [ComputedFeatures(images, extractor.module, batch_size, extractor.device) for images in splits]
@@ -508,7 +506,7 @@ def split_features(
         map_shape=extractor.module.out_shape,
         key_parts={"backbone": json.dumps(settings, sort_keys=True), "weights": extractor.digest},
         cache_dir=Path(config.cache.dir),
-        look_in=look_in,
+        elsewhere=elsewhere,
         batch_size=batch_size,
         workers=loader_workers(config.trainer.workers),
         device=extractor.device,

@@ -38,7 +38,7 @@ def features_of(dataset: ImageDataset, extract: Any, spec: TransformSpec | None 
 
 
 def cache_files(dataset: ImageDataset) -> list[str]:
-    return sorted(path.suffix for path in (dataset.root / "cache").iterdir())
+    return sorted(path.suffix for path in (dataset.root / "cache").iterdir() if path.name != "CACHEDIR.TAG")
 
 
 def test_both_views_equal_direct_computation(dataset: ImageDataset) -> None:

@@ -134,6 +134,7 @@ def test_coarser_labels_of_a_file(tmp_path: Path) -> None:
         ("class,family,family\nwren,x,y\n", "the column 'family' appears twice"),
         ("", "it is empty"),
         ('class,family\n"wren,x\n', "not a table"),
+        ('class,family\nwren,"x\nelf,y"\n', r"row 1 has a line end in a cell \(\['wren', 'x.nelf,y'\]\)"),
     ],
 )
 def test_a_wrong_file_of_coarser_labels_is_named(tmp_path: Path, content: str, message: str) -> None:

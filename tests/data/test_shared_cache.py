@@ -43,8 +43,9 @@ def features_of(dataset: ImageDataset, extract: Backbone, name: str = "a", entri
 
 
 def kinds(dataset: ImageDataset) -> list[str]:
-    """Suffixes of the files in the cache."""
-    return sorted("".join(path.suffixes) for path in (dataset.root / "cache").iterdir())
+    """Suffixes of the files in the cache, without the mark of such a folder."""
+    files = (path for path in (dataset.root / "cache").iterdir() if path.name != "CACHEDIR.TAG")
+    return sorted("".join(path.suffixes) for path in files)
 
 
 @contextmanager

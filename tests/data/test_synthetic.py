@@ -1,6 +1,9 @@
 """The synthetic set: deterministic, whole or absent, and honest: no mean tells its classes, a covariance does."""
 
 import json
+import os
+import signal
+import threading
 from itertools import combinations
 from pathlib import Path
 
@@ -51,17 +54,37 @@ def test_defaults_agree_with_the_card(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (len(train.classes), len(train), len(test)) == (card["classes"], *card["splits"].values())
 
 
-def test_losing_a_race_takes_the_winner_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = synthetic._write
+def test_who_comes_second_waits_and_takes_the_folder_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = synthetic._write, []
 
     def slow_write(root: Path, recipe: object) -> None:
+        written.append(root)
+        second.start()
         write(root, recipe)  # type: ignore[arg-type]
-        monkeypatch.setattr(synthetic, "_write", write)
-        synthetic.write_synthetic(tmp_path / "set", **SMALL)
 
     monkeypatch.setattr(synthetic, "_write", slow_write)
+    second = threading.Thread(target=synthetic.write_synthetic, args=(tmp_path / "set",), kwargs=SMALL, daemon=True)
     synthetic.write_synthetic(tmp_path / "set", **SMALL)
+    second.join(60)
+    assert not second.is_alive() and len(written) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_what_a_killed_writer_leaves_is_deleted_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (mine := tmp_path / ".set.tmp").mkdir()
+    child = os.fork()
+    if not child:
+        try:
+            monkeypatch.setattr("fgvc.data.layout.write_json_atomic", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            synthetic.write_synthetic(tmp_path / "set", **SMALL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len(list(tmp_path.rglob("*.jpg"))) == 9 and not (tmp_path / "set").exists()
+    synthetic.write_synthetic(tmp_path / "set", **SMALL)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [mine.name, "set"]
 
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -214,6 +214,9 @@ def test_the_table_is_found_or_asked_for(tmp_path: Path) -> None:
         (b"path,label\n", "no rows below the header"),
         (b"", "No columns to parse"),
         (b'path,label\n"0.jpg,a\n', "EOF inside string"),
+        (b'path,label\n0.jpg,a\n1.jpg,"a\n2.jpg,b\n3.jpg,"b\n', r"row 2 has a line end in the column 'label' \('a.n2"),
+        (b'path,label\n0.jpg,a\n"1.jpg,a\n2.jpg",b\n', "row 2 has a line end in the column 'path'"),
+        (b'path,label\n0.jpg,"a\rb"\n', "row 1 has a line end in the column 'label'"),
         (b"<html>404</html>", "a web page in place of the file"),
         (
             b"path,label," + b",".join(b"%d" % i for i in range(1000)) + b"\n0.jpg,a" + b"," * 1000 + b"\n",

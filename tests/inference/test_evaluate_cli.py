@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,15 +127,38 @@ def test_only_what_is_needed_is_read_and_cached(
     evaluate_run(path, views="mirror", root=root)
     assert [file.name.split("-")[0] for file in cache.iterdir()] == ["readable"]
     evaluate_run(path, root=root)
-    names = sorted(file.name.split("-")[0] + file.suffix for file in cache.iterdir())
+    names = sorted(file.name.split("-")[0] + file.suffix for file in cache.glob("*-*"))
     assert names == ["features.json", "features.npy", "readable.json"]
     (features,) = cache.glob("*.npy")
     assert not (tmp_path / "fresh").exists()
     assert np.load(features).shape[:2] == (1, 9)  # the test split alone
 
 
+def test_feature_maps_that_came_with_a_run_do_not_stand_for_the_images(copy: Copy, runs: Path, tmp_path: Path) -> None:
+    path, root = copy("frozen", f"cache.dir={tmp_path / 'frozen' / 'cache'}"), runs / "datasets" / "synthetic"
+    (tmp_path / "mine").mkdir()
+    arguments = ("evaluate.py", path, "--root", root, "--output")
+    done = succeeded(run(*arguments, "a", "--cache", path / "cache", cwd=tmp_path / "mine"))
+    assert not done.stderr and not (tmp_path / "mine" / "results").exists()
+    (features,) = (path / "cache").glob("*.npy")
+    np.save(features, np.load(features)[:, ::-1].copy())  # the maps of other images
+    card = json.loads(features.with_suffix(".json").read_text())
+    forged = card | {"crc32": f"{zlib.crc32(features.read_bytes()):08x}"}
+    features.with_suffix(".json").write_text(json.dumps(forged))
+    succeeded(run(*arguments, "b", "--cache", path / "cache", cwd=tmp_path / "mine"))
+    done = succeeded(run(*arguments, "c", cwd=tmp_path / "mine"))
+    assert f"the run kept its own in {path / 'cache'}, see --cache" in done.stderr
+    read, forged, computed = (pd.read_csv(tmp_path / "mine" / x / "predictions-last.csv") for x in "abc")
+    pd.testing.assert_frame_equal(computed, read)
+    assert not forged["confidence"].equals(read["confidence"])
+    kept = {file.name.split("-")[0] for file in (tmp_path / "mine" / "results" / "cache").iterdir()}
+    assert {"features", "readable"} < kept
+    assert not succeeded(run(*arguments, "c", cwd=tmp_path / "mine")).stderr  # nothing is computed
+
+
 def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Copy) -> None:
-    path = copy("frozen", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1")
+    changes = ("method.gradient=exact", "method.solver=products")  # those of the last stage alone
+    path = copy("frozen", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1", *changes)
     file = path / "summary.json"
     summary = json.loads(file.read_text())
     file.write_text(json.dumps(summary | {"epochs": 2, "best": summary["best"] | {"epoch": 1}}))

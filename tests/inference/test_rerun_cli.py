@@ -173,7 +173,9 @@ def test_another_dataset_is_refused_and_changes_are_told(pair: tuple[Path, Path]
     assert not (tmp_path / "copy-rerun").exists()
     changed = write_synthetic(tmp_path / "changed", **DATA, seed=1)
     assert rerun(copy, root=str(changed), cache="cache-of-others") == tmp_path / "copy-rerun"
-    names = {change.name for change in compare_runs(copy, tmp_path / "copy-rerun").environment}
+    comparison = compare_runs(copy, tmp_path / "copy-rerun")
+    assert comparison.verdict.startswith("differs: other images, ")
+    names = {change.name for change in comparison.environment}
     parts = ["listed", *(f"{split}_{what}" for split in ("train", "test") for what in ("list", "content"))]
     assert names == {f"dataset_fingerprint.{part}" for part in parts}
 

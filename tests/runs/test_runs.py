@@ -106,6 +106,20 @@ def test_unfinished_runs_are_noted_and_the_rest_kept(tmp_path: Path) -> None:
         split_finished(find_runs([tmp_path / "b"]))
 
 
+def test_a_rerun_is_left_out_only_beside_the_run_that_it_repeats(tmp_path: Path) -> None:
+    """The folder in `rerun_of` may have moved, so settings and images tell which run that is."""
+    digests = {"dataset_fingerprint": {"train_list": "a"}}
+    write_config(write_run(tmp_path / "a-rerun", rerun_of="/elsewhere/a", **digests), optimizer={"lr": 0.1})
+    for name, lr, known in (("b", 5, digests), ("c", 0.1, {"dataset_fingerprint": {"train_list": "c"}})):
+        write_config(write_run(tmp_path / name, **known), optimizer={"lr": lr})
+        finished, notes = split_finished(find_runs([tmp_path]))
+        assert "a-rerun" in [run.path.name for run in finished] and not notes, name
+    # a newer version writes settings that an older one did not know
+    write_config(write_run(tmp_path / "moved"), optimizer={"lr": 0.1}, cache={"dir": "x"}, trainer={"clip_norm": 5.0})
+    _, notes = split_finished(find_runs([tmp_path]))
+    assert notes == [f"left out {tmp_path / 'a-rerun'}: a rerun of /elsewhere/a, not a second run"]
+
+
 CHANGES = {"dataset": "cub", "backbone": "resnet50", "frozen": False, "image_size": 448, "reduction": 128}
 CHANGES |= {"epochs": 30, "test_images": 100, "selected_on": "validation"}
 

@@ -68,7 +68,7 @@ def test_without_a_cache_images_may_be_cropped_and_are_read_once_an_epoch(
 
     monkeypatch.setattr(ImageDataset, "decode", counted)
     path = train_run(config)
-    restored = restore_run(path, split="train")
+    restored = restore_run(path, split="train", cache=config.cache.dir)
     counts = {reads.count(image) for image in restored.images.paths}
     assert counts == {4}  # once to see that it is readable, and once an epoch
     inputs = restored.inputs()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fgvc.data import create_dataset
 from fgvc.errors import ConfigError, DatasetError, RunError
-from fgvc.inference import evaluate_run
+from fgvc.inference import evaluate_run, rerun
 from fgvc.inference.calibrate import calibrate_run, fit_calibration
 from fgvc.inference.restore import restore_run
 from fgvc.runs import read_run
@@ -95,6 +95,8 @@ def test_the_split_of_a_run_is_written_and_repeats(tmp_path: Path, caplog: pytes
     assert other.images["test_list"] == summary.images["test_list"]
     assert sorted(summary.predictions()["path"]) == sorted(split.loc[split["split"] == "test", "path"])
     assert evaluate_run(path).record["images"] == 3
+    again = rerun(path)
+    assert (again / "split.csv").read_bytes() == (path / "split.csv").read_bytes()
     dataset = create_dataset("folder", root=tmp_path / "data", split="test")
     assert sorted(dataset.relative_paths()) == sorted(summary.predictions()["path"])
 
@@ -115,6 +117,9 @@ def test_images_that_come_later_change_no_side_of_a_finished_run(
             shutil.copy(folder / "b" / "0.png", folder / name / f"new{number}.png")
     drawn_again = hold_out(config(tmp_path, val_fraction=0.25), open_split(config(tmp_path), "train"))[1]
     assert drawn_again is not None and set(drawn_again.relative_paths()) & set(listed["train"])
+    with pytest.raises(RunError, match=r"other images \(2 classes, .* which would be divided otherwise.*--root"):
+        rerun(path)
+    assert not path.with_name("run-rerun").exists()
     for side, kept in {"train": "train", "validation": "val", "test": "test"}.items():
         assert sorted(restore_run(path, split=side).images.relative_paths()) == listed[kept]
     assert f"left out 16 images that {path / 'split.csv'} does not list" in caplog.text

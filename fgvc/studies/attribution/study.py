@@ -141,7 +141,7 @@ def study_attribution(
         steps, cell: as in `deletion_insertion`.
         boxes: also measure the share of each map inside the bounding box of the dataset.
         seed: seed of random maps, ties and resampling.
-        root, cache: folders of the dataset and of cached features, where they have moved since training.
+        root, cache: as in `restore_run`.
 
     Raises:
         ConfigError: an unknown method or band, more images than there are, or `steps`, `cell` or `seed` out of range.

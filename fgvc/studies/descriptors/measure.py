@@ -275,7 +275,7 @@ def study_descriptors(
         runs: finished runs.
         label: label of the method that is drawn; None takes the highest mean top-1.
         seed: seed of the map and the bootstrap.
-        root, cache: folders of the dataset and of cached features, where they have moved since training.
+        root, cache: as in `restore_run`.
 
     Returns:
         The tables, and a note for each run whose descriptors could not be made.

@@ -199,6 +199,7 @@ def study_precision(
     methods: Sequence[str] = STUDIED,
     keep: int | None = None,
     root: str | None = None,
+    cache: str | None = None,
 ) -> PrecisionStudy:
     """Errors on the features that each run's pooling reads of its test images, under the gradient of its own loss.
 
@@ -206,7 +207,7 @@ def study_precision(
         paths: finished runs with a covariance pooling, of different numbers of channels or locations.
         images: how many of each, evenly spaced.
         methods, keep: as in `precision_errors`.
-        root: folder of the dataset, where it has moved since training.
+        root, cache: as in `load_features`.
 
     Raises:
         RunError, DatasetError, WeightsError, ConfigError: as `load_features` and `precision_errors`; or two runs have
@@ -215,7 +216,7 @@ def study_precision(
     frames: list[tuple[pd.DataFrame, ...]] = []
     seen: dict[tuple[int, int], Path] = {}
     for path in paths:
-        inputs = load_features(path, images, root=root)
+        inputs = load_features(path, images, root=root, cache=cache)
         assert inputs.grad is not None  # a run has a loss
         shape = (inputs.features.shape[1], inputs.features[0, 0].numel())
         if shape in seen:

@@ -65,7 +65,7 @@ def smoothness_study(
         seeds: of the trainings.
         steps, epochs: stop after so many; the schedule stays that of the run. At most one of them; None: to its end.
         keep: eigenvalues that svd_topn keeps; None drops the 50 smallest.
-        root, cache: folders of the dataset and of cached features, where they have moved since training.
+        root, cache: other folders of the dataset and of cached features than those of the run's configuration.
         measure: `every`, `step_factors` and `weights` of `smoothness_curve`.
 
     Returns:

@@ -46,7 +46,7 @@ class Options:
     Attributes:
         images: Number of test images to look at again; None takes what the runs saved, where that will do.
         smallest: Number of eigenvalues that count as the small ones.
-        root, cache: Folders of the dataset and of cached features, where they have moved since training.
+        root, cache: as in `restore_run`.
     """
 
     images: int | None = None

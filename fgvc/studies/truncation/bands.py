@@ -143,7 +143,7 @@ def evaluate_bands(
         path: a finished run whose head normalises a covariance and sees all of its eigenvalues.
         bands: the bands; None for `standard_bands` of the median numerical rank.
         checkpoint: "last" or "best".
-        root, cache: folders of the dataset and of cached features, where they have moved since training.
+        root, cache: as in `restore_run`.
 
     Returns:
         A row for each band and class, in that order: start, stop (missing for the end), rank (median of the images),
