@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 # two processes of one thread each: the suite's tensors are small, and threads would wait for each other; a file's tests
 # stay together, as they share trained runs
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # the report page in chromium (FGVC_CHROMIUM names another); half a minute
 test-browser: $(VENV)/.dev

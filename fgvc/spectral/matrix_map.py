@@ -133,7 +133,7 @@ class SparseInverse:
     rate: float = 1.0
 
     def __post_init__(self) -> None:
-        check_whole_number("steps", self.steps, least=2)
+        check_whole_number("steps", self.steps, least=2, most=100)  # the backward pass keeps a matrix of each
         if not (is_number(self.sparsity) and self.sparsity >= 0):
             raise ValueError(f"the sparsity must be a number of at least 0, got {self.sparsity!r}")
         if not (is_number(self.rate) and self.rate > 0):
