@@ -89,6 +89,35 @@ def markdown(record: Record) -> str:
     return "\n\n".join([head(record), *map(shape_table, record.shapes)])
 
 
+def choice_markdown(record: Record) -> str:
+    """A row a candidate: its time at each shape, and at the last its memory and errors; at the others the gradient's.
+
+    Args:
+        record: of `benchmarks/spectral.py` with the same candidates at each shape.
+    """
+    rows: dict[str, list[str]] = {}
+    for shape in record.shapes:
+        reference = np.array(shape.cases[0].forward_ms)
+        for case in shape.cases[1:]:
+            rows.setdefault(case.label, [case.label]).append(_number(float(np.median(_total(case) / reference))))
+    *singular, full = record.shapes
+    for case in full.cases[1:]:
+        unit = full.shape[0] * full.shape[1] ** 2 * 8
+        errors = [case.forward_error, case.gradient_error]
+        found = [other.gradient_error for shape in singular for other in shape.cases if other.name == case.name]
+        rows[case.label] += [f"{case.peak_bytes / unit:.1f}", *(_error(error, case) for error in errors)]
+        rows[case.label].append(", ".join(dict.fromkeys(_error(error, case) for error in found)))
+    sizes = [f"{height} x {width}" for _, _, height, width in (shape.shape for shape in record.shapes)]
+    header = ["Method", *sizes, "Memory", "Error", "Error of gradient", "Where the covariance is singular"]
+    return markdown_table(header, list(rows.values()))
+
+
+def _error(error: float | None, case: CaseRecord) -> str:
+    if error is None:
+        return "not finite" if case.forward_error is not None else ""
+    return "0" if error == 0 else f"{error:.0e}"
+
+
 def times_markdown(record: Record) -> str:
     """Forward and backward of each pooling in float64, and the time of float32 as a part of it.
 

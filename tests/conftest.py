@@ -25,6 +25,12 @@ def plain_log() -> None:
     logging.getLogger("fgvc").setLevel(logging.NOTSET)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests come first, so that no process works alone at the end."""
+    long = ("training", "studies", "inference")
+    items.sort(key=lambda item: item.path.parent.name not in long)
+
+
 def _golden(name: str) -> Path:
     path = SHARED / "golden" / name
     if not path.is_file():

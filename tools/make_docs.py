@@ -45,7 +45,7 @@ from fgvc.training.launch import choices
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from growth import load_samples
 from records import load_record
-from report import times_markdown
+from report import choice_markdown, times_markdown
 from soak_plot import soak_figure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -205,6 +205,8 @@ TABLES: dict[str, FromFiles[str]] = {
     "precision_times": FromFiles(
         ("benchmarks/results/precision_1thread.json",), lambda path: times_markdown(load_record(path))
     ),
+    "rivals": FromFiles(("benchmarks/results/rivals_1thread.json",), lambda path: choice_markdown(load_record(path))),
+    "choose": FromFiles(("benchmarks/results/poolings_1thread.json",), lambda path: choice_markdown(load_record(path))),
     "products_condition": FromFiles(("benchmarks/results/products_condition.csv",), as_written),
     "approximation_error": FromFiles(
         ("results/arithmetic/approximation_error.csv",), arithmetic(approximation_error_block, "exact", "digits20")
