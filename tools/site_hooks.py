@@ -29,7 +29,14 @@ log = logging.getLogger("mkdocs.hooks.site_hooks")
 ROOT = Path(__file__).resolve().parents[1]
 EXECUTED = ROOT / "build" / "notebooks"
 FRONT_PAGE = "README.md"
-ALWAYS = (FRONT_PAGE, "CONTRIBUTING.md", "CHANGELOG.md", "examples/drop_in_layer.py", "examples/analyse_a_run.py")
+ALWAYS = (
+    FRONT_PAGE,
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "examples/drop_in_layer.py",
+    "examples/style_transfer.py",
+    "examples/analyse_a_run.py",
+)
 """Pages outside docs/ that the navigation names, whether a page links to them or not."""
 PACKAGES = (
     "fgvc",
