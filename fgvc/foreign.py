@@ -212,7 +212,7 @@ def load_pytorch(path: Path) -> Any:
     Raises:
         pickle.UnpicklingError: it holds more than tensors and plain values, or asks for a bytearray. Torch allows that,
             but a few bytes can request one of any size.
-        ValueError: it is a decompression bomb.
+        ValueError: it is a decompression bomb, or two of its members have one name.
         Exception: other types, if the file is damaged.
     """
     with open_foreign(path) as file:
@@ -221,7 +221,7 @@ def load_pytorch(path: Path) -> Any:
             with zipfile.ZipFile(file) as archive:
                 names = archive.namelist()
                 if len({name.lower() for name in names}) < len(names):  # torch and Python may take different ones
-                    raise pickle.UnpicklingError("two members have one name")
+                    raise ValueError("two members have one name")
                 programs = [archive.read(name) for name in names if name.lower().endswith(".pkl")]
         else:
             file.seek(0)

@@ -934,6 +934,14 @@ def test_a_folder_deeper_than_pythons_stack(tmp_path: Path, monkeypatch: pytest.
     for _ in range(1100):  # step by step, since a path has 4096 characters at most
         Path("d").mkdir()
         os.chdir("d")
+    bottom = os.open(".", os.O_RDONLY)
     os.chdir(tmp_path)
-    assert len(image_files(tmp_path)) == 4
-    assert create_dataset("folder", root=tmp_path).classes == ["a", "b"]
+    try:
+        assert len(image_files(tmp_path)) == 4
+        assert create_dataset("folder", root=tmp_path).classes == ["a", "b"]
+    finally:  # pytest cannot delete it
+        os.fchdir(bottom)
+        os.close(bottom)
+        for _ in range(1100):
+            os.chdir("..")
+            Path("d").rmdir()

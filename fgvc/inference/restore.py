@@ -205,7 +205,8 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
         if shape not in shapes:
             files = f"{folder.config_file} or {folder.summary_file}"
             raise RunError(
-                f"{folder.weights_file(checkpoint)} has no layer of shape {shape}, which {files} asks for; restore them"
+                f"{folder.weights_file(checkpoint)} belongs to another architecture: it has no layer of shape {shape}, "
+                f"which {files} asks for; restore them"
             )
     model = build_model(with_method, backbone, len(classes))
     if config.backbone.frozen and (digest := weights_digest(backbone)) != run.weights_digest:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from hydra.core.global_hydra import GlobalHydra
 
 from fgvc.runs.config import (
     BackboneConfig,
@@ -94,6 +95,7 @@ def fresh_process(cwd: Path, out: int, err: int) -> None:
     """Give a forked process what a new one has: streams (descriptors), folder, signals, log, warnings."""
     torch.set_num_threads(1)  # the parent's pool of threads does not exist here
     AcceleratorState._reset_state(reset_partial_state=True)
+    GlobalHydra.instance().clear()
     os.chdir(cwd)
     os.dup2(out, 1)
     os.dup2(err, 2)

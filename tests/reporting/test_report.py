@@ -459,7 +459,7 @@ def test_a_calibration_of_words_is_noted(tmp_path: Path, key: str) -> None:
 def test_many_classes_make_no_matrix(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
     write_predictions(folder, [f"c{number}" for number in range(3)])
-    change_summary(folder, classes=["c"] * 100_000)
+    change_summary(folder, classes=[f"c{number}" for number in range(100_000)])
     page, _, notes = made(tmp_path)
     assert "Most frequent confusions" in page.texts["confusions"]
     assert any("a matrix of more than 250 classes is not drawn" in note for note in notes)

@@ -107,7 +107,7 @@ def test_the_tab_key_completes(tmp_path: Path) -> None:
     ask = """
 t() { COMP_LINE="fgvc $1"; COMP_POINT=${#COMP_LINE}; COMP_WORDS=($COMP_LINE); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
 _fgvc; echo "${COMPREPLY[*]}"; }
-t trai; t "train trainer.ep"; t "train method=mpn"; t "train method=gap,is"; t "train experiment=demo"
+t trai; t "train trainer.ep"; t "train method=mpn"; t "train method=gap,isq"; t "train experiment=demo"
 """
     done = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["train", "trainer.epochs=", "mpn_cov", "gap,isqrt_cov", "demo"]

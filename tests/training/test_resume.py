@@ -192,6 +192,7 @@ def test_a_run_that_another_command_finished_meanwhile_stays_finished(
     def slow(*arguments: Any) -> Any:
         """As where the features are computed, or waited for."""
         prepared = prepare(*arguments)
+        monkeypatch.setattr(run, "prepare", prepare)
         assert train(tmp_path, "run_dir=run").returncode == 0
         finished.extend(sorted((tmp_path / "run").rglob("*.*")))
         contents.extend(path.read_bytes() for path in finished)
