@@ -30,6 +30,8 @@ from fgvc.models import create_backbone
 from fgvc.pooling import whiten_and_color
 from fgvc.spectral import covariance
 
+torch.set_num_threads(1)
+
 # %% [markdown]
 # ## 1. Two pictures
 #
