@@ -21,7 +21,8 @@ def images(batch: int) -> Tensor:
     return torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
 
 
-@pytest.mark.parametrize("method", ["gap", "dropcov", "isqrt_cov"])
+# isqrt_cov is exported by the command in test_export_cli.py too
+@pytest.mark.parametrize("method", ["gap", "dropcov", pytest.param("isqrt_cov", marks=pytest.mark.slow)])
 def test_onnx_model_gives_the_same_logits(method: str, tmp_path: Path) -> None:
     model = create_model("resnet10t", method=method, num_classes=5, reduction=16).eval()
     path = tmp_path / f"{method}.onnx"
@@ -67,7 +68,9 @@ def test_exported_program_gives_the_same_descriptors(method: str, side: int, tmp
         torch.testing.assert_close(loaded(x), pool(x))
 
 
-@pytest.mark.parametrize("method", ["gap", "compact_bilinear", "isqrt_cov", "seb", "chol_cov", "isice"])
+@pytest.mark.parametrize(
+    "method", ["gap", "compact_bilinear", "isqrt_cov", "seb", "chol_cov", pytest.param("isice", marks=pytest.mark.slow)]
+)
 def test_compiled_model_gives_the_same_values_and_gradients(method: str) -> None:
     torch._dynamo.reset()
     pool = create_pooling(method, channels=6, **OPTIONS.get(method, {}))
