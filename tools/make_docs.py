@@ -159,6 +159,11 @@ TABLES: dict[str, FromFiles[str]] = {
     "cub80_differences": FromFiles(
         cub80("frozen/differences"), of_frame(lambda t: block_markdown(differences_block(t)))
     ),
+    "cub80_collection": FromFiles(cub80("collection/accuracy"), accuracy),
+    "cub80_collection_differences": FromFiles(
+        cub80("collection/differences"), of_frame(lambda t: block_markdown(differences_block(t)))
+    ),
+    "cub80_collection_cost": FromFiles(cub80("collection/cost"), of_frame(lambda t: block_markdown(cost_block(t)))),
     "cub80_cost": FromFiles(cub80("frozen/cost"), of_frame(lambda t: block_markdown(cost_block(t)))),
     "cub80_calibration": FromFiles(cub80("calibration/calibration"), of_frame(calibrations_markdown)),
     "first_sets": FromFiles(("results/first/sets.csv",), as_written),
