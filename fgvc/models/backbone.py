@@ -90,7 +90,7 @@ class Backbone(nn.Module):
         maps: list[Tensor] = self.model.forward_intermediates(
             images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
         )
-        # NFNets have an activation behind their last convolution, of which timm gives the output
+        # timm gives the output of an NFNet's last convolution; an activation follows it
         activation: nn.Module = getattr(self.model, "final_act", nn.Identity())
         activated: Tensor = activation(maps[-1])
         return activated

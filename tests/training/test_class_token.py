@@ -1,4 +1,4 @@
-"""A transformer's class token beside its patches: trained, continued, predicted, exported, refused on feature maps."""
+"""Heads that read the class token too: training, resuming, prediction, export; feature maps have none."""
 
 from pathlib import Path
 from typing import Any
