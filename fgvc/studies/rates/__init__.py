@@ -1,0 +1,1 @@
+"""Is a factor on the descriptor a change of the classifier's learning rate?"""

@@ -1,0 +1,201 @@
+"""Accuracy against the learning rate of the classifier, for heads whose descriptors differ by a factor.
+
+A classifier W that reads c q trains like one that reads q at c^2 times the rate under SGD, at c times the rate under
+AdamW (docs/findings.md has the algebra and its conditions). Here is what is left of it in practice. The study is one
+table with a row for each run, see `read_rates`; everything else is computed from it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from fgvc.errors import RunError
+from fgvc.runs import Run
+from fgvc.runs.statistics import two_level_interval
+from fgvc.spectral import EIGENVALUE_FLOOR
+from fgvc.spectral.maps import seb_scale
+
+RATE_COLUMNS = (
+    *("dataset", "optimizer", "label", "factor", "rate", "seed", "top1", "validation", "images", "right", "commit"),
+)
+_POWER = {"sgd": 2, "adamw": 1}
+"""A factor c acts like the rate times c to this power."""
+
+
+def read_rates(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
+    """A row for each run with `RATE_COLUMNS`, and notes on what is missing.
+
+    `factor` is the number that multiplies the square root: option `scale`, or the mean of SEB's 1 + t over test
+    images. `rate` is the learning rate of the classifier at the start. top1 (test) and validation (held-out images,
+    NaN without any) are in per cent after the last epoch. `right` has a bit for each test image in the order of paths,
+    1 where the prediction is right, as hexadecimal digits; `images` is their number.
+
+    Raises:
+        RunError: a config.yaml, metrics.csv or predictions.csv is missing or damaged.
+    """
+    rows, notes = [], []
+    for run in runs:
+        settings, metrics = run.settings(), run.metrics()
+        options = (settings.get("method") or {}).get("options") or {}
+        optimizer = settings.get("optimizer") or {}
+        predictions = run.predictions().sort_values("path")
+        right = (predictions["target"] == predictions["predicted"]).to_numpy()
+        label, factor = run.label, float(options.get("scale", 1))
+        if run.method == "seb":
+            try:
+                before = torch.from_numpy(run.spectrum().before)
+                factor = float(1 + seb_scale(before.clamp(min=EIGENVALUE_FLOOR)).mean())
+            except RunError as error:
+                notes.append(f"without SEB's factor: {error}")
+                factor = float("nan")
+        elif factor != 1:
+            label = f"{run.label} × c"
+        try:
+            rate = float(optimizer["lr"]) * float(optimizer["classifier_factor"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{run.path / 'config.yaml'}: no learning rate under 'optimizer'; restore it") from error
+        assert run.final is not None
+        rows.append(
+            {
+                "dataset": run.dataset,
+                "optimizer": optimizer.get("name"),
+                "label": label,
+                "factor": factor,
+                "rate": float(f"{rate:.4g}"),
+                "seed": run.seed,
+                "top1": run.final.top1,
+                "validation": metrics["val_top1"].iloc[-1] if "val_top1" in metrics else float("nan"),
+                "images": len(right),
+                "right": np.packbits(right).tobytes().hex(),
+                "commit": run.commit,
+            }
+        )
+    table = pd.DataFrame(rows, columns=RATE_COLUMNS)
+    return table.sort_values(["dataset", "optimizer", "label", "rate", "seed"], ignore_index=True), notes
+
+
+def curves(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean and sample standard deviation of top-1 over seeds, and the mean of the other numbers.
+
+    Columns: dataset, optimizer, label, rate, n, mean, std, validation, factor.
+    """
+    by_rate = table.groupby(["dataset", "optimizer", "label", "rate"])
+    return by_rate.agg(
+        n=("top1", "size"),
+        mean=("top1", "mean"),
+        std=("top1", "std"),
+        validation=("validation", "mean"),
+        factor=("factor", "mean"),
+    ).reset_index()
+
+
+def equivalent_rate(part: pd.DataFrame, optimizer: str) -> pd.Series:
+    """The rate at which the plain square root would train the same: rate times c^2 (SGD) or c (AdamW).
+
+    Raises:
+        RunError: another optimiser.
+    """
+    if optimizer not in _POWER:
+        raise RunError(f"no rule for the optimiser {optimizer!r}; give runs of {' or '.join(_POWER)}")
+    moved: pd.Series = part["rate"] * part["factor"] ** _POWER[optimizer]
+    return moved
+
+
+def shifts(table: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """How far each curve lies from that of the reference, as measured and after the move.
+
+    A row for each dataset, optimiser and other label: factor; before and after, the mean absolute distance in points
+    over the rates where both curves are known (the reference is interpolated linearly in the logarithm of the rate);
+    rates, how many those are after the move; best_move, the factor on the rate, in a fine grid, that brings the curves
+    nearest, and expected_move, what the algebra says.
+    """
+    rows = []
+    for keys, part in curves(table).groupby(["dataset", "optimizer"]):
+        dataset, optimizer = map(str, keys)
+        plain = part[part["label"] == reference]
+        for label, own in part[part["label"] != reference].groupby("label"):
+            factor = float(own["factor"].mean())
+            expected = factor ** _POWER[optimizer]
+            moves = np.geomspace(1 / 100, 100, 401)
+            distances = [_distance(own, plain, move)[0] for move in moves]
+            after, rates = _distance(own, plain, expected)
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "optimizer": optimizer,
+                    "label": label,
+                    "factor": factor,
+                    "before": _distance(own, plain, 1)[0],
+                    "after": after,
+                    "rates": rates,
+                    "expected_move": expected,
+                    "best_move": moves[np.nanargmin(distances)],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _distance(own: pd.DataFrame, plain: pd.DataFrame, move: float) -> tuple[float, int]:
+    """Mean absolute distance of two curves, one moved, and over how many rates; NaN over fewer than three."""
+    moved = np.log(own["rate"].to_numpy(float) * move)
+    known = np.log(plain["rate"].to_numpy(float))
+    # a hundredth of slack: a rate that is moved onto the last one counts
+    inside = (moved > known.min() - 0.01) & (moved < known.max() + 0.01)
+    if inside.sum() < 3:
+        return float("nan"), int(inside.sum())
+    expected = np.interp(moved[inside], known, plain["mean"].to_numpy(float))
+    return float(np.abs(own["mean"].to_numpy(float)[inside] - expected).mean()), int(inside.sum())
+
+
+def best_values(table: pd.DataFrame, reference: str, margin: float) -> pd.DataFrame:
+    """Each label at its own rate, against the reference at its own.
+
+    The rate of a label is the one with the highest mean accuracy on the held-out images. A row for each dataset,
+    optimiser and label: rate, n (seeds), top1 and, but for the reference, difference (points), low and high (ends of
+    the 90 % interval over seeds and test images), verdict: "equal" where the interval lies within the margin (two
+    one-sided tests at 5 %), "different" where it lies outside, else "undecided".
+
+    Raises:
+        RunError: a row without held-out images, or labels with other seeds or images than the reference.
+    """
+    if table["validation"].isna().any():
+        raise RunError("a rate is chosen on held-out images, and a run has none; train with trainer.val_fraction=0.2")
+    rows = []
+    for keys, part in table.groupby(["dataset", "optimizer"]):
+        best = {str(label): _at_best_rate(own) for label, own in part.groupby("label")}
+        if reference not in best:
+            raise RunError(f"no runs of {reference} on {keys[0]} with {keys[1]}")
+        for label, own in best.items():
+            row: dict[str, Any] = {"dataset": keys[0], "optimizer": keys[1], "label": label}
+            row |= {"rate": own["rate"].iloc[0], "n": len(own), "top1": own["top1"].mean()}
+            if label != reference:
+                row |= compare_rows(own, best[reference], margin)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _at_best_rate(part: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one label at the rate with the highest mean validation accuracy."""
+    means = part.groupby("rate")["validation"].mean()
+    return part[part["rate"] == means.idxmax()].sort_values("seed")
+
+
+def compare_rows(first: pd.DataFrame, second: pd.DataFrame, margin: float) -> dict[str, Any]:
+    """Difference of top-1 of two labels seed by seed, its 90 % interval, and the verdict, see `best_values`."""
+    if first["seed"].tolist() != second["seed"].tolist() or set(first["images"]) != set(second["images"]):
+        raise RunError(f"{first['label'].iloc[0]} and {second['label'].iloc[0]} differ in seeds or test images")
+    difference = 100.0 * (_right(first) - _right(second))
+    low, high = two_level_interval(difference, level=0.9)
+    equal, apart = -margin < low and high < margin, low > margin or high < -margin
+    verdict = "equal" if equal else "different" if apart else "undecided"
+    return {"difference": float(difference.mean()), "low": low, "high": high, "verdict": verdict}
+
+
+def _right(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """(seeds, images): 1 where the prediction is right."""
+    bits = [np.frombuffer(bytes.fromhex(text), np.uint8) for text in rows["right"]]
+    return np.unpackbits(np.stack(bits), axis=1, count=int(rows["images"].iloc[0])).astype(float)
