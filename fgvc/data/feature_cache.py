@@ -315,7 +315,7 @@ def _finite(features: Tensor) -> NDArray[np.floating]:
     if not np.isfinite(array).all():
         raise DatasetError(
             f"the backbone's features hold NaN or infinity as {array.dtype.name}: check its weights"
-            + (", or keep them as float32" if array.dtype == np.float16 else "")
+            + (", or keep them as float32 (cache.dtype=float32)" if array.dtype == np.float16 else "")
         )
     return array
 

@@ -61,6 +61,11 @@ METHOD_STYLES: dict[str, MethodStyle] = {
     "Log-COV": MethodStyle("#00A642", _SOLID, "H"),
     "MPA-Lya": MethodStyle("#4477AA", _SOLID, "s"),
     "MTP-Lya": MethodStyle("#2A7A7A", _DASHED, "X"),
+    "Pow-TMLR": MethodStyle("#5B4FCF", _SOLID, "D"),
+    "ScalePow": MethodStyle("#DD2277", _DASHED, "^"),
+    "Inv-COV": MethodStyle("#6B6B00", _DASH_DOT, "v"),
+    "Cho-TMLR": MethodStyle("#B02020", _DOTTED, "s"),
+    "iSICE": MethodStyle("#1F4E4E", _DASH_DOT, "o"),
     "DropCov": MethodStyle("#8C564B", _DOTTED, "p"),
 }
 """Known methods in the order of every table and legend.

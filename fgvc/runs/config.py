@@ -273,14 +273,14 @@ class CacheConfig:
         enabled: Whether maps are kept. Without, every epoch computes them, which needs no room on the disk and allows
             random crops and RandAugment; `dir` then holds small files only.
         dir: Folder; any number of runs may share it.
-        dtype: "float32" or "float16".
+        dtype: "float16" or, twice as large, "float32".
         max_gb: Limit of all feature maps in `dir`, in 1e9 bytes; None for no limit. A run that adds maps evicts others,
             the least recently used first.
     """
 
     enabled: bool = True
     dir: str = "results/cache"
-    dtype: str = "float32"
+    dtype: str = "float16"
     max_gb: float | None = None
 
 
@@ -429,7 +429,7 @@ def check_config(config: RunConfig) -> None:
         "trainer.tracker": (trainer.tracker, (None, *_TRACKERS)),
         "optimizer.reduction_gradient": (optimizer.reduction_gradient, (None, "nog", "olr")),
         "method.spectral_dtype": (config.method.spectral_dtype, ("float64", "float32")),
-        "cache.dtype": (config.cache.dtype, ("float32", "float16")),
+        "cache.dtype": (config.cache.dtype, ("float16", "float32")),
     }
     for key, (value, valid) in choices.items():
         if value not in valid:

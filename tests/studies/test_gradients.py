@@ -228,7 +228,7 @@ def test_figure_has_a_panel_a_matrix_and_shows_an_endless_error() -> None:
     titles = [axes.get_title() for axes in figure.axes]
     assert [title for title in titles if title and title != "eigenvalues"] == [m.label for m in picture.matrices]
     upper = [axes.images[0] for axes in figure.axes if axes.get_title() and axes.images]
-    assert len(upper) == 10 and len({(image.norm.vmin, image.norm.vmax) for image in upper}) == 1
+    assert len(upper) == 12 and len({(image.norm.vmin, image.norm.vmax) for image in upper}) == 1
     lower = [axes for axes in figure.axes if axes.images and not axes.get_title()]
     assert len(lower) == 8  # two of the ten are exact
     leak = lower[-1].images[0]

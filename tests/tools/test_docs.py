@@ -6,8 +6,10 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from command_line import ROOT
 from hydra import compose, initialize_config_dir
 
@@ -113,6 +115,18 @@ def test_the_tables_of_the_spectral_page_are_complete() -> None:
         assert f'`"{name}"`' in text, name
     for name in spectral.__all__:
         assert name in text or name in ("EIGENVALUE_FLOOR", "GRADIENTS", "EigenvalueMap", "GradientRule"), name
+
+
+def test_every_source_of_a_pooling_is_cited() -> None:
+    references = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["references"]
+    cited = {(", ".join(_names(reference)), str(reference["year"])) for reference in references}
+    for source in {pooling_source(name) for name in list_poolings()} - {"ours"}:
+        authors, venue = source.rsplit(", ", 1)
+        assert (authors, venue.rsplit(" ", 1)[-1]) in cited, source
+
+
+def _names(reference: dict[str, Any]) -> list[str]:
+    return [author.get("family-names") or author["name"] for author in reference["authors"]]
 
 
 def test_every_test_named_in_the_promises_exists() -> None:

@@ -29,7 +29,7 @@ RELEASED_PI = "svd_pi-released"
 
 AUDITED: tuple[str, ...] = (
     *("mpn_cov-exact", "mpn_cov", "svd_trunc", "svd_taylor", "svd_pade", "svd_pi", RELEASED_PI, "svd_newton"),
-    *("seb-exact", "seb", "svd_topn-exact", "svd_topn"),
+    *("mpa_lya", "mtp_lya", "seb-exact", "seb", "svd_topn-exact", "svd_topn"),
 )
 """What is audited by default: METHOD as in `list_poolings()`, with its published gradient, or METHOD-GRADIENT, as run
 folders are called."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # it imports torch, which tables do without
 ERROR_FLOOR = 1e-9
 """Relative errors below this are rounding and left white."""
 
-_COLUMNS = 5
+_COLUMNS = 6
 _LINE = "#777777"
 _VALUES = mpl.colormaps["viridis"].with_extremes(bad="#C4C4C4")
 _ERRORS = mpl.colormaps["magma_r"].with_extremes(bad="white", under="white", over="#00B4D8")
