@@ -44,6 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             trainer=TrainerConfig(batch_size=6, workers=0, epochs=1),
         )
         config.backbone.frozen = name == "frozen"
+        config.cache.dtype = "float32"  # maps as `predict` computes them
         train_run(config)
     return folder
 
