@@ -26,6 +26,7 @@ from fgvc.inference.temperature import (
 from fgvc.io import file_digests, locked, write_json_atomic
 from fgvc.provenance import source_state, versions
 from fgvc.runs.folder import RunFolder
+from fgvc.runs.summary import read_run
 from fgvc.training.batches import Loader, create_loader, progress_bar
 from fgvc.training.setup import create_accelerator, open_validation
 
@@ -97,8 +98,9 @@ def fit_calibration(
 ) -> Calibration:
     """Fit the temperature of a run's saved weights and measure its effect on the error; write nothing.
 
-    The fit uses the validation images, or the test split if the run had none. It never uses training images. The
-    error afterwards is cross-fitted: each image is measured with a temperature fitted without it.
+    The fit uses the validation images, or the test split if the run had none when it was trained: what lies in val/
+    since then may be training images of the run. The error afterwards is cross-fitted: each image is measured with a
+    temperature fitted without it.
 
     Args:
         path: the run folder.
@@ -112,7 +114,10 @@ def fit_calibration(
         DatasetError, WeightsError: as in training.
     """
     config = RunFolder(path).read_config(root=root)
-    has_validation = config.trainer.val_fraction > 0 or open_validation(config) is not None
+    recorded = read_run(path).images
+    has_validation = "validation_content" in recorded
+    if "train_content" not in recorded:  # an earlier version
+        has_validation = config.trainer.val_fraction > 0 or open_validation(config) is not None
     split = "validation" if has_validation else "test"
     config.trainer.precision = "no"  # logits in float32, as in a prediction
     accelerator = create_accelerator(config, path, training=False)

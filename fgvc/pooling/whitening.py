@@ -30,8 +30,9 @@ class ZCAWhitening2d(nn.Module):
         momentum: Share of a batch in the running means.
 
     Raises:
-        ValueError: `groups` does not divide `channels`, or `eps` is not above 0; when called, another shape, or a
-            single value of each channel in training.
+        ValueError: `groups` does not divide `channels`, or `eps` or `momentum` is out of range; when called, another
+            shape, or a single value of each channel in training.
+        EigendecompositionError: when called with NaN or infinity; the running means stay as they are.
         TypeError: when called, features that are not floating point.
     """
 
@@ -42,8 +43,8 @@ class ZCAWhitening2d(nn.Module):
         super().__init__()
         if groups < 1 or channels < 1 or channels % groups:
             raise ValueError(f"groups must divide channels={channels}, got groups={groups}")
-        if not eps > 0:
-            raise ValueError(f"eps must be above 0, got {eps}")
+        if not eps > 0 or not 0 <= momentum <= 1:
+            raise ValueError(f"eps must be above 0 and momentum from 0 to 1, got eps={eps} and momentum={momentum}")
         self.channels, self.groups, self.eps, self.momentum = channels, groups, eps, momentum
         size = channels // groups
         self.register_buffer("running_mean", torch.zeros(groups, size))
@@ -61,12 +62,13 @@ class ZCAWhitening2d(nn.Module):
                 if values.shape[-1] < 2:
                     raise ValueError(f"expected more than 1 value per channel when training, got {tuple(x.shape)}")
                 mean, cov = values.mean(dim=-1), covariance(values)
-                with torch.no_grad():
-                    self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-                    self.running_cov.lerp_(cov.to(self.running_cov), self.momentum)
             else:
                 mean, cov = self.running_mean.to(values), self.running_cov.double()
             white = matrix_inverse_sqrt(cov, ridge=self.eps).to(values) @ (values - mean[..., None])
+            if self.training:  # after the decomposition, which refuses NaN
+                with torch.no_grad():
+                    self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+                    self.running_cov.lerp_(cov.to(self.running_cov), self.momentum)
             return white.view(self.channels, len(x), *x.shape[2:]).transpose(0, 1).to(x.dtype)
 
     def extra_repr(self) -> str:

@@ -201,7 +201,7 @@ class TrainerConfig:
         batch_size: Number of images per optimiser step, over all processes and accumulated batches. The result
             therefore does not depend on the number of processes.
         accumulation: Number of batches per process and step. More batches need less memory. Batch normalisation takes
-            its statistics from one batch, not from the whole step.
+            its statistics from one batch, not from the whole step, and so does DropCov its drop rate.
         eval_batch_size: Number of images per batch and process in evaluation and feature extraction.
         workers: Number of image-loading processes per training process; None means its share of the machine's cores, at
             most 8.

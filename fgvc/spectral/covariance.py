@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fgvc.spectral.precision import full_precision
+from fgvc.spectral.precision import full_precision, spectral_dtype
 
 _CACHE_NUMBERS = 1 << 17
 """Numbers (1 MB of float64) that one temporary of a part of a batch may hold."""
@@ -18,7 +18,7 @@ Positions = tuple[Tensor, Tensor]
 _positions_by_size: dict[tuple[int, torch.device], Positions] = {}
 
 
-def covariance(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+def covariance(x: Tensor, dtype: torch.dtype | str = torch.float64) -> Tensor:
     """Covariance of the local features of each image: S = Xc Xc^T / M with Xc = X (I - 11^T / M).
 
     Divides by M, not M - 1, as in Li et al. (ICCV 2017, MPN-COV) and Song et al. (ICCV 2021). The features are centred
@@ -27,16 +27,18 @@ def covariance(x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 
     Args:
         x: local features, (B, C, H, W) or (B, C, M), any floating dtype.
-        dtype: working precision and dtype of the result. The papers use float64, as condition numbers reach 1e14.
+        dtype: working precision and dtype of the result, float64 or float32, also by name. The papers use float64, as
+            condition numbers reach 1e14.
 
     Returns:
         (B, C, C) in `dtype`, symmetric positive semi-definite up to rounding.
 
     Raises:
-        ValueError: the shape is neither (B, C, H, W) nor (B, C, M), or M = 0.
+        ValueError: the shape is neither (B, C, H, W) nor (B, C, M), or M = 0; or another `dtype`.
         TypeError: `x` is not floating point.
     """
     check_features(x)
+    dtype = spectral_dtype(dtype)
     with full_precision(x, dtype):
         features = centred(x, dtype)
         return features @ features.mT / features.shape[-1]
@@ -88,12 +90,23 @@ def upper_triangle(matrix: Tensor) -> Tensor:
 
     Returns:
         (B, d (d + 1) / 2), same dtype.
+
+    Raises:
+        ValueError: the matrices are not square.
     """
+    if matrix.dim() < 2 or matrix.shape[-2] != matrix.shape[-1]:
+        raise ValueError(f"expected square matrices (B, d, d), got {tuple(matrix.shape)}")
     return matrix.flatten(-2).index_select(-1, _positions(matrix.shape[-1], matrix)[0])
 
 
 def symmetric_from_triangle(vector: Tensor, d: int) -> Tensor:
-    """The symmetric matrix with this upper triangle: (B, d (d + 1) / 2) -> (B, d, d), same dtype."""
+    """The symmetric matrix with this upper triangle: (B, d (d + 1) / 2) -> (B, d, d), same dtype.
+
+    Raises:
+        ValueError: another number of entries than d (d + 1) / 2.
+    """
+    if vector.shape[-1] != d * (d + 1) // 2:
+        raise ValueError(f"expected {d * (d + 1) // 2} entries of a triangle for d={d}, got {tuple(vector.shape)}")
     return vector.index_select(-1, _positions(d, vector)[1]).view(*vector.shape[:-1], d, d)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from fgvc.pooling import ZCAWhitening2d, whiten_and_color
-from fgvc.spectral import covariance
+from fgvc.spectral import EigendecompositionError, covariance
 
 
 def features(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -83,6 +83,7 @@ def test_half_precision_stays_and_loses_nothing() -> None:
         ({"channels": 6, "groups": 4}, None, "groups must divide channels=6, got groups=4"),
         ({"channels": 6, "groups": 0}, None, "groups must divide"),
         ({"channels": 6, "eps": 0.0}, None, "eps must be above 0"),
+        ({"channels": 6, "momentum": 5.0}, None, "momentum from 0 to 1"),
         ({"channels": 6}, (1, 6, 1, 1), r"more than 1 value per channel when training, got \(1, 6, 1, 1\)"),
         ({"channels": 6}, (2, 5, 3, 3), r"shape \(B, 6, H, W\), got \(2, 5, 3, 3\)"),
         ({"channels": 6}, (2, 6, 9), r"shape \(B, 6, H, W\)"),
@@ -91,6 +92,16 @@ def test_half_precision_stays_and_loses_nothing() -> None:
 def test_whitening_refuses_by_name(layer: dict[str, float], shape: tuple[int, ...] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ZCAWhitening2d(**layer)(torch.zeros(shape or (2, 6, 3, 3)))  # type: ignore[arg-type]
+
+
+def test_a_batch_with_nan_leaves_the_running_statistics() -> None:
+    layer, x = ZCAWhitening2d(4), torch.randn(2, 4, 3, 3)
+    layer(x)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    x[0, 0, 0, 0] = torch.nan
+    with pytest.raises(EigendecompositionError):
+        layer(x)
+    assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
 
 
 def test_the_content_gets_mean_and_covariance_of_the_style() -> None:

@@ -61,6 +61,16 @@ def test_eigenvalues_are_those_of_the_covariance_on_both_paths(locations: int) -
         covariance_eigenvalues(x.index_fill(0, torch.tensor([1]), torch.nan))
 
 
+def test_other_shapes_and_precisions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"square matrices \(B, d, d\), got \(1, 4, 3\)"):
+        upper_triangle(torch.zeros(1, 4, 3))
+    with pytest.raises(ValueError, match="3 entries of a triangle for d=2"):
+        symmetric_from_triangle(torch.zeros(1, 6), 2)
+    with pytest.raises(ValueError, match=r"unknown dtype torch\.float16"):
+        covariance(torch.ones(1, 2, 9), torch.float16)
+    assert covariance(torch.ones(1, 2, 9), "float32").dtype == torch.float32
+
+
 def test_upper_triangle_reads_row_by_row() -> None:
     matrix = torch.arange(9.0).reshape(1, 3, 3)
     assert upper_triangle(matrix).tolist() == [[0, 1, 2, 4, 5, 8]]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Train, refused, succeeded
+from command_line import Train, succeeded
 from run_folders import write_config, write_run, write_spectrum
 from torch import Tensor, nn
 
@@ -75,13 +75,15 @@ C = 2.0
 RATES = (0.01, 0.04, 0.16, 0.64, 2.56)
 
 
-def made_run(path: Path, method: str, rate: float, seed: int, right: int, scale: float | None = None) -> None:
+def made_run(
+    path: Path, method: str, rate: float, seed: int, right: int, scale: float | None = None, **config: object
+) -> None:
     """A run of 100 test images with the first `right` predicted right; the validation accuracy is a point above."""
     gradient = None if method == "seb" else "exact"
     write_run(path, method, seed=seed, gradient=gradient, top1=float(right))
     options = {} if scale is None else {"scale": scale}
     optimizer = {"name": "sgd", "lr": 0.01, "classifier_factor": rate / 0.01}
-    write_config(path, optimizer=optimizer, method={"name": method, "options": options})
+    write_config(path, optimizer=optimizer, method={"name": method, "options": options}, **config)
     lines = [f"{i:03d}.jpg,0,{int(i >= right)},0.5" for i in reversed(range(100))]  # not in the order of paths
     (path / "predictions.csv").write_text("\n".join(["path,target,predicted,confidence", *lines, ""]))
     metrics = f"epoch,train_loss,test_top1,val_top1\n1,1,1,1\n2,0.5,{right},{right + 1}\n"
@@ -142,19 +144,45 @@ def test_verdicts_on_the_best_values(grid: Path) -> None:
     assert best_values(table, PLAIN, 3).set_index("label").loc["SEB", "verdict"] == "undecided"
 
 
-def test_what_cannot_be_compared_is_named(grid: Path) -> None:
+def test_what_cannot_be_compared_is_named(grid: Path, tmp_path: Path) -> None:
+    table, _ = read_rates(find_runs([grid]))
+    others = table.assign(listed=table["listed"].where(table["label"] != "SEB", "other"))
+    with pytest.raises(RunError, match="differ in seeds or test images"):
+        best_values(others, PLAIN, 0.5)
+    made_run(tmp_path / "a", "mpn_cov", 0.01, 0, 40)
+    made_run(tmp_path / "b", "mpn_cov", 0.01, 0, 50)
+    with pytest.raises(RunError, match=r"two runs of MPN-COV \(exact\) at rate 0\.01 and seed 0: .*a and .*b"):
+        read_rates(find_runs([tmp_path]))
+    made_run(tmp_path / "c" / "d", "mpn_cov", 0.04, 0, 50, trainer={"batch_size": 7})
+    with pytest.raises(RunError, match=r"differ in trainer\.batch_size"):
+        read_rates(find_runs([tmp_path / "a", tmp_path / "c"]))
+
+
+def test_a_bad_run_is_left_out_and_a_head_with_few_rates_has_no_distance(grid: Path, tmp_path: Path) -> None:
+    made_run(tmp_path / "few" / "0", "svd_pade", 0.01, 0, 40)
+    made_run(tmp_path / "few" / "1", "svd_pade", 0.04, 0, 40)
+    (tmp_path / "few" / "1" / "metrics.csv").unlink()
+    table, (note,) = read_rates(find_runs([grid, tmp_path]))
+    assert "left out" in note and "metrics.csv" in note
+    found = shifts(table, PLAIN).set_index("label").loc["SVD-Padé (exact)"]
+    assert found[["before", "after", "best_move"]].isna().all()
+
+
+def test_what_has_no_reference_is_named(grid: Path) -> None:
     table, _ = read_rates(find_runs([grid]))
     with pytest.raises(RunError, match=r"val_fraction=0\.2"):
         best_values(table.assign(validation=float("nan")), PLAIN, 0.5)
     with pytest.raises(RunError, match="differ in seeds"):
         best_values(table[(table["label"] != "SEB") | (table["seed"] > 0)], PLAIN, 0.5)
-    with pytest.raises(RunError, match="no runs of GAP on cub80 with sgd"):
-        best_values(table, "GAP", 0.5)
+    for compare in (lambda: best_values(table, "GAP", 0.5), lambda: shifts(table, "GAP")):
+        with pytest.raises(RunError, match="no runs of GAP on cub80 with sgd, only of MPN-COV"):
+            compare()
 
 
 def test_the_study_from_the_command_line(grid: Path, here: Train) -> None:
     done = succeeded(here("study_rates.py", grid, "--output", grid / "out", cwd=grid))
-    assert "| cub80  | SGD       | SEB" in done.stdout
+    assert "| SEB, cub80, SGD " in done.stdout and "| undecided |" not in done.stdout
     assert {file.name for file in (grid / "out").glob("[!.]*")} == {"rates.csv", "rates_sgd.png", "rates_sgd.pdf"}
     write_config(grid / "plain" / "0.01" / "0", method={"name": "mpn_cov"})
-    refused(here("study_rates.py", grid, "--output", grid / "other", cwd=grid), "no learning rate under 'optimizer'")
+    done = succeeded(here("study_rates.py", grid, "--output", grid / "out", "--reference", "SEB", cwd=grid))
+    assert "no learning rate under 'optimizer'" in done.stderr

@@ -27,7 +27,9 @@ def config_of(place: Path, name: str, stages: int | None = 1, *, cached: bool = 
     """A run whose transform is deterministic unless `changes` say otherwise; runs in one place share images."""
     config = trainable(place, run_dir=str(place / name), **changes)
     config.backbone = BackboneConfig("test_resnet", frozen=True, trainable_stages=stages)
-    config.cache = CacheConfig(enabled=cached, dir=str(place / "cache"), dtype="float32")  # no rounding between two ways
+    config.cache = CacheConfig(
+        enabled=cached, dir=str(place / "cache"), dtype="float32"
+    )  # no rounding between two ways
     config.dataset.transform.hflip = False
     config.trainer.epochs = 2
     return config

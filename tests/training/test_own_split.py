@@ -39,6 +39,17 @@ def write(root: Path, split: str, counts: dict[str, int]) -> None:
             Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(place / f"{number}.png")
 
 
+def test_training_images_that_move_to_val_do_not_calibrate(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "data", split, {"a": 4, "b": 4})
+    path = train_run(config(tmp_path))
+    for name in "ab":
+        (tmp_path / "data" / "val" / name).mkdir(parents=True)
+        (tmp_path / "data" / "train" / name / "0.png").rename(tmp_path / "data" / "val" / name / "0.png")
+    calibration = fit_calibration(path)
+    assert (calibration.split, calibration.images) == ("test", 8)
+
+
 def test_a_validation_split_selects_the_epoch_and_calibrates(tmp_path: Path) -> None:
     for split, counts in {"train": [4, 4, 4], "val": [2, 3, 0], "test": [3, 2, 2]}.items():
         write(tmp_path / "data", split, {name: n for name, n in zip("abc", counts, strict=True) if n})

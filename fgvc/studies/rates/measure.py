@@ -5,6 +5,7 @@ AdamW (docs/findings.md has the algebra and its conditions). Here is what is lef
 table with a row for each run, see `read_rates`; everything else is computed from it.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,66 +17,99 @@ from numpy.typing import NDArray
 from fgvc.errors import RunError
 from fgvc.runs import Run
 from fgvc.runs.statistics import two_level_interval
+from fgvc.runs.summary import result_settings
 from fgvc.spectral import EIGENVALUE_FLOOR
 from fgvc.spectral.maps import seb_scale
 
 RATE_COLUMNS = (
-    *("dataset", "optimizer", "label", "factor", "rate", "seed", "top1", "validation", "images", "right", "commit"),
+    *("dataset", "optimizer", "label", "factor", "rate", "seed", "top1", "validation"),
+    *("images", "listed", "right", "commit"),
 )
-_POWER = {"sgd": 2, "adamw": 1}
-"""A factor c acts like the rate times c to this power."""
 
 
 def read_rates(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
-    """A row for each run with `RATE_COLUMNS`, and notes on what is missing.
+    """A row for each run with `RATE_COLUMNS`, and notes on runs that are left out.
 
     `factor` is the number that multiplies the square root: option `scale`, or the mean of SEB's 1 + t over test
     images. `rate` is the learning rate of the classifier at the start. top1 (test) and validation (held-out images,
     NaN without any) are in per cent after the last epoch. `right` has a bit for each test image in the order of paths,
-    1 where the prediction is right, as hexadecimal digits; `images` is their number.
+    1 where the prediction is right, as hexadecimal digits; `images` is their number, `listed` a digest of their paths
+    and targets.
 
     Raises:
-        RunError: a config.yaml, metrics.csv or predictions.csv is missing or damaged.
+        RunError: no run can be read, two have one label, rate and seed, or runs of one dataset and optimiser differ in
+            more than method, learning rates and seed.
     """
-    rows, notes = [], []
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    settings: dict[tuple[str, str], tuple[Run, dict[str, Any]]] = {}
+    places: dict[tuple[object, ...], Run] = {}
     for run in runs:
-        settings, metrics = run.settings(), run.metrics()
-        options = (settings.get("method") or {}).get("options") or {}
-        optimizer = settings.get("optimizer") or {}
-        predictions = run.predictions().sort_values("path")
-        right = (predictions["target"] == predictions["predicted"]).to_numpy()
-        label, factor = run.label, float(options.get("scale", 1))
-        if run.method == "seb":
-            try:
-                before = torch.from_numpy(run.spectrum().before)
-                factor = float(1 + seb_scale(before.clamp(min=EIGENVALUE_FLOOR)).mean())
-            except RunError as error:
-                notes.append(f"without SEB's factor: {error}")
-                factor = float("nan")
-        elif factor != 1:
-            label = f"{run.label} × c"
         try:
-            rate = float(optimizer["lr"]) * float(optimizer["classifier_factor"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{run.path / 'config.yaml'}: no learning rate under 'optimizer'; restore it") from error
-        assert run.final is not None
-        rows.append(
-            {
-                "dataset": run.dataset,
-                "optimizer": optimizer.get("name"),
-                "label": label,
-                "factor": factor,
-                "rate": float(f"{rate:.4g}"),
-                "seed": run.seed,
-                "top1": run.final.top1,
-                "validation": metrics["val_top1"].iloc[-1] if "val_top1" in metrics else float("nan"),
-                "images": len(right),
-                "right": np.packbits(right).tobytes().hex(),
-                "commit": run.commit,
-            }
-        )
+            row = _row(run)
+        except RunError as error:
+            notes.append(f"left out {run.path}: {error}")
+            continue
+        place = tuple(row[name] for name in ("dataset", "optimizer", "label", "rate", "seed"))
+        twin = places.setdefault(place, run)
+        if twin is not run:
+            raise RunError(
+                f"two runs of {row['label']} at rate {row['rate']:g} and seed {run.seed}: {twin.path} and {run.path}"
+            )
+        own = _other_settings(run)
+        first, others = settings.setdefault((row["dataset"], row["optimizer"]), (run, own))
+        if differing := [name for name in sorted({*own, *others}) if own.get(name) != others.get(name)]:
+            raise RunError(
+                f"{first.path} and {run.path} differ in {', '.join(differing)}; give runs that differ in method, "
+                "learning rates and seed only"
+            )
+        rows.append(row)
+    if not rows:
+        raise RunError("no run can be read:\n  " + "\n  ".join(notes))
     table = pd.DataFrame(rows, columns=RATE_COLUMNS)
     return table.sort_values(["dataset", "optimizer", "label", "rate", "seed"], ignore_index=True), notes
+
+
+def _row(run: Run) -> dict[str, Any]:
+    """The row of a run. Raises RunError where a file of it is missing or damaged."""
+    settings, metrics = run.settings(), run.metrics()
+    optimizer = settings.get("optimizer") or {}
+    predictions = run.predictions().sort_values("path")
+    right = (predictions["target"] == predictions["predicted"]).to_numpy()
+    label, factor = run.label, float(((settings.get("method") or {}).get("options") or {}).get("scale", 1))
+    if run.method == "seb":
+        before = torch.from_numpy(run.spectrum().before)
+        factor = float(1 + seb_scale(before.clamp(min=EIGENVALUE_FLOOR)).mean())
+    elif factor != 1:
+        label = f"{run.label} × c"
+    try:
+        rate = float(optimizer["lr"]) * float(optimizer["classifier_factor"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{run.path / 'config.yaml'}: no learning rate under 'optimizer'; restore it") from error
+    assert run.final is not None
+    listed = "\n".join(f"{path},{target}" for path, target in predictions[["path", "target"]].to_numpy())
+    return {
+        "dataset": run.dataset,
+        "optimizer": optimizer.get("name"),
+        "label": label,
+        "factor": factor,
+        "rate": float(f"{rate:.4g}"),
+        "seed": run.seed,
+        "top1": run.final.top1,
+        "validation": metrics["val_top1"].iloc[-1] if "val_top1" in metrics else float("nan"),
+        "images": len(right),
+        "listed": hashlib.sha256(listed.encode()).hexdigest()[:12],
+        "right": np.packbits(right).tobytes().hex(),
+        "commit": run.commit,
+    }
+
+
+def _other_settings(run: Run) -> dict[str, Any]:
+    """The settings that may not differ between the runs of one dataset and optimiser."""
+    free = ("method.name", "method.gradient", "method.options", "optimizer.lr", "optimizer.classifier_factor")
+    settings = result_settings(run) or {}
+    own = {name: value for name, value in settings.items() if not name.startswith(free)}
+    return own | {"training images": run.images.get("train_content")}
 
 
 def curves(table: pd.DataFrame) -> pd.DataFrame:
@@ -99,10 +133,16 @@ def equivalent_rate(part: pd.DataFrame, optimizer: str) -> pd.Series:
     Raises:
         RunError: another optimiser.
     """
-    if optimizer not in _POWER:
-        raise RunError(f"no rule for the optimiser {optimizer!r}; give runs of {' or '.join(_POWER)}")
-    moved: pd.Series = part["rate"] * part["factor"] ** _POWER[optimizer]
+    moved: pd.Series = part["rate"] * part["factor"] ** _power(optimizer)
     return moved
+
+
+def _power(optimizer: str) -> int:
+    """A factor c acts like the rate times c to this power. Raises RunError for another optimiser."""
+    powers = {"sgd": 2, "adamw": 1}
+    if optimizer not in powers:
+        raise RunError(f"no rule for the optimiser {optimizer!r}; give runs of {' or '.join(powers)}")
+    return powers[optimizer]
 
 
 def shifts(table: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -111,17 +151,21 @@ def shifts(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     A row for each dataset, optimiser and other label: factor; before and after, the mean absolute distance in points
     over the rates where both curves are known (the reference is interpolated linearly in the logarithm of the rate);
     rates, how many those are after the move; best_move, the factor on the rate, in a fine grid, that brings the curves
-    nearest, and expected_move, what the algebra says.
+    nearest, and expected_move, what the algebra says. Distances over fewer than three rates are NaN.
+
+    Raises:
+        RunError: a dataset and optimiser without runs of the reference, or an optimiser without a rule.
     """
     rows = []
     for keys, part in curves(table).groupby(["dataset", "optimizer"]):
         dataset, optimizer = map(str, keys)
-        plain = part[part["label"] == reference]
+        plain = _reference_rows(part, reference, f"{dataset} with {optimizer}")
         for label, own in part[part["label"] != reference].groupby("label"):
             factor = float(own["factor"].mean())
-            expected = factor ** _POWER[optimizer]
+            expected = factor ** _power(optimizer)
             moves = np.geomspace(1 / 100, 100, 401)
-            distances = [_distance(own, plain, move)[0] for move in moves]
+            distances = np.nan_to_num([_distance(own, plain, move)[0] for move in moves], nan=np.inf)
+            nearest = int(distances.argmin())
             after, rates = _distance(own, plain, expected)
             rows.append(
                 {
@@ -133,7 +177,7 @@ def shifts(table: pd.DataFrame, reference: str) -> pd.DataFrame:
                     "after": after,
                     "rates": rates,
                     "expected_move": expected,
-                    "best_move": moves[np.nanargmin(distances)],
+                    "best_move": moves[nearest] if np.isfinite(distances[nearest]) else float("nan"),
                 }
             )
     return pd.DataFrame(rows)
@@ -163,19 +207,29 @@ def best_values(table: pd.DataFrame, reference: str, margin: float) -> pd.DataFr
         RunError: a row without held-out images, or labels with other seeds or images than the reference.
     """
     if table["validation"].isna().any():
-        raise RunError("a rate is chosen on held-out images, and a run has none; train with trainer.val_fraction=0.2")
+        raise RunError(
+            "a rate is chosen on held-out images, and some runs have none; train with trainer.val_fraction=0.2"
+        )
     rows = []
     for keys, part in table.groupby(["dataset", "optimizer"]):
         best = {str(label): _at_best_rate(own) for label, own in part.groupby("label")}
-        if reference not in best:
-            raise RunError(f"no runs of {reference} on {keys[0]} with {keys[1]}")
+        plain = _at_best_rate(_reference_rows(part, reference, f"{keys[0]} with {keys[1]}"))
         for label, own in best.items():
             row: dict[str, Any] = {"dataset": keys[0], "optimizer": keys[1], "label": label}
             row |= {"rate": own["rate"].iloc[0], "n": len(own), "top1": own["top1"].mean()}
             if label != reference:
-                row |= compare_rows(own, best[reference], margin)
+                row |= compare_rows(own, plain, margin)
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _reference_rows(part: pd.DataFrame, reference: str, where: str) -> pd.DataFrame:
+    own = part[part["label"] == reference]
+    if own.empty:
+        raise RunError(
+            f"no runs of {reference} on {where}, only of {', '.join(sorted(set(part['label'])))}; see --reference"
+        )
+    return own
 
 
 def _at_best_rate(part: pd.DataFrame) -> pd.DataFrame:
@@ -186,7 +240,7 @@ def _at_best_rate(part: pd.DataFrame) -> pd.DataFrame:
 
 def compare_rows(first: pd.DataFrame, second: pd.DataFrame, margin: float) -> dict[str, Any]:
     """Difference of top-1 of two labels seed by seed, its 90 % interval, and the verdict, see `best_values`."""
-    if first["seed"].tolist() != second["seed"].tolist() or set(first["images"]) != set(second["images"]):
+    if first["seed"].tolist() != second["seed"].tolist() or set(first["listed"]) != set(second["listed"]):
         raise RunError(f"{first['label'].iloc[0]} and {second['label'].iloc[0]} differ in seeds or test images")
     difference = 100.0 * (_right(first) - _right(second))
     low, high = two_level_interval(difference, level=0.9)

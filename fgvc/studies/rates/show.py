@@ -1,6 +1,8 @@
 """Figure and tables of the study of rates, from its table."""
 
+from collections.abc import Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -70,23 +72,24 @@ def curves_markdown(table: pd.DataFrame) -> str:
     rows = []
     for keys, own in means.groupby(["dataset", "optimizer", "label"]):
         dataset, optimizer, label = map(str, keys)
+        name = _named({"dataset": dataset, "optimizer": optimizer, "label": label})
         found = dict(zip(own["rate"], own["mean"], strict=True))
         factor = f"{own['factor'].mean():.2f}"
         shown = [f"{found[rate]:.1f}" if rate in found else "" for rate in rates]
-        rows.append([dataset, OPTIMIZERS[optimizer], label, factor, *shown])
-    return markdown_table(["Images", "Optimiser", "Head", "c", *(f"{rate:g}" for rate in rates)], rows)
+        rows.append([name, factor, *shown])
+    return markdown_table(["Head", "c", *(f"{rate:g}" for rate in rates)], rows)
 
 
 def shifts_markdown(table: pd.DataFrame, reference: str) -> str:
     """Distances of the curves before and after the move."""
     rows = [
         [
-            *(row["dataset"], OPTIMIZERS[row["optimizer"]], row["label"], f"{row['before']:.2f}"),
-            *(_number(row["after"]), str(row["rates"]), f"{row['expected_move']:.2f}", f"{row['best_move']:.2f}"),
+            *(_named(row), _number(row["before"]), _number(row["after"]), str(row["rates"])),
+            *(f"{row['expected_move']:.2f}", _number(row["best_move"])),
         ]
         for row in shifts(table, reference).to_dict("records")
     ]
-    head = ["Images", "Optimiser", "Head", "Distance as set", "after the move", "rates", "Expected move", "Best move"]
+    head = ["Head", "Distance as set", "after the move", "rates", "Expected move", "Best move"]
     return markdown_table(head, rows)
 
 
@@ -99,11 +102,13 @@ def best_markdown(table: pd.DataFrame, reference: str, margin: float) -> str:
             difference = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
             verdict = row["verdict"]
         shown = [f"{row['rate']:g}", str(row["n"]), f"{row['top1']:.2f}", difference, verdict]
-        rows.append([row["dataset"], OPTIMIZERS[row["optimizer"]], row["label"], *shown])
+        rows.append([_named(row), *shown])
     verdict_head = f"Verdict, margin {margin:g}"
-    return markdown_table(
-        ["Images", "Optimiser", "Head", "Rate", "n", "Top-1", "Difference [90 %]", verdict_head], rows
-    )
+    return markdown_table(["Head", "Rate", "n", "Top-1", "Difference [90 %]", verdict_head], rows)
+
+
+def _named(row: Mapping[Hashable, Any]) -> str:
+    return f"{row['label']}, {row['dataset']}, {OPTIMIZERS[row['optimizer']]}"
 
 
 def _number(value: float) -> str:
