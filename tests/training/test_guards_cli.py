@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("uncalibrated")
 
 RUNS = ("straight", "run")
 # the loss grows, and the watch is quick to see it
-WILD = ["trainer.clip_norm=null", "method=gap", "trainer.batch_size=1", "trainer.epochs=3", "optimizer.lr=1"]
+WILD = ["trainer.clip_norm=null", "method=gap", "trainer.batch_size=1", "trainer.epochs=1", "optimizer.lr=1"]
 WILD += ["trainer.divergence_window=4", "trainer.divergence_factor=1.2"]
 FROZEN = ["backbone.frozen=true", "cache.dir=cache", "trainer.batch_size=3", "trainer.clip_norm=null"]
 
