@@ -29,6 +29,9 @@ from fgvc.training.run import config_hash
 from fgvc.training.seeds import set_deterministic
 
 
+pytestmark = pytest.mark.usefixtures("uncalibrated")
+
+
 @pytest.fixture(autouse=True)
 def _free(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever a test sets for the whole process is taken back."""
