@@ -1,5 +1,6 @@
 """Every YAML file in configs/ and every method composes and is accepted by the typed schema and the checks of a run."""
 
+import copy
 import functools
 from dataclasses import replace
 from pathlib import Path
@@ -55,8 +56,9 @@ def test_a_dataset_may_have_any_name(group: str) -> None:
     effective = effective_options(config.dataset.reader, config.dataset.options)
     assert set(config.dataset.options) <= {*effective, "crop"} and set(list_datasets()) <= set(GROUPS)
     # an earlier version left the adapter out where it was the name
-    plain.dataset.adapter = None if plain.dataset.name == plain.dataset.adapter else plain.dataset.adapter
-    assert fixed_settings(plain) == fixed_settings(composed(f"dataset={group}", *own))
+    earlier = copy.deepcopy(plain)
+    earlier.dataset.adapter = None if plain.dataset.name == plain.dataset.adapter else plain.dataset.adapter
+    assert fixed_settings(earlier) == fixed_settings(plain)
 
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").iterdir())
@@ -114,7 +116,7 @@ def test_published_protocols(name: str) -> None:
     assert name.endswith(("_resnet50", "alexnet", "_bn", f"_{config.method.name}"))
 
 
-@pytest.mark.parametrize("name", ["imagenet_resnet50", "imagenet_resnet50_hybrid", "released_imagenet_svd_pade"])
+@pytest.mark.parametrize("name", ["imagenet_resnet50", "released_imagenet_svd_pade"])
 def test_imagenet_from_scratch_starts_as_the_released_code(name: str) -> None:
     config = composed(f"experiment={name}")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
