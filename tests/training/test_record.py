@@ -28,7 +28,6 @@ from fgvc.runs.summary import read_run
 from fgvc.training.run import config_hash
 from fgvc.training.seeds import set_deterministic
 
-
 pytestmark = pytest.mark.usefixtures("uncalibrated")
 
 
