@@ -20,6 +20,9 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import yaml
 
+YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The safe loader; in C, ten times as fast, where PyYAML has it."""
+
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading.
@@ -125,7 +128,7 @@ def read_plain_yaml(path: Path) -> str:
     depth = 0
     try:
         # events come while the text is parsed, so parsing stops at the first refused event
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=YAML_LOADER):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             problem = f"nested deeper than {_MAX_YAML_DEPTH}" if depth > _MAX_YAML_DEPTH else _problem(event)
             if problem is not None:

@@ -1,5 +1,6 @@
 """Scripts as a user starts them, a run small enough for a test, and a configuration."""
 
+import functools
 import logging
 import os
 import runpy
@@ -15,7 +16,10 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from PIL import Image
 
 from fgvc.runs.config import (
     BackboneConfig,
@@ -73,6 +77,7 @@ Train = Callable[..., Done]
 
 def run(script: str, *arguments: object, cwd: Path) -> Done:
     """A script in a process of its own, forked from this one: it spares the seconds of the imports."""
+    import_for(script)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if not child:
@@ -110,13 +115,28 @@ def fresh_process(cwd: Path, out: int, err: int) -> None:
 
 
 def run_script(script: str, arguments: Iterable[object]) -> int:
-    """A script in this process; returns its exit status."""
+    """A script in this process; returns its exit status.
+
+    Hydra composes a configuration twice, first only to see whether it sets hydra.mode; here once.
+    """
     sys.argv = [script, *map(str, arguments)]
+    get_mode = Hydra.get_mode
     try:
+        Hydra.get_mode = lambda *_, **__: None
         runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
     except SystemExit as error:
         return int(error.code or 0)
+    finally:
+        Hydra.get_mode = get_mode
     return 0
+
+
+@functools.cache
+def import_for(script: str) -> None:
+    """Import what a script does, before processes are forked: else each of them would, in seconds."""
+    runpy.run_path(str(ROOT / "scripts" / script), run_name="imported")
+    Plugins.instance()  # of Hydra, which looks for them on disk
+    Image.init()
 
 
 def train(cwd: Path, *overrides: str) -> Done:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from command_line import SMALL, fresh_process, run_script
+from command_line import SMALL, fresh_process, import_for, run_script
 from torch.optim import SGD
 
 MOMENTS: dict[str, tuple[Any, str]] = {
@@ -69,6 +69,7 @@ def _wait(child: int) -> int:
 def _fork(
     cwd: Path, overrides: list[str], events: Mapping[str, Any], environment: Mapping[str, str] | None = None
 ) -> int:
+    import_for("train.py")
     child = os.fork()
     if child:
         return child

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 
 from fgvc.models import PoolingHead
 from fgvc.spectral import EigendecompositionError
+from fgvc.training import processes
 from fgvc.training.guard import Cause, LossWatch, find_cause, non_finite_entries
 from fgvc.training.run import memory_advice
 
 LEFT_OPEN = """
+import runpy
+import sys
 from torch.utils.data import DataLoader
-from fgvc.training.processes import leave_signals_to_the_main_process as deaf
+deaf = runpy.run_path(sys.argv[1])["leave_signals_to_the_main_process"]  # not the package, which imports for seconds
 batches = iter(DataLoader(range(8), num_workers=1, worker_init_fn=deaf))
 next(batches)
 raise SystemExit(3)  # with the workers alive, as where an exception holds the loader's frames
@@ -27,7 +30,8 @@ raise SystemExit(3)  # with the workers alive, as where an exception holds the l
 
 
 def test_workers_that_ignore_signals_do_not_outlive_the_run() -> None:
-    done = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-c", LEFT_OPEN, processes.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (3, "")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import run, succeeded, trainable
+from command_line import Train, succeeded, trainable
 from PIL import Image
 
 from fgvc.data import create_dataset
@@ -50,7 +50,7 @@ def test_training_images_that_move_to_val_do_not_calibrate(tmp_path: Path) -> No
     assert (calibration.split, calibration.images) == ("test", 8)
 
 
-def test_a_validation_split_selects_the_epoch_and_calibrates(tmp_path: Path) -> None:
+def test_a_validation_split_selects_the_epoch_and_calibrates(tmp_path: Path, here: Train) -> None:
     for split, counts in {"train": [4, 4, 4], "val": [2, 3, 0], "test": [3, 2, 2]}.items():
         write(tmp_path / "data", split, {name: n for name, n in zip("abc", counts, strict=True) if n})
     (tmp_path / "data" / "coarse.csv").write_text("class,family\na,x\nb,x\nc,y\n")
@@ -72,7 +72,7 @@ def test_a_validation_split_selects_the_epoch_and_calibrates(tmp_path: Path) -> 
     calibration = fit_calibration(path)
     assert (calibration.split, calibration.images) == ("validation", 5)
 
-    done = succeeded(run("evaluate.py", path, cwd=tmp_path))
+    done = succeeded(here("evaluate.py", path, cwd=tmp_path))
     record = json.loads((path / "evaluation-last.json").read_text())
     family, predictions = record["coarse"]["family"], found.predictions()
     inside = (predictions["target"] < 2) == (predictions["predicted"] < 2)
@@ -80,7 +80,7 @@ def test_a_validation_split_selects_the_epoch_and_calibrates(tmp_path: Path) -> 
     assert family["accuracy"] == pytest.approx(100 * inside.mean(), abs=1e-3)
     assert (family["groups"], family["images"], family["mistakes"]) == (2, 7, wrong.sum())
     assert f"family (2) {family['accuracy']:.2f} %" in done.stdout
-    table = succeeded(run("make_tables.py", path, cwd=tmp_path)).stdout
+    table = succeeded(here("make_tables.py", path, cwd=tmp_path)).stdout
     assert "| family (2) | Mistakes inside family |" in table
     assert f"| GAP | 1 | {family['accuracy']:.2f} | {family['inside']:.2f} |" in " ".join(table.split())
 

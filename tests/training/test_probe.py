@@ -15,6 +15,8 @@ from fgvc.runs.spectra import Spectrum, SpectrumHistory, condition_number, effec
 from fgvc.training.loop import Trainer
 from fgvc.training.probe import spectrum_measures
 
+pytestmark = pytest.mark.usefixtures("uncalibrated")
+
 BEFORE = np.array([[4.0, 1.0, 1e-17], [8.0, 2.0, 1.0], [0.0, 0.0, 0.0]])
 SPECTRUM = Spectrum(BEFORE, None, targets=np.array([0, 1, 1]), indices=np.array([0, 2, 4]))
 

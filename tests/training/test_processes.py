@@ -1,10 +1,9 @@
 """Several processes train as one would: the same steps, the same results, one writer, and one that fails stops all."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,20 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from command_line import ROOT, SMALL, Train, refused, succeeded
+from accelerate.commands.launch import launch_command, launch_command_parser
+from command_line import ROOT, SMALL, Train, fresh_process, import_for, refused, run_script, succeeded
 from forked_runs import train_in_processes, train_until
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed import run as distributed_run
 
 from fgvc.training.batches import StepBatches
 from fgvc.training.states import StateStore
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked"),
+    pytest.mark.usefixtures("uncalibrated"),
+]
 
 # several processes on CPUs refuse to train batch normalisation
 WITHOUT_NORMALISATION = ["backbone.name=test_convnext", "method.reduction=null"]
@@ -53,22 +57,19 @@ def assert_same_curve(first: Path, second: Path, tolerance: float) -> None:
     np.testing.assert_allclose(predictions[0]["confidence"], predictions[1]["confidence"], atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_processes_give_the_curve_of_one(alone: Path, count: int) -> None:
-    assert train_in_processes(alone, [*UNEVEN, f"run_dir=run{count}"], count) == [0] * count, (
-        alone / "log"
-    ).read_text()
-    assert_same_curve(alone / f"run{count}", alone / "run1", 1e-5)
-    weights = [load_file(alone / f"run{n}" / "checkpoints" / "last.safetensors") for n in (1, count)]
+def test_processes_give_the_curve_of_one(alone: Path) -> None:
+    assert train_in_processes(alone, [*UNEVEN, "run_dir=run2"], 2) == [0, 0], (alone / "log").read_text()
+    assert_same_curve(alone / "run2", alone / "run1", 1e-5)
+    weights = [load_file(alone / name / "checkpoints" / "last.safetensors") for name in ("run1", "run2")]
     assert weights[0].keys() == weights[1].keys()
-    assert list((alone / f"run{count}").glob("summary*")) == [alone / f"run{count}" / "summary.json"]
+    assert list((alone / "run2").glob("summary*")) == [alone / "run2" / "summary.json"]
 
 
 def test_accumulation_gives_the_step_of_the_whole_batch_but_for_batch_normalisation(
     tmp_path: Path, train_here: Train
 ) -> None:
     """With GAP on a frozen backbone there is no batch normalisation to train."""
-    settings = ["method=gap", "backbone.frozen=true", "trainer.batch_size=5", "trainer.mixup=0"]
+    settings = ["method=gap", "backbone.frozen=true", "trainer.batch_size=5", "trainer.mixup=0", "trainer.epochs=1"]
     for rounds in (1, 3):
         succeeded(train_here(tmp_path, *settings, f"trainer.accumulation={rounds}", f"run_dir=run{rounds}"))
     assert_same_curve(tmp_path / "run3", tmp_path / "run1", 1e-5)
@@ -181,16 +182,35 @@ def test_parameters_without_a_gradient_do_not_stop_several_processes(
     assert "2 parameters, such as model.unused.weight" in (tmp_path / "log").read_text()
 
 
-def test_accelerate_launch(tmp_path: Path) -> None:
-    """As documented; the second stage of a hybrid run included."""
+def test_accelerate_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As documented, but for processes that are forked; the second stage of a hybrid run included."""
+
+    def as_forks(arguments: Any) -> Any:
+        config, _, command = parse(arguments)
+        config.start_method = "fork"
+        script = command.index(str(ROOT / "scripts" / "train.py"))
+        return config, in_a_process, command[script + 1 :]
+
+    def in_a_process(*overrides: str) -> None:
+        log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        fresh_process(tmp_path, log, log)
+        assert run_script("train.py", overrides) == 0
+
+    parse = distributed_run.config_from_args
+    monkeypatch.setattr(distributed_run, "config_from_args", as_forks)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    import_for("train.py")
     hybrid = ["method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1"]
-    settings = [*WITHOUT_NORMALISATION, *hybrid, "run_dir=run"]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    command = [*launch, str(ROOT / "scripts" / "train.py"), *SMALL, *settings]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    succeeded(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=300))
+    settings = [*SMALL, *WITHOUT_NORMALISATION, *hybrid, "run_dir=run"]
+    options = ["--multi_gpu", "--num_processes", "2"]
+    launch = launch_command_parser().parse_args([*options, str(ROOT / "scripts" / "train.py"), *settings])
+    launcher = multiprocessing.get_context("fork").Process(target=launch_command, args=(launch,))
+    launcher.start()
+    launcher.join()
+    assert launcher.exitcode == 0, (tmp_path / "log").read_text()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["final"]["epoch"] == 2
+    assert summary["machine"]["processes"] == 2
     assert len(pd.read_csv(tmp_path / "run" / "predictions.csv")) == 9
     history = np.load(tmp_path / "run" / "spectrum_history.npz")
     assert history["epochs"].tolist() == [0, 1, 2] and history["before"].shape == (3, 9, 64)

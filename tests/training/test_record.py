@@ -28,6 +28,8 @@ from fgvc.runs.summary import read_run
 from fgvc.training.run import config_hash
 from fgvc.training.seeds import set_deterministic
 
+pytestmark = pytest.mark.usefixtures("uncalibrated")
+
 
 @pytest.fixture(autouse=True)
 def _free(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """A run that is killed or stopped at any moment continues to the weights of one that was not."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -26,7 +27,10 @@ from fgvc.runs.folder import RunFolder
 from fgvc.training import run
 from fgvc.training.states import StateStore
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked"),
+    pytest.mark.usefixtures("uncalibrated"),
+]
 
 # five steps an epoch with a state after each; all that is random, across the switch of a hybrid run
 EVERYTHING = [
@@ -36,14 +40,22 @@ EVERYTHING = [
     *("method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1"),
 ]
 FROZEN = ["trainer.save_steps=1", "backbone.frozen=true", "trainer.batch_size=3"]
+OVERRIDES = {"everything": EVERYTHING, "frozen": FROZEN, "plain": []}
+
+Straight = Callable[[str], tuple[Path, list[str]]]
 
 
-@pytest.fixture(scope="module", params=[EVERYTHING, FROZEN], ids=["everything", "frozen"])
-def straight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Working folder of a run that was left alone, in `straight`, and its overrides."""
-    cwd = tmp_path_factory.mktemp("straight")
-    assert train_until(cwd, [*request.param, "run_dir=straight"], number=signal.SIGKILL) == 0, (cwd / "log").read_text()
-    return cwd, request.param
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    """Of a kind: working folder of a run that was left alone, in `straight`, and its overrides."""
+
+    @functools.cache
+    def of_kind(kind: str) -> tuple[Path, list[str]]:
+        cwd = tmp_path_factory.mktemp("straight")
+        assert train_until(cwd, [*OVERRIDES[kind], "run_dir=straight"]) == 0, (cwd / "log").read_text()
+        return cwd, OVERRIDES[kind]
+
+    return of_kind
 
 
 def assert_same_run(first: Path, second: Path) -> None:
@@ -79,22 +91,27 @@ def killed_again_and_again(cwd: Path, overrides: list[str], kills: int, seed: in
     return moments
 
 
-def test_killed_at_random_moments(straight: tuple[Path, list[str]]) -> None:
-    cwd, overrides = straight
-    moments = killed_again_and_again(cwd, [*overrides, "run_dir=killed"], kills=6, seed=0)
+@pytest.mark.parametrize("kind", ["everything", "frozen"])
+def test_killed_at_random_moments(straight: Straight, kind: str) -> None:
+    cwd, overrides = straight(kind)
+    moments = killed_again_and_again(cwd, [*overrides, "run_dir=killed"], kills=4, seed=0)
     assert len(moments) >= 3
     assert_same_run(cwd / "killed", cwd / "straight")
     assert not [file for file in (cwd / "killed").rglob("*") if ".tmp" in file.name or file.name == ".lock"]
 
 
 @pytest.mark.parametrize(
-    ("number", "moment"),
-    [(signal.SIGTERM, ("step", 2)), (signal.SIGINT, ("evaluation", 1)), (signal.SIGTERM, ("save", 1))],
+    ("kind", "number", "moment"),
+    [
+        ("everything", signal.SIGTERM, ("step", 2)),
+        ("frozen", signal.SIGINT, ("evaluation", 1)),
+        ("frozen", signal.SIGTERM, ("save", 1)),
+    ],
 )
 def test_a_signal_stops_the_run_with_its_state_saved(
-    straight: tuple[Path, list[str]], number: signal.Signals, moment: tuple[str, int]
+    straight: Straight, kind: str, number: signal.Signals, moment: tuple[str, int]
 ) -> None:
-    cwd, overrides = straight
+    cwd, overrides = straight(kind)
     shutil.rmtree(cwd / "stopped", ignore_errors=True)
     command = [*overrides, "trainer.save_steps=null", "run_dir=stopped"]
     assert train_until(cwd, command, moment, number=number) == 128 + number
@@ -152,10 +169,8 @@ def test_a_signal_to_the_whole_job_leaves_the_loader_its_workers(tmp_path: Path)
     assert "SIGINT: stopped after " in (tmp_path / "log").read_text()
 
 
-def test_a_damaged_state_is_named_and_the_one_before_it_used(
-    straight: tuple[Path, list[str]], train_here: Train
-) -> None:
-    cwd, overrides = straight
+def test_a_damaged_state_is_named_and_the_one_before_it_used(straight: Straight, train_here: Train) -> None:
+    cwd, overrides = straight("everything")
     command = [*overrides, "run_dir=damaged"]
     assert train_until(cwd, command, ("step", 4), number=signal.SIGKILL) == -signal.SIGKILL
     states = sorted((cwd / "damaged" / "checkpoints").glob("state-*.pt"))
@@ -181,7 +196,7 @@ def test_one_process_at_a_time_writes_a_folder(tmp_path: Path, train_here: Train
     with locked(tmp_path / "run" / ".lock") as free:
         assert free
         refused(train_here(tmp_path, "run_dir=run"), "another process is training", "run_dir=")
-    assert train_here(tmp_path, "run_dir=run").returncode == 0
+    assert train_here(tmp_path, "run_dir=run", "trainer.epochs=0").returncode == 0
 
 
 def test_a_run_that_another_command_finished_meanwhile_stays_finished(
@@ -193,7 +208,7 @@ def test_a_run_that_another_command_finished_meanwhile_stays_finished(
         """As where the features are computed, or waited for."""
         prepared = prepare(*arguments)
         monkeypatch.setattr(run, "prepare", prepare)
-        assert train(tmp_path, "run_dir=run").returncode == 0
+        assert train(tmp_path, "run_dir=run", "trainer.epochs=1").returncode == 0
         finished.extend(sorted((tmp_path / "run").rglob("*.*")))
         contents.extend(path.read_bytes() for path in finished)
         return prepared
@@ -201,13 +216,16 @@ def test_a_run_that_another_command_finished_meanwhile_stays_finished(
     finished: list[Path] = []
     contents: list[bytes] = []
     monkeypatch.setattr(run, "prepare", slow)
-    done = train_here(tmp_path, "run_dir=run")
+    done = train_here(tmp_path, "run_dir=run", "trainer.epochs=1")
     assert done.returncode == 0 and "run is finished already" in done.stderr
     assert [path.read_bytes() for path in sorted((tmp_path / "run").rglob("*.*"))] == contents
 
 
-def test_a_damaged_summary_is_rewritten_and_what_a_killed_run_left_deleted(tmp_path: Path, train_here: Train) -> None:
-    assert train_here(tmp_path, "run_dir=run").returncode == 0
+def test_a_damaged_summary_is_rewritten_and_what_a_killed_run_left_deleted(
+    straight: Straight, tmp_path: Path, train_here: Train
+) -> None:
+    shutil.copytree(straight("plain")[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "straight").rename(tmp_path / "run")
     weights = (tmp_path / "run" / "checkpoints" / "last.safetensors").read_bytes()
     (tmp_path / "run" / "summary.json").write_text('{"status": ')
     leftover = tmp_path / "run" / "failed_steps" / ".step-000001.0123abcd.tmp.pt"
@@ -408,13 +426,13 @@ def test_states_are_ordered_by_their_number_and_cards_without_one_deleted(tmp_pa
     assert store.read()["number"] == 2 and not (tmp_path / "state-000007.json").exists()
 
 
-def test_another_folder_that_continues_a_run_gets_its_best_weights(tmp_path: Path, train_here: Train) -> None:
+def test_another_folder_that_continues_a_run_gets_its_best_weights(straight: Straight, train_here: Train) -> None:
     """The best epoch is the first; the run was killed in the second."""
-    assert train_here(tmp_path, "run_dir=straight").returncode == 0
-    assert json.loads((tmp_path / "straight" / "summary.json").read_text())["best"]["epoch"] == 1
-    assert train_until(tmp_path, ["run_dir=killed", "trainer.save_steps=1"], ("step", 5)) < 0
-    assert train_here(tmp_path, "run_dir=other", "resume=killed").returncode == 0
-    assert_same_run(tmp_path / "other", tmp_path / "straight")
+    cwd, _ = straight("plain")
+    assert json.loads((cwd / "straight" / "summary.json").read_text())["best"]["epoch"] == 1
+    assert train_until(cwd, ["run_dir=killed", "trainer.save_steps=1"], ("step", 5)) < 0
+    assert train_here(cwd, "run_dir=other", "resume=killed").returncode == 0
+    assert_same_run(cwd / "other", cwd / "straight")
 
 
 def test_states_of_another_run_are_neither_continued_nor_deleted(tmp_path: Path, train_here: Train) -> None:
@@ -452,9 +470,9 @@ def test_no_state_is_left(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "saved"),
     [
-        (["trainer.save_minutes=0"], 2 * 3 + 2),  # after each of three steps, and after each epoch
+        (["trainer.save_minutes=0", "trainer.epochs=1"], 3 + 1),  # after each of three steps, and after the epoch
         (["trainer.save_minutes=null", "trainer.save_steps=2"], 3 + 2),
-        (["trainer.save_minutes=60"], 2),
+        (["trainer.save_minutes=60", "trainer.epochs=1"], 1),
     ],
 )
 def test_states_are_saved_within_an_epoch(tmp_path: Path, train_here: Train, settings: list[str], saved: int) -> None:

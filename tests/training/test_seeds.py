@@ -4,48 +4,52 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from command_line import ROOT, succeeded
+import torch
+from command_line import ROOT, succeeded, trainable
 from safetensors.torch import load_file
 
 from fgvc.runs.compare import compare_runs
-
-# everything that draws: weights, order, held-out images, augmentation here and in a worker process, mixtures, views
-RUNS = """
-import sys
-from pathlib import Path
-from command_line import trainable
-from fgvc.training import train_run
 from fgvc.runs.config import MethodConfig
+from fgvc.training import train_run
 
-for name in sys.argv[1:]:
-    run = trainable(Path(), run_dir=name, seed=int(name[-1]), method=MethodConfig(name="seb", reduction=8))
-    run.dataset.options["train_per_class"] = 6
-    run.trainer.epochs, run.trainer.mixup, run.trainer.val_fraction = 2, 0.4, 0.25
-    if name.startswith("frozen"):
-        run.backbone.frozen = True
-    else:
-        run.dataset.transform.crop, run.dataset.transform.randaugment = "random_resized", "rand-m9-mstd0.5-inc1"
-        run.trainer.cutmix, run.trainer.workers, run.trainer.ema_decay = 1.0, 1, 0.9
-    train_run(run)
-"""
 PROCESSES = (("frozen0", "frozen1", "trained0", "trained1"), ("trained0", "frozen0"))
+
+
+def train_each(names: Sequence[str]) -> None:
+    """Runs with everything that draws: weights, order, held-out images, augmentation (also in a worker), mixtures."""
+    for name in names:
+        run = trainable(Path(), run_dir=name, seed=int(name[-1]), method=MethodConfig(name="seb", reduction=8))
+        run.dataset.options["train_per_class"] = 6
+        run.trainer.epochs, run.trainer.mixup, run.trainer.val_fraction = 2, 0.4, 0.25
+        if name.startswith("frozen"):
+            run.backbone.frozen = True
+        else:
+            run.dataset.transform.crop, run.dataset.transform.randaugment = "random_resized", "rand-m9-mstd0.5-inc1"
+            run.trainer.cutmix, run.trainer.workers, run.trainer.ema_decay = 1.0, 1, 0.9
+        train_run(run)
 
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Folders of two processes, which hash differently and train the runs in another order."""
-    folders = []
-    for number, names in enumerate(PROCESSES):
-        folders.append(tmp_path_factory.mktemp(f"process{number}"))
-        env = {**os.environ, "PYTHONHASHSEED": str(number), "OMP_NUM_THREADS": "1"}
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers")])
-        command = [sys.executable, "-c", RUNS, *names]
-        succeeded(subprocess.run(command, cwd=folders[-1], capture_output=True, text=True, env=env, timeout=300))
+    """Folders of this process and of a new one, which hash differently and train the runs in another order."""
+    folders = [tmp_path_factory.mktemp(f"process{number}") for number in range(2)]
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folders[0])
+        torch.set_num_threads(1)
+        train_each(PROCESSES[0])
+    torch.set_num_threads(threads)
+    other_hash = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    env = {**os.environ, "PYTHONHASHSEED": other_hash, "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "helpers"), str(Path(__file__).parent)])
+    command = [sys.executable, "-c", "import sys, test_seeds; test_seeds.train_each(sys.argv[1:])", *PROCESSES[1]]
+    succeeded(subprocess.run(command, cwd=folders[1], capture_output=True, text=True, env=env, timeout=300))
     return folders
 
 

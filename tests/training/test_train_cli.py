@@ -20,6 +20,8 @@ from fgvc.data.synthetic import write_synthetic
 from fgvc.runs.config import BackboneConfig, MethodConfig
 from fgvc.training import train_run
 
+pytestmark = pytest.mark.usefixtures("uncalibrated")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -68,12 +70,13 @@ def test_a_finished_run_is_not_repeated_and_never_overwritten(finished: Path, tr
 
 
 def test_a_run_in_bfloat16_ends_with_a_result(tmp_path: Path, train_here: Train) -> None:
-    succeeded(train_here(tmp_path, "run_dir=run", "trainer.precision=bf16"))
+    succeeded(train_here(tmp_path, "run_dir=run", "trainer.precision=bf16", "trainer.epochs=1"))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "finished"
 
 
 def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: Path, here: Train) -> None:
     overrides = ["backbone.frozen=true", "trainer.val_fraction=0.25", "trainer.batch_size=3", "cache.dir=cache"]
+    overrides.append("trainer.epochs=1")
     succeeded(run("train.py", "-m", *SMALL[:5], *SMALL[6:], *overrides, "method=gap,mpn_cov", "seed=0,1", cwd=tmp_path))
     folders = sorted((tmp_path / "results" / "synthetic" / "test_resnet").glob("*/seed*"))
     found = [str(folder.relative_to(folder.parents[1])) for folder in folders]
@@ -92,8 +95,6 @@ def test_frozen_sweep_caches_features_and_selects_on_held_out_images(tmp_path: P
     accuracy = table.stdout.split("## Differences")[0]
     (row,) = [line for line in accuracy.splitlines() if line.startswith("| MPN-COV")]
     assert f"{mean:.2f} ±" in row and "Best (selected on validation)" in table.stdout
-    succeeded(here("plot_spectra.py", "results", cwd=tmp_path))
-    assert (tmp_path / "results" / "figures" / "spectra.pdf").stat().st_size > 5000
 
 
 def test_frozen_backbones_that_differ_in_an_option_share_no_maps(tmp_path: Path) -> None:
@@ -204,11 +205,14 @@ def test_what_would_fail_during_an_epoch_is_refused_before_it(tmp_path: Path, tr
     refused(here("train.py", *own, "run_dir=run", cwd=tmp_path), "own has one class, wren", "two")
     assert not (tmp_path / "run").exists()
 
-    assert train_here(tmp_path, *normalised, "trainer.batch_size=10", "trainer.epochs=1").returncode == 0
+    advised = ["trainer.batch_size=10", "trainer.epochs=1", "trainer.probe_images=0"]
+    assert train_here(tmp_path, *normalised, *advised).returncode == 0
 
 
 def test_parameters_that_do_not_change_the_map_are_frozen_with_a_note(tmp_path: Path, train_here: Train) -> None:
-    done = train_here(tmp_path, "backbone.name=hrnet_w18_small", "method=gap", "trainer.max_steps=1", "run_dir=run")
+    done = train_here(
+        tmp_path, "backbone.name=hrnet_w18_small", "method=gap", "trainer.max_steps=1", "trainer.probe_images=0"
+    )
     assert done.returncode == 0 and "hrnet_w18_small: 66 parameters" in done.stderr, done.stderr
 
 
@@ -218,7 +222,7 @@ def test_a_bad_image_is_refused_before_training_or_skipped(finished: Path, tmp_p
     image.write_bytes(image.read_bytes()[:300])
     refused(train_here(tmp_path, "run_dir=run"), image.name, "1 of 12", "on_bad_image=skip")
     assert not (tmp_path / "run").exists()
-    done = train_here(tmp_path, "run_dir=run", "trainer.on_bad_image=skip")
+    done = train_here(tmp_path, "run_dir=run", "trainer.on_bad_image=skip", "trainer.epochs=0")
     assert done.returncode == 0 and image.name in done.stderr, done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["train_images"] == 11
     for other in image.parent.glob("train_*.jpg"):
@@ -296,10 +300,11 @@ def test_variables_that_agree_with_the_configuration_change_nothing(
         "GRADIENT_ACCUMULATION_STEPS": "2",
         "USE_FSDP": "false",
     }
-    assert train_here(finished, "run_dir=plain", "trainer.accumulation=2").returncode == 0
+    settings = ["trainer.accumulation=2", "trainer.epochs=1"]
+    assert train_here(finished, "run_dir=plain", *settings).returncode == 0
     for name, value in agreeing.items():
         monkeypatch.setenv(f"ACCELERATE_{name}", value)
-    assert train_here(finished, "run_dir=agreeing", "trainer.accumulation=2").returncode == 0
+    assert train_here(finished, "run_dir=agreeing", *settings).returncode == 0
     weights = [load_file(finished / name / "checkpoints" / "last.safetensors") for name in ("plain", "agreeing")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
@@ -346,13 +351,14 @@ def test_a_path_that_is_a_file_is_named(tmp_path: Path, train_here: Train) -> No
     refused(train_here(tmp_path, "run_dir=occupied/run"), "occupied")
 
 
-def test_a_calibration_of_someone_else_is_not_replaced(tmp_path: Path, train_here: Train, here: Train) -> None:
+def test_a_calibration_of_someone_else_is_not_replaced(
+    finished: Path, tmp_path: Path, train_here: Train, here: Train
+) -> None:
     file = tmp_path / "run" / "calibration.json"
     file.parent.mkdir()
     file.write_text('{"lens": 1}')
     refused(train_here(tmp_path, "run_dir=run"), "calibration.json exists")
-    file.unlink()
-    succeeded(train_here(tmp_path, "run_dir=run"))
+    shutil.copytree(finished / "run", tmp_path / "run", dirs_exist_ok=True)
     for content in ('{"lens": 1}', "mine"):
         file.write_text(content)
         refused(here("calibrate.py", "run", cwd=tmp_path), "calibration.json is no calibration")
