@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import gc
 import logging
 import os
 import shutil
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with long tests come first, so that no process works alone at the end."""
     long = ("training", "studies", "inference")
     items.sort(key=lambda item: item.path.parent.name not in long)
+
+
+def pytest_collection_finish() -> None:
+    """No collection of garbage walks through the libraries again (half a second each), nor copies them in a fork."""
+    gc.collect()
+    gc.freeze()
 
 
 def _golden(name: str) -> Path:
