@@ -16,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from fgvc.errors import ConfigError, RunError
-from fgvc.foreign import read_json_object, read_plain_yaml
+from fgvc.foreign import YAML_LOADER, read_json_object, read_plain_yaml
 from fgvc.io import locked, remove_leftovers, write_json_atomic, write_text_atomic
 from fgvc.runs.config import RunConfig, check_config, check_switch, flatten
 
@@ -147,7 +147,7 @@ class RunFolder:
             fix = f"name one of the runs in it, e.g. {', '.join(below)}" if below else "name the folder of one run"
             raise RunError(f"{self.path} is not a run folder: it has no config.yaml; {fix}")
         try:
-            settings = yaml.safe_load(read_plain_yaml(self.config_file))
+            settings = yaml.load(read_plain_yaml(self.config_file), Loader=YAML_LOADER)
         except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: e.g. a date such as 31 February
             raise self._unreadable(_one_line(error)) from error
         if not isinstance(settings, dict):

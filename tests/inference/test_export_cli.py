@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +15,8 @@ import pytest
 import timm
 import torch
 import yaml
-from command_line import ROOT, Train, refused, succeeded, trainable
+from command_line import Train, refused, succeeded, trainable
+from damage import files_limited_to
 from miniature import write_miniature
 from run_folders import change_summary
 from safetensors import safe_open
@@ -288,13 +287,11 @@ def test_an_edited_list_of_facts_is_not_replaced(runs: Path, tmp_path: Path, exp
 @pytest.mark.parametrize(
     "to", ["safetensors", *(pytest.param(to, marks=pytest.mark.slow) for to in ("pt2", "timm", "onnx"))]
 )
-def test_an_export_without_room_on_the_disk(runs: Path, to: str, tmp_path: Path) -> None:
+def test_an_export_without_room_on_the_disk(runs: Path, to: str, tmp_path: Path, export: Train) -> None:
     run = runs / ("isqrt_cov" if to == "onnx" else "gap")
-    command = f'ulimit -f 10; exec "{sys.executable}" -m fgvc export {run} --to {to} --output out'
-    settings = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=settings, capture_output=True, text=True)
-    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    assert f"error: {tmp_path / 'out'}: File too large; raise the limit" in done.stderr
+    with files_limited_to(10_000):
+        done = export(run, "--to", to, "--output", tmp_path / "out")
+    refused(done, f"error: {tmp_path / 'out'}: File too large; raise the limit")
     assert list(tmp_path.iterdir()) == []
 
 
