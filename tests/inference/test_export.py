@@ -22,7 +22,9 @@ def images(batch: int) -> Tensor:
 
 
 # isqrt_cov is exported by the command in test_export_cli.py
-@pytest.mark.parametrize("method", ["dropcov", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gap", "isqrt_cov"))])
+@pytest.mark.parametrize(
+    "method", ["dropcov", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gap", "isqrt_cov"))]
+)
 def test_onnx_model_gives_the_same_logits(method: str, tmp_path: Path) -> None:
     model = create_model("test_resnet", method=method, num_classes=5, reduction=16).eval()
     path = tmp_path / f"{method}.onnx"
