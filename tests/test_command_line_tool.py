@@ -15,11 +15,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from run_folders import write_run, write_spectrum
 
-from fgvc import __version__
+from fgvc import __version__, provenance
 from fgvc.cli import exit_on_user_error, main
 from fgvc.data.cards import list_cards
 from fgvc.errors import UserError
-from fgvc.provenance import versions
+from fgvc.provenance import source_state, versions
 from fgvc.resources import resource_folder
 from fgvc.spectral import EigendecompositionError, matrix_sqrt
 from fgvc.training.launch import quoted
@@ -227,6 +227,19 @@ def test_an_installed_package_reads_its_own_folders(tmp_path: Path, monkeypatch:
 
 def test_the_recorded_version_is_that_of_the_code() -> None:
     assert versions()["fgvc"] == __version__
+
+
+def test_asking_for_the_commit_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the index, whose lock would stay where the command is ended, and stop the user's git."""
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "fgvc" / "provenance.py"))
+    (tmp_path / "file").write_text("a")
+    names = ("-c", "user.name=t", "-c", "user.email=t@t")
+    for command in (["init", "-q"], ["add", "file"], [*names, "commit", "-q", "-m", "one"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    os.utime(tmp_path / "file", (1, 1))  # git would note the new time
+    index = (tmp_path / ".git" / "index").read_bytes()
+    assert source_state()["dirty"] is False
+    assert (tmp_path / ".git" / "index").read_bytes() == index
 
 
 @pytest.mark.parametrize(
