@@ -36,13 +36,17 @@ def source_state() -> dict[str, Any]:
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():  # installed: git would find any repository around it
         return unknown
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    # no lock: a process that ends meanwhile would leave it, and the user's next command of git fails
+    command = ["git", "--no-optional-locks", "-C", str(root), "status", "--porcelain=v2", "--branch", "-uno"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return unknown
-    described = done.stdout.strip()
-    return {"commit": described.removesuffix(_DIRTY), "dirty": described.endswith(_DIRTY)}
+    lines = done.stdout.splitlines()
+    commits = [line.removeprefix("# branch.oid ") for line in lines if line.startswith("# branch.oid ")]
+    if not commits or commits[0] == "(initial)":  # a repository without a commit
+        return unknown
+    return {"commit": commits[0], "dirty": any(not line.startswith("#") for line in lines)}
 
 
 def commit_label(record: Mapping[str, Any]) -> str | None:

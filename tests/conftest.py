@@ -1,5 +1,6 @@
 """Fixtures shared by the tests."""
 
+import gc
 import logging
 import os
 import shutil
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from command_line import SMALL, Done, Train, run_script
+from forked_runs import read_mat_in_a_fork
+from hydra._internal.hydra import Hydra
 from PIL import Image
 
 from fgvc.pooling import registry
@@ -25,10 +28,26 @@ def plain_log() -> None:
     logging.getLogger("fgvc").setLevel(logging.NOTSET)
 
 
+@pytest.fixture(autouse=True)
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MATLAB files are read in a fork but in the tests of the reader, and Hydra composes a configuration once."""
+    if hasattr(os, "fork") and request.path.name != "test_mat.py":
+        monkeypatch.setattr("fgvc.data.mat._run_child", read_mat_in_a_fork)
+    # it composes the configuration to see whether that sets hydra.mode, which ours does not
+    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with long tests come first, so that no process works alone at the end."""
     long = ("training", "studies", "inference")
     items.sort(key=lambda item: item.path.parent.name not in long)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def light_garbage() -> None:
+    """No collection of garbage walks through the libraries again (half a second each), nor copies them in a fork."""
+    gc.collect()
+    gc.freeze()
 
 
 def _golden(name: str) -> Path:

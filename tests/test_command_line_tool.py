@@ -7,18 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import ROOT, SMALL, Done, Train, refused
+from damage import files_limited_to
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given
 from hypothesis import strategies as st
 from run_folders import write_run, write_spectrum
 
-from fgvc import __version__
-from fgvc.cli import main
+from fgvc import __version__, provenance
+from fgvc.cli import exit_on_user_error, main
 from fgvc.data.cards import list_cards
 from fgvc.errors import UserError
-from fgvc.provenance import versions
+from fgvc.provenance import source_state, versions
 from fgvc.resources import resource_folder
+from fgvc.spectral import EigendecompositionError, matrix_sqrt
 from fgvc.training.launch import quoted
 
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
@@ -104,15 +107,16 @@ def test_variables_of_libraries_that_are_no_numbers_end_nothing(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
 
 
-def test_features_that_are_not_finite_are_one_message(tmp_path: Path) -> None:
-    code = """
-import torch
-from fgvc.cli import exit_on_user_error
-from fgvc.spectral import matrix_sqrt
-exit_on_user_error(lambda: matrix_sqrt(torch.full((1, 2, 2), torch.nan)))
-"""
-    refused(start(cwd=tmp_path, code=code), "1 of 1 matrices hold NaN or infinity")
-    assert "Traceback" in start("--debug", cwd=tmp_path, code=code).stderr
+@pytest.mark.parametrize("debug", [[], ["--debug"]])
+def test_features_that_are_not_finite_are_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], debug: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fgvc", *debug])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(EigendecompositionError if debug else SystemExit) as end:
+        exit_on_user_error(lambda: matrix_sqrt(torch.full((1, 2, 2), torch.nan)))
+    if not debug:
+        refused(Done(end.value.code, *capsys.readouterr()), "1 of 1 matrices hold NaN or infinity")
 
 
 def test_a_command_ends_as_its_script_does(fgvc: Train, here: Train, tmp_path: Path) -> None:
@@ -138,25 +142,25 @@ def test_a_path_that_the_system_refuses_is_one_message(limit: str, fgvc: Train, 
     refused(fgvc("report", "run", "--output", output), f"error: {output}: ", "; give another path")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="no limits of a shell")
-def test_a_limit_of_the_system_is_one_message(tmp_path: Path) -> None:
+def test_a_limit_of_the_system_is_one_message(fgvc: Train, tmp_path: Path) -> None:
     write_run(tmp_path / "run")
-    command = f'ulimit -f 10; exec "{sys.executable}" -m fgvc report run --output page.html'
-    settings = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env=settings)
-    refused(Done(done.returncode, done.stdout, done.stderr), "error: page.html: File too large; raise the limit")
+    with files_limited_to(10_000):
+        done = fgvc("report", "run", "--output", "page.html")
+    refused(done, "error: page.html: File too large; raise the limit")
     assert not list(tmp_path.glob(".page*"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no redirection of a shell")
-@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_changes_no_exit_status(tmp_path: Path, closed: str) -> None:
+@pytest.mark.parametrize(
+    ("closed", "arguments", "status"),
+    [("2>&-", "nowhere", 2), (">&-", "run --output tables", 0), ("<&- >&- 2>&-", "run --output tables", 0)],
+)
+def test_a_closed_stream_changes_no_exit_status(tmp_path: Path, closed: str, arguments: str, status: int) -> None:
     write_run(tmp_path / "run")
-    for arguments, status in (("make_tables run --output tables", 0), ("make_tables nowhere", 2)):
-        command = f'exec "{sys.executable}" -m fgvc {arguments} {closed}'
-        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        assert done.returncode == status
-    assert "note" not in (tmp_path / "tables" / "accuracy.md").read_text()
+    command = f'exec "{sys.executable}" -m fgvc make_tables {arguments} {closed}'
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == status
+    assert status or "note" not in (tmp_path / "tables" / "accuracy.md").read_text()
 
 
 def test_a_terminal_without_our_letters_shows_them_escaped(tmp_path: Path) -> None:
@@ -166,16 +170,13 @@ def test_a_terminal_without_our_letters_shows_them_escaped(tmp_path: Path) -> No
     assert done.returncode == 0 and "91.00 \\xb1 0.00" in done.stdout, done.stderr
 
 
-def test_figures_are_the_same_whatever_the_user_set_for_matplotlib(tmp_path: Path) -> None:
+def test_figures_are_the_same_whatever_the_user_set_for_matplotlib(fgvc: Train, tmp_path: Path) -> None:
     write_spectrum(write_run(tmp_path / "run"))
     (tmp_path / "settings").write_text("text.usetex: True\naxes.facecolor: red\n")
-    backend = "module://matplotlib_inline.backend_inline"
-    for folder, environment in (
-        ("plain", {}),
-        ("set", {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "settings")}),
-    ):
-        done = start("plot_spectra", str(tmp_path / "run"), "--output", folder, cwd=tmp_path, **environment)
-        assert done.returncode == 0, done.stderr
+    assert fgvc("plot_spectra", "run", "--output", "plain").returncode == 0
+    mine = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": str(tmp_path / "settings")}
+    done = start("plot_spectra", "run", "--output", "set", cwd=tmp_path, **mine)
+    assert done.returncode == 0, done.stderr
     plain = {file.name: file.read_bytes() for file in (tmp_path / "plain").glob("*.p*")}
     assert plain and plain == {file.name: file.read_bytes() for file in (tmp_path / "set").glob("*.p*")}
 
@@ -226,6 +227,19 @@ def test_an_installed_package_reads_its_own_folders(tmp_path: Path, monkeypatch:
 
 def test_the_recorded_version_is_that_of_the_code() -> None:
     assert versions()["fgvc"] == __version__
+
+
+def test_asking_for_the_commit_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the index, whose lock would stay where the command is ended, and stop the user's git."""
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "fgvc" / "provenance.py"))
+    (tmp_path / "file").write_text("a")
+    names = ("-c", "user.name=t", "-c", "user.email=t@t")
+    for command in (["init", "-q"], ["add", "file"], [*names, "commit", "-q", "-m", "one"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    os.utime(tmp_path / "file", (1, 1))  # git would note the new time
+    index = (tmp_path / ".git" / "index").read_bytes()
+    assert source_state()["dirty"] is False
+    assert (tmp_path / ".git" / "index").read_bytes() == index
 
 
 @pytest.mark.parametrize(

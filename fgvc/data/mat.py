@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from fgvc.errors import DatasetError
 from fgvc.foreign import growth_limit, open_foreign
@@ -53,13 +53,19 @@ def read_mat(path: Path, *names: str) -> Mapping[str, Any]:
 @functools.lru_cache(maxsize=4)  # both splits of a dataset are read from the same files
 def _read(path: Path, names: tuple[str, ...], _state: tuple[int, ...]) -> dict[str, Any]:
     """The answer of the child. Raises ValueError where it ends without one."""
-    command = [sys.executable, str(_CHILD), str(growth_limit(path.stat().st_size)), *names]
     with open_foreign(path) as file:
-        done = subprocess.run(command, stdin=file, capture_output=True, timeout=_SECONDS, check=False)
-    if done.returncode != 0:
-        raise ValueError(f"the reader ended with status {done.returncode}")
-    answer: dict[str, Any] = json.loads(done.stdout)
+        status, output = _run_child(file, [str(growth_limit(path.stat().st_size)), *names])
+    if status != 0:
+        raise ValueError(f"the reader ended with status {status}")
+    answer: dict[str, Any] = json.loads(output)
     return answer
+
+
+def _run_child(file: IO[bytes], arguments: list[str]) -> tuple[int, bytes]:
+    """Exit status and output of mat_child.py."""
+    command = [sys.executable, str(_CHILD), *arguments]
+    done = subprocess.run(command, stdin=file, capture_output=True, timeout=_SECONDS, check=False)
+    return done.returncode, done.stdout
 
 
 def field(path: Path, structs: Any, name: str) -> list[Any]:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from fgvc.errors import RunError
 from fgvc.runs.settings import Group, sources
@@ -49,6 +48,8 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> McNemar:
     Raises:
         RunError: no rows, a path twice, or the frames differ in their images or targets.
     """
+    from scipy.stats import binomtest  # here, since it is slow to import
+
     pairs = pair_predictions(first, second)
     a, b = pairs["right_first"], pairs["right_second"]
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())

@@ -37,11 +37,12 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in items] if value.dtype == object else items.tolist()
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_values(tmp_path: Path, name: str) -> None:
+def test_values(tmp_path: Path) -> None:
     path = tmp_path / "a.mat"
-    savemat(path, {"before": 1, "a": VALUES[name], "after": "b"}, do_compression=True)
-    assert read_mat(path, "a")["a"] == plain(loadmat(path)["a"])
+    variables = {f"v{number}": value for number, value in enumerate(VALUES.values())}
+    savemat(path, {"before": 1, **variables, "after": "b"}, do_compression=True)
+    expected = loadmat(path)
+    assert read_mat(path, *variables) == {name: plain(expected[name]) for name in variables}
 
 
 @pytest.mark.parametrize(("value", "words"), [(1j, "complex"), (csc_matrix(np.eye(2)), "csc_")])

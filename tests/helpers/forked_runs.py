@@ -1,18 +1,21 @@
-"""Training runs in forked processes, one or several, some of which end or fail at a chosen moment."""
+"""Runs in forked processes, one or several, some of which end at a chosen moment; the reader of MATLAB files."""
 
 import os
 import signal
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
 from command_line import SMALL, fresh_process, import_for, run_script
 from torch.optim import SGD
+
+from fgvc.data import mat_child
 
 MOMENTS: dict[str, tuple[Any, str]] = {
     "step": (SGD, "step"),  # in the middle of a step, before the weights change
@@ -105,3 +108,23 @@ def _counted(function: Callable[..., Any], count: int, happens: Callable[[], Non
         return function(*arguments, **options)
 
     return counted
+
+
+def read_mat_in_a_fork(file: IO[bytes], arguments: list[str]) -> tuple[int, bytes]:
+    """`fgvc.data.mat._run_child` without the start of Python and the imports, half a second a file."""
+    with tempfile.TemporaryFile() as out:
+        child = os.fork()
+        if not child:
+            status = 70
+            try:
+                os.dup2(file.fileno(), 0)
+                sys.argv, sys.stdin = ["mat_child.py", *arguments], os.fdopen(0, encoding="utf-8")
+                sys.stdout = os.fdopen(out.fileno(), "w", closefd=False)
+                mat_child.main()
+                sys.stdout.flush()
+                status = 0
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        out.seek(0)
+        return status, out.read()

@@ -222,7 +222,7 @@ class SpectralContract(DescriptorContract):
         return value, inner, error
 
     # inherited by classes that differ in nothing but the layer
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
     @given(spectra, st.integers(0, 99))
     def test_value_and_gradient_are_the_definition(self, eigenvalues: list[float], seed: int) -> None:
         # a diagonal matrix: LAPACK finds its eigenvalues exactly, however small

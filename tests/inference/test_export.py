@@ -21,10 +21,12 @@ def images(batch: int) -> Tensor:
     return torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
 
 
-# isqrt_cov is exported by the command in test_export_cli.py too
-@pytest.mark.parametrize("method", ["gap", "dropcov", pytest.param("isqrt_cov", marks=pytest.mark.slow)])
+# isqrt_cov is exported by the command in test_export_cli.py
+@pytest.mark.parametrize(
+    "method", ["dropcov", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gap", "isqrt_cov"))]
+)
 def test_onnx_model_gives_the_same_logits(method: str, tmp_path: Path) -> None:
-    model = create_model("resnet10t", method=method, num_classes=5, reduction=16).eval()
+    model = create_model("test_resnet", method=method, num_classes=5, reduction=16).eval()
     path = tmp_path / f"{method}.onnx"
     batch = torch.export.Dim("batch", min=1, max=64)
     torch.onnx.export(model, (images(2),), path, dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
@@ -54,8 +56,11 @@ def test_onnx_layer_by_products_gives_the_same_descriptors(method: str, options:
     torch.testing.assert_close(program(x)[0], pool(x))
 
 
-@pytest.mark.parametrize("side", [2, 5])  # fewer locations than channels, and more: two ways to the same result
-@pytest.mark.parametrize("method", list_poolings())
+# of 2 x 2 locations there are fewer than channels: another way, which the layers share
+@pytest.mark.parametrize(
+    ("method", "side"),
+    [*((name, 5) for name in list_poolings()), *((name, 2) for name in ("seb", "mpn_cov", "isqrt_cov", "svd_topn"))],
+)
 def test_exported_program_gives_the_same_descriptors(method: str, side: int, tmp_path: Path) -> None:
     pool = create_pooling(method, channels=6, **OPTIONS.get(method, {})).eval()
     example = torch.rand(2, 6, side, side)

@@ -169,8 +169,10 @@ RESNET26 = {"name": "resnet26", "reduction": 6, "last_stride": 1}
 RESNET18 = {"name": "resnet18", "reduction": 6, "last_stride": 1}
 
 
-@pytest.mark.parametrize("container", [bare, training_checkpoint, all_wrapped, old])
-@pytest.mark.parametrize("method", ["isqrt_cov", "mpn_cov"])
+@pytest.mark.parametrize(
+    ("method", "container"),
+    [("mpn_cov", bare), *(("isqrt_cov", kind) for kind in (training_checkpoint, all_wrapped, old))],
+)
 def test_one_part(tmp_path: Path, method: str, container: Change) -> None:
     published = randomised(OnePart(method=method))
     model, report = converted(published, tmp_path / "w.pth.tar", container, method=method, **RESNET26)
@@ -181,8 +183,9 @@ def test_one_part(tmp_path: Path, method: str, container: Change) -> None:
     assert int(model.state_dict()[counters[0]]) == (0 if container is old else 7)
 
 
-@pytest.mark.parametrize("container", [bare, all_wrapped, features_wrapped])
-@pytest.mark.parametrize("method", ["isqrt_cov", "mpn_cov"])
+@pytest.mark.parametrize(
+    ("method", "container"), [("isqrt_cov", bare), ("mpn_cov", all_wrapped), ("isqrt_cov", features_wrapped)]
+)
 def test_three_parts(tmp_path: Path, method: str, container: Change) -> None:
     whole = OnePart(BasicBlock, method, whole=True)
     # everything of a pretrained one but its classifier is the features; the representation has no layers

@@ -29,10 +29,11 @@ from run_folders import (
     write_spectrum,
 )
 
+from fgvc.data import image_file
 from fgvc.errors import visible
 from fgvc.presentation.style import METHOD_STYLES, method_style
 from fgvc.reporting.first_result import first_result
-from fgvc.reporting.report import collect, make_report, pictures
+from fgvc.reporting.report import collect, make_report
 from fgvc.reporting.report.charts import MAX_POINTS, Curve, Panel, curves_figure, matrix_figure
 from fgvc.reporting.report.pictures import MAX_PICTURES
 from fgvc.reporting.report.sections import SECTIONS
@@ -472,8 +473,8 @@ def test_a_picture_that_is_named_often_is_read_once(tmp_path: Path, monkeypatch:
     record["items"] = [*record["items"] * 50, *[record["items"][0] | {"file": "gone.png"}] * 50]
     (folder / "attribution.json").write_text(json.dumps(record))
     decoded: list[Path] = []
-    decode = pictures.decode_rgb
-    monkeypatch.setattr(pictures, "decode_rgb", lambda path: decoded.append(path) or decode(path))
+    decode = image_file.decode_rgb
+    monkeypatch.setattr(image_file, "decode_rgb", lambda path: decoded.append(path) or decode(path))
     page, _, _ = made(tmp_path)
     assert page.count("img") == 51 and len(decoded) == 3
 

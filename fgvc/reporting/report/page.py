@@ -1,6 +1,7 @@
 """The page as a whole: one file that asks for nothing, neither from the network nor from the disk."""
 
 import base64
+import functools
 import gzip
 import hashlib
 from collections import Counter
@@ -77,6 +78,7 @@ def _shared_parts(results: Results) -> list[str]:
     return [values[0] for values in zip(*every, strict=True) if values[0] and len(set(values)) == 1]
 
 
+@functools.lru_cache(maxsize=32)  # half a second for the library of a page, which is that of the next one too
 def _packed(text: str) -> str:
     """Compressed, in letters that mean nothing in HTML; the page's script unpacks it."""
     return base64.b64encode(gzip.compress(text.encode("utf-8"), 9, mtime=0)).decode("ascii")

@@ -8,7 +8,6 @@ from typing import Any
 
 from PIL import Image
 
-from fgvc.data.image_file import UnreadableImageError, decode_rgb
 from fgvc.errors import RunError
 from fgvc.foreign import read_json_object
 from fgvc.presentation.style import class_name
@@ -38,6 +37,8 @@ class Gallery:
 
 def read_picture(path: Path, width: int, text: str, caption: str) -> Picture:
     """An image file at no more than `width` pixels, without metadata. Raises RunError where it is no image."""
+    from fgvc.data.image_file import UnreadableImageError, decode_rgb  # here, since a page without pictures is quick
+
     try:
         image = decode_rgb(path)
     except UnreadableImageError as error:

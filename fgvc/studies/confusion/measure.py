@@ -9,9 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
-from scipy.spatial.distance import squareform
-from scipy.stats import binomtest
 
 from fgvc.errors import RunError
 
@@ -102,6 +99,9 @@ def confusion_order(matrix: np.ndarray) -> np.ndarray:
     Returns:
         (K,) permutation of the indices.
     """
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering  # here, since it is slow to import
+    from scipy.spatial.distance import squareform
+
     wrong = matrix * ~np.eye(len(matrix), dtype=bool)
     shares = wrong / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     similarity = (shares + shares.T) / 2
@@ -147,5 +147,7 @@ def _wilson(correct: int, images: int) -> tuple[float, float]:
     """95 % interval of a share, in per cent; NaN where there are no images."""
     if images == 0:
         return float("nan"), float("nan")
+    from scipy.stats import binomtest  # here, since it is slow to import
+
     interval = binomtest(correct, images).proportion_ci(0.95, method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)

@@ -15,7 +15,6 @@ from fgvc.presentation.style import class_name, method_order, save_figure
 from fgvc.runs import Run, group_runs
 from fgvc.runs.settings import Group, Method, one_setting
 from fgvc.runs.spectra import Spectrum
-from fgvc.studies.spectra.layers import layer_spectra, look_again
 from fgvc.studies.spectra.measure import (
     MethodSpectrum,
     as_shares,
@@ -177,6 +176,8 @@ def _classes(runs: Sequence[Run], options: Options) -> View:
     def spectrum(run: Run) -> Spectrum:
         if options.images is None:
             return run.spectrum()
+        from fgvc.studies.spectra.layers import look_again  # here, since saved spectra need no network
+
         return look_again(run, options.images, root=options.root, cache=options.cache)
 
     tables, notes = _of_each_method(
@@ -205,6 +206,8 @@ def _backbones(runs: Sequence[Run], options: Options) -> View:
 def _layers(runs: Sequence[Run], options: Options) -> View:
     if len(runs) != 1:
         raise RunError(f"this view shows the layers of one run, {len(runs)} were given; give the folder of one run")
+    from fgvc.studies.spectra.layers import layer_spectra
+
     spectra = layer_spectra(runs[0], options.images or 256, root=options.root, cache=options.cache)
     return _shares(spectra, f"Layers of {runs[0].label} on {runs[0].dataset}, seed {runs[0].seed}", options)
 
