@@ -20,9 +20,6 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import yaml
 
-YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The safe loader; in C, ten times as fast, where PyYAML has it."""
-
 
 def open_regular(path: Path) -> BinaryIO:
     """Open a file for reading.
