@@ -376,7 +376,7 @@ def test_without_locks_all_works_but_no_cleaning_up(dataset: ImageDataset, monke
 
 
 def test_a_limit_on_the_command_line(tmp_path: Path, train_here: Train) -> None:
-    frozen = ["backbone.frozen=true", "cache.dir=cache", "trainer.epochs=1"]
+    frozen = ["backbone.frozen=true", "cache.dir=cache", "cache.dtype=float32", "trainer.epochs=1"]
     for number in ("0", "-1"):
         refused(train_here(tmp_path, *frozen, f"cache.max_gb={number}"), "cache.max_gb must be positive, or null")
     refused(train_here(tmp_path, *frozen, "cache.max_gb=1e-6"), "cache.max_gb=1e-06", "Raise cache.max_gb")

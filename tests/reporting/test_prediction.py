@@ -61,6 +61,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             optimizer=OptimizerConfig(name="adamw", lr=rate),
         )
         config.backbone.frozen = frozen
+        config.cache.dtype = "float32"  # maps as `predict` computes them
         train_run(config)
     return folder
 

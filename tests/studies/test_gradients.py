@@ -230,7 +230,7 @@ def test_figure_has_a_panel_a_matrix_and_shows_an_endless_error() -> None:
     upper = [axes.images[0] for axes in figure.axes if axes.get_title() and axes.images]
     assert len(upper) == 12 and len({(image.norm.vmin, image.norm.vmax) for image in upper}) == 1
     lower = [axes for axes in figure.axes if axes.images and not axes.get_title()]
-    assert len(lower) == 8  # two of the ten are exact
+    assert len(lower) == 10  # two of the twelve are exact
     leak = lower[-1].images[0]
     assert leak.get_array()[6, 6] > leak.norm.vmax and not np.ma.getmaskarray(leak.get_array())[6, 6]
     assert np.ma.getmaskarray(leak.get_array())[6, 7]  # between dropped eigenvalues both are zero
