@@ -32,6 +32,8 @@ from fgvc.studies.gradients.loewner import load_picture
 from fgvc.studies.gradients.show import gradients_markdown, loewner_figure
 from fgvc.studies.precision import show as precision
 from fgvc.studies.precision.measure import SUMMARY_COLUMNS
+from fgvc.studies.rates import show as rates
+from fgvc.studies.rates.measure import load_rates
 from fgvc.studies.smoothness.measure import load_smoothness
 from fgvc.studies.smoothness.show import beta_markdown, smoothness_figure
 from fgvc.studies.spectra import show as spectra
@@ -151,8 +153,12 @@ def cub80(*names: str) -> tuple[str, ...]:
 STUDY = cub80("truncation/grid", "truncation/bands", "truncation/band_classes")
 GRID = cub80("amplification/grid")
 ATTRIBUTION = cub80(*(f"attribution/{name}" for name in COLUMNS))
+RATES = ("results/rates/rates.csv",)
 
 TABLES: dict[str, FromFiles[str]] = {
+    "rates_curves": FromFiles(RATES, lambda path: rates.curves_markdown(load_rates(path))),
+    "rates_shifts": FromFiles(RATES, lambda path: rates.shifts_markdown(load_rates(path), EXACT)),
+    "rates_best": FromFiles(RATES, lambda path: rates.best_markdown(load_rates(path), EXACT, 0.5)),
     "demo": FromFiles(("results/synthetic/one_seed.csv",), accuracy),
     "demo_seeds": FromFiles(("results/synthetic/accuracy.csv",), accuracy),
     "cub80_frozen": FromFiles(cub80("frozen/accuracy"), accuracy),
@@ -260,6 +266,7 @@ FIGURES: dict[str, FromFiles[Figure]] = {
         ("benchmarks/results/soak_60min.csv",),
         lambda path: soak_figure(load_samples(path), "synthetic set, end to end, 145 epochs, one loader worker"),
     ),
+    "rates_sgd": FromFiles(RATES, lambda path: rates.rates_figure(load_rates(path), "sgd")),
     "loewner": FromFiles(
         cub80("gradients/loewner"), lambda path: loewner_figure(load_picture(path), "64 of 2400 test images of cub80")
     ),

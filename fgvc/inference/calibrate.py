@@ -28,7 +28,8 @@ from fgvc.provenance import source_state, versions
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import read_run
 from fgvc.training.batches import Loader, create_loader, progress_bar
-from fgvc.training.setup import create_accelerator, open_validation
+from fgvc.training.environment import create_accelerator
+from fgvc.training.setup import open_validation
 
 _log = logging.getLogger(__name__)
 

@@ -25,8 +25,9 @@ from fgvc.runs.folder import RunFolder
 from fgvc.runs.statistics import coarse_accuracy
 from fgvc.runs.summary import Accuracy, read_run
 from fgvc.training.batches import Loader, create_loader
+from fgvc.training.environment import create_accelerator
 from fgvc.training.evaluation import ViewAverage, evaluate
-from fgvc.training.setup import create_accelerator, inference_batch_size
+from fgvc.training.setup import inference_batch_size
 
 _log = logging.getLogger(__name__)
 

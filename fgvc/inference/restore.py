@@ -22,12 +22,12 @@ from fgvc.runs.config import CacheConfig, MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Run, read_run
 from fgvc.training.batches import ComputedFeatures
+from fgvc.training.environment import check_arithmetic
 from fgvc.training.seeds import seed_epoch
 from fgvc.training.setup import (
     build_backbone,
     build_model,
     build_transform,
-    check_arithmetic,
     create_extractor,
     fold_backbone,
     hold_out,

@@ -32,6 +32,7 @@ from fgvc.provenance import (
 )
 from fgvc.runs.config import HybridConfig, RunConfig, check_config, check_steps, flatten
 from fgvc.runs.folder import RunFolder, fixed_settings
+from fgvc.training.environment import create_accelerator
 from fgvc.training.evaluation import Evaluation
 from fgvc.training.guard import Guard
 from fgvc.training.hybrid import Stages, check_hybrid
@@ -41,7 +42,7 @@ from fgvc.training.optim import create_optimizer, schedule_factor
 from fgvc.training.probe import SpectrumProbe
 from fgvc.training.processes import Interruption, is_lost_connection, lost_process
 from fgvc.training.seeds import seed_epoch
-from fgvc.training.setup import Prepared, create_accelerator, listing_digest, open_splits, prepare
+from fgvc.training.setup import Prepared, listing_digest, open_splits, prepare
 from fgvc.training.states import Progress, RunLog, StateStore
 from fgvc.training.step import BeforeStep, Stepper
 

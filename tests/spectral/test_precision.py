@@ -26,9 +26,9 @@ from fgvc.spectral import (
     spectral_descriptor,
 )
 from fgvc.spectral.precision import SPECTRAL_DTYPES
+from fgvc.training.environment import create_accelerator
 from fgvc.training.hybrid import Stages
 from fgvc.training.run import default_run_dir
-from fgvc.training.setup import create_accelerator
 
 OPTIONS: dict[str, dict[str, Any]] = {"svd_topn": {"keep": 4}, "compact_bilinear": {"out_features": 32}}
 PRODUCTS = ("bmm", "mm", "baddbmm", "addmm", "linalg_eigh", "_linalg_eigh")

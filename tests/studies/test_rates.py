@@ -80,7 +80,8 @@ def made_run(
 ) -> None:
     """A run of 100 test images with the first `right` predicted right; the validation accuracy is a point above."""
     gradient = None if method == "seb" else "exact"
-    write_run(path, method, seed=seed, gradient=gradient, top1=float(right))
+    changes = {} if scale is None else {"label": f"{PLAIN} [scale={scale:g}]"}
+    write_run(path, method, seed=seed, gradient=gradient, top1=float(right), **changes)
     options = {} if scale is None else {"scale": scale}
     optimizer = {"name": "sgd", "lr": 0.01, "classifier_factor": rate / 0.01}
     write_config(path, optimizer=optimizer, method={"name": method, "options": options}, **config)

@@ -6,7 +6,9 @@ table with a row for each run, see `read_rates`; everything else is computed fro
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc.errors import RunError
+from fgvc.io import read_csv
 from fgvc.runs import Run
 from fgvc.runs.statistics import two_level_interval
 from fgvc.runs.summary import result_settings
@@ -81,7 +84,7 @@ def _row(run: Run) -> dict[str, Any]:
         before = torch.from_numpy(run.spectrum().before)
         factor = float(1 + seb_scale(before.clamp(min=EIGENVALUE_FLOOR)).mean())
     elif factor != 1:
-        label = f"{run.label} × c"
+        label = re.sub(r" \[scale=[^],]+\]", "", run.label) + " × c"  # c differs from dataset to dataset
     try:
         rate = float(optimizer["lr"]) * float(optimizer["classifier_factor"])
     except (KeyError, TypeError, ValueError) as error:
@@ -110,6 +113,11 @@ def _other_settings(run: Run) -> dict[str, Any]:
     settings = result_settings(run) or {}
     own = {name: value for name, value in settings.items() if not name.startswith(free)}
     return own | {"training images": run.images.get("train_content")}
+
+
+def load_rates(path: Path) -> pd.DataFrame:
+    """The table of `read_rates`, saved as CSV. Raises RunError if it is missing or damaged."""
+    return read_csv(path, RATE_COLUMNS, names=("listed", "right", "commit"))
 
 
 def curves(table: pd.DataFrame) -> pd.DataFrame:
