@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from command_line import SMALL, Done, Train, run_script
 from forked_runs import read_mat_in_a_fork
-from hydra._internal.hydra import Hydra
 from PIL import Image
 
 from fgvc.pooling import registry
@@ -29,12 +28,10 @@ def plain_log() -> None:
 
 
 @pytest.fixture(autouse=True)
-def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MATLAB files are read in a fork but in the tests of the reader, and Hydra composes a configuration once."""
+def quick_mat(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MATLAB files are read in a fork but in the tests of the reader."""
     if hasattr(os, "fork") and request.path.name != "test_mat.py":
         monkeypatch.setattr("fgvc.data.mat._run_child", read_mat_in_a_fork)
-    # it composes the configuration to see whether that sets hydra.mode, which ours does not
-    monkeypatch.setattr(Hydra, "get_mode", lambda *_, **__: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
