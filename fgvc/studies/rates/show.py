@@ -37,7 +37,9 @@ def plot_rates(axes: Axes, part: pd.DataFrame, optimizer: str, *, moved: bool) -
     for label in sorted(set(part["label"]), key=method_order):
         own = part[part["label"] == label]
         x = equivalent_rate(own, optimizer) if moved else own["rate"]
-        draw_curve(axes, x, own["mean"], label, markersize=3.5)
+        # the same method as the plain one, which would give both one look
+        looks = {"color": "#0072B2", "linestyle": ":", "marker": "o"} if label.endswith("× c") else {}
+        draw_curve(axes, x, own["mean"], label, markersize=3.5, **looks)
         axes.errorbar(x, own["mean"], yerr=own["std"], fmt="none", ecolor="#888888", elinewidth=0.6)
     axes.set_xscale("log")
     axes.grid(True)
