@@ -1,4 +1,4 @@
-"""Runs in forked processes, one or several, some of which end at a chosen moment; the reader of MATLAB files."""
+"""Runs in forked processes; some end at a chosen moment. And the reader of MATLAB files in a fork."""
 
 import os
 import signal
