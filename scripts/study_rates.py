@@ -25,14 +25,14 @@ def main() -> None:
 
     runs, notes = find_finished(arguments.results)
     table, more = read_rates(runs)
+    output = arguments.output or default_output(arguments.results[0], "study")
+    write_output(output / "rates.csv", to_csv(table))
     tables = [curves_markdown(table), shifts_markdown(table, arguments.reference)]
     if table["validation"].notna().all():
         tables.append(best_markdown(table, arguments.reference, arguments.margin))
     else:
         more.append("no comparison at the best rates: some runs have no held-out images (trainer.val_fraction=0.2)")
     print("\n\n".join(tables))
-    output = arguments.output or default_output(arguments.results[0], "study")
-    write_output(output / "rates.csv", to_csv(table))
     written = [output / "rates.csv", *write_rate_figures(table, output)]
     print(f"written: {', '.join(map(str, written))}")
     end_with_notes(notes + more, strict=arguments.strict)

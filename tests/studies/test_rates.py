@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fgvc.errors import RunError
 from fgvc.pooling import create_pooling
 from fgvc.runs import find_runs
+from fgvc.runs.statistics import two_level_interval
 from fgvc.studies.rates.measure import best_values, curves, read_rates, shifts
 
 PLAIN = "MPN-COV (exact)"
@@ -143,6 +144,13 @@ def test_verdicts_on_the_best_values(grid: Path) -> None:
     # four of 100 images: the interval of a mean of 96 zeros and 4 times -100 is about -4 +- 1.645 * 1.96
     assert best.loc["SEB", "low"] == pytest.approx(-7, abs=1) and best.loc["SEB", "high"] == pytest.approx(-1, abs=1)
     assert best_values(table, PLAIN, 3).set_index("label").loc["SEB", "verdict"] == "undecided"
+
+
+def test_an_interval_knows_both_seeds_and_images() -> None:
+    seeds = np.repeat([[-1.0], [0.0], [1.0]], 50, axis=1)  # of the means of three draws, 4 in 27 are at most -2 / 3
+    assert two_level_interval(seeds, level=0.9) == pytest.approx((-2 / 3, 2 / 3))
+    images = np.tile(np.repeat([0.0, 1.0], 50), (3, 1))  # a binomial share of 100 images
+    assert two_level_interval(images, level=0.9) == pytest.approx((0.5 - 0.082, 0.5 + 0.082), abs=0.02)
 
 
 def test_what_cannot_be_compared_is_named(grid: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ RATE_COLUMNS = (
     *("dataset", "optimizer", "label", "factor", "rate", "seed", "top1", "validation"),
     *("images", "listed", "right", "commit"),
 )
+_POWERS = {"sgd": 2, "adamw": 1}  # a factor c acts like the rate times c to this power
 
 
 def read_rates(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
@@ -89,11 +90,13 @@ def _row(run: Run) -> dict[str, Any]:
         rate = float(optimizer["lr"]) * float(optimizer["classifier_factor"])
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run.path / 'config.yaml'}: no learning rate under 'optimizer'; restore it") from error
+    if optimizer.get("name") not in _POWERS:
+        raise RunError(f"no rule for the optimiser {optimizer.get('name')!r}; give runs of {' or '.join(_POWERS)}")
     assert run.final is not None
     listed = "\n".join(f"{path},{target}" for path, target in predictions[["path", "target"]].to_numpy())
     return {
         "dataset": run.dataset,
-        "optimizer": optimizer.get("name"),
+        "optimizer": optimizer["name"],
         "label": label,
         "factor": factor,
         "rate": float(f"{rate:.4g}"),
@@ -136,21 +139,9 @@ def curves(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def equivalent_rate(part: pd.DataFrame, optimizer: str) -> pd.Series:
-    """The rate at which the plain square root would train the same: rate times c^2 (SGD) or c (AdamW).
-
-    Raises:
-        RunError: another optimiser.
-    """
-    moved: pd.Series = part["rate"] * part["factor"] ** _power(optimizer)
+    """The rate at which the plain square root would train the same: rate times c^2 (SGD) or c (AdamW)."""
+    moved: pd.Series = part["rate"] * part["factor"] ** _POWERS[optimizer]
     return moved
-
-
-def _power(optimizer: str) -> int:
-    """A factor c acts like the rate times c to this power. Raises RunError for another optimiser."""
-    powers = {"sgd": 2, "adamw": 1}
-    if optimizer not in powers:
-        raise RunError(f"no rule for the optimiser {optimizer!r}; give runs of {' or '.join(powers)}")
-    return powers[optimizer]
 
 
 def shifts(table: pd.DataFrame, reference: str) -> pd.DataFrame:
@@ -162,7 +153,7 @@ def shifts(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     nearest, and expected_move, what the algebra says. Distances over fewer than three rates are NaN.
 
     Raises:
-        RunError: a dataset and optimiser without runs of the reference, or an optimiser without a rule.
+        RunError: a dataset and optimiser without runs of the reference.
     """
     rows = []
     for keys, part in curves(table).groupby(["dataset", "optimizer"]):
@@ -170,7 +161,7 @@ def shifts(table: pd.DataFrame, reference: str) -> pd.DataFrame:
         plain = _reference_rows(part, reference, f"{dataset} with {optimizer}")
         for label, own in part[part["label"] != reference].groupby("label"):
             factor = float(own["factor"].mean())
-            expected = factor ** _power(optimizer)
+            expected = factor ** _POWERS[optimizer]
             moves = np.geomspace(1 / 100, 100, 401)
             distances = np.nan_to_num([_distance(own, plain, move)[0] for move in moves], nan=np.inf)
             nearest = int(distances.argmin())
@@ -226,7 +217,7 @@ def best_values(table: pd.DataFrame, reference: str, margin: float) -> pd.DataFr
             row: dict[str, Any] = {"dataset": keys[0], "optimizer": keys[1], "label": label}
             row |= {"rate": own["rate"].iloc[0], "n": len(own), "top1": own["top1"].mean()}
             if label != reference:
-                row |= compare_rows(own, plain, margin)
+                row |= _compare(own, plain, margin)
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -246,7 +237,7 @@ def _at_best_rate(part: pd.DataFrame) -> pd.DataFrame:
     return part[part["rate"] == means.idxmax()].sort_values("seed")
 
 
-def compare_rows(first: pd.DataFrame, second: pd.DataFrame, margin: float) -> dict[str, Any]:
+def _compare(first: pd.DataFrame, second: pd.DataFrame, margin: float) -> dict[str, Any]:
     """Difference of top-1 of two labels seed by seed, its 90 % interval, and the verdict, see `best_values`."""
     if first["seed"].tolist() != second["seed"].tolist() or set(first["listed"]) != set(second["listed"]):
         raise RunError(f"{first['label'].iloc[0]} and {second['label'].iloc[0]} differ in seeds or test images")

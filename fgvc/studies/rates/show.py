@@ -73,8 +73,7 @@ def curves_markdown(table: pd.DataFrame) -> str:
     rates = sorted(set(means["rate"]))
     rows = []
     for keys, own in means.groupby(["dataset", "optimizer", "label"]):
-        dataset, optimizer, label = map(str, keys)
-        name = _named({"dataset": dataset, "optimizer": optimizer, "label": label})
+        name = _named(dict(zip(("dataset", "optimizer", "label"), keys, strict=True)))
         found = dict(zip(own["rate"], own["mean"], strict=True))
         factor = f"{own['factor'].mean():.2f}"
         shown = [f"{found[rate]:.1f}" if rate in found else "" for rate in rates]
