@@ -16,7 +16,7 @@ from fgvc.inference.export_formats import WRITERS, Facts, model_arguments
 from fgvc.inference.restore import load_model, read_classes, restored_method
 from fgvc.io import file_digests, plain_mode, replaced_folder, to_json, write_json_atomic, write_text_atomic
 from fgvc.models import FineGrainedModel
-from fgvc.pooling import is_second_order
+from fgvc.pooling import is_reduced
 from fgvc.provenance import commit_label, versions
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
@@ -123,6 +123,7 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
         "name": config.name,
         "backbone": config.backbone.name,
         "last_stride": config.backbone.last_stride,
+        "maps": config.backbone.maps,
         "backbone_options": dict(config.backbone.options),
         "method": method.name,
         "label": summary.get("label"),
@@ -212,10 +213,12 @@ def _summary(facts: Facts, cards: Path | None) -> str:
         dataset, licence = f"{dataset}: {card.title}", card.licence
     hybrid = facts["hybrid"]
     stages = "`{first}` until epoch {switch_epoch}, then `{then}`".format_map(hybrid) if hybrid else "one"
-    reduced = facts["reduction"] is not None and is_second_order(facts["method"])
+    reduced = facts["reduction"] is not None and is_reduced(facts["method"])
     last = f" except the last {facts['trainable_stages']} stages" if facts["trainable_stages"] else ""
     rows = {
-        "architecture": facts["backbone"] + (", last stage without stride" if facts["last_stride"] == 1 else ""),
+        "architecture": facts["backbone"]
+        + (", last stage without stride" if facts["last_stride"] == 1 else "")
+        + (f", maps of its last {facts['maps']} layers" if facts["maps"] > 1 else ""),
         "started from": facts["started_from"] + (", kept frozen" if facts["frozen"] else "") + last,
         "pooling": f"`{facts['method']}`" + "".join(f", {key}={value}" for key, value in facts["options"].items()),
         "stages of the training": stages,

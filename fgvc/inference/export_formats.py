@@ -92,6 +92,7 @@ def model_arguments(facts: Facts) -> dict[str, Any]:
         "spectral_dtype": facts["spectral_dtype"],
         "class_token": facts["class_token"],
         "last_stride": facts["last_stride"],
+        "maps": facts["maps"],
         "image_size": facts["preprocessing"]["size"],
         "backbone_options": facts["backbone_options"],
         **facts["options"],
@@ -178,7 +179,7 @@ def _write_timm(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
         data_config=data_config,
     )
     _require_saved(network.state_dict(), folder / "model.safetensors")
-    same_map = facts["last_stride"] != 1  # timm's model keeps its last stride
+    same_map = facts["last_stride"] != 1 and facts["maps"] == 1  # timm's model keeps its last stride
     if same_map:
         timms_backbone = Backbone(network, name=facts["backbone"], image_size=recipe["size"]).eval()
         _require_same(timms_backbone, model.backbone, facts)

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from fgvc.foreign import open_foreign
 from fgvc.io import expanded, read_csv
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
 from fgvc.models.files import listed, not_floating
-from fgvc.pooling import create_pooling, is_second_order
+from fgvc.pooling import create_pooling, is_reduced
 from fgvc.runs.config import CacheConfig, MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import Run, read_run
@@ -201,7 +201,7 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
     classes = read_classes(folder)
     # before they take memory: a stranger's files may name any
     shapes = {tuple(tensor.shape) for tensor in weights.values()}
-    for shape in head_shapes(with_method.method, backbone.out_channels, len(classes)):
+    for shape in head_shapes(with_method.method, backbone.map_channels, len(classes)):
         if shape not in shapes:
             files = f"{folder.config_file} or {folder.summary_file}"
             raise RunError(
@@ -229,13 +229,15 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
     return model
 
 
-def head_shapes(method: MethodConfig, in_channels: int, num_classes: int) -> Iterator[tuple[int, ...]]:
+def head_shapes(method: MethodConfig, map_channels: Sequence[int], num_classes: int) -> Iterator[tuple[int, ...]]:
     """Shapes of the weights that a head has, without making them. Raises ConfigError as `create_pooling`."""
-    channels = in_channels
-    if is_second_order(method.name) and method.reduction is not None:
+    channels = in_channels = sum(map_channels)
+    if is_reduced(method.name) and method.reduction is not None:
         channels = method.reduction
         yield (channels, in_channels, 1, 1)
-    pooling = create_pooling(method.name, channels=channels, **method.options)
+    with torch.device("meta"):
+        pooling = create_pooling(method.name, channels=channels, map_channels=map_channels, **method.options)
+    yield from (tuple(parameter.shape) for parameter in pooling.parameters())
     for width, next_width in itertools.pairwise((pooling.out_features, *method.hidden, num_classes)):
         yield (next_width, width)
 

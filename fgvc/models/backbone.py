@@ -46,6 +46,7 @@ class Backbone(nn.Module):
     Attributes:
         name: Name of the architecture, for messages and tables.
         out_channels: Number of channels of the map, C.
+        map_channels: Number of channels of each layer's map in it, in their order.
         data_config: Preprocessing with which the architecture's published weights were trained: `input_size`
             (3, H, W), `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`; `image_size` replaces `input_size`.
 
@@ -53,14 +54,16 @@ class Backbone(nn.Module):
         model: a timm model.
         name: name of the architecture.
         image_size: side of the square images in pixels; None means the architecture's native size.
+        maps: number of last layers (stages of a CNN, blocks of a transformer) whose maps are returned, concatenated
+            along the channels; those with a larger grid are averaged down to that of the last.
 
     Raises:
-        ConfigError: `model` has no feature map with four dimensions, or none for images of this size.
+        ConfigError: `model` has no feature map with four dimensions, none for images of this size, or not so many.
     """
 
     model: Any  # timm is untyped, and nn.Module types every attribute as Tensor | Module
 
-    def __init__(self, model: nn.Module, *, name: str, image_size: int | None = None) -> None:
+    def __init__(self, model: nn.Module, *, name: str, image_size: int | None = None, maps: int = 1) -> None:
         super().__init__()
         for method in ("forward_intermediates", "prune_intermediate_layers"):
             if not hasattr(model, method):
@@ -81,19 +84,31 @@ class Backbone(nn.Module):
                 f"image_size={side} is not a multiple of the patch size of {name} ({patch} pixels); "
                 f"choose for example {' or '.join(map(str, near))}"
             )
-        self.model.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
-        self.out_shape = self._probe_shape()  # (C, h, w)
-        self.out_channels = self.out_shape[0]
+        if maps < 1:
+            raise ConfigError(f"backbone.maps must be at least 1, got {maps}")
+        self.maps = maps
+        try:
+            self.model.prune_intermediate_layers(maps, prune_norm=False, prune_head=True)
+        except AssertionError as error:  # timm's word for more layers than there are
+            raise ConfigError(f"backbone.maps={maps}: {name} has fewer layers ({_first_line(error)})") from error
+        shapes = self._probe_shapes()
+        self.map_channels = tuple(channels for channels, _, _ in shapes)
+        self.out_channels = sum(self.map_channels)
+        self.out_shape = (self.out_channels, *shapes[-1][1:])  # (C, h, w)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the map of the last stage: (B, 3, H, W) -> (B, C, h, w)."""
+        """Return the map of the last stage, or of the last `maps` ones: (B, 3, H, W) -> (B, C, h, w)."""
+        maps = self._layer_maps(images)
+        grid = (maps[-1].shape[2], maps[-1].shape[3])
+        return torch.cat([*(F.adaptive_avg_pool2d(earlier, grid) for earlier in maps[:-1]), maps[-1]], dim=1)
+
+    def _layer_maps(self, images: Tensor) -> list[Tensor]:
         maps: list[Tensor] = self.model.forward_intermediates(
-            images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
+            images, indices=self.maps, norm=True, output_fmt="NCHW", intermediates_only=True
         )
         # timm gives the output of an NFNet's last convolution; an activation follows it
         activation: nn.Module = getattr(self.model, "final_act", nn.Identity())
-        activated: Tensor = activation(maps[-1])
-        return activated
+        return [*maps[:-1], activation(maps[-1])]
 
     @property
     def has_class_token(self) -> bool:
@@ -102,11 +117,12 @@ class Backbone(nn.Module):
         return getattr(self.model, "cls_token", None) is not None and "return_prefix_tokens" in known
 
     def with_class_token(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the map and the class token of the last stage, normalised: (B, 3, H, W) -> (B, C, h, w), (B, C)."""
-        ((maps, prefix),) = self.model.forward_intermediates(
-            images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True, return_prefix_tokens=True
+        """Return the map and the last layer's class token, normalised: (B, 3, H, W) -> (B, C, h, w), (B, width)."""
+        layers = self.model.forward_intermediates(
+            images, indices=self.maps, norm=True, output_fmt="NCHW", intermediates_only=True, return_prefix_tokens=True
         )
-        return maps, prefix[:, 0]  # distillation and register tokens come after it
+        prefix = layers[-1][1]
+        return torch.cat([found for found, _ in layers], dim=1), prefix[:, 0]  # other tokens come after it
 
     @torch.no_grad()
     def split(self, trainable: int) -> "tuple[Backbone, Backbone]":
@@ -141,6 +157,7 @@ class Backbone(nn.Module):
             for first in (True, False):
                 part = copy.copy(self)
                 part._modules = {"model": _part(self.model, end, first=first)}
+                part.maps = 1 if first else self.maps
                 parts.append(part.eval())
             maps = parts[0](image)
             expected, found = self.eval()(image), parts[1](maps)
@@ -151,16 +168,17 @@ class Backbone(nn.Module):
             self.train(mode)
         parts[0].out_shape = tuple(maps.shape[1:])
         parts[0].out_channels = maps.shape[1]
+        parts[0].map_channels = (maps.shape[1],)
         return (parts[0], parts[1]) if same else None
 
-    def _probe_shape(self) -> tuple[int, int, int]:
+    def _probe_shapes(self) -> list[tuple[int, int, int]]:
         # a real image, not one on the meta device, since some models cache tensors of their first forward pass
         size = self.data_config["input_size"]
         training = self.training
         self.eval()
         try:
             with torch.no_grad():
-                features = self(torch.zeros(1, *size))
+                maps = self._layer_maps(torch.zeros(1, *size))
         except Exception as error:
             native = self.model.pretrained_cfg["input_size"][-1]
             fix = "choose another backbone" if native == size[-1] else f"its native size is {native} (image_size=null)"
@@ -170,13 +188,14 @@ class Backbone(nn.Module):
             ) from error
         finally:
             self.train(training)
-        if not isinstance(features, Tensor) or features.ndim != 4:
-            found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-            raise ConfigError(
-                f"backbone.name={self.name}: its features are {found}, not a map (B, C, h, w); choose another backbone"
-            )
-        _, channels, height, width = features.shape
-        return channels, height, width
+        for found in maps:
+            if not isinstance(found, Tensor) or found.ndim != 4:
+                kind = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise ConfigError(
+                    f"backbone.name={self.name}: its features are {kind}, not a map (B, C, h, w); "
+                    "choose another backbone"
+                )
+        return [(found.shape[1], found.shape[2], found.shape[3]) for found in maps]
 
 
 def _part(module: nn.Module, end: str, *, first: bool) -> nn.Module:
@@ -203,6 +222,7 @@ def create_backbone(
     weights: str | Path | None = None,
     last_stride: int | None = None,
     image_size: int | None = None,
+    maps: int = 1,
     options: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a backbone by its timm name.
@@ -216,6 +236,7 @@ def create_backbone(
             and shapes of the weights; None keeps it.
         image_size: side of the square images in pixels; None means the architecture's native size. A CNN also takes
             images of other sizes; a transformer with a fixed size is built for this one.
+        maps: number of last layers whose maps are concatenated, see `Backbone`.
         options: further arguments of the timm model, e.g. {"zero_init_last": False}; none that choose its weights.
 
     Raises:
@@ -233,7 +254,7 @@ def create_backbone(
     layout = {key: tensor.shape for key, tensor in model.state_dict().items()}
     if last_stride == 1:
         _remove_last_stride(model, name)
-    backbone = Backbone(model, name=name, image_size=image_size)
+    backbone = Backbone(model, name=name, image_size=image_size, maps=maps)
     if weights is not None:
         report = load_backbone_weights(backbone.model, weights, layout=layout)
         _log.info("%s: %d tensors of %s, matched by %s", name, report.loaded, Path(report.source).name, report.how)

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from fgvc.errors import ConfigError, RunError
 from fgvc.models.backbone import Backbone, create_backbone
-from fgvc.pooling import create_pooling, is_second_order
+from fgvc.pooling import create_pooling, is_reduced
 
 
 class PoolingHead(nn.Module):
     """Feature maps (B, in_channels, H, W) -> logits (B, num_classes).
 
     As in the papers, a 1x1 convolution to `reduction` channels with batch normalisation and ReLU comes before a
-    second-order method, but not before a first-order one such as GAP.
+    second-order method, but not before GAP and methods with projections of their own (`fgvc.pooling.is_reduced`).
 
     Attributes:
         token_classifier: Linear classifier of class tokens; None without `class_token`.
@@ -33,6 +33,7 @@ class PoolingHead(nn.Module):
         solver: Way to compute the pooling, see there.
         spectral_dtype: Precision of the covariance and everything computed from it, "float64" or "float32".
         options: Options of the pooling.
+        map_channels: Number of channels of each layer's map, where there are several (`Backbone.map_channels`).
         class_token: Whether the logits of a linear classifier of the backbone's class token are added [So-ViT; Xie,
             Zeng, Wang, Zhou, Li, 2021]. `forward` then needs class tokens (B, in_channels).
 
@@ -53,6 +54,7 @@ class PoolingHead(nn.Module):
         solver: str = "eigh",
         spectral_dtype: str = "float64",
         options: Mapping[str, Any] | None = None,
+        map_channels: Sequence[int] = (),
         class_token: bool = False,
     ) -> None:
         super().__init__()
@@ -64,7 +66,7 @@ class PoolingHead(nn.Module):
             raise ConfigError(f"method.reduction must be at least 1 or null, got {reduction}")
         self.reduction: nn.Module = nn.Identity()
         channels = in_channels
-        if reduction is not None and is_second_order(method):
+        if reduction is not None and is_reduced(method):
             channels = reduction
             self.reduction = nn.Sequential(
                 nn.Conv2d(in_channels, channels, kernel_size=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
@@ -72,6 +74,7 @@ class PoolingHead(nn.Module):
         self.pooling = create_pooling(
             method,
             channels=channels,
+            map_channels=map_channels,
             gradient=gradient,
             eigh_device=eigh_device,
             solver=solver,
@@ -79,7 +82,7 @@ class PoolingHead(nn.Module):
             **(options or {}),
         )
         self._hidden = tuple(hidden)
-        self._token_channels = in_channels if class_token else None
+        self._token_channels = [in_channels, *map_channels][-1] if class_token else None  # that of the last layer
         self.classifier: nn.Module
         self.token_classifier: nn.Module | None = None
         self.reset(num_classes)
@@ -99,8 +102,8 @@ class PoolingHead(nn.Module):
             for module in part.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                elif isinstance(module, nn.Linear | nn.BatchNorm2d | nn.Conv1d):
-                    module.reset_parameters()
+                elif reset := getattr(module, "reset_parameters", None):
+                    reset()
 
     def pooling_input(self, features: Tensor) -> Tensor:
         """Return the input of the pooling: (B, in_channels, H, W) -> (B, pooling.channels, H, W)."""
@@ -178,6 +181,7 @@ def create_model(
     pretrained: bool = False,
     weights: str | Path | None = None,
     last_stride: int | None = None,
+    maps: int = 1,
     image_size: int | None = None,
     backbone_options: Mapping[str, Any] | None = None,
     **options: Any,
@@ -187,8 +191,8 @@ def create_model(
     Args:
         name: Name of the backbone in timm.
         method, num_classes, hidden, gradient, eigh_device, solver, spectral_dtype, class_token: As in `PoolingHead`.
-        reduction: Number of channels before a second-order pooling; None keeps the backbone's.
-        pretrained, weights, last_stride, image_size: As in `create_backbone`.
+        reduction: Number of channels in front of the pooling, see `PoolingHead`; None keeps the backbone's.
+        pretrained, weights, last_stride, maps, image_size: As in `create_backbone`.
         backbone_options: Its `options`.
         options: Options of the pooling, e.g. `iterations=5` for isqrt_cov.
 
@@ -201,6 +205,7 @@ def create_model(
         pretrained=pretrained,
         weights=weights,
         last_stride=last_stride,
+        maps=maps,
         image_size=image_size,
         options=backbone_options,
     )
@@ -215,6 +220,7 @@ def create_model(
         solver=solver,
         spectral_dtype=spectral_dtype,
         options=options,
+        map_channels=backbone.map_channels,
         class_token=class_token,
     )
     return FineGrainedModel(backbone, head)

@@ -15,10 +15,11 @@ from fgvc.pooling.covariance import (
     register_spectral_pooling,
 )
 from fgvc.pooling.dropcov import DropCovPooling
+from fgvc.pooling.projected import CrossCovariancePooling, HierarchicalBilinearPooling
 from fgvc.pooling.registry import (
     Pooling,
     create_pooling,
-    is_second_order,
+    is_reduced,
     list_poolings,
     pooling_label,
     pooling_source,
@@ -32,8 +33,10 @@ __all__ = [
     "CholeskyPooling",
     "CompactBilinearPooling",
     "CovariancePooling",
+    "CrossCovariancePooling",
     "DropCovPooling",
     "GlobalAveragePooling",
+    "HierarchicalBilinearPooling",
     "MatrixPooling",
     "NewtonSchulzPooling",
     "Pooling",
@@ -41,7 +44,7 @@ __all__ = [
     "SpectralPooling",
     "ZCAWhitening2d",
     "create_pooling",
-    "is_second_order",
+    "is_reduced",
     "list_poolings",
     "pooling_label",
     "pooling_source",

@@ -13,7 +13,7 @@ from fgvc.pooling.registry import Pooling, register_pooling, whole_number
 from fgvc.spectral.precision import result_dtype, without_autocast
 
 
-@register_pooling("gap", "GAP", source="Lin, Chen, Yan, ICLR 2014", second_order=False)
+@register_pooling("gap", "GAP", source="Lin, Chen, Yan, ICLR 2014", reduced=False)
 class GlobalAveragePooling(Pooling):
     """Mean over the locations: (B, C, H, W) -> (B, C), float32 (float64 for float64 input)."""
 
@@ -46,7 +46,7 @@ class BilinearPooling(Pooling):
         with without_autocast(x):
             features = x.flatten(2).to(result_dtype(x))
             moments = features @ features.mT / features.shape[-1]
-            return _normalised(moments.flatten(1))
+            return signed_root(moments.flatten(1))
 
 
 @register_pooling("compact_bilinear", "CBP", source="Gao, Beijbom, Zhang, Darrell, CVPR 2016")
@@ -81,7 +81,7 @@ class CompactBilinearPooling(Pooling):
 
     def pool(self, x: Tensor) -> Tensor:
         with without_autocast(x):
-            return _normalised(self.sketch(x))
+            return signed_root(self.sketch(x))
 
     def sketch(self, x: Tensor) -> Tensor:
         """Tensor sketch of X X^T, before the square root and the norm, summed (not averaged) over locations.
@@ -113,7 +113,7 @@ class CompactBilinearPooling(Pooling):
             return empty.scatter_add(1, bins.flatten().expand_as(values), values)
 
 
-def _normalised(y: Tensor, eps: float = 1e-8) -> Tensor:
+def signed_root(y: Tensor, eps: float = 1e-8) -> Tensor:
     """Signed square root and l2 norm of each row: (B, n) -> (B, n).
 
     `eps` bounds the slope of the root by 0.5 / sqrt(eps); at y = 0 autograd's slope is 0, as that of |y| and of the

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fgvc.errors import ConfigError
-from fgvc.pooling.registry import SHARED, Method, Pooling, add_method, register_pooling
+from fgvc.pooling.registry import Method, Pooling, add_method, register_pooling
 from fgvc.spectral import (
     GRADIENTS,
     SCALED_SQRT,
@@ -192,7 +192,7 @@ def register_spectral_pooling(
             label,
             source,
             build,
-            shared=SHARED,
+            shared=list(inspect.signature(build).parameters)[:-1],
             options=[key for key in parameters if key != "channels"],
             gradient=published,
             gradients=GRADIENTS,

@@ -13,7 +13,7 @@ from fgvc.spectral.covariance import check_features
 from fgvc.spectral.eigen import DEVICES
 from fgvc.spectral.precision import spectral_dtype
 
-SHARED = ("channels", "gradient", "eigh_device", "dtype", "solver")
+SHARED = ("channels", "map_channels", "gradient", "eigh_device", "dtype", "solver")
 """Arguments of `create_pooling` that are handed to a method if it takes them; its other parameters are its options."""
 
 
@@ -76,7 +76,7 @@ class Method:
         build: Function or class that makes the layer; it takes all of `shared` and `options` by name.
         shared: Names of those of `SHARED` that `build` takes.
         options: Names of the method's options.
-        second_order: Whether the method reads products of channels.
+        reduced: Whether the head reduces the channels in front of it.
         gradient: Name of the published gradient; None if there is no choice of gradient.
         gradients: Names of all gradients to choose from.
         gradient_options: Names of the options that go with the published gradient alone.
@@ -87,7 +87,7 @@ class Method:
     build: Callable[..., Pooling]
     shared: Sequence[str]
     options: Sequence[str]
-    second_order: bool = True
+    reduced: bool = True
     gradient: str | None = None
     gradients: Collection[str] = ()
     gradient_options: Sequence[str] = ()
@@ -113,7 +113,7 @@ def add_method(name: str, method: Method) -> None:
 
 
 def register_pooling(
-    name: str, label: str, *, source: str, second_order: bool = True, gradients: Sequence[str] = ()
+    name: str, label: str, *, source: str, reduced: bool = True, gradients: Sequence[str] = ()
 ) -> Callable[[PoolingType], PoolingType]:
     """Decorator of a `Pooling` class: makes it a choice of `create_pooling` and of `method=`.
 
@@ -128,7 +128,7 @@ def register_pooling(
         name: Name in configurations, e.g. "isqrt_cov".
         label: Name in tables and figures, e.g. "iSQRT-COV".
         source: Paper, e.g. "Li, Xie, Wang, Gao, CVPR 2018", or "ours".
-        second_order: Whether it reads products of channels. Such a method is preceded by a reduction of the channels.
+        reduced: Whether the head reduces the channels in front of it, as it does for covariances.
         gradients: Names of the gradients that the class takes as `gradient`, the published one first.
     """
 
@@ -140,7 +140,7 @@ def register_pooling(
             build=pooling,
             shared=[key for key in parameters if key in SHARED],
             options=[key for key in parameters if key not in SHARED],
-            second_order=second_order,
+            reduced=reduced,
             gradient=gradients[0] if gradients else None,
             gradients=gradients,
         )
@@ -155,9 +155,9 @@ def list_poolings() -> list[str]:
     return list(_METHODS)
 
 
-def is_second_order(name: str) -> bool:
-    """Whether the method reads products of channels (GAP does not). Raises ConfigError for an unknown name."""
-    return _METHODS[name].second_order
+def is_reduced(name: str) -> bool:
+    """Whether the head reduces the channels in front of the method. Raises ConfigError for an unknown name."""
+    return _METHODS[name].reduced
 
 
 def published_gradient(name: str) -> str | None:
@@ -195,6 +195,7 @@ def create_pooling(
     name: str,
     *,
     channels: int,
+    map_channels: Sequence[int] = (),
     gradient: str | None = None,
     eigh_device: str = "auto",
     dtype: str | torch.dtype = "float64",
@@ -206,6 +207,7 @@ def create_pooling(
     Args:
         name: one of `list_poolings()`.
         channels: C of its input (B, C, H, W).
+        map_channels: channels of each map where the input holds those of several layers, for "hbp"; the sum is C.
         gradient: gradient in place of the published one (None: as published); for a method that maps eigenvalues, a
             rule in `fgvc.spectral.GRADIENTS`.
         eigh_device: where eigendecompositions run: "auto", "same" (as the features) or "cpu" (as the papers do). Of no
@@ -229,6 +231,7 @@ def create_pooling(
         raise ConfigError(f"unknown eigh_device {eigh_device!r}; choose one of {', '.join(DEVICES)}")
     try:
         shared: dict[str, Any] = {"channels": channels, "eigh_device": eigh_device, "solver": solver}
+        shared["map_channels"] = map_channels
         shared["dtype"] = spectral_dtype(dtype)
         if solver != "eigh" and "solver" not in method.shared:
             raise ConfigError(f"method {name!r} has no choice of solver, got solver={solver!r}; leave it out")

@@ -78,6 +78,8 @@ class BackboneConfig:
             before. Stages are those of timm's `feature_info`. 0 is the same as `frozen`; None trains all, or none if
             `frozen`.
         last_stride: Stride of a ResNet's last stage: 1 removes it, as covariance networks do; None keeps it.
+        maps: Number of last layers (stages of a CNN, blocks of a transformer) whose maps are concatenated along the
+            channels, for hbp; those with a larger grid are averaged down to that of the last.
         options: Arguments of the timm model, e.g. {zero_init_last: false}.
     """
 
@@ -87,6 +89,7 @@ class BackboneConfig:
     frozen: bool = False
     trainable_stages: int | None = None
     last_stride: int | None = None
+    maps: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -102,7 +105,7 @@ class MethodConfig:
         name: Name of the head, i.e. of its pooling, one of `fgvc.pooling.list_poolings()`.
         gradient: Gradient rule of the spectral layer; None means as published.
         reduction: Number of channels after the 1x1 convolution in front of a second-order pooling; None leaves it out.
-            GAP, the first-order baseline, has no reduction.
+            GAP, the first-order baseline, and hbp and mgcrp, which have projections of their own, have no reduction.
         hidden: Widths of fully connected layers between the descriptor and the classifier's last layer; only the
             papers' AlexNet has them.
         eigh_device: Device of eigendecompositions: "auto", "same" (that of the features) or "cpu", as in the papers.

@@ -264,7 +264,7 @@ def _with_first_order(settings: dict[Setting, Group]) -> dict[Setting, Group]:
     joined = {setting: dict(group) for setting, group in settings.items()}
     for setting, group in settings.items():
         hosts = [other for other in settings if other != setting and replace(other, reduction=None) == setting]
-        first_order = {method: runs for method, runs in group.items() if not _is_second_order(runs[0])}
+        first_order = {method: runs for method, runs in group.items() if not _is_reduced(runs[0])}
         for host in hosts:
             joined[host] = {**first_order, **joined[host]}
         if hosts:
@@ -272,6 +272,6 @@ def _with_first_order(settings: dict[Setting, Group]) -> dict[Setting, Group]:
     return {setting: group for setting, group in joined.items() if group}
 
 
-def _is_second_order(run: Run) -> bool:
+def _is_reduced(run: Run) -> bool:
     # runs of earlier versions do not say; GAP was the only first-order method then
-    return run.method != "gap" if run.second_order is None else run.second_order
+    return run.method != "gap" if run.reduced is None else run.reduced

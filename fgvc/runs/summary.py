@@ -89,7 +89,7 @@ class Run:
     spectral_dtype: str = "float64"
     weights_digest: str | None = None
     versions: dict[str, str] | None = None
-    second_order: bool | None = None
+    reduced: bool | None = None
     test_classes: int | None = None
     rerun_of: str | None = None
     images: dict[str, str] = field(default_factory=dict)

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from fgvc.data import verified_content
 from fgvc.errors import Interrupted, OutOfMemoryError, RunError, UserError
 from fgvc.io import expanded, to_csv, write_text_atomic
-from fgvc.pooling import is_second_order, pooling_label
+from fgvc.pooling import is_reduced, pooling_label
 from fgvc.provenance import (
     machine_facts,
     peak_memory_mb,
@@ -351,7 +351,7 @@ def run_header(config: RunConfig, prepared: Prepared, accelerator: Accelerator, 
     several = f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""
     held_out = "" if prepared.validation is None else f"{len(prepared.validation.paths):,} validation, "
     label = pooling_label(method.name, method.gradient, method.shown_options)
-    reduced = f", reduction {method.reduction}" if method.reduction and is_second_order(method.name) else ""
+    reduced = f", reduction {method.reduction}" if method.reduction and is_reduced(method.name) else ""
     trained = sum(parameter.numel() for parameter in prepared.trained.parameters() if parameter.requires_grad)
     rows = {
         "images": f"{config.dataset.name}: {len(prepared.train.paths):,} training, {held_out}"
@@ -421,8 +421,8 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "dataset": config.dataset.name,
         "backbone": config.backbone.name,
         "frozen": config.backbone.frozen and config.backbone.trainable_stages is None,
-        "second_order": is_second_order(method.name),
-        "reduction": method.reduction if is_second_order(method.name) else None,
+        "reduced": is_reduced(method.name),
+        "reduction": method.reduction if is_reduced(method.name) else None,
         "image_size": config.dataset.transform.size,
         "seed": config.seed,
         "epochs": config.trainer.planned_epochs(prepared.loaders.batches.steps),

@@ -145,6 +145,7 @@ def build_backbone(config: RunConfig) -> Backbone:
         pretrained=config.backbone.pretrained,
         weights=config.backbone.weights,
         last_stride=config.backbone.last_stride,
+        maps=config.backbone.maps,
         image_size=config.dataset.transform.size,
         options=config.backbone.options,
     )
@@ -167,6 +168,7 @@ def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> Fine
         solver=config.method.solver,
         spectral_dtype=config.method.spectral_dtype,
         options=config.method.options,
+        map_channels=backbone.map_channels,
         class_token=config.method.class_token,
     )
     model = FineGrainedModel(backbone, head)
@@ -374,8 +376,9 @@ def split_features(
     if not config.cache.enabled:
         return [ComputedFeatures(images, extractor.module, batch_size, extractor.device) for images in splits]
     settings = asdict(replace(config.backbone, pretrained=False, weights=None))  # the digest says which weights
-    if settings["trainable_stages"] is None:
-        del settings["trainable_stages"]  # earlier versions did not have it
+    for key, default in (("trainable_stages", None), ("maps", 1)):  # earlier versions did not have them
+        if settings[key] == default:
+            del settings[key]
     return cached_features(
         splits,
         extractor.module,

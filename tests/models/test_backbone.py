@@ -62,6 +62,28 @@ def test_map_of_an_efficientnet_is_what_its_head_convolution_reads() -> None:
         torch.testing.assert_close(full.bn2(full.conv_head(backbone(images(64)))), expected, rtol=0, atol=0)
 
 
+def test_maps_of_several_layers_are_averaged_down_to_the_grid_of_the_last() -> None:
+    full = timm.create_model("resnet18").eval()
+    backbone = Backbone(copy.deepcopy(full), name="resnet18", maps=3).eval()
+    assert backbone.map_channels == (128, 256, 512) and backbone.out_shape == (896, 7, 7)
+    with torch.inference_mode():
+        early, middle, last = full.forward_intermediates(images(64), intermediates_only=True)[2:]
+        found = backbone(images(64)).split(backbone.map_channels, dim=1)
+    torch.testing.assert_close(found[0], early.unflatten(2, (2, 4)).unflatten(4, (2, 4)).mean(dim=(3, 5)))
+    torch.testing.assert_close(found[1], middle.unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean(dim=(3, 5)))
+    torch.testing.assert_close(found[2], last)
+
+
+def test_several_maps_of_a_network_whose_last_stages_are_trained() -> None:
+    backbone = create_backbone("resnet18", image_size=64, maps=2).eval()
+    for trainable in (1, 2):  # the first of the two maps is what the frozen part gives, or of a trained stage
+        first, second = backbone.split(trainable)
+        with torch.inference_mode():
+            torch.testing.assert_close(second(first(images(64))), backbone(images(64)))
+    with pytest.raises(ConfigError, match="trainable_stages=1 is impossible"):
+        create_backbone("resnet18", image_size=64, maps=3).split(1)  # the first map is of a frozen stage
+
+
 def test_map_of_a_swin_is_channels_first_and_normalised() -> None:
     full = timm.create_model("swin_tiny_patch4_window7_224", img_size=96).eval()
     nn.init.normal_(full.norm.weight)  # else an omitted second norm would go unnoticed
@@ -121,6 +143,8 @@ def test_building_leaves_training_mode_and_batch_statistics_alone() -> None:
         ({"name": "nowhere:resnet18"}, ["nowhere", "hf-hub"]),
         ({"name": "resnet18", "pretrained": True, "weights": "w.pth"}, ["pretrained", "backbone.weights=w.pth"]),
         ({"name": "resnet18", "last_stride": 2}, ["last_stride=2", "1"]),
+        ({"name": "resnet18", "maps": 0}, ["maps must be at least 1"]),
+        ({"name": "resnet18", "maps": 9}, ["maps=9", "resnet18", "fewer layers"]),
         ({"name": "vgg11", "last_stride": 1}, ["vgg11", "layer4"]),
         ({"name": "resnet18", "image_size": 0}, ["image_size=0"]),
         ({"name": "vit_tiny_patch16_224", "image_size": 100}, ["100", "16 pixels", "96 or 112"]),

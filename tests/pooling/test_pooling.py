@@ -12,7 +12,7 @@ from fgvc.pooling import (
     Pooling,
     SpectralPooling,
     create_pooling,
-    is_second_order,
+    is_reduced,
     list_poolings,
     pooling_label,
     pooling_source,
@@ -280,7 +280,7 @@ def test_a_class_with_a_choice_of_gradient_registers_itself() -> None:
     other = create_pooling("toy", channels=2, gradient="autograd", dtype="float32", eigh_device="cpu", degree=5)
     assert isinstance(other, Toy) and other.given == ("autograd", torch.float32, 5)
     assert pooling_label("toy", "autograd", {"degree": 5}) == "Toy (autograd) [degree=5]"
-    assert pooling_source("toy") == "ours" and is_second_order("toy") and published_gradient("toy") == "lyapunov"
+    assert pooling_source("toy") == "ours" and is_reduced("toy") and published_gradient("toy") == "lyapunov"
     with pytest.raises(ConfigError, match="unknown gradient 'exact'; choose one of lyapunov, autograd"):
         create_pooling("toy", channels=2, gradient="exact")
     with pytest.raises(ConfigError, match="unknown option dtypes of method 'toy'; it takes degree"):

@@ -160,7 +160,7 @@ def test_gap_joins_the_settings_it_matches_but_for_the_reduction(tmp_path: Path)
 def test_another_first_order_method_joins_as_gap_does(tmp_path: Path) -> None:
     write_run(tmp_path / "gap", "gap")
     write_run(tmp_path / "seb")
-    change_summary(write_run(tmp_path / "gem", "gap", label="GeM", second_order=False), method="gem")
+    change_summary(write_run(tmp_path / "gem", "gap", label="GeM", reduced=False), method="gem")
     ((setting, group),) = group_runs(find_runs([tmp_path])).items()
     assert setting.reduction == 64 and sorted(method.label for method in group) == ["GAP", "GeM", "SEB"]
 
