@@ -97,8 +97,8 @@ class CrossCovariancePooling(Pooling):
         with without_autocast(x):
             features = x.flatten(2).to(result_dtype(x))
             projected = centred(_project(features, self.projection), features.dtype)
-            shape = (len(x), 2, self.heads, self.width, features.shape[-1])
-            left, right = projected.reshape(shape).unbind(1)  # (B, heads, width, M) each
+            sides = projected.reshape(-1, 2, self.heads, self.width, features.shape[-1])
+            left, right = sides.unbind(1)  # (B, heads, width, M) each
             return self._normalised(left @ right.mT / features.shape[-1]).flatten(1)
 
     def _normalised(self, cross: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from fgvc.models import create_model
 from fgvc.pooling import create_pooling, list_poolings
 from fgvc.spectral import covariance, upper_triangle
 
-OPTIONS = {"svd_topn": {"keep": 2}, "compact_bilinear": {"out_features": 64}}
+OPTIONS = {"svd_topn": {"keep": 2}, "compact_bilinear": {"out_features": 64}, "hbp": {"width": 16}}
 
 
 def images(batch: int) -> Tensor:
@@ -23,7 +23,8 @@ def images(batch: int) -> Tensor:
 
 # isqrt_cov is exported by the command in test_export_cli.py
 @pytest.mark.parametrize(
-    "method", ["dropcov", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gap", "isqrt_cov"))]
+    "method",
+    ["dropcov", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gap", "hbp", "mgcrp", "isqrt_cov"))],
 )
 def test_onnx_model_gives_the_same_logits(method: str, tmp_path: Path) -> None:
     model = create_model("test_resnet", method=method, num_classes=5, reduction=16).eval()
