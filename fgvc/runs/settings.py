@@ -122,7 +122,8 @@ def without_twins(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """Leave out each method of a setting of which two runs have the same seed, so that `group_runs` takes the others.
 
     Returns:
-        The other runs, and a note for each method that is left out.
+        The other runs, and notes: on each method that is left out, and on settings that methods of one table do not
+        share.
 
     Raises:
         RunError: none is left.
@@ -130,8 +131,7 @@ def without_twins(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     left, notes = list(runs), list[str]()
     while left:
         try:
-            group_runs(left)
-            return left, notes
+            return left, notes + _unshared(group_runs(left))
         except _TwinsError as error:
             twins = {run.path for run in error.runs}
             left = [run for run in left if run.path not in twins]
@@ -139,6 +139,27 @@ def without_twins(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     if notes:
         raise RunError("\n  ".join(notes))
     return [], []
+
+
+def _unshared(groups: Mapping[Setting, Group]) -> list[str]:
+    """A note for each setting or input, other than the method's own, in which methods of one table differ."""
+    of, notes = distinctions(groups), list[str]()
+    for setting, group in groups.items():
+        first = {method.label: runs[0] for method, runs in group.items()}
+        values = {label: result_settings(run) for label, run in first.items()}
+        for name, digests in _input_digests(list(first.values())).items():
+            for own, digest in zip(values.values(), digests, strict=True):
+                if own is not None:
+                    own[name] = digest[:12]
+        known = {label: own for label, own in values.items() if own is not None}
+        for key in sorted({key for own in known.values() for key in own}):
+            labels: dict[str, list[str]] = {}
+            for label, own in known.items():
+                labels.setdefault(_shown(own.get(key)), []).append(label)
+            if len(labels) > 1 and not key.startswith(("method.", "hybrid.")):
+                which = "; ".join(f"{value}: {', '.join(same)}" for value, same in labels.items())
+                notes.append(f"{of[setting] or setting.title}: the methods differ in {key} ({which})")
+    return notes
 
 
 class _TwinsError(RunError):

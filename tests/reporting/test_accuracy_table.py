@@ -187,6 +187,7 @@ def test_rates_are_rows_of_their_own_and_what_is_left_out_stands_in_the_files(
     for number, (rate, top1) in enumerate(((0.1, 10.0), (0.1, 12.0), (0.001, 30.0))):
         path = write_run(tmp_path / f"run{number}", "gap", seed=number, top1=top1)
         write_config(path, method={"name": "gap"}, optimizer={"lr": rate})
+    write_config(write_run(tmp_path / "other", "seb", top1=5.0), method={"name": "seb"}, optimizer={"lr": 0.1})
     write_run(tmp_path / "stopped", "seb", status="stopped", reason="killed", final=None, best=None)
     done = here("make_tables.py", tmp_path, "--output", tmp_path / "tables", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -196,6 +197,8 @@ def test_rates_are_rows_of_their_own_and_what_is_left_out_stands_in_the_files(
     for kind in ("md", "tex", "html"):
         page = (tmp_path / "tables" / f"accuracy.{kind}").read_text(encoding="utf-8")
         assert "status stopped (killed)" in page, kind
+    noted = "the methods differ in optimizer.lr (0.1: GAP [optimizer.lr=0.1], SEB; 0.001: GAP [optimizer.lr=0.001])"
+    assert noted in text.replace("\\", "")
 
 
 def test_script_shows_a_traceback_where_that_is_asked_for(tmp_path: Path) -> None:
