@@ -70,7 +70,7 @@ def test_weights_have_the_mode_of_any_new_file(tmp_path: Path, mode: int) -> Non
     """safetensors makes a file that its owner alone may read."""
     path = tmp_path / "new" / "w.safetensors"
     for _ in range(2):  # the second replaces a file whose mode is another
-        write_weights(path, {"a": torch.zeros(1)})
+        write_weights(path, {"a": torch.zeros(1)}, epoch=1)
         assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o666) == (mode, mode)
         path.chmod(0o600)
     assert [file.name for file in path.parent.iterdir()] == ["w.safetensors"]

@@ -20,7 +20,6 @@ from fgvc.pooling import is_reduced
 from fgvc.provenance import commit_label, versions
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
-from fgvc.runs.summary import read_run
 
 _FACTS_FILE = "export.json"
 
@@ -116,7 +115,7 @@ def _require_free(found: Path, output: Path, run: str, overwrite: bool) -> None:
 def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Facts:
     """Return the facts that a user of the model needs, as JSON."""
     config, summary = folder.read_config(), folder.read_summary()
-    method = restored_method(config, read_run(folder.path), checkpoint)
+    method = restored_method(config, folder, checkpoint)
     adapter, transform = config.dataset.reader, config.dataset.transform
     normalization = normalization_from_timm(model.backbone.data_config)
     return {

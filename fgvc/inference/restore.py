@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,7 +21,7 @@ from fgvc.models.files import listed, not_floating
 from fgvc.pooling import create_pooling, is_reduced
 from fgvc.runs.config import CacheConfig, MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder
-from fgvc.runs.summary import Run, read_run
+from fgvc.runs.summary import read_run
 from fgvc.training.batches import ComputedFeatures
 from fgvc.training.environment import check_arithmetic
 from fgvc.training.seeds import seed_epoch
@@ -197,7 +198,7 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
         RunError, WeightsError: as `load_model`.
     """
     weights, run = read_weights(folder, checkpoint), read_run(folder.path)
-    with_method = replace(config, method=restored_method(config, run, checkpoint))
+    with_method = replace(config, method=restored_method(config, folder, checkpoint))
     classes = read_classes(folder)
     # before they take memory: a stranger's files may name any
     shapes = {tuple(tensor.shape) for tensor in weights.values()}
@@ -242,21 +243,35 @@ def head_shapes(method: MethodConfig, map_channels: Sequence[int], num_classes: 
         yield (next_width, width)
 
 
-def restored_method(config: RunConfig, run: Run, checkpoint: str) -> MethodConfig:
+def restored_method(config: RunConfig, folder: RunFolder, checkpoint: str) -> MethodConfig:
     """Return the method of the "last" or "best" weights; in a hybrid run it depends on their epoch.
 
     Raises:
-        RunError: the summary of a hybrid run does not name the epoch of the weights.
+        RunError: the weights of a hybrid run are missing or damaged, or nothing names their epoch.
     """
     if config.hybrid.method is None:
         return config.method
-    epoch = run.epochs if checkpoint == "last" else run.best_epoch
+    # of the file itself: the summary of a run that was killed is older than its weights
+    epoch = _epoch_of_weights(folder.weights_file(checkpoint))
+    if epoch is None:  # written by an earlier version
+        run = read_run(folder.path)
+        epoch = run.epochs if checkpoint == "last" else run.best_epoch
     if epoch is None:
         raise RunError(f"the summary does not name the epoch of the {checkpoint} weights; train the run again")
     if epoch > config.switch_epoch:
         return config.method
     first = MethodConfig(name=config.hybrid.method, options=config.hybrid.options)  # as published, see `Stages`
     return replace(config.method, name=first.name, gradient=first.gradient, solver=first.solver, options=first.options)
+
+
+def _epoch_of_weights(file: Path) -> int | None:
+    try:
+        with open_foreign(file), safe_open(file, "pt") as content:
+            return int((content.metadata() or {})["epoch"])
+    except KeyError:
+        return None
+    except Exception as error:  # safetensors and the file system raise many types
+        raise RunError(f"{file} is damaged: {error}; restore it, or train the run again") from error
 
 
 def read_weights(folder: RunFolder, which: str) -> dict[str, Tensor]:

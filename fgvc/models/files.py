@@ -131,10 +131,11 @@ def _read_pytorch(path: Path) -> Any:
         return load_pytorch(path)
 
 
-def write_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors by name as .safetensors, completely or not at all."""
+def write_weights(path: Path, weights: Mapping[str, torch.Tensor], *, epoch: int) -> None:
+    """Write tensors by name, and their epoch as metadata, as .safetensors, completely or not at all."""
     with atomic_path(path) as temporary:
-        save_file({name: tensor.contiguous().cpu() for name, tensor in weights.items()}, temporary)
+        plain = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
+        save_file(plain, temporary, metadata={"epoch": str(epoch)})
 
 
 def unfilled(state: State, needed: Layout) -> tuple[list[str], list[str]]:

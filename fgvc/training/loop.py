@@ -120,7 +120,7 @@ class Trainer:
                 self.progress.epoch, test if held_out is None else self._evaluate(held_out, "validation"), test
             )
         if self.accelerator.is_main_process:
-            write_weights(self.folder.weights_file("last"), self.learner.weights())
+            write_weights(self.folder.weights_file("last"), self.learner.weights(), epoch=self.progress.epoch)
         self.learner.finish()
         return test
 

@@ -19,8 +19,10 @@ import torch
 from accelerate import Accelerator
 
 from fgvc.data import verified_content
-from fgvc.errors import Interrupted, OutOfMemoryError, RunError, UserError
-from fgvc.io import expanded, to_csv, write_text_atomic
+from fgvc.errors import Interrupted, OutOfMemoryError, RunError, UserError, WeightsError
+from fgvc.io import expanded, file_digests, to_csv, write_text_atomic
+from fgvc.models import weights_digest
+from fgvc.models.files import locate_weights
 from fgvc.pooling import is_reduced, pooling_label
 from fgvc.provenance import (
     machine_facts,
@@ -42,7 +44,7 @@ from fgvc.training.optim import create_optimizer, schedule_factor
 from fgvc.training.probe import SpectrumProbe
 from fgvc.training.processes import Interruption, is_lost_connection, lost_process
 from fgvc.training.seeds import seed_epoch
-from fgvc.training.setup import Prepared, listing_digest, open_splits, prepare
+from fgvc.training.setup import Prepared, build_backbone, listing_digest, open_splits, prepare
 from fgvc.training.states import Progress, RunLog, StateStore
 from fgvc.training.step import BeforeStep, Stepper
 
@@ -107,7 +109,8 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
                 states.clear()
             trainer.log.progress.seconds["features"] += prepared.feature_seconds
             _log.info("%s", run_header(config, prepared, accelerator, folder))
-            with _summary(config, prepared, trainer, rerun_of) as summary:
+            sessions = [] if source is None or not main else _sessions(source[0])
+            with _summary(config, prepared, trainer, sessions, rerun_of) as summary:
                 interruption.patient = True
                 evaluation = trainer.fit()
                 if main:
@@ -123,10 +126,10 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
 
 
 def _is_done(folder: RunFolder, config: RunConfig) -> bool:
-    """Return whether the run is finished. Raises RunError if the dataset, where it is here, has other images now."""
+    """Return whether the run is finished. Raises RunError if images or weights, where they are here, are others now."""
     if not folder.is_finished():
         return False
-    if others := other_images(folder, config):
+    if others := other_images(folder, config) or _other_weights(folder, config):
         raise RunError(f"{folder.path} is finished, on {others}; give {_another(config)} to train on these")
     _log.info("%s is finished already; to train again, delete it or give %s", folder.path, _another(config))
     return True
@@ -145,6 +148,23 @@ def other_images(folder: RunFolder, config: RunConfig) -> str | None:
     then = "{} classes, {} training and {} test images".format(*(summary.get(name) for name in counts))
     now = f"{len(splits[0].classes)} classes, {len(splits[0])} training and {len(splits[1])} test images"
     return f"other images ({then}) than are in {config.dataset.root} now ({now})"
+
+
+def _other_weights(folder: RunFolder, config: RunConfig) -> str | None:
+    """Name the file of weights, where it is here, that holds others than a run began with; None if there is none."""
+    source = config.initial_weights or config.backbone.weights
+    try:
+        file = locate_weights(source, "weights") if source else None
+    except WeightsError:
+        return None
+    if file is None:
+        return None
+    if config.initial_weights:
+        name, digest = "initial_weights", file_digests(file, ["sha256"])["sha256"]
+    else:
+        name, digest = "weights", weights_digest(build_backbone(config))
+    before = folder.read_summary().get(f"{name}_digest")
+    return None if before in (None, digest) else f"other weights than are in {file} now"
 
 
 def default_run_dir(config: RunConfig) -> Path:
@@ -296,7 +316,7 @@ def create_trainer(
 
 @contextlib.contextmanager
 def _summary(
-    config: RunConfig, prepared: Prepared, trainer: Trainer, rerun_of: Path | None
+    config: RunConfig, prepared: Prepared, trainer: Trainer, sessions: list[dict[str, Any]], rerun_of: Path | None
 ) -> Iterator[dict[str, Any]]:
     """Write the configuration and a first summary, and the final summary when the block ends or fails."""
     accelerator, folder = trainer.accelerator, trainer.folder
@@ -306,6 +326,9 @@ def _summary(
     summary |= {"tf32": tf32, "status": "stopped", "reason": "killed", "final": None}
     summary["rerun_of"] = None if rerun_of is None else str(rerun_of)
     if accelerator.is_main_process:
+        # under other code or on another machine
+        now = {key: summary[key] for key in _SESSION}
+        summary["earlier_sessions"] = [session for session in sessions if session != now]
         folder.begin(config, summary | _progress_summary(trainer.log.progress))
         if prepared.test.samples.own_split or config.trainer.val_fraction:
             _write_split(folder, prepared)
@@ -328,6 +351,20 @@ def _summary(
         if accelerator.is_main_process:
             folder.write_summary(summary | _progress_summary(trainer.log.progress))
         accelerator.end_training()
+
+
+_SESSION = ("commit", "dirty", "versions", "machine")
+
+
+def _sessions(folder: RunFolder) -> list[dict[str, Any]]:
+    """Code, versions and machine of the sessions that trained a run so far; of a damaged summary none."""
+    try:
+        summary = folder.read_summary()
+    except RunError:
+        return []
+    last = {key: summary.get(key) for key in _SESSION}
+    earlier: list[dict[str, Any]] = summary.get("earlier_sessions") or []
+    return [*(session for session in earlier if session != last), last]
 
 
 def _start_tracker(config: RunConfig, accelerator: Accelerator, folder: RunFolder) -> None:

@@ -148,7 +148,11 @@ class RunLog:
         """Keep a copy of the weights of the selected epoch, in the state and in a separate file."""
         if self._writes:
             self.best_weights = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
-            write_weights(self._folder.weights_file("best"), self.best_weights)
+            self._write_best()
+
+    def _write_best(self) -> None:
+        assert self.best_weights is not None and self.progress.best is not None
+        write_weights(self._folder.weights_file("best"), self.best_weights, epoch=self.progress.best["epoch"])
 
     def write(self) -> None:
         """Write metrics.csv, and the spectra if there are new ones."""
@@ -175,7 +179,7 @@ class RunLog:
             return
         self.write()  # the files may be missing or newer than the state
         if self.best_weights is not None:
-            write_weights(self._folder.weights_file("best"), self.best_weights)
+            self._write_best()
 
 
 class StateStore:

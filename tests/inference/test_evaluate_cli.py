@@ -19,6 +19,7 @@ from fgvc.errors import ConfigError, RunError
 from fgvc.inference import evaluate_run
 from fgvc.inference.restore import restore_run
 from fgvc.io import read_csv
+from fgvc.models.files import write_weights
 from fgvc.pooling import create_pooling
 
 CPU = torch.device("cpu")
@@ -159,11 +160,16 @@ def test_feature_maps_that_came_with_a_run_do_not_stand_for_the_images(copy: Cop
 def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Copy) -> None:
     changes = ("method.gradient=exact", "method.solver=products")  # those of the last stage alone
     path = copy("frozen", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1", *changes)
-    file = path / "summary.json"
+    first = type(create_pooling("isqrt_cov", channels=8))
+    file, weights = path / "summary.json", path / "checkpoints" / "best.safetensors"
     summary = json.loads(file.read_text())
-    file.write_text(json.dumps(summary | {"epochs": 2, "best": summary["best"] | {"epoch": 1}}))
-    last, best = (restore_run(path, CPU, checkpoint=which).head.pooling for which in ("last", "best"))
-    assert type(best) is type(create_pooling("isqrt_cov", channels=8)) and type(last) is not type(best)
+    for stated, saved in ((1, 2), (2, 1)):  # the summary of a run that was killed is older than its weights
+        file.write_text(json.dumps(summary | {"best": summary["best"] | {"epoch": stated}}))
+        write_weights(weights, load_file(weights), epoch=saved)
+        pooling = restore_run(path, CPU, checkpoint="best").head.pooling
+        assert (type(pooling) is first) == (saved == 1)
+    save_file(load_file(weights), weights)  # as an earlier version did, without the epoch
+    assert type(restore_run(path, CPU, checkpoint="best").head.pooling) is not first
     file.write_text(json.dumps(summary | {"best": summary["best"] | {"epoch": None}}))
     with pytest.raises(RunError, match="does not name the epoch of the best weights"):
         restore_run(path, CPU, checkpoint="best")

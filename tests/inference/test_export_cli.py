@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from fgvc.inference.export import export_run
 from fgvc.inference.export_formats import WRITERS, crop_pct
 from fgvc.inference.restore import load_model
+from fgvc.models.files import write_weights
 from fgvc.runs.config import DatasetConfig, HybridConfig, MethodConfig
 from fgvc.training import train_run
 
@@ -58,6 +59,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # the best weights are of the first stage, as in a run that was stopped there
     stopped = Path(shutil.copytree(folder / "hybrid", folder / "stopped"))
     change_summary(stopped, best=json.loads((stopped / "summary.json").read_text())["best"] | {"epoch": 1})
+    best = stopped / "checkpoints" / "best.safetensors"
+    write_weights(best, load_file(best), epoch=1)
     (folder / "data").rename(folder / "moved")
     return folder
 

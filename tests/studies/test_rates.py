@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Train, succeeded
-from run_folders import write_config, write_run, write_spectrum
+from run_folders import change_summary, write_config, write_run, write_spectrum
 from torch import Tensor, nn
 
 from fgvc.errors import RunError
@@ -165,6 +165,10 @@ def test_what_cannot_be_compared_is_named(grid: Path, tmp_path: Path) -> None:
     made_run(tmp_path / "c" / "d", "mpn_cov", 0.04, 0, 50, trainer={"batch_size": 7})
     with pytest.raises(RunError, match=r"differ in trainer\.batch_size"):
         read_rates(find_runs([tmp_path / "a", tmp_path / "c"]))
+    made_run(tmp_path / "e", "mpn_cov", 0.04, 0, 50)
+    change_summary(tmp_path / "e", reduction=7)
+    with pytest.raises(RunError, match=r"differ in method\.reduction"):
+        read_rates(find_runs([tmp_path / "a", tmp_path / "e"]))
 
 
 def test_a_bad_run_is_left_out_and_a_head_with_few_rates_has_no_distance(grid: Path, tmp_path: Path) -> None:

@@ -343,6 +343,31 @@ def test_a_run_is_not_continued_on_other_weights_images_or_classes(
     assert len(list((cwd / "results" / "cache").glob("*.npy"))) == 2  # nothing was computed for it
 
 
+def test_a_finished_run_is_not_taken_for_one_of_other_weights(stopped: Path, tmp_path: Path, here: Train) -> None:
+    cwd = tmp_path / "copy"
+    shutil.copytree(stopped, cwd)
+    assert "finished already" in here("train.py", *STOPPED, "run_dir=straight", cwd=cwd).stderr
+    replace_weights(cwd)
+    refused(
+        here("train.py", *STOPPED, "run_dir=straight", cwd=cwd), "straight is finished, on other weights", "run_dir="
+    )
+    (cwd / "weights.safetensors").unlink()
+    assert "finished already" in here("train.py", *STOPPED, "run_dir=straight", cwd=cwd).stderr
+
+
+def test_a_run_names_the_code_of_its_earlier_sessions(stopped: Path, tmp_path: Path, here: Train) -> None:
+    shutil.copytree(stopped, tmp_path / "copy")
+    file = tmp_path / "copy" / "stopped" / "summary.json"
+    summary = json.loads(file.read_text())
+    file.write_text(json.dumps(summary | {"commit": "0" * 40}))
+    done = here("train.py", *STOPPED, "run_dir=stopped", cwd=tmp_path / "copy")
+    assert done.returncode == 0, done.stderr
+    after = json.loads(file.read_text())
+    (earlier,) = after["earlier_sessions"]
+    assert earlier["commit"] == "0" * 40 and after["commit"] != earlier["commit"]
+    assert earlier["versions"] == after["versions"]
+
+
 def test_a_dataset_that_moved_is_the_same(stopped: Path, tmp_path: Path, here: Train) -> None:
     shutil.copytree(stopped, tmp_path / "copy")
     (tmp_path / "copy" / "birds").rename(tmp_path / "copy" / "gone")

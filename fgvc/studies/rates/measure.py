@@ -115,7 +115,7 @@ def _other_settings(run: Run) -> dict[str, Any]:
     free = ("method.name", "method.gradient", "method.options", "optimizer.lr", "optimizer.classifier_factor")
     settings = result_settings(run) or {}
     own = {name: value for name, value in settings.items() if not name.startswith(free)}
-    return own | {"training images": run.images.get("train_content")}
+    return own | {"method.reduction": run.reduction, "training images": run.images.get("train_content")}
 
 
 def load_rates(path: Path) -> pd.DataFrame:
