@@ -15,6 +15,7 @@ from fgvc.presentation.style import method_order
 from fgvc.runs import Run, Setting, group_runs
 from fgvc.runs.settings import Group, distinctions, in_order, seeds_in_words, sources
 from fgvc.runs.statistics import coarse_accuracy, compare, differences_to_best
+from fgvc.runs.summary import result_settings
 from fgvc.studies.spectra.measure import condition_history
 
 _INTERVAL_NOTE = (
@@ -348,20 +349,29 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 def run_cost(run: Run) -> dict[str, float]:
     """`COST_COLUMNS`: parameters of the head, descriptor size, milliseconds an image to train and to evaluate, MiB.
 
-    NaN for what the run did not keep. An evaluation reads the test split, and one of held-out images is not counted.
+    NaN for what the run did not keep.
     """
-    seconds, epochs = run.seconds or {}, run.epochs
+    seconds, settings, trained = run.seconds or {}, result_settings(run) or {}, run.epochs * (run.train_images or 0)
+    if settings.get("trainer.max_steps"):
+        trained = min(trained, settings["trainer.max_steps"] * settings["trainer.batch_size"])
     return {
         "head_parameters": _head_parameters(run),
         "descriptor": math.nan if run.out_features is None else run.out_features,
-        "train_ms": _milliseconds(seconds.get("train"), epochs, run.train_images),
-        "eval_ms": _milliseconds(seconds.get("eval"), epochs, run.test_images),
+        "train_ms": _milliseconds(seconds.get("train"), trained),
+        "eval_ms": _milliseconds(seconds.get("eval"), run.epochs * ((run.test_images or 0) + _validation_images(run))),
         "peak_memory_mb": math.nan if run.peak_memory_mb is None else run.peak_memory_mb,
     }
 
 
-def _milliseconds(seconds: float | None, epochs: int, images: int | None) -> float:
-    return 1000 * seconds / (epochs * images) if seconds is not None and epochs and images else math.nan
+def _milliseconds(seconds: float | None, images: float) -> float:
+    return 1000 * seconds / images if seconds is not None and images else math.nan
+
+
+def _validation_images(run: Run) -> float:
+    """How many images selected the best epoch; NaN for a run of an earlier version that does not say."""
+    if run.validation_images is not None:
+        return run.validation_images
+    return 0 if run.selected_on == "test" else math.nan
 
 
 def _head_parameters(run: Run) -> float:

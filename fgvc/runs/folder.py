@@ -47,6 +47,10 @@ _ROLES = {
         Role(changes_result=False, may_change=True),
     ),
     "name": Role(changes_result=False, may_change=False),
+    # a file may move; one with other content is found by its digests
+    **dict.fromkeys(
+        ("backbone.weights", "initial_weights", "dataset.options.file"), Role(changes_result=True, may_change=True)
+    ),
     # with "skip" a finished run may have skipped steps
     **dict.fromkeys(("trainer.on_non_finite", "trainer.max_skips"), Role(changes_result=True, may_change=True)),
 }

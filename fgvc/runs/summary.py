@@ -22,7 +22,7 @@ _REPEAT = "restore the file or repeat the run"
 _LARGEST = 1 << 63  # of a whole number; larger ones do not fit into a column of a table
 _COUNTS = (
     *("epochs", "image_size", "reduction", "num_classes", "out_features"),
-    *("best_epoch", "train_images", "test_images", "test_classes"),
+    *("best_epoch", "train_images", "test_images", "test_classes", "validation_images"),
 )
 _LARGEST_COUNT = 1 << 32
 
@@ -91,6 +91,7 @@ class Run:
     versions: dict[str, str] | None = None
     reduced: bool | None = None
     test_classes: int | None = None
+    validation_images: int | None = None
     rerun_of: str | None = None
     images: dict[str, str] = field(default_factory=dict)
     initial_weights_digest: str | None = None

@@ -1,5 +1,6 @@
 """Device, precision and processes of a run: from its configuration alone, whatever the environment says."""
 
+import atexit
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -56,6 +57,9 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
         raise ConfigError(
             "trainer.precision=fp16 needs a GPU, but this run would train on the cpu; use trainer.precision=bf16 or no"
         )
+    if not alone:
+        # at the end of the process and not of the run: a sweep has several
+        atexit.register(accelerator.state.destroy_process_group)
     return accelerator
 
 

@@ -350,7 +350,8 @@ def _summary(
         trainer.log.count_time()
         if accelerator.is_main_process:
             folder.write_summary(summary | _progress_summary(trainer.log.progress))
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 _SESSION = ("commit", "dirty", "versions", "machine")
@@ -468,6 +469,7 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "coarse": {level: list(names) for level, names in prepared.train.coarse.items()} or None,
         "train_images": len(prepared.train.paths),
         "test_images": len(prepared.test.paths),
+        "validation_images": 0 if prepared.validation is None else len(prepared.validation.paths),
         "test_classes": len(set(prepared.test.targets)),
         "out_features": prepared.head.pooling.out_features,
         "weights_digest": prepared.digests["weights"],

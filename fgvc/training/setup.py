@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -376,14 +377,13 @@ def split_features(
     if not config.cache.enabled:
         return [ComputedFeatures(images, extractor.module, batch_size, extractor.device) for images in splits]
     settings = asdict(replace(config.backbone, pretrained=False, weights=None))  # the digest says which weights
-    for key, default in (("trainable_stages", None), ("maps", 1)):  # earlier versions did not have them
-        if settings[key] == default:
-            del settings[key]
     return cached_features(
         splits,
         extractor.module,
         map_shape=extractor.module.out_shape,
-        key_parts={"backbone": json.dumps(settings, sort_keys=True), "weights": extractor.digest},
+        # the libraries that build the network and decode and resize the images
+        key_parts={"backbone": json.dumps(settings, sort_keys=True), "weights": extractor.digest}
+        | {name: version(name) for name in ("timm", "torchvision", "pillow")},
         cache_dir=Path(config.cache.dir),
         elsewhere=elsewhere,
         batch_size=batch_size,

@@ -232,6 +232,13 @@ def test_cost_counts_the_head_and_divides_by_images_and_epochs(tmp_path: Path) -
     rows = rows_of(tables["cost"].texts("cost")["cost.md"])
     assert rows["MPN-COV"] == ["800", "2,080", "0.10", "0.20", "1,200"]
     assert rows["GAP"][:4] == ["—", "2,080", "—", "—"]
+    changes = {"selected_on": "validation", "validation_images": 1600, "seconds": {"train": 0.4, "eval": 8.0}}
+    path = write_run(tmp_path / "held" / "out", "seb", epochs=10, **changes)
+    write_config(path, trainer={"max_steps": 100, "batch_size": 32})  # fewer images than in ten epochs
+    write_run(tmp_path / "held" / "old", "mpn_cov", **changes | {"validation_images": None})
+    tables, _ = make_tables(["cost"], Inputs((tmp_path / "held",), PAPER))
+    rows = rows_of(tables["cost"].texts("cost")["cost.md"])
+    assert rows["SEB"][2:4] == ["0.12", "0.20"] and rows["MPN-COV"][3] == "—"
 
 
 def test_condition_numbers_by_epoch_beside_the_published(tmp_path: Path) -> None:

@@ -58,11 +58,12 @@ def assert_same_curve(first: Path, second: Path, tolerance: float) -> None:
 
 
 def test_processes_give_the_curve_of_one(alone: Path) -> None:
-    assert train_in_processes(alone, [*UNEVEN, "run_dir=run2"], 2) == [0, 0], (alone / "log").read_text()
-    assert_same_curve(alone / "run2", alone / "run1", 1e-5)
-    weights = [load_file(alone / name / "checkpoints" / "last.safetensors") for name in ("run1", "run2")]
+    sweep = [*UNEVEN, "seed=1,0", "run_dir=run2-${seed}", "-m"]  # the second run of the sweep has the seed of `alone`
+    assert train_in_processes(alone, sweep, 2) == [0, 0], (alone / "log").read_text()
+    assert_same_curve(alone / "run2-0", alone / "run1", 1e-5)
+    weights = [load_file(alone / name / "checkpoints" / "last.safetensors") for name in ("run1", "run2-0")]
     assert weights[0].keys() == weights[1].keys()
-    assert list((alone / "run2").glob("summary*")) == [alone / "run2" / "summary.json"]
+    assert list((alone / "run2-0").glob("summary*")) == [alone / "run2-0" / "summary.json"]
 
 
 def test_accumulation_gives_the_step_of_the_whole_batch_but_for_batch_normalisation(
