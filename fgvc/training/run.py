@@ -323,7 +323,7 @@ def _summary(
     # described now, since the checkout may change before the run ends
     summary = describe_run(config, prepared) if accelerator.is_main_process else {}
     tf32 = tf32_allowed() if accelerator.device.type == "cuda" else None
-    summary |= {"tf32": tf32, "status": "stopped", "reason": "killed", "final": None}
+    summary |= {"tf32": tf32, "status": "stopped", "reason": "killed, or still running", "final": None}
     summary["rerun_of"] = None if rerun_of is None else str(rerun_of)
     if accelerator.is_main_process:
         # under other code or on another machine
