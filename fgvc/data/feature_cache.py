@@ -28,8 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fgvc.data.dataset import ImageDataset, collate, fingerprint
-from fgvc.data.feature_set import FeatureSet, open_maps
+from fgvc.data.dataset import FeatureSet, ImageDataset, collate, fingerprint, open_maps
 from fgvc.data.transforms import TransformSpec
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import read_json

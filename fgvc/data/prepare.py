@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.data.cards import Archive, Card, load_card
-from fgvc.data.checks import FINGERPRINT
 from fgvc.data.download import DownloadError, download, require_space
 from fgvc.data.extract import extract
 from fgvc.data.imagenet import sort_validation
 from fgvc.data.registry import read_splits
-from fgvc.data.verify import Checksums, is_current, verify
+from fgvc.data.verify import FINGERPRINT, Checksums, is_current, verify
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import open_foreign
 from fgvc.io import atomic_folder, checksum_problem, expanded, file_digests

@@ -22,9 +22,8 @@ from tqdm import tqdm
 from fgvc.data import TransformSpec, UnreadableImageError, copy_rgb, decode_rgb, image_files
 from fgvc.data.folder import require_unicode
 from fgvc.errors import ConfigError, DatasetError, ImageError, RunError, UserError, one_line
-from fgvc.inference.calibrate import Calibration, read_calibration
+from fgvc.inference.calibrate import Calibration, probabilities, read_calibration
 from fgvc.inference.restore import load_model, read_classes
-from fgvc.inference.temperature import probabilities
 from fgvc.models import FineGrainedModel
 from fgvc.runs.folder import RunFolder
 from fgvc.spectral import EigendecompositionError

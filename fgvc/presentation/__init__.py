@@ -1,8 +1,7 @@
 """How tables and figures look: the styles of methods, figures on paper, and tables in four formats."""
 
-from fgvc.presentation.render import Block, markdown_table, to_html, to_latex, to_markdown
+from fgvc.presentation.render import Block, Table, markdown_table, to_html, to_latex, to_markdown
 from fgvc.presentation.style import METHOD_STYLES, MethodStyle, figure_style, method_order, method_style, save_figure
-from fgvc.presentation.table import Table
 
 __all__ = [
     "METHOD_STYLES",

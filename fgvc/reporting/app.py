@@ -24,8 +24,7 @@ from fgvc.errors import ConfigError, RunError, UserError
 from fgvc.inference.neighbours import NeighbourIndex, load_neighbours
 from fgvc.inference.predict import Predictor, load_run
 from fgvc.presentation.style import class_name
-from fgvc.reporting.neighbours import picture
-from fgvc.reporting.predictions import METHOD
+from fgvc.reporting.predictions import METHOD, picture
 from fgvc.runs.spectra import median_rank
 from fgvc.runs.summary import read_run
 from fgvc.spectral import covariance_eigenvalues

@@ -1,11 +1,12 @@
-"""What a model says of image files: as text, as CSV, as one JSON document, and as a picture of each image."""
+"""What a model says of image files: their names and nearest training images, as text, CSV, JSON and pictures."""
 
 import hashlib
 import itertools
 import os
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from fgvc.errors import ConfigError, RunError, one_line
-from fgvc.inference.predict import FilePrediction, Prediction, Predictor, predict_files
+from fgvc.inference.neighbours import Neighbour, NeighbourIndex
+from fgvc.inference.predict import FilePrediction, Prediction, Predictor, map_files, predict_files
 from fgvc.io import output_path, require_own, to_csv, write_output
-from fgvc.presentation.style import COLUMN_WIDTH, class_name, figure_style, new_figure
+from fgvc.presentation.style import COLUMN_WIDTH, class_name, figure_style, new_figure, short_name
 from fgvc.studies.attribution import METHODS, explain
 from fgvc.studies.attribution.report import overlay
 
@@ -116,12 +119,17 @@ def require_free(paths: Sequence[Path], table: TableFile | None, overlays: Path 
         FileExistsError: as `require_own`.
     """
     targets = {} if overlays is None else {overlays / name: OVERLAY for name in picture_names(paths)}
-    images = {os.path.realpath(path) for path in paths}
     if table is not None and table.path.resolve() in {target.resolve() for target in targets}:
         raise ConfigError(f"{table.path} is the file of the table and of an overlay; give another path")
-    for target, kind in (targets if table is None else {**targets, table.path: table.kind}).items():
+    _require_no_image(targets if table is None else {**targets, table.path: table.kind}, paths, "path")
+
+
+def _require_no_image(targets: Mapping[Path, str], paths: Sequence[Path], what: str) -> None:
+    """Raise ConfigError where a result, given with its kind, is one of the images; FileExistsError as `require_own`."""
+    images = {os.path.realpath(path) for path in paths}  # a link may lead to itself
+    for target, kind in targets.items():
         if os.path.realpath(target) in images:
-            raise ConfigError(f"{target} is one of the images, which are never written over; give another path")
+            raise ConfigError(f"{target} is one of the images, which are never written over; give another {what}")
         require_own(target, kind)
 
 
@@ -253,20 +261,22 @@ def prediction_figure(image: np.ndarray, heat: np.ndarray, prediction: Predictio
     with figure_style():
         figure = new_figure(COLUMN_WIDTH, 1.75 + 0.32 + 0.2 * count)
         grid = figure.add_gridspec(2, 2, height_ratios=[1.75, 0.32 + 0.2 * count])
-        _show(figure.add_subplot(grid[0, 0]), image, "as the model saw it")
-        signed = METHODS[method].signed
-        axes = figure.add_subplot(grid[0, 1])
-        _show(axes, overlay(image, heat, signed=signed), f"{METHODS[method].label} of the first name")
+        looks: dict[str, Any] = {"fontsize": 7, "color": _GREY}
+        _show(figure.add_subplot(grid[0, 0]), image, "as the model saw it", **looks)
+        label, signed = METHODS[method].label, METHODS[method].signed
         colours = "red speaks for it, blue against" if signed else "bright speaks for it"
-        axes.text(0.5, -0.03, colours, va="top", ha="center", fontsize=6, color=_GREY, transform=axes.transAxes)
+        heated = overlay(image, heat, signed=signed)
+        _show(figure.add_subplot(grid[0, 1]), heated, f"{label} of the first name", colours, **looks)
         _draw_bars(figure.add_subplot(grid[1, :]), prediction)
     return figure
 
 
-def _show(axes: Axes, pixels: np.ndarray, title: str) -> None:
+def _show(axes: Axes, pixels: np.ndarray, title: str, note: str = "", **looks: Any) -> None:
+    """Draw a picture between its title and a note; `looks` are those of the title."""
     axes.imshow(pixels, interpolation="nearest")
     axes.set_axis_off()
-    axes.set_title(title, fontsize=7, color=_GREY, pad=3)
+    axes.set_title(title, pad=3, parse_math=False, **looks)
+    axes.text(0.5, -0.03, note, va="top", ha="center", fontsize=6, color=_GREY, transform=axes.transAxes)
 
 
 def _draw_bars(axes: Axes, prediction: Prediction) -> None:
@@ -281,3 +291,89 @@ def _draw_bars(axes: Axes, prediction: Prediction) -> None:
     axes.set(xlim=(0, 100), ylim=(len(places) - 0.5, -0.5), yticks=[])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"probability, {'calibrated' if prediction.calibrated else 'not calibrated'} / %")
+
+
+ON_SHEET = 10
+"""Largest number of neighbours on a contact sheet."""
+_SHEET = "neighbours"  # kind of file, see `fgvc.io.output_path`
+
+
+@dataclass(frozen=True)
+class Near:
+    """An image file with its nearest training images, the nearest first, or the reason why there are none."""
+
+    path: Path
+    neighbours: Sequence[Neighbour]
+    error: str | None
+    sheet: Path | None = None
+
+    def text(self, index: NeighbourIndex) -> str:
+        """The file, then a line for each neighbour: distance, class, path below the dataset's root."""
+        paths = index.images.relative_paths()
+        lines = (
+            f"{near.distance:9.4f}  {one_line(class_name(near.name))}  {one_line(paths[near.index])}"
+            for near in self.neighbours
+        )
+        return "\n".join([one_line(self.path), *lines])
+
+
+def sheet_files(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    """Return the contact sheet of each image file in `folder`.
+
+    Raises:
+        ConfigError: one of them is one of the images.
+        FileExistsError: one of them is someone else's, see `fgvc.io.require_own`.
+    """
+    sheets = [folder / name for name in picture_names(paths)]
+    _require_no_image(dict.fromkeys(sheets, _SHEET), paths, "folder")
+    return sheets
+
+
+def find_neighbours(
+    predictor: Predictor, index: NeighbourIndex, paths: Sequence[Path], count: int, sheets: Sequence[Path] | None
+) -> Iterator[Near]:
+    """Yield the `count` nearest training images of each file, in order; with `sheets`, draw a contact sheet of each.
+
+    Raises:
+        ConfigError: as `NeighbourIndex.nearest`.
+    """
+
+    def nearest(batch: Tensor) -> list[list[Neighbour]]:
+        return index.nearest(predictor.descriptors(batch), count)
+
+    for number, (path, inputs, found) in enumerate(map_files(predictor, paths, nearest)):
+        if isinstance(found, str) or inputs is None:
+            yield Near(path, (), str(found))
+            continue
+        sheet = None if sheets is None else sheets[number]
+        if sheet is not None:
+            query = predictor.transform.picture(inputs).cpu().numpy()
+            figure = contact_sheet(query, path.name, index, found[:ON_SHEET])
+            with figure_style(), output_path(sheet, _SHEET) as temporary:
+                figure.savefig(temporary, dpi=200)
+        yield Near(path, found, None, sheet)
+
+
+def picture(index: NeighbourIndex, neighbour: Neighbour) -> np.ndarray:
+    """A training image as the model sees it in testing, (H, W, 3), numbers from 0 to 1."""
+    inputs: Tensor = index.images[neighbour.index][0]
+    return index.transform.picture(inputs).numpy()
+
+
+def contact_sheet(query: np.ndarray, name: str, index: NeighbourIndex, neighbours: Sequence[Neighbour]) -> Figure:
+    """The query on the left, then its nearest training images with class and distance.
+
+    Args:
+        query: (H, W, 3), numbers from 0 to 1.
+        name: of the query.
+        index: training images.
+        neighbours: of the query, the nearest first.
+    """
+    with figure_style():
+        figure = new_figure(1.2 * (1 + len(neighbours)), 1.75)
+        panels = figure.subplots(1, 1 + len(neighbours), squeeze=False)[0]
+        _show(panels[0], query, short_name(name, 24), "the image", fontsize=6.5)
+        for axes, near in zip(panels[1:], neighbours, strict=True):
+            title, note = textwrap.fill(class_name(near.name, 44), 24), f"distance {near.distance:.3f}"
+            _show(axes, picture(index, near), title, note, fontsize=6.5)
+    return figure

@@ -9,7 +9,7 @@ import pandas as pd
 
 from fgvc.errors import RunError, UserError
 from fgvc.io import read_csv
-from fgvc.presentation.table import Table
+from fgvc.presentation.render import Table
 from fgvc.reporting.accuracy import accuracy_table, load_published, table_blocks
 from fgvc.reporting.run_tables import coarse, condition_numbers, cost, differences, hybrid
 from fgvc.runs import Run, find_finished, group_runs

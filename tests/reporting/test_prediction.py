@@ -22,10 +22,9 @@ import fgvc
 from fgvc.data import ImageDataset, decode_rgb
 from fgvc.data.dataset import Samples
 from fgvc.errors import ConfigError, ImageError, RunError
-from fgvc.inference.calibrate import read_calibration
+from fgvc.inference.calibrate import fit_temperature, read_calibration
 from fgvc.inference.predict import FilePrediction, Prediction
 from fgvc.inference.restore import restore_run
-from fgvc.inference.temperature import fit_temperature
 from fgvc.io import read_csv
 from fgvc.reporting.predictions import Named, summary
 from fgvc.runs.config import DatasetConfig, MethodConfig, OptimizerConfig, TrainerConfig, TransformConfig

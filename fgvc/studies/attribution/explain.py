@@ -18,8 +18,7 @@ from fgvc.models import FineGrainedModel
 from fgvc.runs.spectra import median_rank
 from fgvc.runs.summary import read_run
 from fgvc.spectral import Band
-from fgvc.studies.attribution.eigenvectors import EigenvectorMaps, eigenvector_maps
-from fgvc.studies.attribution.methods import METHODS, require_methods
+from fgvc.studies.attribution.methods import METHODS, EigenvectorMaps, eigenvector_maps, require_methods
 from fgvc.studies.attribution.score import BandLike, frozen_evaluation, prepare_score, require_finite
 from fgvc.studies.truncation.bands import parse_band
 
