@@ -97,7 +97,6 @@ def load_neighbours(
         RunError, DatasetError, WeightsError: as `restore_run`.
     """
     restored = restore_run(path, checkpoint=checkpoint, root=root, cache=cache, split="train")
-    restored.trained.eval()
     images = restored.images.with_transform(build_transform(restored.config, restored.backbone, training=False))
     if restored.config.backbone.frozen:
         return NeighbourIndex(images, _descriptors(restored, DataLoader(restored.inputs(), batch_size=64)))

@@ -14,7 +14,7 @@ from fgvc.foreign import open_foreign
 from fgvc.inference.restore import restore_run
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling
-from fgvc.runs import RunFolder
+from fgvc.runs.summary import read_finished
 from fgvc.training.probe import evenly_spaced
 
 
@@ -88,16 +88,11 @@ def _require_finite(features: Tensor, indices: list[int], source: str) -> None:
 
 
 def _from_run(path: Path, images: int, root: str | None, cache: str | None) -> PoolingInputs:
-    folder = RunFolder(path)
-    method = folder.read_config().method.name
-    summary = folder.read_summary()
-    if summary.get("status") != "finished":
-        raise RunError(f"{path}: status {summary.get('status')}, not finished; finish the run first")
+    run = read_finished(path)
     restored = restore_run(path, root=root, cache=cache)
-    restored.trained.eval()
     head = restored.head
     if not isinstance(head.pooling, CovariancePooling):
-        raise RunError(f"{path}: {method} maps no covariance; give a run of another method, e.g. mpn_cov")
+        raise RunError(f"{path}: {run.method} maps no covariance; give a run of another method, e.g. mpn_cov")
     total = len(restored.images)
     indices = evenly_spaced(total, images)
     batches = [

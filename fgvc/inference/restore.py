@@ -47,7 +47,8 @@ class Restored:
 
     Attributes:
         config: Configuration of the run; `dataset.root` is the current folder of the images.
-        trained: Module with saved weights: the whole model, or the head, with the last stages if they were trained too.
+        trained: Module with saved weights, in evaluation mode: the whole model, or the head, with the last stages if
+            they were trained too.
         backbone: Backbone of the model.
         head: Head of the model.
         images: Requested split.
@@ -146,7 +147,7 @@ def restore_run(
         _log.warning("%s: %s", config.dataset.root, line)
     model = restore_model(folder, config, backbone, checkpoint)
     digest = weights_digest(backbone)
-    trained = trained_part(config, model)
+    trained = trained_part(config, model).eval()
     model.to(device)
     note = "; ".join(notes) or None
     return Restored(config, trained, backbone, model.head, images, digest, device, elsewhere, note)

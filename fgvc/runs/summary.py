@@ -168,6 +168,14 @@ def read_run(path: Path) -> Run:
     return Run(**fields | {"commit": commit_label(summary)})
 
 
+def read_finished(path: Path) -> Run:
+    """Read the summary of a finished run. Raises RunError as `read_run`, and if the run is not finished."""
+    run = read_run(path)
+    if not run.finished:
+        raise RunError(f"{path}: status {run.status}, not finished; finish the run first")
+    return run
+
+
 @functools.cache
 def _plain_fields() -> dict[str, tuple[Callable[..., Any], Any]]:
     """Return reader (required or optional) and type of each attribute of `Run`, from its annotation."""

@@ -22,10 +22,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from fgvc.errors import DatasetError, RunError, WeightsError
 from fgvc.inference.restore import restore_run
-from fgvc.io import read_tables
 from fgvc.pooling import CovariancePooling
 from fgvc.runs.settings import one_setting
-from fgvc.runs.summary import Run, read_run
+from fgvc.runs.summary import Run, read_finished
 from fgvc.studies.confusion.measure import confusion_matrix
 
 METRICS = ("euclidean", "cosine")
@@ -42,10 +41,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "embedding": ("label", "x", "y", "class", "predicted_class"),
 }
 """Columns of each table."""
-_NAMES = (
-    *("label", "class", "predicted_class", "first", "second"),
-    *("query", "query_class", "neighbour", "neighbour_class"),
-)
 
 
 @dataclass(frozen=True)
@@ -76,11 +71,8 @@ def read_descriptors(path: Path, *, root: str | None = None, cache: str | None =
         RunError: not a finished run, or as `restore_run`.
         DatasetError, WeightsError: as in training.
     """
-    run = read_run(path)
-    if not run.finished:
-        raise RunError(f"{path}: status {run.status}, not finished; finish the run first")
+    run = read_finished(path)
     restored = restore_run(path, root=root, cache=cache)
-    restored.trained.eval()
     head = restored.head
     vectors, targets, predicted = [], [], []
     with torch.inference_mode():
@@ -316,8 +308,3 @@ def study_descriptors(
         queries(drawn[1]),
         embed(drawn[1], seed=seed),
     ), notes
-
-
-def load_descriptor_study(folder: Path) -> DescriptorStudy:
-    """Read NAME.csv for each table of a study. Raises RunError where one is missing or damaged."""
-    return DescriptorStudy(**read_tables(folder, COLUMNS, _NAMES))

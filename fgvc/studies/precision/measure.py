@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.pooling_inputs import load_features
-from fgvc.io import read_tables, write_tables
+from fgvc.io import write_tables
 from fgvc.pooling import CovariancePooling, Pooling, create_pooling, pooling_label
 from fgvc.runs.spectra import nonzero_condition_number, numerical_rank
 from fgvc.runs.statistics import mcnemar, pair_predictions
@@ -278,9 +278,3 @@ def _pair(wide: Run, narrow: Run) -> tuple[Any, ...]:
 def save_precision(study: PrecisionStudy, folder: Path) -> list[Path]:
     """Write errors.csv, eigenvalues.csv and images.csv; returns the paths."""
     return write_tables(folder, study._asdict(), "%.3e")
-
-
-def load_precision(folder: Path) -> PrecisionStudy:
-    """Read the files of `save_precision`. Raises RunError where one is missing or damaged."""
-    columns = {"errors": SUMMARY_COLUMNS, "eigenvalues": DECADE_COLUMNS, "images": ERROR_COLUMNS}
-    return PrecisionStudy(**read_tables(folder, {name: (*FEATURES, *own) for name, own in columns.items()}))

@@ -8,7 +8,6 @@ table with a row for each run, see `read_rates`; everything else is computed fro
 import hashlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc.errors import RunError
-from fgvc.io import read_csv
 from fgvc.runs import Run
 from fgvc.runs.statistics import two_level_interval
 from fgvc.runs.summary import result_settings
@@ -116,11 +114,6 @@ def _other_settings(run: Run) -> dict[str, Any]:
     settings = result_settings(run) or {}
     own = {name: value for name, value in settings.items() if not name.startswith(free)}
     return own | {"training images": run.images.get("train_content")}
-
-
-def load_rates(path: Path) -> pd.DataFrame:
-    """The table of `read_rates`, saved as CSV. Raises RunError if it is missing or damaged."""
-    return read_csv(path, RATE_COLUMNS, names=("listed", "right", "commit"))
 
 
 def curves(table: pd.DataFrame) -> pd.DataFrame:

@@ -364,28 +364,5 @@ def summarise_smoothness(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def beta_ratios(table: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Beta of each method over that of `reference` at the same seed and step, which start from the same weights.
-
-    Returns:
-        One row a method that both have steps of: label, points, ratio (median), lower, upper (quartiles).
-
-    Raises:
-        RunError: different settings are mixed, or there is no such label.
-    """
-    require_one_setting(table)
-    measured = with_ranges(table)
-    base = measured[measured["label"] == reference].set_index(["seed", "step"])["beta"]
-    if base.empty:
-        raise RunError(f"no measures of {reference!r}; choose one of {', '.join(dict.fromkeys(measured['label']))}")
-    rows = []
-    for label, part in measured.groupby("label", sort=False):
-        ratios = (part.set_index(["seed", "step"])["beta"] / base).dropna()
-        if len(ratios):
-            lower, median, upper = (_quantile(ratios, share) for share in (0.25, 0.5, 0.75))
-            rows.append((label, len(ratios), median, lower, upper))
-    return pd.DataFrame(rows, columns=["label", "points", "ratio", "lower", "upper"])
-
-
 def _quantile(values: "pd.Series[float]", share: float) -> float:
     return float(np.quantile(values, share, method="inverted_cdf"))

@@ -19,7 +19,6 @@ from fgvc.presentation.style import (
     draw_curve,
     figure_style,
     legend_outside,
-    method_order,
     method_style,
     new_figure,
     save_figure,
@@ -27,7 +26,6 @@ from fgvc.presentation.style import (
 )
 from fgvc.studies.smoothness.measure import (
     SUMMARISED,
-    beta_ratios,
     require_one_setting,
     summarise_smoothness,
     with_ranges,
@@ -141,29 +139,6 @@ def smoothness_markdown(table: pd.DataFrame) -> str:
         + f" Step sizes as taken: {sizes}."
     )
     return f"{markdown_table(header, rows)}\n\n{textwrap.fill(notes, 120)}"
-
-
-def beta_markdown(table: pd.DataFrame, reference: str) -> str:
-    """Gradient norm and beta of each method, and its beta over that of a reference step by step: medians [quartiles].
-
-    Args:
-        table: with `SMOOTHNESS_COLUMNS`, of one setting.
-        reference: a label.
-
-    Raises:
-        RunError: as `summarise_smoothness` and `beta_ratios`.
-    """
-    summary = summarise_smoothness(table).set_index("label")
-    ratios = beta_ratios(table, reference).set_index("label")
-    rows = []
-    for label in sorted(summary.index, key=method_order):
-        row, ratio = summary.loc[label], ratios.loc[label]
-        beta = f"{row['beta']:.3g} [{row['beta_lower']:.3g}, {row['beta_upper']:.3g}]"
-        relative = f"{ratio['ratio']:.3g} [{ratio['lower']:.3g}, {ratio['upper']:.3g}]"
-        rows.append([str(label), str(row["points"]), f"{row['gradient_norm']:.3g}", f"{row['loss_range']:.3g}"])
-        rows[-1] += [f"{row['relative_change']:.3g}", beta, relative]
-    header = ["Method", "points", "‖g‖", "range of the loss", "‖Δg‖ / ‖g‖", "β", f"β over that of {reference}"]
-    return markdown_table(header, rows)
 
 
 def _cells(row: "pd.Series[Any]") -> list[str]:

@@ -35,7 +35,6 @@ def layer_spectra(run: Run, images: int, *, root: str | None = None, cache: str 
         RunError, DatasetError, WeightsError: as `restore_run`.
     """
     restored = restore_run(run.path, root=root, cache=cache)
-    restored.trained.eval()
     samples = restored.inputs()
     chosen = Subset(samples, evenly_spaced(len(samples), images))
     found: dict[str, list[np.ndarray]] = {}

@@ -131,11 +131,6 @@ def curve_table(spectra: Sequence[MethodSpectrum]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 
-def load_curves(path: Path) -> pd.DataFrame:
-    """A `curve_table` that was saved as CSV. Raises RunError where it is missing or damaged."""
-    return read_csv(path, CURVE_COLUMNS)
-
-
 def pool(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum]) -> MethodSpectrum:
     """The spectra of all runs of a method together. Raises RunError where they differ in width."""
     shapes = {(spectrum.before.shape[1], spectrum.after is None) for spectrum in spectra}
@@ -187,11 +182,6 @@ def spectra_by_class(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum
         condition = np.quantile(conditions[own], 0.5, method="inverted_cdf")
         rows.append((label, names[index], int(own.sum()), median, lower, upper, condition))
     return pd.DataFrame(rows, columns=CLASS_COLUMNS)
-
-
-def load_classes(path: Path) -> pd.DataFrame:
-    """`spectra_by_class` of one method or several, saved as CSV. Raises RunError where it is missing or damaged."""
-    return read_csv(path, CLASS_COLUMNS, names=("label", "class"))
 
 
 def as_shares(spectrum: MethodSpectrum) -> MethodSpectrum:
@@ -271,11 +261,9 @@ def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=EPOCH_COLUMNS)
 
 
-def load_history(path: Path) -> pd.DataFrame:
-    """A `condition_history` that was saved as CSV. Raises RunError where it is missing or damaged."""
-    return read_csv(path, COLUMNS)
+_KEPT = {"conditions": COLUMNS, "epochs": ("label", *EPOCH_COLUMNS), "classes": CLASS_COLUMNS}
 
 
-def load_curves_by_epoch(path: Path) -> pd.DataFrame:
-    """`curves_by_epoch` of labelled methods, saved as CSV. Raises RunError where it is missing or damaged."""
-    return read_csv(path, ("label", *EPOCH_COLUMNS))
+def load_view(name: str, path: Path) -> pd.DataFrame:
+    """The table that a view of this name (see `fgvc.studies.spectra.views`) wrote. Raises RunError if it is damaged."""
+    return read_csv(path, _KEPT.get(name, CURVE_COLUMNS), names=("label", "class"))

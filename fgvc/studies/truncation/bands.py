@@ -154,7 +154,6 @@ def evaluate_bands(
         DatasetError, WeightsError: as in training.
     """
     restored = restore_run(path, checkpoint=checkpoint, root=root, cache=cache)
-    restored.trained.eval()
     if not isinstance(restored.head.pooling, CovariancePooling):
         raise RunError(f"{path}: its head normalises no covariance; give a run of a method that does, e.g. mpn_cov")
     rank = median_rank(read_run(path).spectrum().before)

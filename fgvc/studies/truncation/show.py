@@ -186,17 +186,6 @@ def class_changes_markdown(
     return markdown_table(["Eigenvalues kept", "Class", "Recall with all", "with these"], rows)
 
 
-def factor_markdown(grid: pd.DataFrame) -> str:
-    """SEB's factor 1 + t over the test images, a row for each run; an empty table where the grid has no SEB."""
-    rows = [
-        [row["label"], str(row["seed"]), f"{row['factor']:.3f}", f"{row['factor_std']:.3f}", f"{row['share']:.1f} %"]
-        for row in grid.dropna(subset=["factor"])
-        .assign(share=lambda frame: 100 * frame["factor_std"] / frame["factor"])
-        .to_dict("records")
-    ]
-    return markdown_table(["Method", "seed", "mean factor", "standard deviation", "of the mean"], rows)
-
-
 def study_markdown(study: Study, reference: str) -> str:
     """The tables of a study, one after the other: effects, and where eigenvalues were cut, bands and classes."""
     parts = [effects_markdown(effects(study.grid, reference), reference)]
