@@ -67,7 +67,7 @@ def create_dataset(
             train_split, test_split. hf: path, config_name, revision, image_column, label_column, train_split,
             test_split. folder: levels, test_fraction, split_seed. table: file, image_column, label_column,
             split_column, coarse_columns, test_fraction, split_seed. inaturalist: year, train_split. synthetic: those of
-            `write_synthetic`.
+            `fgvc.data.synthetic.Recipe`.
 
     Raises:
         ConfigError: unknown name, split or option, or a crop of a dataset that has no boxes.
