@@ -13,7 +13,7 @@ from pathlib import Path
 from fgvc.data.dataset import Samples, divide
 from fgvc.data.image_file import HEIF_ENDINGS, HEIF_FIX, image_endings
 from fgvc.data.layout import COARSE, listing, reachable, read_coarse
-from fgvc.errors import ConfigError, DatasetError
+from fgvc.errors import ConfigError, DatasetError, is_unicode
 
 logger = logging.getLogger(__name__)
 
@@ -286,10 +286,8 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 def require_unicode(folder: str | Path, name: str) -> None:
     """Raise DatasetError for a name in another encoding: the text files of a run could not hold it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise DatasetError(f"{folder}: the name {name!r} is not Unicode (UTF-8); rename it") from error
+    if not is_unicode(name):
+        raise DatasetError(f"{folder}: the name {name!r} is not Unicode (UTF-8); rename it")
 
 
 def _class_folders(folder: Path, levels: int) -> dict[str, Path]:

@@ -2,8 +2,6 @@
 
 import contextlib
 import csv
-import errno
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -249,12 +247,8 @@ def write_once(root: Path, record: str, recipe: Mapping[str, Any], write: Callab
     if _holds(root, record, recipe):
         return root
 
-    def require_empty(found: Path) -> None:
-        if any(found.iterdir()):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(root))
-
     try:
-        with replaced_folder(root.resolve(), require_empty, on_wait=lambda: None) as temporary:
+        with replaced_folder(root.resolve(), on_wait=lambda: None) as temporary:
             write(temporary)
             write_json_atomic(temporary / record, recipe)
     except OSError:

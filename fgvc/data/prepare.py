@@ -15,7 +15,7 @@ from fgvc.data.registry import read_splits
 from fgvc.data.verify import FINGERPRINT, Checksums, is_current, verify
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import open_foreign
-from fgvc.io import atomic_folder, checksum_problem, expanded, file_digests
+from fgvc.io import checksum_problem, expanded, file_digests, replaced_folder
 
 logger = logging.getLogger(__name__)
 
@@ -244,9 +244,7 @@ def _unpack(root: Path, card: Card, files: Mapping[str, Path]) -> None:
     target = root.resolve()  # replaces the folder that a link points to, not the link
     if os.path.ismount(target):
         raise DatasetError(f"{root}: is a mount point, which cannot be replaced; give a folder in it as --root")
-    for left in target.parent.glob(f".{target.name}.*.tmp"):
-        logger.warning("%s: unpacked by a killed process or by one that still runs; delete it if none runs", left)
-    with atomic_folder(target) as stage:
+    with replaced_folder(target) as stage:
         require_space(stage.parent, _UNPACKED * sum(file.stat().st_size for file in files.values()), "unpacking")
         for archive in card.archives:
             if archive.name in files:

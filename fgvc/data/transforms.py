@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from PIL import Image
@@ -25,15 +25,7 @@ _CROPS = ("center", "random", "random_resized", "none")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 
-class Normalization(TypedDict):
-    """The input that a pretrained backbone expects."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-
-
-def normalization_from_timm(config: Mapping[str, Any]) -> Normalization:
+def normalization_from_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     """Mean, std and interpolation of `timm.data.resolve_model_data_config(model)`, for `TransformSpec`."""
     mean, std = tuple(config["mean"]), tuple(config["std"])
     return {"mean": mean, "std": std, "interpolation": str(config["interpolation"])}

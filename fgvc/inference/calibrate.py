@@ -92,10 +92,10 @@ def is_determined(temperature: float) -> bool:
     return TEMPERATURES[0] < temperature < TEMPERATURES[1]
 
 
-def cross_fitted(logits: Tensor, targets: Tensor, folds: int = FOLDS, seed: int = 0) -> Tensor:
+def cross_fitted(logits: Tensor, targets: Tensor) -> Tensor:
     """Return for each image a temperature that was fitted without it: (N, K), (N,) -> (N,) float64.
 
-    The images are split at random into `folds` parts (N parts if N is smaller). Each part gets the temperature fitted
+    The images are split at random into `FOLDS` parts (N parts if N is smaller). Each part gets the temperature fitted
     on the other parts. Measures at these temperatures estimate those on new images of the same kind.
 
     Raises:
@@ -103,9 +103,9 @@ def cross_fitted(logits: Tensor, targets: Tensor, folds: int = FOLDS, seed: int 
     """
     if len(targets) < 2:
         raise ValueError("cross-fitting needs two images")
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))
     temperatures = torch.empty(len(targets), dtype=torch.float64)
-    for part in order.tensor_split(min(folds, len(targets))):
+    for part in order.tensor_split(min(FOLDS, len(targets))):
         others = torch.ones(len(targets), dtype=torch.bool)
         others[part] = False
         temperatures[part] = fit_temperature(logits[others], targets[others])

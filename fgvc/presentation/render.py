@@ -355,9 +355,6 @@ def _html(text: str) -> str:
     return html.escape(visible(text))
 
 
-FORMATS = ("md", "tex", "html", "csv")
-
-
 @dataclass(frozen=True)
 class Table:
     """A table by name.

@@ -32,6 +32,7 @@ METHOD = "hirescam"
 """Default attribution: defined for every head, where Grad-CAM has no weights to speak of on a covariance."""
 PREDICTIONS, OVERLAY = "predictions", "overlay"
 """Kinds of results, see `fgvc.io.output_path`."""
+_FREQUENT = 10  # names in a summary
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def show_files(named: Iterable[Named], table: TableFile | None, *, text: bool) -
     return shown
 
 
-def summary(named: Sequence[Named], lowest: int = 5, names: int = 10) -> str:
+def summary(named: Sequence[Named], lowest: int = 5) -> str:
     """How many images have a name, how sure the model is of them, the least sure, and the most frequent names."""
     first = [
         (one.found.prediction.probabilities[0], class_name(one.found.prediction.name), one_line(one.found.path))
@@ -163,8 +164,8 @@ def summary(named: Sequence[Named], lowest: int = 5, names: int = 10) -> str:
         return f"images: {len(named)}, named: 0"
     counted = Counter(name for _, name, _ in first)
     mean = 100 * sum(share for share, _, _ in first) / len(first)
-    frequent = ", ".join(f"{name} {count}" for name, count in counted.most_common(names))
-    more = f", and {len(counted) - names} more names" if len(counted) > names else ""
+    frequent = ", ".join(f"{name} {count}" for name, count in counted.most_common(_FREQUENT))
+    more = f", and {len(counted) - _FREQUENT} more names" if len(counted) > _FREQUENT else ""
     return "\n".join(
         [
             f"images: {len(named)}, named: {len(first)}, different names: {len(counted)}",

@@ -328,9 +328,9 @@ def _published_conditions(published: pd.DataFrame) -> Block:
     return Block("Condition number, published", header, rows, [], caption, "condition_number_published")
 
 
-def _some(epochs: Sequence[int], count: int = 7) -> list[int]:
-    """Up to `count` of the epochs, evenly spaced, first and last among them."""
-    return [epochs[i] for i in sorted(set(np.linspace(0, len(epochs) - 1, count).round().astype(int)))]
+def _some(epochs: Sequence[int]) -> list[int]:
+    """Up to seven of the epochs, evenly spaced, first and last among them."""
+    return [epochs[i] for i in sorted(set(np.linspace(0, len(epochs) - 1, 7).round().astype(int)))]
 
 
 def _power(value: float | None) -> str:

@@ -100,7 +100,7 @@ class Difference:
 
 
 def paired_bootstrap(
-    first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], *, resamples: int = 10_000, seed: int = 0
+    first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], *, resamples: int = 10_000
 ) -> Difference:
     """Bootstrap the accuracy difference over test images (percentile interval), averaged over the pairs of runs.
 
@@ -110,7 +110,6 @@ def paired_bootstrap(
     Args:
         first, second: predictions of the runs of two methods; the i-th of each are paired, e.g. by seed.
         resamples: number of resamples of the images.
-        seed: seed of the resampling.
 
     Raises:
         RunError: as in `mcnemar` for any pair, or the pairs differ in their images.
@@ -123,7 +122,7 @@ def paired_bootstrap(
         raise RunError("the runs were evaluated on different images; give runs of one test split")
     differences = [table["right_first"].to_numpy(int) - table["right_second"].to_numpy(int) for table in tables]
     values = np.sum(differences, axis=0)  # (images,), integers: an interval end of 0 stays exactly 0
-    n, rng = len(values), np.random.default_rng(seed)
+    n, rng = len(values), np.random.default_rng(0)
     # resampling the counts of the few values is the same as resampling the images, and faster
     found, counts = np.unique(values, return_counts=True)
     sums = rng.multinomial(n, counts / n, size=resamples) @ found
@@ -132,16 +131,14 @@ def paired_bootstrap(
     return Difference(float(values.sum() * scale), float(low * scale), float(high * scale), n, len(first))
 
 
-def two_level_interval(
-    values: NDArray[np.float64], *, level: float, resamples: int = 2_000, seed: int = 0
-) -> tuple[float, float]:
+def two_level_interval(values: NDArray[np.float64], *, level: float) -> tuple[float, float]:
     """Percentile interval of the mean of (seeds, images) values, from a bootstrap over both.
 
     Each resample draws seeds, and images for all of them alike, with replacement. The result holds for other seeds and
     similar images; from few seeds it is rough, and too narrow rather than too wide. [Davison and Hinkley, Bootstrap
     Methods and their Application, 1997, 3.8]
     """
-    rng = np.random.default_rng(seed)
+    rng, resamples = np.random.default_rng(0), 2_000
     seeds, images = values.shape
     seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
     image_weights = rng.multinomial(images, np.full(images, 1 / images), size=resamples) / images
@@ -295,7 +292,7 @@ def differences_to_best(group: Group) -> tuple[pd.DataFrame, list[str]]:
         Table with `COLUMNS` and one row for each method except the best, and notes on what could not be compared.
         `holm` is `mcnemar_combined` corrected for the number of compared methods.
     """
-    means = {method: _mean_top1(runs) for method, runs in group.items()}
+    means = {method: mean_top1(runs) for method, runs in group.items()}
     best = max(means, key=lambda method: means[method])
     rows, notes = [], []
     for method, runs in group.items():
@@ -309,5 +306,6 @@ def differences_to_best(group: Group) -> tuple[pd.DataFrame, list[str]]:
     return table, notes
 
 
-def _mean_top1(runs: Sequence[Run]) -> float:
+def mean_top1(runs: Sequence[Run]) -> float:
+    """Mean final top-1 in per cent, to the two decimals that tables show."""
     return round(float(np.mean([run.final.top1 for run in runs if run.final is not None])), 2)

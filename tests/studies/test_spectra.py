@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from run_folders import write_run, write_spectrum
 
 from fgvc.errors import RunError
+from fgvc.presentation.render import block_markdown
 from fgvc.presentation.style import METHOD_STYLES, figure_style, method_order, method_style, new_figure, save_figure
 from fgvc.runs import find_runs
 from fgvc.runs.spectra import smallest_share
@@ -73,7 +74,7 @@ def test_legend_and_table_are_in_the_order_of_methods_and_pool_the_seeds(folder:
     (legend,) = show.spectra_figure(measure.curve_table(spectra), "title").legends
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["GAP (d = 320)", "iSQRT-COV (d = 64)", "SEB (d = 64)"]
-    lines = show.spectra_markdown(spectra).splitlines()
+    lines = block_markdown(show.spectra_block(spectra)).splitlines()
     gap, isqrt, _ = ([part.strip() for part in line.split("|")[1:-1]] for line in lines[2:])
     assert gap[:5] == ["GAP", "2", "24", "320", "48"] and gap[8] == gap[10] == "–"
     assert isqrt[:5] == ["iSQRT-COV", "2", "24", "64", "48"]

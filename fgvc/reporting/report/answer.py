@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from fgvc.errors import RunError, UserError
@@ -18,7 +17,7 @@ from fgvc.reporting.report.results import Results
 from fgvc.resources import resource_folder
 from fgvc.runs import Method, Run
 from fgvc.runs.settings import Group, seeds_in_words
-from fgvc.runs.statistics import compare
+from fgvc.runs.statistics import compare, mean_top1
 from fgvc.runs.summary import readable_runs
 from fgvc.studies.confusion.measure import top_confusions
 
@@ -94,12 +93,8 @@ def _after(shared: Group, group: Group, best: Method) -> str:
 
 def means_and_best(group: Group) -> tuple[dict[Method, float], Method]:
     """Mean final top-1 of each head, and the head with the highest, the first of equal ones."""
-    means = {method: _top1(runs) for method, runs in group.items()}
+    means = {method: mean_top1(runs) for method, runs in group.items()}
     return means, max(means, key=lambda method: means[method])
-
-
-def _top1(runs: Sequence[Run]) -> float:
-    return round(float(np.mean([run.final.top1 for run in runs if run.final is not None])), 2)
 
 
 def _lead(group: Group, means: dict[Method, float], best: Method) -> str:

@@ -91,9 +91,9 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     return torch.from_numpy(np.divide(products, scale, out=np.full_like(scale, np.nan), where=scale > 0))
 
 
-def random_maps(count: int, size: tuple[int, int], *, grid: int = 7, seed: int = 0) -> Tensor:
-    """Maps (count, H, W) of uniform noise, as smooth as those of a backbone's map: grid x grid values, bilinear."""
-    noise = torch.rand(count, 1, grid, grid, generator=torch.Generator().manual_seed(seed))
+def random_maps(count: int, size: tuple[int, int], *, seed: int = 0) -> Tensor:
+    """Maps (count, H, W) of uniform noise, as smooth as those of a backbone's map: 7 x 7 values, bilinear."""
+    noise = torch.rand(count, 1, 7, 7, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(noise, size=size, mode="bilinear", align_corners=False)[:, 0]
 
 

@@ -221,11 +221,11 @@ def confusions_markdown(confusions: pd.DataFrame) -> str:
     return markdown_table(["Most frequent confusions: true → predicted", "images", "% of the true class"], rows)
 
 
-def _worst_classes(table: pd.DataFrame, count: int = 5) -> str:
-    """The classes of lowest recall as a Markdown table."""
+def _worst_classes(table: pd.DataFrame) -> str:
+    """The five classes of lowest recall as a Markdown table."""
     header = ["Lowest recall: class", "right", "recall % [95 % interval]", "precision %", "taken for"]
     rows = []
-    for _, row in table[table["images"] > 0].nsmallest(count, "recall").iterrows():
+    for _, row in table[table["images"] > 0].nsmallest(5, "recall").iterrows():
         recall = f"{row['recall']:.1f} [{row['recall_lower']:.1f}, {row['recall_upper']:.1f}]"
         precision = "–" if pd.isna(row["precision"]) else f"{row['precision']:.1f}"
         taken = f"{class_name(row['confused_with'])} ({row['confused_count']})" if row["confused_count"] else "–"

@@ -214,7 +214,7 @@ def queries(descriptors: Descriptors, images: int = 2, k: int = 5) -> pd.DataFra
     return pd.DataFrame(rows, columns=COLUMNS["queries"])
 
 
-def embed(descriptors: Descriptors, *, seed: int = 0, perplexity: float = 30.0) -> pd.DataFrame:
+def embed(descriptors: Descriptors, *, seed: int = 0) -> pd.DataFrame:
     """A t-SNE map of the descriptors [van der Maaten and Hinton, JMLR 2008], started from their principal components.
 
     In such a map the distances between groups and the sizes of groups mean little.
@@ -222,13 +222,12 @@ def embed(descriptors: Descriptors, *, seed: int = 0, perplexity: float = 30.0) 
     Args:
         descriptors: the descriptors.
         seed: seed of the optimisation.
-        perplexity: lowered to (N - 1) / 3 where there are few images.
 
     Returns:
         A row for each image: label, x, y, class, predicted_class.
     """
-    few = (len(descriptors.targets) - 1) / 3
-    components = TSNE(perplexity=min(perplexity, few), init="pca", random_state=seed).fit_transform(descriptors.vectors)
+    perplexity = min(30.0, (len(descriptors.targets) - 1) / 3)
+    components = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(descriptors.vectors)
     return pd.DataFrame(
         {
             "label": descriptors.label,

@@ -67,10 +67,10 @@ def embedding_figure(embedding: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     return figure
 
 
-def pairs_markdown(pairs: pd.DataFrame, count: int = 8) -> str:
-    """The pairs of classes whose mean descriptors are closest, of one label."""
+def pairs_markdown(pairs: pd.DataFrame) -> str:
+    """The eight pairs of classes whose mean descriptors are closest, of one label."""
     rows = []
-    for row in pairs.sort_values("distance").head(count).to_dict("records"):
+    for row in pairs.sort_values("distance").head(8).to_dict("records"):
         counts = [str(row[name]) for name in ("first_as_second", "second_as_first")]
         shares = [f"{row[name]:.1f}" for name in ("confused", "accuracy")]
         rows.append(

@@ -154,10 +154,10 @@ def _pade_at_one() -> float:
         return float(abs(sum(numerator) / sum(denominator)) / EIGENVALUE_FLOOR)
 
 
-def _newton_slope(iterations: int = 10) -> float:
+def _newton_slope() -> float:
     """df/dl of the iteration at a null eigenvalue of a matrix of trace 1; the other eigenvalue has all the trace."""
     lam = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
-    f = NewtonSchulzRoot(iterations)
+    f = NewtonSchulzRoot(10)
     return float(f.pullback(lam, torch.tensor([[1.0, 0.0]], dtype=torch.float64))[0, 0])
 
 

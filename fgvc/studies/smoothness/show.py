@@ -85,15 +85,10 @@ def _mark_ends(axes: Axes, rows: pd.DataFrame, color: str) -> None:
             mark.set_in_layout(False)
 
 
-def smoothness_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
+def smoothness_figure(table: pd.DataFrame) -> Figure:
     """Range of the loss, change of the gradient and effective beta-smoothness side by side, one curve a method.
 
-    Args:
-        table: with `SMOOTHNESS_COLUMNS`.
-        title: None means the setting.
-
-    Raises:
-        RunError: different settings are mixed.
+    Raises RunError where the table, with `SMOOTHNESS_COLUMNS`, mixes different settings.
     """
     require_one_setting(table)
     with figure_style():
@@ -103,7 +98,7 @@ def smoothness_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
             plot_smoothness(axes, table, measure)
             axes.set_title(name)
         legend_outside(figure, "right center", handlelength=3)
-        figure.suptitle(textwrap.fill(title or table["setting"].iloc[0], 100), fontsize=8)
+        figure.suptitle(textwrap.fill(table["setting"].iloc[0], 100), fontsize=8)
         caption(figure, _caption(table))
     return figure
 
@@ -154,13 +149,13 @@ def _spread(row: "pd.Series[Any]", name: str) -> str:
     return f"{row[name]:.3g} {quartiles}{seeds}"
 
 
-def write_smoothness(table: pd.DataFrame, folder: Path, title: str | None = None) -> list[Path]:
+def write_smoothness(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Write `smoothness.csv`, `.md`, `.png` and `.pdf` to a folder; returns their paths.
 
     Raises:
         RunError: as `summarise_smoothness`; nothing is written then.
     """
-    figure, text = smoothness_figure(table, title), smoothness_markdown(table)
+    figure, text = smoothness_figure(table), smoothness_markdown(table)
     written = [*write_tables(folder, {"smoothness": table}), folder / "smoothness.md"]
     write_output(written[-1], text + "\n")
     return written + save_figure(figure, folder / "smoothness")

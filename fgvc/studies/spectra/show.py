@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fgvc.presentation.render import Block, block_markdown
+from fgvc.presentation.render import Block
 from fgvc.presentation.style import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
@@ -122,11 +122,6 @@ def spectra_block(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> Block
     return Block("Spectra", header, rows)
 
 
-def spectra_markdown(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> str:
-    """`spectra_block` as Markdown."""
-    return block_markdown(spectra_block(spectra, smallest))
-
-
 MEASURES = {
     "nonzero_condition_number": "condition number\nof the non-zero λ",
     "effective_rank": "effective rank",
@@ -185,15 +180,15 @@ def plot_epochs(axes: Axes, curves: pd.DataFrame, rank: int) -> None:
     axes.grid(True, axis="y")
 
 
-def some_epochs(curves: pd.DataFrame, count: int = 6) -> pd.DataFrame:
-    """The rows of up to `count` epochs, up to the covariance's rank: the first, the last, more of the early ones.
+def some_epochs(curves: pd.DataFrame) -> pd.DataFrame:
+    """The rows of up to six epochs, up to the covariance's rank: the first, the last, more of the early ones.
 
     Spectra change most in the first epochs, so the steps between the chosen ones grow: of 16 epochs the second, third,
     fifth and ninth stand between the first and the last.
     """
     epochs = sorted(set(curves["epoch"]))
     last = len(epochs) - 1
-    chosen = {epochs[0], *(epochs[min(i, last)] for i in np.geomspace(1, max(last, 1), count - 1).round().astype(int))}
+    chosen = {epochs[0], *(epochs[min(i, last)] for i in np.geomspace(1, max(last, 1), 5).round().astype(int))}
     return curves[curves["epoch"].isin(chosen) & (curves["index"] <= curves["rank"])]
 
 
@@ -224,19 +219,18 @@ def epochs_figure(curves: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def plot_classes(axes: Axes, classes: pd.DataFrame, named: int = 3) -> None:
+def plot_classes(axes: Axes, classes: pd.DataFrame) -> None:
     """Draw the effective rank of each class's images, classes in order: median as a dot, quartiles as a bar.
 
     Args:
         axes: to draw on.
         classes: of `fgvc.studies.spectra.measure.spectra_by_class`, of one method.
-        named: how many classes of either end are named.
     """
     ordered = classes.sort_values("effective_rank").reset_index(drop=True)
     style, place = method_style(ordered["label"].iloc[0]), np.arange(len(ordered))
     axes.vlines(place, ordered["effective_rank_lower"], ordered["effective_rank_upper"], color="#BBBBBB", linewidth=0.8)
     axes.plot(place, ordered["effective_rank"], linestyle="none", marker=".", markersize=4, color=style.color)
-    ends = {"lowest": ordered["class"].head(named), "highest": ordered["class"].tail(named)[::-1]}
+    ends = {"lowest": ordered["class"].head(3), "highest": ordered["class"].tail(3)[::-1]}
     for (name, found), (x, y) in zip(ends.items(), ((0.03, 0.97), (0.97, 0.03)), strict=True):
         text = "\n".join([f"{name}:", *map(class_name, found)])
         sides = ("left", "top") if name == "lowest" else ("right", "bottom")

@@ -1,6 +1,6 @@
 """Figures of accuracy against the part of the spectrum that a head sees, and of effects on accuracy."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -173,15 +173,13 @@ def _band_name(start: int, stop: Any) -> str:
     return f"{start + 1} to {stop}" if start else f"{stop} largest" if stop > 1 else "the largest"
 
 
-def class_changes_markdown(
-    classes: pd.DataFrame, reference: str, stops: Sequence[int] = (1, 4, 16), count: int = 5
-) -> str:
-    """The classes of the reference that lose most where only the `stop` largest are kept, seeds pooled."""
+def class_changes_markdown(classes: pd.DataFrame, reference: str) -> str:
+    """The five classes of the reference that lose most where only the 1, 4 or 16 largest are kept, seeds pooled."""
     classes = classes[classes["label"] == reference]
     rows = []
-    for stop in stops:
+    for stop in (1, 4, 16):
         part = classes[(classes["start"] == 0) & (classes["stop"] == stop)]
-        for row in part.sort_values(["change", "class"]).head(count).to_dict("records"):
+        for row in part.sort_values(["change", "class"]).head(5).to_dict("records"):
             rows.append([_band_name(0, stop), class_name(row["class"]), f"{row['all']:.1f}", f"{row['recall']:.1f}"])
     return markdown_table(["Eigenvalues kept", "Class", "Recall with all", "with these"], rows)
 
