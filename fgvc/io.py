@@ -265,8 +265,7 @@ def write_output(path: Path, text: str, kind: str = "") -> None:
 def default_output(within: Path, name: str) -> Path:
     """Return `name` in a folder that may be someone else's, for results of a command that was given no other place.
 
-    Raises:
-        RunError: it leads out of the folder through a link, to a place that the user has not named.
+    Raises RunError: it leads out of the folder through a link, to a place that the user has not named.
     """
     path = within / name
     if not path.resolve().is_relative_to(within.resolve()):
@@ -397,9 +396,8 @@ def read_csv(
 
     Pandas alone would take an extra cell in a row for an index and move every number to the next column.
 
-    Raises:
-        RunError: the file is missing, not CSV, lacks a column or has one twice, or a row is longer or shorter than the
-            header, or one of `numbers` holds text or nothing.
+    Raises RunError: the file is missing, not CSV, lacks a column or has one twice, or a row is longer or shorter than
+    the header, or one of `numbers` holds text or nothing.
     """
     try:
         content = read_foreign_text(path, times * _MAX_CSV)

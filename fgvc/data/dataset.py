@@ -117,8 +117,7 @@ class ImageDataset(Dataset[tuple[Any, int]]):
     def decode(self, index: int, side: int = 0) -> Image.Image:
         """The image before the transform: RGB, cut to its region; `side` as in `decode_rgb`.
 
-        Raises:
-            UnreadableImageError: as `decode_rgb`.
+        Raises UnreadableImageError as `decode_rgb`.
         """
         return decode_rgb(self.paths[index], self.region(index), upright=self.samples.upright, side=side)
 
@@ -165,8 +164,7 @@ def fingerprint(dataset: ImageDataset, *, times: bool = True) -> str:
     Without `times`, a copy of the files on another machine has the same fingerprint, but a changed file of the same
     size is not noticed.
 
-    Raises:
-        DatasetError: an image file is missing.
+    Raises DatasetError: an image file is missing.
     """
     digest = hashlib.sha256(json.dumps(dataset.classes).encode())
     if dataset.samples.upright:

@@ -368,8 +368,7 @@ def _reserved(file: _File, files: Sequence[_File], max_gb: float | None, keep: S
     There must be room for all of `files` that nobody has begun. Only one run at a time makes room, so that no two
     take the same.
 
-    Raises:
-        ConfigError, DatasetError: no room, or the disk fills up in the block.
+    Raises ConfigError, DatasetError: no room, or the disk fills up in the block.
     """
     folder, needed = file.path.parent, file.bytes
     try:
@@ -427,9 +426,8 @@ def _set_of(path: Path) -> str | None:
 def _make_room(folder: Path, needed: int, max_gb: float, keep: Set[Path]) -> None:
     """Evict sets of maps until there is room for `needed` bytes, the least recently used first.
 
-    Raises:
-        ConfigError: with `keep` and what this process uses there is no room below `max_gb`; then nothing is evicted. Or
-            the system deletes no file that is open.
+    Raises ConfigError: with `keep` and what this process uses there is no room below `max_gb`; then nothing is evicted.
+    Or the system deletes no file that is open.
     """
     gc.collect()  # maps of an earlier run of this process may be kept by reference cycles only
     own = {path for features in _used for path in features.paths} | keep

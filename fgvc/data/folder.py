@@ -166,8 +166,7 @@ def read_class_folders(folders: Mapping[str, Path], split: str, levels: int = 1)
 
     The classes are those of all splits.
 
-    Raises:
-        DatasetError: as `read_folder`.
+    Raises DatasetError as `read_folder`.
     """
     with reachable():
         places = {name: _class_folders(folder, levels) for name, folder in folders.items()}
@@ -200,8 +199,7 @@ def image_files(folder: Path) -> list[Path]:
 
     What is hidden, or litter of a system or a network drive, does not count.
 
-    Raises:
-        DatasetError: there is no image file, a folder cannot be read, or a name is not Unicode.
+    Raises DatasetError: there is no image file, a folder cannot be read, or a name is not Unicode.
     """
     found, others = _images(folder)
     if not found:

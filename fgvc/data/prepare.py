@@ -139,8 +139,7 @@ def _warn_unused(root: Path, given: Sequence[Path]) -> None:
 def _match_archives(card: Card, files: Sequence[Path]) -> dict[str, Path]:
     """The given files by the names of their archives in the card, after a check of their checksums.
 
-    Raises:
-        DatasetError: a file is missing, is not an archive of the card, or differs from its checksum.
+    Raises DatasetError: a file is missing, is not an archive of the card, or differs from its checksum.
     """
     found: dict[str, Path] = {}
     for file in files:
@@ -190,9 +189,8 @@ def _storage_folder(name: str, root: Path) -> Path:
 def _obtain(name: str, card: Card, given: Mapping[str, Path], root: Path) -> dict[str, Path]:
     """Every archive of one edition as a verified local file: given, stored by an earlier call, or downloaded.
 
-    Raises:
-        DatasetError: an archive cannot be downloaded (the message says how to get it by hand), a stored one differs
-            from the card, or there is too little space.
+    Raises DatasetError: an archive cannot be downloaded (the message says how to get it by hand), a stored one differs
+    from the card, or there is too little space.
     """
     files, storage = dict(given), _storage_folder(name, root)
     for archive in card.archives:

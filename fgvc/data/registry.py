@@ -157,8 +157,7 @@ def reads_validation(name: str) -> bool:
 def effective_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a dataset: the given `options`, and the defaults of the others.
 
-    Raises:
-        ConfigError: unknown name.
+    Raises ConfigError: unknown name.
     """
     defaults = {option: parameter.default for option, parameter in _options(name).items()}
     if "boxes" in defaults:

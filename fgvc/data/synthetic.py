@@ -75,8 +75,7 @@ def write_synthetic(root: str | Path, recipe: Recipe) -> Path:
     The folder appears whole or not at all, even if several processes write it. A folder that holds the same set already
     is not changed.
 
-    Raises:
-        DatasetError: `root` holds something else, or a set of another recipe.
+    Raises DatasetError: `root` holds something else, or a set of another recipe.
     """
     return write_once(Path(root), _RECIPE, asdict(recipe), lambda folder: _write(folder, recipe))
 

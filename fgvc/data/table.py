@@ -276,8 +276,7 @@ def _decoded_size(texts: Any) -> int:
 def _texts(path: Path, frame: pd.DataFrame, column: str, *, empty: bool = False) -> list[str]:
     """The cells of a column as text.
 
-    Raises:
-        DatasetError: an empty one, one with a line end, or one that is neither text nor a whole number.
+    Raises DatasetError: an empty one, one with a line end, or one that is neither text nor a whole number.
     """
     found = []
     for row, value in enumerate(frame[column].tolist(), start=1):

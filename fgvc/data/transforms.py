@@ -195,8 +195,7 @@ class ViewTransform:
 def resized_spec(spec: TransformSpec, resize_size: int | None) -> TransformSpec:
     """The recipe in testing, with another `resize_size` in pixels; None keeps it.
 
-    Raises:
-        ConfigError: `resize_size` is below the size of the crop.
+    Raises ConfigError: `resize_size` is below the size of the crop.
     """
     fixed = spec.deterministic()
     changed = resize_size not in (None, fixed.resize_size)

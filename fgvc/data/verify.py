@@ -296,8 +296,7 @@ def count_problems(card: Card, splits: Mapping[str, ImageDataset]) -> list[str]:
 def _write_listing(root: Path, splits: Mapping[str, ImageDataset], path: Path, workers: int) -> dict[str, str]:
     """Decode every image, write "<sha256>  <path below the root>" of each and return `content_digest` of each split.
 
-    Raises:
-        DatasetError: an image cannot be decoded.
+    Raises DatasetError: an image cannot be decoded.
     """
     bad: list[BadImage] = []
     contents = {}

@@ -98,8 +98,7 @@ def cross_fitted(logits: Tensor, targets: Tensor) -> Tensor:
     The images are split at random into `FOLDS` parts (N parts if N is smaller). Each part gets the temperature fitted
     on the other parts. Measures at these temperatures estimate those on new images of the same kind.
 
-    Raises:
-        ValueError: fewer than two images, or as in `fit_temperature`.
+    Raises ValueError: fewer than two images, or as in `fit_temperature`.
     """
     if len(targets) < 2:
         raise ValueError("cross-fitting needs two images")
@@ -313,8 +312,7 @@ def fit_calibration(
 def keep_calibration(path: Path, calibration: Calibration) -> None:
     """Write a calibration to a run's calibration.json; the entry of the other checkpoint stays.
 
-    Raises:
-        RunError: the file is no calibration; it is unchanged.
+    Raises RunError: the file is no calibration; it is unchanged.
     """
     file = RunFolder(path).calibration_file
     with locked(path / ".calibration.lock", on_wait=lambda: None):  # a parallel write must not drop the other entry
@@ -326,8 +324,7 @@ def keep_calibration(path: Path, calibration: Calibration) -> None:
 def read_calibration(path: Path, checkpoint: str = "last") -> Calibration | None:
     """Return the calibration of a run's saved weights; None if there is none or it belongs to other weights.
 
-    Raises:
-        RunError: the weights are missing.
+    Raises RunError: the weights are missing.
     """
     record = _read(RunFolder(path).calibration_file).get(checkpoint)
     if record is None or record["weights"] != _weights_digest(path, checkpoint):

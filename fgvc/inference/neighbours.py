@@ -63,8 +63,7 @@ class NeighbourIndex:
     def nearest(self, descriptors: Tensor, count: int = 5) -> list[list[Neighbour]]:
         """Return the `count` nearest training images of each descriptor (Q, D) float32, the nearest first.
 
-        Raises:
-            ConfigError: `count` is below 1 or above the number of training images.
+        Raises ConfigError: `count` is below 1 or above the number of training images.
         """
         if not 1 <= count <= len(self.images):
             raise ConfigError(f"k={count}: the run has {len(self.images):,} training images; give 1 to that many")

@@ -159,8 +159,7 @@ class Predictor:
     def prepare(self, image: ImageSource) -> Tensor:
         """Return the model's input for an image: (3, size, size) float32, normalised.
 
-        Raises:
-            ImageError: the image is missing, cannot be decoded, or is of another type.
+        Raises ImageError: the image is missing, cannot be decoded, or is of another type.
         """
         try:
             return self.transform(_read_rgb(image, self.transform.shorter_side))
@@ -172,8 +171,7 @@ class Predictor:
     def logits(self, batch: Tensor) -> Tensor:
         """Return logits (B, K) float32 on the CPU for a batch of `prepare`d images (B, 3, size, size).
 
-        Raises:
-            RunError: the logits are not finite.
+        Raises RunError: the logits are not finite.
         """
         return self._finite(self.model, batch, "logits")
 
@@ -181,8 +179,7 @@ class Predictor:
     def descriptors(self, batch: Tensor) -> Tensor:
         """Return descriptors (B, D) float32 on the CPU, see `embed`, for a batch of `prepare`d images.
 
-        Raises:
-            RunError: the descriptors are not finite.
+        Raises RunError: the descriptors are not finite.
         """
         return self._finite(self.model.descriptor, batch, "descriptors")
 
@@ -341,8 +338,7 @@ def find_images(source: Path) -> list[Path]:
 def find_all(sources: Sequence[Path]) -> list[Path]:
     """Return the images of all sources, each once; a source without any stays there, and reading it gives the reason.
 
-    Raises:
-        ImageError, DatasetError: as `find_images`, if no source has an image.
+    Raises ImageError, DatasetError as `find_images`, if no source has an image.
     """
     paths: dict[Path, None] = {}
     problems: list[UserError] = []
@@ -362,8 +358,7 @@ def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> 
 
     Only one batch is in memory at a time. A progress bar is shown if stderr is a terminal.
 
-    Raises:
-        ConfigError: `top` is below 1.
+    Raises ConfigError: `top` is below 1.
     """
 
     def predict(batch: Tensor) -> list[Prediction]:

@@ -194,8 +194,7 @@ def restore_backbone(config: RunConfig) -> Backbone:
 def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, checkpoint: str) -> FineGrainedModel:
     """Build the model of a run on `backbone` (see `restore_backbone`) with its "last" or "best" weights.
 
-    Raises:
-        RunError, WeightsError: as `load_model`.
+    Raises RunError, WeightsError as `load_model`.
     """
     weights, run = read_weights(folder, checkpoint), read_run(folder.path)
     with_method = replace(config, method=restored_method(config, run, checkpoint))
@@ -244,8 +243,7 @@ def head_shapes(method: MethodConfig, in_channels: int, num_classes: int) -> Ite
 def restored_method(config: RunConfig, run: Run, checkpoint: str) -> MethodConfig:
     """Return the method of the "last" or "best" weights; in a hybrid run it depends on their epoch.
 
-    Raises:
-        RunError: the summary of a hybrid run does not name the epoch of the weights.
+    Raises RunError: the summary of a hybrid run does not name the epoch of the weights.
     """
     if config.hybrid.method is None:
         return config.method

@@ -126,8 +126,7 @@ def accuracy_table(runs: Iterable[Run], published: pd.DataFrame | None = None) -
 def load_accuracy(path: Path) -> pd.DataFrame:
     """An `accuracy_table` from the CSV that `to_csv` made of it (accuracies to four decimals).
 
-    Raises:
-        RunError: the file is missing or damaged.
+    Raises RunError: the file is missing or damaged.
     """
     try:
         return _typed(read_csv(path, TABLE_COLUMNS)[list(TABLE_COLUMNS)])

@@ -84,8 +84,7 @@ class Answers:
         """The first name of an image; and the image, then under the map of that name for all eigenvalues, for the
         `size` largest and the `size` smallest. A head without a spectrum to choose from has one map.
 
-        Raises:
-            ImageError, RunError: as `Predictor.predict` and `explain`.
+        Raises ImageError, RunError as `Predictor.predict` and `explain`.
         """
         model, inputs = self.predictor.model, self.predictor.prepare(image)
         bands, titles = ["all"], ["the map"]

@@ -70,8 +70,7 @@ def name_files(
 
     A file without a prediction, or whose overlay cannot be computed, has the reason in `found.error`.
 
-    Raises:
-        ConfigError: as `predict_files` and `write_overlay`.
+    Raises ConfigError as `predict_files` and `write_overlay`.
     """
     for found, name in zip(predict_files(predictor, paths, top), picture_names(paths), strict=True):
         overlay = None if overlays is None or found.prediction is None else overlays / name
@@ -335,8 +334,7 @@ def find_neighbours(
 ) -> Iterator[Near]:
     """Yield the `count` nearest training images of each file, in order; with `sheets`, draw a contact sheet of each.
 
-    Raises:
-        ConfigError: as `NeighbourIndex.nearest`.
+    Raises ConfigError as `NeighbourIndex.nearest`.
     """
 
     def nearest(batch: Tensor) -> list[list[Neighbour]]:

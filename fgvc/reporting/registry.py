@@ -117,8 +117,7 @@ def make_tables(names: list[str], inputs: Inputs) -> tuple[dict[str, Table], lis
 
     Several names are made as far as they can be: a table whose input is not among the results, or damaged, is noted.
 
-    Raises:
-        UserError: nothing could be made, or the one table that was asked for could not.
+    Raises UserError: nothing could be made, or the one table that was asked for could not.
     """
     made: dict[str, Table] = {}
     notes: dict[str, None] = {}  # each once: several tables are made from the same runs

@@ -167,8 +167,7 @@ def _published(part: pd.DataFrame, label: str) -> str:
 def coarse(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
     """Accuracy at the coarser labels of the classes and the share of mistakes that stay inside them, over the seeds.
 
-    Raises:
-        NothingToShowError: no run has coarser labels and predictions.
+    Raises NothingToShowError: no run has coarser labels and predictions.
     """
     blocks, frames, notes = [], [], []
     groups = group_runs(runs)

@@ -75,8 +75,7 @@ class SpectrumHistory:
     def read(cls, path: Path, last_epoch: int | None = None) -> "SpectrumHistory":
         """Read spectrum_history.npz up to `last_epoch`.
 
-        Raises:
-            RunError: the file is missing (trainer.probe_images=0) or damaged.
+        Raises RunError: the file is missing (trainer.probe_images=0) or damaged.
         """
         if not path.exists():
             reason = "saved no spectra by epoch (trainer.probe_images=0, or an earlier version)"

@@ -45,8 +45,7 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> McNemar:
 
     The result holds for these two sets of weights on similar images, not for other seeds of the same methods.
 
-    Raises:
-        RunError: no rows, a path twice, or the frames differ in their images or targets.
+    Raises RunError: no rows, a path twice, or the frames differ in their images or targets.
     """
     from scipy.stats import binomtest  # here, since it is slow to import
 
@@ -63,8 +62,7 @@ def combine_p_values(p_values: Sequence[float]) -> float:
 
     The result is small only if more than half of them are, and never below their median. [Rüger, Metrika 1978]
 
-    Raises:
-        ValueError: no p-values.
+    Raises ValueError: no p-values.
     """
     if not p_values:
         raise ValueError("expected at least one p-value")
@@ -150,8 +148,7 @@ def two_level_interval(values: NDArray[np.float64], *, level: float) -> tuple[fl
 def pair_predictions(first: pd.DataFrame, second: pd.DataFrame, more: Sequence[str] = ()) -> pd.DataFrame:
     """Return one row per image: path, and target, predicted, right and `more` of each side (_first, _second).
 
-    Raises:
-        RunError: as in `mcnemar`.
+    Raises RunError as in `mcnemar`.
     """
     columns = ["path", "target", "predicted", *more]
     for frame in (first, second):

@@ -143,8 +143,7 @@ def _confusions(runs: Sequence[Run], images: Sequence[Path], notes: list[str]) -
 def pooled_predictions(runs: Sequence[Run], notes: list[str]) -> tuple[pd.DataFrame, list[str]]:
     """Of all seeds that can be read, and the names of the classes; `notes` takes a line on each of the others.
 
-    Raises:
-        RunError: no run has predictions that can be read, or the classes differ.
+    Raises RunError: no run has predictions that can be read, or the classes differ.
     """
     classes = runs[0].classes
     if classes is None or any(run.classes != classes for run in runs):
@@ -199,8 +198,7 @@ def _inside(folders: Sequence[Path], name: str) -> Path:
 def first_result(folders: Sequence[Path]) -> str:
     """Return the accuracy of each head, the lead over GAP, and the most frequent confusions, for each setting.
 
-    Raises:
-        RunError: none of the runs can be read.
+    Raises RunError: none of the runs can be read.
     """
     results = Results(*readable_runs(folders), Inputs(tuple(folders), resource_folder("results/paper")))
     parts = []

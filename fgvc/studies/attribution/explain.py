@@ -158,8 +158,7 @@ def spread(targets: Sequence[int], count: int, seed: int) -> list[int]:
 
     No class has two more than another one, unless that one has no more images.
 
-    Raises:
-        ConfigError: `count` is 0 or more than there are, or `seed` is negative.
+    Raises ConfigError: `count` is 0 or more than there are, or `seed` is negative.
     """
     if not 1 <= count <= len(targets):
         raise ConfigError(f"images={count}: the test split has {len(targets)}; give a number from 1 to that")

@@ -210,8 +210,7 @@ def cell_means(maps: Tensor, cell: int) -> Tensor:
 def step_counts(cells: int, steps: int) -> Tensor:
     """Number of replaced cells after each step, (steps + 1,) int64 from 0 to all; no more steps than cells.
 
-    Raises:
-        ValueError: no step.
+    Raises ValueError: no step.
     """
     if steps < 1:
         raise ValueError(f"expected at least 1 step, got {steps}")

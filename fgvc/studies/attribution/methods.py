@@ -55,8 +55,7 @@ def gradcam(score: ExplainedScore) -> Tensor:
     over the locations, and Grad-CAM gets its weights only from the ReLU of the reduction, which takes out some
     locations. Where it takes out none or all of them, the map is zero.
 
-    Raises:
-        RunError: a covariance head has no reduction, so that every map would be rounding noise.
+    Raises RunError: a covariance head has no reduction, so that every map would be rounding noise.
     """
     head = score.model.head
     if isinstance(head.pooling, CovariancePooling) and isinstance(head.reduction, nn.Identity):
@@ -122,8 +121,7 @@ def guided_backprop(score: ExplainedScore) -> Tensor:
     The map is the size of the gradient that arrives, summed over the three channels. ReLU6 counts as a ReLU that is cut
     off above: captum's rule is for nn.ReLU only and would silently skip those of EfficientNet-Lite.
 
-    Raises:
-        RunError: the backbone has no ReLU or ReLU6, or other activations, for which there is no such rule.
+    Raises RunError: the backbone has no ReLU or ReLU6, or other activations, for which there is no such rule.
     """
     parts = list(score.model.backbone.modules())
     activations = [part for part in parts if type(part).__module__ in _ACTIVATION_MODULES]

@@ -62,9 +62,8 @@ class AuditedGradient(NamedTuple):
 def audited_gradient(method: str, channels: int, keep: int | None = None) -> AuditedGradient:
     """Look up a gradient by its name, see `AUDITED`; `keep` is for svd_topn, None drops the 50 smallest eigenvalues.
 
-    Raises:
-        ConfigError: unknown method or gradient, a method without an eigendecomposition, `keep` below 1, or None with
-            50 channels or fewer.
+    Raises ConfigError: unknown method or gradient, a method without an eigendecomposition, `keep` below 1, or None with
+    50 channels or fewer.
     """
     name, _, gradient = method.partition("-")
     if method == RELEASED_PI:
@@ -218,8 +217,7 @@ def picture_of_spectrum(
 ) -> LoewnerPicture:
     """Loewner matrices on one spectrum, (d,) float64, ascending as `symmetric_eigh` found it; `image` is its number.
 
-    Raises:
-        ConfigError: as `audited_gradient`.
+    Raises ConfigError as `audited_gradient`.
     """
     audited = [audited_gradient(method, len(eigenvalues), keep) for method in methods]
     descending = eigenvalues.flip(0).numpy()[None]

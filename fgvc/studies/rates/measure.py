@@ -38,9 +38,8 @@ def read_rates(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
     1 where the prediction is right, as hexadecimal digits; `images` is their number, `listed` a digest of their paths
     and targets.
 
-    Raises:
-        RunError: no run can be read, two have one label, rate and seed, or runs of one dataset and optimiser differ in
-            more than method, learning rates and seed.
+    Raises RunError: no run can be read, two have one label, rate and seed, or runs of one dataset and optimiser differ
+    in more than method, learning rates and seed.
     """
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -145,8 +144,7 @@ def shifts(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     rates, how many those are after the move; best_move, the factor on the rate, in a fine grid, that brings the curves
     nearest, and expected_move, what the algebra says. Distances over fewer than three rates are NaN.
 
-    Raises:
-        RunError: a dataset and optimiser without runs of the reference.
+    Raises RunError: a dataset and optimiser without runs of the reference.
     """
     rows = []
     for keys, part in curves(table).groupby(["dataset", "optimizer"]):
@@ -195,8 +193,7 @@ def best_values(table: pd.DataFrame, reference: str, margin: float) -> pd.DataFr
     the 90 % interval over seeds and test images), verdict: "equal" where the interval lies within the margin (two
     one-sided tests at 5 %), "different" where it lies outside, else "undecided".
 
-    Raises:
-        RunError: a row without held-out images, or labels with other seeds or images than the reference.
+    Raises RunError: a row without held-out images, or labels with other seeds or images than the reference.
     """
     if table["validation"].isna().any():
         raise RunError(

@@ -212,8 +212,7 @@ def smoothness_curve(
 def run_measure(config: RunConfig, step_factors: Sequence[float], weights: Weights) -> Measure:
     """`smoothness_along_gradient` with the step sizes and the clipping of a run.
 
-    Raises:
-        ConfigError: step factors that are not positive.
+    Raises ConfigError: step factors that are not positive.
     """
     if not step_factors or not all(0 < factor < math.inf for factor in step_factors):
         raise ConfigError(f"step factors must be positive, got {list(step_factors)}; give some, e.g. 0.5 1 2 4")

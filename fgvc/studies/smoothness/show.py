@@ -152,8 +152,7 @@ def _spread(row: "pd.Series[Any]", name: str) -> str:
 def write_smoothness(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Write `smoothness.csv`, `.md`, `.png` and `.pdf` to a folder; returns their paths.
 
-    Raises:
-        RunError: as `summarise_smoothness`; nothing is written then.
+    Raises RunError as `summarise_smoothness`; nothing is written then.
     """
     figure, text = smoothness_figure(table), smoothness_markdown(table)
     written = [*write_tables(folder, {"smoothness": table}), folder / "smoothness.md"]

@@ -74,9 +74,8 @@ class SpectrumSummary:
 def pool_spectra(runs: Sequence[Run]) -> list[MethodSpectrum]:
     """One spectrum a method, from the finished runs of one setting.
 
-    Raises:
-        RunError: the runs belong to several settings (another dataset, backbone, ...), a method has two runs of one
-            seed, or a spectrum.npz is missing or damaged.
+    Raises RunError: the runs belong to several settings (another dataset, backbone, ...), a method has two runs of one
+    seed, or a spectrum.npz is missing or damaged.
     """
     _, group = one_setting(runs)
     return [pool(method.label, own, [run.spectrum() for run in own]) for method, own in group.items()]

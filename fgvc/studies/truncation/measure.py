@@ -289,8 +289,7 @@ def save_study(study: Study, folder: Path) -> list[Path]:
 def load_study(folder: Path) -> Study:
     """Read the files of `save_study`; without bands.csv no run was cut at test time.
 
-    Raises:
-        RunError: a file is damaged, or grid.csv missing.
+    Raises RunError: a file is damaged, or grid.csv missing.
     """
     cut = (folder / "bands.csv").is_file()
     found = read_tables(folder, _FILES if cut else {"grid": GRID_COLUMNS}, ("label", "class"))
