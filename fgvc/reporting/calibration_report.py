@@ -70,9 +70,7 @@ def reliability_table(found: Mapping[Path, Calibration]) -> pd.DataFrame:
 def plot_reliability(axes: Axes, curves: pd.DataFrame) -> None:
     """Draw accuracy against confidence, a line a label over the images of its runs, and where they would be equal.
 
-    Args:
-        axes: to draw on.
-        curves: rows of a `reliability_table`, all "before" or all "after".
+    `curves` are rows of a `reliability_table`, all "before" or all "after".
     """
     axes.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, zorder=0)
     for label, part in by_method(curves):
@@ -88,9 +86,7 @@ def plot_reliability(axes: Axes, curves: pd.DataFrame) -> None:
 def reliability_figure(curves: pd.DataFrame, title: str) -> Figure:
     """A figure of one column: before and after, side by side.
 
-    Args:
-        curves: a `reliability_table`.
-        title: what the runs have in common.
+    `curves` is a `reliability_table`, `title` what the runs have in common.
     """
     with figure_style():
         figure = new_figure(COLUMN_WIDTH, 2.1)

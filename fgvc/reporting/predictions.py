@@ -251,11 +251,7 @@ def write_overlay(predictor: Predictor, found: FilePrediction, file: Path, metho
 def prediction_figure(image: np.ndarray, heat: np.ndarray, prediction: Prediction, method: str = METHOD) -> Figure:
     """The image, the image under the map of its first name, and bars of the probabilities.
 
-    Args:
-        image: (H, W, 3), numbers from 0 to 1.
-        heat: (H, W), of `method`.
-        prediction: of it.
-        method: of `fgvc.studies.attribution.METHODS`.
+    `image` is (H, W, 3), numbers from 0 to 1; `heat` is (H, W), of a method in `fgvc.studies.attribution.METHODS`.
     """
     count = len(prediction.names)
     with figure_style():
@@ -362,11 +358,7 @@ def picture(index: NeighbourIndex, neighbour: Neighbour) -> np.ndarray:
 def contact_sheet(query: np.ndarray, name: str, index: NeighbourIndex, neighbours: Sequence[Neighbour]) -> Figure:
     """The query on the left, then its nearest training images with class and distance.
 
-    Args:
-        query: (H, W, 3), numbers from 0 to 1.
-        name: of the query.
-        index: training images.
-        neighbours: of the query, the nearest first.
+    Pictures are (H, W, 3), numbers from 0 to 1; the nearest neighbour comes first.
     """
     with figure_style():
         figure = new_figure(1.2 * (1 + len(neighbours)), 1.75)

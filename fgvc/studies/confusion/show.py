@@ -80,12 +80,8 @@ def plot_confusion(axes: Axes, matrix: pd.DataFrame, order: Sequence[int]) -> tu
 def confusion_figure(matrix: pd.DataFrame, confusions: pd.DataFrame, title: str) -> Figure:
     """The matrix in the order of `confusion_order`; with 13 classes or more also the most frequent confusions.
 
-    Where the axes have no room for names, the numbers of the list stand next to their cells.
-
-    Args:
-        matrix: counts of `fgvc.studies.confusion.measure.confusion_matrix`.
-        confusions: table of `fgvc.studies.confusion.measure.top_confusions`; the first ten are listed.
-        title: title of the figure.
+    Where the axes have no room for names, the numbers of the list stand next to their cells. `matrix` is a
+    `confusion_matrix`, `confusions` the `top_confusions`, of which ten are listed.
     """
     order = confusion_order(matrix.to_numpy())
     with figure_style():

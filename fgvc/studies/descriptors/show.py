@@ -30,10 +30,7 @@ def confusable_classes(pairs: pd.DataFrame, count: int = 8) -> list[str]:
 def plot_embedding(axes: Axes, embedding: pd.DataFrame, classes: Sequence[str]) -> None:
     """Draw a map of the test images: these classes in colour, a wrong prediction with a black edge, all others grey.
 
-    Args:
-        axes: axes to draw on.
-        embedding: table of `fgvc.studies.descriptors.measure.embed`.
-        classes: at most eight.
+    `embedding` is a table of `embed`; `classes` are at most eight.
     """
     others = embedding[~embedding["class"].isin(classes)]
     axes.scatter(others["x"], others["y"], s=1.5, color="#CCCCCC", linewidths=0)

@@ -48,12 +48,8 @@ def plot_smoothness(axes: Axes, table: pd.DataFrame, measure: str) -> None:
     """Draw a measure by training step on a log scale: median over seeds as a line, all seeds within the band.
 
     A cross at the upper edge: training diverged in that step. A triangle there: no finite loss at a step size. At the
-    saved weights of runs the steps are batches, which have no order: points without lines.
-
-    Args:
-        axes: where.
-        table: with `SMOOTHNESS_COLUMNS`, of one setting.
-        measure: one of `fgvc.studies.smoothness.measure.SUMMARISED`.
+    saved weights of runs the steps are batches, which have no order: points without lines. The table has
+    `SMOOTHNESS_COLUMNS`, of one setting; the measure is one of `SUMMARISED`.
     """
     training = bool((table["point"] == "training").all())
     measured = with_ranges(table)
@@ -115,9 +111,6 @@ def _caption(table: pd.DataFrame) -> str:
 
 def smoothness_markdown(table: pd.DataFrame) -> str:
     """The numbers of the figure as a Markdown table with notes.
-
-    Args:
-        table: with `SMOOTHNESS_COLUMNS`, of one setting.
 
     Raises:
         RunError: as `summarise_smoothness`.

@@ -35,13 +35,9 @@ def plot_eigenvalues(axes: Axes, curves: pd.DataFrame, stage: Stage) -> None:
     """Draw the i-th largest eigenvalue against i on a log scale: median over images as a line, quartiles as a band.
 
     Both axes end where numbers end to mean something: beyond the numerical rank of the covariance there is rounding
-    noise (1e-17 of the largest eigenvalue; its square root after normalisation), so a rank-deficient curve falls out
-    of the panel there. Methods without a normalised matrix are absent from "after".
-
-    Args:
-        axes: to draw on.
-        curves: of `fgvc.studies.spectra.measure.curve_table`, in the order of drawing.
-        stage: which of its stages.
+    noise (1e-17 of the largest eigenvalue; its square root after normalisation), so a rank-deficient curve falls out of
+    the panel there. Methods without a normalised matrix are absent from "after". `curves` is a `curve_table`, in the
+    order of drawing.
     """
     curves = curves[curves["stage"] == stage]
     right = int(curves["rank"].max()) if len(curves) else 1
@@ -72,12 +68,7 @@ def _limits(curves: pd.DataFrame) -> tuple[float, float]:
 
 
 def spectra_figure(curves: pd.DataFrame, title: str) -> Figure:
-    """A figure across both columns: the covariance on the left, the normalised matrix on the right, one legend.
-
-    Args:
-        curves: of `fgvc.studies.spectra.measure.curve_table`.
-        title: of the figure.
-    """
+    """A figure across both columns: the covariance on the left, the normalised matrix on the right, one legend."""
     curves = pd.concat([part for _, part in by_method(curves)])
     with figure_style():
         figure = new_figure(PAGE_WIDTH, 2.9)
@@ -131,13 +122,7 @@ _STAGES = {"before": "covariance", "after": "normalised"}
 
 
 def plot_measure(axes: Axes, history: pd.DataFrame, measure: str) -> None:
-    """Draw one of `MEASURES` by epoch, a curve a method: median over seeds, band from the lowest to the highest seed.
-
-    Args:
-        axes: to draw on.
-        history: of `fgvc.studies.spectra.measure.condition_history`.
-        measure: a column of it.
-    """
+    """Draw one of `MEASURES` by epoch, a curve a method: median over seeds, band from lowest to highest seed."""
     for label, rows in by_method(history):
         part = rows.sort_values("epoch")
         ends = part[f"{measure}_lowest"], part[f"{measure}_highest"]
@@ -166,10 +151,7 @@ def history_figure(history: pd.DataFrame, title: str) -> Figure:
 def plot_epochs(axes: Axes, curves: pd.DataFrame, rank: int) -> None:
     """Draw the median eigenvalues of one method and stage, a curve an epoch, dark to light.
 
-    Args:
-        axes: to draw on.
-        curves: rows of one stage of `fgvc.studies.spectra.measure.curves_by_epoch`.
-        rank: of the covariance; the axes end there.
+    `curves` are rows of `curves_by_epoch` of one stage; the axes end at `rank`, that of the covariance.
     """
     epochs = sorted(set(curves["epoch"]))
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.88, len(epochs)))
@@ -195,9 +177,7 @@ def some_epochs(curves: pd.DataFrame) -> pd.DataFrame:
 def epochs_figure(curves: pd.DataFrame, title: str) -> Figure:
     """Small multiples: a row a method, covariance on the left, normalised on the right, a curve an epoch.
 
-    Args:
-        curves: of `fgvc.studies.spectra.measure.curves_by_epoch` with label and rank, of `some_epochs`.
-        title: of the figure.
+    `curves` are labelled rows of `curves_by_epoch`, of `some_epochs`.
     """
     methods = by_method(curves)
     with figure_style():
@@ -222,9 +202,7 @@ def epochs_figure(curves: pd.DataFrame, title: str) -> Figure:
 def plot_classes(axes: Axes, classes: pd.DataFrame) -> None:
     """Draw the effective rank of each class's images, classes in order: median as a dot, quartiles as a bar.
 
-    Args:
-        axes: to draw on.
-        classes: of `fgvc.studies.spectra.measure.spectra_by_class`, of one method.
+    `classes` are rows of `spectra_by_class` of one method.
     """
     ordered = classes.sort_values("effective_rank").reset_index(drop=True)
     style, place = method_style(ordered["label"].iloc[0]), np.arange(len(ordered))
@@ -255,10 +233,7 @@ def classes_figure(classes: pd.DataFrame, title: str) -> Figure:
 def plot_shares(axes: Axes, curves: pd.DataFrame, labels: Sequence[str]) -> None:
     """Draw eigenvalues as shares of the trace, a curve a label, up to each one's rank, for spectra of other scales.
 
-    Args:
-        axes: to draw on.
-        curves: of `fgvc.studies.spectra.measure.curve_table` on shares.
-        labels: in the order of the legend.
+    `curves` is a `curve_table` on shares; `labels` are in the order of the legend.
     """
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(labels)))
     for label, colour in zip(labels, colours, strict=True):

@@ -40,11 +40,7 @@ _NAMES = {
 def plot_bands(axes: Axes, table: pd.DataFrame, kind: Kind, guessing: float) -> None:
     """Draw test top-1 by the band that is kept, a curve for each way of training: mean over seeds, range as a bar.
 
-    Args:
-        axes: axes to draw on.
-        table: table of `fgvc.studies.truncation.measure.band_table`.
-        kind: bands to draw: the k largest, all but the k largest, or windows.
-        guessing: accuracy of guessing in per cent, a dotted line.
+    `table` is a `band_table`; a dotted line stands at `guessing`, the accuracy of guessing in per cent.
     """
     rank = int(table["rank"].max())
     table = _windows(table) if kind == "window" else table[table["kind"].isin([kind, "all"])]
@@ -101,11 +97,7 @@ def bands_figure(table: pd.DataFrame, guessing: float) -> Figure:
 def plot_effects(axes: Axes, compared: pd.DataFrame, grid: pd.DataFrame, reference: str) -> None:
     """Draw each label's difference to the reference in points of top-1: the seeds as dots, mean and interval as a bar.
 
-    Args:
-        axes: axes to draw on.
-        compared: table of `fgvc.studies.truncation.measure.effects`.
-        grid: the table of runs that it was made from.
-        reference: the label that the others are compared with.
+    `compared` is the table of `effects`, `grid` that of the runs that it was made from.
     """
     shown = compared[compared["label"] != reference]
     shown = shown.loc[sorted(shown.index, key=lambda i: method_order(str(shown.loc[i, "label"])), reverse=True)]
