@@ -259,9 +259,7 @@ def fit_calibration(
 
     Args:
         path: the run folder.
-        checkpoint: "last" or "best".
-        root: folder of the dataset; None means the one in the run's configuration.
-        cache: folder of cached feature maps; None means as in `restore_run`.
+        checkpoint, root, cache: as in `restore_run`.
 
     Raises:
         RunError: not a run; its weights are missing, damaged, of another architecture, or give logits that are not

@@ -102,8 +102,7 @@ def evaluate_run(
         checkpoint: "last" or "best".
         views: "single", "mirror" or "ten_crop"; logits of several views are averaged, see `ViewTransform`.
         resize_size: pixels before the crop; None means as in the run.
-        root: folder of the dataset; None means the one in the run's configuration.
-        cache: folder of cached feature maps; None means as in `restore_run`.
+        root, cache: as in `restore_run`.
         output: folder of the files; None means the run folder.
         retrieval: whether to add `measure_retrieval` of the test images' descriptors among themselves to the record.
 

@@ -88,9 +88,7 @@ def load_neighbours(
 
     Args:
         path: the run folder.
-        checkpoint: "last" or "best".
-        root: folder of the dataset; None means the one in the run's configuration.
-        cache: folder of cached feature maps; None means as in `restore_run`.
+        checkpoint, root, cache: as in `restore_run`.
 
     Raises:
         RunError, DatasetError, WeightsError: as `restore_run`.

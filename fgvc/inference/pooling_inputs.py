@@ -43,8 +43,7 @@ def load_features(path: Path, images: int = 64, *, root: str | None = None, cach
             gradient of its cross-entropy. Or a .npy file of feature maps (N, C, H, W), or of a feature cache
             (views, N, C, H, W); the first view is read.
         images: how many; evenly spaced, as neighbours are of one class.
-        root: folder of the run's dataset, where it has moved since training.
-        cache: folder of the run's cached feature maps; None means as in `restore_run`.
+        root, cache: as in `restore_run`.
 
     Raises:
         ConfigError: `images` below 1.

@@ -80,26 +80,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Accuracy of one method minus that of another, in percentage points.
-
-    Attributes:
-        mean: Mean over images and pairs of runs.
-        low, high: Ends of the 95 % interval.
-        images, pairs: Number of images and number of pairs of runs.
-    """
-
-    mean: float
-    low: float
-    high: float
-    images: int
-    pairs: int
-
-
 def paired_bootstrap(
     first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], *, resamples: int = 10_000
-) -> Difference:
+) -> dict[str, Any]:
     """Bootstrap the accuracy difference over test images (percentile interval), averaged over the pairs of runs.
 
     The result holds for these runs on similar images. [Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
@@ -108,6 +91,10 @@ def paired_bootstrap(
     Args:
         first, second: predictions of the runs of two methods; the i-th of each are paired, e.g. by seed.
         resamples: number of resamples of the images.
+
+    Returns:
+        pairs and images, their numbers; difference, of the accuracy of the first and the second in percentage points,
+        the mean over images and pairs of runs; low and high, the ends of its 95 % interval.
 
     Raises:
         RunError: as in `mcnemar` for any pair, or the pairs differ in their images.
@@ -126,7 +113,8 @@ def paired_bootstrap(
     sums = rng.multinomial(n, counts / n, size=resamples) @ found
     low, high = np.quantile(sums, [0.025, 0.975])
     scale = 100 / (n * len(first))
-    return Difference(float(values.sum() * scale), float(low * scale), float(high * scale), n, len(first))
+    interval = {"difference": float(values.sum() * scale), "low": float(low * scale), "high": float(high * scale)}
+    return {"pairs": len(first), "images": n, **interval}
 
 
 def two_level_interval(values: NDArray[np.float64], *, level: float) -> tuple[float, float]:
@@ -245,11 +233,7 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> tuple[dict[str, Any]
     involved = [run for pair in pairs for run in pair.runs]
     return {
         "state": "ok",
-        "pairs": found.pairs,
-        "images": found.images,
-        "difference": found.mean,
-        "low": found.low,
-        "high": found.high,
+        **found,
         "mcnemar_median": float(np.median(p_values)),
         "mcnemar_lowest": min(p_values),
         "mcnemar_highest": max(p_values),

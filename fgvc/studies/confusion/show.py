@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -160,17 +159,9 @@ def _number_cells(axes: Axes, order: np.ndarray, confusions: pd.DataFrame) -> No
         )
 
 
-@dataclass(frozen=True)
-class ClassReport:
-    """A Markdown summary of the classes, and the files that were written with it."""
-
-    text: str
-    files: list[Path]
-
-
 def write_class_report(
     predictions: pd.DataFrame, classes: Sequence[str], title: str, folder: Path, name: str
-) -> ClassReport:
+) -> tuple[str, list[Path]]:
     """Write per_class-NAME.csv, confusion-NAME.csv, confusion-NAME.png and .pdf, and confusions-NAME.md to a folder.
 
     With more than 1,000 classes there is no figure, and confusion-NAME.csv holds `confusion_counts`.
@@ -181,6 +172,9 @@ def write_class_report(
         title: title of the figure and the Markdown file, one or two lines.
         folder: folder of the files.
         name: NAME in the names of the files.
+
+    Returns:
+        A Markdown summary of the classes, and the files.
 
     Raises:
         RunError: predictions without rows, or of other classes.
@@ -203,7 +197,7 @@ def write_class_report(
     files = [folder / file for file in texts]
     if matrix is not None:
         files += save_figure(confusion_figure(matrix, confusions, title), folder / f"confusion-{name}")
-    return ClassReport(text, files)
+    return text, files
 
 
 def confusions_markdown(confusions: pd.DataFrame) -> str:

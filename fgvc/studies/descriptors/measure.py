@@ -125,19 +125,12 @@ def class_pairs(descriptors: Descriptors) -> pd.DataFrame:
     return table.sort_values(["distance", "first", "second"], ignore_index=True)
 
 
-class RankCorrelation(NamedTuple):
-    """Spearman's correlation with the ends of its 95 % interval."""
+def similarity_and_confusion(pairs: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> dict[str, float]:
+    """Spearman's correlation of the closeness of two classes (minus their distance) with how often they are confused.
 
-    value: float
-    low: float
-    high: float
-
-
-def similarity_and_confusion(pairs: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> RankCorrelation:
-    """Rank correlation of the closeness of two classes (minus their distance) with how often they are confused.
-
-    The interval is a percentile bootstrap over classes, because pairs share classes and are not independent. A pair
-    counts as often as the product of how often its two classes are drawn; a class makes no pair with itself.
+    The 95 % interval from low to high around the value is a percentile bootstrap over classes, because pairs share
+    classes and are not independent. A pair counts as often as the product of how often its two classes are drawn; a
+    class makes no pair with itself.
 
     Args:
         pairs: table of `class_pairs`.
@@ -153,7 +146,8 @@ def similarity_and_confusion(pairs: pd.DataFrame, *, resamples: int = 1000, seed
     values = np.array([_spearman(closeness, confused, counts[first] * counts[second]) for counts in drawn])
     known = values[np.isfinite(values)]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
-    return RankCorrelation(_spearman(closeness, confused, np.ones(len(pairs), dtype=int)), float(low), float(high))
+    value = _spearman(closeness, confused, np.ones(len(pairs), dtype=int))
+    return {"value": value, "low": float(low), "high": float(high)}
 
 
 def _spearman(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> float:
@@ -294,7 +288,7 @@ def study_descriptors(
             every = class_pairs(descriptors)
             confused = every.sort_values(["confused", "distance"], ascending=[False, True]).head(_PAIRS)
             pairs[name] = pd.concat([every.head(_PAIRS), confused]).drop_duplicates().assign(label=name)
-            correlations.append({"label": name, **similarity_and_confusion(every, seed=seed)._asdict()})
+            correlations.append({"label": name, **similarity_and_confusion(every, seed=seed)})
             top1 = float(np.mean([run.final.top1 for run in of_method if run.final]))
             if label == name or (label is None and (drawn is None or top1 > drawn[0])):
                 drawn = top1, descriptors

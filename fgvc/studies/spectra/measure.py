@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,30 +48,6 @@ class MethodSpectrum:
         return median_rank(self.before)
 
 
-@dataclass(frozen=True)
-class SpectrumSummary:
-    """Medians over images of the measures in `fgvc.runs.spectra`.
-
-    `*_after` is None for a method without a normalised matrix; the conditioning is that of the covariance.
-    `smallest_share_*` is the share of the trace in the `smallest` smallest non-zero eigenvalues.
-    """
-
-    label: str
-    seeds: int
-    images: int
-    channels: int
-    rank: int
-    condition_number: float
-    nonzero_condition_number: float
-    effective_rank_before: float
-    effective_rank_after: float | None
-    participation_before: float
-    participation_after: float | None
-    smallest: int
-    smallest_share_before: float
-    smallest_share_after: float | None
-
-
 def pool_spectra(runs: Sequence[Run]) -> list[MethodSpectrum]:
     """One spectrum a method, from the finished runs of one setting.
 
@@ -81,32 +58,37 @@ def pool_spectra(runs: Sequence[Run]) -> list[MethodSpectrum]:
     return [pool(method.label, own, [run.spectrum() for run in own]) for method, own in group.items()]
 
 
-def summarise(spectrum: MethodSpectrum, smallest: int = 8) -> SpectrumSummary:
-    """The numbers of a spectrum that stand in a table; `smallest` eigenvalues count as the small ones."""
-    before, after = spectrum.before, spectrum.after
+def summarise(spectrum: MethodSpectrum, smallest: int = 8) -> dict[str, Any]:
+    """Medians over images of the measures in `fgvc.runs.spectra`, by name.
+
+    Names: seeds, images, channels, rank, condition_number and nonzero_condition_number (of the covariance); and of the
+    covariance NAME_before and of the normalised matrix NAME_after, None for a method without one: effective_rank,
+    participation, and smallest_share, the share of the trace in the `smallest` smallest non-zero eigenvalues.
+    """
+    before, rank = spectrum.before, numerical_rank(spectrum.before)
     nonzero = nonzero_condition_number(before)
-    return SpectrumSummary(
-        label=spectrum.label,
-        seeds=len(spectrum.seeds),
-        images=before.shape[0],
-        channels=before.shape[1],
-        rank=spectrum.rank,
-        condition_number=float(np.median(condition_number(before))),
-        nonzero_condition_number=float(np.median(nonzero[~np.isnan(nonzero)])) if spectrum.rank else float("nan"),
-        effective_rank_before=float(np.median(effective_rank(before))),
-        effective_rank_after=None if after is None else float(np.median(effective_rank(after))),
-        participation_before=float(np.median(participation_ratio(before))),
-        participation_after=None if after is None else float(np.median(participation_ratio(after))),
-        smallest=smallest,
-        smallest_share_before=_share(before, before, smallest),
-        smallest_share_after=None if after is None else _share(after, before, smallest),
-    )
+    summary: dict[str, Any] = {
+        "seeds": len(spectrum.seeds),
+        "images": before.shape[0],
+        "channels": before.shape[1],
+        "rank": spectrum.rank,
+        "condition_number": float(np.median(condition_number(before))),
+        "nonzero_condition_number": float(np.median(nonzero[~np.isnan(nonzero)])) if spectrum.rank else float("nan"),
+    }
+    for stage, values in (("before", before), ("after", spectrum.after)):
+        for name, measure in (
+            ("effective_rank", effective_rank),
+            ("participation", participation_ratio),
+            ("smallest_share", lambda values: _known(smallest_share(values, smallest, rank))),
+        ):
+            summary[f"{name}_{stage}"] = None if values is None else float(np.median(measure(values)))
+    return summary
 
 
-def _share(eigenvalues: np.ndarray, covariance: np.ndarray, smallest: int) -> float:
-    """Median over images that are not zero."""
-    shares = smallest_share(eigenvalues, smallest, numerical_rank(covariance))
-    return float(np.median(shares[~np.isnan(shares)])) if not np.isnan(shares).all() else float("nan")
+def _known(shares: np.ndarray) -> np.ndarray:
+    """The shares of images that are not zero; NaN where all are."""
+    known = shares[~np.isnan(shares)]
+    return known if len(known) else np.array([np.nan])
 
 
 CURVE_COLUMNS = ("label", "seeds", "images", "channels", "rank", "stage", "index", "lower", "median", "upper")
@@ -124,8 +106,7 @@ def curve_table(spectra: Sequence[MethodSpectrum]) -> pd.DataFrame:
         head = (spectrum.label, len(spectrum.seeds), images, channels, spectrum.rank)
         for stage, values in (("before", spectrum.before), ("after", spectrum.after)):
             if values is not None:
-                curve = eigenvalue_curve(values)
-                quartiles = zip(curve.lower, curve.median, curve.upper, strict=True)
+                quartiles = eigenvalue_curve(values).T
                 rows += [(*head, stage, index, *numbers) for index, numbers in enumerate(quartiles, start=1)]
     return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
@@ -254,9 +235,8 @@ def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
         if any(value is None for value in values):
             continue
         for place, epoch in enumerate(first.epochs):
-            curve = eigenvalue_curve(np.concatenate([value[place] for value in values]))
-            for index, (lower, median, upper) in enumerate(zip(curve.lower, curve.median, curve.upper, strict=True)):
-                rows.append((stage, epoch, index + 1, lower, median, upper, rank))
+            quartiles = eigenvalue_curve(np.concatenate([value[place] for value in values])).T
+            rows += [(stage, epoch, index, *numbers, rank) for index, numbers in enumerate(quartiles, start=1)]
     return pd.DataFrame(rows, columns=EPOCH_COLUMNS)
 
 

@@ -102,14 +102,16 @@ def spectra_block(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> Block
     header += ["effective rank before", "after", "participation ratio before", "after"]
     header += [f"share of the {smallest} smallest before", "after"]
     rows = []
-    for s in (summarise(x, smallest) for x in spectra):
-        counts = [str(count) for count in (s.seeds, s.images, s.channels, s.rank)]
-        conditions = [f"{s.condition_number:.2e}", f"{s.nonzero_condition_number:.2e}"]
-        dimensions = (s.effective_rank_before, s.effective_rank_after, s.participation_before, s.participation_after)
-        shares = [
-            f"{100 * x:.2g} %" if x is not None else "–" for x in (s.smallest_share_before, s.smallest_share_after)
-        ]
-        rows.append([s.label, *counts, *conditions, *("–" if d is None else f"{d:.1f}" for d in dimensions), *shares])
+    stages = ("before", "after")
+    for spectrum in spectra:
+        s = summarise(spectrum, smallest)
+        counts = [str(s[name]) for name in ("seeds", "images", "channels", "rank")]
+        conditions = [f"{s[name]:.2e}" for name in ("condition_number", "nonzero_condition_number")]
+        dimensions = [s[f"{name}_{stage}"] for name in ("effective_rank", "participation") for stage in stages]
+        shares = [s[f"smallest_share_{stage}"] for stage in stages]
+        cells = ["–" if d is None else f"{d:.1f}" for d in dimensions]
+        cells += ["–" if share is None else f"{100 * share:.2g} %" for share in shares]
+        rows.append([spectrum.label, *counts, *conditions, *cells])
     return Block("Spectra", header, rows)
 
 
