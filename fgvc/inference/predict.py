@@ -290,23 +290,6 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.dev
 _READERS = 4  # threads: decoding releases the interpreter's lock
 
 
-@dataclass(frozen=True)
-class FilePrediction:
-    """The prediction for one file, or the reason why there is none.
-
-    Attributes:
-        path: Path of the file.
-        inputs: Model input (3, size, size); None without a prediction.
-        prediction: Prediction; None if there is none.
-        error: Reason why there is no prediction; otherwise None.
-    """
-
-    path: Path
-    inputs: Tensor | None
-    prediction: Prediction | None
-    error: str | None
-
-
 def prediction_notes(path: Path, predictor: Predictor, checkpoint: str = "last") -> list[str]:
     """Return notes for the user of a predictor of the run `path`: on its calibration and on cut images."""
     notes = []
@@ -351,24 +334,6 @@ def find_all(sources: Sequence[Path]) -> list[Path]:
     if len(problems) == len(sources):
         raise problems[0]
     return list(paths)
-
-
-def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> Iterator[FilePrediction]:
-    """Yield predictions of files in their order; a file that cannot be read or classified yields the reason.
-
-    Only one batch is in memory at a time. A progress bar is shown if stderr is a terminal.
-
-    Raises ConfigError: `top` is below 1.
-    """
-
-    def predict(batch: Tensor) -> list[Prediction]:
-        return predictor.decide(predictor.logits(batch), top)
-
-    for path, inputs, found in map_files(predictor, paths, predict):
-        if isinstance(found, str):
-            yield FilePrediction(path, None, None, found)
-        else:
-            yield FilePrediction(path, inputs, found, None)
 
 
 _Result = TypeVar("_Result")

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fgvc.errors import ConfigError, RunError, one_line
 from fgvc.inference.neighbours import Neighbour, NeighbourIndex
-from fgvc.inference.predict import FilePrediction, Prediction, Predictor, map_files, predict_files
+from fgvc.inference.predict import Prediction, Predictor, map_files
 from fgvc.io import output_path, require_own, to_csv, write_output
 from fgvc.presentation.style import COLUMN_WIDTH, class_name, figure_style, new_figure, short_name
 from fgvc.studies.attribution import METHODS, explain
@@ -37,50 +37,57 @@ _FREQUENT = 10  # names in a summary
 
 @dataclass(frozen=True)
 class Named:
-    """A file with its prediction and its overlay, if one was written."""
+    """An image file with its prediction and its overlay, if one was written; `error` says why it lacks one of them."""
 
-    found: FilePrediction
-    overlay: Path | None
+    path: Path
+    prediction: Prediction | None
+    error: str | None = None
+    overlay: Path | None = None
 
     @property
     def text(self) -> str:
         """The file and the probable names, a line each; without a prediction the reason."""
-        if self.found.prediction is None:
-            return str(self.found.error)
-        pairs = zip(self.found.prediction.probabilities, self.found.prediction.names, strict=True)
+        if self.prediction is None:
+            return str(self.error)
+        pairs = zip(self.prediction.probabilities, self.prediction.names, strict=True)
         lines = (f"{100 * share:8.2f} %  {class_name(name)}" for share, name in pairs)
-        return "\n".join([one_line(self.found.path), *lines])
+        return "\n".join([one_line(self.path), *lines])
 
     def as_dict(self) -> dict[str, Any]:
         """A member of `images` in the JSON document."""
-        prediction = self.found.prediction
+        prediction = self.prediction
         pairs = () if prediction is None else zip(prediction.names, prediction.probabilities, strict=True)
         return {
-            "path": str(self.found.path),
+            "path": str(self.path),
             "predictions": [{"class": name, "probability": share} for name, share in pairs],
             "overlay": None if self.overlay is None else str(self.overlay),
-            "error": self.found.error,
+            "error": self.error,
         }
 
 
 def name_files(
     predictor: Predictor, paths: Sequence[Path], top: int = 5, overlays: Path | None = None, method: str = METHOD
 ) -> Iterator[Named]:
-    """Predict image files one after the other and, with a folder for `overlays`, draw each.
+    """Predict image files in their order and, with a folder for `overlays`, draw each.
 
-    A file without a prediction, or whose overlay cannot be computed, has the reason in `found.error`.
-
-    Raises ConfigError as `predict_files` and `write_overlay`.
+    Raises ConfigError: `top` is below 1, or as `write_overlay`.
     """
-    for found, name in zip(predict_files(predictor, paths, top), picture_names(paths), strict=True):
-        overlay = None if overlays is None or found.prediction is None else overlays / name
-        error = found.error
+
+    def predict(batch: Tensor) -> list[Prediction]:
+        return predictor.decide(predictor.logits(batch), top)
+
+    results = map_files(predictor, paths, predict)
+    for (path, inputs, found), name in zip(results, picture_names(paths), strict=True):
+        if isinstance(found, str) or inputs is None:
+            yield Named(path, None, str(found))
+            continue
+        overlay, error = None if overlays is None else overlays / name, None
         if overlay is not None:
             try:
-                write_overlay(predictor, found, overlay, method)
+                write_overlay(predictor, inputs, found, overlay, method)
             except (RunError, RuntimeError) as failed:
-                overlay, error = None, f"{found.path}: no overlay: {failed}"
-        yield Named(replace(found, inputs=None, error=error), overlay)  # inputs of thousands would fill the memory
+                overlay, error = None, f"{path}: no overlay: {failed}"
+        yield Named(path, found, error, overlay)
 
 
 @dataclass(frozen=True)
@@ -142,22 +149,22 @@ def show_files(named: Iterable[Named], table: TableFile | None, *, text: bool) -
     try:
         for one in named:
             shown.append(one)
-            if one.found.error:
-                print(f"error: {one_line(one.found.error)}", file=sys.stderr)
-            if text and one.found.prediction:
+            if one.error:
+                print(f"error: {one_line(one.error)}", file=sys.stderr)
+            if text and one.prediction:
                 print(one.text, flush=True)
     finally:
         if table is not None and shown:
-            write_predictions(table, shown)
+            write_output(table.path, to_csv(predictions_table(shown), "%.6f"), table.kind)
     return shown
 
 
 def summary(named: Sequence[Named], lowest: int = 5) -> str:
     """How many images have a name, how sure the model is of them, the least sure, and the most frequent names."""
     first = [
-        (one.found.prediction.probabilities[0], class_name(one.found.prediction.name), one_line(one.found.path))
+        (one.prediction.probabilities[0], class_name(one.prediction.name), one_line(one.path))
         for one in named
-        if one.found.prediction
+        if one.prediction
     ]
     if not first:
         return f"images: {len(named)}, named: 0"
@@ -173,11 +180,6 @@ def summary(named: Sequence[Named], lowest: int = 5) -> str:
             *(f"{100 * share:8.2f} %  {name}  {path}" for share, name, path in sorted(first)[:lowest]),
         ]
     )
-
-
-def write_predictions(file: TableFile, named: Iterable[Named]) -> None:
-    """Write `predictions_table` as CSV."""
-    write_output(file.path, to_csv(predictions_table(named), "%.6f"), file.kind)
 
 
 def predictions_table(named: Iterable[Named]) -> pd.DataFrame:
@@ -227,28 +229,19 @@ _BAR = "#0072B2"
 _GREY = "#555555"
 
 
-def write_overlay(predictor: Predictor, found: FilePrediction, file: Path, method: str = METHOD) -> None:
-    """Write the picture of one prediction as PNG.
+def write_overlay(predictor: Predictor, inputs: Tensor, prediction: Prediction, file: Path, method: str) -> None:
+    """Write the picture of one prediction as PNG; a method of `METHODS` explains the predicted class.
 
-    Args:
-        predictor: that made it.
-        found: a file that could be read.
-        file: ends in .png.
-        method: of `fgvc.studies.attribution.METHODS`; the predicted class is explained.
-
-    Raises:
-        ConfigError, RunError: as `explain`.
+    Raises ConfigError, RunError as `explain`. `inputs` is the model's input, (3, size, size).
     """
-    assert found.inputs is not None and found.prediction is not None
-    explained = explain(predictor.model, found.inputs[None], method=method)
-    image = predictor.transform.picture(found.inputs).cpu().numpy()
-    heat = explained.maps[0].cpu().numpy()
-    figure = prediction_figure(image, heat, found.prediction, method)
+    explained = explain(predictor.model, inputs[None], method=method)
+    image, heat = predictor.transform.picture(inputs).cpu().numpy(), explained.maps[0].cpu().numpy()
+    figure = prediction_figure(image, heat, prediction, method)
     with figure_style(), output_path(file, OVERLAY) as temporary:
         figure.savefig(temporary)
 
 
-def prediction_figure(image: np.ndarray, heat: np.ndarray, prediction: Prediction, method: str = METHOD) -> Figure:
+def prediction_figure(image: np.ndarray, heat: np.ndarray, prediction: Prediction, method: str) -> Figure:
     """The image, the image under the map of its first name, and bars of the probabilities.
 
     `image` is (H, W, 3), numbers from 0 to 1; `heat` is (H, W), of a method in `fgvc.studies.attribution.METHODS`.
