@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fgvc.errors import visible
 from fgvc.io import file_digests, to_csv
@@ -108,19 +109,6 @@ _NUMBER = re.compile(r"[\[(]?[+\-]?([\d,]+(\.\d+)?(e[+\-]?\d+)?|inf)(?![\w.])")
 _LONG = 48
 """Letters beyond which a cell of HTML may be broken into lines."""
 
-_STYLE = """\
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-section { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; border-block: 2px solid; margin: 1rem 0; }
-caption { text-align: left; font-weight: 600; padding: 0.5rem 0; }
-th, td { padding: 0.25rem 0.75rem; text-align: right; }
-th:first-child { text-align: left; }
-thead th { border-bottom: 1px solid; vertical-align: bottom; }
-.words { text-align: left; }
-.none { font-style: italic; }
-li { max-width: 60rem; }"""
-
 
 def to_markdown(title: str, blocks: Iterable[Block]) -> str:
     """A heading, and under it each block as a Markdown table between its caption and its notes."""
@@ -178,25 +166,7 @@ def to_latex(blocks: Iterable[Block]) -> str:
 
 def to_html(title: str, blocks: Iterable[Block]) -> str:
     """A page of its own: no script, nothing from the network, light or dark as the reader's system."""
-    body = "\n".join(map(html_block, blocks))
-    name = _html(title)
-    return f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}</title>
-<style>
-{_STYLE}
-</style>
-</head>
-<body>
-<h1>{name}</h1>
-{body}
-</body>
-</html>
-"""
+    return _TEMPLATES.get_template("page.html").render(title=title, blocks=map(html_block, blocks))
 
 
 def _marked(block: Block, kind: str, rows: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -226,32 +196,16 @@ def _latex_block(block: Block, name: str) -> str:
     font, gap, rooms = _layout(widths)
     sides = ["l" if j == 0 or kind == "words" else "r" for j, kind in enumerate(kinds)]
     escaped = [[_cell(*cell) for cell in zip(row, rooms, sides, strict=True)] for row in block.rows]
-    rows = "\n".join(" & ".join(row) + r" \\" for row in _marked(block, "latex", escaped))
-    notes = "\n\n".join(map(_escape, block.all_notes))
-    environment = "table*" if len(block.header) > 5 else "table"  # the starred one spans both columns
-    header = " & ".join(map(_latex_head, heads, sides))
-    return f"""\
-\\begin{{{environment}}}[t]
-\\centering
-\\{font}
-\\setlength{{\\tabcolsep}}{{{gap}pt}}
-\\caption{{{_escape(block.caption or block.title)}}}
-\\label{{tab:{name}}}
-\\vspace{{1ex}}
-\\begin{{tabular}}{{{"".join(sides)}}}
-\\toprule
-{header} \\\\
-\\midrule
-{rows}
-\\bottomrule
-\\end{{tabular}}
-
-\\medskip
-\\raggedright
-\\footnotesize
-{notes}
-\\end{{{environment}}}
-"""
+    return _TEMPLATES.get_template("block.tex").render(
+        block=block,
+        name=name,
+        environment="table*" if len(block.header) > 5 else "table",  # the starred one spans both columns
+        font=font,
+        gap=gap,
+        sides=sides,
+        heads=map(_latex_head, heads, sides),
+        rows=_marked(block, "latex", escaped),
+    )
 
 
 def _layout(widths: Sequence[int]) -> tuple[str, int, list[float]]:
@@ -288,28 +242,21 @@ def _latex_head(lines: Sequence[str], side: str) -> str:
 def html_block(block: Block) -> str:
     """One block as a table in a section that can be scrolled, and its notes; every text is escaped."""
     kinds = _kinds(block)
-    header = "".join(
-        f'<th scope="col"{_class(kind)}>{_html(cell)}</th>' for cell, kind in zip(block.header, kinds, strict=True)
-    )
     escaped = [list(map(_html, row)) for row in block.rows]
-    rows = "\n".join(
-        f'<tr><th scope="row"{_class("long" if len(row[0]) > _LONG else "")}>{first}</th>'
-        f"{''.join(map(_html_cell, rest, kinds[1:]))}</tr>"
+    rows = [
+        (
+            _class("long" if len(row[0]) > _LONG else ""),
+            first,
+            list(zip(map(_html_class, rest, kinds[1:]), rest, strict=True)),
+        )
         for row, (first, *rest) in zip(block.rows, _marked(block, "html", escaped), strict=True)
+    ]
+    return _TEMPLATES.get_template("block.html").render(
+        block=block,
+        caption=". ".join(_html(part) for part in (block.title, block.caption) if part),
+        header=list(zip(map(_class, kinds), block.header, strict=True)),
+        rows=rows,
     )
-    caption = ". ".join(_html(part) for part in (block.title, block.caption) if part)
-    notes = "".join(f"<li>{_html(note)}</li>" for note in block.all_notes)
-    return f"""\
-<section tabindex="0" aria-label="{_html(block.title or block.name)}">
-<table>
-{f"<caption><span>{caption}</span></caption>" if caption else ""}
-<thead><tr>{header}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-</section>
-{f"<ul>{notes}</ul>" if notes else ""}"""
 
 
 def _kinds(block: Block) -> list[str]:
@@ -318,9 +265,8 @@ def _kinds(block: Block) -> list[str]:
     return ["" if any(map(_NUMBER.match, cells)) or set(cells) == {NOT_MEASURED} else "words" for cells in columns]
 
 
-def _html_cell(cell: str, kind: str) -> str:
-    names = (kind, "none" if cell in NO_NUMBER else "", "long" if len(cell) > _LONG else "")
-    return f"<td{_class(*names)}>{cell}</td>"
+def _html_class(cell: str, kind: str) -> str:
+    return _class(kind, "none" if cell in NO_NUMBER else "", "long" if len(cell) > _LONG else "")
 
 
 def _class(*names: str) -> str:
@@ -353,6 +299,20 @@ def _words(text: str) -> str:
 
 def _html(text: str) -> str:
     return html.escape(visible(text))
+
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("fgvc.presentation", "assets"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+    # braces are LaTeX's
+    variable_start_string="[[",
+    variable_end_string="]]",
+    block_start_string="[%",
+    block_end_string="%]",
+)
+_TEMPLATES.filters |= {"html": _html, "latex": _escape}
 
 
 @dataclass(frozen=True)
