@@ -86,7 +86,6 @@ def require_readable(
     dataset: ImageDataset,
     on_bad_image: str = "refuse",
     stamp_dir: Path | None = None,
-    workers: int = 4,
 ) -> ImageDataset:
     """Return the dataset with its `content` if all its images can be decoded; known files are not read again.
 
@@ -95,7 +94,6 @@ def require_readable(
         on_bad_image: "refuse" raises where an image is bad; "skip" leaves bad images out, with a logged warning.
         stamp_dir: folder for a stamp file that remembers a passed check and `content` until a file of the dataset
             changes or the dataset moves; None reads every time.
-        workers: decoding threads.
 
     Raises:
         ConfigError: unknown `on_bad_image`.
@@ -109,7 +107,7 @@ def require_readable(
         content = _read_stamp(stamp)
     if isinstance(content, str):
         return dataset.with_content(content)
-    bad, good = examine_images(dataset, workers)
+    bad, good = examine_images(dataset)
     if bad:
         summary = bad_images_summary(dataset.root, bad, len(dataset.paths))
         if on_bad_image == "refuse":

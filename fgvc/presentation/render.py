@@ -146,8 +146,12 @@ def titled(title: str, of: str) -> str:
 
 def mean_and_spread(values: "pd.Series[float]", places: int = 2) -> str:
     """Mean ± sample standard deviation, which one value alone has not."""
-    spread = f" ± {values.std(ddof=1):.{places}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{places}f}{spread}"
+    return with_spread(values.mean(), values.std(ddof=1), places)
+
+
+def with_spread(mean: float, spread: float, places: int = 2) -> str:
+    """A mean, and after ± the standard deviation unless that is NaN."""
+    return f"{mean:.{places}f}" + ("" if math.isnan(spread) else f" ± {spread:.{places}f}")
 
 
 def to_latex(blocks: Iterable[Block]) -> str:

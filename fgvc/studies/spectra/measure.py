@@ -1,7 +1,8 @@
 """Spectra of finished runs: by method, by class, by layer, and over training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,30 +66,31 @@ def summarise(spectrum: MethodSpectrum, smallest: int = 8) -> dict[str, Any]:
     covariance NAME_before and of the normalised matrix NAME_after, None for a method without one: effective_rank,
     participation, and smallest_share, the share of the trace in the `smallest` smallest non-zero eigenvalues.
     """
-    before, rank = spectrum.before, numerical_rank(spectrum.before)
-    nonzero = nonzero_condition_number(before)
+    before = spectrum.before
     summary: dict[str, Any] = {
         "seeds": len(spectrum.seeds),
         "images": before.shape[0],
         "channels": before.shape[1],
         "rank": spectrum.rank,
-        "condition_number": float(np.median(condition_number(before))),
-        "nonzero_condition_number": float(np.median(nonzero[~np.isnan(nonzero)])) if spectrum.rank else float("nan"),
+        "condition_number": _median(condition_number(before)),
+        "nonzero_condition_number": _median(nonzero_condition_number(before)),
+    }
+    share = partial(smallest_share, k=smallest, rank=numerical_rank(before))
+    measures: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "effective_rank": effective_rank,
+        "participation": participation_ratio,
+        "smallest_share": share,
     }
     for stage, values in (("before", before), ("after", spectrum.after)):
-        for name, measure in (
-            ("effective_rank", effective_rank),
-            ("participation", participation_ratio),
-            ("smallest_share", lambda values: _known(smallest_share(values, smallest, rank))),
-        ):
-            summary[f"{name}_{stage}"] = None if values is None else float(np.median(measure(values)))
+        for name, measure in measures.items():
+            summary[f"{name}_{stage}"] = None if values is None else _median(measure(values))
     return summary
 
 
-def _known(shares: np.ndarray) -> np.ndarray:
-    """The shares of images that are not zero; NaN where all are."""
-    known = shares[~np.isnan(shares)]
-    return known if len(known) else np.array([np.nan])
+def _median(values: np.ndarray) -> float:
+    """Median over images; those of a zero matrix (NaN) are left out."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 CURVE_COLUMNS = ("label", "seeds", "images", "channels", "rank", "stage", "index", "lower", "median", "upper")

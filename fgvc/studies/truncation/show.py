@@ -1,6 +1,5 @@
 """Figures of accuracy against the part of the spectrum that a head sees, and of effects on accuracy."""
 
-from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.presentation.render import markdown_table
+from fgvc.presentation.render import markdown_table, with_spread
 from fgvc.presentation.style import (
     COLUMN_WIDTH,
     class_name,
@@ -141,7 +140,7 @@ def effects_markdown(compared: pd.DataFrame, reference: str) -> str:
         if row["label"] != reference:
             interval = "" if np.isnan(row["low"]) else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
             difference = f"{row['difference']:+.2f}{interval}" if row["pairs"] else "no common seed"
-        rows.append([row["label"], str(row["n"]), _mean(row), difference])
+        rows.append([row["label"], str(row["n"]), with_spread(row["mean"], row["std"]), difference])
     return markdown_table(["Method", "n", "Final", "Difference [95 %]"], rows)
 
 
@@ -149,14 +148,10 @@ def bands_markdown(table: pd.DataFrame) -> str:
     """Top-1 by band, a column for each way of training."""
     cells: dict[str, dict[str, str]] = {}
     for row in table.sort_values(["kind", "start", "stop"]).to_dict("records"):
-        cells.setdefault(_band_name(row["start"], row["stop"]), {})[row["curve"]] = _mean(row)
+        cells.setdefault(_band_name(row["start"], row["stop"]), {})[row["curve"]] = with_spread(row["mean"], row["std"])
     curves = [curve for curve in CURVES if curve in set(table["curve"])]
     rows = [[name, *(found.get(curve, "not measured") for curve in curves)] for name, found in cells.items()]
     return markdown_table(["Eigenvalues kept", *(_NAMES[curve] for curve in curves)], rows)
-
-
-def _mean(row: Mapping[Hashable, Any]) -> str:
-    return f"{row['mean']:.2f}" if np.isnan(row["std"]) else f"{row['mean']:.2f} ± {row['std']:.2f}"
 
 
 def _band_name(start: int, stop: Any) -> str:
