@@ -219,12 +219,8 @@ def split_validation(dataset: ImageDataset, fraction: float, seed: int) -> tuple
 
     A class gives round(fraction * count) images, at least one and never all; a class of one image stays in training.
 
-    Raises:
-        ConfigError: `fraction` is not between 0 and 1.
-        DatasetError: no class has two images.
+    Raises DatasetError: no class has two images.
     """
-    if not 0 < fraction < 1:
-        raise ConfigError(f"the validation fraction must lie between 0 and 1 (both excluded), found {fraction}")
     rng = np.random.default_rng(seed)
     targets = np.asarray(dataset.targets)
     held_out = np.zeros(len(dataset), dtype=bool)

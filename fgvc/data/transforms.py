@@ -111,17 +111,7 @@ class TransformSpec(TransformConfig):
         return torch.addcmul(self._shift, pixels, self._scale).contiguous()
 
     def box(self, box: Box, size: tuple[int, int]) -> Box:
-        """The place of a box in the result, clipped to it.
-
-        Args:
-            box: a box in pixels of the image.
-            size: width and height of the image.
-
-        Raises:
-            ValueError: the recipe is one of training, where the result is random.
-        """
-        if self.training:
-            raise ValueError("in training an image is cut and mirrored at random; use deterministic()")
+        """The place of a box, in pixels of an image of that width and height, in the result of a test, clipped to it."""
         inside = torch.tensor([box], dtype=torch.float64).clamp(torch.zeros(4), torch.tensor(size * 2))
         moved = self._geometry(tv_tensors.BoundingBoxes(inside, format="XYXY", canvas_size=(size[1], size[0])))
         left, top, right, bottom = moved[0].clamp(0, self.size).tolist()
@@ -215,11 +205,9 @@ def boxes_in_view(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
 
     Raises:
         DatasetError: the dataset has no boxes, or an image cannot be read.
-        ValueError: the transform is another one.
     """
     spec = dataset.transform
-    if not isinstance(spec, TransformSpec):
-        raise ValueError(f"expected images with a TransformSpec, got {type(spec).__name__}")
+    assert isinstance(spec, TransformSpec)
     if dataset.boxes is None:
         raise DatasetError(
             f"{dataset.root}: no bounding boxes were read; only cub, cars, aircraft, dogs and nabirds have them, read "

@@ -96,11 +96,8 @@ def require_readable(
             changes or the dataset moves; None reads every time.
 
     Raises:
-        ConfigError: unknown `on_bad_image`.
         DatasetError: bad images with "refuse", or no good image with "skip".
     """
-    if on_bad_image not in ("refuse", "skip"):
-        raise ConfigError(f"on_bad_image={on_bad_image!r} is unknown; choose one of refuse, skip")
     stamp = None if stamp_dir is None else stamp_dir / _stamp_name(dataset)
     content = _verified_split(dataset).get("content")  # an earlier version wrote none
     if content is None and stamp is not None:

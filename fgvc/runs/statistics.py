@@ -61,11 +61,7 @@ def combine_p_values(p_values: Sequence[float]) -> float:
     """Combine p-values with any dependence into one: n / k times the k-th smallest, k = floor(n / 2) + 1.
 
     The result is small only if more than half of them are, and never below their median. [Rüger, Metrika 1978]
-
-    Raises ValueError: no p-values.
     """
-    if not p_values:
-        raise ValueError("expected at least one p-value")
     n = len(p_values)
     k = n // 2 + 1
     return min(1.0, n / k * sorted(p_values)[k - 1])
@@ -98,10 +94,7 @@ def paired_bootstrap(
 
     Raises:
         RunError: as in `mcnemar` for any pair, or the pairs differ in their images.
-        ValueError: no pairs, or unequal numbers of runs.
     """
-    if not first or len(first) != len(second):
-        raise ValueError(f"expected equal numbers of runs, at least one each, got {len(first)} and {len(second)}")
     tables = [pair_predictions(a, b).sort_values("path") for a, b in zip(first, second, strict=True)]
     if any(table["path"].tolist() != tables[0]["path"].tolist() for table in tables):
         raise RunError("the runs were evaluated on different images; give runs of one test split")

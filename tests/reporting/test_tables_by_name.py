@@ -68,8 +68,6 @@ def test_bootstrap_averages_the_pairs_on_each_image() -> None:
     a, b = predictions(100), predictions(100, shift=100)
     found = paired_bootstrap([a, b], [b, a])
     assert [found[name] for name in ("difference", "low", "high", "pairs")] == [0, 0, 0, 2]
-    with pytest.raises(ValueError, match="1 and 2"):
-        paired_bootstrap([a], [a, b])
     elsewhere = a.assign(path="x" + a["path"])
     with pytest.raises(RunError, match="on different images"):
         paired_bootstrap([a, elsewhere], [b, elsewhere])
@@ -134,8 +132,6 @@ def test_p_values_are_combined_and_corrected() -> None:
     # by hand: 4 * 0.005, 3 * 0.01, then 2 * 0.03, and 0.04 no less than the one before it
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
-    with pytest.raises(ValueError, match="at least one"):
-        combine_p_values([])
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=9), min_size=1, max_size=6))

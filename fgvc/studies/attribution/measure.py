@@ -150,12 +150,7 @@ def deletion_insertion(
         steps: S.
         cell, seed: as in `cell_ranks`.
         batch_size: pictures through the backbone at once; on a CPU few are faster.
-
-    Raises:
-        ValueError: maps of other images, or that are not finite; no step.
     """
-    if maps.ndim != 4 or maps.shape[1] != len(images) or maps.shape[-2:] != images.shape[-2:]:
-        raise ValueError(f"expected maps (K, {len(images)}, H, W) of the images' size, got {tuple(maps.shape)}")
     reference = reference_images(images, "blur") if reference is None else reference
     height, width = images.shape[-2:]
     ranks = cell_ranks(maps, cell, seed=seed)
@@ -193,8 +188,6 @@ def cell_ranks(maps: Tensor, cell: int, *, seed: int = 0) -> Tensor:
         seed: seed of the order of ties.
     """
     means = cell_means(maps, cell)
-    if not means.isfinite().all():
-        raise ValueError("NaN or infinity in the maps")
     flat = means.flatten(-2)
     shuffled = torch.randperm(flat.shape[-1], generator=torch.Generator().manual_seed(seed)).to(flat.device)
     order = shuffled[flat[..., shuffled].argsort(dim=-1, descending=True, stable=True)]
@@ -208,12 +201,7 @@ def cell_means(maps: Tensor, cell: int) -> Tensor:
 
 
 def step_counts(cells: int, steps: int) -> Tensor:
-    """Number of replaced cells after each step, (steps + 1,) int64 from 0 to all; no more steps than cells.
-
-    Raises ValueError: no step.
-    """
-    if steps < 1:
-        raise ValueError(f"expected at least 1 step, got {steps}")
+    """Number of replaced cells after each step, (steps + 1,) int64 from 0 to all; no more steps than cells."""
     return torch.linspace(0, cells, min(steps, cells) + 1, dtype=torch.float64).round().long()
 
 
