@@ -111,7 +111,7 @@ class TransformSpec(TransformConfig):
         return torch.addcmul(self._shift, pixels, self._scale).contiguous()
 
     def box(self, box: Box, size: tuple[int, int]) -> Box:
-        """The place of a box, in pixels of an image of that width and height, in the result of a test, clipped to it."""
+        """The place of a box, in pixels of an image of this width and height, in the result of a test, cut to it."""
         inside = torch.tensor([box], dtype=torch.float64).clamp(torch.zeros(4), torch.tensor(size * 2))
         moved = self._geometry(tv_tensors.BoundingBoxes(inside, format="XYXY", canvas_size=(size[1], size[0])))
         left, top, right, bottom = moved[0].clamp(0, self.size).tolist()

@@ -51,9 +51,6 @@ class ProbabilityMeasures:
     loss: float
     brier: float
 
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
-
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     """Return the temperature with the least cross-entropy, computed in float64.
@@ -360,7 +357,7 @@ def _collect_logits(model: nn.Module, loader: Loader, accelerator: Accelerator, 
 
 def _recorded(measures: ProbabilityMeasures, curve: pd.DataFrame) -> dict[str, Any]:
     return {
-        **{name: round(value, 6) for name, value in measures.as_dict().items()},
+        **{name: round(value, 6) for name, value in asdict(measures).items()},
         "reliability": curve.round(6).to_dict("records"),
     }
 

@@ -258,9 +258,7 @@ def precision_pairs(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _all_but_precision(run: Run) -> str:
     """The configuration that two runs of a pair share, as text."""
-    config = run.settings()
-    for key in ("run_dir", "resume"):
-        config.pop(key, None)
+    config = {key: value for key, value in run.settings().items() if key not in ("run_dir", "resume")}
     method = {key: value for key, value in config.get("method", {}).items() if key != "spectral_dtype"}
     return json.dumps(config | {"method": method}, sort_keys=True)
 
