@@ -18,7 +18,7 @@ from machine import benchmark_facts
 from torch.utils.data import DataLoader
 
 from fgvc.data import FeatureSet
-from fgvc.data.feature_set import open_maps
+from fgvc.data.dataset import open_maps
 from fgvc.training.batches import StepBatches, create_loader
 
 

@@ -41,9 +41,6 @@ _SYSTEM_ERRORS = {
     **dict.fromkeys((errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP), _ANOTHER_PATH),
 }
 """What to do about an error of the operating system, by its number."""
-_REMOVED = {
-    "replay": "a failed step is loaded in ten lines: docs/running.md, 'A number that is not finite'",
-}
 
 
 def main() -> None:
@@ -53,8 +50,6 @@ def main() -> None:
         if given[0].startswith("-"):
             _parser(commands).parse_args(given)  # ends the process: every option before a command does
         name = given[0].replace("-", "_")
-        if name in _REMOVED:
-            raise ConfigError(f"the command {name} was removed: {_REMOVED[name]}")
         if name not in commands:
             close = difflib.get_close_matches(name, commands)
             fix = f"nearest: {', '.join(close)}" if close else f"choose one of {', '.join(commands)}"

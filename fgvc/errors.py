@@ -76,6 +76,15 @@ class Interrupted(KeyboardInterrupt):
         self.exit_status = 128 + signal.Signals[signal_name]
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether text can be written as UTF-8: a name of a file in another encoding cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 # control characters but line end and tab, and marks of direction
 _UNSEEN = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069]")
 

@@ -94,9 +94,8 @@ MAX_GROWTH, ALLOWANCE = 20, 1 << 26
 def read_json(path: Path) -> Any:
     """Return the value in a JSON file.
 
-    Raises:
-        ValueError: it is not UTF-8, not JSON, too long or nested too deeply; or it holds NaN, infinity or a lone
-            surrogate.
+    Raises ValueError: it is not UTF-8, not JSON, too long or nested too deeply; or it holds NaN, infinity or a lone
+    surrogate.
     """
     try:
         value = json.loads(read_foreign_text(path, _MAX_JSON))
@@ -119,9 +118,8 @@ def read_plain_yaml(path: Path) -> str:
 
     Aliases and interpolations can expand a few lines to more than the memory holds. Tags call constructors.
 
-    Raises:
-        ValueError: not UTF-8 or not YAML; too long, too deeply nested, or with an alias, a tag, an interpolation, a
-            number that is too long or a lone surrogate.
+    Raises ValueError: not UTF-8 or not YAML; too long, too deeply nested, or with an alias, a tag, an interpolation, a
+    number that is too long or a lone surrogate.
     """
     text = read_foreign_text(path, _MAX_YAML)
     depth = 0
@@ -157,8 +155,7 @@ def _problem(event: yaml.Event) -> str | None:
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz archive by name.
 
-    Raises:
-        ValueError: it is not such an archive, cut off, damaged, a decompression bomb, or holds objects.
+    Raises ValueError: it is not such an archive, cut off, damaged, a decompression bomb, or holds objects.
     """
     with open_foreign(path) as file, _damage_as_value_error():
         if not zipfile.is_zipfile(file):  # NumPy would assume a pickle and advise to load it as one
@@ -199,8 +196,7 @@ def _refuse_short_arrays(file: IO[bytes]) -> None:
 def refuse_growth(file: IO[bytes]) -> None:
     """Refuse a zip that is a decompression bomb, before unpacking anything.
 
-    Raises:
-        ValueError: it is a decompression bomb, or not a readable zip.
+    Raises ValueError: it is a decompression bomb, or not a readable zip.
     """
     with _damage_as_value_error(), zipfile.ZipFile(file) as archive:
         size = sum(member.file_size for member in archive.infolist())

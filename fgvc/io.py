@@ -23,7 +23,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from fgvc.errors import RunError
+from fgvc.errors import RunError, is_unicode
 from fgvc.foreign import open_regular, read_foreign_text, read_json_object
 
 
@@ -108,41 +108,17 @@ def _no_room(error: BaseException) -> int | None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def replaced_folder(
+    path: Path, check: Callable[[Path], None] | None = None, *, on_wait: Callable[[], object] | None = None
+) -> Iterator[Path]:
     """Yield a new temporary folder next to `path`; rename it to `path` on success, delete it on any failure.
 
-    A missing parent folder is created. `path` must be absent or an empty folder; see `replaced_folder` for others.
-
-    Raises:
-        FileExistsError: `path` exists; it is unchanged.
-        OSError: as in the writing code.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        try:
-            if path.exists():
-                path.rmdir()  # a rename replaces an empty folder on some systems only
-            temporary.rename(path)
-        except OSError as error:
-            raise FileExistsError(error.errno, f"cannot be made ({error.strerror})", str(path)) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def replaced_folder(
-    path: Path, check: Callable[[Path], None], *, on_wait: Callable[[], object] | None = None
-) -> Iterator[Path]:
-    """Do as `atomic_folder`, and replace a folder that `check` allows to replace.
-
-    What lies at `path` is first moved aside and checked there, so nothing can come between the check and the
-    replacement. What a killed call has left is put back or deleted.
+    A missing parent folder is created. What lies at `path` is first moved aside and checked there, so nothing can come
+    between the check and the replacement. What a killed call has left is put back or deleted.
 
     Args:
         path: folder to write.
-        check: function that raises if a path that exists must not be replaced.
+        check: function that raises if a path that exists must not be replaced; None: only an empty folder may be.
         on_wait: as in `locked`: wait for another process that is writing `path`.
 
     Raises:
@@ -154,6 +130,12 @@ def replaced_folder(
     path = Path(os.path.abspath(path))  # noqa: PTH100  # "." has no name, and a link stays one
     if not path.name:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+    def require_empty(found: Path) -> None:
+        if any(found.iterdir()):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+    check = check or require_empty
     temporary, old = (path.with_name(f".{path.name}.fgvc-{kind}") for kind in ("tmp", "old"))
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock"), on_wait=on_wait) as free:
@@ -283,8 +265,7 @@ def write_output(path: Path, text: str, kind: str = "") -> None:
 def default_output(within: Path, name: str) -> Path:
     """Return `name` in a folder that may be someone else's, for results of a command that was given no other place.
 
-    Raises:
-        RunError: it leads out of the folder through a link, to a place that the user has not named.
+    Raises RunError: it leads out of the folder through a link, to a place that the user has not named.
     """
     path = within / name
     if not path.resolve().is_relative_to(within.resolve()):
@@ -294,10 +275,8 @@ def default_output(within: Path, name: str) -> Path:
 
 def require_own(path: Path, kind: str = "") -> None:
     """Raise FileExistsError if something lies at `path` that `output_path` did not write there; RunError as it does."""
-    try:
-        path.name.encode()
-    except UnicodeEncodeError as error:
-        raise RunError(f"{path}: the name is not Unicode (UTF-8); give another one") from error
+    if not is_unicode(path.name):
+        raise RunError(f"{path}: the name is not Unicode (UTF-8); give another one")
     if path.name == _MADE:
         raise FileExistsError(errno.EEXIST, "is the record of the files that fgvc made; give another name", str(path))
     if not os.path.lexists(path):
@@ -417,9 +396,8 @@ def read_csv(
 
     Pandas alone would take an extra cell in a row for an index and move every number to the next column.
 
-    Raises:
-        RunError: the file is missing, not CSV, lacks a column or has one twice, or a row is longer or shorter than the
-            header, or one of `numbers` holds text or nothing.
+    Raises RunError: the file is missing, not CSV, lacks a column or has one twice, or a row is longer or shorter than
+    the header, or one of `numbers` holds text or nothing.
     """
     try:
         content = read_foreign_text(path, times * _MAX_CSV)

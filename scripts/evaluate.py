@@ -38,13 +38,13 @@ def main() -> None:
         output=arguments.output,
         retrieval=arguments.retrieval,
     )
-    report = write_class_report(result.predictions, result.classes, result.title, result.folder, result.name)
+    text, files = write_class_report(result.predictions, result.classes, result.title, result.folder, result.name)
     record = result.record
     print(result.text)
     if result.retrieval is not None:
         print(f"retrieval: {result.retrieval.text}")
-    print(f"{record['images']} images, views: {record['views']}, {record['seconds']:.1f} s\n\n{report.text}\n")
-    print(f"written: {', '.join(map(str, [*result.files, *report.files]))}")
+    print(f"{record['images']} images, views: {record['views']}, {record['seconds']:.1f} s\n\n{text}\n")
+    print(f"written: {', '.join(map(str, [*result.files, *files]))}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from fgvc.errors import one_line
 from fgvc.inference.neighbours import load_neighbours
 from fgvc.inference.predict import find_all, load_run, require_all
 from fgvc.io import default_output
-from fgvc.reporting.neighbours import ON_SHEET, find_neighbours, sheet_files
+from fgvc.reporting.predictions import ON_SHEET, find_neighbours, sheet_files
 
 
 def main() -> None:

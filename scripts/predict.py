@@ -51,7 +51,7 @@ def main() -> None:
         written = ", ".join(map(one_line, [*([table.path] if table else []), *shown]))
         print((predictions.summary(named) + "\n" if folders else "") + predictor.status)
         print(*([f"written: {written}"] if written else []), sep="\n")
-    require_all([one.found.path for one in named if one.found.error], len(named))
+    require_all([one.path for one in named if one.error], len(named))
     notes = prediction_notes(arguments.run, predictor, arguments.checkpoint)
     end_with_notes(notes, strict=arguments.strict)
 

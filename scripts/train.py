@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
 from fgvc.inference.calibrate import calibrate_finished
-from fgvc.reporting.first_result import first_result, next_commands
+from fgvc.reporting.report.answer import first_result, next_commands
 from fgvc.resources import resource_folder
 from fgvc.runs import RunConfig
 from fgvc.training import dry_run, train_run

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from fgvc.errors import RunError
 from fgvc.foreign import read_npz
-from fgvc.io import atomic_folder, atomic_path, locked, replaced_folder, write_output
+from fgvc.io import atomic_path, locked, replaced_folder, write_output
 from fgvc.models.files import write_weights
 
 
@@ -22,7 +22,7 @@ def test_the_folder_appears_whole(tmp_path: Path, exists: bool) -> None:
     path = tmp_path / "deep" / "set"
     if exists:
         path.mkdir(parents=True)
-    with atomic_folder(path) as folder:
+    with replaced_folder(path) as folder:
         (folder / "a").touch()
         assert path.exists() == exists
     assert [item.relative_to(tmp_path).as_posix() for item in (tmp_path / "deep").rglob("*")] == [
@@ -33,7 +33,7 @@ def test_the_folder_appears_whole(tmp_path: Path, exists: bool) -> None:
 
 @pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
 def test_a_failure_leaves_nothing(tmp_path: Path, failure: type[BaseException]) -> None:
-    with pytest.raises(failure), atomic_folder(tmp_path / "set") as folder:
+    with pytest.raises(failure), replaced_folder(tmp_path / "set") as folder:
         (folder / "a").touch()
         raise failure
     assert not list(tmp_path.iterdir())
@@ -78,7 +78,7 @@ def test_weights_have_the_mode_of_any_new_file(tmp_path: Path, mode: int) -> Non
 
 def test_what_came_in_the_meantime_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "set"
-    with pytest.raises(FileExistsError) as caught, atomic_folder(path):
+    with pytest.raises(FileExistsError) as caught, replaced_folder(path):
         path.mkdir()
         (path / "theirs").touch()
     assert caught.value.filename == str(path)

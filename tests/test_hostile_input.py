@@ -51,11 +51,11 @@ from fgvc.data import (
     prepare_dataset,
 )
 from fgvc.data.cards import load_card
-from fgvc.data.checks import check_images
 from fgvc.data.extract import extract
 from fgvc.data.imagenet import sort_validation
 from fgvc.data.layout import read_lines
 from fgvc.data.mat import read_mat
+from fgvc.data.verify import examine_images
 from fgvc.errors import ConfigError, DatasetError, RunError, UserError, WeightsError
 from fgvc.inference.pooling_inputs import load_features
 from fgvc.inference.restore import read_weights
@@ -247,7 +247,7 @@ def test_images_that_are_refused(tmp_path: Path, fault: str, monkeypatch: pytest
     called: list[object] = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *rest: called.append(rest))
     content, reason = NO_IMAGES[fault]
-    (bad,) = check_images(create_dataset("folder", root=folder_of(tmp_path, "0.jpg", content)))
+    (bad,) = examine_images(create_dataset("folder", root=folder_of(tmp_path, "0.jpg", content)))[0]
     assert reason in bad.reason and not called
 
 
@@ -291,7 +291,7 @@ def test_a_fingerprint_tells_upright_images_from_stored_ones_as_official_dataset
 
 
 def read_images(root: Path) -> object:
-    bad = check_images(create_dataset("folder", root=root))
+    bad = examine_images(create_dataset("folder", root=root))[0]
     raise DatasetError("; ".join(f"{image.path}: {image.reason}" for image in bad))
 
 
@@ -339,7 +339,7 @@ FOREIGN: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 def decoded(path: Path) -> object:
-    (bad,) = check_images(ImageDataset(Samples(["a"], [path], [0]), path.parent))
+    (bad,) = examine_images(ImageDataset(Samples(["a"], [path], [0]), path.parent))[0]
     raise DatasetError(f"{bad.path}: {bad.reason}")
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from documents import FromFiles, draw_figure, figure_is_current, stale_pages, write_pages
 from matplotlib.figure import Figure
@@ -20,9 +21,10 @@ from settings_page import settings_page
 
 from fgvc.cli import exit_on_user_error
 from fgvc.io import read_csv, write_text_atomic
-from fgvc.presentation.render import Block, block_markdown, markdown_table
+from fgvc.presentation.render import Block, block_markdown, markdown_table, mean_and_spread
+from fgvc.presentation.style import by_method, method_order
 from fgvc.reporting.accuracy import load_accuracy, table_blocks
-from fgvc.reporting.calibration_report import calibrations_markdown, reliability_figure
+from fgvc.reporting.calibration_report import MEASURES, TIMES, reliability_figure
 from fgvc.reporting.run_tables import cost_block, differences_block
 from fgvc.studies.attribution import show as attributions
 from fgvc.studies.attribution.study import COLUMNS, load_attribution_study, read_study_table
@@ -33,11 +35,11 @@ from fgvc.studies.gradients.show import gradients_markdown, loewner_figure
 from fgvc.studies.precision import show as precision
 from fgvc.studies.precision.measure import SUMMARY_COLUMNS
 from fgvc.studies.rates import show as rates
-from fgvc.studies.rates.measure import load_rates
-from fgvc.studies.smoothness.measure import load_smoothness
-from fgvc.studies.smoothness.show import beta_markdown, smoothness_figure
+from fgvc.studies.rates.measure import RATE_COLUMNS
+from fgvc.studies.smoothness.measure import load_smoothness, summarise_smoothness, with_ranges
+from fgvc.studies.smoothness.show import smoothness_figure
 from fgvc.studies.spectra import show as spectra
-from fgvc.studies.spectra.measure import load_classes, load_curves, load_curves_by_epoch, load_history
+from fgvc.studies.spectra.measure import load_view
 from fgvc.studies.spectra.show import spectra_figure
 from fgvc.studies.spectra.views import classes_block, conditions_block
 from fgvc.studies.truncation import show as bands
@@ -63,6 +65,54 @@ SETTING = "cub80, tf_efficientnet_lite0 (frozen), 224 px, reduction 64, 15 epoch
 def of_frame(make: Callable[[pd.DataFrame], str | Figure]) -> Callable[[Path], str | Figure]:
     """From a CSV file by way of its frame."""
     return lambda path: make(read_csv(path, ()))
+
+
+def beta_markdown(table: pd.DataFrame, reference: str) -> str:
+    """Gradient norm and beta of each method, and its beta over that of a reference step by step: medians [quartiles].
+
+    Methods at the same seed and step start from the same weights.
+    """
+    summary, measured = summarise_smoothness(table).set_index("label"), with_ranges(table)
+    base = measured[measured["label"] == reference].set_index(["seed", "step"])["beta"]
+    rows = []
+    for label in sorted(summary.index, key=method_order):
+        row = summary.loc[label]
+        ratios = (measured[measured["label"] == label].set_index(["seed", "step"])["beta"] / base).dropna()
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75], method="inverted_cdf")
+        beta = f"{row['beta']:.3g} [{row['beta_lower']:.3g}, {row['beta_upper']:.3g}]"
+        numbers = [f"{row[name]:.3g}" for name in ("gradient_norm", "loss_range", "relative_change")]
+        rows.append([str(label), str(row["points"]), *numbers, beta, f"{middle:.3g} [{low:.3g}, {high:.3g}]"])
+    header = ["Method", "points", "‖g‖", "range of the loss", "‖Δg‖ / ‖g‖", "β", f"β over that of {reference}"]
+    return markdown_table(header, rows)
+
+
+def factor_markdown(grid: pd.DataFrame) -> str:
+    """SEB's factor 1 + t over the test images, a row for each run; an empty table where the grid has no SEB."""
+    rows = [
+        [row["label"], str(row["seed"]), f"{row['factor']:.3f}", f"{row['factor_std']:.3f}", f"{row['share']:.1f} %"]
+        for row in grid.dropna(subset=["factor"])
+        .assign(share=lambda frame: 100 * frame["factor_std"] / frame["factor"])
+        .to_dict("records")
+    ]
+    return markdown_table(["Method", "seed", "mean factor", "standard deviation", "of the mean"], rows)
+
+
+def calibrations_markdown(table: pd.DataFrame) -> str:
+    """A `calibrations_table` by label, means over the runs."""
+    header = ["Method", "n", "Temperature"]
+    header += [f"{name} {when}" for name in ("ECE %", "loss", "Brier") for when in TIMES]
+    rows = []
+    for label, part in by_method(table):
+        cells = [mean_and_spread(part["temperature"], 3)]
+        for name, places in zip(MEASURES, (2, 3, 3), strict=True):
+            cells += [mean_and_spread(part[f"{name}_{when}"], places) for when in TIMES]
+        rows.append([label, str(len(part)), *cells])
+    return markdown_table(header, rows)
+
+
+def load_rates(path: Path) -> pd.DataFrame:
+    """The table of the study of rates."""
+    return read_csv(path, RATE_COLUMNS, names=("listed", "right", "commit"))
 
 
 def as_written(path: Path) -> str:
@@ -179,9 +229,11 @@ TABLES: dict[str, FromFiles[str]] = {
     "cub80_views": FromFiles(cub80("earlier/views"), as_written),
     "cub80_finetune": FromFiles(cub80("earlier/finetune"), as_written),
     "cub80_conditions": FromFiles(
-        cub80("frozen/conditions"), lambda path: block_markdown(conditions_block(load_history(path)))
+        cub80("frozen/conditions"), lambda path: block_markdown(conditions_block(load_view("conditions", path)))
     ),
-    "cub80_classes": FromFiles(cub80("frozen/classes"), lambda path: block_markdown(classes_block(load_classes(path)))),
+    "cub80_classes": FromFiles(
+        cub80("frozen/classes"), lambda path: block_markdown(classes_block(load_view("classes", path)))
+    ),
     "cub80_bands": FromFiles(STUDY, lambda grid, *_: bands.bands_markdown(band_table(load_study(grid.parent), EXACT))),
     "cub80_band_classes": FromFiles(
         STUDY, lambda grid, *_: bands.class_changes_markdown(load_study(grid.parent).classes, EXACT)
@@ -193,7 +245,7 @@ TABLES: dict[str, FromFiles[str]] = {
         cub80("gradients/gradients"), of_frame(lambda t: gradients_markdown(t).split("\n\n")[0])
     ),
     "cub80_seb": FromFiles(GRID, effects_table(RESCALED, "SEB", EXACT)),
-    "cub80_factor": FromFiles(GRID, lambda grid: bands.factor_markdown(load_study(grid.parent).grid)),
+    "cub80_factor": FromFiles(GRID, lambda grid: factor_markdown(load_study(grid.parent).grid)),
     "cub80_amplification": FromFiles(GRID, effects_table(EXACT)),
     "cub80_smoothness": FromFiles(cub80("smoothness/sgd"), lambda path: beta_markdown(load_smoothness(path), EXACT)),
     "cub80_smoothness_adamw": FromFiles(
@@ -230,22 +282,28 @@ FIGURES: dict[str, FromFiles[Figure]] = {
     "overview": FromFiles(("results/cub80/frozen/accuracy.csv", "results/first/cars98/accuracy.csv"), overview_figure),
     "demo_spectra": FromFiles(
         ("results/synthetic/spectra.csv",),
-        lambda path: spectra_figure(load_curves(path), "synthetic, tf_efficientnet_lite0 (frozen), 192 px, 20 epochs"),
+        lambda path: spectra_figure(
+            load_view("methods", path), "synthetic, tf_efficientnet_lite0 (frozen), 192 px, 20 epochs"
+        ),
     ),
-    "cub80_spectra": FromFiles(cub80("frozen/spectra"), lambda path: spectra_figure(load_curves(path), SETTING)),
+    "cub80_spectra": FromFiles(
+        cub80("frozen/spectra"), lambda path: spectra_figure(load_view("methods", path), SETTING)
+    ),
     "cub80_conditions": FromFiles(
-        cub80("frozen/conditions"), lambda path: spectra.history_figure(load_history(path), SETTING)
+        cub80("frozen/conditions"), lambda path: spectra.history_figure(load_view("conditions", path), SETTING)
     ),
     "cub80_epochs": FromFiles(
-        cub80("frozen/epochs"), lambda path: spectra.epochs_figure(load_curves_by_epoch(path), SETTING)
+        cub80("frozen/epochs"), lambda path: spectra.epochs_figure(load_view("epochs", path), SETTING)
     ),
     "cub80_classes": FromFiles(
-        cub80("frozen/classes"), lambda path: spectra.classes_figure(load_classes(path), SETTING)
+        cub80("frozen/classes"), lambda path: spectra.classes_figure(load_view("classes", path), SETTING)
     ),
-    "cub80_layers": FromFiles(cub80("frozen/layers"), lambda path: spectra.shares_figure(load_curves(path), SETTING)),
+    "cub80_layers": FromFiles(
+        cub80("frozen/layers"), lambda path: spectra.shares_figure(load_view("methods", path), SETTING)
+    ),
     "cub80_backbones": FromFiles(
         cub80("frozen/backbones"),
-        lambda path: spectra.shares_figure(load_curves(path), "cub80, MPN-COV, reduction 64, 224 px"),
+        lambda path: spectra.shares_figure(load_view("methods", path), "cub80, MPN-COV, reduction 64, 224 px"),
     ),
     "cub80_bands": FromFiles(STUDY, bands_plot),
     "cub80_amplification": FromFiles(GRID, effects_plot),

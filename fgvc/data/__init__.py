@@ -1,10 +1,8 @@
 """Datasets, transforms and cached feature maps."""
 
-from fgvc.data.checks import require_readable, verified_content, was_verified
-from fgvc.data.dataset import ImageDataset, Samples, collate, fingerprint, split_validation
+from fgvc.data.dataset import FeatureSet, ImageDataset, Samples, collate, fingerprint, split_validation
 from fgvc.data.detect import find_layout
 from fgvc.data.feature_cache import cached_features
-from fgvc.data.feature_set import FeatureSet
 from fgvc.data.folder import image_files
 from fgvc.data.image_file import UnreadableImageError, copy_rgb, decode_rgb
 from fgvc.data.prepare import prepare_dataset
@@ -17,6 +15,7 @@ from fgvc.data.transforms import (
     normalization_from_timm,
     resized_spec,
 )
+from fgvc.data.verify import require_readable, verified_content, was_verified
 
 __all__ = [
     "VIEWS",

@@ -83,8 +83,7 @@ def list_cards(folder: Path) -> list[str]:
 def load_card(folder: Path, name: str) -> Card:
     """Read `folder`/`name`.yaml.
 
-    Raises:
-        ConfigError: there is no such card, it is not valid YAML, a key is unknown or missing, or a value is wrong.
+    Raises ConfigError: there is no such card, it is not valid YAML, a key is unknown or missing, or a value is wrong.
     """
     path = folder / f"{name}.yaml"
     if name not in list_cards(folder):

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-from fgvc.data.cars import is_cars
 from fgvc.data.folder import SPLIT_FOLDERS, holds_runs, image_files, is_litter
 from fgvc.data.image_file import image_endings
 from fgvc.data.inaturalist import find_years
 from fgvc.data.layout import listing, reachable
+from fgvc.data.stanford import is_cars
 from fgvc.data.table import find_tables, read_paths_and_labels, table_columns
 from fgvc.errors import DatasetError
 from fgvc.io import expanded

@@ -92,11 +92,7 @@ def download(
 
 
 def require_space(folder: Path, needed: float, purpose: str) -> None:
-    """Check that the disk of `folder` has at least `needed` bytes free.
-
-    Raises:
-        DatasetError: too little space.
-    """
+    """Check that the disk of `folder` has at least `needed` bytes free. Raises DatasetError: too little space."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DatasetError(

@@ -28,8 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fgvc.data.dataset import ImageDataset, collate, fingerprint
-from fgvc.data.feature_set import FeatureSet, open_maps
+from fgvc.data.dataset import FeatureSet, ImageDataset, collate, fingerprint, open_maps
 from fgvc.data.transforms import TransformSpec
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import read_json
@@ -39,7 +38,6 @@ from fgvc.provenance import float32_precision
 logger = logging.getLogger(__name__)
 
 Extract = Callable[[Tensor], Tensor]
-_DTYPES = ("float32", "float16")
 _IMAGES = 4096  # in one file; more of a set are in several, which several processes compute
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNFINISHED = re.compile(r"\.features-[0-9a-f]{32}\.[0-9a-f]{8}\.tmp\.npy")
@@ -129,11 +127,9 @@ def cached_features(
             None means no limit.
 
     Raises:
-        ConfigError: unknown dtype, a transform with other randomness than mirroring, or no room below `max_gb`.
+        ConfigError: a transform with other randomness than mirroring, or no room below `max_gb`.
         DatasetError: an unreadable image, a feature that is not finite, or not enough room on the disk.
     """
-    if dtype not in _DTYPES:
-        raise ConfigError(f"feature dtype {dtype!r} is unknown; choose one of {', '.join(_DTYPES)}")
     device, numbers = torch.device(device), np.dtype(dtype)
     planned = [_plan(split, map_shape, key_parts, numbers, device.type, cache_dir) for split in splits]
     files = {file.path: file for of_split in planned for file in of_split}
@@ -324,23 +320,18 @@ def _write(opened: IO[bytes], file: _File, batches: Iterator[list[NDArray[np.flo
     """Write a file batch by batch, and its card; return the seconds."""
     start = time.perf_counter()
     opened.write(file.header)
-    _write_views(opened, batches, file)
+    first, count, done = opened.tell(), file.shape[1], 0
+    for arrays in batches:
+        for view, array in enumerate(arrays):  # each in its own block
+            opened.seek(first + (view * count + done) * array[0].nbytes)
+            opened.write(cast(bytes, array.data))
+        done += len(arrays[0])
     opened.flush()
     seconds = time.perf_counter() - start
     card = {"parts": file.parts, "shape": file.shape, "seconds": seconds, "bytes": file.bytes}
     # the card first: a file without one could be anybody's, and would never be evicted
     write_json_atomic(_card_of(file.path), card | {"crc32": _checksum(Path(opened.name))})
     return seconds
-
-
-def _write_views(opened: IO[bytes], batches: Iterator[list[NDArray[np.floating]]], file: _File) -> None:
-    """Write the batches after the header, each view in its own block."""
-    start, count, done = opened.tell(), file.shape[1], 0
-    for arrays in batches:
-        for view, array in enumerate(arrays):
-            opened.seek(start + (view * count + done) * array[0].nbytes)
-            opened.write(cast(bytes, array.data))
-        done += len(arrays[0])
 
 
 _WAYS_OUT = (
@@ -369,8 +360,7 @@ def _reserved(file: _File, files: Sequence[_File], max_gb: float | None, keep: S
     There must be room for all of `files` that nobody has begun. Only one run at a time makes room, so that no two
     take the same.
 
-    Raises:
-        ConfigError, DatasetError: no room, or the disk fills up in the block.
+    Raises ConfigError, DatasetError: no room, or the disk fills up in the block.
     """
     folder, needed = file.path.parent, file.bytes
     try:
@@ -428,9 +418,8 @@ def _set_of(path: Path) -> str | None:
 def _make_room(folder: Path, needed: int, max_gb: float, keep: Set[Path]) -> None:
     """Evict sets of maps until there is room for `needed` bytes, the least recently used first.
 
-    Raises:
-        ConfigError: with `keep` and what this process uses there is no room below `max_gb`; then nothing is evicted. Or
-            the system deletes no file that is open.
+    Raises ConfigError: with `keep` and what this process uses there is no room below `max_gb`; then nothing is evicted.
+    Or the system deletes no file that is open.
     """
     gc.collect()  # maps of an earlier run of this process may be kept by reference cycles only
     own = {path for features in _used for path in features.paths} | keep

@@ -13,7 +13,7 @@ from pathlib import Path
 from fgvc.data.dataset import Samples, divide
 from fgvc.data.image_file import HEIF_ENDINGS, HEIF_FIX, image_endings
 from fgvc.data.layout import COARSE, listing, reachable, read_coarse
-from fgvc.errors import ConfigError, DatasetError
+from fgvc.errors import ConfigError, DatasetError, is_unicode
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +166,7 @@ def read_class_folders(folders: Mapping[str, Path], split: str, levels: int = 1)
 
     The classes are those of all splits.
 
-    Raises:
-        DatasetError: as `read_folder`.
+    Raises DatasetError as `read_folder`.
     """
     with reachable():
         places = {name: _class_folders(folder, levels) for name, folder in folders.items()}
@@ -200,8 +199,7 @@ def image_files(folder: Path) -> list[Path]:
 
     What is hidden, or litter of a system or a network drive, does not count.
 
-    Raises:
-        DatasetError: there is no image file, a folder cannot be read, or a name is not Unicode.
+    Raises DatasetError: there is no image file, a folder cannot be read, or a name is not Unicode.
     """
     found, others = _images(folder)
     if not found:
@@ -286,10 +284,8 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
 
 def require_unicode(folder: str | Path, name: str) -> None:
     """Raise DatasetError for a name in another encoding: the text files of a run could not hold it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise DatasetError(f"{folder}: the name {name!r} is not Unicode (UTF-8); rename it") from error
+    if not is_unicode(name):
+        raise DatasetError(f"{folder}: the name {name!r} is not Unicode (UTF-8); rename it")
 
 
 def _class_folders(folder: Path, levels: int) -> dict[str, Path]:

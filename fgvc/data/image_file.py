@@ -65,9 +65,8 @@ class Region(NamedTuple):
     def cut(self, image: Image.Image) -> Image.Image:
         """The region, clipped to the picture; a box keeps every pixel that it touches.
 
-        Raises:
-            UnreadableImageError: nothing is left, or one side is more than 100 times the other: enlarging the shorter
-                one would take memory out of proportion.
+        Raises UnreadableImageError: nothing is left, or one side is more than 100 times the other: enlarging the
+        shorter one would take memory out of proportion.
         """
         picture = (0, 0, image.width, image.height - self.banner)
         left, top, right, bottom = picture if self.box is None else self.box
@@ -129,8 +128,7 @@ def to_pixels(image: Image.Image) -> Tensor:
 def copy_rgb(image: Image.Image) -> Image.Image:
     """An upright RGB copy of an open image, equal to the one that `decode_rgb` makes from its file.
 
-    Raises:
-        UnreadableImageError: as `decode_rgb`.
+    Raises UnreadableImageError as `decode_rgb`.
     """
     try:
         _require_pixels(image)

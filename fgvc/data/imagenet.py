@@ -58,8 +58,7 @@ def sort_validation(root: Path) -> None:
 
     Line i of the ground truth is the ILSVRC2012_ID of the i-th image by name.
 
-    Raises:
-        DatasetError: a file is missing or malformed, or there are more or fewer labels than images.
+    Raises DatasetError: a file is missing or malformed, or there are more or fewer labels than images.
     """
     kit = root / _KIT / "data"
     for path in (kit / _META, kit / _LABELS):

@@ -12,7 +12,7 @@ from typing import Any
 
 from fgvc.data.dataset import Samples
 from fgvc.data.layout import find_folder, image_paths, listing, reachable, unique_names
-from fgvc.errors import ConfigError, DatasetError
+from fgvc.errors import ConfigError, DatasetError, is_unicode
 from fgvc.foreign import read_foreign_text
 
 _YEARS = {
@@ -104,7 +104,7 @@ def _rows(path: Path, content: Any, key: str | None, **kinds: type) -> list[Mapp
     for row in rows:
         for name, kind in kinds.items():
             value = row.get(name) if isinstance(row, dict) else None
-            if type(value) is not kind or (isinstance(value, str) and not _is_unicode(value)):
+            if type(value) is not kind or (isinstance(value, str) and not is_unicode(value)):
                 found = str(row)[:80]
                 raise DatasetError(f"{path}: {key or 'an entry'} without a {name} ({kind.__name__}): {found}")
     own = next(iter(kinds))
@@ -112,14 +112,6 @@ def _rows(path: Path, content: Any, key: str | None, **kinds: type) -> list[Mapp
     if count > 1:
         raise DatasetError(f"{path}: {key or 'its entries'} have the {own} {value} twice; unpack the archive again")
     return rows
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _categories(folder: Path, path: Path, content: Any) -> tuple[list[int], list[str], dict[str, list[str]]]:
@@ -144,7 +136,7 @@ def _categories(folder: Path, path: Path, content: Any) -> tuple[list[int], list
     coarse = {}
     for level in _LEVELS:
         labels = [str(row[level]) if isinstance(row.get(level), str | int) else "" for row in rows]
-        odd = [label for label in labels if not _is_unicode(label)]
+        odd = [label for label in labels if not is_unicode(label)]
         if odd:
             raise DatasetError(f"{path}: {level} {listing(map(repr, odd))} is no Unicode; unpack the archive again")
         if len(set(labels)) > 1:  # one label for all says nothing

@@ -2,8 +2,6 @@
 
 import contextlib
 import csv
-import errno
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -79,8 +77,7 @@ def find_folder(dataset: str, root: Path, *layouts: Sequence[str], nested: str |
 def read_text(path: Path) -> str:
     """The text of a file, without a byte order mark.
 
-    Raises:
-        DatasetError: missing, no regular file, too long, or not UTF-8.
+    Raises DatasetError: missing, no regular file, too long, or not UTF-8.
     """
     try:
         text = read_foreign_text(path, MAX_TEXT)
@@ -130,8 +127,7 @@ def read_table(path: Path, *, numeric_ids: bool = False) -> dict[str, str]:
 def read_integers(path: Path, *, numeric_ids: bool = False, allowed: tuple[int, ...] | None = None) -> dict[str, int]:
     """Lines "id value" as in `read_table`, with whole numbers as values.
 
-    Raises:
-        DatasetError: as `read_table`; also where a value is not a whole number, or none of those `allowed`.
+    Raises DatasetError as `read_table`; also where a value is not a whole number, or none of those `allowed`.
     """
     table = read_table(path, numeric_ids=numeric_ids)
     for key, value in table.items():
@@ -144,9 +140,8 @@ def read_integers(path: Path, *, numeric_ids: bool = False, allowed: tuple[int, 
 def read_csv_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """The column names and the rows of a CSV file, all of it text without blanks around it.
 
-    Raises:
-        DatasetError: as `read_text`; no header, a column twice, a cell with a line end, or a row with more or fewer
-            cells.
+    Raises DatasetError as `read_text`; no header, a column twice, a cell with a line end, or a row with more or fewer
+    cells.
     """
     lines = (row for row in csv.reader(read_text(path).splitlines(keepends=True), strict=True) if any(row))
     try:
@@ -173,8 +168,7 @@ def read_coarse(path: Path, classes: Sequence[str]) -> dict[str, list[str]]:
 
     The column "class" has the class names; every other column is a level, named by its header.
 
-    Raises:
-        DatasetError: as `read_csv_rows`; no column "class", no other column, or a class twice.
+    Raises DatasetError as `read_csv_rows`; no column "class", no other column, or a class twice.
     """
     header, rows = read_csv_rows(path)
     levels = [name for name in header if name != "class"]
@@ -199,8 +193,7 @@ def leads_out(name: str) -> bool:
 def require_inside(folder: Path, name: str, source: Path) -> Path:
     """`folder` / `name`, for a name that `source`, a file of the dataset, gives.
 
-    Raises:
-        DatasetError: the path is absolute, climbs up or names a drive.
+    Raises DatasetError: the path is absolute, climbs up or names a drive.
     """
     if leads_out(name):
         raise DatasetError(
@@ -249,12 +242,8 @@ def write_once(root: Path, record: str, recipe: Mapping[str, Any], write: Callab
     if _holds(root, record, recipe):
         return root
 
-    def require_empty(found: Path) -> None:
-        if any(found.iterdir()):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(root))
-
     try:
-        with replaced_folder(root.resolve(), require_empty, on_wait=lambda: None) as temporary:
+        with replaced_folder(root.resolve(), on_wait=lambda: None) as temporary:
             write(temporary)
             write_json_atomic(temporary / record, recipe)
     except OSError:

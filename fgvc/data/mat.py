@@ -27,8 +27,7 @@ def read_mat(path: Path, *names: str) -> Mapping[str, Any]:
     A matrix of numbers is a list of them, a cell array a list of values, text a list of its lines, and a struct array a
     list of values for each field.
 
-    Raises:
-        DatasetError: missing, damaged, of another version, a decompression bomb, or a variable is not in it.
+    Raises DatasetError: missing, damaged, of another version, a decompression bomb, or a variable is not in it.
     """
     if not path.exists():
         raise DatasetError(f"{path}: missing; unpack the archive again")
@@ -69,11 +68,7 @@ def _run_child(file: IO[bytes], arguments: list[str]) -> tuple[int, bytes]:
 
 
 def field(path: Path, structs: Any, name: str) -> list[Any]:
-    """One field of every element of a struct array.
-
-    Raises:
-        DatasetError: not a struct array with this field.
-    """
+    """One field of every element of a struct array. Raises DatasetError: not a struct array with this field."""
     fields = structs if isinstance(structs, dict) else {}
     if name not in fields:
         found = ", ".join(fields) or "no fields"
@@ -83,19 +78,14 @@ def field(path: Path, structs: Any, name: str) -> list[Any]:
 
 
 def texts(path: Path, cells: Any) -> list[str]:
-    """The text in each cell of a cell array.
-
-    Raises:
-        DatasetError: a cell that is not one line of text.
-    """
+    """The text in each cell of a cell array. Raises DatasetError: a cell that is not one line of text."""
     return [_only(path, cell, str) for cell in (cells if isinstance(cells, list) else [cells])]
 
 
 def integers(path: Path, cells: Any) -> list[int]:
     """The whole number in each cell of a cell array, or each element of a matrix.
 
-    Raises:
-        DatasetError: a cell that is not one whole number.
+    Raises DatasetError: a cell that is not one whole number.
     """
     return [_only(path, cell, int) for cell in (cells if isinstance(cells, list) else [cells])]
 

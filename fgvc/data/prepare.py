@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fgvc.data.cards import Archive, Card, load_card
-from fgvc.data.checks import FINGERPRINT
 from fgvc.data.download import DownloadError, download, require_space
 from fgvc.data.extract import extract
 from fgvc.data.imagenet import sort_validation
 from fgvc.data.registry import read_splits
-from fgvc.data.verify import Checksums, is_current, verify
+from fgvc.data.verify import FINGERPRINT, Checksums, is_current, verify
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import open_foreign
-from fgvc.io import atomic_folder, checksum_problem, expanded, file_digests
+from fgvc.io import checksum_problem, expanded, file_digests, replaced_folder
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +139,7 @@ def _warn_unused(root: Path, given: Sequence[Path]) -> None:
 def _match_archives(card: Card, files: Sequence[Path]) -> dict[str, Path]:
     """The given files by the names of their archives in the card, after a check of their checksums.
 
-    Raises:
-        DatasetError: a file is missing, is not an archive of the card, or differs from its checksum.
+    Raises DatasetError: a file is missing, is not an archive of the card, or differs from its checksum.
     """
     found: dict[str, Path] = {}
     for file in files:
@@ -191,9 +189,8 @@ def _storage_folder(name: str, root: Path) -> Path:
 def _obtain(name: str, card: Card, given: Mapping[str, Path], root: Path) -> dict[str, Path]:
     """Every archive of one edition as a verified local file: given, stored by an earlier call, or downloaded.
 
-    Raises:
-        DatasetError: an archive cannot be downloaded (the message says how to get it by hand), a stored one differs
-            from the card, or there is too little space.
+    Raises DatasetError: an archive cannot be downloaded (the message says how to get it by hand), a stored one differs
+    from the card, or there is too little space.
     """
     files, storage = dict(given), _storage_folder(name, root)
     for archive in card.archives:
@@ -245,9 +242,7 @@ def _unpack(root: Path, card: Card, files: Mapping[str, Path]) -> None:
     target = root.resolve()  # replaces the folder that a link points to, not the link
     if os.path.ismount(target):
         raise DatasetError(f"{root}: is a mount point, which cannot be replaced; give a folder in it as --root")
-    for left in target.parent.glob(f".{target.name}.*.tmp"):
-        logger.warning("%s: unpacked by a killed process or by one that still runs; delete it if none runs", left)
-    with atomic_folder(target) as stage:
+    with replaced_folder(target) as stage:
         require_space(stage.parent, _UNPACKED * sum(file.stat().st_size for file in files.values()), "unpacking")
         for archive in card.archives:
             if archive.name in files:

@@ -9,14 +9,13 @@ from typing import Any, get_args
 
 from fgvc.data.aircraft import read_aircraft
 from fgvc.data.birds import read_cub, read_nabirds
-from fgvc.data.cars import read_cars
 from fgvc.data.dataset import ImageDataset, Samples, Transform
-from fgvc.data.dogs import read_dogs
 from fgvc.data.folder import read_folder, say_once
 from fgvc.data.hf import read_hf
 from fgvc.data.imagenet import read_imagenet
 from fgvc.data.inaturalist import read_inaturalist
 from fgvc.data.layout import listing, reachable
+from fgvc.data.stanford import read_cars, read_dogs
 from fgvc.data.synthetic import read_synthetic
 from fgvc.data.table import read_image_table
 from fgvc.errors import ConfigError, DatasetError
@@ -68,7 +67,7 @@ def create_dataset(
             train_split, test_split. hf: path, config_name, revision, image_column, label_column, train_split,
             test_split. folder: levels, test_fraction, split_seed. table: file, image_column, label_column,
             split_column, coarse_columns, test_fraction, split_seed. inaturalist: year, train_split. synthetic: those of
-            `write_synthetic`.
+            `fgvc.data.synthetic.Recipe`.
 
     Raises:
         ConfigError: unknown name, split or option, or a crop of a dataset that has no boxes.
@@ -158,8 +157,7 @@ def reads_validation(name: str) -> bool:
 def effective_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a dataset: the given `options`, and the defaults of the others.
 
-    Raises:
-        ConfigError: unknown name.
+    Raises ConfigError: unknown name.
     """
     defaults = {option: parameter.default for option, parameter in _options(name).items()}
     if "boxes" in defaults:

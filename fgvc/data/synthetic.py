@@ -34,21 +34,29 @@ Points = NDArray[np.float64]  # (vertices, 2), x and y in radii
 
 
 @dataclass(frozen=True)
-class _Recipe:
-    """Everything that determines the bytes of the set; stored in synthetic.json."""
+class Recipe:
+    """Everything that determines the bytes of the set; stored in synthetic.json.
 
-    classes: int
-    train_per_class: int
-    test_per_class: int
-    size: int
-    agreement: float
-    seed: int
+    Attributes:
+        classes: Number of classes, 2 to 20.
+        train_per_class, test_per_class: Number of images of each class in each split.
+        size: Height and width in pixels.
+        agreement: Probability that an element follows its class's matching of colours and shapes. At 0 the classes are
+            the same.
+        seed: Seed of all random numbers.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    classes: int = 12
+    train_per_class: int = 32
+    test_per_class: int = 20
+    size: int = 192
+    agreement: float = 0.7
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            kinds = int | float if name == "agreement" else int
-            if not isinstance(value, kinds):
-                raise ConfigError(f"synthetic: {name} must be a number (whole but for agreement), found {value!r}")
         if not 2 <= self.classes <= MAX_CLASSES:
             raise ConfigError(f"synthetic: classes must be 2 to {MAX_CLASSES}, found {self.classes}")
         if min(self.train_per_class, self.test_per_class) < 1:
@@ -61,35 +69,14 @@ class _Recipe:
             raise ConfigError(f"synthetic: seed must not be negative, found {self.seed}")
 
 
-def write_synthetic(
-    root: str | Path,
-    *,
-    classes: int = 12,
-    train_per_class: int = 32,
-    test_per_class: int = 20,
-    size: int = 192,
-    agreement: float = 0.7,
-    seed: int = 0,
-) -> Path:
-    """Write the set to `root` in the CUB layout and return `root`; the same arguments give the same bytes.
+def write_synthetic(root: str | Path, recipe: Recipe) -> Path:
+    """Write the set to `root` in the CUB layout and return `root`; the same recipe gives the same bytes.
 
     The folder appears whole or not at all, even if several processes write it. A folder that holds the same set already
     is not changed.
 
-    Args:
-        root: folder to make; it must not exist, or be empty, or hold this set.
-        classes: 2 to 20.
-        train_per_class, test_per_class: images of each class in each split.
-        size: height and width in pixels.
-        agreement: probability that an element follows its class's matching of colours and shapes. At 0 the classes are
-            the same.
-        seed: seed of all random numbers.
-
-    Raises:
-        ConfigError: an argument is out of range.
-        DatasetError: `root` holds something else, or a set made with other arguments.
+    Raises DatasetError: `root` holds something else, or a set of another recipe.
     """
-    recipe = _Recipe(classes, train_per_class, test_per_class, size, agreement, seed)
     return write_once(Path(root), _RECIPE, asdict(recipe), lambda folder: _write(folder, recipe))
 
 
@@ -104,24 +91,16 @@ def read_synthetic(
     agreement: float = 0.7,
     seed: int = 0,
 ) -> Samples:
-    """Make the set where it is missing (see `write_synthetic` for the options), then read one split of it.
+    """Make the set where it is missing (see `Recipe` for the options), then read one split of it.
 
     Raises:
-        As `write_synthetic` and `read_cub`.
+        As `Recipe`, `write_synthetic` and `read_cub`.
     """
-    folder = write_synthetic(
-        root,
-        classes=classes,
-        train_per_class=train_per_class,
-        test_per_class=test_per_class,
-        size=size,
-        agreement=agreement,
-        seed=seed,
-    )
-    return read_cub(folder, split)
+    recipe = Recipe(classes, train_per_class, test_per_class, size, agreement, seed)
+    return read_cub(write_synthetic(root, recipe), split)
 
 
-def _write(root: Path, recipe: _Recipe) -> None:
+def _write(root: Path, recipe: Recipe) -> None:
     names, labels, in_train = [], [], []
     folders = [f"{index + 1:03d}.{class_name(index)}" for index in range(recipe.classes)]
     counts = {"train": recipe.train_per_class, "test": recipe.test_per_class}

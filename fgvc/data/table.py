@@ -14,7 +14,7 @@ import pandas as pd
 from fgvc.data.dataset import Samples
 from fgvc.data.folder import SPLIT_FOLDERS, is_litter, say_once, take_own_split
 from fgvc.data.layout import COARSE, MAX_TEXT, image_paths, listing, reachable, read_coarse
-from fgvc.errors import ConfigError, DatasetError
+from fgvc.errors import ConfigError, DatasetError, is_unicode
 from fgvc.foreign import MAX_GROWTH, growth_limit, open_foreign
 from fgvc.io import MAX_COLUMNS, expanded
 
@@ -276,8 +276,7 @@ def _decoded_size(texts: Any) -> int:
 def _texts(path: Path, frame: pd.DataFrame, column: str, *, empty: bool = False) -> list[str]:
     """The cells of a column as text.
 
-    Raises:
-        DatasetError: an empty one, one with a line end, or one that is neither text nor a whole number.
+    Raises DatasetError: an empty one, one with a line end, or one that is neither text nor a whole number.
     """
     found = []
     for row, value in enumerate(frame[column].tolist(), start=1):
@@ -295,10 +294,8 @@ def _texts(path: Path, frame: pd.DataFrame, column: str, *, empty: bool = False)
             raise DatasetError(
                 f"{path}: row {row} has a line end in the column {column!r} ({text[:40]!r}); is a quote missing there?"
             )
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DatasetError(f"{path}: row {row} has {text!r} in the column {column!r}, no Unicode") from error
+        if not is_unicode(text):
+            raise DatasetError(f"{path}: row {row} has {text!r} in the column {column!r}, no Unicode")
         found.append(text)
     if not found:
         raise DatasetError(f"{path}: no rows below the header; add the images")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from PIL import Image
@@ -25,15 +25,7 @@ _CROPS = ("center", "random", "random_resized", "none")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 
-class Normalization(TypedDict):
-    """The input that a pretrained backbone expects."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-
-
-def normalization_from_timm(config: Mapping[str, Any]) -> Normalization:
+def normalization_from_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     """Mean, std and interpolation of `timm.data.resolve_model_data_config(model)`, for `TransformSpec`."""
     mean, std = tuple(config["mean"]), tuple(config["std"])
     return {"mean": mean, "std": std, "interpolation": str(config["interpolation"])}
@@ -119,17 +111,7 @@ class TransformSpec(TransformConfig):
         return torch.addcmul(self._shift, pixels, self._scale).contiguous()
 
     def box(self, box: Box, size: tuple[int, int]) -> Box:
-        """The place of a box in the result, clipped to it.
-
-        Args:
-            box: a box in pixels of the image.
-            size: width and height of the image.
-
-        Raises:
-            ValueError: the recipe is one of training, where the result is random.
-        """
-        if self.training:
-            raise ValueError("in training an image is cut and mirrored at random; use deterministic()")
+        """The place of a box, in pixels of an image of this width and height, in the result of a test, cut to it."""
         inside = torch.tensor([box], dtype=torch.float64).clamp(torch.zeros(4), torch.tensor(size * 2))
         moved = self._geometry(tv_tensors.BoundingBoxes(inside, format="XYXY", canvas_size=(size[1], size[0])))
         left, top, right, bottom = moved[0].clamp(0, self.size).tolist()
@@ -203,8 +185,7 @@ class ViewTransform:
 def resized_spec(spec: TransformSpec, resize_size: int | None) -> TransformSpec:
     """The recipe in testing, with another `resize_size` in pixels; None keeps it.
 
-    Raises:
-        ConfigError: `resize_size` is below the size of the crop.
+    Raises ConfigError: `resize_size` is below the size of the crop.
     """
     fixed = spec.deterministic()
     changed = resize_size not in (None, fixed.resize_size)
@@ -224,11 +205,9 @@ def boxes_in_view(dataset: ImageDataset, indices: Sequence[int]) -> Tensor:
 
     Raises:
         DatasetError: the dataset has no boxes, or an image cannot be read.
-        ValueError: the transform is another one.
     """
     spec = dataset.transform
-    if not isinstance(spec, TransformSpec):
-        raise ValueError(f"expected images with a TransformSpec, got {type(spec).__name__}")
+    assert isinstance(spec, TransformSpec)
     if dataset.boxes is None:
         raise DatasetError(
             f"{dataset.root}: no bounding boxes were read; only cub, cars, aircraft, dogs and nabirds have them, read "

@@ -1,36 +1,202 @@
-"""Whether a copy of a dataset is whole: its counts, every image decoded, and a fingerprint that reveals changes."""
+"""Which images can be decoded and what is in their files; whether a copy of a dataset is whole and has not changed."""
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
 
 from fgvc import __version__
 from fgvc.data.cards import Card
-from fgvc.data.checks import (
-    FINGERPRINT,
-    BadImage,
-    bad_images_summary,
-    content_digest,
-    examine,
-    is_unchanged,
-    map_images,
-    read_record,
-)
 from fgvc.data.dataset import ImageDataset, fingerprint
+from fgvc.data.image_file import UnreadableImageError
 from fgvc.data.layout import listing, read_lines
 from fgvc.data.registry import read_splits
-from fgvc.errors import DatasetError
+from fgvc.errors import ConfigError, DatasetError
+from fgvc.foreign import read_json
 from fgvc.io import atomic_path, file_digests, write_json_atomic
 
+logger = logging.getLogger(__name__)
+
+FINGERPRINT = "fingerprint.json"
+
+_SHOWN = 10  # bad images in a message
+_TOGETHER = 1024  # images that are decoded before their results are taken
+
+
+class BadImage(NamedTuple):
+    """An image file that cannot be decoded or cut to its box, and why."""
+
+    path: Path
+    reason: str
+
+
+def examine_images(dataset: ImageDataset, workers: int = 4) -> tuple[list[BadImage], dict[int, str]]:
+    """Decode every image fully, in `workers` threads, with a progress bar.
+
+    Threads are as fast as processes here, because decoding and hashing release the interpreter's lock.
+
+    Returns:
+        The images that cannot be decoded, and the SHA-256 of the files of the others by index, both in order.
+    """
+
+    def examine(index: int) -> str | BadImage:
+        path = dataset.paths[index]
+        try:
+            dataset.decode(index)
+        except UnreadableImageError as error:
+            return BadImage(path, str(error))
+        return file_digests(path, ["sha256"])["sha256"]  # the system's cache makes the second reading fast
+
+    bad, digests, indices = [], {}, range(len(dataset.paths))
+    # disable=None: no bar where stderr is not a terminal
+    with (
+        ThreadPoolExecutor(max_workers=max(workers, 1)) as pool,
+        tqdm(total=len(indices), desc="checking images", unit="image", disable=None) as bar,
+    ):
+        for start in range(0, len(indices), _TOGETHER):
+            part = indices[start : start + _TOGETHER]
+            for index, found in zip(part, pool.map(examine, part), strict=True):
+                if isinstance(found, BadImage):
+                    bad.append(found)
+                else:
+                    digests[index] = found
+                bar.update()
+    return bad, digests
+
+
+def content_digest(dataset: ImageDataset, files: Iterable[str]) -> str:
+    """SHA-256 over `fingerprint` without times and the digest of each file: equal for a copy in another folder."""
+    digest = hashlib.sha256(fingerprint(dataset, times=False).encode())
+    for file in files:
+        digest.update(file.encode())
+    return digest.hexdigest()
+
+
+def require_readable(
+    dataset: ImageDataset,
+    on_bad_image: str = "refuse",
+    stamp_dir: Path | None = None,
+) -> ImageDataset:
+    """Return the dataset with its `content` if all its images can be decoded; known files are not read again.
+
+    Args:
+        dataset: the images to check.
+        on_bad_image: "refuse" raises where an image is bad; "skip" leaves bad images out, with a logged warning.
+        stamp_dir: folder for a stamp file that remembers a passed check and `content` until a file of the dataset
+            changes or the dataset moves; None reads every time.
+
+    Raises:
+        DatasetError: bad images with "refuse", or no good image with "skip".
+    """
+    stamp = None if stamp_dir is None else stamp_dir / _stamp_name(dataset)
+    content = _verified_split(dataset).get("content")  # an earlier version wrote none
+    if content is None and stamp is not None:
+        content = _read_stamp(stamp)
+    if isinstance(content, str):
+        return dataset.with_content(content)
+    bad, good = examine_images(dataset)
+    if bad:
+        summary = bad_images_summary(dataset.root, bad, len(dataset.paths))
+        if on_bad_image == "refuse":
+            raise DatasetError(f"{summary}\nReplace these files, or go on without them: trainer.on_bad_image=skip")
+        if not good:
+            raise DatasetError(f"{summary}\nNone is left; is {dataset.root} the right folder?")
+        logger.warning("left out: %s", summary)
+        dataset = dataset.subset(list(good))
+    content = content_digest(dataset, good.values())
+    if stamp is not None and not bad:
+        write_json_atomic(stamp, {"root": str(dataset.root), "images": len(dataset.paths), "content": content})
+    return dataset.with_content(content)
+
+
+def _stamp_name(dataset: ImageDataset) -> str:
+    """Name of the stamp of a dataset in this place; the time at which a file's entry changed can be set by nobody."""
+    state = hashlib.sha256(f"{fingerprint(dataset)} {dataset.root.resolve()}".encode())
+    for path in dataset.paths:
+        state.update(f" {path.stat().st_ctime_ns}".encode())
+    return f"readable-{state.hexdigest()[:32]}.json"
+
+
+def _read_stamp(path: Path) -> str | None:
+    try:
+        content = read_json(path)["content"]
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or of an earlier version
+        return None
+    return content if isinstance(content, str) else None
+
+
+def bad_images_summary(root: Path, bad: list[BadImage], total: int) -> str:
+    """A text: how many of the `total` images in `root` are bad, and the first of them with the reasons."""
+    lines = [f"{root}: {len(bad)} of {total} images cannot be decoded"]
+    lines += [f"  {path}: {reason}" for path, reason in bad[:_SHOWN]]
+    if len(bad) > _SHOWN:
+        lines.append(f"  and {len(bad) - _SHOWN} more")
+    return "\n".join(lines)
+
+
+def was_verified(dataset: ImageDataset) -> bool:
+    """Whether a verification decoded all these images and no file's size or time has changed since.
+
+    False for a part of a verified dataset and for its cropped images: they were not verified as such.
+    """
+    return bool(_verified_split(dataset))
+
+
+def _verified_split(dataset: ImageDataset) -> dict[str, Any]:
+    """The entry of these images in the record of a verification; empty where there is none."""
+    splits = read_record(dataset.root).get("splits", {}).values()
+    state = fingerprint(dataset) if splits else None
+    found: dict[str, Any] = next((split for split in splits if split["state"] == state), {})
+    return found
+
+
+def verified_content(root: Path) -> str | None:
+    """SHA-256 over the content of all images in `root`, from the last verification: the same on every machine.
+
+    None where there was no verification, or where the size or time of an image has changed since.
+    """
+    if not (root / FINGERPRINT).is_file():
+        return None
+    known = read_record(root)
+    content = known.get("content")
+    return content if isinstance(content, str) and is_unchanged(known, root) else None
+
+
+def is_unchanged(known: Mapping[str, Any], root: Path) -> bool:
+    """Whether no image's size or time has changed since `known` was written."""
+    try:
+        splits = read_splits(str(known.get("name")), root)
+        states = {split: known["splits"].get(split, {}).get("state") for split in splits}
+        return all(states[split] == fingerprint(dataset) for split, dataset in splits.items())
+    except (ConfigError, DatasetError):
+        return False  # a verification will give the reason
+
+
+def read_record(root: Path) -> dict[str, Any]:
+    """The record of a verification in `root`; empty where there is none or it cannot be read."""
+    try:
+        found = read_json(root / FINGERPRINT)
+    except (OSError, ValueError):
+        return {}
+    splits = found.get("splits") if isinstance(found, dict) else None
+    whole = isinstance(splits, dict) and all(
+        isinstance(split, dict) and isinstance(split.get("state"), str) for split in splits.values()
+    )
+    return found if whole else {}
+
+
 FILES = "fingerprint.sha256"  # in the format of sha256sum: `sha256sum -c fingerprint.sha256` checks it too
-_SHOWN = 5
+_CHANGES = 5  # in a message
 _AGAIN = "To unpack it again, delete the folder (or give another --root) and start again"
 
 Checksums = Mapping[str, Mapping[str, str]]  # by archive, then by algorithm
@@ -125,19 +291,17 @@ def count_problems(card: Card, splits: Mapping[str, ImageDataset]) -> list[str]:
 def _write_listing(root: Path, splits: Mapping[str, ImageDataset], path: Path, workers: int) -> dict[str, str]:
     """Decode every image, write "<sha256>  <path below the root>" of each and return `content_digest` of each split.
 
-    Raises:
-        DatasetError: an image cannot be decoded.
+    Raises DatasetError: an image cannot be decoded.
     """
     bad: list[BadImage] = []
     contents = {}
     with path.open("w", encoding="utf-8") as file:
         for split, dataset in splits.items():
-            results = list(map_images(examine, dataset, workers))
-            digests = [result for result in results if isinstance(result, str)]
-            bad += [result for result in results if isinstance(result, BadImage)]
+            of_split, digests = examine_images(dataset, workers)
+            bad += of_split
             if not bad:
-                file.writelines(map(_line, digests, dataset.relative_paths()))
-                contents[split] = content_digest(dataset, digests)
+                file.writelines(map(_line, digests.values(), dataset.relative_paths()))
+                contents[split] = content_digest(dataset, digests.values())
     if bad:
         summary = bad_images_summary(root, bad, sum(map(len, splits.values())))
         raise DatasetError(f"{summary}\n{_AGAIN}")
@@ -160,10 +324,10 @@ def _refuse_changes(root: Path, known: Mapping[str, Any], found: Mapping[str, An
         if known["splits"].get(split, {}).get("labels") != state["labels"]:
             changes.append(f"the classes, or which image belongs to which, in split {split}")
     if changes:
-        more = [f"and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
+        more = [f"and {len(changes) - _CHANGES} more"] if len(changes) > _CHANGES else []
         raise DatasetError(
             f"{root}: changed since {FINGERPRINT} was written ({known.get('date')}):\n  "
-            + "\n  ".join(changes[:_SHOWN] + more)
+            + "\n  ".join(changes[:_CHANGES] + more)
             + f"\n{_AGAIN}; to accept the changed files, delete {FINGERPRINT} and {FILES}"
         )
 

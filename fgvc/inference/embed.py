@@ -38,8 +38,7 @@ class Embeddings:
 
         The components are those of these very images: other images, or a part of them, have others.
 
-        Raises:
-            ConfigError: `size` is below 1 or above min(N - 1, D).
+        Raises ConfigError: `size` is below 1 or above min(N - 1, D).
         """
         (count, width), shown = self.descriptors.shape, f"{len(self.paths):,} images"
         largest = min(count - 1, width)

@@ -1,27 +1,46 @@
-"""Export of a trained model as safetensors, ONNX, a timm folder or a PyTorch program, each with a model card."""
+"""Export of a trained model as safetensors, ONNX, a timm folder or a PyTorch program, each with a model card.
+
+Each writer compares its output with the given model. Weights files are read again and must hold the same tensors; what
+is loaded from them, programs and timm's models must compute the same outputs. For ONNX this needs onnxruntime. If the
+run removed the last stride of the backbone, timm's model has another feature map, and only its weights are compared.
+"""
 
 import hashlib
 import html
+import importlib.util
+import io
+import json
+import math
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import timm
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from safetensors.torch import load_file, save_file
+from timm.models import resolve_model_input_args, save_for_hf
+from torch import Tensor, nn
 
 from fgvc.data import effective_options, normalization_from_timm
 from fgvc.data.aircraft import BANNER
 from fgvc.data.cards import list_cards, load_card
 from fgvc.errors import ConfigError, RunError, one_line
 from fgvc.foreign import read_json_object
-from fgvc.inference.export_formats import WRITERS, Facts, model_arguments
 from fgvc.inference.restore import load_model, read_classes, restored_method
 from fgvc.io import file_digests, plain_mode, replaced_folder, to_json, write_json_atomic, write_text_atomic
-from fgvc.models import FineGrainedModel
-from fgvc.pooling import is_reduced
+from fgvc.models import Backbone, FineGrainedModel, create_model, load_checkpoint
+from fgvc.pooling import CholeskyPooling, SpectralPooling, is_reduced
 from fgvc.provenance import commit_label, versions
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
 
+Facts = dict[str, Any]
+
 _FACTS_FILE = "export.json"
+_TOLERANCE = 1e-4  # relative difference of logits on random images: the exporters reorder float32 operations
 
 
 def export_run(
@@ -176,19 +195,18 @@ def model_card(facts: Facts, cards: Path | None) -> str:
         cards: folder of the dataset cards; with None, or without a card of this dataset, the card names no licence.
     """
     facts = _plain(facts)
-    sections = {
-        f"{facts['label']} on {facts['backbone']}, {facts['dataset']}": _summary(facts, cards),
-        "Accuracy": _accuracy(facts),
-        "Preprocessing": _preprocessing(facts),
-        "Loading": f"In this folder:\n\n```python\n{_SNIPPETS[facts['format']](facts)}```\n",
-        "Limitations": "".join(f"- {line}\n" for line in _limitations(facts)),
-    }
-    front = "---\nlibrary_name: {}\ntags:\n- image-classification\n- fgvc\n---\n".format(
-        "timm" if facts["format"] == "timm" else "fgvc"
+    known = [] if cards is None else list_cards(cards)
+    name = next((name for name in (facts["dataset"], facts["adapter"]) if name in known), None)
+    environment = Environment(loader=PackageLoader(__package__, "assets"), undefined=StrictUndefined)
+    environment.trim_blocks = environment.lstrip_blocks = environment.keep_trailing_newline = True
+    environment.filters["repr"] = repr
+    return environment.get_template("model_card.md").render(
+        facts,
+        card=None if cards is None or name is None else load_card(cards, name),
+        reduced=is_reduced(facts["method"]),
+        arguments=model_arguments(facts),
+        banner=BANNER,
     )
-    first, *others = sections.items()
-    body = [f"# {first[0]}\n\n{first[1]}", *(f"## {title}\n\n{text}" for title, text in others)]
-    return front + "\n" + "\n".join(body)
 
 
 _MARKUP = re.compile(r"[|`*~$]|(?<!\w)_|_(?!\w)|(?<=\])(?=[(\[:])|(?<=:)(?=//)")
@@ -203,134 +221,207 @@ def _plain(value: Any) -> Any:
     return [_plain(member) for member in value] if isinstance(value, list) else value
 
 
-def _summary(facts: Facts, cards: Path | None) -> str:
-    dataset, licence = facts["dataset"], "see the dataset's own terms"
-    known = list_cards(cards) if cards is not None else []
-    name = next((name for name in (facts["dataset"], facts["adapter"]) if name in known), None)
-    if cards is not None and name is not None:
-        card = load_card(cards, name)
-        dataset, licence = f"{dataset}: {card.title}", card.licence
-    hybrid = facts["hybrid"]
-    stages = "`{first}` until epoch {switch_epoch}, then `{then}`".format_map(hybrid) if hybrid else "one"
-    reduced = facts["reduction"] is not None and is_reduced(facts["method"])
-    last = f" except the last {facts['trainable_stages']} stages" if facts["trainable_stages"] else ""
-    rows = {
-        "architecture": facts["backbone"]
-        + (", last stage without stride" if facts["last_stride"] == 1 else "")
-        + (f", maps of its last {facts['maps']} layers" if facts["maps"] > 1 else ""),
-        "started from": facts["started_from"] + (", kept frozen" if facts["frozen"] else "") + last,
-        "pooling": f"`{facts['method']}`" + "".join(f", {key}={value}" for key, value in facts["options"].items()),
-        "stages of the training": stages,
-        "gradient in training": facts["gradient"] or "as published",
-        "channels before pooling": str(facts["reduction"]) if reduced else "the backbone's own",
-        "classifier": ("linear" if not facts["hidden"] else f"hidden layers of {', '.join(map(str, facts['hidden']))}")
-        + (", and a linear one of the class token, whose logits are added" if facts["class_token"] else ""),
-        "dataset": dataset,
-        "licence of the images": licence,
-        "classes": str(len(facts["classes"])),
-        "weights": f"the {facts['checkpoint']} ones, seed {facts['seed']}",
-        "commit": facts["commit"] or "not recorded",
-        "versions in training": _versions(facts["trained_with"]),
-        "versions at the export": _versions(facts["exported_with"]),
+def _images(facts: Facts, batch: int) -> Tensor:
+    """Return random images (batch, 3, size, size) for tracing and comparing."""
+    size = facts["preprocessing"]["size"]
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(batch))
+
+
+def _difference(function: Callable[[Tensor], Tensor], model: nn.Module, facts: Facts) -> float:
+    """Return the largest output difference on three images, relative to the largest output; inf if shapes differ."""
+    images = _images(facts, 3)
+    with torch.no_grad():
+        expected, found = model(images), function(images)
+    if found.shape != expected.shape:
+        return math.inf
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def _require_same(function: Callable[[Tensor], Tensor], model: nn.Module, facts: Facts) -> None:
+    difference = _difference(function, model, facts)
+    if not difference <= _TOLERANCE:
+        raise RunError(
+            f"the model exported to {facts['format']} differs from the run's model (relative difference of outputs "
+            f"{difference:.1e}; rounding explains at most {_TOLERANCE:g}); nothing was written, please report this"
+        )
+
+
+def _require_saved(state: Mapping[str, Tensor], file: Path) -> None:
+    """Raise RunError unless the .safetensors file holds exactly these tensors."""
+    saved = load_file(file)
+    wrong = [name for name in state.keys() | saved.keys() if not _equal(state.get(name), saved.get(name))]
+    if wrong:
+        raise RunError(
+            f"{file.name} does not hold the weights of the run ({min(wrong)} differs); nothing was written, "
+            "please report this"
+        )
+
+
+def _equal(left: Tensor | None, right: Tensor | None) -> bool:
+    return left is not None and right is not None and left.dtype == right.dtype and torch.equal(left, right)
+
+
+def _write_safetensors(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
+    metadata = {"format": "pt", "fgvc": json.dumps(facts)}
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    file = folder / "model.safetensors"
+    save_file(tensors, file, metadata=metadata)
+    _require_saved(model.state_dict(), file)
+    again = create_model(facts["backbone"], **model_arguments(facts)).eval()
+    load_checkpoint(again, file)
+    _require_same(again, model, facts)
+    return {"compared": True}
+
+
+def model_arguments(facts: Facts) -> dict[str, Any]:
+    """The arguments of `create_model` behind the name of the backbone that build the model again."""
+    return {
+        "method": facts["method"],
+        "num_classes": len(facts["classes"]),
+        "reduction": facts["reduction"],
+        "hidden": facts["hidden"],
+        "gradient": facts["gradient"],
+        "solver": facts["solver"],
+        "spectral_dtype": facts["spectral_dtype"],
+        "class_token": facts["class_token"],
+        "last_stride": facts["last_stride"],
+        "maps": facts["maps"],
+        "image_size": facts["preprocessing"]["size"],
+        "backbone_options": facts["backbone_options"],
+        **facts["options"],
     }
-    return "| | |\n| :-- | :-- |\n" + "".join(f"| {key} | {value} |\n" for key, value in rows.items())
 
 
-def _versions(versions: dict[str, str] | None) -> str:
-    return ", ".join(f"{name} {version}" for name, version in (versions or {}).items()) or "not recorded"
-
-
-def _accuracy(facts: Facts) -> str:
-    text = "In per cent, on the test images. The exported weights are the {} ones.\n\n".format(facts["checkpoint"])
-    text += "| weights | epoch | top-1 | top-5 | mean of classes with images |\n| :-- | --: | --: | --: | --: |\n"
-    for which in ("final", "best"):
-        found = facts[which]
-        if found:
-            shares = (found.get(key) for key in ("top1", "top5", "mean_class"))
-            numbers = " | ".join("not measured" if share is None else f"{share:.2f}" for share in shares)
-            text += f"| {which} | {found.get('epoch', 'not recorded')} | {numbers} |\n"
-    if facts["best"]:
-        text += f"\nThe best epoch was selected on the {facts['best'].get('selected_on', 'test')} images.\n"
-    if facts["status"] != "finished":
-        text += f"\nThe run is not finished (status: {facts['status']}).\n"
-    return text
-
-
-def _preprocessing(facts: Facts) -> str:
-    recipe, options = facts["preprocessing"], facts["dataset_options"]
-    cut = f", without the {BANNER} rows of the banner at the bottom" if options.get("remove_banner") else ""
-    cut += ", cut to the object's bounding box" if options.get("crop") == "bbox" else ""
-    resize = "the shorter side" if recipe["resize"] == "short" else "both sides"
-    mean, std = (", ".join(f"{number:g}" for number in recipe[key]) for key in ("mean", "std"))
-    return (
-        f"RGB{cut}, {resize} resized to {recipe['resize_size']} pixels ({recipe['interpolation']}), the centre of "
-        f"{recipe['size']} x {recipe['size']} pixels, scaled to 0..1, minus ({mean}), divided by ({std}).\n"
+def _write_onnx(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
+    pooling = model.head.pooling
+    with torch.no_grad():
+        by_products = isinstance(pooling, SpectralPooling) and pooling.by_products(
+            model.pooling_input(_images(facts, 1))
+        )
+    if isinstance(pooling, SpectralPooling | CholeskyPooling) and not by_products:
+        raise ConfigError(
+            f"method.name={facts['method']} has no ONNX export: ONNX has no operator for an eigendecomposition or a "
+            "Cholesky factor. Export to pt2 or safetensors, or train isqrt_cov, which uses matrix products only (as "
+            "method.solver=products does where there are more locations than channels)"
+        )
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"an export to ONNX needs packages: pip install {' '.join(missing)}")
+    program = torch.onnx.export(
+        model,
+        (_images(facts, 2),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["images"],
+        output_names=["logits"],
+        verbose=False,
     )
+    assert program is not None
+    program.model.metadata_props.update(classes=json.dumps(facts["classes"]), fgvc=json.dumps(facts))
+    file = folder / "model.onnx"
+    program.save(file)
+    compared = importlib.util.find_spec("onnxruntime") is not None
+    if compared:
+        _require_same(_onnx_session(file), model, facts)
+    return {"compared": compared}
 
 
-def _images(facts: Facts, module: str) -> str:
-    size = facts["preprocessing"]["size"]
-    array = "np.zeros((1, 3, {0}, {0}), np.float32)" if module == "numpy" else "torch.zeros(1, 3, {0}, {0})"
-    return f"images = {array.format(size)}  # preprocessed as above\n"
+def _onnx_session(file: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime  # type: ignore[import-untyped]  # optional
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
-def _fgvc_snippet(facts: Facts) -> str:
-    listed = "".join(f"    {key}={value!r},\n" for key, value in model_arguments(facts).items())
-    return (
-        "import torch\nfrom fgvc.models import create_model, load_checkpoint\n\n"
-        f"model = create_model(\n    {facts['backbone']!r},\n{listed}).eval()\n"
-        'load_checkpoint(model, "model.safetensors")\n'
-        f"{_images(facts, 'torch')}logits = model(images)\n"
+def _write_pt2(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
+    model.requires_grad_(False)  # forward pass only: the gradients of the spectral layers are not exported
+    with torch.no_grad():
+        program = torch.export.export(
+            model, (_images(facts, 2),), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=False
+        )
+    file = folder / "model.pt2"
+    content = io.BytesIO()  # on a full disk torch's own writer ends the process
+    torch.export.save(program, content, extra_files={"fgvc.json": json.dumps(facts)})
+    file.write_bytes(content.getbuffer())
+    _require_same(torch.export.load(file).module(), model, facts)
+    return {"compared": True}
+
+
+def _write_timm(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
+    network = _timm_classifier(model, facts) if facts["method"] == "gap" else None
+    classifier = network is not None
+    if network is None:
+        network = _timm_backbone(model, facts)
+    recipe = facts["preprocessing"]
+    data_config = {
+        "input_size": (3, recipe["size"], recipe["size"]),
+        "crop_pct": crop_pct(recipe["size"], recipe["resize_size"]),
+        "crop_mode": "center" if recipe["resize"] == "short" else "squash",
+        **{key: recipe[key] for key in ("mean", "std", "interpolation")},
+    }
+    # timm's tag and licence describe the weights that timm publishes, not these
+    described: dict[str, Any] = {"pretrained_cfg": {"tag": None, "license": None}}
+    if classifier:
+        described["label_names"] = facts["classes"]
+    save_for_hf(
+        network,
+        str(folder),
+        model_config=described,
+        model_args=facts["backbone_options"] or None,
+        safe_serialization=True,
+        data_config=data_config,
     )
+    _require_saved(network.state_dict(), folder / "model.safetensors")
+    same_map = facts["last_stride"] != 1 and facts["maps"] == 1  # timm's model keeps its last stride
+    if same_map:
+        timms_backbone = Backbone(network, name=facts["backbone"], image_size=recipe["size"]).eval()
+        _require_same(timms_backbone, model.backbone, facts)
+    return {"classifier": classifier, "same_map": same_map}
 
 
-def _onnx_snippet(facts: Facts) -> str:
-    return (
-        "import json\nimport numpy as np\nimport onnxruntime\n\n"
-        'session = onnxruntime.InferenceSession("model.onnx")\n'
-        'classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])\n'
-        f'{_images(facts, "numpy")}(logits,) = session.run(None, {{"images": images}})\n'
-    )
+def crop_pct(size: int, resize_size: int) -> float:
+    """Return size / resize_size, rounded such that timm's floor(size / crop_pct) is `resize_size`."""
+    share = size / resize_size
+    return share if math.floor(size / share) == resize_size else math.nextafter(share, 0)
 
 
-def _pt2_snippet(facts: Facts) -> str:
-    return (
-        f'import torch\n\nmodel = torch.export.load("model.pt2").module()\n{_images(facts, "torch")}'
-        "logits = model(images)\n"
-    )
+def _timm_classifier(model: FineGrainedModel, facts: Facts) -> nn.Module | None:
+    """Return timm's model with backbone and classifier of a gap run; None if its logits differ from the run's."""
+    network = _timm_model(facts, len(facts["classes"]))
+    name = getattr(network, "pretrained_cfg", {})["classifier"]
+    state = dict(model.backbone.model.state_dict())
+    state |= {f"{name}.{key}": tensor for key, tensor in model.head.classifier.state_dict().items()}
+    shapes = {key: tensor.shape for key, tensor in state.items()}
+    if shapes != {key: tensor.shape for key, tensor in network.state_dict().items()}:
+        return None
+    network.load_state_dict(state)
+    return network if _difference(network, model, facts) <= _TOLERANCE else None
 
 
-def _timm_snippet(facts: Facts) -> str:
-    adds = "import fgvc.models  # adds this architecture to timm\n" if facts["backbone"].startswith("alexnet") else ""
-    classes, result = ("", "logits") if facts["classifier"] else (", num_classes=0", "features")
-    return (
-        f"import timm\nimport torch\n{adds}\n"
-        f'model = timm.create_model("local-dir:."{classes}, pretrained=True).eval()\n'
-        f"{_images(facts, 'torch')}{result} = model(images)\n"
-    )
+def _timm_backbone(model: FineGrainedModel, facts: Facts) -> nn.Module:
+    """Return timm's model without classifier, with the weights of the backbone."""
+    network, state = _timm_model(facts, 0), model.backbone.model.state_dict()
+    extra = [name for name in network.state_dict() if name not in state]
+    if extra:
+        raise ConfigError(
+            f"backbone.name={facts['backbone']} has no export to timm: timm's model has layers after the feature map "
+            f"that the run lacks ({', '.join(extra[:3])}{', ...' if len(extra) > 3 else ''}); choose safetensors"
+        )
+    network.load_state_dict(state)
+    return network
 
 
-_SNIPPETS = {"safetensors": _fgvc_snippet, "onnx": _onnx_snippet, "pt2": _pt2_snippet, "timm": _timm_snippet}
+def _timm_model(facts: Facts, num_classes: int) -> nn.Module:
+    size = {"img_size": facts["preprocessing"]["size"]}
+    arguments = resolve_model_input_args(facts["backbone"], size, num_classes=num_classes)
+    network: nn.Module = timm.create_model(**arguments, **facts["backbone_options"])
+    return network.eval()
 
 
-def _limitations(facts: Facts) -> list[str]:
-    size = facts["preprocessing"]["size"]
-    lines = [
-        f"The model answers with one of these {len(facts['classes'])} classes, whatever the image shows.",
-        "The accuracies are from one run, one seed and the test images of this dataset; other runs and images differ.",
-        "The licences of the images and of the weights that training started from may limit the use.",
-    ]
-    if facts["best"] and facts["best"].get("selected_on", "test") == "test" and facts["checkpoint"] == "best":
-        lines.append("The weights were selected on the test images, so their accuracy is optimistic.")
-    if facts["format"] in ("onnx", "pt2"):
-        lines.append(f"Batches of any size, but only images of {size} x {size} pixels; not for training.")
-    if facts["format"] == "pt2":
-        lines.append("A failed eigendecomposition is not retried. Features that are not finite raise no error.")
-    if facts["format"] == "onnx" and not facts["compared"]:
-        lines.append("onnxruntime was not installed at the export: the logits were not compared with the run's model.")
-    if facts["format"] == "timm":
-        if not facts["classifier"]:
-            lines.append("Only the backbone: timm's model has no place for the pooling and its classifier.")
-        if not facts["same_map"]:
-            lines.append("timm's model keeps the stride of its last stage: its feature map differs from the run's.")
-    return lines
+WRITERS: dict[str, Callable[[FineGrainedModel, Facts, Path], Facts]] = {
+    "safetensors": _write_safetensors,
+    "onnx": _write_onnx,
+    "timm": _write_timm,
+    "pt2": _write_pt2,
+}
+"""Writer by format: writes a model and its facts into a folder and returns facts about the comparison."""

@@ -63,8 +63,7 @@ class NeighbourIndex:
     def nearest(self, descriptors: Tensor, count: int = 5) -> list[list[Neighbour]]:
         """Return the `count` nearest training images of each descriptor (Q, D) float32, the nearest first.
 
-        Raises:
-            ConfigError: `count` is below 1 or above the number of training images.
+        Raises ConfigError: `count` is below 1 or above the number of training images.
         """
         if not 1 <= count <= len(self.images):
             raise ConfigError(f"k={count}: the run has {len(self.images):,} training images; give 1 to that many")
@@ -89,15 +88,12 @@ def load_neighbours(
 
     Args:
         path: the run folder.
-        checkpoint: "last" or "best".
-        root: folder of the dataset; None means the one in the run's configuration.
-        cache: folder of cached feature maps; None means as in `restore_run`.
+        checkpoint, root, cache: as in `restore_run`.
 
     Raises:
         RunError, DatasetError, WeightsError: as `restore_run`.
     """
     restored = restore_run(path, checkpoint=checkpoint, root=root, cache=cache, split="train")
-    restored.trained.eval()
     images = restored.images.with_transform(build_transform(restored.config, restored.backbone, training=False))
     if restored.config.backbone.frozen:
         return NeighbourIndex(images, _descriptors(restored, DataLoader(restored.inputs(), batch_size=64)))

@@ -14,7 +14,7 @@ from fgvc.foreign import open_foreign
 from fgvc.inference.restore import restore_run
 from fgvc.models import PoolingHead
 from fgvc.pooling import CovariancePooling
-from fgvc.runs import RunFolder
+from fgvc.runs.summary import read_finished
 from fgvc.training.probe import evenly_spaced
 
 
@@ -43,8 +43,7 @@ def load_features(path: Path, images: int = 64, *, root: str | None = None, cach
             gradient of its cross-entropy. Or a .npy file of feature maps (N, C, H, W), or of a feature cache
             (views, N, C, H, W); the first view is read.
         images: how many; evenly spaced, as neighbours are of one class.
-        root: folder of the run's dataset, where it has moved since training.
-        cache: folder of the run's cached feature maps; None means as in `restore_run`.
+        root, cache: as in `restore_run`.
 
     Raises:
         ConfigError: `images` below 1.
@@ -88,16 +87,11 @@ def _require_finite(features: Tensor, indices: list[int], source: str) -> None:
 
 
 def _from_run(path: Path, images: int, root: str | None, cache: str | None) -> PoolingInputs:
-    folder = RunFolder(path)
-    method = folder.read_config().method.name
-    summary = folder.read_summary()
-    if summary.get("status") != "finished":
-        raise RunError(f"{path}: status {summary.get('status')}, not finished; finish the run first")
+    run = read_finished(path)
     restored = restore_run(path, root=root, cache=cache)
-    restored.trained.eval()
     head = restored.head
     if not isinstance(head.pooling, CovariancePooling):
-        raise RunError(f"{path}: {method} maps no covariance; give a run of another method, e.g. mpn_cov")
+        raise RunError(f"{path}: {run.method} maps no covariance; give a run of another method, e.g. mpn_cov")
     total = len(restored.images)
     indices = evenly_spaced(total, images)
     batches = [

@@ -22,9 +22,8 @@ from tqdm import tqdm
 from fgvc.data import TransformSpec, UnreadableImageError, copy_rgb, decode_rgb, image_files
 from fgvc.data.folder import require_unicode
 from fgvc.errors import ConfigError, DatasetError, ImageError, RunError, UserError, one_line
-from fgvc.inference.calibrate import Calibration, read_calibration
+from fgvc.inference.calibrate import Calibration, probabilities, read_calibration
 from fgvc.inference.restore import load_model, read_classes
-from fgvc.inference.temperature import probabilities
 from fgvc.models import FineGrainedModel
 from fgvc.runs.folder import RunFolder
 from fgvc.spectral import EigendecompositionError
@@ -160,8 +159,7 @@ class Predictor:
     def prepare(self, image: ImageSource) -> Tensor:
         """Return the model's input for an image: (3, size, size) float32, normalised.
 
-        Raises:
-            ImageError: the image is missing, cannot be decoded, or is of another type.
+        Raises ImageError: the image is missing, cannot be decoded, or is of another type.
         """
         try:
             return self.transform(_read_rgb(image, self.transform.shorter_side))
@@ -173,8 +171,7 @@ class Predictor:
     def logits(self, batch: Tensor) -> Tensor:
         """Return logits (B, K) float32 on the CPU for a batch of `prepare`d images (B, 3, size, size).
 
-        Raises:
-            RunError: the logits are not finite.
+        Raises RunError: the logits are not finite.
         """
         return self._finite(self.model, batch, "logits")
 
@@ -182,8 +179,7 @@ class Predictor:
     def descriptors(self, batch: Tensor) -> Tensor:
         """Return descriptors (B, D) float32 on the CPU, see `embed`, for a batch of `prepare`d images.
 
-        Raises:
-            RunError: the descriptors are not finite.
+        Raises RunError: the descriptors are not finite.
         """
         return self._finite(self.model.descriptor, batch, "descriptors")
 
@@ -294,23 +290,6 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.dev
 _READERS = 4  # threads: decoding releases the interpreter's lock
 
 
-@dataclass(frozen=True)
-class FilePrediction:
-    """The prediction for one file, or the reason why there is none.
-
-    Attributes:
-        path: Path of the file.
-        inputs: Model input (3, size, size); None without a prediction.
-        prediction: Prediction; None if there is none.
-        error: Reason why there is no prediction; otherwise None.
-    """
-
-    path: Path
-    inputs: Tensor | None
-    prediction: Prediction | None
-    error: str | None
-
-
 def prediction_notes(path: Path, predictor: Predictor, checkpoint: str = "last") -> list[str]:
     """Return notes for the user of a predictor of the run `path`: on its calibration and on cut images."""
     notes = []
@@ -342,8 +321,7 @@ def find_images(source: Path) -> list[Path]:
 def find_all(sources: Sequence[Path]) -> list[Path]:
     """Return the images of all sources, each once; a source without any stays there, and reading it gives the reason.
 
-    Raises:
-        ImageError, DatasetError: as `find_images`, if no source has an image.
+    Raises ImageError, DatasetError as `find_images`, if no source has an image.
     """
     paths: dict[Path, None] = {}
     problems: list[UserError] = []
@@ -356,25 +334,6 @@ def find_all(sources: Sequence[Path]) -> list[Path]:
     if len(problems) == len(sources):
         raise problems[0]
     return list(paths)
-
-
-def predict_files(predictor: Predictor, paths: Sequence[Path], top: int = 5) -> Iterator[FilePrediction]:
-    """Yield predictions of files in their order; a file that cannot be read or classified yields the reason.
-
-    Only one batch is in memory at a time. A progress bar is shown if stderr is a terminal.
-
-    Raises:
-        ConfigError: `top` is below 1.
-    """
-
-    def predict(batch: Tensor) -> list[Prediction]:
-        return predictor.decide(predictor.logits(batch), top)
-
-    for path, inputs, found in map_files(predictor, paths, predict):
-        if isinstance(found, str):
-            yield FilePrediction(path, None, None, found)
-        else:
-            yield FilePrediction(path, inputs, found, None)
 
 
 _Result = TypeVar("_Result")

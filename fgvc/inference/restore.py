@@ -48,7 +48,8 @@ class Restored:
 
     Attributes:
         config: Configuration of the run; `dataset.root` is the current folder of the images.
-        trained: Module with saved weights: the whole model, or the head, with the last stages if they were trained too.
+        trained: Module with saved weights, in evaluation mode: the whole model, or the head, with the last stages if
+            they were trained too.
         backbone: Backbone of the model.
         head: Head of the model.
         images: Requested split.
@@ -147,7 +148,7 @@ def restore_run(
         _log.warning("%s: %s", config.dataset.root, line)
     model = restore_model(folder, config, backbone, checkpoint)
     digest = weights_digest(backbone)
-    trained = trained_part(config, model)
+    trained = trained_part(config, model).eval()
     model.to(device)
     note = "; ".join(notes) or None
     return Restored(config, trained, backbone, model.head, images, digest, device, elsewhere, note)
@@ -194,8 +195,7 @@ def restore_backbone(config: RunConfig) -> Backbone:
 def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, checkpoint: str) -> FineGrainedModel:
     """Build the model of a run on `backbone` (see `restore_backbone`) with its "last" or "best" weights.
 
-    Raises:
-        RunError, WeightsError: as `load_model`.
+    Raises RunError, WeightsError as `load_model`.
     """
     weights, run = read_weights(folder, checkpoint), read_run(folder.path)
     with_method = replace(config, method=restored_method(config, folder, checkpoint))
@@ -246,8 +246,7 @@ def head_shapes(method: MethodConfig, map_channels: Sequence[int], num_classes: 
 def restored_method(config: RunConfig, folder: RunFolder, checkpoint: str) -> MethodConfig:
     """Return the method of the "last" or "best" weights; in a hybrid run it depends on their epoch.
 
-    Raises:
-        RunError: the weights of a hybrid run are missing or damaged, or nothing names their epoch.
+    Raises RunError: the weights of a hybrid run are missing or damaged, or nothing names their epoch.
     """
     if config.hybrid.method is None:
         return config.method

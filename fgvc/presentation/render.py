@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX (booktabs), HTML and CSV."""
+"""Tables as Markdown, LaTeX (booktabs), HTML and CSV, and where each of their numbers comes from."""
 
 import html
 import itertools
@@ -8,11 +8,15 @@ import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fgvc.errors import visible
+from fgvc.io import file_digests, to_csv
 
 PLACES_NOTE = "The best three of a column: bold, italic, and underlined or marked (3rd); equal ones alike."
 NOT_MEASURED = "—"
@@ -105,19 +109,6 @@ _NUMBER = re.compile(r"[\[(]?[+\-]?([\d,]+(\.\d+)?(e[+\-]?\d+)?|inf)(?![\w.])")
 _LONG = 48
 """Letters beyond which a cell of HTML may be broken into lines."""
 
-_STYLE = """\
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
-section { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; border-block: 2px solid; margin: 1rem 0; }
-caption { text-align: left; font-weight: 600; padding: 0.5rem 0; }
-th, td { padding: 0.25rem 0.75rem; text-align: right; }
-th:first-child { text-align: left; }
-thead th { border-bottom: 1px solid; vertical-align: bottom; }
-.words { text-align: left; }
-.none { font-style: italic; }
-li { max-width: 60rem; }"""
-
 
 def to_markdown(title: str, blocks: Iterable[Block]) -> str:
     """A heading, and under it each block as a Markdown table between its caption and its notes."""
@@ -155,8 +146,12 @@ def titled(title: str, of: str) -> str:
 
 def mean_and_spread(values: "pd.Series[float]", places: int = 2) -> str:
     """Mean ± sample standard deviation, which one value alone has not."""
-    spread = f" ± {values.std(ddof=1):.{places}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{places}f}{spread}"
+    return with_spread(values.mean(), values.std(ddof=1), places)
+
+
+def with_spread(mean: float, spread: float, places: int = 2) -> str:
+    """A mean, and after ± the standard deviation unless that is NaN."""
+    return f"{mean:.{places}f}" + ("" if math.isnan(spread) else f" ± {spread:.{places}f}")
 
 
 def to_latex(blocks: Iterable[Block]) -> str:
@@ -175,25 +170,7 @@ def to_latex(blocks: Iterable[Block]) -> str:
 
 def to_html(title: str, blocks: Iterable[Block]) -> str:
     """A page of its own: no script, nothing from the network, light or dark as the reader's system."""
-    body = "\n".join(map(html_block, blocks))
-    name = _html(title)
-    return f"""\
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}</title>
-<style>
-{_STYLE}
-</style>
-</head>
-<body>
-<h1>{name}</h1>
-{body}
-</body>
-</html>
-"""
+    return _TEMPLATES.get_template("page.html").render(title=title, blocks=map(html_block, blocks))
 
 
 def _marked(block: Block, kind: str, rows: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -223,32 +200,16 @@ def _latex_block(block: Block, name: str) -> str:
     font, gap, rooms = _layout(widths)
     sides = ["l" if j == 0 or kind == "words" else "r" for j, kind in enumerate(kinds)]
     escaped = [[_cell(*cell) for cell in zip(row, rooms, sides, strict=True)] for row in block.rows]
-    rows = "\n".join(" & ".join(row) + r" \\" for row in _marked(block, "latex", escaped))
-    notes = "\n\n".join(map(_escape, block.all_notes))
-    environment = "table*" if len(block.header) > 5 else "table"  # the starred one spans both columns
-    header = " & ".join(map(_latex_head, heads, sides))
-    return f"""\
-\\begin{{{environment}}}[t]
-\\centering
-\\{font}
-\\setlength{{\\tabcolsep}}{{{gap}pt}}
-\\caption{{{_escape(block.caption or block.title)}}}
-\\label{{tab:{name}}}
-\\vspace{{1ex}}
-\\begin{{tabular}}{{{"".join(sides)}}}
-\\toprule
-{header} \\\\
-\\midrule
-{rows}
-\\bottomrule
-\\end{{tabular}}
-
-\\medskip
-\\raggedright
-\\footnotesize
-{notes}
-\\end{{{environment}}}
-"""
+    return _TEMPLATES.get_template("block.tex").render(
+        block=block,
+        name=name,
+        environment="table*" if len(block.header) > 5 else "table",  # the starred one spans both columns
+        font=font,
+        gap=gap,
+        sides=sides,
+        heads=map(_latex_head, heads, sides),
+        rows=_marked(block, "latex", escaped),
+    )
 
 
 def _layout(widths: Sequence[int]) -> tuple[str, int, list[float]]:
@@ -285,28 +246,21 @@ def _latex_head(lines: Sequence[str], side: str) -> str:
 def html_block(block: Block) -> str:
     """One block as a table in a section that can be scrolled, and its notes; every text is escaped."""
     kinds = _kinds(block)
-    header = "".join(
-        f'<th scope="col"{_class(kind)}>{_html(cell)}</th>' for cell, kind in zip(block.header, kinds, strict=True)
-    )
     escaped = [list(map(_html, row)) for row in block.rows]
-    rows = "\n".join(
-        f'<tr><th scope="row"{_class("long" if len(row[0]) > _LONG else "")}>{first}</th>'
-        f"{''.join(map(_html_cell, rest, kinds[1:]))}</tr>"
+    rows = [
+        (
+            _class("long" if len(row[0]) > _LONG else ""),
+            first,
+            list(zip(map(_html_class, rest, kinds[1:]), rest, strict=True)),
+        )
         for row, (first, *rest) in zip(block.rows, _marked(block, "html", escaped), strict=True)
+    ]
+    return _TEMPLATES.get_template("block.html").render(
+        block=block,
+        caption=". ".join(_html(part) for part in (block.title, block.caption) if part),
+        header=list(zip(map(_class, kinds), block.header, strict=True)),
+        rows=rows,
     )
-    caption = ". ".join(_html(part) for part in (block.title, block.caption) if part)
-    notes = "".join(f"<li>{_html(note)}</li>" for note in block.all_notes)
-    return f"""\
-<section tabindex="0" aria-label="{_html(block.title or block.name)}">
-<table>
-{f"<caption><span>{caption}</span></caption>" if caption else ""}
-<thead><tr>{header}</tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table>
-</section>
-{f"<ul>{notes}</ul>" if notes else ""}"""
 
 
 def _kinds(block: Block) -> list[str]:
@@ -315,9 +269,8 @@ def _kinds(block: Block) -> list[str]:
     return ["" if any(map(_NUMBER.match, cells)) or set(cells) == {NOT_MEASURED} else "words" for cells in columns]
 
 
-def _html_cell(cell: str, kind: str) -> str:
-    names = (kind, "none" if cell in NO_NUMBER else "", "long" if len(cell) > _LONG else "")
-    return f"<td{_class(*names)}>{cell}</td>"
+def _html_class(cell: str, kind: str) -> str:
+    return _class(kind, "none" if cell in NO_NUMBER else "", "long" if len(cell) > _LONG else "")
 
 
 def _class(*names: str) -> str:
@@ -350,3 +303,74 @@ def _words(text: str) -> str:
 
 def _html(text: str) -> str:
     return html.escape(visible(text))
+
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("fgvc.presentation", "assets"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+    # braces are LaTeX's
+    variable_start_string="[[",
+    variable_end_string="]]",
+    block_start_string="[%",
+    block_end_string="%]",
+)
+_TEMPLATES.filters |= {"html": _html, "latex": _escape}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table by name.
+
+    Attributes:
+        title: Title of the whole.
+        blocks: Blocks to read.
+        frames: Tidy frames by the name of their CSV file, one row a cell or a row of cells; those made from runs have
+            the columns seeds, runs (the paths, in CSV "; " between them) and commits.
+        notes: Lines on what was left out, or is doubtful.
+    """
+
+    title: str
+    blocks: list[Block]
+    frames: Mapping[str, pd.DataFrame]
+    notes: list[str] = field(default_factory=list)
+
+    def texts(self, name: str) -> dict[str, str]:
+        """Content by file name: NAME.md, NAME.tex, NAME.html, and a CSV for each frame.
+
+        The notes stand under the first block.
+        """
+        blocks = [replace(block, notes=[*block.notes, *self.notes]) for block in self.blocks[:1]] + self.blocks[1:]
+        texts = {
+            f"{name}.md": to_markdown(self.title, blocks),
+            f"{name}.tex": to_latex(blocks),
+            f"{name}.html": to_html(self.title, blocks),
+        }
+        return texts | {f"{frame}.csv": to_csv(table) for frame, table in self.frames.items()}
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """Every row of the frames with the runs behind it: path, sha256 of config.yaml (None without one)."""
+        cells = []
+        for name, frame in self.frames.items():
+            for row in frame.to_dict("records"):
+                runs = row.pop("runs", None)
+                values = {str(key): _plain(value) for key, value in row.items() if not _missing(value)}
+                paths = [] if _missing(runs) else runs
+                cells.append({"table": name, **values, "runs": [_run(Path(path)) for path in paths]})
+        return cells
+
+
+def _run(path: Path) -> dict[str, str | None]:
+    config = path / "config.yaml"
+    digest = file_digests(config, ["sha256"])["sha256"] if config.is_file() else None
+    return {"path": str(path), "config_sha256": digest}
+
+
+def _missing(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+
+
+def _plain(value: Any) -> Any:
+    number = value.item() if hasattr(value, "item") else value
+    return str(number) if isinstance(number, float) and math.isinf(number) else number  # JSON knows no infinity

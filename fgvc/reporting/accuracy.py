@@ -12,7 +12,7 @@ import pandas as pd
 
 from fgvc.errors import RunError
 from fgvc.io import read_csv
-from fgvc.presentation.render import NOT_MEASURED, PLACES_NOTE, Block, places, titled
+from fgvc.presentation.render import NOT_MEASURED, PLACES_NOTE, Block, places, titled, with_spread
 from fgvc.presentation.style import METHOD_STYLES, method_order
 from fgvc.runs import Accuracy, Method, Run, Setting, group_runs
 from fgvc.runs.settings import distinctions, seeds_in_words, sources
@@ -126,8 +126,7 @@ def accuracy_table(runs: Iterable[Run], published: pd.DataFrame | None = None) -
 def load_accuracy(path: Path) -> pd.DataFrame:
     """An `accuracy_table` from the CSV that `to_csv` made of it (accuracies to four decimals).
 
-    Raises:
-        RunError: the file is missing or damaged.
+    Raises RunError: the file is missing or damaged.
     """
     try:
         return _typed(read_csv(path, TABLE_COLUMNS)[list(TABLE_COLUMNS)])
@@ -273,9 +272,7 @@ def _measured_text(cells: pd.DataFrame, epoch: str) -> str:
     cells = cells[(cells["origin"] == "measured") & (cells["epoch"] == epoch) & (cells["state"] == "ok")]
     if cells.empty:
         return NOT_MEASURED
-    cell = cells.iloc[0]
-    spread = "" if pd.isna(cell["top1_std"]) else f" ± {cell['top1_std']:.2f}"
-    return f"{cell['top1_mean']:.2f}{spread}"
+    return with_spread(*cells[["top1_mean", "top1_std"]].iloc[0])
 
 
 def _published_text(cells: pd.DataFrame, epoch: str, numbers: dict[str, int]) -> str:

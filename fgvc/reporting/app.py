@@ -24,8 +24,7 @@ from fgvc.errors import ConfigError, RunError, UserError
 from fgvc.inference.neighbours import NeighbourIndex, load_neighbours
 from fgvc.inference.predict import Predictor, load_run
 from fgvc.presentation.style import class_name
-from fgvc.reporting.neighbours import picture
-from fgvc.reporting.predictions import METHOD
+from fgvc.reporting.predictions import METHOD, picture
 from fgvc.runs.spectra import median_rank
 from fgvc.runs.summary import read_run
 from fgvc.spectral import covariance_eigenvalues
@@ -85,8 +84,7 @@ class Answers:
         """The first name of an image; and the image, then under the map of that name for all eigenvalues, for the
         `size` largest and the `size` smallest. A head without a spectrum to choose from has one map.
 
-        Raises:
-            ImageError, RunError: as `Predictor.predict` and `explain`.
+        Raises ImageError, RunError as `Predictor.predict` and `explain`.
         """
         model, inputs = self.predictor.model, self.predictor.prepare(image)
         bands, titles = ["all"], ["the map"]
@@ -124,27 +122,8 @@ class Answers:
         ]
 
 
-_PARTS = jinja2.Environment(autoescape=True)
-_FIGURES = _PARTS.from_string(
-    """<h2>{{ title }}</h2>
-{% if figures %}<div class="fgvc-figures" style="--least: {{ least }}px; max-width: {{ 300 * figures|length }}px">
-{% for figure in figures %}<figure><img src="{{ data[loop.index0] }}" alt="{{ figure.title }} {{ figure.note }}">
-<figcaption>{{ figure.title }}{% if figure.note %}<br><small>{{ figure.note }}</small>{% endif %}</figcaption></figure>
-{% endfor %}</div>{% endif %}
-<p>{{ text }}</p>"""
-)
+_PARTS = jinja2.Environment(loader=jinja2.PackageLoader(__package__, "assets"), autoescape=True)
 _HEAD = _PARTS.from_string("<h1>{{ title }}</h1><p>{{ facts }}</p>")
-_STYLE = """
-.gradio-container { width: 100% !important; max-width: 1200px !important; margin: 0 auto !important }
-.fgvc h1 { font-size: 1.5rem; font-weight: 600; margin: 0 }
-.fgvc h2 { font-size: 1.05rem; font-weight: 600; margin: 0 0 .5rem }
-.fgvc p { margin: .4rem 0 0 }
-.fgvc p, .fgvc small { color: var(--body-text-color) !important; opacity: .8 }
-.fgvc-figures { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(var(--least), 1fr)) }
-.fgvc-figures figure { margin: 0 }
-.fgvc-figures img { width: 100%; border-radius: var(--radius-md); display: block }
-.fgvc-figures figcaption { margin-top: .3rem; line-height: 1.3; overflow-wrap: anywhere; font-size: .9rem }
-"""
 
 
 def _html(title: str, figures: Sequence[Figure], text: str, least: int) -> str:
@@ -154,7 +133,7 @@ def _html(title: str, figures: Sequence[Figure], text: str, least: int) -> str:
         buffer = io.BytesIO()
         Image.fromarray(figure.pixels).save(buffer, "JPEG", quality=90)
         data.append(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}")
-    return _FIGURES.render(title=title, figures=figures, text=text, data=data, least=least)
+    return _PARTS.get_template("figures.html").render(title=title, figures=figures, text=text, data=data, least=least)
 
 
 _BANDS = (
@@ -313,7 +292,7 @@ def launch(gradio: Any, blocks: Any, port: int | None = None) -> str:
             enable_monitoring=False,
             max_file_size="50mb",
             theme=gradio.themes.Default(primary_hue="blue", **fonts),
-            css=_STYLE,
+            css=_PARTS.get_template("app.css").render(),
         )
     except OSError as error:
         raise ConfigError(f"port={port} cannot be used ({error}); give another --port, or none") from error

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from fgvc.inference.calibrate import Calibration
 from fgvc.io import to_csv, write_output
-from fgvc.presentation.render import markdown_table, mean_and_spread
 from fgvc.presentation.style import (
     COLUMN_WIDTH,
     by_method,
@@ -22,7 +21,7 @@ from fgvc.presentation.style import (
 from fgvc.runs.folder import RunFolder
 
 MEASURES = ("calibration_error", "loss", "brier")
-_TIMES = ("before", "after")
+TIMES = ("before", "after")
 _FEWEST = 20  # images of a bin that is drawn: of fewer the accuracy is mostly chance
 
 
@@ -49,7 +48,7 @@ def calibrations_table(found: Mapping[Path, Calibration]) -> pd.DataFrame:
                 **_source(path, ("label", "dataset", "backbone", "seed")),
                 "checkpoint": calibration.checkpoint,
                 **{name: record[name] for name in ("split", "images", "top1", "temperature")},
-                **{f"{name}_{when}": record[when][name] for name in MEASURES for when in _TIMES},
+                **{f"{name}_{when}": record[when][name] for name in MEASURES for when in TIMES},
             }
         )
     table: pd.DataFrame = pd.DataFrame(rows)
@@ -61,32 +60,17 @@ def reliability_table(found: Mapping[Path, Calibration]) -> pd.DataFrame:
     rows = [
         {**_source(path, ("label", "seed")), "when": when, **bin_}
         for path, calibration in found.items()
-        for when in _TIMES
+        for when in TIMES
         for bin_ in calibration.record[when]["reliability"]
     ]
     table: pd.DataFrame = pd.DataFrame(rows)
     return table
 
 
-def calibrations_markdown(table: pd.DataFrame) -> str:
-    """A `calibrations_table` by label, means over the runs."""
-    header = ["Method", "n", "Temperature"]
-    header += [f"{name} {when}" for name in ("ECE %", "loss", "Brier") for when in _TIMES]
-    rows = []
-    for label, part in by_method(table):
-        cells = [mean_and_spread(part["temperature"], 3)]
-        for name, places in zip(MEASURES, (2, 3, 3), strict=True):
-            cells += [mean_and_spread(part[f"{name}_{when}"], places) for when in _TIMES]
-        rows.append([label, str(len(part)), *cells])
-    return markdown_table(header, rows)
-
-
 def plot_reliability(axes: Axes, curves: pd.DataFrame) -> None:
     """Draw accuracy against confidence, a line a label over the images of its runs, and where they would be equal.
 
-    Args:
-        axes: to draw on.
-        curves: rows of a `reliability_table`, all "before" or all "after".
+    `curves` are rows of a `reliability_table`, all "before" or all "after".
     """
     axes.plot([0, 100], [0, 100], color="#999999", linewidth=0.8, zorder=0)
     for label, part in by_method(curves):
@@ -102,14 +86,12 @@ def plot_reliability(axes: Axes, curves: pd.DataFrame) -> None:
 def reliability_figure(curves: pd.DataFrame, title: str) -> Figure:
     """A figure of one column: before and after, side by side.
 
-    Args:
-        curves: a `reliability_table`.
-        title: what the runs have in common.
+    `curves` is a `reliability_table`, `title` what the runs have in common.
     """
     with figure_style():
         figure = new_figure(COLUMN_WIDTH, 2.1)
         both = figure.subplots(1, 2, sharey=True)
-        for axes, when in zip(both, _TIMES, strict=True):
+        for axes, when in zip(both, TIMES, strict=True):
             plot_reliability(axes, curves[curves["when"] == when])
             axes.set_xlabel("confidence / %")
             axes.set_title("as trained" if when == "before" else "with temperature", fontsize=7)

@@ -1,12 +1,13 @@
-"""What a model says of image files: as text, as CSV, as one JSON document, and as a picture of each image."""
+"""What a model says of image files: their names and nearest training images, as text, CSV, JSON and pictures."""
 
 import hashlib
 import itertools
 import os
 import sys
+import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from fgvc.errors import ConfigError, RunError, one_line
-from fgvc.inference.predict import FilePrediction, Prediction, Predictor, predict_files
+from fgvc.inference.neighbours import Neighbour, NeighbourIndex
+from fgvc.inference.predict import Prediction, Predictor, map_files
 from fgvc.io import output_path, require_own, to_csv, write_output
-from fgvc.presentation.style import COLUMN_WIDTH, class_name, figure_style, new_figure
+from fgvc.presentation.style import COLUMN_WIDTH, class_name, figure_style, new_figure, short_name
 from fgvc.studies.attribution import METHODS, explain
 from fgvc.studies.attribution.report import overlay
 
@@ -29,55 +32,62 @@ METHOD = "hirescam"
 """Default attribution: defined for every head, where Grad-CAM has no weights to speak of on a covariance."""
 PREDICTIONS, OVERLAY = "predictions", "overlay"
 """Kinds of results, see `fgvc.io.output_path`."""
+_FREQUENT = 10  # names in a summary
 
 
 @dataclass(frozen=True)
 class Named:
-    """A file with its prediction and its overlay, if one was written."""
+    """An image file with its prediction and its overlay, if one was written; `error` says why it lacks one of them."""
 
-    found: FilePrediction
-    overlay: Path | None
+    path: Path
+    prediction: Prediction | None
+    error: str | None = None
+    overlay: Path | None = None
 
     @property
     def text(self) -> str:
         """The file and the probable names, a line each; without a prediction the reason."""
-        if self.found.prediction is None:
-            return str(self.found.error)
-        pairs = zip(self.found.prediction.probabilities, self.found.prediction.names, strict=True)
+        if self.prediction is None:
+            return str(self.error)
+        pairs = zip(self.prediction.probabilities, self.prediction.names, strict=True)
         lines = (f"{100 * share:8.2f} %  {class_name(name)}" for share, name in pairs)
-        return "\n".join([one_line(self.found.path), *lines])
+        return "\n".join([one_line(self.path), *lines])
 
     def as_dict(self) -> dict[str, Any]:
         """A member of `images` in the JSON document."""
-        prediction = self.found.prediction
+        prediction = self.prediction
         pairs = () if prediction is None else zip(prediction.names, prediction.probabilities, strict=True)
         return {
-            "path": str(self.found.path),
+            "path": str(self.path),
             "predictions": [{"class": name, "probability": share} for name, share in pairs],
             "overlay": None if self.overlay is None else str(self.overlay),
-            "error": self.found.error,
+            "error": self.error,
         }
 
 
 def name_files(
     predictor: Predictor, paths: Sequence[Path], top: int = 5, overlays: Path | None = None, method: str = METHOD
 ) -> Iterator[Named]:
-    """Predict image files one after the other and, with a folder for `overlays`, draw each.
+    """Predict image files in their order and, with a folder for `overlays`, draw each.
 
-    A file without a prediction, or whose overlay cannot be computed, has the reason in `found.error`.
-
-    Raises:
-        ConfigError: as `predict_files` and `write_overlay`.
+    Raises ConfigError: `top` is below 1, or as `write_overlay`.
     """
-    for found, name in zip(predict_files(predictor, paths, top), picture_names(paths), strict=True):
-        overlay = None if overlays is None or found.prediction is None else overlays / name
-        error = found.error
+
+    def predict(batch: Tensor) -> list[Prediction]:
+        return predictor.decide(predictor.logits(batch), top)
+
+    results = map_files(predictor, paths, predict)
+    for (path, inputs, found), name in zip(results, picture_names(paths), strict=True):
+        if isinstance(found, str) or inputs is None:
+            yield Named(path, None, str(found))
+            continue
+        overlay, error = None if overlays is None else overlays / name, None
         if overlay is not None:
             try:
-                write_overlay(predictor, found, overlay, method)
+                write_overlay(predictor, inputs, found, overlay, method)
             except (RunError, RuntimeError) as failed:
-                overlay, error = None, f"{found.path}: no overlay: {failed}"
-        yield Named(replace(found, inputs=None, error=error), overlay)  # inputs of thousands would fill the memory
+                overlay, error = None, f"{path}: no overlay: {failed}"
+        yield Named(path, found, error, overlay)
 
 
 @dataclass(frozen=True)
@@ -116,12 +126,17 @@ def require_free(paths: Sequence[Path], table: TableFile | None, overlays: Path 
         FileExistsError: as `require_own`.
     """
     targets = {} if overlays is None else {overlays / name: OVERLAY for name in picture_names(paths)}
-    images = {os.path.realpath(path) for path in paths}
     if table is not None and table.path.resolve() in {target.resolve() for target in targets}:
         raise ConfigError(f"{table.path} is the file of the table and of an overlay; give another path")
-    for target, kind in (targets if table is None else {**targets, table.path: table.kind}).items():
+    _require_no_image(targets if table is None else {**targets, table.path: table.kind}, paths, "path")
+
+
+def _require_no_image(targets: Mapping[Path, str], paths: Sequence[Path], what: str) -> None:
+    """Raise ConfigError where a result, given with its kind, is one of the images; FileExistsError as `require_own`."""
+    images = {os.path.realpath(path) for path in paths}  # a link may lead to itself
+    for target, kind in targets.items():
         if os.path.realpath(target) in images:
-            raise ConfigError(f"{target} is one of the images, which are never written over; give another path")
+            raise ConfigError(f"{target} is one of the images, which are never written over; give another {what}")
         require_own(target, kind)
 
 
@@ -134,29 +149,29 @@ def show_files(named: Iterable[Named], table: TableFile | None, *, text: bool) -
     try:
         for one in named:
             shown.append(one)
-            if one.found.error:
-                print(f"error: {one_line(one.found.error)}", file=sys.stderr)
-            if text and one.found.prediction:
+            if one.error:
+                print(f"error: {one_line(one.error)}", file=sys.stderr)
+            if text and one.prediction:
                 print(one.text, flush=True)
     finally:
         if table is not None and shown:
-            write_predictions(table, shown)
+            write_output(table.path, to_csv(predictions_table(shown), "%.6f"), table.kind)
     return shown
 
 
-def summary(named: Sequence[Named], lowest: int = 5, names: int = 10) -> str:
+def summary(named: Sequence[Named], lowest: int = 5) -> str:
     """How many images have a name, how sure the model is of them, the least sure, and the most frequent names."""
     first = [
-        (one.found.prediction.probabilities[0], class_name(one.found.prediction.name), one_line(one.found.path))
+        (one.prediction.probabilities[0], class_name(one.prediction.name), one_line(one.path))
         for one in named
-        if one.found.prediction
+        if one.prediction
     ]
     if not first:
         return f"images: {len(named)}, named: 0"
     counted = Counter(name for _, name, _ in first)
     mean = 100 * sum(share for share, _, _ in first) / len(first)
-    frequent = ", ".join(f"{name} {count}" for name, count in counted.most_common(names))
-    more = f", and {len(counted) - names} more names" if len(counted) > names else ""
+    frequent = ", ".join(f"{name} {count}" for name, count in counted.most_common(_FREQUENT))
+    more = f", and {len(counted) - _FREQUENT} more names" if len(counted) > _FREQUENT else ""
     return "\n".join(
         [
             f"images: {len(named)}, named: {len(first)}, different names: {len(counted)}",
@@ -165,11 +180,6 @@ def summary(named: Sequence[Named], lowest: int = 5, names: int = 10) -> str:
             *(f"{100 * share:8.2f} %  {name}  {path}" for share, name, path in sorted(first)[:lowest]),
         ]
     )
-
-
-def write_predictions(file: TableFile, named: Iterable[Named]) -> None:
-    """Write `predictions_table` as CSV."""
-    write_output(file.path, to_csv(predictions_table(named), "%.6f"), file.kind)
 
 
 def predictions_table(named: Iterable[Named]) -> pd.DataFrame:
@@ -219,54 +229,43 @@ _BAR = "#0072B2"
 _GREY = "#555555"
 
 
-def write_overlay(predictor: Predictor, found: FilePrediction, file: Path, method: str = METHOD) -> None:
-    """Write the picture of one prediction as PNG.
+def write_overlay(predictor: Predictor, inputs: Tensor, prediction: Prediction, file: Path, method: str) -> None:
+    """Write the picture of one prediction as PNG; a method of `METHODS` explains the predicted class.
 
-    Args:
-        predictor: that made it.
-        found: a file that could be read.
-        file: ends in .png.
-        method: of `fgvc.studies.attribution.METHODS`; the predicted class is explained.
-
-    Raises:
-        ConfigError, RunError: as `explain`.
+    Raises ConfigError, RunError as `explain`. `inputs` is the model's input, (3, size, size).
     """
-    assert found.inputs is not None and found.prediction is not None
-    explained = explain(predictor.model, found.inputs[None], method=method)
-    image = predictor.transform.picture(found.inputs).cpu().numpy()
-    heat = explained.maps[0].cpu().numpy()
-    figure = prediction_figure(image, heat, found.prediction, method)
+    explained = explain(predictor.model, inputs[None], method=method)
+    image, heat = predictor.transform.picture(inputs).cpu().numpy(), explained.maps[0].cpu().numpy()
+    figure = prediction_figure(image, heat, prediction, method)
     with figure_style(), output_path(file, OVERLAY) as temporary:
         figure.savefig(temporary)
 
 
-def prediction_figure(image: np.ndarray, heat: np.ndarray, prediction: Prediction, method: str = METHOD) -> Figure:
+def prediction_figure(image: np.ndarray, heat: np.ndarray, prediction: Prediction, method: str) -> Figure:
     """The image, the image under the map of its first name, and bars of the probabilities.
 
-    Args:
-        image: (H, W, 3), numbers from 0 to 1.
-        heat: (H, W), of `method`.
-        prediction: of it.
-        method: of `fgvc.studies.attribution.METHODS`.
+    `image` is (H, W, 3), numbers from 0 to 1; `heat` is (H, W), of a method in `fgvc.studies.attribution.METHODS`.
     """
     count = len(prediction.names)
     with figure_style():
         figure = new_figure(COLUMN_WIDTH, 1.75 + 0.32 + 0.2 * count)
         grid = figure.add_gridspec(2, 2, height_ratios=[1.75, 0.32 + 0.2 * count])
-        _show(figure.add_subplot(grid[0, 0]), image, "as the model saw it")
-        signed = METHODS[method].signed
-        axes = figure.add_subplot(grid[0, 1])
-        _show(axes, overlay(image, heat, signed=signed), f"{METHODS[method].label} of the first name")
+        looks: dict[str, Any] = {"fontsize": 7, "color": _GREY}
+        _show(figure.add_subplot(grid[0, 0]), image, "as the model saw it", **looks)
+        label, signed = METHODS[method].label, METHODS[method].signed
         colours = "red speaks for it, blue against" if signed else "bright speaks for it"
-        axes.text(0.5, -0.03, colours, va="top", ha="center", fontsize=6, color=_GREY, transform=axes.transAxes)
+        heated = overlay(image, heat, signed=signed)
+        _show(figure.add_subplot(grid[0, 1]), heated, f"{label} of the first name", colours, **looks)
         _draw_bars(figure.add_subplot(grid[1, :]), prediction)
     return figure
 
 
-def _show(axes: Axes, pixels: np.ndarray, title: str) -> None:
+def _show(axes: Axes, pixels: np.ndarray, title: str, note: str = "", **looks: Any) -> None:
+    """Draw a picture between its title and a note; `looks` are those of the title."""
     axes.imshow(pixels, interpolation="nearest")
     axes.set_axis_off()
-    axes.set_title(title, fontsize=7, color=_GREY, pad=3)
+    axes.set_title(title, pad=3, parse_math=False, **looks)
+    axes.text(0.5, -0.03, note, va="top", ha="center", fontsize=6, color=_GREY, transform=axes.transAxes)
 
 
 def _draw_bars(axes: Axes, prediction: Prediction) -> None:
@@ -281,3 +280,84 @@ def _draw_bars(axes: Axes, prediction: Prediction) -> None:
     axes.set(xlim=(0, 100), ylim=(len(places) - 0.5, -0.5), yticks=[])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"probability, {'calibrated' if prediction.calibrated else 'not calibrated'} / %")
+
+
+ON_SHEET = 10
+"""Largest number of neighbours on a contact sheet."""
+_SHEET = "neighbours"  # kind of file, see `fgvc.io.output_path`
+
+
+@dataclass(frozen=True)
+class Near:
+    """An image file with its nearest training images, the nearest first, or the reason why there are none."""
+
+    path: Path
+    neighbours: Sequence[Neighbour]
+    error: str | None
+    sheet: Path | None = None
+
+    def text(self, index: NeighbourIndex) -> str:
+        """The file, then a line for each neighbour: distance, class, path below the dataset's root."""
+        paths = index.images.relative_paths()
+        lines = (
+            f"{near.distance:9.4f}  {one_line(class_name(near.name))}  {one_line(paths[near.index])}"
+            for near in self.neighbours
+        )
+        return "\n".join([one_line(self.path), *lines])
+
+
+def sheet_files(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    """Return the contact sheet of each image file in `folder`.
+
+    Raises:
+        ConfigError: one of them is one of the images.
+        FileExistsError: one of them is someone else's, see `fgvc.io.require_own`.
+    """
+    sheets = [folder / name for name in picture_names(paths)]
+    _require_no_image(dict.fromkeys(sheets, _SHEET), paths, "folder")
+    return sheets
+
+
+def find_neighbours(
+    predictor: Predictor, index: NeighbourIndex, paths: Sequence[Path], count: int, sheets: Sequence[Path] | None
+) -> Iterator[Near]:
+    """Yield the `count` nearest training images of each file, in order; with `sheets`, draw a contact sheet of each.
+
+    Raises ConfigError as `NeighbourIndex.nearest`.
+    """
+
+    def nearest(batch: Tensor) -> list[list[Neighbour]]:
+        return index.nearest(predictor.descriptors(batch), count)
+
+    for number, (path, inputs, found) in enumerate(map_files(predictor, paths, nearest)):
+        if isinstance(found, str) or inputs is None:
+            yield Near(path, (), str(found))
+            continue
+        sheet = None if sheets is None else sheets[number]
+        if sheet is not None:
+            query = predictor.transform.picture(inputs).cpu().numpy()
+            figure = contact_sheet(query, path.name, index, found[:ON_SHEET])
+            with figure_style(), output_path(sheet, _SHEET) as temporary:
+                figure.savefig(temporary, dpi=200)
+        yield Near(path, found, None, sheet)
+
+
+def picture(index: NeighbourIndex, neighbour: Neighbour) -> np.ndarray:
+    """A training image as the model sees it in testing, (H, W, 3), numbers from 0 to 1."""
+    inputs: Tensor = index.images[neighbour.index][0]
+    return index.transform.picture(inputs).numpy()
+
+
+def contact_sheet(query: np.ndarray, name: str, index: NeighbourIndex, neighbours: Sequence[Neighbour]) -> Figure:
+    """The query on the left, then its nearest training images with class and distance.
+
+    Pictures are (H, W, 3), numbers from 0 to 1; the nearest neighbour comes first.
+    """
+    with figure_style():
+        figure = new_figure(1.2 * (1 + len(neighbours)), 1.75)
+        panels = figure.subplots(1, 1 + len(neighbours), squeeze=False)[0]
+        _show(panels[0], query, short_name(name, 24), "the image", fontsize=6.5)
+        for axes, near in zip(panels[1:], neighbours, strict=True):
+            title, note = textwrap.fill(class_name(near.name, 44), 24), f"distance {near.distance:.3f}"
+            _show(axes, picture(index, near), title, note, fontsize=6.5)
+    return figure

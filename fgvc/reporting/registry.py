@@ -9,7 +9,7 @@ import pandas as pd
 
 from fgvc.errors import RunError, UserError
 from fgvc.io import read_csv
-from fgvc.presentation.table import Table
+from fgvc.presentation.render import Block, Table
 from fgvc.reporting.accuracy import accuracy_table, load_published, table_blocks
 from fgvc.reporting.run_tables import coarse, condition_numbers, cost, differences, hybrid
 from fgvc.runs import Run, find_finished, group_runs
@@ -57,31 +57,26 @@ def _accuracy(inputs: Inputs) -> Table:
     return Table("Accuracy", [*table_blocks(inputs.accuracy), *blocks], frames, notes + more)
 
 
-def _hybrid(inputs: Inputs) -> Table:
-    runs, notes = inputs.finished
-    blocks, frame, more = hybrid(group_runs(runs), inputs.accuracy)
-    return Table("Hybrid protocol", blocks, {"hybrid": frame}, notes + more)
+Made = tuple[list[Block], pd.DataFrame, list[str]]
+"""Blocks of a table, its tidy frame, and notes."""
 
 
-def _coarse(inputs: Inputs) -> Table:
-    runs, notes = inputs.finished
-    blocks, frame, more = coarse(runs)
-    return Table("Coarser levels", blocks, {"coarse": frame}, notes + more)
+def _from_runs(title: str, name: str, make: Callable[[list[Run], Inputs], Made]) -> Callable[[Inputs], Table]:
+    """A table whose frame has its name."""
+
+    def table(inputs: Inputs) -> Table:
+        runs, notes = inputs.finished
+        blocks, frame, more = make(runs, inputs)
+        return Table(title, blocks, {name: frame}, notes + more)
+
+    return table
 
 
-def _cost(inputs: Inputs) -> Table:
-    runs, notes = inputs.finished
-    blocks, frame, more = cost(runs)
-    return Table("Cost", blocks, {"cost": frame}, notes + more)
-
-
-def _condition_number(inputs: Inputs) -> Table:
-    runs, notes = inputs.finished
+def _condition_number(runs: list[Run], inputs: Inputs) -> Made:
     path = inputs.paper / "condition_number_iccv21.csv"
     numbers = ("epoch", "condition_number")
     published = read_csv(path, ("method", *numbers, "source"), numbers=numbers)
-    blocks, frame, more = condition_numbers(runs, published)
-    return Table("Condition number of the covariance", blocks, {"condition_number": frame}, notes + more)
+    return condition_numbers(runs, published)
 
 
 def _approximation_error(inputs: Inputs) -> Table:
@@ -103,10 +98,10 @@ def _gradient_bounds(inputs: Inputs) -> Table:
 
 TABLES: dict[str, Callable[[Inputs], Table]] = {
     "accuracy": _accuracy,
-    "coarse": _coarse,
-    "hybrid": _hybrid,
-    "cost": _cost,
-    "condition_number": _condition_number,
+    "coarse": _from_runs("Coarser levels", "coarse", lambda runs, _: coarse(runs)),
+    "hybrid": _from_runs("Hybrid protocol", "hybrid", lambda runs, inputs: hybrid(group_runs(runs), inputs.accuracy)),
+    "cost": _from_runs("Cost", "cost", lambda runs, _: cost(runs)),
+    "condition_number": _from_runs("Condition number of the covariance", "condition_number", _condition_number),
     "approximation_error": _approximation_error,
     "gradient_bounds": _gradient_bounds,
 }
@@ -122,8 +117,7 @@ def make_tables(names: list[str], inputs: Inputs) -> tuple[dict[str, Table], lis
 
     Several names are made as far as they can be: a table whose input is not among the results, or damaged, is noted.
 
-    Raises:
-        UserError: nothing could be made, or the one table that was asked for could not.
+    Raises UserError: nothing could be made, or the one table that was asked for could not.
     """
     made: dict[str, Table] = {}
     notes: dict[str, None] = {}  # each once: several tables are made from the same runs

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from fgvc.errors import NothingToShowError, RunError
 from fgvc.foreign import open_foreign
-from fgvc.presentation.render import NOT_MEASURED, PLACES_NOTE, Block, places, titled
+from fgvc.presentation.render import NOT_MEASURED, PLACES_NOTE, Block, places, titled, with_spread
 from fgvc.presentation.style import method_order
 from fgvc.runs import Run, Setting, group_runs
 from fgvc.runs.settings import Group, distinctions, in_order, seeds_in_words, sources
@@ -151,9 +151,7 @@ def _top1(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def _mean(mean: float, std: float) -> str:
-    if np.isnan(mean):
-        return NOT_MEASURED
-    return f"{mean:.2f}" + ("" if np.isnan(std) else f" ± {std:.2f}")
+    return NOT_MEASURED if np.isnan(mean) else with_spread(mean, std)
 
 
 def _published(part: pd.DataFrame, label: str) -> str:
@@ -168,8 +166,7 @@ def _published(part: pd.DataFrame, label: str) -> str:
 def coarse(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
     """Accuracy at the coarser labels of the classes and the share of mistakes that stay inside them, over the seeds.
 
-    Raises:
-        NothingToShowError: no run has coarser labels and predictions.
+    Raises NothingToShowError: no run has coarser labels and predictions.
     """
     blocks, frames, notes = [], [], []
     groups = group_runs(runs)
@@ -221,7 +218,7 @@ def _coarse_block(table: pd.DataFrame, of: str) -> Block:
     for column, (level, name) in enumerate(columns, start=2):
         found = cells.xs(level, level="level").reindex(labels)
         for row, mean, std in zip(rows, found[f"{name}_mean"], found[f"{name}_std"], strict=True):
-            row.append(NOT_MEASURED if pd.isna(mean) else _mean(mean, std))
+            row.append(_mean(mean, std))
         marks |= places(found[f"{name}_mean"].tolist(), column) if name == "accuracy" else {}
     groups = table.drop_duplicates("level").set_index("level")["groups"]
     header = [text for level in levels for text in (f"{level} ({groups[level]})", f"Mistakes inside {level}")]
@@ -295,7 +292,9 @@ def condition_numbers(runs: Sequence[Run], published: pd.DataFrame) -> tuple[lis
         if history.empty:
             continue
         frames.append(history.assign(setting=setting.title))
-        epochs = _some(sorted(set(history["epoch"])))
+        every = sorted(set(history["epoch"]))
+        # up to seven, evenly spaced, first and last among them
+        epochs = [every[i] for i in sorted(set(np.linspace(0, len(every) - 1, 7).round().astype(int)))]
         rows = []
         for label in sorted((method.label for method in group), key=method_order):
             of_label = history[history["label"] == label].set_index("epoch")
@@ -327,11 +326,6 @@ def _published_conditions(published: pd.DataFrame) -> Block:
     sources = sorted(set(published["source"]))
     caption = f"Condition number of the covariance by epoch, as published ({'; '.join(sources)}); seeds are not stated."
     return Block("Condition number, published", header, rows, [], caption, "condition_number_published")
-
-
-def _some(epochs: Sequence[int], count: int = 7) -> list[int]:
-    """Up to `count` of the epochs, evenly spaced, first and last among them."""
-    return [epochs[i] for i in sorted(set(np.linspace(0, len(epochs) - 1, count).round().astype(int)))]
 
 
 def _power(value: float | None) -> str:

@@ -144,8 +144,7 @@ class RunComparison:
 def compare_runs(first: Path, second: Path) -> RunComparison:
     """Compare two finished runs; nothing is trained, evaluated or written.
 
-    Raises:
-        RunError: a folder is not a run, its summary is damaged, or the run is not finished.
+    Raises RunError: a folder is not a run, its summary is damaged, or the run is not finished.
     """
     runs = (read_run(first), read_run(second))
     for run in runs:

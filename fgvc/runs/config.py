@@ -347,9 +347,8 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def to_run_config(composed: DictConfig) -> RunConfig:
     """Return the composed configuration as dataclasses; a name that is not given is that of the dataset or its folder.
 
-    Raises:
-        ConfigError: a key without a default is unset, a key added with + is unknown, or a path begins with the name of
-            a user who does not exist.
+    Raises ConfigError: a key without a default is unset, a key added with + is unknown, or a path begins with the name
+    of a user who does not exist.
     """
     dataset = composed.dataset
     if OmegaConf.is_missing(dataset, "name") and not OmegaConf.is_missing(dataset, "root"):

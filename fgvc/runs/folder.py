@@ -163,9 +163,8 @@ class RunFolder:
 
         In a finished run, unknown settings are ignored with a log line.
 
-        Raises:
-            RunError: config.yaml is missing or damaged, has a value of the wrong type or out of range, or, in an
-                unfinished run, an unknown setting.
+        Raises RunError: config.yaml is missing or damaged, has a value of the wrong type or out of range, or, in an
+        unfinished run, an unknown setting.
         """
         settings = self.read_settings()
         known, unknown = _split_known(settings, RunConfig)

@@ -105,8 +105,7 @@ def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
 
     GAP has no covariance to reduce. Without a reduction, it joins every setting that differs only in the reduction.
 
-    Raises:
-        RunError: two runs of one method and setting have the same seed.
+    Raises RunError: two runs of one method and setting have the same seed.
     """
     settings: dict[Setting, Group] = {}
     for run in runs:
@@ -183,8 +182,7 @@ def _with_variants(group: Group) -> Group:
 def one_setting(runs: Iterable[Run]) -> tuple[Setting, Group]:
     """Return the setting that all of these runs share, and its methods.
 
-    Raises:
-        RunError: the runs belong to several settings, or as in `group_runs`.
+    Raises RunError: the runs belong to several settings, or as in `group_runs`.
     """
     groups = group_runs(runs)
     if len(groups) != 1:

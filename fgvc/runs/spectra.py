@@ -75,8 +75,7 @@ class SpectrumHistory:
     def read(cls, path: Path, last_epoch: int | None = None) -> "SpectrumHistory":
         """Read spectrum_history.npz up to `last_epoch`.
 
-        Raises:
-            RunError: the file is missing (trainer.probe_images=0) or damaged.
+        Raises RunError: the file is missing (trainer.probe_images=0) or damaged.
         """
         if not path.exists():
             reason = "saved no spectra by epoch (trainer.probe_images=0, or an earlier version)"
@@ -135,24 +134,15 @@ def _damaged(path: Path, what: str) -> RunError:
     return RunError(f"{path}: {what}; restore the file or repeat the run")
 
 
-@dataclass(frozen=True)
-class EigenvalueCurve:
-    """Sorted eigenvalues over many images: median and quartiles of each position, (d,) each."""
-
-    median: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
-
-
-def eigenvalue_curve(eigenvalues: np.ndarray) -> EigenvalueCurve:
-    """Median and quartiles over images of the i-th largest eigenvalue.
+def eigenvalue_curve(eigenvalues: np.ndarray) -> np.ndarray:
+    """Lower quartile, median and upper quartile over images of the i-th largest eigenvalue, (n, d) -> (3, d).
 
     Quantiles rather than a geometric mean and its spread: they commute with the logarithm, so they are right on a log
     axis, and one exact zero does not pull the whole position to zero. They are order statistics (no interpolation):
     each drawn value is the eigenvalue of some image.
     """
-    lower, median, upper = np.quantile(eigenvalues, [0.25, 0.5, 0.75], axis=0, method="inverted_cdf")
-    return EigenvalueCurve(median, lower, upper)
+    curve: np.ndarray = np.quantile(eigenvalues, [0.25, 0.5, 0.75], axis=0, method="inverted_cdf")
+    return curve
 
 
 def numerical_rank(eigenvalues: np.ndarray) -> np.ndarray:

@@ -45,8 +45,7 @@ def mcnemar(first: pd.DataFrame, second: pd.DataFrame) -> McNemar:
 
     The result holds for these two sets of weights on similar images, not for other seeds of the same methods.
 
-    Raises:
-        RunError: no rows, a path twice, or the frames differ in their images or targets.
+    Raises RunError: no rows, a path twice, or the frames differ in their images or targets.
     """
     from scipy.stats import binomtest  # here, since it is slow to import
 
@@ -62,12 +61,7 @@ def combine_p_values(p_values: Sequence[float]) -> float:
     """Combine p-values with any dependence into one: n / k times the k-th smallest, k = floor(n / 2) + 1.
 
     The result is small only if more than half of them are, and never below their median. [Rüger, Metrika 1978]
-
-    Raises:
-        ValueError: no p-values.
     """
-    if not p_values:
-        raise ValueError("expected at least one p-value")
     n = len(p_values)
     k = n // 2 + 1
     return min(1.0, n / k * sorted(p_values)[k - 1])
@@ -82,26 +76,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in corrected]
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Accuracy of one method minus that of another, in percentage points.
-
-    Attributes:
-        mean: Mean over images and pairs of runs.
-        low, high: Ends of the 95 % interval.
-        images, pairs: Number of images and number of pairs of runs.
-    """
-
-    mean: float
-    low: float
-    high: float
-    images: int
-    pairs: int
-
-
 def paired_bootstrap(
-    first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], *, resamples: int = 10_000, seed: int = 0
-) -> Difference:
+    first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], *, resamples: int = 10_000
+) -> dict[str, Any]:
     """Bootstrap the accuracy difference over test images (percentile interval), averaged over the pairs of runs.
 
     The result holds for these runs on similar images. [Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
@@ -110,38 +87,37 @@ def paired_bootstrap(
     Args:
         first, second: predictions of the runs of two methods; the i-th of each are paired, e.g. by seed.
         resamples: number of resamples of the images.
-        seed: seed of the resampling.
+
+    Returns:
+        pairs and images, their numbers; difference, of the accuracy of the first and the second in percentage points,
+        the mean over images and pairs of runs; low and high, the ends of its 95 % interval.
 
     Raises:
         RunError: as in `mcnemar` for any pair, or the pairs differ in their images.
-        ValueError: no pairs, or unequal numbers of runs.
     """
-    if not first or len(first) != len(second):
-        raise ValueError(f"expected equal numbers of runs, at least one each, got {len(first)} and {len(second)}")
     tables = [pair_predictions(a, b).sort_values("path") for a, b in zip(first, second, strict=True)]
     if any(table["path"].tolist() != tables[0]["path"].tolist() for table in tables):
         raise RunError("the runs were evaluated on different images; give runs of one test split")
     differences = [table["right_first"].to_numpy(int) - table["right_second"].to_numpy(int) for table in tables]
     values = np.sum(differences, axis=0)  # (images,), integers: an interval end of 0 stays exactly 0
-    n, rng = len(values), np.random.default_rng(seed)
+    n, rng = len(values), np.random.default_rng(0)
     # resampling the counts of the few values is the same as resampling the images, and faster
     found, counts = np.unique(values, return_counts=True)
     sums = rng.multinomial(n, counts / n, size=resamples) @ found
     low, high = np.quantile(sums, [0.025, 0.975])
     scale = 100 / (n * len(first))
-    return Difference(float(values.sum() * scale), float(low * scale), float(high * scale), n, len(first))
+    interval = {"difference": float(values.sum() * scale), "low": float(low * scale), "high": float(high * scale)}
+    return {"pairs": len(first), "images": n, **interval}
 
 
-def two_level_interval(
-    values: NDArray[np.float64], *, level: float, resamples: int = 2_000, seed: int = 0
-) -> tuple[float, float]:
+def two_level_interval(values: NDArray[np.float64], *, level: float) -> tuple[float, float]:
     """Percentile interval of the mean of (seeds, images) values, from a bootstrap over both.
 
     Each resample draws seeds, and images for all of them alike, with replacement. The result holds for other seeds and
     similar images; from few seeds it is rough, and too narrow rather than too wide. [Davison and Hinkley, Bootstrap
     Methods and their Application, 1997, 3.8]
     """
-    rng = np.random.default_rng(seed)
+    rng, resamples = np.random.default_rng(0), 2_000
     seeds, images = values.shape
     seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
     image_weights = rng.multinomial(images, np.full(images, 1 / images), size=resamples) / images
@@ -153,8 +129,7 @@ def two_level_interval(
 def pair_predictions(first: pd.DataFrame, second: pd.DataFrame, more: Sequence[str] = ()) -> pd.DataFrame:
     """Return one row per image: path, and target, predicted, right and `more` of each side (_first, _second).
 
-    Raises:
-        RunError: as in `mcnemar`.
+    Raises RunError as in `mcnemar`.
     """
     columns = ["path", "target", "predicted", *more]
     for frame in (first, second):
@@ -251,11 +226,7 @@ def compare(first: Sequence[Run], second: Sequence[Run]) -> tuple[dict[str, Any]
     involved = [run for pair in pairs for run in pair.runs]
     return {
         "state": "ok",
-        "pairs": found.pairs,
-        "images": found.images,
-        "difference": found.mean,
-        "low": found.low,
-        "high": found.high,
+        **found,
         "mcnemar_median": float(np.median(p_values)),
         "mcnemar_lowest": min(p_values),
         "mcnemar_highest": max(p_values),
@@ -295,7 +266,7 @@ def differences_to_best(group: Group) -> tuple[pd.DataFrame, list[str]]:
         Table with `COLUMNS` and one row for each method except the best, and notes on what could not be compared.
         `holm` is `mcnemar_combined` corrected for the number of compared methods.
     """
-    means = {method: _mean_top1(runs) for method, runs in group.items()}
+    means = {method: mean_top1(runs) for method, runs in group.items()}
     best = max(means, key=lambda method: means[method])
     rows, notes = [], []
     for method, runs in group.items():
@@ -309,5 +280,6 @@ def differences_to_best(group: Group) -> tuple[pd.DataFrame, list[str]]:
     return table, notes
 
 
-def _mean_top1(runs: Sequence[Run]) -> float:
+def mean_top1(runs: Sequence[Run]) -> float:
+    """Mean final top-1 in per cent, to the two decimals that tables show."""
     return round(float(np.mean([run.final.top1 for run in runs if run.final is not None])), 2)

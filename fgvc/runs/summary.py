@@ -135,9 +135,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
 def read_run(path: Path) -> Run:
     """Read the summary of the run folder `path`; whoever has a `Run` need not check its values.
 
-    Raises:
-        RunError: summary.json is missing or damaged, has a value of another type or that no run has, or lacks a
-            field that its status requires; or config.yaml is damaged.
+    Raises RunError: summary.json is missing or damaged, has a value of another type or that no run has, or lacks a
+    field that its status requires; or config.yaml is damaged.
     """
     folder = RunFolder(path)
     file, summary = folder.summary_file, folder.read_summary()
@@ -167,6 +166,15 @@ def read_run(path: Path) -> Run:
         raise RunError(f"{file}: two classes have one name; {_REPEAT}")
     fields["spectral_dtype"] = fields["spectral_dtype"] or "float64"  # absent in runs of earlier versions
     return Run(**fields | {"commit": commit_label(summary)})
+
+
+def read_finished(path: Path) -> Run:
+    """Read the summary of a finished run. Raises RunError as `read_run`, and if it has no config.yaml or no end."""
+    RunFolder(path).read_settings()  # says what to name where the folder is one of several runs
+    run = read_run(path)
+    if not run.finished:
+        raise RunError(f"{path}: status {run.status}, not finished; finish the run first")
+    return run
 
 
 @functools.cache
@@ -220,10 +228,8 @@ def _accuracy(summary: Mapping[str, Any], key: str, file: Path) -> Accuracy | No
 def find_runs(paths: Iterable[Path]) -> list[Run]:
     """Return the runs in the given folders at any depth, each once, ordered by folder and then by path.
 
-    A folder is a run if it holds summary.json.
-
-    Raises:
-        RunError: a folder does not exist or holds no run, or a summary is damaged.
+    A folder is a run if it holds summary.json. Raises RunError: a folder does not exist or holds no run, or a summary
+    is damaged.
     """
     folders = (folder for root in paths for folder in _run_folders(root))
     return [read_run(folder) for folder in _each_once(folders)]
@@ -233,9 +239,7 @@ def split_finished(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """Return the finished runs, and for every other run a note with the reason why it is left out.
 
     A rerun is no second run: it is left out where the run that it repeats is there, known by its settings and images.
-
-    Raises:
-        RunError: no run is finished.
+    Raises RunError: no run is finished.
     """
     runs, finished, notes = list(runs), [], []
     first = [run for run in runs if run.finished and run.rerun_of is None]
@@ -294,8 +298,7 @@ def _defaults() -> dict[str, Any]:
 def find_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Return the finished runs in some folders, and a note for each folder and run that is left out.
 
-    Raises:
-        RunError: no run can be read, or none is finished.
+    Raises RunError: no run can be read, or none is finished.
     """
     runs, unread = readable_runs(paths)
     finished, unfinished = split_finished(runs)
@@ -305,8 +308,7 @@ def find_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def readable_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Return runs as `find_runs`, and a note for each folder or run that cannot be read.
 
-    Raises:
-        RunError: no run is left.
+    Raises RunError: no run is left.
     """
     folders: list[Path] = []
     runs, problems = [], []

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fgvc.data import ImageDataset, create_dataset
-from fgvc.data.checks import check_images
+from fgvc.data.verify import examine_images
 from fgvc.errors import ConfigError, DatasetError
 
 datasets = pytest.importorskip("datasets")
@@ -112,7 +112,7 @@ def test_parquet_and_image_folders(tmp_path: Path) -> None:
         splits = [create_dataset("hf", root=root, split=split, path=str(source)) for split in ("train", "test")]
         assert splits[0].classes == classes
         assert tuple(split.targets for split in splits) == targets
-        assert not check_images(splits[0])
+        assert not examine_images(splits[0])[0]
 
 
 def test_a_file_outside_of_the_source_is_not_read(tmp_path: Path) -> None:
@@ -230,5 +230,5 @@ def test_sources_that_cannot_be_loaded(tmp_path: Path) -> None:
 
 def test_an_image_that_is_none_is_left_to_the_check(tmp_path: Path) -> None:
     path = save(tmp_path / "saved", train=table([0], images=[{"bytes": b"<html>", "path": None}]), test=table([0]))
-    bad = check_images(create_dataset("hf", root=tmp_path / "out", path=path))
+    bad = examine_images(create_dataset("hf", root=tmp_path / "out", path=path))[0]
     assert [image.path.name for image in bad] == ["0000000.bin"]

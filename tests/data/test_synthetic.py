@@ -25,9 +25,9 @@ CLASSES, TRAIN, TEST = 6, 24, 12  # per class, in the tests of honesty
 
 
 def test_same_arguments_same_bytes(tmp_path: Path) -> None:
-    first = folder_bytes(synthetic.write_synthetic(tmp_path / "a", **SMALL))
-    assert first == folder_bytes(synthetic.write_synthetic(tmp_path / "b", **SMALL))
-    other = folder_bytes(synthetic.write_synthetic(tmp_path / "c", **{**SMALL, "seed": 1}))
+    first = folder_bytes(synthetic.write_synthetic(tmp_path / "a", synthetic.Recipe(**SMALL)))
+    assert first == folder_bytes(synthetic.write_synthetic(tmp_path / "b", synthetic.Recipe(**SMALL)))
+    other = folder_bytes(synthetic.write_synthetic(tmp_path / "c", synthetic.Recipe(**{**SMALL, "seed": 1})))
     assert json.loads(first["synthetic.json"]) == {**SMALL, "agreement": 0.7, "seed": 0}
     images = [name for name in first if name.endswith(".jpg")]
     assert len(images) == 9
@@ -46,10 +46,10 @@ def test_made_on_demand_and_read_like_cub(tmp_path: Path) -> None:
 
 
 def test_defaults_agree_with_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also that `write_synthetic` and the adapter have the same defaults: another recipe would be refused."""
+    """Also that `Recipe` and the adapter have the same defaults: another recipe would be refused."""
     monkeypatch.setattr("fgvc.data.synthetic.draw_image", lambda *_: Image.new("RGB", (8, 8)))  # for speed
     card = yaml.safe_load((ROOT / "datasets" / "synthetic.yaml").read_text("utf-8"))
-    synthetic.write_synthetic(tmp_path / "set")
+    synthetic.write_synthetic(tmp_path / "set", synthetic.Recipe())
     train, test = (create_dataset("synthetic", root=tmp_path / "set", split=split) for split in ("train", "test"))
     assert (len(train.classes), len(train), len(test)) == (card["classes"], *card["splits"].values())
 
@@ -65,8 +65,9 @@ def test_who_comes_second_waits_and_takes_the_folder_of_the_first(
         write(root, recipe)  # type: ignore[arg-type]
 
     monkeypatch.setattr(synthetic, "_write", slow_write)
-    second = threading.Thread(target=synthetic.write_synthetic, args=(tmp_path / "set",), kwargs=SMALL, daemon=True)
-    synthetic.write_synthetic(tmp_path / "set", **SMALL)
+    recipe = synthetic.Recipe(**SMALL)
+    second = threading.Thread(target=synthetic.write_synthetic, args=(tmp_path / "set", recipe), daemon=True)
+    synthetic.write_synthetic(tmp_path / "set", synthetic.Recipe(**SMALL))
     second.join(60)
     assert not second.is_alive() and len(written) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
@@ -78,12 +79,12 @@ def test_what_a_killed_writer_leaves_is_deleted_by_the_next(tmp_path: Path, monk
     if not child:
         try:
             monkeypatch.setattr("fgvc.data.layout.write_json_atomic", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-            synthetic.write_synthetic(tmp_path / "set", **SMALL)
+            synthetic.write_synthetic(tmp_path / "set", synthetic.Recipe(**SMALL))
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert len(list(tmp_path.rglob("*.jpg"))) == 9 and not (tmp_path / "set").exists()
-    synthetic.write_synthetic(tmp_path / "set", **SMALL)
+    synthetic.write_synthetic(tmp_path / "set", synthetic.Recipe(**SMALL))
     assert sorted(path.name for path in tmp_path.iterdir()) == [mine.name, "set"]
 
 
@@ -93,23 +94,23 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("fgvc.data.layout.write_json_atomic", stop)
     with pytest.raises(KeyboardInterrupt):
-        synthetic.write_synthetic(tmp_path / "set", **SMALL)
+        synthetic.write_synthetic(tmp_path / "set", synthetic.Recipe(**SMALL))
     assert not list(tmp_path.iterdir())
 
 
 def test_other_content_is_never_taken_or_overwritten(tmp_path: Path) -> None:
-    root = synthetic.write_synthetic(tmp_path / "set", **SMALL)
+    root = synthetic.write_synthetic(tmp_path / "set", synthetic.Recipe(**SMALL))
     before = folder_bytes(root)
     with pytest.raises(DatasetError, match=r"synthetic\.json.*'seed': 0.*'seed': 5.*delete"):
         create_dataset("synthetic", root=root, **SMALL, seed=5)
     assert folder_bytes(root) == before
     (root / "synthetic.json").write_text("{")
     with pytest.raises(DatasetError, match="not valid JSON"):
-        synthetic.write_synthetic(root, **SMALL)
+        synthetic.write_synthetic(root, synthetic.Recipe(**SMALL))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").touch()
     with pytest.raises(DatasetError, match=r"other: not empty and without synthetic\.json"):
-        synthetic.write_synthetic(tmp_path / "other", **SMALL)
+        synthetic.write_synthetic(tmp_path / "other", synthetic.Recipe(**SMALL))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_other_content_is_never_taken_or_overwritten(tmp_path: Path) -> None:
 )
 def test_arguments_out_of_range(tmp_path: Path, wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))}.*{next(iter(wrong.values()))}|at least 1"):
-        synthetic.write_synthetic(tmp_path / "set", **wrong)  # type: ignore[arg-type]
+        synthetic.write_synthetic(tmp_path / "set", synthetic.Recipe(**wrong))  # type: ignore[arg-type]
 
 
 def test_matchings_are_permutations_that_agree_at_most_once() -> None:

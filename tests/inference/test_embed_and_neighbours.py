@@ -18,9 +18,9 @@ from sklearn.decomposition import PCA
 
 import fgvc
 from fgvc.errors import ImageError
+from fgvc.inference.evaluate import measure_retrieval
 from fgvc.inference.neighbours import load_neighbours
 from fgvc.inference.predict import find_images
-from fgvc.inference.retrieval import measure_retrieval
 from fgvc.presentation.style import class_name
 from fgvc.runs.config import DatasetConfig, MethodConfig, TrainerConfig, TransformConfig
 from fgvc.training import train_run

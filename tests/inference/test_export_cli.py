@@ -22,8 +22,7 @@ from run_folders import change_summary
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fgvc.inference.export import export_run
-from fgvc.inference.export_formats import WRITERS, crop_pct
+from fgvc.inference.export import WRITERS, crop_pct, export_run
 from fgvc.inference.restore import load_model
 from fgvc.models.files import write_weights
 from fgvc.runs.config import DatasetConfig, HybridConfig, MethodConfig
@@ -379,7 +378,7 @@ def test_saved_weights_are_compared_with_the_run(
         name = min(name for name, tensor in tensors.items() if tensor.is_floating_point())
         return tensors | {name: tensors[name] + 1e-3}
 
-    monkeypatch.setattr("fgvc.inference.export_formats.load_file", other)
+    monkeypatch.setattr("fgvc.inference.export.load_file", other)
     refused(export(runs / run, "--to", to), "model.safetensors does not hold the weights of the run")
     assert not (runs / run / "exports" / f"{to}-last").exists()
 

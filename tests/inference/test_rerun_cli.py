@@ -15,7 +15,7 @@ from archives import folder_bytes
 from command_line import Train, refused, succeeded, trainable
 from safetensors.torch import load_file, save_file
 
-from fgvc.data.synthetic import write_synthetic
+from fgvc.data.synthetic import Recipe, write_synthetic
 from fgvc.errors import RunError
 from fgvc.inference import rerun
 from fgvc.reporting.comparison import comparison_markdown
@@ -168,10 +168,10 @@ def test_another_dataset_is_refused_and_changes_are_told(pair: tuple[Path, Path]
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["dataset"]["adapter"], config["dataset"]["options"] = "cub", {}  # the layout the images are in
     (copy / "config.yaml").write_text(yaml.safe_dump(config))
-    other = write_synthetic(tmp_path / "other", **{**DATA, "classes": 4})
+    other = write_synthetic(tmp_path / "other", Recipe(**{**DATA, "classes": 4}))
     refused(here("rerun.py", copy, "--root", other, cwd=tmp_path), "4 classes", "trained with 3")
     assert not (tmp_path / "copy-rerun").exists()
-    changed = write_synthetic(tmp_path / "changed", **DATA, seed=1)
+    changed = write_synthetic(tmp_path / "changed", Recipe(**DATA, seed=1))
     assert rerun(copy, root=str(changed), cache="cache-of-others") == tmp_path / "copy-rerun"
     comparison = compare_runs(copy, tmp_path / "copy-rerun")
     assert comparison.verdict.startswith("differs: other images, ")

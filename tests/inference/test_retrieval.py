@@ -10,8 +10,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from fgvc.errors import ConfigError
-from fgvc.inference import retrieval
-from fgvc.inference.retrieval import measure_retrieval
+from fgvc.inference import evaluate
+from fgvc.inference.evaluate import measure_retrieval
 
 
 def at_angles(*degrees: float) -> Tensor:
@@ -48,7 +48,7 @@ def test_measures_by_hand() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 700, 1 << 24])
 def test_random_descriptors_against_scikit_learn(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "_CHUNK", chunk)
+    monkeypatch.setattr(evaluate, "_CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(12, (150,), generator=generator)
     targets[0] = 12  # alone in its class

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics.functional.classification import binary_calibration_error
 
-from fgvc.inference import temperature as scaling
+from fgvc.inference import calibrate as scaling
 
 
 def sample(images: int, classes: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:

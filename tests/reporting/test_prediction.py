@@ -22,10 +22,9 @@ import fgvc
 from fgvc.data import ImageDataset, decode_rgb
 from fgvc.data.dataset import Samples
 from fgvc.errors import ConfigError, ImageError, RunError
-from fgvc.inference.calibrate import read_calibration
-from fgvc.inference.predict import FilePrediction, Prediction
+from fgvc.inference.calibrate import fit_temperature, read_calibration
+from fgvc.inference.predict import Prediction
 from fgvc.inference.restore import restore_run
-from fgvc.inference.temperature import fit_temperature
 from fgvc.io import read_csv
 from fgvc.reporting.predictions import Named, summary
 from fgvc.runs.config import DatasetConfig, MethodConfig, OptimizerConfig, TrainerConfig, TransformConfig
@@ -370,10 +369,10 @@ def test_a_folder_of_the_same_name_does_not_replace_the_last_ones_table(
 def test_a_summary_tells_the_least_sure_and_the_most_frequent_names() -> None:
     def of(path: str, name: str, share: float) -> Named:
         prediction = Prediction((name,), (share,), False, torch.zeros(1))
-        return Named(FilePrediction(Path(path), None, prediction, None), None)
+        return Named(Path(path), prediction)
 
     named = [of(f"{i}.jpg", "001.Wren" if i % 3 else "Sea_Eagle\x1b[2J", 0.9 - i / 100) for i in range(9)]
-    named.append(Named(FilePrediction(Path("bad.jpg"), None, None, "bad.jpg: not an image"), None))
+    named.append(Named(Path("bad.jpg"), None, "bad.jpg: not an image"))
     assert summary(named, lowest=2).splitlines() == [
         "images: 10, named: 9, different names: 2",
         "most frequent: Wren 6, Sea Eagle\\x1b[2J 3",

@@ -32,8 +32,8 @@ from run_folders import (
 from fgvc.data import image_file
 from fgvc.errors import visible
 from fgvc.presentation.style import METHOD_STYLES, method_style
-from fgvc.reporting.first_result import first_result
 from fgvc.reporting.report import collect, make_report
+from fgvc.reporting.report.answer import first_result
 from fgvc.reporting.report.charts import MAX_POINTS, Curve, Panel, curves_figure, matrix_figure
 from fgvc.reporting.report.pictures import MAX_PICTURES
 from fgvc.reporting.report.sections import SECTIONS

@@ -57,19 +57,17 @@ def rows_of(text: str) -> dict[str, list[str]]:
 def test_bootstrap_is_that_of_the_binomial_where_only_one_method_errs() -> None:
     found = paired_bootstrap([predictions(200)], [predictions(150)])
     low, high = (100 * stats.binom(200, 0.25).ppf(q) / 200 for q in (0.025, 0.975))
-    assert found.mean == 25 and found.images == 200 and found.pairs == 1
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.5)
+    assert [found[name] for name in ("difference", "images", "pairs")] == [25, 200, 1]
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.5)
     same = paired_bootstrap([predictions(150)], [predictions(150)])
-    assert (same.mean, same.low, same.high) == (0, 0, 0)
+    assert [same[name] for name in ("difference", "low", "high")] == [0, 0, 0]
 
 
 def test_bootstrap_averages_the_pairs_on_each_image() -> None:
     # each pair differs on 100 images, in opposite directions on the same ones: no image differs on average
     a, b = predictions(100), predictions(100, shift=100)
     found = paired_bootstrap([a, b], [b, a])
-    assert (found.mean, found.low, found.high, found.pairs) == (0, 0, 0, 2)
-    with pytest.raises(ValueError, match="1 and 2"):
-        paired_bootstrap([a], [a, b])
+    assert [found[name] for name in ("difference", "low", "high", "pairs")] == [0, 0, 0, 2]
     elsewhere = a.assign(path="x" + a["path"])
     with pytest.raises(RunError, match="on different images"):
         paired_bootstrap([a, elsewhere], [b, elsewhere])
@@ -81,7 +79,10 @@ def test_an_end_of_the_interval_at_zero_is_zero_in_every_digit() -> None:
     # the three seeds lose 14, 4 and 2 images and win twice as many: thirds of an image, whose sum is 0 but for rounding
     better = [predictions(2000 + lost, 2400, 100 + lost) for lost in (14, 4, 2)]
     found = paired_bootstrap(better, [predictions(2000, 2400, 100)] * 3, resamples=2000)
-    assert found.mean == pytest.approx(100 * 20 / 7200) and found.low == 0 and found.high > found.mean
+    assert (
+        found["difference"] == pytest.approx(100 * 20 / 7200)
+        and found["low"] == 0 < found["difference"] < found["high"]
+    )
 
 
 def test_accuracy_marks_the_best_three_and_compares_with_the_best(tmp_path: Path) -> None:
@@ -131,8 +132,6 @@ def test_p_values_are_combined_and_corrected() -> None:
     # by hand: 4 * 0.005, 3 * 0.01, then 2 * 0.03, and 0.04 no less than the one before it
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []
-    with pytest.raises(ValueError, match="at least one"):
-        combine_p_values([])
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=9), min_size=1, max_size=6))

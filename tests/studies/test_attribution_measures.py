@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from fgvc.data import ImageDataset, TransformSpec, boxes_in_view, create_dataset
+from fgvc.data import TransformSpec, boxes_in_view, create_dataset
 from fgvc.data.image_file import Region
 from fgvc.errors import DatasetError
 from fgvc.models import PoolingHead
@@ -115,8 +115,6 @@ def test_cells_at_the_edge_average_what_is_there() -> None:
         2,
         3,
     ]
-    with pytest.raises(ValueError, match="at least 1 step"):
-        measure.step_counts(3, 0)
 
 
 def test_ties_go_in_one_random_order_that_no_map_profits_from() -> None:
@@ -127,14 +125,6 @@ def test_ties_go_in_one_random_order_that_no_map_profits_from() -> None:
     assert not torch.equal(first, measure.cell_ranks(flat, 2, seed=1)[0])
     flat[0, :2, :2] = 1
     assert measure.cell_ranks(flat, 2)[0, 0, 0] == 0
-
-
-@pytest.mark.parametrize("maps", [torch.rand(2, 1, 9, 9), torch.rand(1, 9, 9), torch.rand(1, 2, 9, 8)])
-def test_maps_of_other_images_are_refused(maps: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"expected maps \(K, 2, H, W\)"):
-        measure.deletion_insertion(lambda x: x, [head], torch.rand(2, 3, 9, 9), torch.zeros(2), maps)
-    with pytest.raises(ValueError, match="NaN or infinity in the maps"):
-        measure.cell_ranks(torch.full((1, 4, 4), torch.nan), 2)
 
 
 def test_share_inside_counts_parts_of_pixels() -> None:
@@ -195,13 +185,9 @@ def test_a_box_by_hand(tmp_path: Path) -> None:
     assert spec.box((-50, -10, 100, 900), (200, 100)) == (0, 0, 20, 40)
     left, top, right, bottom = spec.box((0, 0, 30, 40), (200, 100))
     assert left == right and bottom > top  # cut off: no area
-    with pytest.raises(ValueError, match="in training"):
-        TransformSpec(size=40, training=True, **MEAN).box((0, 0, 1, 1), (50, 50))
     root = write_miniature("cub", tmp_path / "cub")
     without = create_dataset("cub", root=root, split="test", transform=spec)
     with pytest.raises(DatasetError, match=r"no bounding boxes.*boxes=true"):
         boxes_in_view(without, [0])
-    with pytest.raises(ValueError, match="TransformSpec"):
-        boxes_in_view(ImageDataset(without.samples, root), [0])
     assert Region((2.7, -3.0, 9.0, 9.0)).corner == (2, 0) and Region().corner == (0, 0)
     assert Region((2.7, 1.2, 9.0, 9.0)).cut(Image.fromarray(np.zeros((20, 20, 3), np.uint8))).size == (7, 8)

@@ -51,11 +51,11 @@ def test_matrix_and_classes_equal_those_of_scikit_learn(predictions: pd.DataFram
 def test_many_classes_have_counts_and_no_matrix(tmp_path: Path) -> None:
     classes = [f"class {index}" for index in range(5_000)]
     tracemalloc.start()
-    report = write_class_report(frame([9, 9, 9, 42], [9, 7, 7, 42]), classes, "title", tmp_path, "last")
+    text, files = write_class_report(frame([9, 9, 9, 42], [9, 7, 7, 42]), classes, "title", tmp_path, "last")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 100e6  # the matrix would take 200 MB
-    assert {file.suffix for file in report.files} == {".csv", ".md"} and "class 9 → class 7" in report.text
+    assert {file.suffix for file in files} == {".csv", ".md"} and "class 9 → class 7" in text
     counts = pd.read_csv(tmp_path / "confusion-last.csv").values.tolist()
     assert counts == [["class 9", "class 7", 2], ["class 9", "class 9", 1], ["class 42", "class 42", 1]]
 
@@ -83,8 +83,8 @@ def test_a_class_without_images_has_no_shares_even_where_it_is_predicted(tmp_pat
     predictions = frame([0, 0, 1, 1], [0, 2, 1, 1])
     table = per_class(predictions, ["a", "b", "c"])
     assert table[["recall", "precision", "f1"]].mean().tolist() == pytest.approx([75, 100, (200 / 3 + 100) / 2])
-    report = write_class_report(predictions, ["a", "b", "c"], "title", tmp_path, "last")
-    assert "1 of 3 classes have no test image" in report.text
+    text, _ = write_class_report(predictions, ["a", "b", "c"], "title", tmp_path, "last")
+    assert "1 of 3 classes have no test image" in text
 
 
 def test_top_confusions_are_ranked_by_count_then_share() -> None:
@@ -228,22 +228,22 @@ def test_report_writes_files_and_a_summary(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="target holds 2"):
         write_class_report(table, classes[:2], "t", tmp_path, "last")
     assert not list(tmp_path.iterdir())
-    report = write_class_report(table, classes, "run\nlast", tmp_path, "last-mirror")
-    assert [file.name for file in report.files] == [
+    text, files = write_class_report(table, classes, "run\nlast", tmp_path, "last-mirror")
+    assert [file.name for file in files] == [
         "per_class-last-mirror.csv",
         "confusion-last-mirror.csv",
         "confusions-last-mirror.md",
         "confusion-last-mirror.png",
         "confusion-last-mirror.pdf",
     ]
-    assert sorted(tmp_path.glob("[!.]*")) == sorted(report.files)
-    saved = read_csv(report.files[0], ("class", "recall", "precision", "f1", "confused_with"))
+    assert sorted(tmp_path.glob("[!.]*")) == sorted(files)
+    saved = read_csv(files[0], ("class", "recall", "precision", "f1", "confused_with"))
     assert saved["class"].tolist() == classes and saved["confused_count"].tolist() == [2, 0, 0]
-    matrix = read_csv(report.files[1], ("true", *classes))
+    matrix = read_csv(files[1], ("true", *classes))
     assert matrix[classes].to_numpy().tolist() == [[1, 2, 0], [0, 2, 0], [0, 0, 1]]
-    assert report.files[2].read_text(encoding="utf-8") == f"# run last\n\n{report.text}\n"
-    assert "| crow, hooded → dove" in report.text and "1 of 3" in report.text and "33.3 [6.1, 79.2]" in report.text
-    assert imread(report.files[3]).shape[1] == round(3.3 * 300)
+    assert files[2].read_text(encoding="utf-8") == f"# run last\n\n{text}\n"
+    assert "| crow, hooded → dove" in text and "1 of 3" in text and "33.3 [6.1, 79.2]" in text
+    assert imread(files[3]).shape[1] == round(3.3 * 300)
     right = table.assign(predicted=table["target"])
     assert confusions_markdown(top_confusions(right, classes)) == "No image is taken for another class."
 

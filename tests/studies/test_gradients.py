@@ -201,10 +201,6 @@ def test_what_cannot_be_audited_is_refused() -> None:
         audit_gradients(x)
     with pytest.raises(ConfigError, match="keep must be a whole number of at least 1, got 0"):
         audit_gradients(x, keep=0)
-    with pytest.raises(ValueError, match=r"\(1, 21\)"):
-        audit_gradients(x, ["svd_pi"], torch.zeros(1, 20))
-    with pytest.raises(ValueError, match="shape"):
-        audit_gradients(x[0], ["svd_pi"])
     with pytest.raises(DatasetError, match="image 0"):
         audit_gradients(x * 1e200, ["svd_pi"])
 

@@ -17,7 +17,7 @@ from fgvc.errors import ConfigError, RunError
 from fgvc.runs.summary import read_run
 from fgvc.spectral import EigendecompositionError
 from fgvc.studies.precision import measure as errors
-from fgvc.studies.precision.measure import PrecisionStudy, load_precision, precision_pairs, save_precision
+from fgvc.studies.precision.measure import PrecisionStudy, precision_pairs, save_precision
 from fgvc.studies.precision.show import errors_figure, errors_markdown, pairs_markdown
 
 
@@ -110,15 +110,12 @@ def test_a_study_survives_its_files_and_the_table_joins_equal_rows(tmp_path: Pat
     frames = (errors.summarise_errors(table), errors.eigenvalue_errors(x), table)
     study = PrecisionStudy(*(frame.assign(**shape) for frame in frames))
     assert all(path.is_file() for path in save_precision(study, tmp_path))
-    loaded = load_precision(tmp_path)
+    loaded = PrecisionStudy(*(pd.read_csv(tmp_path / f"{name}.csv") for name in PrecisionStudy._fields))
     assert np.allclose(loaded.errors["gradient_max"], study.errors["gradient_max"], rtol=1e-3)
     text = errors_markdown(loaded.errors, "arithmetic")
     assert "| MPN-COV, SVD-Trunc " in text and "float16 features: gradient" in text and "0 of 18" in text
     axes = errors_figure(loaded.images, "a test").axes[0]
     assert len(axes.collections) == 3 and axes.get_xscale() == "log"
-    (tmp_path / "images.csv").write_text("label\nx\n")
-    with pytest.raises(RunError, match=r"images\.csv: no column"):
-        load_precision(tmp_path)
 
 
 def test_times_are_compared_round_by_round() -> None:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Train, refused, succeeded, trainable
+from make_docs import beta_markdown
 from run_folders import change_summary
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,13 +26,12 @@ from fgvc.runs import RunConfig
 from fgvc.runs.config import MethodConfig, OptimizerConfig
 from fgvc.studies.smoothness.measure import (
     SMOOTHNESS_COLUMNS,
-    beta_ratios,
     load_smoothness,
     smoothness_along_gradient,
     smoothness_curve,
     summarise_smoothness,
 )
-from fgvc.studies.smoothness.show import beta_markdown, smoothness_figure, smoothness_markdown, write_smoothness
+from fgvc.studies.smoothness.show import smoothness_figure, smoothness_markdown, write_smoothness
 from fgvc.studies.smoothness.study import smoothness_of_run, smoothness_study
 from fgvc.training import train_run
 
@@ -268,11 +268,7 @@ def test_beta_is_compared_step_by_step() -> None:
     )
     table["label"], table["step"], table["seed"] = ["A"] * 3 + ["B"] * 3, [1, 2, 3] * 2, 0
     table["beta"] = [1.0, 2.0, 4.0, 3.0, 4.0, 20.0]
-    ratios = beta_ratios(table, "A").set_index("label")
-    assert ratios.loc["B", ["points", "ratio", "lower", "upper"]].tolist() == [3, 3, 2, 5]
     assert "| 3 [2, 5] |" in beta_markdown(table, "A").replace("  ", "")
-    with pytest.raises(RunError, match="choose one of A, B"):
-        beta_ratios(table, "C")
 
 
 def test_figure_has_a_curve_a_method_and_marks_where_it_ends(table: pd.DataFrame) -> None:

@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from run_folders import write_run, write_spectrum
 
 from fgvc.errors import RunError
+from fgvc.presentation.render import block_markdown
 from fgvc.presentation.style import METHOD_STYLES, figure_style, method_order, method_style, new_figure, save_figure
 from fgvc.runs import find_runs
 from fgvc.runs.spectra import smallest_share
@@ -73,7 +74,7 @@ def test_legend_and_table_are_in_the_order_of_methods_and_pool_the_seeds(folder:
     (legend,) = show.spectra_figure(measure.curve_table(spectra), "title").legends
     names = [text.get_text() for text in legend.get_texts()]
     assert names == ["GAP (d = 320)", "iSQRT-COV (d = 64)", "SEB (d = 64)"]
-    lines = show.spectra_markdown(spectra).splitlines()
+    lines = block_markdown(show.spectra_block(spectra)).splitlines()
     gap, isqrt, _ = ([part.strip() for part in line.split("|")[1:-1]] for line in lines[2:])
     assert gap[:5] == ["GAP", "2", "24", "320", "48"] and gap[8] == gap[10] == "–"
     assert isqrt[:5] == ["iSQRT-COV", "2", "24", "64", "48"]
@@ -208,22 +209,22 @@ def test_backbones_are_compared_by_shares_of_the_trace(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "load", "draw"),
+    ("name", "draw"),
     [
-        ("methods", measure.load_curves, show.spectra_figure),
-        ("conditions", measure.load_history, show.history_figure),
-        ("epochs", measure.load_curves_by_epoch, show.epochs_figure),
-        ("classes", measure.load_classes, show.classes_figure),
-        ("backbones", measure.load_curves, show.shares_figure),
+        ("methods", show.spectra_figure),
+        ("conditions", show.history_figure),
+        ("epochs", show.epochs_figure),
+        ("classes", show.classes_figure),
+        ("backbones", show.shares_figure),
     ],
 )
 def test_what_a_view_writes_draws_its_figure_without_the_runs(
-    name: str, load: Callable[[Path], pd.DataFrame], draw: Callable[[pd.DataFrame, str], Figure], runs: Path
+    name: str, draw: Callable[[pd.DataFrame, str], Figure], runs: Path
 ) -> None:
     shown = VIEWS[name](find_runs([runs]), Options())
     shown.write(name, runs)
     file = runs / f"{name}.csv"
-    figures = (shown.figure, draw(load(file), "title"))
+    figures = (shown.figure, draw(measure.load_view(name, file), "title"))
     lines = [[line.get_ydata() for axes in figure.axes for line in axes.lines] for figure in figures]
     assert lines[0]
     for ours, kept in zip(*lines, strict=True):
@@ -231,7 +232,7 @@ def test_what_a_view_writes_draws_its_figure_without_the_runs(
     header, *rows = file.read_text(encoding="utf-8").splitlines()
     file.write_text("\n".join([header.replace("label", "name"), *rows]), encoding="utf-8")
     with pytest.raises(RunError, match=rf"{name}\.csv: no column label"):
-        load(file)
+        measure.load_view(name, file)
 
 
 def test_the_epochs_shown_are_mostly_early_ones() -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics.functional import classification as metrics
 
 from fgvc.data import FeatureSet
-from fgvc.data.feature_set import open_maps
+from fgvc.data.dataset import open_maps
 from fgvc.errors import ConfigError, RunError
 from fgvc.runs.config import OptimizerConfig, ScheduleConfig
 from fgvc.runs.folder import RunFolder

@@ -16,7 +16,7 @@ from command_line import ROOT, SMALL, Train, refused, run, succeeded, train, tra
 from PIL import Image
 from safetensors.torch import load_file
 
-from fgvc.data.synthetic import write_synthetic
+from fgvc.data.synthetic import Recipe, write_synthetic
 from fgvc.runs.config import BackboneConfig, MethodConfig
 from fgvc.training import train_run
 
@@ -250,7 +250,7 @@ def test_a_run_is_not_evaluated_on_another_dataset(finished: Path, tmp_path: Pat
     shutil.copytree(finished / "run", tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("classes: 3", "classes: 4"))
-    write_synthetic(tmp_path / "images", classes=4, train_per_class=4, test_per_class=3, size=64)
+    write_synthetic(tmp_path / "images", Recipe(classes=4, train_per_class=4, test_per_class=3, size=64))
     done = here("evaluate.py", str(tmp_path / "run"), "--root", str(tmp_path / "images"), cwd=finished)
     refused(done, "4 classes", "3", "same dataset")
 

@@ -1,19 +1,24 @@
-"""What the page opens with: the best head, its lead over GAP, and what it confuses most."""
+"""What the page opens with, and a training ends with: the best head, its lead over GAP, and what it confuses most."""
 
+import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from fgvc.errors import RunError, UserError
-from fgvc.presentation.style import class_name
+from fgvc.presentation.render import markdown_table
+from fgvc.presentation.style import class_name, method_order
+from fgvc.reporting.registry import Inputs
 from fgvc.reporting.report.pictures import Picture, read_picture
 from fgvc.reporting.report.results import Results
+from fgvc.resources import resource_folder
 from fgvc.runs import Method, Run
 from fgvc.runs.settings import Group, seeds_in_words
-from fgvc.runs.statistics import compare
+from fgvc.runs.statistics import compare, mean_top1
+from fgvc.runs.summary import readable_runs
 from fgvc.studies.confusion.measure import top_confusions
 
 _WORST = 3
@@ -88,12 +93,8 @@ def _after(shared: Group, group: Group, best: Method) -> str:
 
 def means_and_best(group: Group) -> tuple[dict[Method, float], Method]:
     """Mean final top-1 of each head, and the head with the highest, the first of equal ones."""
-    means = {method: _top1(runs) for method, runs in group.items()}
+    means = {method: mean_top1(runs) for method, runs in group.items()}
     return means, max(means, key=lambda method: means[method])
-
-
-def _top1(runs: Sequence[Run]) -> float:
-    return round(float(np.mean([run.final.top1 for run in runs if run.final is not None])), 2)
 
 
 def _lead(group: Group, means: dict[Method, float], best: Method) -> str:
@@ -142,8 +143,7 @@ def _confusions(runs: Sequence[Run], images: Sequence[Path], notes: list[str]) -
 def pooled_predictions(runs: Sequence[Run], notes: list[str]) -> tuple[pd.DataFrame, list[str]]:
     """Of all seeds that can be read, and the names of the classes; `notes` takes a line on each of the others.
 
-    Raises:
-        RunError: no run has predictions that can be read, or the classes differ.
+    Raises RunError: no run has predictions that can be read, or the classes differ.
     """
     classes = runs[0].classes
     if classes is None or any(run.classes != classes for run in runs):
@@ -193,3 +193,44 @@ def _inside(folders: Sequence[Path], name: str) -> Path:
         if path.resolve().is_relative_to(folder.resolve()) and path.is_file():
             return path
     raise RunError(f"{name}: no such image below {', '.join(map(str, folders))}; give --images the dataset's folder")
+
+
+def first_result(folders: Sequence[Path]) -> str:
+    """Return the accuracy of each head, the lead over GAP, and the most frequent confusions, for each setting.
+
+    Raises RunError: none of the runs can be read.
+    """
+    results = Results(*readable_runs(folders), Inputs(tuple(folders), resource_folder("results/paper")))
+    parts = []
+    for (setting, group), answer in zip(results.groups.items(), make_answers(results, (), []), strict=True):
+        shared = with_common_seeds(group)
+        means, _ = means_and_best(shared)
+        rows = [
+            [method.label, str(len(shared[method])), f"{means[method]:.2f}"]
+            for method in sorted(group, key=lambda method: method_order(method.label))
+        ]
+        confusions = "; ".join(
+            f"{pair.true}, taken for {pair.predicted} ({pair.share:.0f} %)" for pair in answer.confusions
+        )
+        parts += [
+            f"\n{setting.title}\n",
+            markdown_table(["Head", "Runs", "Test top-1 in %"], rows),
+            f"\n{answer.number} {answer.text}\n{answer.lead}",
+            *([f"Most frequent mistakes: {confusions}"] if confusions else []),
+        ]
+    return "\n".join(parts)
+
+
+def next_commands(folders: Sequence[Path]) -> str:
+    """Return the commands that use the best of some runs, and all of them. Raises RunError where none can be read."""
+    runs, _ = readable_runs(folders)
+    run = shlex.quote(str(max(runs, key=lambda run: run.final.top1 if run.final else -1.0).path))
+    common = shlex.quote(os.path.commonpath([folder.parent for folder in folders])) if len(folders) > 1 else run
+    commands = {
+        f"fgvc predict {run} IMAGE_OR_FOLDER": "names and probabilities",
+        f"fgvc evaluate {run}": "accuracy by class, confusions",
+        f"fgvc report {common}": "all of it on one page",
+        f"fgvc make_tables {common}": "tables for a paper",
+    }
+    width = max(map(len, commands))
+    return "\nnext:\n" + "\n".join(f"  {command:{width}}  {text}" for command, text in commands.items())

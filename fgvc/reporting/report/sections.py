@@ -80,7 +80,11 @@ def make_sections(results: Results) -> list[Section]:
     for name, (title, command, make) in SECTIONS.items():
         notes: list[str] = []
         try:
-            parts = [_untitled(part, title) for part in make(results, notes)]
+            parts = [
+                # a table under a heading that is its title says it once
+                replace(part, title="") if isinstance(part, Block) and part.title == title else part
+                for part in make(results, notes)
+            ]
             missing = "" if parts else "what lies here is left out, as the notes say"
         except NothingToShowError as error:
             parts, notes, missing = [], [], str(error)
@@ -90,16 +94,6 @@ def make_sections(results: Results) -> list[Section]:
             parts, notes = [], [f"the section {title} shows nothing: {missing}"]
         sections.append(Section(name, title, command, parts, list(dict.fromkeys(notes)), missing))
     return sections
-
-
-def _untitled(part: Part, title: str) -> Part:
-    """A table under a heading that is its title says it once."""
-    return replace(part, title="") if isinstance(part, Block) and part.title == title else part
-
-
-def _owner(results: Results, run: Run | None, file: Path) -> str:
-    """The run that a file lies in, in one line, or the file's folder."""
-    return str(file.parent) if run is None else results.name(run)
 
 
 def _block(title: str, columns: str, records: Iterable[Mapping[Any, Any]], *notes: str) -> Block:
@@ -274,7 +268,7 @@ def _attribution(results: Results, notes: list[str]) -> list[Part]:
     parts: list[Part] = []
     attributions = Attributions(notes)
     for file, run, record in results.read_each("attribution.json", "attribute", read_attribution, notes):
-        name = _owner(results, run, file)
+        name = results.name(run) if run else str(file.parent)
         parts += attributions.grids(file, record["grids"], name)
         if maps := attributions.maps(file, record["items"]):
             parts.append(Group(f"Maps of {name}, image by image", maps))

@@ -18,8 +18,7 @@ from fgvc.models import FineGrainedModel
 from fgvc.runs.spectra import median_rank
 from fgvc.runs.summary import read_run
 from fgvc.spectral import Band
-from fgvc.studies.attribution.eigenvectors import EigenvectorMaps, eigenvector_maps
-from fgvc.studies.attribution.methods import METHODS, require_methods
+from fgvc.studies.attribution.methods import METHODS, EigenvectorMaps, eigenvector_maps, require_methods
 from fgvc.studies.attribution.score import BandLike, frozen_evaluation, prepare_score, require_finite
 from fgvc.studies.truncation.bands import parse_band
 
@@ -159,8 +158,7 @@ def spread(targets: Sequence[int], count: int, seed: int) -> list[int]:
 
     No class has two more than another one, unless that one has no more images.
 
-    Raises:
-        ConfigError: `count` is 0 or more than there are, or `seed` is negative.
+    Raises ConfigError: `count` is 0 or more than there are, or `seed` is negative.
     """
     if not 1 <= count <= len(targets):
         raise ConfigError(f"images={count}: the test split has {len(targets)}; give a number from 1 to that")

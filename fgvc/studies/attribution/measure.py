@@ -91,9 +91,9 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     return torch.from_numpy(np.divide(products, scale, out=np.full_like(scale, np.nan), where=scale > 0))
 
 
-def random_maps(count: int, size: tuple[int, int], *, grid: int = 7, seed: int = 0) -> Tensor:
-    """Maps (count, H, W) of uniform noise, as smooth as those of a backbone's map: grid x grid values, bilinear."""
-    noise = torch.rand(count, 1, grid, grid, generator=torch.Generator().manual_seed(seed))
+def random_maps(count: int, size: tuple[int, int], *, seed: int = 0) -> Tensor:
+    """Maps (count, H, W) of uniform noise, as smooth as those of a backbone's map: 7 x 7 values, bilinear."""
+    noise = torch.rand(count, 1, 7, 7, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(noise, size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
@@ -150,12 +150,7 @@ def deletion_insertion(
         steps: S.
         cell, seed: as in `cell_ranks`.
         batch_size: pictures through the backbone at once; on a CPU few are faster.
-
-    Raises:
-        ValueError: maps of other images, or that are not finite; no step.
     """
-    if maps.ndim != 4 or maps.shape[1] != len(images) or maps.shape[-2:] != images.shape[-2:]:
-        raise ValueError(f"expected maps (K, {len(images)}, H, W) of the images' size, got {tuple(maps.shape)}")
     reference = reference_images(images, "blur") if reference is None else reference
     height, width = images.shape[-2:]
     ranks = cell_ranks(maps, cell, seed=seed)
@@ -193,8 +188,6 @@ def cell_ranks(maps: Tensor, cell: int, *, seed: int = 0) -> Tensor:
         seed: seed of the order of ties.
     """
     means = cell_means(maps, cell)
-    if not means.isfinite().all():
-        raise ValueError("NaN or infinity in the maps")
     flat = means.flatten(-2)
     shuffled = torch.randperm(flat.shape[-1], generator=torch.Generator().manual_seed(seed)).to(flat.device)
     order = shuffled[flat[..., shuffled].argsort(dim=-1, descending=True, stable=True)]
@@ -208,13 +201,7 @@ def cell_means(maps: Tensor, cell: int) -> Tensor:
 
 
 def step_counts(cells: int, steps: int) -> Tensor:
-    """Number of replaced cells after each step, (steps + 1,) int64 from 0 to all; no more steps than cells.
-
-    Raises:
-        ValueError: no step.
-    """
-    if steps < 1:
-        raise ValueError(f"expected at least 1 step, got {steps}")
+    """Number of replaced cells after each step, (steps + 1,) int64 from 0 to all; no more steps than cells."""
     return torch.linspace(0, cells, min(steps, cells) + 1, dtype=torch.float64).round().long()
 
 

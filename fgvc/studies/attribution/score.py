@@ -88,8 +88,7 @@ def prepare_score(
 def prepare_images(model: FineGrainedModel, images: Tensor) -> Tensor:
     """Images on the model's device, in its dtype, and channels last, which is 2.4 times faster on a CPU.
 
-    Raises:
-        ConfigError: `images` are not finite floating-point numbers of shape (B, 3, H, W).
+    Raises ConfigError: `images` are not finite floating-point numbers of shape (B, 3, H, W).
     """
     if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0 or not images.is_floating_point():
         raise ConfigError(

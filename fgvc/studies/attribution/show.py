@@ -40,14 +40,9 @@ def heads_markdown(heads: pd.DataFrame) -> str:
     return markdown_table([*header, "its probability", "the same, image blurred"], rows)
 
 
-def areas_markdown(areas: pd.DataFrame, extents: pd.DataFrame, label: str, band: str = "all") -> str:
-    """Areas of the maps of all heads under the curves of one head, and how far the maps are spread.
-
-    Args:
-        areas, extents: tables of a study.
-        label, band: the head that judges.
-    """
-    judged = areas[(areas["judge"] == label) & (areas["judge_band"] == band)]
+def areas_markdown(areas: pd.DataFrame, extents: pd.DataFrame, label: str) -> str:
+    """Areas of the maps of all heads under the curves of one whole head, and how far the maps are spread."""
+    judged = areas[(areas["judge"] == label) & (areas["judge_band"] == "all")]
     boxes = bool(extents["inside"].notna().any())
     rows = []
     for row in judged.merge(extents, on=list(MapSource._fields)).to_dict("records"):

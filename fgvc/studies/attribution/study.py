@@ -189,7 +189,6 @@ class _OpenedRun:
 
 def _open(run: Run, bands: Sequence[str], root: str | None, cache: str | None) -> _OpenedRun:
     restored = restore_run(run.path, torch.device("cpu"), root=root, cache=cache)
-    restored.trained.eval()
     model = FineGrainedModel(restored.backbone, restored.head).eval()
     keeps: dict[str, Band | None] = {"all": None}
     if isinstance(restored.head.pooling, CovariancePooling) and kept_band(run) == ALL:

@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -80,12 +79,8 @@ def plot_confusion(axes: Axes, matrix: pd.DataFrame, order: Sequence[int]) -> tu
 def confusion_figure(matrix: pd.DataFrame, confusions: pd.DataFrame, title: str) -> Figure:
     """The matrix in the order of `confusion_order`; with 13 classes or more also the most frequent confusions.
 
-    Where the axes have no room for names, the numbers of the list stand next to their cells.
-
-    Args:
-        matrix: counts of `fgvc.studies.confusion.measure.confusion_matrix`.
-        confusions: table of `fgvc.studies.confusion.measure.top_confusions`; the first ten are listed.
-        title: title of the figure.
+    Where the axes have no room for names, the numbers of the list stand next to their cells. `matrix` is a
+    `confusion_matrix`, `confusions` the `top_confusions`, of which ten are listed.
     """
     order = confusion_order(matrix.to_numpy())
     with figure_style():
@@ -164,17 +159,9 @@ def _number_cells(axes: Axes, order: np.ndarray, confusions: pd.DataFrame) -> No
         )
 
 
-@dataclass(frozen=True)
-class ClassReport:
-    """A Markdown summary of the classes, and the files that were written with it."""
-
-    text: str
-    files: list[Path]
-
-
 def write_class_report(
     predictions: pd.DataFrame, classes: Sequence[str], title: str, folder: Path, name: str
-) -> ClassReport:
+) -> tuple[str, list[Path]]:
     """Write per_class-NAME.csv, confusion-NAME.csv, confusion-NAME.png and .pdf, and confusions-NAME.md to a folder.
 
     With more than 1,000 classes there is no figure, and confusion-NAME.csv holds `confusion_counts`.
@@ -185,6 +172,9 @@ def write_class_report(
         title: title of the figure and the Markdown file, one or two lines.
         folder: folder of the files.
         name: NAME in the names of the files.
+
+    Returns:
+        A Markdown summary of the classes, and the files.
 
     Raises:
         RunError: predictions without rows, or of other classes.
@@ -207,7 +197,7 @@ def write_class_report(
     files = [folder / file for file in texts]
     if matrix is not None:
         files += save_figure(confusion_figure(matrix, confusions, title), folder / f"confusion-{name}")
-    return ClassReport(text, files)
+    return text, files
 
 
 def confusions_markdown(confusions: pd.DataFrame) -> str:
@@ -221,11 +211,11 @@ def confusions_markdown(confusions: pd.DataFrame) -> str:
     return markdown_table(["Most frequent confusions: true → predicted", "images", "% of the true class"], rows)
 
 
-def _worst_classes(table: pd.DataFrame, count: int = 5) -> str:
-    """The classes of lowest recall as a Markdown table."""
+def _worst_classes(table: pd.DataFrame) -> str:
+    """The five classes of lowest recall as a Markdown table."""
     header = ["Lowest recall: class", "right", "recall % [95 % interval]", "precision %", "taken for"]
     rows = []
-    for _, row in table[table["images"] > 0].nsmallest(count, "recall").iterrows():
+    for _, row in table[table["images"] > 0].nsmallest(5, "recall").iterrows():
         recall = f"{row['recall']:.1f} [{row['recall_lower']:.1f}, {row['recall_upper']:.1f}]"
         precision = "–" if pd.isna(row["precision"]) else f"{row['precision']:.1f}"
         taken = f"{class_name(row['confused_with'])} ({row['confused_count']})" if row["confused_count"] else "–"

@@ -22,10 +22,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from fgvc.errors import DatasetError, RunError, WeightsError
 from fgvc.inference.restore import restore_run
-from fgvc.io import read_tables
 from fgvc.pooling import CovariancePooling
 from fgvc.runs.settings import one_setting
-from fgvc.runs.summary import Run, read_run
+from fgvc.runs.summary import Run, read_finished
 from fgvc.studies.confusion.measure import confusion_matrix
 
 METRICS = ("euclidean", "cosine")
@@ -42,10 +41,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "embedding": ("label", "x", "y", "class", "predicted_class"),
 }
 """Columns of each table."""
-_NAMES = (
-    *("label", "class", "predicted_class", "first", "second"),
-    *("query", "query_class", "neighbour", "neighbour_class"),
-)
 
 
 @dataclass(frozen=True)
@@ -76,11 +71,8 @@ def read_descriptors(path: Path, *, root: str | None = None, cache: str | None =
         RunError: not a finished run, or as `restore_run`.
         DatasetError, WeightsError: as in training.
     """
-    run = read_run(path)
-    if not run.finished:
-        raise RunError(f"{path}: status {run.status}, not finished; finish the run first")
+    run = read_finished(path)
     restored = restore_run(path, root=root, cache=cache)
-    restored.trained.eval()
     head = restored.head
     vectors, targets, predicted = [], [], []
     with torch.inference_mode():
@@ -133,19 +125,12 @@ def class_pairs(descriptors: Descriptors) -> pd.DataFrame:
     return table.sort_values(["distance", "first", "second"], ignore_index=True)
 
 
-class RankCorrelation(NamedTuple):
-    """Spearman's correlation with the ends of its 95 % interval."""
+def similarity_and_confusion(pairs: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> dict[str, float]:
+    """Spearman's correlation of the closeness of two classes (minus their distance) with how often they are confused.
 
-    value: float
-    low: float
-    high: float
-
-
-def similarity_and_confusion(pairs: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> RankCorrelation:
-    """Rank correlation of the closeness of two classes (minus their distance) with how often they are confused.
-
-    The interval is a percentile bootstrap over classes, because pairs share classes and are not independent. A pair
-    counts as often as the product of how often its two classes are drawn; a class makes no pair with itself.
+    The 95 % interval from low to high around the value is a percentile bootstrap over classes, because pairs share
+    classes and are not independent. A pair counts as often as the product of how often its two classes are drawn; a
+    class makes no pair with itself.
 
     Args:
         pairs: table of `class_pairs`.
@@ -161,7 +146,8 @@ def similarity_and_confusion(pairs: pd.DataFrame, *, resamples: int = 1000, seed
     values = np.array([_spearman(closeness, confused, counts[first] * counts[second]) for counts in drawn])
     known = values[np.isfinite(values)]
     low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (np.nan, np.nan)
-    return RankCorrelation(_spearman(closeness, confused, np.ones(len(pairs), dtype=int)), float(low), float(high))
+    value = _spearman(closeness, confused, np.ones(len(pairs), dtype=int))
+    return {"value": value, "low": float(low), "high": float(high)}
 
 
 def _spearman(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> float:
@@ -222,7 +208,7 @@ def queries(descriptors: Descriptors, images: int = 2, k: int = 5) -> pd.DataFra
     return pd.DataFrame(rows, columns=COLUMNS["queries"])
 
 
-def embed(descriptors: Descriptors, *, seed: int = 0, perplexity: float = 30.0) -> pd.DataFrame:
+def embed(descriptors: Descriptors, *, seed: int = 0) -> pd.DataFrame:
     """A t-SNE map of the descriptors [van der Maaten and Hinton, JMLR 2008], started from their principal components.
 
     In such a map the distances between groups and the sizes of groups mean little.
@@ -230,13 +216,12 @@ def embed(descriptors: Descriptors, *, seed: int = 0, perplexity: float = 30.0) 
     Args:
         descriptors: the descriptors.
         seed: seed of the optimisation.
-        perplexity: lowered to (N - 1) / 3 where there are few images.
 
     Returns:
         A row for each image: label, x, y, class, predicted_class.
     """
-    few = (len(descriptors.targets) - 1) / 3
-    components = TSNE(perplexity=min(perplexity, few), init="pca", random_state=seed).fit_transform(descriptors.vectors)
+    perplexity = min(30.0, (len(descriptors.targets) - 1) / 3)
+    components = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(descriptors.vectors)
     return pd.DataFrame(
         {
             "label": descriptors.label,
@@ -303,7 +288,7 @@ def study_descriptors(
             every = class_pairs(descriptors)
             confused = every.sort_values(["confused", "distance"], ascending=[False, True]).head(_PAIRS)
             pairs[name] = pd.concat([every.head(_PAIRS), confused]).drop_duplicates().assign(label=name)
-            correlations.append({"label": name, **similarity_and_confusion(every, seed=seed)._asdict()})
+            correlations.append({"label": name, **similarity_and_confusion(every, seed=seed)})
             top1 = float(np.mean([run.final.top1 for run in of_method if run.final]))
             if label == name or (label is None and (drawn is None or top1 > drawn[0])):
                 drawn = top1, descriptors
@@ -316,8 +301,3 @@ def study_descriptors(
         queries(drawn[1]),
         embed(drawn[1], seed=seed),
     ), notes
-
-
-def load_descriptor_study(folder: Path) -> DescriptorStudy:
-    """Read NAME.csv for each table of a study. Raises RunError where one is missing or damaged."""
-    return DescriptorStudy(**read_tables(folder, COLUMNS, _NAMES))

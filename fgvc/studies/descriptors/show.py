@@ -30,10 +30,7 @@ def confusable_classes(pairs: pd.DataFrame, count: int = 8) -> list[str]:
 def plot_embedding(axes: Axes, embedding: pd.DataFrame, classes: Sequence[str]) -> None:
     """Draw a map of the test images: these classes in colour, a wrong prediction with a black edge, all others grey.
 
-    Args:
-        axes: axes to draw on.
-        embedding: table of `fgvc.studies.descriptors.measure.embed`.
-        classes: at most eight.
+    `embedding` is a table of `embed`; `classes` are at most eight.
     """
     others = embedding[~embedding["class"].isin(classes)]
     axes.scatter(others["x"], others["y"], s=1.5, color="#CCCCCC", linewidths=0)
@@ -67,10 +64,10 @@ def embedding_figure(embedding: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     return figure
 
 
-def pairs_markdown(pairs: pd.DataFrame, count: int = 8) -> str:
-    """The pairs of classes whose mean descriptors are closest, of one label."""
+def pairs_markdown(pairs: pd.DataFrame) -> str:
+    """The eight pairs of classes whose mean descriptors are closest, of one label."""
     rows = []
-    for row in pairs.sort_values("distance").head(count).to_dict("records"):
+    for row in pairs.sort_values("distance").head(8).to_dict("records"):
         counts = [str(row[name]) for name in ("first_as_second", "second_as_first")]
         shares = [f"{row[name]:.1f}" for name in ("confused", "accuracy")]
         rows.append(

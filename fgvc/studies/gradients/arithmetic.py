@@ -53,16 +53,12 @@ def approximation_errors(published: Path) -> pd.DataFrame:
     printed = read_csv(published, ("method", "r", "error", "source"), as_text=True).set_index(["method", "r"])
     rows = [
         (name, r, exact(Fraction(r)), _error_at_20_digits(name, r), float(_error_in_float64(name, float(r))))
-        for name, exact in (("Taylor", _taylor_error), ("Padé", _pade_error))
+        for name, exact in (("Taylor", lambda r: float(r ** (DEGREE + 1) / (1 - r))), ("Padé", _pade_error))
         for r in RATIOS
     ]
     table = pd.DataFrame(rows, columns=["method", "r", "exact", "digits20", "float64"])
     table = table.join(printed[["error", "source"]].rename(columns={"error": "published"}), on=["method", "r"])
     return table[["method", "r", "published", "exact", "digits20", "float64", "source"]]
-
-
-def _taylor_error(r: Fraction) -> float:
-    return float(r ** (DEGREE + 1) / (1 - r))
 
 
 def _pade_error(r: Fraction) -> float:
@@ -154,10 +150,10 @@ def _pade_at_one() -> float:
         return float(abs(sum(numerator) / sum(denominator)) / EIGENVALUE_FLOOR)
 
 
-def _newton_slope(iterations: int = 10) -> float:
+def _newton_slope() -> float:
     """df/dl of the iteration at a null eigenvalue of a matrix of trace 1; the other eigenvalue has all the trace."""
     lam = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
-    f = NewtonSchulzRoot(iterations)
+    f = NewtonSchulzRoot(10)
     return float(f.pullback(lam, torch.tensor([[1.0, 0.0]], dtype=torch.float64))[0, 0])
 
 

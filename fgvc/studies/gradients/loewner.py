@@ -62,9 +62,8 @@ class AuditedGradient(NamedTuple):
 def audited_gradient(method: str, channels: int, keep: int | None = None) -> AuditedGradient:
     """Look up a gradient by its name, see `AUDITED`; `keep` is for svd_topn, None drops the 50 smallest eigenvalues.
 
-    Raises:
-        ConfigError: unknown method or gradient, a method without an eigendecomposition, `keep` below 1, or None with
-            50 channels or fewer.
+    Raises ConfigError: unknown method or gradient, a method without an eigendecomposition, `keep` below 1, or None with
+    50 channels or fewer.
     """
     name, _, gradient = method.partition("-")
     if method == RELEASED_PI:
@@ -92,18 +91,17 @@ def reaching(eigenvalues: Tensor) -> Tensor:
     return null_as_zero(eigenvalues, eigenvalues.shape[1])[0]
 
 
-def released_power_iteration(x: Tensor, grad: Tensor, iterations: int = 20) -> Tensor:
+def released_power_iteration(x: Tensor, grad: Tensor) -> Tensor:
     """dLoss/dS (1, d, d), not symmetric, as the released SVD-PI computes it: nothing but rounding.
 
     Power iteration (Wang et al., NeurIPS 2019, arXiv 1906.09023) gives each eigenvector v of eigenvalue l the gradient
     sum_k (S / l)^k (I - v v^T) / l dLoss/dv v^T. The released layer of Song, Sebe and Wang (ICCV 2021, SVD_PI.py) does
     this for all eigenvectors at once: v becomes U, so that the projector is I - U U^T = 0, and l becomes ||S U||_F. The
-    gradient of the eigenvalues is left out. It sums 1 + `iterations` terms.
+    gradient of the eigenvalues is left out. It sums 1 + 20 terms.
 
     Args:
         x: (1, d, H, W) float64.
         grad: dLoss/dDescriptor of the square root, (1, d (d + 1) / 2) float64.
-        iterations: 20 in the released layer.
     """
     s = covariance(x)
     eigenvalues, u = symmetric_eigh(s)
@@ -112,7 +110,7 @@ def released_power_iteration(x: Tensor, grad: Tensor, iterations: int = 20) -> T
     scale = torch.linalg.matrix_norm(s @ u).clamp(min=1e-10)[:, None, None]
     term = (torch.eye(x.shape[1], dtype=x.dtype) - u @ u.mT) / scale
     total = term
-    for _ in range(iterations):
+    for _ in range(20):
         term = s @ term / scale
         total = total + term
     matrix_gradient: Tensor = total @ to_vectors @ u.mT
@@ -219,8 +217,7 @@ def picture_of_spectrum(
 ) -> LoewnerPicture:
     """Loewner matrices on one spectrum, (d,) float64, ascending as `symmetric_eigh` found it; `image` is its number.
 
-    Raises:
-        ConfigError: as `audited_gradient`.
+    Raises ConfigError as `audited_gradient`.
     """
     audited = [audited_gradient(method, len(eigenvalues), keep) for method in methods]
     descending = eigenvalues.flip(0).numpy()[None]
@@ -238,16 +235,11 @@ def picture_of_spectrum(
     )
 
 
-def load_picture(path: Path, methods: Sequence[str] = DRAWN) -> LoewnerPicture:
-    """The picture whose table was saved as CSV.
-
-    Raises:
-        RunError: the file is missing or damaged.
-        ConfigError: as `audited_gradient`.
-    """
+def load_picture(path: Path) -> LoewnerPicture:
+    """The picture of `DRAWN` whose table was saved as CSV. Raises RunError if the file is missing or damaged."""
     table = read_csv(path, ("image", "keep", "eigenvalue"))
     if table.empty or table["eigenvalue"].dtype.kind != "f":
         raise RunError(f"{path}: no eigenvalues in it; restore the file")
     keep = None if table["keep"].isna().any() else int(table["keep"].iloc[0])
     eigenvalues = torch.tensor(table["eigenvalue"].to_numpy()[::-1].copy(), dtype=torch.float64)
-    return picture_of_spectrum(eigenvalues, methods, keep=keep, image=int(table["image"].iloc[0]))
+    return picture_of_spectrum(eigenvalues, keep=keep, image=int(table["image"].iloc[0]))

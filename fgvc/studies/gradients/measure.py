@@ -76,18 +76,13 @@ def audit_gradients(
             where the relative error is below `ROUNDING`.
 
     Raises:
-        ValueError: `x` or `grad` of another shape.
         ConfigError: as `audited_gradient`.
         DatasetError: a covariance cannot be decomposed, or the exact gradient of every image is zero.
     """
-    if x.dim() != 4 or 0 in x.shape:
-        raise ValueError(f"expected features of shape (B, C, H, W), got {tuple(x.shape)}")
     count, channels = x.shape[:2]
-    width = channels * (channels + 1) // 2
     if grad is None:
+        width = channels * (channels + 1) // 2
         grad = torch.randn(count, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    if grad.shape != (count, width):
-        raise ValueError(f"expected a gradient of shape {(count, width)}, got {tuple(grad.shape)}")
     audited = [audited_gradient(method, channels, keep) for method in methods or AUDITED]
     rows: list[dict[str, Any]] = []
     for image in range(count):

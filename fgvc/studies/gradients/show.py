@@ -51,11 +51,7 @@ half, two of the smaller half, a non-zero and a null one. –: the error is roun
 
 
 def gradients_block(summary: pd.DataFrame) -> Block:
-    """The audit as a table with notes.
-
-    Args:
-        summary: of `fgvc.studies.gradients.measure.summarise_gradients`.
-    """
+    """The audit as a table with notes."""
     header = ["Gradient", "norm / exact", "relative error", "cosine", "largest L (at eigenvalues)", "reaching features"]
     header += [f"error at: {name}" for name in _BANDS.values()]
     return Block("Gradients", header, [_cells(row) for _, row in summary.iterrows()], [_NOTES])

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fgvc.errors import ConfigError, RunError
 from fgvc.inference.pooling_inputs import load_features
-from fgvc.io import read_tables, write_tables
+from fgvc.io import write_tables
 from fgvc.pooling import CovariancePooling, Pooling, create_pooling, pooling_label
 from fgvc.runs.spectra import nonzero_condition_number, numerical_rank
 from fgvc.runs.statistics import mcnemar, pair_predictions
@@ -258,9 +258,7 @@ def precision_pairs(runs: Sequence[Run]) -> pd.DataFrame:
 
 def _all_but_precision(run: Run) -> str:
     """The configuration that two runs of a pair share, as text."""
-    config = run.settings()
-    for key in ("run_dir", "resume"):
-        config.pop(key, None)
+    config = {key: value for key, value in run.settings().items() if key not in ("run_dir", "resume")}
     method = {key: value for key, value in config.get("method", {}).items() if key != "spectral_dtype"}
     return json.dumps(config | {"method": method}, sort_keys=True)
 
@@ -278,9 +276,3 @@ def _pair(wide: Run, narrow: Run) -> tuple[Any, ...]:
 def save_precision(study: PrecisionStudy, folder: Path) -> list[Path]:
     """Write errors.csv, eigenvalues.csv and images.csv; returns the paths."""
     return write_tables(folder, study._asdict(), "%.3e")
-
-
-def load_precision(folder: Path) -> PrecisionStudy:
-    """Read the files of `save_precision`. Raises RunError where one is missing or damaged."""
-    columns = {"errors": SUMMARY_COLUMNS, "eigenvalues": DECADE_COLUMNS, "images": ERROR_COLUMNS}
-    return PrecisionStudy(**read_tables(folder, {name: (*FEATURES, *own) for name, own in columns.items()}))

@@ -75,9 +75,7 @@ def pairs_markdown(pairs: pd.DataFrame) -> str:
 def plot_errors(axes: Axes, images: pd.DataFrame) -> None:
     """Error of the gradient by condition number, a point an image: a colour a method, a marker a width.
 
-    Args:
-        axes: where.
-        images: of a `fgvc.studies.precision.measure.PrecisionStudy`.
+    `images` is that of a `PrecisionStudy`.
     """
     for label, of_label in by_method(images):
         colour = method_style(label).color

@@ -8,7 +8,6 @@ table with a row for each run, see `read_rates`; everything else is computed fro
 import hashlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from fgvc.errors import RunError
-from fgvc.io import read_csv
 from fgvc.runs import Run
 from fgvc.runs.statistics import two_level_interval
 from fgvc.runs.summary import result_settings
@@ -40,9 +38,8 @@ def read_rates(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
     1 where the prediction is right, as hexadecimal digits; `images` is their number, `listed` a digest of their paths
     and targets.
 
-    Raises:
-        RunError: no run can be read, two have one label, rate and seed, or runs of one dataset and optimiser differ in
-            more than method, learning rates and seed.
+    Raises RunError: no run can be read, two have one label, rate and seed, or runs of one dataset and optimiser differ
+    in more than method, learning rates and seed.
     """
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -118,11 +115,6 @@ def _other_settings(run: Run) -> dict[str, Any]:
     return own | {"method.reduction": run.reduction, "training images": run.images.get("train_content")}
 
 
-def load_rates(path: Path) -> pd.DataFrame:
-    """The table of `read_rates`, saved as CSV. Raises RunError if it is missing or damaged."""
-    return read_csv(path, RATE_COLUMNS, names=("listed", "right", "commit"))
-
-
 def curves(table: pd.DataFrame) -> pd.DataFrame:
     """Mean and sample standard deviation of top-1 over seeds, and the mean of the other numbers.
 
@@ -152,8 +144,7 @@ def shifts(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     rates, how many those are after the move; best_move, the factor on the rate, in a fine grid, that brings the curves
     nearest, and expected_move, what the algebra says. Distances over fewer than three rates are NaN.
 
-    Raises:
-        RunError: a dataset and optimiser without runs of the reference.
+    Raises RunError: a dataset and optimiser without runs of the reference.
     """
     rows = []
     for keys, part in curves(table).groupby(["dataset", "optimizer"]):
@@ -202,8 +193,7 @@ def best_values(table: pd.DataFrame, reference: str, margin: float) -> pd.DataFr
     the 90 % interval over seeds and test images), verdict: "equal" where the interval lies within the margin (two
     one-sided tests at 5 %), "different" where it lies outside, else "undecided".
 
-    Raises:
-        RunError: a row without held-out images, or labels with other seeds or images than the reference.
+    Raises RunError: a row without held-out images, or labels with other seeds or images than the reference.
     """
     if table["validation"].isna().any():
         raise RunError(

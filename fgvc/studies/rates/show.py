@@ -28,11 +28,8 @@ _MOVED = {"sgd": "classifier rate × c²", "adamw": "classifier rate × c"}
 def plot_rates(axes: Axes, part: pd.DataFrame, optimizer: str, *, moved: bool) -> None:
     """Draw mean top-1 against the rate of the classifier, a curve a label, the spread over seeds as bars.
 
-    Args:
-        axes: axes to draw on.
-        part: rows of `curves` of one dataset and optimiser.
-        optimizer: its name.
-        moved: whether to draw each curve at the rate at which the plain square root would train the same.
+    `part` are rows of `curves` of one dataset and optimiser. With `moved`, each curve stands at the rate at which the
+    plain square root would train the same.
     """
     for label in sorted(set(part["label"]), key=method_order):
         own = part[part["label"] == label]

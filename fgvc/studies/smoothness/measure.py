@@ -212,8 +212,7 @@ def smoothness_curve(
 def run_measure(config: RunConfig, step_factors: Sequence[float], weights: Weights) -> Measure:
     """`smoothness_along_gradient` with the step sizes and the clipping of a run.
 
-    Raises:
-        ConfigError: step factors that are not positive.
+    Raises ConfigError: step factors that are not positive.
     """
     if not step_factors or not all(0 < factor < math.inf for factor in step_factors):
         raise ConfigError(f"step factors must be positive, got {list(step_factors)}; give some, e.g. 0.5 1 2 4")
@@ -362,29 +361,6 @@ def summarise_smoothness(table: pd.DataFrame) -> pd.DataFrame:
             row |= {f"{name}_seed_min": min(seeds), f"{name}_seed_max": max(seeds)}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def beta_ratios(table: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """Beta of each method over that of `reference` at the same seed and step, which start from the same weights.
-
-    Returns:
-        One row a method that both have steps of: label, points, ratio (median), lower, upper (quartiles).
-
-    Raises:
-        RunError: different settings are mixed, or there is no such label.
-    """
-    require_one_setting(table)
-    measured = with_ranges(table)
-    base = measured[measured["label"] == reference].set_index(["seed", "step"])["beta"]
-    if base.empty:
-        raise RunError(f"no measures of {reference!r}; choose one of {', '.join(dict.fromkeys(measured['label']))}")
-    rows = []
-    for label, part in measured.groupby("label", sort=False):
-        ratios = (part.set_index(["seed", "step"])["beta"] / base).dropna()
-        if len(ratios):
-            lower, median, upper = (_quantile(ratios, share) for share in (0.25, 0.5, 0.75))
-            rows.append((label, len(ratios), median, lower, upper))
-    return pd.DataFrame(rows, columns=["label", "points", "ratio", "lower", "upper"])
 
 
 def _quantile(values: "pd.Series[float]", share: float) -> float:

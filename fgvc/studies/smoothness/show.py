@@ -19,7 +19,6 @@ from fgvc.presentation.style import (
     draw_curve,
     figure_style,
     legend_outside,
-    method_order,
     method_style,
     new_figure,
     save_figure,
@@ -27,7 +26,6 @@ from fgvc.presentation.style import (
 )
 from fgvc.studies.smoothness.measure import (
     SUMMARISED,
-    beta_ratios,
     require_one_setting,
     summarise_smoothness,
     with_ranges,
@@ -50,12 +48,8 @@ def plot_smoothness(axes: Axes, table: pd.DataFrame, measure: str) -> None:
     """Draw a measure by training step on a log scale: median over seeds as a line, all seeds within the band.
 
     A cross at the upper edge: training diverged in that step. A triangle there: no finite loss at a step size. At the
-    saved weights of runs the steps are batches, which have no order: points without lines.
-
-    Args:
-        axes: where.
-        table: with `SMOOTHNESS_COLUMNS`, of one setting.
-        measure: one of `fgvc.studies.smoothness.measure.SUMMARISED`.
+    saved weights of runs the steps are batches, which have no order: points without lines. The table has
+    `SMOOTHNESS_COLUMNS`, of one setting; the measure is one of `SUMMARISED`.
     """
     training = bool((table["point"] == "training").all())
     measured = with_ranges(table)
@@ -87,15 +81,10 @@ def _mark_ends(axes: Axes, rows: pd.DataFrame, color: str) -> None:
             mark.set_in_layout(False)
 
 
-def smoothness_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
+def smoothness_figure(table: pd.DataFrame) -> Figure:
     """Range of the loss, change of the gradient and effective beta-smoothness side by side, one curve a method.
 
-    Args:
-        table: with `SMOOTHNESS_COLUMNS`.
-        title: None means the setting.
-
-    Raises:
-        RunError: different settings are mixed.
+    Raises RunError where the table, with `SMOOTHNESS_COLUMNS`, mixes different settings.
     """
     require_one_setting(table)
     with figure_style():
@@ -105,7 +94,7 @@ def smoothness_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
             plot_smoothness(axes, table, measure)
             axes.set_title(name)
         legend_outside(figure, "right center", handlelength=3)
-        figure.suptitle(textwrap.fill(title or table["setting"].iloc[0], 100), fontsize=8)
+        figure.suptitle(textwrap.fill(table["setting"].iloc[0], 100), fontsize=8)
         caption(figure, _caption(table))
     return figure
 
@@ -122,9 +111,6 @@ def _caption(table: pd.DataFrame) -> str:
 
 def smoothness_markdown(table: pd.DataFrame) -> str:
     """The numbers of the figure as a Markdown table with notes.
-
-    Args:
-        table: with `SMOOTHNESS_COLUMNS`, of one setting.
 
     Raises:
         RunError: as `summarise_smoothness`.
@@ -143,29 +129,6 @@ def smoothness_markdown(table: pd.DataFrame) -> str:
     return f"{markdown_table(header, rows)}\n\n{textwrap.fill(notes, 120)}"
 
 
-def beta_markdown(table: pd.DataFrame, reference: str) -> str:
-    """Gradient norm and beta of each method, and its beta over that of a reference step by step: medians [quartiles].
-
-    Args:
-        table: with `SMOOTHNESS_COLUMNS`, of one setting.
-        reference: a label.
-
-    Raises:
-        RunError: as `summarise_smoothness` and `beta_ratios`.
-    """
-    summary = summarise_smoothness(table).set_index("label")
-    ratios = beta_ratios(table, reference).set_index("label")
-    rows = []
-    for label in sorted(summary.index, key=method_order):
-        row, ratio = summary.loc[label], ratios.loc[label]
-        beta = f"{row['beta']:.3g} [{row['beta_lower']:.3g}, {row['beta_upper']:.3g}]"
-        relative = f"{ratio['ratio']:.3g} [{ratio['lower']:.3g}, {ratio['upper']:.3g}]"
-        rows.append([str(label), str(row["points"]), f"{row['gradient_norm']:.3g}", f"{row['loss_range']:.3g}"])
-        rows[-1] += [f"{row['relative_change']:.3g}", beta, relative]
-    header = ["Method", "points", "‖g‖", "range of the loss", "‖Δg‖ / ‖g‖", "β", f"β over that of {reference}"]
-    return markdown_table(header, rows)
-
-
 def _cells(row: "pd.Series[Any]") -> list[str]:
     seeds = f"{row['seeds']}" + (f" ({row['diverged']} diverged)" if row["diverged"] else "")
     counts = [row["label"], seeds, str(row["points"])]
@@ -179,13 +142,12 @@ def _spread(row: "pd.Series[Any]", name: str) -> str:
     return f"{row[name]:.3g} {quartiles}{seeds}"
 
 
-def write_smoothness(table: pd.DataFrame, folder: Path, title: str | None = None) -> list[Path]:
+def write_smoothness(table: pd.DataFrame, folder: Path) -> list[Path]:
     """Write `smoothness.csv`, `.md`, `.png` and `.pdf` to a folder; returns their paths.
 
-    Raises:
-        RunError: as `summarise_smoothness`; nothing is written then.
+    Raises RunError as `summarise_smoothness`; nothing is written then.
     """
-    figure, text = smoothness_figure(table, title), smoothness_markdown(table)
+    figure, text = smoothness_figure(table), smoothness_markdown(table)
     written = [*write_tables(folder, {"smoothness": table}), folder / "smoothness.md"]
     write_output(written[-1], text + "\n")
     return written + save_figure(figure, folder / "smoothness")

@@ -18,7 +18,7 @@ from fgvc.pooling import CovariancePooling, create_pooling, pooling_label
 from fgvc.runs import RunConfig, RunFolder
 from fgvc.runs.config import HybridConfig, MethodConfig
 from fgvc.runs.settings import one_setting
-from fgvc.runs.summary import Run, find_finished, read_run
+from fgvc.runs.summary import Run, find_finished, read_finished
 from fgvc.spectral import EigendecompositionError
 from fgvc.studies.smoothness.measure import (
     STEP_FACTORS,
@@ -76,7 +76,7 @@ def smoothness_study(
         ConfigError: no methods, an unknown one, or one without a covariance; no seeds; a number out of range.
         ConfigError, DatasetError, WeightsError: as in training.
     """
-    run, config = _finished(path, root, cache)
+    config, run = RunFolder(path).read_config(root=root, cache=cache), read_finished(path)
     methods = STUDIED if methods is None else methods
     if not methods or not seeds or min(seeds) < 0:
         raise ConfigError(f"give methods, and seeds of at least 0; got {list(methods)} and {list(seeds)}")
@@ -129,7 +129,7 @@ def smoothness_of_run(
     """
     if batches < 1:
         raise ConfigError(f"batches must be at least 1, got {batches}")
-    run, config = _finished(path, root, cache)
+    config, run = RunFolder(path).read_config(root=root, cache=cache), read_finished(path)
     measure = run_measure(config, step_factors, weights)
     studied = [_studied(config, method, keep) for method in methods or ()]
     restored = restore_run(path, checkpoint=checkpoint, root=root, cache=cache, split="train")
@@ -221,14 +221,6 @@ def _pooling(method: MethodConfig, channels: int) -> CovariancePooling:
     if not isinstance(pooling, CovariancePooling):
         raise ConfigError(f"method {method.name!r} maps no covariance; choose of {', '.join(STUDIED)}")
     return pooling
-
-
-def _finished(path: Path, root: str | None, cache: str | None) -> tuple[Run, RunConfig]:
-    config = RunFolder(path).read_config(root=root, cache=cache)
-    run = read_run(path)
-    if not run.finished:
-        raise RunError(f"{path}: status {run.status}, not finished; finish the run first")
-    return run, config
 
 
 def _limit(run: Run, config: RunConfig, steps: int | None, epochs: int | None) -> int | None:

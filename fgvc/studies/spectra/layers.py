@@ -18,8 +18,7 @@ from fgvc.training.probe import SpectrumProbe, evenly_spaced
 def look_again(run: Run, images: int, *, root: str | None = None, cache: str | None = None) -> Spectrum:
     """Spectra of up to `images` test images of a finished run, evenly spaced, under its last weights.
 
-    Raises:
-        RunError, DatasetError, WeightsError: as `restore_run`.
+    Raises RunError, DatasetError, WeightsError as `restore_run`.
     """
     restored = restore_run(run.path, root=root, cache=cache)
     return SpectrumProbe(restored.inputs(), images).measure(restored.trained, restored.device)
@@ -35,7 +34,6 @@ def layer_spectra(run: Run, images: int, *, root: str | None = None, cache: str 
         RunError, DatasetError, WeightsError: as `restore_run`.
     """
     restored = restore_run(run.path, root=root, cache=cache)
-    restored.trained.eval()
     samples = restored.inputs()
     chosen = Subset(samples, evenly_spaced(len(samples), images))
     found: dict[str, list[np.ndarray]] = {}

@@ -1,8 +1,10 @@
 """Spectra of finished runs: by method, by class, by layer, and over training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,67 +49,48 @@ class MethodSpectrum:
         return median_rank(self.before)
 
 
-@dataclass(frozen=True)
-class SpectrumSummary:
-    """Medians over images of the measures in `fgvc.runs.spectra`.
-
-    `*_after` is None for a method without a normalised matrix; the conditioning is that of the covariance.
-    `smallest_share_*` is the share of the trace in the `smallest` smallest non-zero eigenvalues.
-    """
-
-    label: str
-    seeds: int
-    images: int
-    channels: int
-    rank: int
-    condition_number: float
-    nonzero_condition_number: float
-    effective_rank_before: float
-    effective_rank_after: float | None
-    participation_before: float
-    participation_after: float | None
-    smallest: int
-    smallest_share_before: float
-    smallest_share_after: float | None
-
-
 def pool_spectra(runs: Sequence[Run]) -> list[MethodSpectrum]:
     """One spectrum a method, from the finished runs of one setting.
 
-    Raises:
-        RunError: the runs belong to several settings (another dataset, backbone, ...), a method has two runs of one
-            seed, or a spectrum.npz is missing or damaged.
+    Raises RunError: the runs belong to several settings (another dataset, backbone, ...), a method has two runs of one
+    seed, or a spectrum.npz is missing or damaged.
     """
     _, group = one_setting(runs)
     return [pool(method.label, own, [run.spectrum() for run in own]) for method, own in group.items()]
 
 
-def summarise(spectrum: MethodSpectrum, smallest: int = 8) -> SpectrumSummary:
-    """The numbers of a spectrum that stand in a table; `smallest` eigenvalues count as the small ones."""
-    before, after = spectrum.before, spectrum.after
-    nonzero = nonzero_condition_number(before)
-    return SpectrumSummary(
-        label=spectrum.label,
-        seeds=len(spectrum.seeds),
-        images=before.shape[0],
-        channels=before.shape[1],
-        rank=spectrum.rank,
-        condition_number=float(np.median(condition_number(before))),
-        nonzero_condition_number=float(np.median(nonzero[~np.isnan(nonzero)])) if spectrum.rank else float("nan"),
-        effective_rank_before=float(np.median(effective_rank(before))),
-        effective_rank_after=None if after is None else float(np.median(effective_rank(after))),
-        participation_before=float(np.median(participation_ratio(before))),
-        participation_after=None if after is None else float(np.median(participation_ratio(after))),
-        smallest=smallest,
-        smallest_share_before=_share(before, before, smallest),
-        smallest_share_after=None if after is None else _share(after, before, smallest),
-    )
+def summarise(spectrum: MethodSpectrum, smallest: int = 8) -> dict[str, Any]:
+    """Medians over images of the measures in `fgvc.runs.spectra`, by name.
+
+    Names: seeds, images, channels, rank, condition_number and nonzero_condition_number (of the covariance); and of the
+    covariance NAME_before and of the normalised matrix NAME_after, None for a method without one: effective_rank,
+    participation, and smallest_share, the share of the trace in the `smallest` smallest non-zero eigenvalues.
+    """
+    before = spectrum.before
+    summary: dict[str, Any] = {
+        "seeds": len(spectrum.seeds),
+        "images": before.shape[0],
+        "channels": before.shape[1],
+        "rank": spectrum.rank,
+        "condition_number": _median(condition_number(before)),
+        "nonzero_condition_number": _median(nonzero_condition_number(before)),
+    }
+    share = partial(smallest_share, k=smallest, rank=numerical_rank(before))
+    measures: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "effective_rank": effective_rank,
+        "participation": participation_ratio,
+        "smallest_share": share,
+    }
+    for stage, values in (("before", before), ("after", spectrum.after)):
+        for name, measure in measures.items():
+            summary[f"{name}_{stage}"] = None if values is None else _median(measure(values))
+    return summary
 
 
-def _share(eigenvalues: np.ndarray, covariance: np.ndarray, smallest: int) -> float:
-    """Median over images that are not zero."""
-    shares = smallest_share(eigenvalues, smallest, numerical_rank(covariance))
-    return float(np.median(shares[~np.isnan(shares)])) if not np.isnan(shares).all() else float("nan")
+def _median(values: np.ndarray) -> float:
+    """Median over images; those of a zero matrix (NaN) are left out."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else float("nan")
 
 
 CURVE_COLUMNS = ("label", "seeds", "images", "channels", "rank", "stage", "index", "lower", "median", "upper")
@@ -125,15 +108,9 @@ def curve_table(spectra: Sequence[MethodSpectrum]) -> pd.DataFrame:
         head = (spectrum.label, len(spectrum.seeds), images, channels, spectrum.rank)
         for stage, values in (("before", spectrum.before), ("after", spectrum.after)):
             if values is not None:
-                curve = eigenvalue_curve(values)
-                quartiles = zip(curve.lower, curve.median, curve.upper, strict=True)
+                quartiles = eigenvalue_curve(values).T
                 rows += [(*head, stage, index, *numbers) for index, numbers in enumerate(quartiles, start=1)]
     return pd.DataFrame(rows, columns=CURVE_COLUMNS)
-
-
-def load_curves(path: Path) -> pd.DataFrame:
-    """A `curve_table` that was saved as CSV. Raises RunError where it is missing or damaged."""
-    return read_csv(path, CURVE_COLUMNS)
 
 
 def pool(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum]) -> MethodSpectrum:
@@ -187,11 +164,6 @@ def spectra_by_class(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum
         condition = np.quantile(conditions[own], 0.5, method="inverted_cdf")
         rows.append((label, names[index], int(own.sum()), median, lower, upper, condition))
     return pd.DataFrame(rows, columns=CLASS_COLUMNS)
-
-
-def load_classes(path: Path) -> pd.DataFrame:
-    """`spectra_by_class` of one method or several, saved as CSV. Raises RunError where it is missing or damaged."""
-    return read_csv(path, CLASS_COLUMNS, names=("label", "class"))
 
 
 def as_shares(spectrum: MethodSpectrum) -> MethodSpectrum:
@@ -265,17 +237,14 @@ def curves_by_epoch(runs: Sequence[Run]) -> pd.DataFrame:
         if any(value is None for value in values):
             continue
         for place, epoch in enumerate(first.epochs):
-            curve = eigenvalue_curve(np.concatenate([value[place] for value in values]))
-            for index, (lower, median, upper) in enumerate(zip(curve.lower, curve.median, curve.upper, strict=True)):
-                rows.append((stage, epoch, index + 1, lower, median, upper, rank))
+            quartiles = eigenvalue_curve(np.concatenate([value[place] for value in values])).T
+            rows += [(stage, epoch, index, *numbers, rank) for index, numbers in enumerate(quartiles, start=1)]
     return pd.DataFrame(rows, columns=EPOCH_COLUMNS)
 
 
-def load_history(path: Path) -> pd.DataFrame:
-    """A `condition_history` that was saved as CSV. Raises RunError where it is missing or damaged."""
-    return read_csv(path, COLUMNS)
+_KEPT = {"conditions": COLUMNS, "epochs": ("label", *EPOCH_COLUMNS), "classes": CLASS_COLUMNS}
 
 
-def load_curves_by_epoch(path: Path) -> pd.DataFrame:
-    """`curves_by_epoch` of labelled methods, saved as CSV. Raises RunError where it is missing or damaged."""
-    return read_csv(path, ("label", *EPOCH_COLUMNS))
+def load_view(name: str, path: Path) -> pd.DataFrame:
+    """The table that a view of this name (see `fgvc.studies.spectra.views`) wrote. Raises RunError if it is damaged."""
+    return read_csv(path, _KEPT.get(name, CURVE_COLUMNS), names=("label", "class"))

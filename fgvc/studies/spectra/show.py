@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fgvc.presentation.render import Block, block_markdown
+from fgvc.presentation.render import Block
 from fgvc.presentation.style import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
@@ -35,13 +35,9 @@ def plot_eigenvalues(axes: Axes, curves: pd.DataFrame, stage: Stage) -> None:
     """Draw the i-th largest eigenvalue against i on a log scale: median over images as a line, quartiles as a band.
 
     Both axes end where numbers end to mean something: beyond the numerical rank of the covariance there is rounding
-    noise (1e-17 of the largest eigenvalue; its square root after normalisation), so a rank-deficient curve falls out
-    of the panel there. Methods without a normalised matrix are absent from "after".
-
-    Args:
-        axes: to draw on.
-        curves: of `fgvc.studies.spectra.measure.curve_table`, in the order of drawing.
-        stage: which of its stages.
+    noise (1e-17 of the largest eigenvalue; its square root after normalisation), so a rank-deficient curve falls out of
+    the panel there. Methods without a normalised matrix are absent from "after". `curves` is a `curve_table`, in the
+    order of drawing.
     """
     curves = curves[curves["stage"] == stage]
     right = int(curves["rank"].max()) if len(curves) else 1
@@ -72,12 +68,7 @@ def _limits(curves: pd.DataFrame) -> tuple[float, float]:
 
 
 def spectra_figure(curves: pd.DataFrame, title: str) -> Figure:
-    """A figure across both columns: the covariance on the left, the normalised matrix on the right, one legend.
-
-    Args:
-        curves: of `fgvc.studies.spectra.measure.curve_table`.
-        title: of the figure.
-    """
+    """A figure across both columns: the covariance on the left, the normalised matrix on the right, one legend."""
     curves = pd.concat([part for _, part in by_method(curves)])
     with figure_style():
         figure = new_figure(PAGE_WIDTH, 2.9)
@@ -111,20 +102,17 @@ def spectra_block(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> Block
     header += ["effective rank before", "after", "participation ratio before", "after"]
     header += [f"share of the {smallest} smallest before", "after"]
     rows = []
-    for s in (summarise(x, smallest) for x in spectra):
-        counts = [str(count) for count in (s.seeds, s.images, s.channels, s.rank)]
-        conditions = [f"{s.condition_number:.2e}", f"{s.nonzero_condition_number:.2e}"]
-        dimensions = (s.effective_rank_before, s.effective_rank_after, s.participation_before, s.participation_after)
-        shares = [
-            f"{100 * x:.2g} %" if x is not None else "–" for x in (s.smallest_share_before, s.smallest_share_after)
-        ]
-        rows.append([s.label, *counts, *conditions, *("–" if d is None else f"{d:.1f}" for d in dimensions), *shares])
+    stages = ("before", "after")
+    for spectrum in spectra:
+        s = summarise(spectrum, smallest)
+        counts = [str(s[name]) for name in ("seeds", "images", "channels", "rank")]
+        conditions = [f"{s[name]:.2e}" for name in ("condition_number", "nonzero_condition_number")]
+        dimensions = [s[f"{name}_{stage}"] for name in ("effective_rank", "participation") for stage in stages]
+        shares = [s[f"smallest_share_{stage}"] for stage in stages]
+        cells = ["–" if d is None else f"{d:.1f}" for d in dimensions]
+        cells += ["–" if share is None else f"{100 * share:.2g} %" for share in shares]
+        rows.append([spectrum.label, *counts, *conditions, *cells])
     return Block("Spectra", header, rows)
-
-
-def spectra_markdown(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> str:
-    """`spectra_block` as Markdown."""
-    return block_markdown(spectra_block(spectra, smallest))
 
 
 MEASURES = {
@@ -136,13 +124,7 @@ _STAGES = {"before": "covariance", "after": "normalised"}
 
 
 def plot_measure(axes: Axes, history: pd.DataFrame, measure: str) -> None:
-    """Draw one of `MEASURES` by epoch, a curve a method: median over seeds, band from the lowest to the highest seed.
-
-    Args:
-        axes: to draw on.
-        history: of `fgvc.studies.spectra.measure.condition_history`.
-        measure: a column of it.
-    """
+    """Draw one of `MEASURES` by epoch, a curve a method: median over seeds, band from lowest to highest seed."""
     for label, rows in by_method(history):
         part = rows.sort_values("epoch")
         ends = part[f"{measure}_lowest"], part[f"{measure}_highest"]
@@ -171,10 +153,7 @@ def history_figure(history: pd.DataFrame, title: str) -> Figure:
 def plot_epochs(axes: Axes, curves: pd.DataFrame, rank: int) -> None:
     """Draw the median eigenvalues of one method and stage, a curve an epoch, dark to light.
 
-    Args:
-        axes: to draw on.
-        curves: rows of one stage of `fgvc.studies.spectra.measure.curves_by_epoch`.
-        rank: of the covariance; the axes end there.
+    `curves` are rows of `curves_by_epoch` of one stage; the axes end at `rank`, that of the covariance.
     """
     epochs = sorted(set(curves["epoch"]))
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.88, len(epochs)))
@@ -185,24 +164,22 @@ def plot_epochs(axes: Axes, curves: pd.DataFrame, rank: int) -> None:
     axes.grid(True, axis="y")
 
 
-def some_epochs(curves: pd.DataFrame, count: int = 6) -> pd.DataFrame:
-    """The rows of up to `count` epochs, up to the covariance's rank: the first, the last, more of the early ones.
+def some_epochs(curves: pd.DataFrame) -> pd.DataFrame:
+    """The rows of up to six epochs, up to the covariance's rank: the first, the last, more of the early ones.
 
     Spectra change most in the first epochs, so the steps between the chosen ones grow: of 16 epochs the second, third,
     fifth and ninth stand between the first and the last.
     """
     epochs = sorted(set(curves["epoch"]))
     last = len(epochs) - 1
-    chosen = {epochs[0], *(epochs[min(i, last)] for i in np.geomspace(1, max(last, 1), count - 1).round().astype(int))}
+    chosen = {epochs[0], *(epochs[min(i, last)] for i in np.geomspace(1, max(last, 1), 5).round().astype(int))}
     return curves[curves["epoch"].isin(chosen) & (curves["index"] <= curves["rank"])]
 
 
 def epochs_figure(curves: pd.DataFrame, title: str) -> Figure:
     """Small multiples: a row a method, covariance on the left, normalised on the right, a curve an epoch.
 
-    Args:
-        curves: of `fgvc.studies.spectra.measure.curves_by_epoch` with label and rank, of `some_epochs`.
-        title: of the figure.
+    `curves` are labelled rows of `curves_by_epoch`, of `some_epochs`.
     """
     methods = by_method(curves)
     with figure_style():
@@ -224,19 +201,16 @@ def epochs_figure(curves: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def plot_classes(axes: Axes, classes: pd.DataFrame, named: int = 3) -> None:
+def plot_classes(axes: Axes, classes: pd.DataFrame) -> None:
     """Draw the effective rank of each class's images, classes in order: median as a dot, quartiles as a bar.
 
-    Args:
-        axes: to draw on.
-        classes: of `fgvc.studies.spectra.measure.spectra_by_class`, of one method.
-        named: how many classes of either end are named.
+    `classes` are rows of `spectra_by_class` of one method.
     """
     ordered = classes.sort_values("effective_rank").reset_index(drop=True)
     style, place = method_style(ordered["label"].iloc[0]), np.arange(len(ordered))
     axes.vlines(place, ordered["effective_rank_lower"], ordered["effective_rank_upper"], color="#BBBBBB", linewidth=0.8)
     axes.plot(place, ordered["effective_rank"], linestyle="none", marker=".", markersize=4, color=style.color)
-    ends = {"lowest": ordered["class"].head(named), "highest": ordered["class"].tail(named)[::-1]}
+    ends = {"lowest": ordered["class"].head(3), "highest": ordered["class"].tail(3)[::-1]}
     for (name, found), (x, y) in zip(ends.items(), ((0.03, 0.97), (0.97, 0.03)), strict=True):
         text = "\n".join([f"{name}:", *map(class_name, found)])
         sides = ("left", "top") if name == "lowest" else ("right", "bottom")
@@ -261,10 +235,7 @@ def classes_figure(classes: pd.DataFrame, title: str) -> Figure:
 def plot_shares(axes: Axes, curves: pd.DataFrame, labels: Sequence[str]) -> None:
     """Draw eigenvalues as shares of the trace, a curve a label, up to each one's rank, for spectra of other scales.
 
-    Args:
-        axes: to draw on.
-        curves: of `fgvc.studies.spectra.measure.curve_table` on shares.
-        labels: in the order of the legend.
+    `curves` is a `curve_table` on shares; `labels` are in the order of the legend.
     """
     colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(labels)))
     for label, colour in zip(labels, colours, strict=True):

@@ -83,8 +83,7 @@ def _of_each_method(
 ) -> tuple[list[T], list[str]]:
     """What `look` makes of the runs of each method and what `read` reads of them; notes on runs and methods left out.
 
-    Raises:
-        RunError: none is left.
+    Raises RunError: none is left.
     """
     found, notes = [], []
     for method, runs in group.items():

@@ -101,8 +101,8 @@ def parse_band(text: str, rank: int) -> Band:
     raise ConfigError(f"unknown band {text!r}; write all, top16, bottom16 or 8:24 (from the largest, counted from 0)")
 
 
-def standard_bands(rank: int, width: int = 8) -> list[Band]:
-    """The k largest and the k smallest of `rank` eigenvalues, k = 1, 2, 4, 8, 16, 24, ..., and windows of `width`.
+def standard_bands(rank: int) -> list[Band]:
+    """The k largest and the k smallest of `rank` eigenvalues, k = 1, 2, 4, 8, 16, 24, ..., and windows of eight.
 
     The whole spectrum comes first, and no band twice. A band at the end includes the null eigenvalues, which every map
     leaves at the floor.
@@ -110,7 +110,7 @@ def standard_bands(rank: int, width: int = 8) -> list[Band]:
     sizes = [k for k in (1, 2, 4, *range(8, rank, 8)) if k < rank]
     largest = [Band(0, k) for k in sizes]
     smallest = [Band(rank - k, None) for k in sizes]
-    windows = [Band(start, start + width) for start in range(0, rank - width, width)]
+    windows = [Band(start, start + 8) for start in range(0, rank - 8, 8)]
     return list(dict.fromkeys([ALL, *largest, *smallest, *windows]))
 
 
@@ -154,7 +154,6 @@ def evaluate_bands(
         DatasetError, WeightsError: as in training.
     """
     restored = restore_run(path, checkpoint=checkpoint, root=root, cache=cache)
-    restored.trained.eval()
     if not isinstance(restored.head.pooling, CovariancePooling):
         raise RunError(f"{path}: its head normalises no covariance; give a run of a method that does, e.g. mpn_cov")
     rank = median_rank(read_run(path).spectrum().before)

@@ -110,15 +110,14 @@ def _options(run: Run) -> dict[str, Any]:
     return options
 
 
-def effects(grid: pd.DataFrame, reference: str, level: float = 0.95) -> pd.DataFrame:
+def effects(grid: pd.DataFrame, reference: str) -> pd.DataFrame:
     """Top-1 of each label, and its difference to that of `reference` over the seeds that both have.
 
-    The interval is Student's t of the differences seed by seed: it holds for other seeds on the same test images.
+    The 95 % interval is Student's t of the differences seed by seed: it holds for other seeds on the same test images.
 
     Args:
         grid: the table of `read_grid`.
         reference: a label.
-        level: level of the interval.
 
     Returns:
         A row for each label in the order of the grid: label, n (seeds), mean, std (sample), difference, low, high
@@ -139,19 +138,19 @@ def effects(grid: pd.DataFrame, reference: str, level: float = 0.95) -> pd.DataF
     for label, part in grid.groupby("label", sort=False):
         values = part.set_index("seed")["top1"]
         differences = (values - base).dropna().to_numpy(dtype=float)
-        low, high = t_interval(differences, level)
+        low, high = t_interval(differences)
         mean = differences.mean() if len(differences) else np.nan
         row = {"label": label, "n": len(values), "mean": values.mean(), "std": values.std(ddof=1)}
         rows.append(row | {"difference": mean, "low": low, "high": high, "pairs": len(differences)})
     return pd.DataFrame(rows)
 
 
-def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean of (n,) values; NaN for fewer than two."""
+def t_interval(values: np.ndarray) -> tuple[float, float]:
+    """Student's t interval at 95 % of the mean of (n,) values; NaN for fewer than two."""
     n = len(values)
     if n < 2:
         return np.nan, np.nan
-    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * float(values.std(ddof=1)) / np.sqrt(n)
+    half = float(stats.t.ppf(0.975, n - 1)) * float(values.std(ddof=1)) / np.sqrt(n)
     return float(values.mean() - half), float(values.mean() + half)
 
 
@@ -290,8 +289,7 @@ def save_study(study: Study, folder: Path) -> list[Path]:
 def load_study(folder: Path) -> Study:
     """Read the files of `save_study`; without bands.csv no run was cut at test time.
 
-    Raises:
-        RunError: a file is damaged, or grid.csv missing.
+    Raises RunError: a file is damaged, or grid.csv missing.
     """
     cut = (folder / "bands.csv").is_file()
     found = read_tables(folder, _FILES if cut else {"grid": GRID_COLUMNS}, ("label", "class"))

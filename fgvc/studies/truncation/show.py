@@ -1,6 +1,5 @@
 """Figures of accuracy against the part of the spectrum that a head sees, and of effects on accuracy."""
 
-from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fgvc.presentation.render import markdown_table
+from fgvc.presentation.render import markdown_table, with_spread
 from fgvc.presentation.style import (
     COLUMN_WIDTH,
     class_name,
@@ -40,11 +39,7 @@ _NAMES = {
 def plot_bands(axes: Axes, table: pd.DataFrame, kind: Kind, guessing: float) -> None:
     """Draw test top-1 by the band that is kept, a curve for each way of training: mean over seeds, range as a bar.
 
-    Args:
-        axes: axes to draw on.
-        table: table of `fgvc.studies.truncation.measure.band_table`.
-        kind: bands to draw: the k largest, all but the k largest, or windows.
-        guessing: accuracy of guessing in per cent, a dotted line.
+    `table` is a `band_table`; a dotted line stands at `guessing`, the accuracy of guessing in per cent.
     """
     rank = int(table["rank"].max())
     table = _windows(table) if kind == "window" else table[table["kind"].isin([kind, "all"])]
@@ -101,11 +96,7 @@ def bands_figure(table: pd.DataFrame, guessing: float) -> Figure:
 def plot_effects(axes: Axes, compared: pd.DataFrame, grid: pd.DataFrame, reference: str) -> None:
     """Draw each label's difference to the reference in points of top-1: the seeds as dots, mean and interval as a bar.
 
-    Args:
-        axes: axes to draw on.
-        compared: table of `fgvc.studies.truncation.measure.effects`.
-        grid: the table of runs that it was made from.
-        reference: the label that the others are compared with.
+    `compared` is the table of `effects`, `grid` that of the runs that it was made from.
     """
     shown = compared[compared["label"] != reference]
     shown = shown.loc[sorted(shown.index, key=lambda i: method_order(str(shown.loc[i, "label"])), reverse=True)]
@@ -149,7 +140,7 @@ def effects_markdown(compared: pd.DataFrame, reference: str) -> str:
         if row["label"] != reference:
             interval = "" if np.isnan(row["low"]) else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
             difference = f"{row['difference']:+.2f}{interval}" if row["pairs"] else "no common seed"
-        rows.append([row["label"], str(row["n"]), _mean(row), difference])
+        rows.append([row["label"], str(row["n"]), with_spread(row["mean"], row["std"]), difference])
     return markdown_table(["Method", "n", "Final", "Difference [95 %]"], rows)
 
 
@@ -157,14 +148,10 @@ def bands_markdown(table: pd.DataFrame) -> str:
     """Top-1 by band, a column for each way of training."""
     cells: dict[str, dict[str, str]] = {}
     for row in table.sort_values(["kind", "start", "stop"]).to_dict("records"):
-        cells.setdefault(_band_name(row["start"], row["stop"]), {})[row["curve"]] = _mean(row)
+        cells.setdefault(_band_name(row["start"], row["stop"]), {})[row["curve"]] = with_spread(row["mean"], row["std"])
     curves = [curve for curve in CURVES if curve in set(table["curve"])]
     rows = [[name, *(found.get(curve, "not measured") for curve in curves)] for name, found in cells.items()]
     return markdown_table(["Eigenvalues kept", *(_NAMES[curve] for curve in curves)], rows)
-
-
-def _mean(row: Mapping[Hashable, Any]) -> str:
-    return f"{row['mean']:.2f}" if np.isnan(row["std"]) else f"{row['mean']:.2f} ± {row['std']:.2f}"
 
 
 def _band_name(start: int, stop: Any) -> str:
@@ -173,28 +160,15 @@ def _band_name(start: int, stop: Any) -> str:
     return f"{start + 1} to {stop}" if start else f"{stop} largest" if stop > 1 else "the largest"
 
 
-def class_changes_markdown(
-    classes: pd.DataFrame, reference: str, stops: Sequence[int] = (1, 4, 16), count: int = 5
-) -> str:
-    """The classes of the reference that lose most where only the `stop` largest are kept, seeds pooled."""
+def class_changes_markdown(classes: pd.DataFrame, reference: str) -> str:
+    """The five classes of the reference that lose most where only the 1, 4 or 16 largest are kept, seeds pooled."""
     classes = classes[classes["label"] == reference]
     rows = []
-    for stop in stops:
+    for stop in (1, 4, 16):
         part = classes[(classes["start"] == 0) & (classes["stop"] == stop)]
-        for row in part.sort_values(["change", "class"]).head(count).to_dict("records"):
+        for row in part.sort_values(["change", "class"]).head(5).to_dict("records"):
             rows.append([_band_name(0, stop), class_name(row["class"]), f"{row['all']:.1f}", f"{row['recall']:.1f}"])
     return markdown_table(["Eigenvalues kept", "Class", "Recall with all", "with these"], rows)
-
-
-def factor_markdown(grid: pd.DataFrame) -> str:
-    """SEB's factor 1 + t over the test images, a row for each run; an empty table where the grid has no SEB."""
-    rows = [
-        [row["label"], str(row["seed"]), f"{row['factor']:.3f}", f"{row['factor_std']:.3f}", f"{row['share']:.1f} %"]
-        for row in grid.dropna(subset=["factor"])
-        .assign(share=lambda frame: 100 * frame["factor_std"] / frame["factor"])
-        .to_dict("records")
-    ]
-    return markdown_table(["Method", "seed", "mean factor", "standard deviation", "of the mean"], rows)
 
 
 def study_markdown(study: Study, reference: str) -> str:
