@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import one_line
-from fgvc.inference.embed import embed_files, require_free
+from fgvc.inference.embed import embed_files, require_components, require_free
 from fgvc.inference.predict import find_all, load_run, require_all
 
 
@@ -26,7 +26,10 @@ def main() -> None:
 
     require_free(arguments.output)
     paths = find_all(arguments.images)
-    found = embed_files(load_run(arguments.run, arguments.checkpoint), paths)
+    predictor = load_run(arguments.run, arguments.checkpoint)
+    if arguments.pca is not None:  # before the work
+        require_components(arguments.pca, len(paths), predictor.model.head.pooling.out_features)
+    found = embed_files(predictor, paths)
     for reason in found.errors.values():
         print(f"error: {one_line(reason)}", file=sys.stderr)
     if found.paths:

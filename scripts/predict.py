@@ -51,9 +51,10 @@ def main() -> None:
         written = ", ".join(map(one_line, [*([table.path] if table else []), *shown]))
         print((predictions.summary(named) + "\n" if folders else "") + predictor.status)
         print(*([f"written: {written}"] if written else []), sep="\n")
-    require_all([one.path for one in named if one.error], len(named))
+    failed = [one.path for one in named if one.error]
     notes = prediction_notes(arguments.run, predictor, arguments.checkpoint)
-    end_with_notes(notes, strict=arguments.strict)
+    end_with_notes(notes, strict=arguments.strict and not failed)
+    require_all(failed, len(named))
 
 
 if __name__ == "__main__":

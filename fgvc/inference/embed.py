@@ -41,10 +41,7 @@ class Embeddings:
         Raises ConfigError: `size` is below 1 or above min(N - 1, D).
         """
         (count, width), shown = self.descriptors.shape, f"{len(self.paths):,} images"
-        largest = min(count - 1, width)
-        if not 1 <= size <= largest:
-            fix = f"give a number from 1 to {largest}" if largest > 0 else "give two or more images"
-            raise ConfigError(f"pca={size} does not fit {shown} with descriptors of {width:,} numbers; {fix}")
+        require_components(size, count, width)
         pca = PCA(size, random_state=0)
         components = pca.fit_transform(self.descriptors).astype(np.float32)
         kept = 100 * float(pca.explained_variance_ratio_.sum())
@@ -73,6 +70,14 @@ class Embeddings:
                 self.table().to_parquet(temporary, index=False)
             else:
                 temporary.write_text(to_csv(self.table(), None), encoding="utf-8")
+
+
+def require_components(size: int, count: int, width: int) -> None:
+    """Raise ConfigError if `count` descriptors of `width` numbers do not have `size` principal components."""
+    largest = min(count - 1, width)
+    if not 1 <= size <= largest:
+        fix = f"give a number from 1 to {largest}" if largest > 0 else "give two or more images"
+        raise ConfigError(f"pca={size} does not fit {count:,} images with descriptors of {width:,} numbers; {fix}")
 
 
 def require_free(file: Path) -> None:

@@ -121,7 +121,9 @@ def evaluate_run(
     if views == "ten_crop" and not transform.has_room:
         _log.warning("resize_size equals size: square images give ten equal crops; --resize-size N makes room")
     folder, name = path if output is None else output, _name(checkpoint, transform, own)
-    require_own(folder / f"evaluation-{name}.json")  # before the work
+    for kind in ("evaluation", "predictions", "per_class", "confusion", "confusions"):  # before the work
+        for file in folder.glob(f"{kind}-{name}.*"):
+            require_own(file)
     if retrieval and views != "single":
         raise ConfigError(f"retrieval compares one descriptor of each image; it takes views=single, not {views}")
     start = time.perf_counter()
@@ -137,6 +139,7 @@ def evaluate_run(
     coarse = coarse_accuracy(predictions, run.coarse or restored.images.coarse)
     reliability = reliability_curve(evaluation.confidence, evaluation.predicted == evaluation.targets)
     record = {
+        "run": str(path),
         "views": transform.views,
         "size": spec.size,
         "resize": spec.resize,

@@ -6,6 +6,7 @@ print(predictor.predict("bird.jpg").names)
 """
 
 import io
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +21,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fgvc.data import TransformSpec, UnreadableImageError, copy_rgb, decode_rgb, image_files
+from fgvc.data.aircraft import BANNER
 from fgvc.data.folder import require_unicode
+from fgvc.data.registry import effective_options
 from fgvc.errors import ConfigError, DatasetError, ImageError, RunError, UserError, one_line
 from fgvc.inference.calibrate import Calibration, probabilities, read_calibration
 from fgvc.inference.restore import load_model, read_classes
 from fgvc.models import FineGrainedModel
+from fgvc.runs.config import DatasetConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.spectral import EigendecompositionError
 from fgvc.training.setup import build_transform, fold_backbone
+
+_log = logging.getLogger(__name__)
 
 ImageSource = Image.Image | str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
 """An image, one of:
@@ -280,6 +286,8 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.dev
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = RunFolder(Path(path))
     config = folder.read_config()
+    for cut in _cuts(config.dataset):
+        _log.warning("%s: the run read images %s; cut yours the same way", path, cut)
     model = load_model(folder.path, checkpoint).to(device).to(memory_format=torch.channels_last)
     transform = build_transform(config, model.backbone, training=False).deterministic()
     if config.backbone.frozen:  # the head was trained on feature maps of the folded backbone
@@ -287,19 +295,24 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.dev
     return Predictor(model, transform, read_classes(folder), read_calibration(folder.path, checkpoint))
 
 
+def _cuts(dataset: DatasetConfig) -> list[str]:
+    """What the dataset cut off its images, which those of a user still have."""
+    options = effective_options(dataset.reader, dataset.options)
+    box = ["cut to the object's box"] if options.get("crop") == "bbox" else []
+    return [*box, *([f"without the banner of {BANNER} rows at the bottom"] if options.get("remove_banner") else [])]
+
+
 _READERS = 4  # threads: decoding releases the interpreter's lock
 
 
 def prediction_notes(path: Path, predictor: Predictor, checkpoint: str = "last") -> list[str]:
-    """Return notes for the user of a predictor of the run `path`: on its calibration and on cut images."""
+    """Return notes on the calibration of a predictor of the run `path`."""
     notes = []
     if predictor.calibration is None:
         command = f"fgvc calibrate {path} --checkpoint {checkpoint}"
         notes.append(f"probabilities are not calibrated; on the machine with the run's images: {command}")
     elif not predictor.calibrated:
         notes.append(predictor.calibration.text)
-    if RunFolder(path).read_config().dataset.options.get("crop") == "bbox":
-        notes.append("the run was trained on images cut to the object's box; cut your images the same way")
     return notes
 
 

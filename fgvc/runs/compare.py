@@ -20,7 +20,10 @@ from fgvc.runs.summary import PREDICTION_COLUMNS, Accuracy, Run, read_run, same_
 
 T = TypeVar("T")
 
-_ENVIRONMENT = ("versions", "machine", "dataset_fingerprint", "weights_digest", "train_images", "test_images")
+_ENVIRONMENT = (
+    *("versions", "machine", "dataset_fingerprint", "weights_digest", "initial_weights_digest"),
+    *("train_images", "test_images"),
+)
 _ARCHIVES = ("spectrum.npz", "spectrum_history.npz")
 _WEIGHTS = ("last", "best")
 _OF_THE_FOLDER = ("run_dir", "resume")  # these settings describe the folder, not the run

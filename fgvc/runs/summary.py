@@ -258,6 +258,7 @@ def split_finished(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
 def _repeats(rerun: Run, run: Run) -> bool:
     """Whether `rerun` can be the repetition of `run`: their settings and images are the same."""
     alike = _identity(rerun) == _identity(run) and same_images(rerun, run)
+    alike &= rerun.initial_weights_digest == run.initial_weights_digest
     return alike and result_settings(rerun) == result_settings(run)
 
 

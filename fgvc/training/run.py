@@ -196,6 +196,8 @@ def find_source(config: RunConfig, folder: RunFolder, states: StateStore) -> tup
             return folder, states
         if (old := folder.checkpoints / "state.pt").is_file():
             raise RunError(f"{old} is the state of an earlier version and cannot be continued; delete {folder.path}")
+    elif folder.path.resolve() == expanded(config.dataset.root).resolve():
+        raise RunError(f"{folder.path} is the folder of the images; give {_another(config)}")
     elif foreign := folder.files():
         raise RunError(f"{foreign[0]} exists, and without config.yaml it is of no run; give {_another(config)}")
     if config.resume in ("auto", "never"):

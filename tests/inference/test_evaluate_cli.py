@@ -177,9 +177,11 @@ def test_a_hybrid_run_is_evaluated_with_the_pooling_of_its_epoch(copy: Copy) -> 
 
 def test_a_file_in_the_way_is_named_before_the_work(copy: Copy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fgvc.inference.evaluate.evaluate", None)
-    (copied := copy("tuned")).joinpath("evaluation-last.json").write_text("of an earlier version")
-    with pytest.raises(FileExistsError, match="evaluation-last"):
-        evaluate_run(copied)
+    for name in ("evaluation-last.json", "predictions-last.csv", "confusions-last.md"):
+        (copied := copy("tuned")).joinpath(name).write_text("of an earlier version")
+        with pytest.raises(FileExistsError, match=name):
+            evaluate_run(copied)
+        shutil.rmtree(copied)
 
 
 def test_other_test_images_are_noted(runs: Path, copy: Copy, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

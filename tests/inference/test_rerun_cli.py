@@ -92,6 +92,7 @@ def test_other_results_and_what_they_may_come_from(pair: tuple[Path, Path]) -> N
         summary["final"]["top1"] = summary["final"]["top1"] - 11.1111
         summary["versions"]["torch"] = "1.0"
         summary["machine"]["threads"] = 99
+        summary["initial_weights_digest"] = "b" * 64
         del summary["dataset_fingerprint"]
         summary["commit"], summary["dirty"] = "a" * 40, True
 
@@ -116,7 +117,9 @@ def test_other_results_and_what_they_may_come_from(pair: tuple[Path, Path]) -> N
     comparison = compare_runs(first, copy)
     top1 = json.loads((first / "summary.json").read_text())["final"]["top1"]
     assert comparison.verdict.startswith(f"differs: final top1 {top1} and {top1 - 11.1111} %, 1 of 9 predictions")
-    assert {"commit", "versions.torch", "machine.threads"} == {change.name for change in comparison.environment}
+    assert {"commit", "versions.torch", "machine.threads", "initial_weights_digest"} == {
+        change.name for change in comparison.environment
+    }
     assert [change.name for change in comparison.settings] == ["optimizer.lr"]
     assert set(comparison.unrecorded) == {"dataset_fingerprint", "trainer.deterministic", "metrics.csv: new"}
     assert comparison.predictions is not None

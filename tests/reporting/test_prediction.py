@@ -351,6 +351,27 @@ def test_command_line_names_a_folder_and_tells_broken_files(predict: Train, copy
     assert predict(run, folder, "--csv", tmp_path / "good.csv", "--strict").returncode == 0
 
 
+def test_notes_are_printed_where_an_image_fails(predict: Train, copy: Copy, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    done = predict(copy("frozen"), tmp_path / "broken.jpg", "--strict")
+    assert done.returncode == 2 and "note: probabilities are not calibrated" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("adapter", "options", "words"),
+    [("cub", {"crop": "bbox"}, "cut to the object's box"), ("aircraft", {}, "without the banner of 20 rows")],
+)
+def test_what_the_dataset_cut_off_its_images_is_said(
+    copy: Copy, caplog: pytest.LogCaptureFixture, adapter: str, options: dict[str, str], words: str
+) -> None:
+    run = copy("frozen")
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["dataset"] |= {"adapter": adapter, "options": options}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    fgvc.load_run(run)
+    assert f"the run read images {words}" in caplog.text
+
+
 def test_a_folder_of_the_same_name_does_not_replace_the_last_ones_table(
     predict: Train, copy: Copy, tmp_path: Path
 ) -> None:
