@@ -119,6 +119,17 @@ def require_readable(
     return dataset.with_content(content)
 
 
+def copies_in_both(first: ImageDataset, second: ImageDataset) -> list[tuple[Path, Path]]:
+    """Pairs of image files of the two datasets with the same bytes; only files whose size is in both are read."""
+    files = [{path: path.stat().st_size for path in dict.fromkeys(split.paths)} for split in (first, second)]
+    shared = set(files[0].values()) & set(files[1].values())
+    digests = [
+        {file_digests(path, ["sha256"])["sha256"]: path for path, size in split.items() if size in shared}
+        for split in files
+    ]
+    return [(path, digests[1][digest]) for digest, path in digests[0].items() if digest in digests[1]]
+
+
 def _stamp_name(dataset: ImageDataset) -> str:
     """Name of the stamp of a dataset in this place; the time at which a file's entry changed can be set by nobody."""
     state = hashlib.sha256(f"{fingerprint(dataset)} {dataset.root.resolve()}".encode())

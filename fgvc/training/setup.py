@@ -26,6 +26,7 @@ from fgvc.data import (
     split_validation,
 )
 from fgvc.data.layout import listing
+from fgvc.data.verify import copies_in_both
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.io import file_digests
 from fgvc.models import (
@@ -102,6 +103,11 @@ def prepare(
         else:
             train, validation = hold_out(config, train)
             validation = validation and validation.with_transform(test.transform)
+        if accelerator.is_main_process and (copies := copies_in_both(train, test)):
+            _log.warning(
+                "%s: %d pictures are among the training and the test images, byte for byte, e.g. %s and %s",
+                *(config.dataset.root, len(copies), *copies[0]),
+            )
     model = build_model(config, backbone, len(train.classes))
     digests = {
         "listed": listed,

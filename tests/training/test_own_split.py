@@ -39,6 +39,15 @@ def write(root: Path, split: str, counts: dict[str, int]) -> None:
             Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(place / f"{number}.png")
 
 
+def test_copies_among_training_and_test_images_are_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "data", split, {"a": 4, "b": 4})  # the same pictures
+    for number in range(3):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / "data" / "test" / "b" / f"{number}.png")
+    train_run(config(tmp_path, epochs=0))
+    assert "5 pictures are among the training and the test images, byte for byte, e.g. " in caplog.text
+
+
 def test_training_images_that_move_to_val_do_not_calibrate(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write(tmp_path / "data", split, {"a": 4, "b": 4})
