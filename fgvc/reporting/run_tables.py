@@ -1,7 +1,7 @@
 """Tables of finished runs: hybrid against standalone, what a head costs, differences, condition numbers by epoch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,9 +95,9 @@ def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[lis
     for number, (setting, group) in enumerate(in_order(groups).items(), start=1):
         part = accuracy[accuracy["block"] == number]
         rows, cells = [], []
-        labels = {label for label in part["label"] if f"{label}{_HYBRID}" in set(part["label"])}
-        for label in sorted(labels, key=method_order):
-            cell, note = _hybrid_cell(label, group, part)
+        pairs = _hybrid_pairs(set(part["label"]))
+        for label in sorted(pairs, key=method_order):
+            cell, note = _hybrid_cell(label, pairs[label], group, part)
             cells.append({"setting": setting.title, **cell})
             rows.append(_hybrid_row(cell))
             notes += note
@@ -123,9 +123,20 @@ def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[lis
     return blocks, _concat(frames), notes
 
 
-def _hybrid_cell(label: str, group: Group, part: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
+def _hybrid_pairs(labels: Collection[str]) -> dict[str, str]:
+    """The label of the hybrid protocol for each standalone one that has it; a variant stands behind both."""
+    pairs = {}
+    for label in labels:
+        name, bracket, variant = label.rpartition(" [")
+        for other in (f"{label}{_HYBRID}", f"{name}{_HYBRID}{bracket}{variant}"):
+            if other in labels:
+                pairs[label] = other
+    return pairs
+
+
+def _hybrid_cell(label: str, hybrid: str, group: Group, part: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
     """One row of the frame, and notes; `part` is the setting's part of the accuracy table."""
-    names = dict(zip(_PROTOCOLS, (label, label + _HYBRID), strict=True))
+    names = dict(zip(_PROTOCOLS, (label, hybrid), strict=True))
     runs = {protocol: next((r for m, r in group.items() if m.label == name), []) for protocol, name in names.items()}
     cell: dict[str, Any] = {"label": label, "against": "standalone", "state": "not measured"}
     notes: list[str] = []

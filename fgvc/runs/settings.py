@@ -286,8 +286,8 @@ def _with_first_order(settings: dict[Setting, Group]) -> dict[Setting, Group]:
         first_order = {method: runs for method, runs in group.items() if not _is_reduced(runs[0])}
         for host in hosts:
             joined[host] = {**first_order, **joined[host]}
-        if hosts:
-            joined[setting] = {method: runs for method, runs in group.items() if method not in first_order}
+        if hosts and len(first_order) == len(group):
+            joined[setting] = {}
     return {setting: group for setting, group in joined.items() if group}
 
 

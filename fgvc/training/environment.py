@@ -50,7 +50,13 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
             project_dir=path,
             kwargs_handlers=[timeout, parallel],
         )
-    except ValueError as error:  # this version of accelerate or torch does not support it on this device
+    except ValueError as error:
+        if "MASTER_ADDR" in str(error):  # of a launcher that started one process alone, e.g. PMI_SIZE
+            raise ConfigError(
+                f"this process is one of several by its environment variables, but {error}; start all by accelerate "
+                "launch or torchrun, or unset WORLD_SIZE, LOCAL_RANK, PMI_SIZE and OMPI_COMM_WORLD_SIZE"
+            ) from error
+        # this version of accelerate or torch does not support it on this device
         raise ConfigError(f"trainer.precision={precision}: {error}; use trainer.precision=no") from error
     if training and precision == "fp16" and accelerator.device.type == "cpu":
         # without an error, accelerate would train in float32, without autocast and loss scaling

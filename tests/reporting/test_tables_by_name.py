@@ -221,6 +221,19 @@ def test_hybrid_stands_beside_standalone(tmp_path: Path) -> None:
         make_tables(["hybrid"], Inputs((write_run(tmp_path / "alone"),), PAPER))
 
 
+def test_hybrid_runs_of_two_rates_stand_beside_those_of_the_same_rate(tmp_path: Path) -> None:
+    for rate in (0.1, 0.2):
+        for kind, label in (("alone", "SVD-Padé"), ("hybrid", "SVD-Padé (hybrid)")):
+            path = write_run(tmp_path / f"{kind}{rate}", "svd_pade", label=label, top1=100 * rate + (kind == "hybrid"))
+            write_config(path, method={"name": "svd_pade"}, optimizer={"lr": rate})
+    tables, _ = make_tables(["hybrid"], Inputs((tmp_path,), PAPER))
+    rows = rows_of(tables["hybrid"].texts("hybrid")["hybrid.md"])
+    assert {label: row[:2] for label, row in rows.items()} == {
+        "SVD-Padé [optimizer.lr=0.1]": ["10.00", "11.00"],
+        "SVD-Padé [optimizer.lr=0.2]": ["20.00", "21.00"],
+    }
+
+
 def test_cost_counts_the_head_and_divides_by_images_and_epochs(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", "mpn_cov", epochs=10, seconds={"train": 2.317, "eval": 4.8})
     (path / "checkpoints").mkdir()

@@ -157,6 +157,15 @@ def test_gap_joins_the_settings_it_matches_but_for_the_reduction(tmp_path: Path)
     assert members == {(64, 15): ["GAP", "SEB"], (128, 15): ["GAP", "SEB"], (64, 99): ["SEB"]}
 
 
+def test_gap_stays_where_a_covariance_has_no_reduction_either(tmp_path: Path) -> None:
+    write_run(tmp_path / "gap", "gap")
+    write_run(tmp_path / "seb64")
+    write_run(tmp_path / "seb", reduction=None)
+    groups = group_runs(find_runs([tmp_path]))
+    members = {setting.reduction: sorted(method.label for method in group) for setting, group in groups.items()}
+    assert members == {64: ["GAP", "SEB"], None: ["GAP", "SEB"]}
+
+
 def test_another_first_order_method_joins_as_gap_does(tmp_path: Path) -> None:
     write_run(tmp_path / "gap", "gap")
     write_run(tmp_path / "seb")
