@@ -169,5 +169,5 @@ for label, curve in curves.items():
 # One seed, two hundred test images, and a network trained from scratch, which may learn the pairing of colour and shape
 # before the pooling: this does not tell GAP and covariance apart, and is not meant to. What it does tell: the same
 # forward pass trains with the gradient of its truncation and does not with the released one. On frozen features of
-# photographs of birds, with three seeds and learning rates over seven orders of magnitude, it is the same:
-# [findings](../docs/findings.md#1-truncation-fails-through-its-gradient-not-through-the-eigenvalues-it-drops).
+# photographs of birds it is the same with three seeds, and at other learning rates with one:
+# [findings](../docs/findings.md#2-why-does-truncation-fail).

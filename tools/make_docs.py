@@ -41,7 +41,7 @@ from fgvc.studies.smoothness.show import smoothness_figure
 from fgvc.studies.spectra import show as spectra
 from fgvc.studies.spectra.measure import load_view
 from fgvc.studies.spectra.show import spectra_figure
-from fgvc.studies.spectra.views import classes_block, conditions_block
+from fgvc.studies.spectra.views import conditions_block
 from fgvc.studies.truncation import show as bands
 from fgvc.studies.truncation.measure import band_table, chance, effects, load_study
 from fgvc.training.launch import choices
@@ -176,20 +176,26 @@ def autocast_errors(path: Path) -> str:
     return precision.errors_markdown(errors[errors["channels"] == 64], "arithmetic")
 
 
+def without_seb(path: Path) -> pd.DataFrame:
+    """Of a study of attributions; SEB has one seed there."""
+    table = read_study_table(path)
+    return table[table["label"] != "SEB"]
+
+
 def attribution_areas(areas: Path, extents: Path) -> str:
-    return attributions.areas_markdown(read_study_table(areas), read_study_table(extents), "MPN-COV")
+    return attributions.areas_markdown(without_seb(areas), read_study_table(extents), "MPN-COV")
 
 
 def attribution_differences(path: Path) -> str:
-    return attributions.differences_markdown(read_study_table(path), [("top8", "8:"), ("top1", "1:"), ("all", "top8")])
+    return attributions.differences_markdown(without_seb(path), [("top8", "8:"), ("top1", "1:"), ("all", "top8")])
 
 
 def attribution_agreement(path: Path) -> str:
-    """Of MPN-COV and of what was trained on small eigenvalues; of its bands those that part the spectrum."""
-    table = read_study_table(path)
+    """Of two seeds, two heads, and of the bands those that part the spectrum."""
+    table = without_seb(path)
     pairs = pd.Series(list(zip(table["band"], table["other"], strict=True)), index=table.index)
-    parts = (table["between"] != "bands") | pairs.isin([("all", "top8"), ("all", "8:"), ("top8", "8:"), ("top1", "1:")])
-    return attributions.agreement_markdown(table[parts & (table["label"] != "SEB")])
+    parts = table["between"].isin(["seeds", "heads"]) | pairs.isin([("all", "top8"), ("all", "8:"), ("top8", "8:")])
+    return attributions.agreement_markdown(table[parts])
 
 
 def attribution_plot(path: Path, *_: Path) -> Figure:
@@ -229,36 +235,32 @@ TABLES: dict[str, FromFiles[str]] = {
     "cub80_views": FromFiles(cub80("earlier/views"), as_written),
     "cub80_finetune": FromFiles(cub80("earlier/finetune"), as_written),
     "cub80_conditions": FromFiles(
-        cub80("frozen/conditions"), lambda path: block_markdown(conditions_block(load_view("conditions", path)))
+        cub80("frozen/conditions"),
+        lambda path: block_markdown(conditions_block(load_view("conditions", path).query("label != 'GAP'"))),
     ),
-    "cub80_classes": FromFiles(
-        cub80("frozen/classes"), lambda path: block_markdown(classes_block(load_view("classes", path)))
+    "cub80_truncation": FromFiles(
+        STUDY[:1],
+        effects_table(
+            EXACT, "SVD-TopN (exact) [keep=8]", "SVD-TopN (exact) [keep=14]", "SVD-TopN [keep=14]", "SVD-TopN [keep=40]"
+        ),
     ),
     "cub80_bands": FromFiles(STUDY, lambda grid, *_: bands.bands_markdown(band_table(load_study(grid.parent), EXACT))),
-    "cub80_band_classes": FromFiles(
-        STUDY, lambda grid, *_: bands.class_changes_markdown(load_study(grid.parent).classes, EXACT)
-    ),
     "cub80_bands_adamw": FromFiles(cub80("bands_adamw/grid"), effects_table(EXACT)),
     "cub80_rates": FromFiles(cub80("earlier/truncation_rates"), as_written),
     "cub80_truncation_adamw": FromFiles(cub80("earlier/truncation_adamw"), as_written),
     "cub80_gradients": FromFiles(
-        cub80("gradients/gradients"), of_frame(lambda t: gradients_markdown(t).split("\n\n")[0])
+        cub80("gradients/gradients"), of_frame(lambda t: gradients_markdown(t[t["method"] != "seb"]).split("\n\n")[0])
     ),
     "cub80_seb": FromFiles(GRID, effects_table(RESCALED, "SEB", EXACT)),
-    "cub80_factor": FromFiles(GRID, lambda grid: factor_markdown(load_study(grid.parent).grid)),
     "cub80_amplification": FromFiles(GRID, effects_table(EXACT)),
     "cub80_smoothness": FromFiles(cub80("smoothness/sgd"), lambda path: beta_markdown(load_smoothness(path), EXACT)),
-    "cub80_smoothness_adamw": FromFiles(
-        cub80("smoothness/adamw"), lambda path: beta_markdown(load_smoothness(path), EXACT)
-    ),
     "cub80_neighbours": FromFiles(cub80("descriptors/neighbours"), of_frame(descriptors.neighbours_markdown)),
     "cub80_pairs": FromFiles(cub80("descriptors/pairs"), pairs_table),
     "cub80_correlations": FromFiles(cub80("descriptors/correlations"), of_frame(descriptors.correlations_markdown)),
     "cub80_attribution_heads": FromFiles(
-        cub80("attribution/heads"), lambda path: attributions.heads_markdown(read_study_table(path))
+        cub80("attribution/heads"), lambda path: attributions.heads_markdown(without_seb(path))
     ),
     "cub80_attribution_areas": FromFiles(cub80("attribution/areas", "attribution/extents"), attribution_areas),
-    "cub80_attribution_few": FromFiles(cub80("attribution_few/areas", "attribution_few/extents"), attribution_areas),
     "cub80_attribution_differences": FromFiles(cub80("attribution/differences"), attribution_differences),
     "cub80_attribution_agreement": FromFiles(cub80("attribution/agreement"), attribution_agreement),
     "precision_float32": FromFiles(cub80("precision/errors"), float32_errors),
