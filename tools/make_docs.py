@@ -86,17 +86,6 @@ def beta_markdown(table: pd.DataFrame, reference: str) -> str:
     return markdown_table(header, rows)
 
 
-def factor_markdown(grid: pd.DataFrame) -> str:
-    """SEB's factor 1 + t over the test images, a row for each run; an empty table where the grid has no SEB."""
-    rows = [
-        [row["label"], str(row["seed"]), f"{row['factor']:.3f}", f"{row['factor_std']:.3f}", f"{row['share']:.1f} %"]
-        for row in grid.dropna(subset=["factor"])
-        .assign(share=lambda frame: 100 * frame["factor_std"] / frame["factor"])
-        .to_dict("records")
-    ]
-    return markdown_table(["Method", "seed", "mean factor", "standard deviation", "of the mean"], rows)
-
-
 def calibrations_markdown(table: pd.DataFrame) -> str:
     """A `calibrations_table` by label, means over the runs."""
     header = ["Method", "n", "Temperature"]
