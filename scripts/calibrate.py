@@ -11,7 +11,7 @@ from pathlib import Path
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import RunError, UserError
 from fgvc.inference.calibrate import calibrate_run
-from fgvc.reporting.calibration_report import write_calibrations
+from fgvc.reporting.calibration_report import require_free, write_calibrations
 
 
 def main() -> None:
@@ -24,6 +24,8 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
 
+    if arguments.output is not None:
+        require_free(arguments.output)  # before the work
     found, failed = {}, []
     for run in arguments.runs:
         try:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fgvc.data import VIEWS, TransformSpec, ViewTransform, resized_spec
 from fgvc.errors import ConfigError, RunError
+from fgvc.foreign import read_json_object
 from fgvc.inference.calibrate import calibration_error, reliability_curve
 from fgvc.inference.restore import Restored, restore_run
 from fgvc.io import require_own, to_csv, to_json, write_output
@@ -124,6 +125,10 @@ def evaluate_run(
     for kind in ("evaluation", "predictions", "per_class", "confusion", "confusions"):  # before the work
         for file in folder.glob(f"{kind}-{name}.*"):
             require_own(file)
+    if output is not None and (folder / f"evaluation-{name}.json").exists():
+        other = read_json_object(folder / f"evaluation-{name}.json").get("run")
+        if other is not None and Path(str(other)).resolve() != path.resolve():
+            raise RunError(f"{folder} holds the evaluation of {other}; give another --output")
     if retrieval and views != "single":
         raise ConfigError(f"retrieval compares one descriptor of each image; it takes views=single, not {views}")
     start = time.perf_counter()

@@ -29,6 +29,7 @@ from fgvc.data.aircraft import BANNER
 from fgvc.data.cards import list_cards, load_card
 from fgvc.errors import ConfigError, RunError, one_line
 from fgvc.foreign import read_json_object
+from fgvc.inference.calibrate import read_calibration
 from fgvc.inference.restore import load_model, read_classes, restored_method
 from fgvc.io import file_digests, plain_mode, replaced_folder, to_json, write_json_atomic, write_text_atomic
 from fgvc.models import Backbone, FineGrainedModel, create_model, load_checkpoint
@@ -137,6 +138,7 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
     method = restored_method(config, folder, checkpoint)
     adapter, transform = config.dataset.reader, config.dataset.transform
     normalization = normalization_from_timm(model.backbone.data_config)
+    calibration = read_calibration(folder.path, checkpoint)
     return {
         "name": config.name,
         "backbone": config.backbone.name,
@@ -166,6 +168,7 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
             "size": transform.size,
             **{key: list(value) if isinstance(value, tuple) else value for key, value in normalization.items()},
         },
+        "temperature": None if calibration is None else calibration.temperature,
         "started_from": _started_from(config),
         "frozen": config.backbone.frozen,
         "trainable_stages": config.backbone.trainable_stages,

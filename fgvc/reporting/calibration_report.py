@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fgvc.inference.calibrate import Calibration
-from fgvc.io import to_csv, write_output
+from fgvc.io import require_own, to_csv, write_output
 from fgvc.presentation.style import (
     COLUMN_WIDTH,
     by_method,
@@ -25,10 +25,19 @@ TIMES = ("before", "after")
 _FEWEST = 20  # images of a bin that is drawn: of fewer the accuracy is mostly chance
 
 
+_FILES = ("calibration.csv", "reliability.csv", "reliability.png", "reliability.pdf")
+
+
+def require_free(folder: Path) -> None:
+    """Raise FileExistsError if a file that `write_calibrations` would write is somebody else's."""
+    for name in _FILES:
+        require_own(folder / name)
+
+
 def write_calibrations(folder: Path, found: Mapping[Path, Calibration]) -> list[Path]:
     """Write calibration.csv, reliability.csv, and reliability.png and .pdf of runs; returns their paths."""
     table, curves = calibrations_table(found), reliability_table(found)
-    files = [folder / "calibration.csv", folder / "reliability.csv"]
+    files = [folder / name for name in _FILES[:2]]
     for file, content in zip(files, (table, curves), strict=True):
         write_output(file, to_csv(content))
     title = ", ".join(str(value) for name in ("dataset", "backbone") for value in dict.fromkeys(table[name]))

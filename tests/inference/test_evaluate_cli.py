@@ -184,6 +184,15 @@ def test_a_file_in_the_way_is_named_before_the_work(copy: Copy, monkeypatch: pyt
         shutil.rmtree(copied)
 
 
+def test_the_evaluation_of_another_run_is_not_replaced(copy: Copy, tmp_path: Path) -> None:
+    tuned, frozen = copy("tuned"), copy("frozen")
+    for _ in range(2):
+        record = evaluate_run(tuned, output=tmp_path / "out").record
+    assert record["run"] == str(tuned)
+    with pytest.raises(RunError, match=f"out holds the evaluation of {tuned}; give another --output"):
+        evaluate_run(frozen, output=tmp_path / "out")
+
+
 def test_other_test_images_are_noted(runs: Path, copy: Copy, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path, root = copy("tuned"), tmp_path / "moved"
     shutil.copytree(runs / "datasets" / "synthetic", root)

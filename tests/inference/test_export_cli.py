@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from run_folders import change_summary
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fgvc.inference.calibrate import fit_calibration, keep_calibration
 from fgvc.inference.export import WRITERS, crop_pct, export_run
 from fgvc.inference.restore import load_model
 from fgvc.models.files import write_weights
@@ -119,6 +121,18 @@ def test_the_card_says_what_the_model_is(runs: Path, tmp_path: Path, export: Tra
     written = json.loads((tmp_path / "out" / "export.json").read_text())
     assert written.pop("files").keys() == {"README.md", "model.safetensors"}
     assert written.pop("digest") and written.pop("compared") and written == facts
+
+
+def test_the_card_names_the_temperature_of_the_probabilities(runs: Path, tmp_path: Path, export: Train) -> None:
+    run = Path(shutil.copytree(runs / "gap", tmp_path / "run"))
+    card = tmp_path / "out" / "README.md"
+    succeeded(export(run, "--to", "safetensors", "--output", tmp_path / "out"))
+    assert "| probabilities | the softmax of the logits, not calibrated |" in card.read_text(encoding="utf-8")
+    calibration = fit_calibration(run, root=str(runs / "moved"))
+    keep_calibration(run, replace(calibration, temperature=2.5, record=calibration.record | {"temperature": 2.5}))
+    succeeded(export(run, "--to", "safetensors", "--output", tmp_path / "out"))
+    assert "| calibrated: the softmax of the logits divided by 2.5 |" in card.read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["temperature"] == 2.5
 
 
 def test_no_name_becomes_markup_in_the_card(runs: Path, tmp_path: Path, export: Train) -> None:

@@ -644,7 +644,12 @@ def test_a_link_out_of_a_run_folder_is_not_followed(
 
 
 def test_calibrating_several_runs_writes_tables_and_diagrams(here: Train, copy: Copy, tmp_path: Path) -> None:
-    done = here("calibrate.py", copy("tuned"), copy("frozen"), "--output", "found", cwd=tmp_path)
+    runs = (copy("tuned"), copy("frozen"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "reliability.csv").write_text("mine")
+    refused(here("calibrate.py", *runs, "--output", "mine", cwd=tmp_path), "reliability.csv", "did not make it")
+    assert not list(tmp_path.rglob("calibration.json"))
+    done = here("calibrate.py", *runs, "--output", "found", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "from 12 validation images" in done.stdout and "from 24 test images" in done.stdout
     table = read_csv(
