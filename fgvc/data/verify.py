@@ -99,7 +99,7 @@ def require_readable(
         DatasetError: bad images with "refuse", or no good image with "skip".
     """
     stamp = None if stamp_dir is None else stamp_dir / _stamp_name(dataset)
-    content = _verified_split(dataset).get("content")  # an earlier version wrote none
+    content = verified_split(dataset).get("content")  # an earlier version wrote none
     if content is None and stamp is not None:
         content = _read_stamp(stamp)
     if isinstance(content, str):
@@ -144,16 +144,12 @@ def bad_images_summary(root: Path, bad: list[BadImage], total: int) -> str:
     return "\n".join(lines)
 
 
-def was_verified(dataset: ImageDataset) -> bool:
-    """Whether a verification decoded all these images and no file's size or time has changed since.
+def verified_split(dataset: ImageDataset) -> dict[str, Any]:
+    """The entry of these images in the record of a verification that decoded them all; empty where there is none.
 
-    False for a part of a verified dataset and for its cropped images: they were not verified as such.
+    There is none for files whose size or time has changed since, nor for a part of a verified dataset or its cropped
+    images: they were not verified as such.
     """
-    return bool(_verified_split(dataset))
-
-
-def _verified_split(dataset: ImageDataset) -> dict[str, Any]:
-    """The entry of these images in the record of a verification; empty where there is none."""
     splits = read_record(dataset.root).get("splits", {}).values()
     state = fingerprint(dataset) if splits else None
     found: dict[str, Any] = next((split for split in splits if split["state"] == state), {})

@@ -10,12 +10,11 @@ import pytest
 from command_line import Train, refused, succeeded
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from run_folders import write_run, write_spectrum
+from run_folders import find_runs, write_run, write_spectrum
 
 from fgvc.errors import RunError
 from fgvc.presentation.render import block_markdown
 from fgvc.presentation.style import METHOD_STYLES, figure_style, method_order, method_style, new_figure, save_figure
-from fgvc.runs import find_runs
 from fgvc.runs.spectra import smallest_share
 from fgvc.studies.spectra import measure, show
 from fgvc.studies.spectra.layers import look_again
