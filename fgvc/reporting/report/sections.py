@@ -17,13 +17,14 @@ from fgvc.io import file_digests, read_csv
 from fgvc.presentation.render import NOT_MEASURED, Block, titled
 from fgvc.presentation.style import class_name, method_order
 from fgvc.reporting.registry import TABLES
-from fgvc.reporting.report.answer import means_and_best, pooled_predictions, with_common_seeds
+from fgvc.reporting.report.answer import pooled_predictions, with_common_seeds
 from fgvc.reporting.report.charts import Curve, Panel, curves_figure, intervals_figure, matrix_figure, method_curves
 from fgvc.reporting.report.pictures import Attributions, Gallery, read_attribution, read_picture
 from fgvc.reporting.report.results import Results
 from fgvc.runs import Run
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import RunFolder
+from fgvc.runs.statistics import means_and_best
 from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, top_confusions
 from fgvc.studies.gradients.show import ERROR_FLOOR, gradients_block
 from fgvc.studies.spectra.show import MEASURES
