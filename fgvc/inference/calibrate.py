@@ -119,10 +119,7 @@ def measure_probabilities(
 ) -> tuple[ProbabilityMeasures, pd.DataFrame]:
     """Return the measures of `probabilities` and their `reliability_curve`.
 
-    Args:
-        logits: (N, K).
-        targets: (N,) class indices.
-        temperature: one number, or one per image (N,).
+    `logits` are (N, K), `targets` (N,) class indices; the temperature is one number, or one per image (N,).
     """
     temperatures = torch.as_tensor(temperature, dtype=torch.float64).expand(len(targets))
     columns = []

@@ -56,10 +56,8 @@ class Answer:
 def make_answers(results: Results, images: Sequence[Path], notes: list[str]) -> list[Answer]:
     """The answer of each setting; none where runs cannot be grouped, which the sections say.
 
-    Args:
-        results: Runs of the page.
-        images: Folders of datasets whose images the page may carry.
-        notes: Takes a line on each picture that cannot be shown.
+    The page may carry images of the datasets in the folders `images`; `notes` takes a line on each picture that cannot
+    be shown.
     """
     try:
         groups = results.groups

@@ -329,10 +329,8 @@ def with_ranges(table: pd.DataFrame) -> pd.DataFrame:
 def summarise_smoothness(table: pd.DataFrame) -> pd.DataFrame:
     """One row a method: medians and quartiles over measured steps and seeds, and how far the seeds' medians lie apart.
 
-    Medians and quartiles are order statistics, so that a few infinite values leave them finite.
-
-    Args:
-        table: with `SMOOTHNESS_COLUMNS`, of one setting.
+    Medians and quartiles are order statistics, so that a few infinite values leave them finite. The table has
+    `SMOOTHNESS_COLUMNS`, of one setting.
 
     Returns:
         Columns method, gradient, label, seeds, points (measured steps of all seeds), diverged (seeds that did),
