@@ -23,7 +23,7 @@ from fgvc.data.layout import listing, read_lines
 from fgvc.data.registry import read_splits
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import read_json
-from fgvc.io import atomic_path, file_digests, write_json_atomic
+from fgvc.io import atomic_path, sha256, write_json_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def examine_images(dataset: ImageDataset, workers: int = 4) -> tuple[list[BadIma
             dataset.decode(index)
         except UnreadableImageError as error:
             return BadImage(path, str(error))
-        return file_digests(path, ["sha256"])["sha256"]  # the system's cache makes the second reading fast
+        return sha256(path)  # the system's cache makes the second reading fast
 
     bad, digests, indices = [], {}, range(len(dataset.paths))
     # disable=None: no bar where stderr is not a terminal
@@ -245,7 +245,7 @@ def verify(
             "archives": known.get("archives", {}) if archives is None else archives,
             "classes": card.classes,
             "images": sum(map(len, splits.values())),
-            "content": file_digests(files, ["sha256"])["sha256"],
+            "content": sha256(files),
             "splits": {
                 split: _split_state(dataset) | {"content": contents[split]} for split, dataset in splits.items()
             },
@@ -254,9 +254,7 @@ def verify(
             _refuse_changes(root, known, result, files)
         if write:
             listed = root / FILES
-            if os.path.lexists(listed) and (
-                not listed.is_file() or file_digests(listed, ["sha256"])["sha256"] != result["content"]
-            ):
+            if os.path.lexists(listed) and (not listed.is_file() or sha256(listed) != result["content"]):
                 raise _not_own(listed)
             with atomic_path(listed) as temporary:
                 shutil.copyfile(files, temporary)

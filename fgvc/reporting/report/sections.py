@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from fgvc.errors import NothingToShowError, RunError, UserError
 from fgvc.foreign import read_json_object
-from fgvc.io import file_digests, read_csv
+from fgvc.io import read_csv, sha256
 from fgvc.presentation.render import NOT_MEASURED, Block, titled
 from fgvc.presentation.style import class_name, method_order
 from fgvc.reporting.registry import TABLES
@@ -353,7 +353,7 @@ def _settings(run: Run, notes: list[str]) -> dict[str, str]:
         kept = values.keys() - {"final", "best", "classes"}
         found |= flatten({key: value for key, value in values.items() if key in kept}, source)
     if folder.config_file.is_file():
-        found["made with: config_sha256"] = file_digests(folder.config_file, ["sha256"])["sha256"]
+        found["made with: config_sha256"] = sha256(folder.config_file)
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         for key, value in found.items()
