@@ -83,9 +83,7 @@ def content_digest(dataset: ImageDataset, files: Iterable[str]) -> str:
 
 
 def require_readable(
-    dataset: ImageDataset,
-    on_bad_image: str = "refuse",
-    stamp_dir: Path | None = None,
+    dataset: ImageDataset, on_bad_image: str = "refuse", stamp_dir: Path | None = None
 ) -> ImageDataset:
     """Return the dataset with its `content` if all its images can be decoded; known files are not read again.
 
