@@ -3,7 +3,7 @@
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.settings import Method, Setting, group_runs
-from fgvc.runs.spectra import Spectrum, SpectrumHistory
+from fgvc.runs.spectra import Spectrum
 from fgvc.runs.summary import (
     Accuracy,
     Run,
@@ -21,7 +21,6 @@ __all__ = [
     "RunFolder",
     "Setting",
     "Spectrum",
-    "SpectrumHistory",
     "find_finished",
     "group_runs",
     "read_predictions",
