@@ -252,7 +252,7 @@ def output_path(path: Path, kind: str = "") -> Iterator[Path]:
             made = _read_made(path.parent)
             before = made.get(path.name, ["", ""])[1:2]
             # first, so that a killed command knows its file again
-            digest = file_digests(temporary, ["sha256"])["sha256"]
+            digest = sha256(temporary)
             write_json_atomic(record, made | {path.name: [kind, digest, *before]})
 
 
@@ -283,7 +283,7 @@ def require_own(path: Path, kind: str = "") -> None:
         return
     own, *digests = _read_made(path.parent).get(path.name, [None])
     regular = path.is_file() and not path.is_symlink()
-    if not regular or own != kind or file_digests(path, ["sha256"])["sha256"] not in digests:
+    if not regular or own != kind or sha256(path) not in digests:
         reason = "exists, and this version of the command did not make it, or it changed since; move or delete it"
         raise FileExistsError(errno.EEXIST, reason, str(path))
 
@@ -347,6 +347,11 @@ def file_digests(path: Path, algorithms: Collection[str]) -> dict[str, str]:
                 digest.update(chunk)
             bar.update(len(chunk))
     return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    return file_digests(path, ["sha256"])["sha256"]
 
 
 def byte_bar(name: str, total: int | None, initial: int = 0, hide: bool = False) -> "tqdm[Any]":

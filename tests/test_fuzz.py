@@ -32,9 +32,10 @@ from scipy.io import loadmat, savemat
 from scipy.sparse import csc_matrix
 from torch import nn
 
-from fgvc.data import TransformSpec, cached_features, create_dataset, was_verified
+from fgvc.data import TransformSpec, cached_features, create_dataset
 from fgvc.data.cards import load_card
 from fgvc.data.imagenet import sort_validation
+from fgvc.data.verify import verified_split
 from fgvc.errors import UserError
 from fgvc.inference.restore import read_weights
 from fgvc.models.weights import load_backbone_weights
@@ -230,7 +231,7 @@ TARGETS = {
     "classes of hf": exported("classes.json"),
     "record of hf": exported("hf.json"),
     "fingerprint": Target(
-        make_fingerprint, "fingerprint.json", lambda root: was_verified(create_dataset("folder", root=root))
+        make_fingerprint, "fingerprint.json", lambda root: verified_split(create_dataset("folder", root=root))
     ),
 }
 WORDS = [

@@ -33,7 +33,7 @@ from command_line import ROOT, SMALL, Train, refused, run, succeeded
 from damage import replace_text
 from miniature import write_imagenet_kit, write_miniature
 from PIL import EpsImagePlugin, Image
-from run_folders import write_config, write_run
+from run_folders import find_runs, write_config, write_run
 from safetensors.torch import save_file
 from scipy.io import savemat
 from torch import nn
@@ -63,7 +63,7 @@ from fgvc.io import read_csv, to_csv
 from fgvc.models.weights import load_backbone_weights
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.spectra import SpectrumHistory
-from fgvc.runs.summary import find_runs, read_predictions, read_run
+from fgvc.runs.summary import read_predictions, read_run
 
 ORIENTATION = 0x0112
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)

@@ -15,7 +15,7 @@ from fgvc.data.transforms import (
     normalization_from_timm,
     resized_spec,
 )
-from fgvc.data.verify import require_readable, verified_content, was_verified
+from fgvc.data.verify import require_readable, verified_content
 
 __all__ = [
     "VIEWS",
@@ -44,5 +44,4 @@ __all__ = [
     "resized_spec",
     "split_validation",
     "verified_content",
-    "was_verified",
 ]

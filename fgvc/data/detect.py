@@ -24,10 +24,7 @@ def find_layout(root: Path) -> tuple[str, str]:
     """Find what lies in a folder, from its names and a few of those below, not from a whole tree.
 
     Official datasets come first, also in the folder that their archive unpacks to; then folders with splits, a table
-    with columns of paths and labels, and class folders.
-
-    Args:
-        root: the folder; "~" is expanded.
+    with columns of paths and labels, and class folders. "~" is expanded in `root`.
 
     Returns:
         Name of the adapter, and one sentence without a full stop, such as "found class folders without a split".

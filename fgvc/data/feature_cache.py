@@ -127,9 +127,11 @@ def cached_features(
             None means no limit.
 
     Raises:
-        ConfigError: a transform with other randomness than mirroring, or no room below `max_gb`.
+        ConfigError: unknown dtype, a transform with other randomness than mirroring, or no room below `max_gb`.
         DatasetError: an unreadable image, a feature that is not finite, or not enough room on the disk.
     """
+    if dtype not in ("float32", "float16"):
+        raise ConfigError(f"feature dtype {dtype!r} is unknown; choose one of float32, float16")
     device, numbers = torch.device(device), np.dtype(dtype)
     planned = [_plan(split, map_shape, key_parts, numbers, device.type, cache_dir) for split in splits]
     files = {file.path: file for of_split in planned for file in of_split}
@@ -320,18 +322,23 @@ def _write(opened: IO[bytes], file: _File, batches: Iterator[list[NDArray[np.flo
     """Write a file batch by batch, and its card; return the seconds."""
     start = time.perf_counter()
     opened.write(file.header)
-    first, count, done = opened.tell(), file.shape[1], 0
-    for arrays in batches:
-        for view, array in enumerate(arrays):  # each in its own block
-            opened.seek(first + (view * count + done) * array[0].nbytes)
-            opened.write(cast(bytes, array.data))
-        done += len(arrays[0])
+    _write_views(opened, batches, file)
     opened.flush()
     seconds = time.perf_counter() - start
     card = {"parts": file.parts, "shape": file.shape, "seconds": seconds, "bytes": file.bytes}
     # the card first: a file without one could be anybody's, and would never be evicted
     write_json_atomic(_card_of(file.path), card | {"crc32": _checksum(Path(opened.name))})
     return seconds
+
+
+def _write_views(opened: IO[bytes], batches: Iterator[list[NDArray[np.floating]]], file: _File) -> None:
+    """Write the batches after the header, each view in its own block."""
+    start, count, done = opened.tell(), file.shape[1], 0
+    for arrays in batches:
+        for view, array in enumerate(arrays):
+            opened.seek(start + (view * count + done) * array[0].nbytes)
+            opened.write(cast(bytes, array.data))
+        done += len(arrays[0])
 
 
 _WAYS_OUT = (

@@ -79,11 +79,11 @@ def read_inaturalist(root: Path, split: str, *, year: str | int | None = None, t
 
 def find_years(root: Path) -> list[str]:
     """The years that have a training and a validation file in a folder. Raises OSError."""
-    found = []
-    for year, (training, test) in _YEARS.items():
-        if (root / test).is_file() and any((root / name).is_file() for name in training):
-            found.append(year)
-    return found
+    return [
+        year
+        for year, (training, test) in _YEARS.items()
+        if (root / test).is_file() and any((root / name).is_file() for name in training)
+    ]
 
 
 def _read(path: Path) -> Any:

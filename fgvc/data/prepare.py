@@ -63,13 +63,7 @@ class Prepared:
 
 
 def prepare_dataset(
-    name: str,
-    *,
-    cards: Path,
-    root: Path,
-    archives: Sequence[Path] = (),
-    verify_only: bool = False,
-    workers: int = 4,
+    name: str, *, cards: Path, root: Path, archives: Sequence[Path] = (), verify_only: bool = False, workers: int = 4
 ) -> Prepared:
     """Download and unpack a dataset to `root` if it is not there yet, verify it, and write its fingerprint.
 

@@ -23,7 +23,7 @@ from fgvc.data.layout import listing, read_lines
 from fgvc.data.registry import read_splits
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import read_json
-from fgvc.io import atomic_path, file_digests, write_json_atomic
+from fgvc.io import atomic_path, sha256, write_json_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def examine_images(dataset: ImageDataset, workers: int = 4) -> tuple[list[BadIma
             dataset.decode(index)
         except UnreadableImageError as error:
             return BadImage(path, str(error))
-        return file_digests(path, ["sha256"])["sha256"]  # the system's cache makes the second reading fast
+        return sha256(path)  # the system's cache makes the second reading fast
 
     bad, digests, indices = [], {}, range(len(dataset.paths))
     # disable=None: no bar where stderr is not a terminal
@@ -83,9 +83,7 @@ def content_digest(dataset: ImageDataset, files: Iterable[str]) -> str:
 
 
 def require_readable(
-    dataset: ImageDataset,
-    on_bad_image: str = "refuse",
-    stamp_dir: Path | None = None,
+    dataset: ImageDataset, on_bad_image: str = "refuse", stamp_dir: Path | None = None
 ) -> ImageDataset:
     """Return the dataset with its `content` if all its images can be decoded; known files are not read again.
 
@@ -99,7 +97,7 @@ def require_readable(
         DatasetError: bad images with "refuse", or no good image with "skip".
     """
     stamp = None if stamp_dir is None else stamp_dir / _stamp_name(dataset)
-    content = _verified_split(dataset).get("content")  # an earlier version wrote none
+    content = verified_split(dataset).get("content")  # an earlier version wrote none
     if content is None and stamp is not None:
         content = _read_stamp(stamp)
     if isinstance(content, str):
@@ -123,10 +121,7 @@ def copies_in_both(first: ImageDataset, second: ImageDataset) -> list[tuple[Path
     """Pairs of image files of the two datasets with the same bytes; only files whose size is in both are read."""
     files = [{path: path.stat().st_size for path in dict.fromkeys(split.paths)} for split in (first, second)]
     shared = set(files[0].values()) & set(files[1].values())
-    digests = [
-        {file_digests(path, ["sha256"])["sha256"]: path for path, size in split.items() if size in shared}
-        for split in files
-    ]
+    digests = [{sha256(path): path for path, size in split.items() if size in shared} for split in files]
     return [(path, digests[1][digest]) for digest, path in digests[0].items() if digest in digests[1]]
 
 
@@ -155,16 +150,12 @@ def bad_images_summary(root: Path, bad: list[BadImage], total: int) -> str:
     return "\n".join(lines)
 
 
-def was_verified(dataset: ImageDataset) -> bool:
-    """Whether a verification decoded all these images and no file's size or time has changed since.
+def verified_split(dataset: ImageDataset) -> dict[str, Any]:
+    """The entry of these images in the record of a verification that decoded them all; empty where there is none.
 
-    False for a part of a verified dataset and for its cropped images: they were not verified as such.
+    There is none for files whose size or time has changed since, nor for a part of a verified dataset or its cropped
+    images: they were not verified as such.
     """
-    return bool(_verified_split(dataset))
-
-
-def _verified_split(dataset: ImageDataset) -> dict[str, Any]:
-    """The entry of these images in the record of a verification; empty where there is none."""
     splits = read_record(dataset.root).get("splits", {}).values()
     state = fingerprint(dataset) if splits else None
     found: dict[str, Any] = next((split for split in splits if split["state"] == state), {})
@@ -260,7 +251,7 @@ def verify(
             "archives": known.get("archives", {}) if archives is None else archives,
             "classes": card.classes,
             "images": sum(map(len, splits.values())),
-            "content": file_digests(files, ["sha256"])["sha256"],
+            "content": sha256(files),
             "splits": {
                 split: _split_state(dataset) | {"content": contents[split]} for split, dataset in splits.items()
             },
@@ -269,9 +260,7 @@ def verify(
             _refuse_changes(root, known, result, files)
         if write:
             listed = root / FILES
-            if os.path.lexists(listed) and (
-                not listed.is_file() or file_digests(listed, ["sha256"])["sha256"] != result["content"]
-            ):
+            if os.path.lexists(listed) and (not listed.is_file() or sha256(listed) != result["content"]):
                 raise _not_own(listed)
             with atomic_path(listed) as temporary:
                 shutil.copyfile(files, temporary)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fgvc.errors import RunError, UserError
 from fgvc.foreign import read_json_object
 from fgvc.inference.restore import restore_run
-from fgvc.io import file_digests, locked, write_json_atomic
+from fgvc.io import locked, sha256, write_json_atomic
 from fgvc.provenance import source_state, versions
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import read_run
@@ -119,10 +119,7 @@ def measure_probabilities(
 ) -> tuple[ProbabilityMeasures, pd.DataFrame]:
     """Return the measures of `probabilities` and their `reliability_curve`.
 
-    Args:
-        logits: (N, K).
-        targets: (N,) class indices.
-        temperature: one number, or one per image (N,).
+    `logits` are (N, K), `targets` (N,) class indices; the temperature is one number, or one per image (N,).
     """
     temperatures = torch.as_tensor(temperature, dtype=torch.float64).expand(len(targets))
     columns = []
@@ -366,7 +363,7 @@ def _weights_digest(path: Path, checkpoint: str) -> str:
     file = RunFolder(path).weights_file(checkpoint)
     if not file.is_file():
         raise RunError(f"{file} is missing: {path} has no {checkpoint} weights; name a finished run")
-    return file_digests(file, ["sha256"])["sha256"]
+    return sha256(file)
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:

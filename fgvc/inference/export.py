@@ -31,7 +31,7 @@ from fgvc.errors import ConfigError, RunError, one_line
 from fgvc.foreign import read_json_object
 from fgvc.inference.calibrate import read_calibration
 from fgvc.inference.restore import load_model, read_classes, restored_method
-from fgvc.io import file_digests, plain_mode, replaced_folder, to_json, write_json_atomic, write_text_atomic
+from fgvc.io import plain_mode, replaced_folder, sha256, to_json, write_json_atomic, write_text_atomic
 from fgvc.models import Backbone, FineGrainedModel, create_model, load_checkpoint
 from fgvc.pooling import CholeskyPooling, SpectralPooling, is_reduced
 from fgvc.provenance import commit_label, versions
@@ -83,7 +83,7 @@ def export_run(
         raise ConfigError(f"unknown format {to!r}; choose one of {', '.join(WRITERS)}")
     folder = RunFolder(path)
     output = path / "exports" / f"{to}-{checkpoint}" if output is None else output
-    run = file_digests(folder.config_file, ["sha256"])["sha256"] if folder.config_file.is_file() else ""
+    run = sha256(folder.config_file) if folder.config_file.is_file() else ""
 
     def check(found: Path) -> None:
         _require_free(found, output, run, overwrite)
@@ -95,7 +95,7 @@ def export_run(
         for file in temporary.iterdir():
             plain_mode(file)
         write_text_atomic(temporary / "README.md", model_card(facts, cards))
-        files = {file.name: file_digests(file, ["sha256"])["sha256"] for file in sorted(temporary.iterdir())}
+        files = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         facts["files"] = files
         write_json_atomic(temporary / _FACTS_FILE, facts | {"digest": _digest(facts)})
     return output
@@ -117,7 +117,7 @@ def _require_free(found: Path, output: Path, run: str, overwrite: bool) -> None:
         if found.is_symlink() or others:
             raise ValueError("not of an export alone")
         there = [name for name in files if os.path.lexists(found / name)]
-        changed = [name for name in there if file_digests(found / name, ["sha256"])["sha256"] != files[name]]
+        changed = [name for name in there if sha256(found / name) != files[name]]
     except (OSError, ValueError, KeyError, TypeError):
         raise RunError(
             f"{output} exists and is no export of a run, or of an earlier version, or holds another file too; "

@@ -29,13 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training image.
-
-    Attributes:
-        index: Index in the training images.
-        name: Its class.
-        distance: 1 minus the cosine of the angle between the descriptors, from 0 to 2.
-    """
+    """A training image: its index, its class, and 1 minus the cosine of the angle between the descriptors, 0 to 2."""
 
     index: int
     name: str

@@ -1,4 +1,4 @@
-"""What a covariance pooling reads, from a finished run or from a file of feature maps."""
+"""What a covariance pooling reads, from a finished run or from a file of feature maps, and the spectra of it."""
 
 import copy
 from dataclasses import dataclass
@@ -12,10 +12,13 @@ from torch.utils.data import DataLoader, Subset
 from fgvc.errors import ConfigError, DatasetError, RunError
 from fgvc.foreign import open_foreign
 from fgvc.inference.restore import restore_run
-from fgvc.models import PoolingHead
-from fgvc.pooling import CovariancePooling
-from fgvc.runs.summary import read_finished
-from fgvc.training.probe import evenly_spaced
+from fgvc.models import FineGrainedModel, PoolingHead
+from fgvc.pooling import CovariancePooling, pooling_spectrum
+from fgvc.runs.spectra import Spectrum
+from fgvc.runs.summary import Run, read_finished
+from fgvc.spectral import covariance_eigenvalues
+from fgvc.spectral.descriptor import null_as_zero
+from fgvc.training.probe import SpectrumProbe, evenly_spaced
 
 
 @dataclass(frozen=True)
@@ -119,3 +122,40 @@ def loss_gradient(head: PoolingHead, features: Tensor, targets: Tensor) -> Tenso
     loss = nn.functional.cross_entropy(classify(descriptor), targets, reduction="sum")
     gradient: Tensor = torch.autograd.grad(loss, descriptor)[0]
     return gradient
+
+
+def look_again(path: Path, images: int, *, root: str | None = None, cache: str | None = None) -> Spectrum:
+    """Spectra of up to `images` test images of a finished run, evenly spaced, under its last weights.
+
+    Raises RunError, DatasetError, WeightsError as `restore_run`.
+    """
+    restored = restore_run(path, root=root, cache=cache)
+    return SpectrumProbe(restored.inputs(), images).measure(restored.trained, restored.device)
+
+
+def layer_spectra(run: Run, images: int, *, root: str | None = None, cache: str | None = None) -> dict[str, np.ndarray]:
+    """Eigenvalues (N, d) of what enters the head, of what its pooling reads, and of the normalised matrix, by a label.
+
+    The last is missing for a head that normalises no covariance. Raises RunError, DatasetError, WeightsError as
+    `restore_run`.
+    """
+    restored = restore_run(run.path, root=root, cache=cache)
+    samples = restored.inputs()
+    chosen = Subset(samples, evenly_spaced(len(samples), images))
+    found: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode():
+        for inputs, _ in DataLoader(chosen, batch_size=32):
+            moved = inputs.to(restored.device)
+            maps = restored.trained.backbone(moved) if isinstance(restored.trained, FineGrainedModel) else moved
+            before, after = pooling_spectrum(restored.head.pooling, restored.head.pooling_input(maps))
+            if after is not None:  # null eigenvalues, which the map puts at its floor, are none of its making
+                after = torch.where(null_as_zero(before.flip(-1), before.shape[1]).flip(-1) > 0, after, 0)
+            layers = {
+                f"{run.backbone}'s output, {maps.shape[1]} channels": covariance_eigenvalues(maps),
+                f"reduced, {before.shape[1]} channels": before,
+                f"normalised by {run.label}": after,
+            }
+            for name, values in layers.items():
+                if values is not None:
+                    found.setdefault(name, []).append(values.cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -155,11 +155,7 @@ def restore_run(
 
 
 def load_model(path: Path, checkpoint: str = "last") -> FineGrainedModel:
-    """Load the whole model of a run, in evaluation mode on the CPU; the run's dataset is not needed.
-
-    Args:
-        path: run folder.
-        checkpoint: "last" or "best".
+    """Load the whole model of a run with its "last" or "best" weights, in evaluation mode on the CPU, without images.
 
     Raises:
         RunError: the folder is not a run, its weights are missing, damaged or of another architecture, or the frozen

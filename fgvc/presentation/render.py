@@ -16,7 +16,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fgvc.errors import visible
-from fgvc.io import file_digests, to_csv
+from fgvc.io import sha256, to_csv
 
 PLACES_NOTE = "The best three of a column: bold, italic, and underlined or marked (3rd); equal ones alike."
 NOT_MEASURED = "—"
@@ -363,7 +363,7 @@ class Table:
 
 def _run(path: Path) -> dict[str, str | None]:
     config = path / "config.yaml"
-    digest = file_digests(config, ["sha256"])["sha256"] if config.is_file() else None
+    digest = sha256(config) if config.is_file() else None
     return {"path": str(path), "config_sha256": digest}
 
 

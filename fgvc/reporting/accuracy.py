@@ -15,7 +15,7 @@ from fgvc.io import read_csv
 from fgvc.presentation.render import NOT_MEASURED, PLACES_NOTE, Block, places, titled, with_spread
 from fgvc.presentation.style import METHOD_STYLES, method_order
 from fgvc.runs import Accuracy, Method, Run, Setting, group_runs
-from fgvc.runs.settings import distinctions, seeds_in_words, sources
+from fgvc.runs.settings import distinctions, in_order, seeds_in_words, sources
 
 SETTING_COLUMNS = tuple(field.name for field in fields(Setting))
 _METRICS = ("top1", "top5", "mean_class")
@@ -105,20 +105,19 @@ def accuracy_table(runs: Iterable[Run], published: pd.DataFrame | None = None) -
         RunError: two runs of one setting and method have the same seed, or a published value is not a number.
     """
     published = pd.DataFrame(columns=PUBLISHED_COLUMNS) if published is None else published
-    groups = group_runs(runs)
+    groups = in_order(group_runs(runs))
     measured = {method.label for group in groups.values() for method in group}
     published = published[published["label"].isin(measured | set(METHOD_STYLES))]
     rows: list[dict[str, Any]] = []
-    settings = sorted(groups, key=lambda setting: tuple(map(str, asdict(setting).values())))
-    for number, setting in enumerate(settings, start=1):
+    for number, (setting, group) in enumerate(groups.items(), start=1):
         head = {"block": number, **asdict(setting)}
         of_dataset = published[published["dataset"] == setting.dataset]
         if setting.num_classes not in (None, _CLASSES.get(setting.dataset)):
             of_dataset = of_dataset[:0]  # a part of the benchmark is another, easier task
-        methods = {method.label: method for method in groups[setting]}
+        methods = {method.label: method for method in group}
         for label in sorted({*methods, *of_dataset["label"]}, key=method_order):
             method = methods.get(label, Method("", None, label))
-            cells = _measured(groups[setting].get(method, [])) + _published(of_dataset[of_dataset["label"] == label])
+            cells = _measured(group.get(method, [])) + _published(of_dataset[of_dataset["label"] == label])
             rows += [{**head, "label": label, "method": method.name, "gradient": method.gradient, **c} for c in cells]
     return _typed(pd.DataFrame(rows, columns=TABLE_COLUMNS))
 

@@ -153,11 +153,6 @@ def _reason(error: Exception, image: str) -> str:
 def build_app(answers: Answers, title: str, facts: str) -> Any:
     """Return the page as gradio's Blocks.
 
-    Args:
-        answers: of the run.
-        title: heading of the page.
-        facts: line under it.
-
     Raises:
         ConfigError: gradio is not installed.
     """

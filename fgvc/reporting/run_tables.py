@@ -83,9 +83,7 @@ def _with_interval(row: Mapping[Any, Any]) -> list[str]:
 def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[list[Block], pd.DataFrame, list[str]]:
     """Compare methods trained under the hybrid protocol with the same ones trained alone.
 
-    Args:
-        groups: of `group_runs`.
-        accuracy: of `accuracy_table`, for the published numbers.
+    The groups are of `group_runs`, the published numbers in `accuracy`, an `accuracy_table`.
 
     Raises:
         RunError: no method was trained in both ways, nor is one published so.
@@ -290,9 +288,7 @@ def cost_block(table: pd.DataFrame, of: str = "") -> Block:
 def condition_numbers(runs: Sequence[Run], published: pd.DataFrame) -> tuple[list[Block], pd.DataFrame, list[str]]:
     """Condition number of the covariance by epoch, of runs that kept their spectra, and as published.
 
-    Args:
-        runs: finished.
-        published: method, epoch, condition_number and source.
+    The runs are finished; `published` has columns method, epoch, condition_number and source.
     """
     blocks, frames, notes = [], [], []
     groups = group_runs(runs)

@@ -3,12 +3,11 @@
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.settings import Method, Setting, group_runs
-from fgvc.runs.spectra import Spectrum, SpectrumHistory
+from fgvc.runs.spectra import Spectrum
 from fgvc.runs.summary import (
     Accuracy,
     Run,
     find_finished,
-    find_runs,
     read_predictions,
     read_run,
     split_finished,
@@ -22,9 +21,7 @@ __all__ = [
     "RunFolder",
     "Setting",
     "Spectrum",
-    "SpectrumHistory",
     "find_finished",
-    "find_runs",
     "group_runs",
     "read_predictions",
     "read_run",

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fgvc.errors import RunError
-from fgvc.runs.settings import Group, sources
+from fgvc.runs.settings import Group, Method, sources
 from fgvc.runs.summary import Run
 
 
@@ -266,8 +266,7 @@ def differences_to_best(group: Group) -> tuple[pd.DataFrame, list[str]]:
         Table with `COLUMNS` and one row for each method except the best, and notes on what could not be compared.
         `holm` is `mcnemar_combined` corrected for the number of compared methods.
     """
-    means = {method: mean_top1(runs) for method, runs in group.items()}
-    best = max(means, key=lambda method: means[method])
+    _, best = means_and_best(group)
     rows, notes = [], []
     for method, runs in group.items():
         if method != best:
@@ -280,6 +279,8 @@ def differences_to_best(group: Group) -> tuple[pd.DataFrame, list[str]]:
     return table, notes
 
 
-def mean_top1(runs: Sequence[Run]) -> float:
-    """Mean final top-1 in per cent, to the two decimals that tables show."""
-    return round(float(np.mean([run.final.top1 for run in runs if run.final is not None])), 2)
+def means_and_best(group: Group) -> tuple[dict[Method, float], Method]:
+    """Mean final top-1 of each method, to the two decimals that tables show, and the best, the first of equal ones."""
+    top1 = {method: [run.final.top1 for run in runs if run.final is not None] for method, runs in group.items()}
+    means = {method: round(float(np.mean(values)), 2) for method, values in top1.items()}
+    return means, max(means, key=lambda method: means[method])

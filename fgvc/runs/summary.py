@@ -225,16 +225,6 @@ def _accuracy(summary: Mapping[str, Any], key: str, file: Path) -> Accuracy | No
     return accuracy
 
 
-def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """Return the runs in the given folders at any depth, each once, ordered by folder and then by path.
-
-    A folder is a run if it holds summary.json. Raises RunError: a folder does not exist or holds no run, or a summary
-    is damaged.
-    """
-    folders = (folder for root in paths for folder in _run_folders(root))
-    return [read_run(folder) for folder in _each_once(folders)]
-
-
 def split_finished(runs: Iterable[Run]) -> tuple[list[Run], list[str]]:
     """Return the finished runs, and for every other run a note with the reason why it is left out.
 
@@ -307,18 +297,20 @@ def find_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def readable_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
-    """Return runs as `find_runs`, and a note for each folder or run that cannot be read.
+    """Return the runs in some folders at any depth, each once, ordered by folder and then by path.
 
-    Raises RunError: no run is left.
+    A folder is a run if it holds summary.json. A note names each folder or run that cannot be read. Raises RunError if
+    no run is left.
     """
-    folders: list[Path] = []
+    folders: dict[Path, Path] = {}  # as given, by where they are
     runs, problems = [], []
     for root in paths:
         try:
-            folders += _run_folders(root)
+            for folder in _run_folders(root):
+                folders.setdefault(folder.resolve(), folder)
         except RunError as error:
             problems.append(str(error))
-    for folder in _each_once(folders):
+    for folder in folders.values():
         try:
             runs.append(read_run(folder))
         except RunError as error:
@@ -335,10 +327,3 @@ def _run_folders(root: Path) -> list[Path]:
     if not summaries:
         raise RunError(f"{root}: no run in it: looked for summary.json at any depth; train first or give its parent")
     return [summary.parent for summary in summaries]
-
-
-def _each_once(folders: Iterable[Path]) -> list[Path]:
-    found: dict[Path, Path] = {}  # resolved -> as given
-    for folder in folders:
-        found.setdefault(folder.resolve(), folder)
-    return list(found.values())

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 
 from fgvc.data import verified_content
 from fgvc.errors import Interrupted, OutOfMemoryError, RunError, UserError, WeightsError
-from fgvc.io import expanded, file_digests, to_csv, write_text_atomic
+from fgvc.io import expanded, sha256, to_csv, write_text_atomic
 from fgvc.models import weights_digest
 from fgvc.models.files import locate_weights
 from fgvc.pooling import is_reduced, pooling_label
@@ -160,7 +160,7 @@ def _other_weights(folder: RunFolder, config: RunConfig) -> str | None:
     if file is None:
         return None
     if config.initial_weights:
-        name, digest = "initial_weights", file_digests(file, ["sha256"])["sha256"]
+        name, digest = "initial_weights", sha256(file)
     else:
         name, digest = "weights", weights_digest(build_backbone(config))
     before = folder.read_summary().get(f"{name}_digest")

@@ -28,7 +28,7 @@ from fgvc.data import (
 from fgvc.data.layout import listing
 from fgvc.data.verify import copies_in_both
 from fgvc.errors import ConfigError, DatasetError
-from fgvc.io import file_digests
+from fgvc.io import sha256
 from fgvc.models import (
     Backbone,
     FineGrainedModel,
@@ -120,7 +120,7 @@ def prepare(
             digests |= {f"{name}_list": fingerprint(split, times=False), f"{name}_content": split.content}
     if config.initial_weights is not None:
         file = locate_weights(config.initial_weights, "initial_weights")
-        digests["initial_weights"] = file_digests(file, ["sha256"])["sha256"]
+        digests["initial_weights"] = sha256(file)
     check_digests(digests)
     trained = trained_part(config, model.to(device))
     if config.trainer.epochs:

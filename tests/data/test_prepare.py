@@ -17,10 +17,11 @@ from miniature import write_imagenet_kit
 from PIL import Image
 from small_birds import CLASSES, TEST, TRAIN, Place, cub_files, image_bytes
 
-from fgvc.data import ImageDataset, prepare_dataset, verified_content, was_verified
+from fgvc.data import ImageDataset, prepare_dataset, verified_content
 from fgvc.data.cards import list_cards
 from fgvc.data.imagenet import sort_validation
 from fgvc.data.registry import create_dataset
+from fgvc.data.verify import verified_split
 from fgvc.errors import ConfigError, DatasetError
 
 CARDS = ROOT / "datasets"
@@ -80,14 +81,14 @@ def test_a_second_call_decodes_nothing(ready: Place, monkeypatch: pytest.MonkeyP
 def test_a_verified_copy_is_known_until_a_file_changes(ready: Place) -> None:
     train, test = (create_dataset("cub", root=ready.root, split=split) for split in ("train", "test"))
     content = json.loads((ready.root / "fingerprint.json").read_text())["content"]
-    assert was_verified(train) and was_verified(test) and verified_content(ready.root) == content
-    assert not was_verified(train.subset([0, 1]))  # whoever cuts it up otherwise has it checked
+    assert verified_split(train) and verified_split(test) and verified_content(ready.root) == content
+    assert not verified_split(train.subset([0, 1]))  # whoever cuts it up otherwise has it checked
     os.utime(train.paths[0])
-    assert not was_verified(train) and was_verified(test)
+    assert not verified_split(train) and verified_split(test)
     assert verified_content(ready.root) is None  # perhaps another content
-    assert ready.prepare().fingerprint is not None and was_verified(train)  # new times alone are accepted
+    assert ready.prepare().fingerprint is not None and verified_split(train)  # new times alone are accepted
     (ready.root / "fingerprint.json").unlink()
-    assert not was_verified(test)
+    assert not verified_split(test)
     for name in ("nonsense", "cub"):
         (ready.root / "fingerprint.json").write_text(json.dumps({"splits": {}, "content": "x", "name": name}))
         assert verified_content(ready.root) is None

@@ -1,13 +1,23 @@
 """Fabricated run folders, as the training writes them."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fgvc.runs.summary import Run, readable_runs
+
 LABELS = {"gap": "GAP", "bilinear": "B-CNN", "isqrt_cov": "iSQRT-COV", "mpn_cov": "MPN-COV", "seb": "SEB"}
 LABELS |= {"svd_pade": "SVD-Padé", "svd_topn": "SVD-TopN"}
+
+
+def find_runs(paths: Iterable[Path]) -> list[Run]:
+    """All runs in some folders, each of which can be read."""
+    runs, notes = readable_runs(paths)
+    assert not notes
+    return runs
 
 
 def accuracy(top1: float, epoch: int = 15) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from command_line import ROOT, Done, Train, refused, run
-from run_folders import accuracy, change_summary, write_config, write_run
+from run_folders import accuracy, change_summary, find_runs, write_config, write_run
 
 from fgvc.errors import RunError
 from fgvc.presentation.render import to_latex, to_markdown
 from fgvc.presentation.style import method_order
 from fgvc.reporting.accuracy import accuracy_table, load_published, table_blocks
-from fgvc.runs import find_runs
 
 PAPER = ROOT / "results" / "paper"
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from command_line import a_config
 from omegaconf import OmegaConf
-from run_folders import accuracy, change_summary, write_config, write_run, write_spectrum
+from run_folders import accuracy, change_summary, find_runs, write_config, write_run, write_spectrum
 
 from fgvc.errors import RunError
-from fgvc.runs import Method, find_runs, group_runs, read_run, split_finished
+from fgvc.runs import Method, group_runs, read_run, split_finished
 from fgvc.runs import spectra as measures
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import role

@@ -8,12 +8,11 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Train, succeeded
-from run_folders import change_summary, write_config, write_run, write_spectrum
+from run_folders import change_summary, find_runs, write_config, write_run, write_spectrum
 from torch import Tensor, nn
 
 from fgvc.errors import RunError
 from fgvc.pooling import create_pooling
-from fgvc.runs import find_runs
 from fgvc.runs.statistics import two_level_interval
 from fgvc.studies.rates.measure import best_values, curves, read_rates, shifts
 

@@ -10,15 +10,14 @@ import pytest
 from command_line import Train, refused, succeeded
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from run_folders import write_run, write_spectrum
+from run_folders import find_runs, write_run, write_spectrum
 
 from fgvc.errors import RunError
+from fgvc.inference.pooling_inputs import look_again
 from fgvc.presentation.render import block_markdown
 from fgvc.presentation.style import METHOD_STYLES, figure_style, method_order, method_style, new_figure, save_figure
-from fgvc.runs import find_runs
 from fgvc.runs.spectra import smallest_share
 from fgvc.studies.spectra import measure, show
-from fgvc.studies.spectra.layers import look_again
 from fgvc.studies.spectra.views import VIEWS, Options
 
 
@@ -279,6 +278,6 @@ def test_views_from_the_command_line(trained: Path, train_here: Train, here: Tra
 def test_a_second_look_sees_what_training_saved(trained: Path) -> None:
     (run,) = find_runs([trained / "results" / "v" / "test_resnet" / "mpn_cov"])
     moved = {"root": str(trained / "datasets" / "synthetic"), "cache": str(trained / "results" / "cache")}
-    again, saved = look_again(run, 9, **moved), run.spectrum()
+    again, saved = look_again(run.path, 9, **moved), run.spectrum()
     np.testing.assert_allclose(again.before, saved.before, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(again.targets, saved.targets)

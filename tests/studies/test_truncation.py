@@ -7,12 +7,11 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Train, refused, succeeded
-from run_folders import write_config, write_run
+from run_folders import find_runs, write_config, write_run
 from scipy import stats
 
 from fgvc.errors import RunError
 from fgvc.models import PoolingHead
-from fgvc.runs import find_runs
 from fgvc.spectral import SCALED_SQRT, SQRT, Band, spectral_descriptor
 from fgvc.studies.truncation.bands import ALL, band_predictions, evaluate_bands, restrict_spectrum, standard_bands
 from fgvc.studies.truncation.measure import Study, band_table, effects, load_study, read_grid

@@ -17,7 +17,7 @@ from fgvc.reporting.report.results import Results
 from fgvc.resources import resource_folder
 from fgvc.runs import Method, Run
 from fgvc.runs.settings import Group, seeds_in_words
-from fgvc.runs.statistics import compare, mean_top1
+from fgvc.runs.statistics import compare, means_and_best
 from fgvc.runs.summary import readable_runs
 from fgvc.studies.confusion.measure import top_confusions
 
@@ -56,10 +56,8 @@ class Answer:
 def make_answers(results: Results, images: Sequence[Path], notes: list[str]) -> list[Answer]:
     """The answer of each setting; none where runs cannot be grouped, which the sections say.
 
-    Args:
-        results: Runs of the page.
-        images: Folders of datasets whose images the page may carry.
-        notes: Takes a line on each picture that cannot be shown.
+    The page may carry images of the datasets in the folders `images`; `notes` takes a line on each picture that cannot
+    be shown.
     """
     try:
         groups = results.groups
@@ -89,12 +87,6 @@ def _after(shared: Group, group: Group, best: Method) -> str:
     if any(len(shared[method]) < len(group[method]) for method in group):
         return f"on the {seeds_in_words([len(runs)])} that all heads have"
     return "one seed" if len(runs) == 1 else f"mean of {seeds_in_words([len(runs)])}"
-
-
-def means_and_best(group: Group) -> tuple[dict[Method, float], Method]:
-    """Mean final top-1 of each head, and the head with the highest, the first of equal ones."""
-    means = {method: mean_top1(runs) for method, runs in group.items()}
-    return means, max(means, key=lambda method: means[method])
 
 
 def _lead(group: Group, means: dict[Method, float], best: Method) -> str:

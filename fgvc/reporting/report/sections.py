@@ -13,17 +13,18 @@ import plotly.graph_objects as go
 
 from fgvc.errors import NothingToShowError, RunError, UserError
 from fgvc.foreign import read_json_object
-from fgvc.io import file_digests, read_csv
+from fgvc.io import read_csv, sha256
 from fgvc.presentation.render import NOT_MEASURED, Block, titled
 from fgvc.presentation.style import class_name, method_order
 from fgvc.reporting.registry import TABLES
-from fgvc.reporting.report.answer import means_and_best, pooled_predictions, with_common_seeds
+from fgvc.reporting.report.answer import pooled_predictions, with_common_seeds
 from fgvc.reporting.report.charts import Curve, Panel, curves_figure, intervals_figure, matrix_figure, method_curves
 from fgvc.reporting.report.pictures import Attributions, Gallery, read_attribution, read_picture
 from fgvc.reporting.report.results import Results
 from fgvc.runs import Run
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import RunFolder
+from fgvc.runs.statistics import means_and_best
 from fgvc.studies.confusion.measure import confusion_matrix, confusion_order, top_confusions
 from fgvc.studies.gradients.show import ERROR_FLOOR, gradients_block
 from fgvc.studies.spectra.show import MEASURES
@@ -352,7 +353,7 @@ def _settings(run: Run, notes: list[str]) -> dict[str, str]:
         kept = values.keys() - {"final", "best", "classes"}
         found |= flatten({key: value for key, value in values.items() if key in kept}, source)
     if folder.config_file.is_file():
-        found["made with: config_sha256"] = file_digests(folder.config_file, ["sha256"])["sha256"]
+        found["made with: config_sha256"] = sha256(folder.config_file)
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         for key, value in found.items()

@@ -3,15 +3,12 @@
 docs/attribution.md holds the definitions and sources.
 """
 
-from fgvc.studies.attribution.explain import Attribution, explain, explain_bands
-from fgvc.studies.attribution.methods import METHODS, EigenvectorMaps, Method, band_energy, eigenvector_maps
+from fgvc.studies.attribution.explain import explain, explain_bands
+from fgvc.studies.attribution.methods import METHODS, band_energy, eigenvector_maps
 from fgvc.studies.truncation.bands import parse_band, restrict_spectrum
 
 __all__ = [
     "METHODS",
-    "Attribution",
-    "EigenvectorMaps",
-    "Method",
     "band_energy",
     "eigenvector_maps",
     "explain",

@@ -57,9 +57,7 @@ def areas_markdown(areas: pd.DataFrame, extents: pd.DataFrame, label: str) -> st
 def differences_markdown(differences: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> str:
     """Areas of the maps of one band minus those of another, of the same label, method, image and seed.
 
-    Args:
-        differences: table of a study.
-        pairs: pairs of bands, as ("top8", "8:").
+    `differences` is the table of a study; pairs of bands are written as ("top8", "8:").
     """
     own = differences[differences["label"] == differences["other"]]
     rows = []

@@ -164,14 +164,9 @@ def write_class_report(
 ) -> tuple[str, list[Path]]:
     """Write per_class-NAME.csv, confusion-NAME.csv, confusion-NAME.png and .pdf, and confusions-NAME.md to a folder.
 
-    With more than 1,000 classes there is no figure, and confusion-NAME.csv holds `confusion_counts`.
-
-    Args:
-        predictions: a row for each image, columns target and predicted.
-        classes: names of the class indices.
-        title: title of the figure and the Markdown file, one or two lines.
-        folder: folder of the files.
-        name: NAME in the names of the files.
+    With more than 1,000 classes there is no figure, and confusion-NAME.csv holds `confusion_counts`. `predictions` has
+    a row for each image and columns target and predicted, indices into `classes`; `title` may have two lines; `name` is
+    NAME.
 
     Returns:
         A Markdown summary of the classes, and the files.

@@ -211,11 +211,8 @@ def queries(descriptors: Descriptors, images: int = 2, k: int = 5) -> pd.DataFra
 def embed(descriptors: Descriptors, *, seed: int = 0) -> pd.DataFrame:
     """A t-SNE map of the descriptors [van der Maaten and Hinton, JMLR 2008], started from their principal components.
 
-    In such a map the distances between groups and the sizes of groups mean little.
-
-    Args:
-        descriptors: the descriptors.
-        seed: seed of the optimisation.
+    In such a map the distances between groups and the sizes of groups mean little. The perplexity is 30, lowered to a
+    third of N - 1 where there are few images; `seed` is that of the optimisation.
 
     Returns:
         A row for each image: label, x, y, class, predicted_class.

@@ -103,10 +103,8 @@ def audit_gradients(
 def summarise_gradients(table: pd.DataFrame) -> pd.DataFrame:
     """One row a method: medians and quartiles over images, largest |L_ij| of any image, mean shares of the error.
 
-    Medians and quartiles are order statistics, each the value of some image; mean shares sum to 1 as each image's do.
-
-    Args:
-        table: of `audit_gradients`.
+    The table is that of `audit_gradients`. Medians and quartiles are order statistics, each the value of some image;
+    mean shares sum to 1 as each image's do.
 
     Returns:
         Columns method, label, kept, channels, images (those with an exact gradient); norm_ratio, relative_error and

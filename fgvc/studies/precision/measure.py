@@ -149,9 +149,6 @@ def summarise_errors(errors: pd.DataFrame) -> pd.DataFrame:
 def eigenvalue_errors(x: Tensor) -> pd.DataFrame:
     """How well float32 knows the non-zero eigenvalues of the covariances, by their size relative to the largest.
 
-    Args:
-        x: (N, C, H, W) float32.
-
     Returns:
         One row a decade: `DECADE_COLUMNS`. `decade` k holds 10^k <= l / l_max < 10^(k + 1), the largest themselves with
         k = -1; `error_*` of |l32 - l| / l; `null`: how many the layers take for zero, or set to the
@@ -232,9 +229,6 @@ def study_precision(
 
 def precision_pairs(runs: Sequence[Run]) -> pd.DataFrame:
     """Runs that differ in `method.spectral_dtype` alone, side by side.
-
-    Args:
-        runs: finished.
 
     Returns:
         One row a method and seed with both: `PAIR_COLUMNS`. Top-1 in per cent and the difference float32 - float64 in

@@ -104,11 +104,9 @@ def smoothness_along_gradient(
             along by s clip_norm / ||g||, which is then the step size.
 
     Raises:
-        ConfigError: no step sizes, or one that is not positive and finite; nothing to train.
+        ConfigError: nothing to train.
         EigendecompositionError: L(x) itself has none.
     """
-    if not step_sizes or not all(0 < s < math.inf for s in step_sizes):
-        raise ConfigError(f"step sizes must be positive, got {list(step_sizes)}; give some, e.g. 0.5,1,2")
     trained = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     moved = [
         name for name in trained if weights == "all" or not {"classifier", "token_classifier"} & {*name.split(".")}
@@ -331,10 +329,8 @@ def with_ranges(table: pd.DataFrame) -> pd.DataFrame:
 def summarise_smoothness(table: pd.DataFrame) -> pd.DataFrame:
     """One row a method: medians and quartiles over measured steps and seeds, and how far the seeds' medians lie apart.
 
-    Medians and quartiles are order statistics, so that a few infinite values leave them finite.
-
-    Args:
-        table: with `SMOOTHNESS_COLUMNS`, of one setting.
+    Medians and quartiles are order statistics, so that a few infinite values leave them finite. The table has
+    `SMOOTHNESS_COLUMNS`, of one setting.
 
     Returns:
         Columns method, gradient, label, seeds, points (measured steps of all seeds), diverged (seeds that did),

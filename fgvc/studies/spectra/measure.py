@@ -137,10 +137,7 @@ CLASS_COLUMNS = (
 def spectra_by_class(label: str, runs: Sequence[Run], spectra: Sequence[Spectrum]) -> pd.DataFrame:
     """Measures of the covariance by class, the images of all runs of one method pooled.
 
-    Args:
-        label: of the method.
-        runs: the class names are theirs.
-        spectra: one a run.
+    There is one spectrum a run; the class names are those of the runs.
 
     Returns:
         One row a class that has images: `CLASS_COLUMNS`, medians over its images, and quartiles of the effective rank.

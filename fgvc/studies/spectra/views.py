@@ -175,9 +175,9 @@ def _classes(runs: Sequence[Run], options: Options) -> View:
     def spectrum(run: Run) -> Spectrum:
         if options.images is None:
             return run.spectrum()
-        from fgvc.studies.spectra.layers import look_again  # here, since saved spectra need no network
+        from fgvc.inference.pooling_inputs import look_again  # here, since saved spectra need no network
 
-        return look_again(run, options.images, root=options.root, cache=options.cache)
+        return look_again(run.path, options.images, root=options.root, cache=options.cache)
 
     tables, notes = _of_each_method(
         group, spectrum, lambda method, of, spectra: spectra_by_class(method.label, of, spectra)
@@ -205,9 +205,10 @@ def _backbones(runs: Sequence[Run], options: Options) -> View:
 def _layers(runs: Sequence[Run], options: Options) -> View:
     if len(runs) != 1:
         raise RunError(f"this view shows the layers of one run, {len(runs)} were given; give the folder of one run")
-    from fgvc.studies.spectra.layers import layer_spectra
+    from fgvc.inference.pooling_inputs import layer_spectra
 
-    spectra = layer_spectra(runs[0], options.images or 256, root=options.root, cache=options.cache)
+    layers = layer_spectra(runs[0], options.images or 256, root=options.root, cache=options.cache)
+    spectra = [as_shares(MethodSpectrum(name, (runs[0].seed,), values, None)) for name, values in layers.items()]
     return _shares(spectra, f"Layers of {runs[0].label} on {runs[0].dataset}, seed {runs[0].seed}", options)
 
 

@@ -115,10 +115,6 @@ def effects(grid: pd.DataFrame, reference: str) -> pd.DataFrame:
 
     The 95 % interval is Student's t of the differences seed by seed: it holds for other seeds on the same test images.
 
-    Args:
-        grid: the table of `read_grid`.
-        reference: a label.
-
     Returns:
         A row for each label in the order of the grid: label, n (seeds), mean, std (sample), difference, low, high
         (points of per cent; low and high NaN with one common seed), pairs (common seeds).
@@ -192,9 +188,7 @@ def cut_at_test_time(
 ) -> tuple[pd.DataFrame | None, list[str]]:
     """Evaluate runs with every one of `standard_bands`.
 
-    Args:
-        runs: runs whose heads see all of their eigenvalues.
-        root, cache: as in `evaluate_bands`.
+    Their heads see all of their eigenvalues; `root` and `cache` as in `evaluate_bands`.
 
     Returns:
         A row for each run, band and class, with label, seed and the columns of `evaluate_bands`; None where no run
