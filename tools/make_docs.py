@@ -215,6 +215,10 @@ TABLES: dict[str, FromFiles[str]] = {
         cub80("collection/differences"), of_frame(lambda t: block_markdown(differences_block(t)))
     ),
     "cub80_collection_cost": FromFiles(cub80("collection/cost"), of_frame(lambda t: block_markdown(cost_block(t)))),
+    "cub80_maps": FromFiles(cub80("collection/maps_accuracy"), accuracy),
+    "cub80_maps_differences": FromFiles(
+        cub80("collection/maps_differences"), of_frame(lambda t: block_markdown(differences_block(t)))
+    ),
     "cub80_cost": FromFiles(cub80("frozen/cost"), of_frame(lambda t: block_markdown(cost_block(t)))),
     "cub80_calibration": FromFiles(cub80("calibration/calibration"), of_frame(calibrations_markdown)),
     "first_sets": FromFiles(("results/first/sets.csv",), as_written),
