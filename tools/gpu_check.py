@@ -252,6 +252,7 @@ def noted(row: Row) -> Iterator[None]:
 
 def _pooling(name: str, channels: int, options: Row) -> Pooling:
     keep = {"keep": max(1, channels - 50)} if name == "svd_topn" else {}
+    torch.manual_seed(0)  # the same weights on each device
     return create_pooling(name, channels=channels, **options, **keep).eval()  # dropcov draws random numbers in training
 
 

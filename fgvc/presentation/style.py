@@ -68,7 +68,7 @@ METHOD_STYLES: dict[str, MethodStyle] = {
     "iSICE": MethodStyle("#1F4E4E", _DASH_DOT, "o"),
     "DropCov": MethodStyle("#8C564B", _DOTTED, "p"),
     "HBP": MethodStyle("#7A5195", _DASHED, "h"),
-    "MGCrP": MethodStyle("#3D7A00", _DOTTED, "o"),
+    "MGCrP": MethodStyle("#3D7A00", _DOTTED, "h"),
 }
 """Known methods in the order of every table and legend.
 

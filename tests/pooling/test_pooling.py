@@ -36,6 +36,7 @@ from fgvc.spectral import (
 PUBLISHED = {f"SVD_{name}": f"svd_{name.lower()}" for name in ("Pade", "Taylor", "Trunc", "TopN", "Newton", "PI")}
 PUBLISHED |= {"SVD_Original": "mpn_cov", "SEB": "seb", "MPNCOV": "isqrt_cov"}
 OPTIONS = {"svd_topn": {"keep": 2}, "compact_bilinear": {"out_features": 64}}
+OPTIONS |= {"hbp": {"width": 4}, "mgcrp": {"heads": 2, "width": 3}}
 """For few channels."""
 each_method = pytest.mark.parametrize("name", list_poolings())
 
