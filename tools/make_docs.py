@@ -264,6 +264,9 @@ TABLES: dict[str, FromFiles[str]] = {
         ("benchmarks/results/precision_1thread.json",), lambda path: times_markdown(load_record(path))
     ),
     "rivals": FromFiles(("benchmarks/results/rivals_1thread.json",), lambda path: choice_markdown(load_record(path))),
+    "choose_projected": FromFiles(
+        ("benchmarks/results/projected_1thread.json",), lambda path: choice_markdown(load_record(path))
+    ),
     "choose": FromFiles(("benchmarks/results/poolings_1thread.json",), lambda path: choice_markdown(load_record(path))),
     "products_condition": FromFiles(("benchmarks/results/products_condition.csv",), as_written),
     "approximation_error": FromFiles(
