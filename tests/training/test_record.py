@@ -25,7 +25,7 @@ from fgvc.pooling import create_pooling, list_poolings
 from fgvc.provenance import commit_label, machine_facts, peak_memory_mb, source_state
 from fgvc.runs.config import CacheConfig, DatasetConfig, MethodConfig, TrainerConfig
 from fgvc.runs.summary import read_run
-from fgvc.training.run import config_hash
+from fgvc.training.record import config_hash
 from fgvc.training.seeds import set_deterministic
 
 pytestmark = pytest.mark.usefixtures("uncalibrated")
