@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import Train, succeeded
-from run_folders import change_summary, find_runs, write_config, write_run, write_spectrum
+from run_folders import find_runs, write_config, write_run, write_spectrum
 from torch import Tensor, nn
 
 from fgvc.errors import RunError
@@ -76,7 +76,14 @@ RATES = (0.01, 0.04, 0.16, 0.64, 2.56)
 
 
 def made_run(
-    path: Path, method: str, rate: float, seed: int, right: int, scale: float | None = None, **config: object
+    path: Path,
+    method: str,
+    rate: float,
+    seed: int,
+    right: int,
+    scale: float | None = None,
+    reduction: int = 64,
+    **config: object,
 ) -> None:
     """A run of 100 test images with the first `right` predicted right; the validation accuracy is a point above."""
     gradient = None if method == "seb" else "exact"
@@ -84,7 +91,8 @@ def made_run(
     write_run(path, method, seed=seed, gradient=gradient, top1=float(right), **changes)
     options = {} if scale is None else {"scale": scale}
     optimizer = {"name": "sgd", "lr": 0.01, "classifier_factor": rate / 0.01}
-    write_config(path, optimizer=optimizer, method={"name": method, "options": options}, **config)
+    settings = {"name": method, "options": options, "reduction": reduction}
+    write_config(path, optimizer=optimizer, method=settings, **config)
     lines = [f"{i:03d}.jpg,0,{int(i >= right)},0.5" for i in reversed(range(100))]  # not in the order of paths
     (path / "predictions.csv").write_text("\n".join(["path,target,predicted,confidence", *lines, ""]))
     metrics = f"epoch,train_loss,test_top1,val_top1\n1,1,1,1\n2,0.5,{right},{right + 1}\n"
@@ -164,8 +172,7 @@ def test_what_cannot_be_compared_is_named(grid: Path, tmp_path: Path) -> None:
     made_run(tmp_path / "c" / "d", "mpn_cov", 0.04, 0, 50, trainer={"batch_size": 7})
     with pytest.raises(RunError, match=r"differ in trainer\.batch_size"):
         read_rates(find_runs([tmp_path / "a", tmp_path / "c"]))
-    made_run(tmp_path / "e", "mpn_cov", 0.04, 0, 50)
-    change_summary(tmp_path / "e", reduction=7)
+    made_run(tmp_path / "e", "mpn_cov", 0.04, 0, 50, reduction=7)
     with pytest.raises(RunError, match=r"differ in method\.reduction"):
         read_rates(find_runs([tmp_path / "a", tmp_path / "e"]))
 

@@ -112,7 +112,9 @@ def _other_settings(run: Run) -> dict[str, Any]:
     free = ("method.name", "method.gradient", "method.options", "optimizer.lr", "optimizer.classifier_factor")
     settings = result_settings(run) or {}
     own = {name: value for name, value in settings.items() if not name.startswith(free)}
-    return own | {"method.reduction": run.reduction, "training images": run.images.get("train_content")}
+    # of the configuration: the summary of a head without a reduction, such as GAP, has none
+    reduction = (run.settings().get("method") or {}).get("reduction")
+    return own | {"method.reduction": reduction, "training images": run.images.get("train_content")}
 
 
 def curves(table: pd.DataFrame) -> pd.DataFrame:
