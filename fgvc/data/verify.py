@@ -123,7 +123,7 @@ _COMPARED = 20_000
 def copies_in_both(first: ImageDataset, second: ImageDataset) -> list[tuple[Path, Path]]:
     """Pairs of image files of the two datasets with the same bytes; only files whose size is in both are read.
 
-    None where these are more than 20,000: every run does this before it starts.
+    With more than 20,000 such files nothing is compared, since every run does this before it starts.
     """
     files = [{path: path.stat().st_size for path in dict.fromkeys(split.paths)} for split in (first, second)]
     shared = set(files[0].values()) & set(files[1].values())
