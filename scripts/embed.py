@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fgvc.cli import exit_on_user_error
+from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.errors import one_line
 from fgvc.inference.embed import embed_files, require_components, require_free
 from fgvc.inference.predict import find_all, load_run, require_all
@@ -39,6 +39,7 @@ def main() -> None:
             print(found.note)
         print(f"{len(found.paths):,} images, {found.descriptors.shape[1]:,} numbers each")
         print(f"written: {arguments.output}")
+    end_with_notes(predictor.notes, strict=False)
     require_all([*found.errors], len(paths))
 
 

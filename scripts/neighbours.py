@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fgvc.cli import exit_on_user_error
+from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.errors import one_line
 from fgvc.inference.neighbours import load_neighbours
 from fgvc.inference.predict import find_all, load_run, require_all
@@ -49,6 +49,7 @@ def main() -> None:
         drawn += [str(near.sheet)] if near.sheet else []
     if drawn:
         print(f"written: {', '.join(drawn) if len(drawn) <= 3 else f'{len(drawn)} contact sheets in {folder}'}")
+    end_with_notes(predictor.notes, strict=False)
     require_all(failed, len(paths))
 
 

@@ -135,8 +135,6 @@ def _transfer(url: str, part: Path, size: int | None, space: float, timeout: flo
             raise requests.HTTPError(f"HTTP status {status} ({response.reason})")
         if status not in (200, 206):
             raise DownloadError(f"{url}: the server refuses, HTTP status {status} ({response.reason})")
-        if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
-            raise DownloadError(f"{url}: the server sent the file packed by {encoding}, which was not asked for")
         if status == 200:
             first = next(chunks, b"")
             page = response.headers.get("Content-Type", "").startswith("text/html")

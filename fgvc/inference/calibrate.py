@@ -232,7 +232,7 @@ def calibrate_run(
 
 def calibrate_finished(path: Path, cache: str) -> None:
     """Calibrate the last weights of a run that has just been trained, unless they are; log why they cannot be."""
-    if PartialState().num_processes > 1:  # their connection ends with the training
+    if PartialState().num_processes > 1:  # a calibration is the work of one process
         _log.info("%s is not calibrated: fgvc calibrate %s", path, path)
         return
     try:

@@ -127,7 +127,7 @@ def evaluate_run(
             require_own(file)
     if output is not None and (folder / f"evaluation-{name}.json").exists():
         other = read_json_object(folder / f"evaluation-{name}.json").get("run")
-        if other is not None and Path(str(other)).resolve() != path.resolve():
+        if other not in (None, str(path.resolve())):
             raise RunError(f"{folder} holds the evaluation of {other}; give another --output")
     if retrieval and views != "single":
         raise ConfigError(f"retrieval compares one descriptor of each image; it takes views=single, not {views}")
@@ -144,7 +144,7 @@ def evaluate_run(
     coarse = coarse_accuracy(predictions, run.coarse or restored.images.coarse)
     reliability = reliability_curve(evaluation.confidence, evaluation.predicted == evaluation.targets)
     record = {
-        "run": str(path),
+        "run": str(path.resolve()),
         "views": transform.views,
         "size": spec.size,
         "resize": spec.resize,

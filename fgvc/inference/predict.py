@@ -6,7 +6,6 @@ print(predictor.predict("bird.jpg").names)
 """
 
 import io
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,8 +31,6 @@ from fgvc.runs.config import DatasetConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.spectral import EigendecompositionError
 from fgvc.training.setup import build_transform, fold_backbone
-
-_log = logging.getLogger(__name__)
 
 ImageSource = Image.Image | str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
 """An image, one of:
@@ -75,6 +72,7 @@ class Predictor:
         transform: transform from an RGB image to the model's input.
         classes: K names.
         calibration: calibration of the model; None leaves the probabilities as they are.
+        notes: sentences on what to do to images before they are given.
     """
 
     def __init__(
@@ -83,11 +81,13 @@ class Predictor:
         transform: TransformSpec,
         classes: Sequence[str],
         calibration: Calibration | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.transform = transform
         self.classes = list(classes)
         self.calibration = calibration
+        self.notes = tuple(notes)
 
     @property
     def calibrated(self) -> bool:
@@ -286,13 +286,12 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.dev
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = RunFolder(Path(path))
     config = folder.read_config()
-    for cut in _cuts(config.dataset):
-        _log.warning("%s: the run read images %s; cut yours the same way", path, cut)
     model = load_model(folder.path, checkpoint).to(device).to(memory_format=torch.channels_last)
     transform = build_transform(config, model.backbone, training=False).deterministic()
     if config.backbone.frozen:  # the head was trained on feature maps of the folded backbone
         model = FineGrainedModel(fold_backbone(config, model.backbone, device), model.head).eval()
-    return Predictor(model, transform, read_classes(folder), read_calibration(folder.path, checkpoint))
+    notes = tuple(f"the run read images {cut}; cut yours the same way" for cut in _cuts(config.dataset))
+    return Predictor(model, transform, read_classes(folder), read_calibration(folder.path, checkpoint), notes)
 
 
 def _cuts(dataset: DatasetConfig) -> list[str]:
@@ -306,8 +305,8 @@ _READERS = 4  # threads: decoding releases the interpreter's lock
 
 
 def prediction_notes(path: Path, predictor: Predictor, checkpoint: str = "last") -> list[str]:
-    """Return notes on the calibration of a predictor of the run `path`."""
-    notes = []
+    """Return notes for the user of a predictor of the run `path`: on its calibration and on cut images."""
+    notes = list(predictor.notes)
     if predictor.calibration is None:
         command = f"fgvc calibrate {path} --checkpoint {checkpoint}"
         notes.append(f"probabilities are not calibrated; on the machine with the run's images: {command}")

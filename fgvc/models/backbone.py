@@ -92,6 +92,8 @@ class Backbone(nn.Module):
         except AssertionError as error:  # timm's word for more layers than there are
             raise ConfigError(f"backbone.maps={maps}: {name} has fewer layers ({_first_line(error)})") from error
         shapes = self._probe_shapes()
+        if len(shapes) != maps:
+            raise ConfigError(f"backbone.maps={maps}: {name} gives the maps of {len(shapes)} layers only")
         self.map_channels = tuple(channels for channels, _, _ in shapes)
         self.out_channels = sum(self.map_channels)
         self.out_shape = (self.out_channels, *shapes[-1][1:])  # (C, h, w)
@@ -147,7 +149,8 @@ class Backbone(nn.Module):
         reason = "" if possible else " (its stages cannot be run one by one)"
         choice = ", ".join([*possible, "0 to train none of it", "or null with backbone.frozen=false to train all"])
         raise ConfigError(
-            f"backbone.trainable_stages={trainable} is impossible for {self.name}{reason}; choose {choice}"
+            f"backbone.trainable_stages={trainable} is impossible for {self.name}"
+            f"{f' with backbone.maps={self.maps}' if self.maps > 1 else ''}{reason}; choose {choice}"
         )
 
     def _cut(self, end: str, image: Tensor) -> "tuple[Backbone, Backbone] | None":

@@ -35,7 +35,7 @@ class PoolingHead(nn.Module):
         options: Options of the pooling.
         map_channels: Number of channels of each layer's map, where there are several (`Backbone.map_channels`).
         class_token: Whether the logits of a linear classifier of the backbone's class token are added [So-ViT; Xie,
-            Zeng, Wang, Zhou, Li, 2021]. `forward` then needs class tokens (B, in_channels).
+            Zeng, Wang, Zhou, Li, 2021]. `forward` then needs class tokens (B, width of the last layer).
 
     Raises:
         ConfigError: unknown method, gradient or option; a width below 1.

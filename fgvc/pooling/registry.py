@@ -117,9 +117,9 @@ def register_pooling(
 ) -> Callable[[PoolingType], PoolingType]:
     """Decorator of a `Pooling` class: makes it a choice of `create_pooling` and of `method=`.
 
-    The class takes `channels` and, if it has a use for them, `gradient`, `eigh_device`, `dtype` (a torch dtype) and
-    `solver`. Its other parameters are the options of the method; they need defaults, and its docstring says what they
-    are. It raises ConfigError, ValueError or TypeError for a value that it refuses.
+    The class takes `channels` and, if it has a use for them, `map_channels`, `gradient`, `eigh_device`, `dtype` (a
+    torch dtype) and `solver`. Its other parameters are the options of the method; they need defaults, and its docstring
+    says what they are. It raises ConfigError, ValueError or TypeError for a value that it refuses.
 
     A method that maps the eigenvalues of the covariance is a function instead, see
     `fgvc.pooling.covariance.register_spectral_pooling`.

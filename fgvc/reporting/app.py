@@ -255,7 +255,8 @@ def serve_run(
                 index = f"The training images are not here (--root tells where they are): {error}"
         facts = f"{len(predictor.classes)} classes, backbone {run.backbone}, {checkpoint} weights."
         title = f"{run.label} on {run.dataset}"
-        blocks = build_app(Answers(predictor, index), title, f"{facts} {_trust(predictor, path)}")
+        said = [facts, _trust(predictor, path), *(f"Note: {note}." for note in predictor.notes)]
+        blocks = build_app(Answers(predictor, index), title, " ".join(said))
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         url = launch(gradio, blocks, port)
         print(f"{url} (on this machine alone; end it with Ctrl-C)", flush=True)

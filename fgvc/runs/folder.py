@@ -67,7 +67,9 @@ def fixed_settings(config: RunConfig) -> dict[str, Any]:
     assert isinstance(container, dict)
     flat = flatten({str(key): value for key, value in container.items()})
     flat["dataset.adapter"] = config.dataset.reader  # earlier versions left it out where it is the name
-    return {key: value for key, value in flat.items() if not role(key).may_change}
+    # a file of weights may move, but not come or go: digests tell one file from another
+    given = {f"{key} given": flat[key] is not None for key in ("backbone.weights", "initial_weights")}
+    return {key: value for key, value in flat.items() if not role(key).may_change} | given
 
 
 class RunFolder:

@@ -112,7 +112,7 @@ def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
         setting = Setting(**{field.name: getattr(run, field.name) for field in fields(Setting)})
         group = settings.setdefault(setting, {})
         group.setdefault(Method(run.method, run.gradient, run.label), []).append(run)
-    return _with_first_order(
+    return _with_unreduced(
         {setting: _with_variants(_with_gradient_in_label(group)) for setting, group in settings.items()}
     )
 
@@ -144,18 +144,21 @@ def _unshared(groups: Mapping[Setting, Group]) -> list[str]:
     """A note for each setting or input, other than the method's own, in which methods of one table differ."""
     of, notes = distinctions(groups), list[str]()
     for setting, group in groups.items():
-        first = {method.label: runs[0] for method, runs in group.items()}
-        values = {label: result_settings(run) for label, run in first.items()}
-        for name, digests in _input_digests(list(first.values())).items():
-            for own, digest in zip(values.values(), digests, strict=True):
+        first = [runs[0] for runs in group.values()]
+        values = [result_settings(run) for run in first]
+        for name, digests in _input_digests(first).items():
+            for own, digest in zip(values, digests, strict=True):
                 if own is not None:
-                    own[name] = digest[:12]
-        known = {label: own for label, own in values.items() if own is not None}
-        for key in sorted({key for own in known.values() for key in own}):
+                    own[name] = f"SHA-256 {digest[:12]}"
+        rows = [(method, own) for method, own in zip(group, values, strict=True) if own is not None]
+        for key in sorted({key for _, own in rows for key in own}):
             labels: dict[str, list[str]] = {}
-            for label, own in known.items():
-                labels.setdefault(_shown(own.get(key)), []).append(label)
-            if len(labels) > 1 and not key.startswith(("method.", "hybrid.")):
+            tried: dict[tuple[str, str | None], set[str]] = {}
+            for method, own in rows:
+                labels.setdefault(_shown(own.get(key)), []).append(method.label)
+                tried.setdefault((method.name, method.gradient), set()).add(_shown(own.get(key)))
+            # where each method has the same values, as in a grid, the labels say enough
+            if len(set(map(frozenset, tried.values()))) > 1 and not key.startswith(("method.", "hybrid.")):
                 which = "; ".join(f"{value}: {', '.join(same)}" for value, same in labels.items())
                 notes.append(f"{of[setting] or setting.title}: the methods differ in {key} ({which})")
     return notes
@@ -278,19 +281,22 @@ def _with_gradient_in_label(group: Group) -> Group:
     }
 
 
-def _with_first_order(settings: dict[Setting, Group]) -> dict[Setting, Group]:
-    """Put first-order methods, which have no reduction, into every setting that differs in the reduction alone."""
+def _with_unreduced(settings: dict[Setting, Group]) -> dict[Setting, Group]:
+    """Put methods that never have a reduction, such as GAP, into every setting that differs in the reduction alone.
+
+    They stay in their own where others have no reduction either.
+    """
     joined = {setting: dict(group) for setting, group in settings.items()}
     for setting, group in settings.items():
         hosts = [other for other in settings if other != setting and replace(other, reduction=None) == setting]
-        first_order = {method: runs for method, runs in group.items() if not _is_reduced(runs[0])}
+        unreduced = {method: runs for method, runs in group.items() if not _is_reduced(runs[0])}
         for host in hosts:
-            joined[host] = {**first_order, **joined[host]}
-        if hosts and len(first_order) == len(group):
+            joined[host] = {**unreduced, **joined[host]}
+        if hosts and len(unreduced) == len(group):
             joined[setting] = {}
     return {setting: group for setting, group in joined.items() if group}
 
 
 def _is_reduced(run: Run) -> bool:
-    # runs of earlier versions do not say; GAP was the only first-order method then
+    # runs of earlier versions do not say; GAP was the only method without a reduction then
     return run.method != "gap" if run.reduced is None else run.reduced

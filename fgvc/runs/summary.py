@@ -276,7 +276,7 @@ def result_settings(run: Run) -> dict[str, Any] | None:
     given_weights = (settings[key] for key in ("backbone.weights", "backbone.pretrained", "initial_weights"))
     if any(given_weights) and run.weights_digest is not None:
         settings["backbone.weights"] = run.weights_digest[:12]  # the file may lie elsewhere, or be another one there
-    # the summary has the reduction; a first-order method has none, whatever its configuration says
+    # the summary has the reduction; some methods have none, whatever its configuration says
     left_out = ("seed", "method.reduction")
     return {key: value for key, value in settings.items() if role(key).changes_result and key not in left_out}
 

@@ -63,10 +63,14 @@ def create_accelerator(config: RunConfig, path: Path, *, training: bool = True) 
         raise ConfigError(
             "trainer.precision=fp16 needs a GPU, but this run would train on the cpu; use trainer.precision=bf16 or no"
         )
-    if not alone:
-        # at the end of the process and not of the run: a sweep has several
-        atexit.register(accelerator.state.destroy_process_group)
     return accelerator
+
+
+@atexit.register
+def _disconnect() -> None:
+    """Close the connection to other processes at the end of this one, and not of a run: a sweep has several."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _choose_device(device: str, *, alone: bool) -> None:

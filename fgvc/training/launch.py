@@ -85,13 +85,15 @@ def hydra_main(
         arguments: arguments of the command line without our own `OPTIONS`, as `check_arguments` accepts them.
         config_dir: folder of the configurations.
         task: function to call with the configuration of each run.
-        keep_going: whether a sweep goes on after a failure.
+        keep_going: whether a sweep goes on after a failure. With several processes it ends.
 
     Raises:
         ConfigError: a wrong value or type, or a key left unset.
     """
     register_choices()
     sweep = is_sweep(arguments)
+    # of several processes one may fail alone, and must not start the next run while the others wait for it
+    keep_going = keep_going and int(os.environ.get("WORLD_SIZE", "1")) == 1
     sys.argv[1:] = [quoted(argument, sweep=sweep) for argument in arguments]
     # otherwise Hydra prints the error itself and exits with 1; our message and exit status need the exception
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -33,7 +33,7 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     if config.reduction_gradient is not None and not reduction:
         raise ConfigError(
             f"optimizer.reduction_gradient={config.reduction_gradient} changes the gradient of the reduction, and this "
-            "head has none; set method.reduction and a second-order method, or leave it out"
+            "head has none; set method.reduction and a method that takes one, or leave it out"
         )
 
     def part(name: str) -> str:

@@ -147,14 +147,15 @@ def _other_weights(folder: RunFolder, config: RunConfig) -> str | None:
     source = config.initial_weights or config.backbone.weights
     try:
         file = locate_weights(source, "weights") if source else None
-    except WeightsError:
+    except WeightsError:  # it is not here
         return None
     if file is None:
         return None
-    if config.initial_weights:
-        name, digest = "initial_weights", sha256(file)
-    else:
-        name, digest = "weights", weights_digest(build_backbone(config))
+    name = "initial_weights" if config.initial_weights else "weights"
+    try:
+        digest = sha256(file) if config.initial_weights else weights_digest(build_backbone(config))
+    except WeightsError:  # of another architecture
+        digest = ""
     before = folder.read_summary().get(f"{name}_digest")
     return None if before in (None, digest) else f"other weights than are in {file} now"
 
@@ -320,8 +321,8 @@ def _summary(
     summary |= {"tf32": tf32, "status": "stopped", "reason": "killed, or still running", "final": None}
     summary["rerun_of"] = None if rerun_of is None else str(rerun_of)
     if accelerator.is_main_process:
-        # under other code or on another machine
         now = {key: summary[key] for key in SESSION}
+        # those under other code or on another machine
         summary["earlier_sessions"] = [session for session in sessions if session != now]
         folder.begin(config, summary | progress_summary(trainer.log.progress))
         if prepared.test.samples.own_split or config.trainer.val_fraction:

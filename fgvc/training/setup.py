@@ -39,7 +39,7 @@ from fgvc.models import (
     weights_digest,
 )
 from fgvc.models.files import locate_weights
-from fgvc.pooling import CovariancePooling, DropCovPooling
+from fgvc.pooling import CovariancePooling, CrossCovariancePooling, DropCovPooling
 from fgvc.runs.config import RunConfig
 from fgvc.training.batches import ComputedFeatures, Loaders, create_loaders, loader_workers, smallest_batch
 from fgvc.training.learner import head_of
@@ -105,7 +105,8 @@ def prepare(
             validation = validation and validation.with_transform(test.transform)
         if accelerator.is_main_process and (copies := copies_in_both(train, test)):
             _log.warning(
-                "%s: %d pictures are among the training and the test images, byte for byte, e.g. %s and %s",
+                "%s: training and test images share pictures, byte for byte (%d, e.g. %s and %s), so the test accuracy "
+                "is too high; delete one of each",
                 *(config.dataset.root, len(copies), *copies[0]),
             )
     model = build_model(config, backbone, len(train.classes))
@@ -231,7 +232,8 @@ def try_training(
     """
     size, trainer = config.dataset.transform.size, config.trainer
     pooling = head_of(trained).pooling
-    if isinstance(pooling, CovariancePooling | DropCovPooling) and backbone.out_shape[1:] == (1, 1):
+    reads_covariance = isinstance(pooling, CovariancePooling | DropCovPooling | CrossCovariancePooling)
+    if reads_covariance and backbone.out_shape[1:] == (1, 1):
         raise ConfigError(
             f"the map of {backbone.name} has a single location at dataset.transform.size={size}, and a covariance "
             f"needs two or more (method={config.method.name}); choose a larger size, or method=gap"

@@ -201,13 +201,6 @@ def test_a_content_length_that_is_no_number_is_not_relied_on(server: FileServer,
     assert fetch(server, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_packed_answer_is_refused(server: FileServer, tmp_path: Path) -> None:
-    server.encoding = "gzip"
-    with pytest.raises(DatasetError, match="packed by gzip"):
-        fetch(server, tmp_path)
-    assert not list(tmp_path.glob("*.part"))
-
-
 @pytest.mark.parametrize(
     "place", ["file:///etc/passwd", "ftp://127.0.0.1/a.tar", "data:x", "http://[::1", "http://127.0.0.1:x/", "/\u00b2"]
 )

@@ -22,7 +22,6 @@ class FileServer:
     length: str | None = None  # sent in place of the true one
     redirect: str | None = None  # address that every request is sent on to
     status: list[int] = field(default_factory=list)  # sent in place of the file
-    encoding: str | None = None  # sent as Content-Encoding
     content_type: str = "application/octet-stream"
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # path and Range header so far
     served: int = 0  # bytes of content so far
@@ -55,8 +54,6 @@ class FileServer:
                 return
         request.send_response(206 if start else 200)
         request.send_header("Content-Type", self.content_type)
-        if self.encoding is not None:
-            request.send_header("Content-Encoding", self.encoding)
         if self.lengths:
             request.send_header("Content-Length", self.length or str(len(content) - start + self.announce))
         if self.validators:

@@ -145,6 +145,7 @@ def test_building_leaves_training_mode_and_batch_statistics_alone() -> None:
         ({"name": "resnet18", "last_stride": 2}, ["last_stride=2", "1"]),
         ({"name": "resnet18", "maps": 0}, ["maps must be at least 1"]),
         ({"name": "resnet18", "maps": 9}, ["maps=9", "resnet18", "fewer layers"]),
+        ({"name": "alexnet", "maps": 3, "image_size": 96}, ["maps=3", "maps of 1 layers only"]),
         ({"name": "vgg11", "last_stride": 1}, ["vgg11", "layer4"]),
         ({"name": "resnet18", "image_size": 0}, ["image_size=0"]),
         ({"name": "vit_tiny_patch16_224", "image_size": 100}, ["100", "16 pixels", "96 or 112"]),

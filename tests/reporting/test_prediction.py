@@ -362,14 +362,15 @@ def test_notes_are_printed_where_an_image_fails(predict: Train, copy: Copy, tmp_
     [("cub", {"crop": "bbox"}, "cut to the object's box"), ("aircraft", {}, "without the banner of 20 rows")],
 )
 def test_what_the_dataset_cut_off_its_images_is_said(
-    copy: Copy, caplog: pytest.LogCaptureFixture, adapter: str, options: dict[str, str], words: str
+    copy: Copy, home: Path, predict: Train, adapter: str, options: dict[str, str], words: str
 ) -> None:
     run = copy("frozen")
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["dataset"] |= {"adapter": adapter, "options": options}
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    fgvc.load_run(run)
-    assert f"the run read images {words}" in caplog.text
+    (note,) = fgvc.load_run(run).notes
+    done = predict(run, next((home / "data" / "test").rglob("*.png")))
+    assert note.startswith(f"the run read images {words}") and f"note: {note}" in done.stderr
 
 
 def test_a_folder_of_the_same_name_does_not_replace_the_last_ones_table(

@@ -45,7 +45,7 @@ def test_copies_among_training_and_test_images_are_noted(tmp_path: Path, caplog:
     for number in range(3):
         Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / "data" / "test" / "b" / f"{number}.png")
     train_run(config(tmp_path, epochs=0))
-    assert "5 pictures are among the training and the test images, byte for byte, e.g. " in caplog.text
+    assert "training and test images share pictures, byte for byte (5, e.g. " in caplog.text
 
 
 def test_training_images_that_move_to_val_do_not_calibrate(tmp_path: Path) -> None:

@@ -351,6 +351,10 @@ def test_a_finished_run_is_not_taken_for_one_of_other_weights(stopped: Path, tmp
     refused(
         here("train.py", *STOPPED, "run_dir=straight", cwd=cwd), "straight is finished, on other weights", "run_dir="
     )
+    done = here("train.py", *STOPPED, "backbone.weights=null", "run_dir=straight", cwd=cwd)
+    refused(done, "backbone.weights given was True, now False")
+    started = ["run_dir=straight", "initial_weights=first.safetensors"]
+    refused(here("train.py", *STOPPED, *started, cwd=cwd), "initial_weights given was False, now True")
     (cwd / "weights.safetensors").unlink()
     assert "finished already" in here("train.py", *STOPPED, "run_dir=straight", cwd=cwd).stderr
 

@@ -196,6 +196,7 @@ def test_what_would_fail_during_an_epoch_is_refused_before_it(tmp_path: Path, tr
     refused(done, "single location at dataset.transform.size=32", "method=seb")
     frozen = ["backbone.name=resnet18", "backbone.frozen=true", "dataset.transform.size=32", "run_dir=run"]
     refused(train_here(tmp_path, *frozen), "single location")
+    refused(train_here(tmp_path, *frozen, "method=mgcrp"), "single location", "method=mgcrp")
     assert not list(tmp_path.rglob("*.npy"))  # no feature maps were computed
 
     for name in ("train/wren/1.png", "test/wren/2.png"):
