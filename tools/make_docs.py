@@ -21,7 +21,7 @@ from settings_page import settings_page
 
 from fgvc.cli import exit_on_user_error
 from fgvc.io import read_csv, write_text_atomic
-from fgvc.presentation.render import Block, block_markdown, markdown_table, mean_and_spread
+from fgvc.presentation.render import Block, block_markdown, markdown_table, mean_and_spread, with_spread
 from fgvc.presentation.style import by_method, method_order
 from fgvc.reporting.accuracy import load_accuracy, table_blocks
 from fgvc.reporting.calibration_report import MEASURES, TIMES, reliability_figure
@@ -35,7 +35,7 @@ from fgvc.studies.gradients.show import gradients_markdown, loewner_figure
 from fgvc.studies.precision import show as precision
 from fgvc.studies.precision.measure import SUMMARY_COLUMNS
 from fgvc.studies.rates import show as rates
-from fgvc.studies.rates.measure import RATE_COLUMNS
+from fgvc.studies.rates.measure import RATE_COLUMNS, curves
 from fgvc.studies.smoothness.measure import load_smoothness, summarise_smoothness, with_ranges
 from fgvc.studies.smoothness.show import smoothness_figure
 from fgvc.studies.spectra import show as spectra
@@ -102,6 +102,21 @@ def calibrations_markdown(table: pd.DataFrame) -> str:
 def load_rates(path: Path) -> pd.DataFrame:
     """The table of the study of rates."""
     return read_csv(path, RATE_COLUMNS, names=("listed", "right", "commit"))
+
+
+def of_optimizer(name: str) -> Callable[[Path], str]:
+    """The curves of the runs with one optimiser."""
+    return lambda path: rates.curves_markdown(load_rates(path).query(f"optimizer == {name!r}"))
+
+
+def end_to_end_markdown(path: Path) -> str:
+    """Top-1 of each head that was trained with a part of the backbone, a row for each rate of the classifier."""
+    means = curves(load_rates(path)).sort_values(["mean", "label"], ascending=[False, True])
+    rows = [
+        [row["label"], f"{row['rate']:.3g}", str(row["n"]), with_spread(row["mean"], row["std"])]
+        for row in means.to_dict("records")
+    ]
+    return markdown_table(["Head", "Rate of the classifier", "Seeds", "Top-1"], rows)
 
 
 def as_written(path: Path) -> str:
@@ -201,7 +216,9 @@ ATTRIBUTION = cub80(*(f"attribution/{name}" for name in COLUMNS))
 RATES = ("results/rates/rates.csv",)
 
 TABLES: dict[str, FromFiles[str]] = {
-    "rates_curves": FromFiles(RATES, lambda path: rates.curves_markdown(load_rates(path))),
+    "rates_curves": FromFiles(RATES, of_optimizer("sgd")),
+    "rates_curves_adamw": FromFiles(RATES, of_optimizer("adamw")),
+    "end_to_end": FromFiles(("results/end_to_end/rates.csv",), end_to_end_markdown),
     "rates_shifts": FromFiles(RATES, lambda path: rates.shifts_markdown(load_rates(path), EXACT)),
     "rates_best": FromFiles(RATES, lambda path: rates.best_markdown(load_rates(path), EXACT, 0.5)),
     "demo": FromFiles(("results/synthetic/one_seed.csv",), accuracy),
@@ -323,6 +340,7 @@ FIGURES: dict[str, FromFiles[Figure]] = {
         lambda path: soak_figure(load_samples(path), "synthetic set, end to end, 145 epochs, one loader worker"),
     ),
     "rates_sgd": FromFiles(RATES, lambda path: rates.rates_figure(load_rates(path), "sgd")),
+    "rates_adamw": FromFiles(RATES, lambda path: rates.rates_figure(load_rates(path), "adamw")),
     "loewner": FromFiles(
         cub80("gradients/loewner"), lambda path: loewner_figure(load_picture(path), "64 of 2400 test images of cub80")
     ),
