@@ -123,13 +123,8 @@ def hybrid(groups: Mapping[Setting, Group], accuracy: pd.DataFrame) -> tuple[lis
 
 def _hybrid_pairs(labels: Collection[str]) -> dict[str, str]:
     """The label of the hybrid protocol for each standalone one that has it; a variant stands behind both."""
-    pairs = {}
-    for label in labels:
-        name, bracket, variant = label.rpartition(" [")
-        for other in (f"{label}{_HYBRID}", f"{name}{_HYBRID}{bracket}{variant}"):
-            if other in labels:
-                pairs[label] = other
-    return pairs
+    standalone = {label.replace(_HYBRID, "").replace("] [", ", "): label for label in labels if _HYBRID in label}
+    return {label: standalone[label] for label in labels if label in standalone}
 
 
 def _hybrid_cell(label: str, hybrid: str, group: Group, part: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:

@@ -177,7 +177,7 @@ def _with_variants(group: Group) -> Group:
     parted: Group = {}
     for method, runs in group.items():
         for variant, repetitions in _by_variant(runs).items():
-            label = f"{method.label} [{variant}]" if variant else method.label
+            label = _with_note(method.label, variant) if variant else method.label
             parted[method._replace(label=label)] = [replace(run, label=label) for run in _by_seed(repetitions)]
     return parted
 
@@ -270,11 +270,16 @@ def _by_seed(runs: Sequence[Run]) -> list[Run]:
     return [first[seed] for seed in sorted(first)]
 
 
+def _with_note(label: str, note: str) -> str:
+    """ "SEB" -> "SEB [note]"; "SEB [a=1]" -> "SEB [a=1, note]", as two brackets are a link in Markdown."""
+    return f"{label[:-1]}, {note}]" if label.endswith("]") else f"{label} [{note}]"
+
+
 def _with_gradient_in_label(group: Group) -> Group:
     """Name the gradient in the label where a published default and the same gradient given by name share one."""
     labels = Counter(method.label for method in group)
     return {
-        method._replace(label=f"{method.label} [gradient={method.gradient}]")
+        method._replace(label=_with_note(method.label, f"gradient={method.gradient}"))
         if labels[method.label] > 1 and method.gradient is not None
         else method: runs
         for method, runs in group.items()

@@ -206,6 +206,15 @@ def test_runs_of_different_configuration_are_rows_named_by_what_differs(tmp_path
     assert rows(tmp_path, "run0", "run1", "run2", "run3") == both | {"SEB [settings unknown]": [1]}
 
 
+def test_a_label_has_one_bracket(tmp_path: Path) -> None:
+    """Two in a row are a link in Markdown."""
+    for number, rate in enumerate((0.1, 0.2)):
+        path = write_run(tmp_path / f"run{number}", "mpn_cov", label="MPN-COV [alpha=0.25]")
+        write_config(path, optimizer={"lr": rate})
+    both = {"MPN-COV [alpha=0.25, optimizer.lr=0.1]": [0], "MPN-COV [alpha=0.25, optimizer.lr=0.2]": [0]}
+    assert rows(tmp_path, "run0", "run1") == both
+
+
 def test_weights_are_told_apart_by_their_values_not_by_where_their_file_lies(tmp_path: Path) -> None:
     for seed, digest in enumerate(("a" * 64, "a" * 64, "b" * 64)):
         path = write_run(tmp_path / f"seed{seed}", seed=seed, weights_digest=digest)
