@@ -122,9 +122,7 @@ def evaluate_run(
     if views == "ten_crop" and not transform.has_room:
         _log.warning("resize_size equals size: square images give ten equal crops; --resize-size N makes room")
     folder, name = path if output is None else output, _name(checkpoint, transform, own)
-    for kind in ("evaluation", "predictions", "per_class", "confusion", "confusions"):  # before the work
-        for file in folder.glob(f"{kind}-{name}.*"):
-            require_own(file)
+    _require_free(folder, name)  # before the work
     if output is not None and (folder / f"evaluation-{name}.json").exists():
         other = read_json_object(folder / f"evaluation-{name}.json").get("run")
         if other not in (None, str(path.resolve())):
@@ -179,6 +177,13 @@ def evaluate_run(
     write_output(result.files[0], to_json(record))
     write_output(result.files[1], to_csv(result.predictions, None))
     return result
+
+
+def _require_free(folder: Path, name: str) -> None:
+    """Raise FileExistsError if a file that an evaluation or its report would write is somebody else's."""
+    for kind in ("evaluation", "predictions", "per_class", "confusion", "confusions"):
+        for file in folder.glob(f"{kind}-{name}.*"):
+            require_own(file)
 
 
 def _module_and_loader(

@@ -90,7 +90,7 @@ class CrossCovariancePooling(Pooling):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the start of the power iteration anew; the projection is a layer of its own."""
+        """Draw the start of the power iteration; the projection is a layer of its own."""
         nn.init.normal_(self.start)
 
     def pool(self, x: Tensor) -> Tensor:
