@@ -40,13 +40,10 @@ class HierarchicalBilinearPooling(Pooling):
         if sum(maps) != channels:
             raise ValueError(f"map_channels {maps} sum up to {sum(maps)}, but the input has {channels} channels")
         self._maps = maps if len(maps) > 1 else 2 * maps
+        self._pairs = list(itertools.combinations(range(len(self._maps)), 2))
         super().__init__(channels, len(self._pairs) * whole_number("width", width, at_least=1))
         self._shared = len(maps) == 1
         self.projections = nn.ModuleList(nn.Conv1d(size, width, kernel_size=1) for size in self._maps)
-
-    @property
-    def _pairs(self) -> list[tuple[int, int]]:
-        return list(itertools.combinations(range(len(self._maps)), 2))
 
     def pool(self, x: Tensor) -> Tensor:
         with without_autocast(x):

@@ -103,7 +103,7 @@ def group_runs(runs: Iterable[Run]) -> dict[Setting, Group]:
     Runs of one method that differ in a setting, e.g. "GAP [optimizer.lr=0.01]", count as different methods. The label
     of a run is that of its method.
 
-    GAP has no covariance to reduce. Without a reduction, it joins every setting that differs only in the reduction.
+    Methods that never have a reduction, such as GAP, join every setting that differs only in the reduction.
 
     Raises RunError: two runs of one method and setting have the same seed.
     """
@@ -271,7 +271,7 @@ def _by_seed(runs: Sequence[Run]) -> list[Run]:
 
 
 def _with_note(label: str, note: str) -> str:
-    """ "SEB" -> "SEB [note]"; "SEB [a=1]" -> "SEB [a=1, note]", as two brackets are a link in Markdown."""
+    """Turn SEB into SEB [note], and SEB [a=1] into SEB [a=1, note]: two brackets in a row are a link in Markdown."""
     return f"{label[:-1]}, {note}]" if label.endswith("]") else f"{label} [{note}]"
 
 
