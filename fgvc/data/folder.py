@@ -1,7 +1,6 @@
 """Any dataset as class folders: <root>/train/<class>/<image> and val/ or test/, or <root>/<class>/<image>."""
 
 import errno
-import functools
 import logging
 import os
 import re
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from fgvc.data.dataset import Samples, divide
 from fgvc.data.image_file import HEIF_ENDINGS, HEIF_FIX, image_endings
-from fgvc.data.layout import COARSE, listing, reachable, read_coarse
+from fgvc.data.layout import COARSE, listing, reachable, read_coarse, say_once
 from fgvc.errors import ConfigError, DatasetError, is_unicode
 
 logger = logging.getLogger(__name__)
@@ -229,12 +228,6 @@ def _images(folder: Path) -> tuple[list[Path], Counter[str]]:
 def _no_images(others: Counter[str]) -> str:
     found = f", but {_counted(others)}" if others else ""
     return f"no image files (known by their ending, such as .jpg or .png){found}"
-
-
-@functools.cache  # a folder is read many times
-def say_once(level: int, note: str) -> None:
-    """Log a line unless it was logged before."""
-    logger.log(level, "%s", note)
 
 
 def _note_others(folder: Path, others: Counter[str]) -> None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import functools
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ from fgvc.foreign import read_foreign_text, read_json
 from fgvc.io import replaced_folder, write_json_atomic
 from fgvc.resources import resource_folder
 
+logger = logging.getLogger(__name__)
 _SHOWN = 5  # names in a message before "and N more"
 COARSE = "coarse.csv"
 MAX_TEXT = 1 << 28  # bytes; lists of a million images have half of it
@@ -27,6 +30,12 @@ def reachable() -> Iterator[None]:
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
         raise DatasetError(f"{error.filename}: {reason}; correct its name or its permissions") from error
+
+
+@functools.cache  # a folder is read many times
+def say_once(level: int, note: str) -> None:
+    """Log a line unless it was logged before."""
+    logger.log(level, "%s", note)
 
 
 def listing(items: Iterable[str]) -> str:
@@ -168,7 +177,9 @@ def read_coarse(path: Path, classes: Sequence[str]) -> dict[str, list[str]]:
 
     The column "class" has the class names; every other column is a level, named by its header.
 
-    Raises DatasetError as `read_csv_rows`; no column "class", no other column, or a class twice.
+    Rows of other classes are left out. Where classes have no row, a warning says so with both.
+
+    Raises DatasetError as `read_csv_rows`; no column "class", no other column, a class twice, or no row names a class.
     """
     header, rows = read_csv_rows(path)
     levels = [name for name in header if name != "class"]
@@ -178,6 +189,16 @@ def read_coarse(path: Path, classes: Sequence[str]) -> dict[str, list[str]]:
     if repeated:
         raise DatasetError(f"{path}: the class {repeated[0]!r} appears twice; keep one of the rows")
     by_class = {row["class"]: row for row in rows}
+    without = [name for name in classes if name not in by_class]
+    others = [name for name in by_class if name not in set(classes)]
+    if len(without) == len(classes):
+        raise DatasetError(
+            f"{path}: no row names a class of the dataset; it names {listing(others)}, the classes are "
+            f"{listing(without)}; write them as the class folders or labels are"
+        )
+    if without:
+        left_out = f"; rows of other classes: {listing(others)}" if others else ""
+        say_once(logging.WARNING, f"{path}: no coarser label for the classes {listing(without)}{left_out}")
     return {level: [by_class.get(name, {}).get(level, "") for name in classes] for level in levels}
 
 

@@ -10,11 +10,11 @@ from typing import Any, get_args
 from fgvc.data.aircraft import read_aircraft
 from fgvc.data.birds import read_cub, read_nabirds
 from fgvc.data.dataset import ImageDataset, Samples, Transform
-from fgvc.data.folder import read_folder, say_once
+from fgvc.data.folder import read_folder
 from fgvc.data.hf import read_hf
 from fgvc.data.imagenet import read_imagenet
 from fgvc.data.inaturalist import read_inaturalist
-from fgvc.data.layout import listing, reachable
+from fgvc.data.layout import listing, reachable, say_once
 from fgvc.data.stanford import read_cars, read_dogs
 from fgvc.data.synthetic import read_synthetic
 from fgvc.data.table import read_image_table

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from fgvc.data.dataset import Samples
-from fgvc.data.folder import SPLIT_FOLDERS, is_litter, say_once, take_own_split
-from fgvc.data.layout import COARSE, MAX_TEXT, image_paths, listing, reachable, read_coarse
+from fgvc.data.folder import SPLIT_FOLDERS, is_litter, take_own_split
+from fgvc.data.layout import COARSE, MAX_TEXT, image_paths, listing, reachable, read_coarse, say_once
 from fgvc.errors import ConfigError, DatasetError, is_unicode
 from fgvc.foreign import MAX_GROWTH, growth_limit, open_foreign
 from fgvc.io import MAX_COLUMNS, expanded

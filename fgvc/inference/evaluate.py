@@ -78,7 +78,9 @@ class RunEvaluation:
         ]
         for row in self.coarse.to_dict("records"):
             inside = "" if pd.isna(row["inside"]) else f"   {row['inside']:.1f} % of the mistakes stay inside it"
-            lines.append(f"{row['level']} ({row['groups']}) {row['accuracy']:.2f} %{inside}")
+            images = len(self.predictions)
+            of = "" if row["images"] == images else f" of the {row['images']} of {images} images with a label"
+            lines.append(f"{row['level']} ({row['groups']}) {row['accuracy']:.2f} %{of}{inside}")
         return "\n".join(lines)
 
 

@@ -197,7 +197,8 @@ def _coarse_cells(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]
         if not run.coarse:
             continue
         try:
-            frames.append(coarse_accuracy(run.predictions(), run.coarse))
+            predictions = run.predictions()
+            frames.append(coarse_accuracy(predictions, run.coarse).assign(of=len(predictions)))
             used.append(run)
         except RunError as error:
             notes.append(f"left out of the coarser levels: {error}")
@@ -207,7 +208,7 @@ def _coarse_cells(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]
         for name in ("accuracy", "inside"):
             values = rows[name].dropna()
             numbers |= {f"{name}_mean": float(values.mean()), f"{name}_std": float(values.std())}
-        counts = {"n": len(rows), "groups": int(rows["groups"].iloc[0])}
+        counts = {"n": len(rows), **{name: int(rows[name].iloc[0]) for name in ("groups", "images", "of")}}
         cells.append({"level": level, **counts, **numbers, **sources(used)})
     return cells, notes
 
@@ -224,7 +225,9 @@ def _coarse_block(table: pd.DataFrame, of: str) -> Block:
         for row, mean, std in zip(rows, found[f"{name}_mean"], found[f"{name}_std"], strict=True):
             row.append(_mean(mean, std))
         marks |= places(found[f"{name}_mean"].tolist(), column) if name == "accuracy" else {}
-    groups = table.drop_duplicates("level").set_index("level")["groups"]
+    of_level = table.drop_duplicates("level").set_index("level")
+    groups = of_level["groups"]
+    part = of_level[of_level["images"] < of_level["of"]]
     header = [text for level in levels for text in (f"{level} ({groups[level]})", f"Mistakes inside {level}")]
     caption = (
         f"Accuracy in % at coarser labels of the classes, on {table['setting'].iloc[0]}. Mean and standard deviation "
@@ -233,6 +236,10 @@ def _coarse_block(table: pd.DataFrame, of: str) -> Block:
     notes = [
         "Accuracy: share of the test images whose predicted class has the coarser label of the true class, in brackets "
         "the number of labels. Mistakes inside: share of the wrong predictions that keep the coarser label.",
+        *(
+            f"{row.Index}: {row.images} of {row.of} test images; the classes of the others have no label there."
+            for row in part.itertuples()
+        ),
         *([PLACES_NOTE] if marks else []),
     ]
     return Block(titled("Coarser levels", of), ["Method", "n", *header], rows, notes, caption, "coarse", marks)

@@ -115,18 +115,20 @@ def test_two_levels_are_hinted_at(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert "birds: left out 1 images that are in no class folder" in caplog.text
 
 
-def test_coarser_labels_of_a_file(tmp_path: Path) -> None:
+def test_coarser_labels_of_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write(tmp_path, "auk*2", "wren*2", "kiwi, brown*2")
     (root / "coarse.csv").write_text('class,family,order\nwren,Troglodytidae,A\n"kiwi, brown",Apterygidae,B\nelf,x,y\n')
     dataset = create_dataset("folder", root=root, split="test")
     assert dataset.classes == ["auk", "kiwi, brown", "wren"]
     assert dataset.coarse == {"family": ["", "Apterygidae", "Troglodytidae"], "order": ["", "B", "A"]}
     assert dataset.subset([0]).coarse == dataset.coarse
+    assert "no coarser label for the classes auk; rows of other classes: elf" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("class,family\nElf,x\nWren,y\n", "no row names a class .* names Elf, Wren, the classes are auk, "),
         ("class\nwren\n", "expected class, and a column for each coarser level"),
         ("name,family\nwren,x\n", "columns name, family; expected class"),
         ("class,family\nwren,x\nwren,y\n", "the class 'wren' appears twice"),

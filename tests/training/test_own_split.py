@@ -62,13 +62,13 @@ def test_training_images_that_move_to_val_do_not_calibrate(tmp_path: Path) -> No
 def test_a_validation_split_selects_the_epoch_and_calibrates(tmp_path: Path, here: Train) -> None:
     for split, counts in {"train": [4, 4, 4], "val": [2, 3, 0], "test": [3, 2, 2]}.items():
         write(tmp_path / "data", split, {name: n for name, n in zip("abc", counts, strict=True) if n})
-    (tmp_path / "data" / "coarse.csv").write_text("class,family\na,x\nb,x\nc,y\n")
+    (tmp_path / "data" / "coarse.csv").write_text("class,family,order\na,x,p\nb,x,p\nc,y,\n")
     with pytest.raises(ConfigError, match=r"val_fraction=0\.5 .* has a validation split of 5 images.*=0"):
         train_run(config(tmp_path, val_fraction=0.5))
     path = train_run(config(tmp_path, epochs=2))
     found = read_run(path)
     assert (found.selected_on, found.train_images, found.test_images) == ("validation", 12, 7)
-    assert found.coarse == {"family": ["x", "x", "y"]}
+    assert found.coarse == {"family": ["x", "x", "y"], "order": ["p", "p", ""]}
     metrics = found.metrics()
     assert metrics["val_top1"].notna().all() and found.best is not None
     best = metrics.loc[metrics["val_top1"].idxmax()]
@@ -89,9 +89,11 @@ def test_a_validation_split_selects_the_epoch_and_calibrates(tmp_path: Path, her
     assert family["accuracy"] == pytest.approx(100 * inside.mean(), abs=1e-3)
     assert (family["groups"], family["images"], family["mistakes"]) == (2, 7, wrong.sum())
     assert f"family (2) {family['accuracy']:.2f} %" in done.stdout
+    assert "% of the 5 of 7 images with a label" in done.stdout
     table = succeeded(here("make_tables.py", path, cwd=tmp_path)).stdout
     assert "| family (2) | Mistakes inside family |" in table
     assert f"| GAP | 1 | {family['accuracy']:.2f} | {family['inside']:.2f} |" in " ".join(table.split())
+    assert "order: 5 of 7 test images" in table
 
 
 def test_the_split_of_a_run_is_written_and_repeats(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
