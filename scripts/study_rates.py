@@ -9,7 +9,7 @@ from pathlib import Path
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.io import default_output, to_csv, write_output
 from fgvc.runs import find_finished
-from fgvc.studies.rates.measure import read_rates
+from fgvc.studies.rates.measure import comparable, read_rates
 from fgvc.studies.rates.show import best_markdown, curves_markdown, shifts_markdown, write_rate_figures
 
 
@@ -27,6 +27,7 @@ def main() -> None:
     table, more = read_rates(runs)
     output = arguments.output or default_output(arguments.results[0], "study")
     write_output(output / "rates.csv", to_csv(table))
+    table, left_out = comparable(table, arguments.reference)
     tables = [curves_markdown(table), shifts_markdown(table, arguments.reference)]
     if table["validation"].notna().all():
         tables.append(best_markdown(table, arguments.reference, arguments.margin))
@@ -35,7 +36,7 @@ def main() -> None:
     print("\n\n".join(tables))
     written = [output / "rates.csv", *write_rate_figures(table, output)]
     print(f"written: {', '.join(map(str, written))}")
-    end_with_notes(notes + more, strict=arguments.strict)
+    end_with_notes(notes + more + left_out, strict=arguments.strict)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fgvc.errors import RunError
 from fgvc.pooling import create_pooling
 from fgvc.runs.statistics import two_level_interval
-from fgvc.studies.rates.measure import best_values, curves, read_rates, shifts
+from fgvc.studies.rates.measure import best_values, comparable, curves, read_rates, shifts
+from fgvc.studies.rates.show import best_markdown
 
 PLAIN = "MPN-COV (exact)"
 
@@ -163,7 +164,7 @@ def test_an_interval_knows_both_seeds_and_images() -> None:
 def test_what_cannot_be_compared_is_named(grid: Path, tmp_path: Path) -> None:
     table, _ = read_rates(find_runs([grid]))
     others = table.assign(listed=table["listed"].where(table["label"] != "SEB", "other"))
-    with pytest.raises(RunError, match="differ in seeds or test images"):
+    with pytest.raises(RunError, match="differ in test images"):
         best_values(others, PLAIN, 0.5)
     made_run(tmp_path / "a", "mpn_cov", 0.01, 0, 40)
     made_run(tmp_path / "b", "mpn_cov", 0.01, 0, 50)
@@ -191,11 +192,41 @@ def test_what_has_no_reference_is_named(grid: Path) -> None:
     table, _ = read_rates(find_runs([grid]))
     with pytest.raises(RunError, match=r"val_fraction=0\.2"):
         best_values(table.assign(validation=float("nan")), PLAIN, 0.5)
-    with pytest.raises(RunError, match="differ in seeds"):
-        best_values(table[(table["label"] != "SEB") | (table["seed"] > 0)], PLAIN, 0.5)
-    for compare in (lambda: best_values(table, "GAP", 0.5), lambda: shifts(table, "GAP")):
-        with pytest.raises(RunError, match="no runs of GAP on cub80 with sgd, only of MPN-COV"):
-            compare()
+    with pytest.raises(RunError, match="no runs of GAP on cub80 with sgd, only of MPN-COV"):
+        comparable(table, "GAP")
+    more = pd.concat([table, table[table["label"] == "SEB"].assign(optimizer="adamw")])
+    kept, (note,) = comparable(more, PLAIN)
+    assert len(kept) == len(table) and "on cub80 with adamw, only of SEB" in note
+
+
+def test_seeds_that_one_label_lacks_are_not_compared(grid: Path) -> None:
+    table, _ = read_rates(find_runs([grid]))
+    seb = table["label"] == "SEB"
+    found = best_values(table[~seb | (table["seed"] > 0)], PLAIN, 0.5).set_index("label")
+    assert found["pairs"].fillna(0).to_dict() == {PLAIN: 0, f"{PLAIN} × c": 3, "SEB": 2}
+    assert found.loc["SEB", "difference"] == pytest.approx(-4)
+    apart = table.assign(seed=table["seed"] + 7 * seb)
+    assert best_values(apart, PLAIN, 0.5).set_index("label").loc["SEB", "verdict"] == "no seed in common"
+    assert " no seed in common |" in best_markdown(apart, PLAIN, 0.5)
+
+
+def test_the_move_is_relative_to_the_reference(grid: Path) -> None:
+    """Of a reference with a factor of its own, too: here the root times c."""
+    table, _ = read_rates(find_runs([grid]))
+    found = shifts(table, f"{PLAIN} × c").set_index("label").loc[PLAIN]
+    assert found["expected_move"] == 1 / 4 and found["best_move"] == pytest.approx(1 / 4, rel=0.03)
+    assert found["after"] == pytest.approx(0)
+
+
+def test_runs_that_are_no_curve_are_refused(grid: Path, tmp_path: Path) -> None:
+    made_run(tmp_path / "c5", "mpn_cov", 0.08, 0, 40, scale=5)
+    with pytest.raises(RunError, match=r"× c on cub80 with sgd has 2 and 5 as scale"):
+        comparable(read_rates(find_runs([grid, tmp_path / "c5"]))[0], PLAIN)
+    made_run(tmp_path / "lr", "mpn_cov", 0.08, 0, 40)
+    optimizer = {"name": "sgd", "lr": 0.02, "classifier_factor": 4}
+    write_config(tmp_path / "lr", optimizer=optimizer, method={"name": "mpn_cov", "reduction": 64})
+    with pytest.raises(RunError, match=r"several values of optimizer\.lr and of optimizer\.classifier_factor"):
+        comparable(read_rates(find_runs([grid, tmp_path / "lr"]))[0], PLAIN)
 
 
 def test_the_study_from_the_command_line(grid: Path, here: Train) -> None:

@@ -23,7 +23,7 @@ from fgvc.spectral import EIGENVALUE_FLOOR
 from fgvc.spectral.maps import seb_scale
 
 RATE_COLUMNS = (
-    *("dataset", "optimizer", "label", "factor", "rate", "seed", "top1", "validation"),
+    *("dataset", "optimizer", "label", "factor", "lr", "rate", "seed", "top1", "validation"),
     *("images", "listed", "right", "commit"),
 )
 _POWERS = {"sgd": 2, "adamw": 1}  # a factor c acts like the rate times c to this power
@@ -33,12 +33,12 @@ def read_rates(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
     """A row for each run with `RATE_COLUMNS`, and notes on runs that are left out.
 
     `factor` is the number that multiplies the square root: option `scale`, or the mean of SEB's 1 + t over test
-    images. `rate` is the learning rate of the classifier at the start. top1 (test) and validation (held-out images,
-    NaN without any) are in per cent after the last epoch. `right` has a bit for each test image in the order of paths,
-    1 where the prediction is right, as hexadecimal digits; `images` is their number, `listed` a digest of their paths
-    and targets.
+    images. `rate` is the learning rate of the classifier at the start, `lr` that of all else. top1 (test) and
+    validation (held-out images, NaN without any) are in per cent after the last epoch. `right` has a bit for each test
+    image in the order of paths, 1 where the prediction is right, as hexadecimal digits; `images` is their number,
+    `listed` a digest of their paths and targets.
 
-    Raises RunError: no run can be read, two have one label, rate and seed, or runs of one dataset and optimiser differ
+    Raises RunError: no run can be read, two have one label, rates and seed, or runs of one dataset and optimiser differ
     in more than method, learning rates and seed.
     """
     rows: list[dict[str, Any]] = []
@@ -51,11 +51,11 @@ def read_rates(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
         except RunError as error:
             notes.append(f"left out {run.path}: {error}")
             continue
-        place = tuple(row[name] for name in ("dataset", "optimizer", "label", "rate", "seed"))
+        place = (run.label, *(row[name] for name in ("dataset", "optimizer", "lr", "rate", "seed")))
         twin = places.setdefault(place, run)
         if twin is not run:
             raise RunError(
-                f"two runs of {row['label']} at rate {row['rate']:g} and seed {run.seed}: {twin.path} and {run.path}"
+                f"two runs of {run.label} at rate {row['rate']:g} and seed {run.seed}: {twin.path} and {run.path}"
             )
         own = _other_settings(run)
         first, others = settings.setdefault((row["dataset"], row["optimizer"]), (run, own))
@@ -84,7 +84,8 @@ def _row(run: Run) -> dict[str, Any]:
     elif factor != 1:
         label = re.sub(r" \[scale=[^],]+\]", "", run.label) + " × c"  # c differs from dataset to dataset
     try:
-        rate = float(optimizer["lr"]) * float(optimizer["classifier_factor"])
+        lr = float(optimizer["lr"])
+        rate = lr * float(optimizer["classifier_factor"])
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run.path / 'config.yaml'}: no learning rate under 'optimizer'; restore it") from error
     if optimizer.get("name") not in _POWERS:
@@ -96,6 +97,7 @@ def _row(run: Run) -> dict[str, Any]:
         "optimizer": optimizer["name"],
         "label": label,
         "factor": factor,
+        "lr": lr,
         "rate": float(f"{rate:.4g}"),
         "seed": run.seed,
         "top1": run.final.top1,
@@ -138,6 +140,34 @@ def equivalent_rate(part: pd.DataFrame, optimizer: str) -> pd.Series:
     return moved
 
 
+def comparable(table: pd.DataFrame, reference: str) -> tuple[pd.DataFrame, list[str]]:
+    """The rows of the datasets and optimisers that have runs of the reference, and a note on each of the others.
+
+    Raises RunError: none has runs of the reference, or the runs of one label have two values of the option `scale` or
+    differ in the classifier's rate and in the others' as well, so that they are no curve.
+    """
+    kept, notes = [], []
+    for keys, part in table.groupby(["dataset", "optimizer"]):
+        where = f"{keys[0]} with {keys[1]}"
+        for label, own in part.groupby("label"):
+            scales = sorted(set(own["factor"])) if str(label).endswith("× c") else []
+            if len(scales) > 1:
+                raise RunError(f"{label} on {where} has {scales[0]:g} and {scales[1]:g} as scale; give runs of one")
+            if own["lr"].nunique() > 1 and (own["rate"] / own["lr"]).round(2).nunique() > 1:
+                raise RunError(
+                    f"{label} on {where} has several values of optimizer.lr and of optimizer.classifier_factor; give "
+                    "runs in which one of them is fixed"
+                )
+        labels = sorted(set(part["label"]))
+        if reference in labels:
+            kept.append(part)
+        else:
+            notes.append(f"left out: no runs of {reference} on {where}, only of {', '.join(labels)}; see --reference")
+    if not kept:
+        raise RunError("; ".join(notes))
+    return pd.concat(kept, ignore_index=True), notes
+
+
 def shifts(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     """How far each curve lies from that of the reference, as measured and after the move.
 
@@ -151,10 +181,10 @@ def shifts(table: pd.DataFrame, reference: str) -> pd.DataFrame:
     rows = []
     for keys, part in curves(table).groupby(["dataset", "optimizer"]):
         dataset, optimizer = map(str, keys)
-        plain = _reference_rows(part, reference, f"{dataset} with {optimizer}")
+        plain = part[part["label"] == reference]
         for label, own in part[part["label"] != reference].groupby("label"):
             factor = float(own["factor"].mean())
-            expected = factor ** _POWERS[optimizer]
+            expected = (factor / float(plain["factor"].mean())) ** _POWERS[optimizer]
             moves = np.geomspace(1 / 100, 100, 401)
             distances = np.nan_to_num([_distance(own, plain, move)[0] for move in moves], nan=np.inf)
             nearest = int(distances.argmin())
@@ -192,10 +222,11 @@ def best_values(table: pd.DataFrame, reference: str, margin: float) -> pd.DataFr
 
     The rate of a label is the one with the highest mean accuracy on the held-out images. A row for each dataset,
     optimiser and label: rate, n (seeds), top1 and, but for the reference, difference (points), low and high (ends of
-    the 90 % interval over seeds and test images), verdict: "equal" where the interval lies within the margin (two
-    one-sided tests at 5 %), "different" where it lies outside, else "undecided".
+    the 90 % interval over seeds and test images), pairs (seeds that both have, which are compared), verdict: "equal"
+    where the interval lies within the margin (two one-sided tests at 5 %), "different" where it lies outside, else
+    "undecided"; "no seed in common". `table` is as for `shifts`.
 
-    Raises RunError: a row without held-out images, or labels with other seeds or images than the reference.
+    Raises RunError: a row without held-out images, or labels with other test images than the reference.
     """
     if table["validation"].isna().any():
         raise RunError(
@@ -204,7 +235,7 @@ def best_values(table: pd.DataFrame, reference: str, margin: float) -> pd.DataFr
     rows = []
     for keys, part in table.groupby(["dataset", "optimizer"]):
         best = {str(label): _at_best_rate(own) for label, own in part.groupby("label")}
-        plain = _at_best_rate(_reference_rows(part, reference, f"{keys[0]} with {keys[1]}"))
+        plain = _at_best_rate(part[part["label"] == reference])
         for label, own in best.items():
             row: dict[str, Any] = {"dataset": keys[0], "optimizer": keys[1], "label": label}
             row |= {"rate": own["rate"].iloc[0], "n": len(own), "top1": own["top1"].mean()}
@@ -214,15 +245,6 @@ def best_values(table: pd.DataFrame, reference: str, margin: float) -> pd.DataFr
     return pd.DataFrame(rows)
 
 
-def _reference_rows(part: pd.DataFrame, reference: str, where: str) -> pd.DataFrame:
-    own = part[part["label"] == reference]
-    if own.empty:
-        raise RunError(
-            f"no runs of {reference} on {where}, only of {', '.join(sorted(set(part['label'])))}; see --reference"
-        )
-    return own
-
-
 def _at_best_rate(part: pd.DataFrame) -> pd.DataFrame:
     """The rows of one label at the rate with the highest mean validation accuracy."""
     means = part.groupby("rate")["validation"].mean()
@@ -230,14 +252,17 @@ def _at_best_rate(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compare(first: pd.DataFrame, second: pd.DataFrame, margin: float) -> dict[str, Any]:
-    """Difference of top-1 of two labels seed by seed, its 90 % interval, and the verdict, see `best_values`."""
-    if first["seed"].tolist() != second["seed"].tolist() or set(first["listed"]) != set(second["listed"]):
-        raise RunError(f"{first['label'].iloc[0]} and {second['label'].iloc[0]} differ in seeds or test images")
+    """Difference of top-1 of two labels on the seeds of both, its 90 % interval, and the verdict, see `best_values`."""
+    if set(first["listed"]) != set(second["listed"]):
+        raise RunError(f"{first['label'].iloc[0]} and {second['label'].iloc[0]} differ in test images")
+    first, second = (one[one["seed"].isin(other["seed"])] for one, other in ((first, second), (second, first)))
+    if first.empty:
+        return {"pairs": 0, "verdict": "no seed in common"}
     difference = 100.0 * (_right(first) - _right(second))
     low, high = two_level_interval(difference, level=0.9)
     equal, apart = -margin < low and high < margin, low > margin or high < -margin
     verdict = "equal" if equal else "different" if apart else "undecided"
-    return {"difference": float(difference.mean()), "low": low, "high": high, "verdict": verdict}
+    return {"difference": float(difference.mean()), "low": low, "high": high, "pairs": len(first), "verdict": verdict}
 
 
 def _right(rows: pd.DataFrame) -> NDArray[np.float64]:

@@ -97,8 +97,8 @@ def best_markdown(table: pd.DataFrame, reference: str, margin: float) -> str:
     for row in best_values(table, reference, margin).to_dict("records"):
         difference, verdict = "reference", ""
         if row["label"] != reference:
-            difference = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
-            verdict = row["verdict"]
+            difference = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if row["pairs"] else ""
+            verdict = row["verdict"] + (f" (of {row['pairs']:.0f} seeds)" if 0 < row["pairs"] < row["n"] else "")
         shown = [f"{row['rate']:g}", str(row["n"]), f"{row['top1']:.2f}", difference, verdict]
         rows.append([_named(row), *shown])
     verdict_head = f"Verdict, margin {margin:g}"
