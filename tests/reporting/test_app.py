@@ -116,7 +116,7 @@ def test_the_page_answers_in_this_process(home: Path, image: Path, tmp_path: Pat
 def served(home: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """`fgvc app` as a user starts it: its address, and the folder of its temporary files."""
     pytest.importorskip("gradio", reason="gradio is not here: pip install 'fgvc[app]'")
-    run = shutil.copytree(home / "seb", tmp_path / "seb")
+    run = shutil.copytree(home / "seb", tmp_path / "a_path_without_a_place_to_break_it_on_a_telephone")
     command = [sys.executable, str(ROOT / "scripts" / "app.py"), str(run)]
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=settings)
@@ -164,6 +164,7 @@ def test_a_visitor_drops_an_image(
         number.press("Enter")
         page.get_by_text("the 2 smallest").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate("[...document.querySelectorAll('.fgvc p')].every(p => p.scrollWidth <= p.clientWidth)")
         assert folder.is_dir() and [*folder.rglob("1.png")]
         page.get_by_label("Clear").or_(page.get_by_label("Remove Image")).first.click()
         page.get_by_text("Where it looks").wait_for(state="hidden")
