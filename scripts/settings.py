@@ -1,4 +1,4 @@
-"""List the settings of a run with their defaults, or those that a word finds.
+"""List the settings of a run with their defaults (and those of a first run), or those that a word finds.
 
 fgvc settings
 fgvc settings epochs
@@ -9,7 +9,8 @@ import argparse
 
 from fgvc.cli import exit_on_user_error
 from fgvc.errors import ConfigError
-from fgvc.runs.known_settings import find_settings, known_settings
+from fgvc.resources import resource_folder
+from fgvc.runs.known_settings import find_settings, first_values, known_settings
 
 
 def main() -> None:
@@ -22,8 +23,12 @@ def main() -> None:
     found = every if arguments.word is None else find_settings(arguments.word)
     if not found:
         raise ConfigError(f"no setting has {arguments.word!r} in its key or description; fgvc settings lists all")
-    print("\n".join(setting.text for setting in found))
-    print(f"\n{len(found)} of {len(every)} settings; give one as KEY=VALUE to fgvc train")
+    first = first_values(resource_folder("configs"))
+    print("\n".join(setting.text(first) for setting in found))
+    print(
+        f"\n{len(found)} of {len(every)} settings; give one as KEY=VALUE to fgvc train. A first run is fgvc train "
+        "dataset.root=FOLDER."
+    )
 
 
 if __name__ == "__main__":

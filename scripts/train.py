@@ -3,6 +3,7 @@
 fgvc train dataset.root=FOLDER
 fgvc train experiment=cub80_frozen dataset.root=FOLDER method=seb seed=0
 fgvc train -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
+fgvc train dataset.root=FOLDER search=heads
 """
 
 import os
@@ -17,6 +18,7 @@ from fgvc.runs import RunConfig
 from fgvc.training import dry_run, train_run
 from fgvc.training.first_run import is_first_run, require_dataset, with_first_settings
 from fgvc.training.launch import OPTIONS, USAGE, check_arguments, choices, help_text, hydra_main, start_log
+from fgvc.training.search import held_out_accuracy, is_search, with_sweep, write_best
 
 
 def main() -> None:
@@ -26,27 +28,34 @@ def main() -> None:
         print(USAGE, end="", file=sys.stderr)
         sys.exit(2)
     if {"-h", "--help"} & set(arguments):
-        print(help_text(choices(configs)))
+        print(help_text(configs))
         return
     start_log(quiet="--quiet" in options)
-    check_arguments(arguments, choices(configs))
+    check_arguments(arguments, choices(configs, arguments))
     first = is_first_run(arguments)
     if first:
         arguments = with_first_settings(arguments)
     require_dataset(arguments)
+    search = is_search(arguments)
+    if search:
+        arguments = with_sweep(arguments)
     folders: list[Path] = []
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first one
 
-    def task(config: RunConfig) -> None:
+    def task(config: RunConfig) -> float:
         if "--dry-run" in options:
             print(dry_run(config))
-            return
+            return 0.0
         folders.append(train_run(config))
         calibrate_finished(folders[-1], config.cache.dir)
         if speaks:
             print(f"run folder: {folders[-1]}")
+        return held_out_accuracy(folders[-1]) if search else 0.0
 
     hydra_main(arguments, configs, task, keep_going=not first)
+    if search and folders and speaks:
+        print(write_best(folders))
+        return
     if first and folders and speaks:
         print(first_result(folders))
     if folders and speaks and "--quiet" not in options:

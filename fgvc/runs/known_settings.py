@@ -9,11 +9,14 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
 from omegaconf import MISSING
 
-from fgvc.runs.config import RunConfig
+from fgvc.foreign import YAML_LOADER
+from fgvc.runs.config import RunConfig, flatten
 
 _WIDTH = 100
 _OTHER_WORDS = {"model": "backbone", "network": "backbone", "head": "method", "pooling": "method"}
@@ -36,10 +39,16 @@ class KnownSetting:
     default: str | None
     description: str
 
-    @property
-    def text(self) -> str:
-        """The setting in two lines or more: key and default, then the indented description."""
+    def text(self, first: Mapping[str, Any]) -> str:
+        """The setting in two lines or more: key and default, then the indented description.
+
+        `first` has the settings of a first run by key, see `first_values`; one that differs is
+        shown, too.
+        """
         shown = f"{self.key}=..." if self.default is None else f"{self.key}={self.default}"
+        value = as_given(first.get(self.key, self.default))
+        if self.default is not None and self.key in first and value != self.default:
+            shown += f"  (first run: {value})"
         return f"{shown}\n{textwrap.indent(textwrap.fill(self.description, _WIDTH - 4), '    ')}"
 
 
@@ -47,6 +56,19 @@ class KnownSetting:
 def known_settings() -> Mapping[str, KnownSetting]:
     """Return all settings by key, in the order of the dataclasses."""
     return {setting.key: setting for setting in _settings(RunConfig)}
+
+
+def first_values(config_dir: Path) -> dict[str, Any]:
+    """Return what `experiment/first.yaml` and the groups in it set, by key: `fgvc train dataset.root=FOLDER`."""
+
+    def read(file: str) -> dict[str, Any]:
+        content: dict[str, Any] = yaml.load((config_dir / file).read_text(), YAML_LOADER)
+        return content
+
+    own = read("experiment/first.yaml")
+    groups = [item for entry in own.pop("defaults") for item in entry.items()]  # such as "override /optimizer": adamw
+    names = [(group.rpartition("/")[2], name) for group, name in groups]
+    return flatten({group: read(f"{group}/{name}.yaml") for group, name in names}) | flatten(own)
 
 
 def is_known(key: str) -> bool:
@@ -94,11 +116,11 @@ def _settings(schema: type, prefix: str = "") -> Iterable[KnownSetting]:
         name = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind).replace("typing.", "")
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
-        shown = None if default == MISSING else _as_given(default)
+        shown = None if default == MISSING else as_given(default)
         yield KnownSetting(f"{prefix}{field.name}", name, shown, described[field.name])
 
 
-def _as_given(value: Any) -> str:
+def as_given(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 

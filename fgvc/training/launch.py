@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import itertools
 import logging
+import math
 import os
 import re
 import sys
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fgvc.errors import ConfigError, UserError
 from fgvc.pooling import list_poolings
 from fgvc.runs.config import RunConfig, to_run_config
-from fgvc.runs.known_settings import is_known, known_settings, nearest_keys
+from fgvc.runs.known_settings import first_values, is_known, known_settings, nearest_keys
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ _HYDRA_VALUES = (
 
 
 def hydra_main(
-    arguments: Sequence[str], config_dir: Path, task: Callable[[RunConfig], None], *, keep_going: bool = True
+    arguments: Sequence[str], config_dir: Path, task: Callable[[RunConfig], float], *, keep_going: bool = True
 ) -> None:
     """Compose `train.yaml` in `config_dir` with the overrides of the command line and run the task.
 
@@ -84,7 +85,7 @@ def hydra_main(
     Args:
         arguments: arguments of the command line without our own `OPTIONS`, as `check_arguments` accepts them.
         config_dir: folder of the configurations.
-        task: function to call with the configuration of each run.
+        task: function to call with the configuration of each run; a search maximises what it returns.
         keep_going: whether a sweep goes on after a failure. With several processes it ends.
 
     Raises:
@@ -94,21 +95,24 @@ def hydra_main(
     sweep = is_sweep(arguments)
     # of several processes one may fail alone, and must not start the next run while the others wait for it
     keep_going = keep_going and int(os.environ.get("WORLD_SIZE", "1")) == 1
+    typed = list(sys.argv)
     sys.argv[1:] = [quoted(argument, sweep=sweep) for argument in arguments]
     # otherwise Hydra prints the error itself and exits with 1; our message and exit status need the exception
     os.environ["HYDRA_FULL_ERROR"] = "1"
     failures: list[Exception] = []
 
-    def job(composed: DictConfig) -> None:
+    def job(composed: DictConfig) -> float:
         if failures and not keep_going:
-            return
+            return math.nan
+        sys.argv[:] = typed  # which a run keeps as its command
         try:
-            task(to_run_config(composed))
+            return task(to_run_config(composed))
         except Exception as error:  # kept, since Hydra prints a line of its own about whatever passes through it
             if keep_going and HydraConfig.get().mode == RunMode.MULTIRUN:
                 reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 _log.error("failed: %s: %s", " ".join(HydraConfig.get().overrides.task), reason)
             failures.append(error)
+            return math.nan
 
     try:
         with tempfile.TemporaryDirectory() as scratch:
@@ -139,10 +143,17 @@ def start_log(*, quiet: bool) -> None:
     logging.getLogger("huggingface_hub").propagate = False  # it prints its own lines
 
 
-def choices(config_dir: Path) -> dict[str, list[str]]:
-    """Return the names that each group of the command line takes, e.g. those of `experiment=NAME`."""
-    groups = sorted(path for path in config_dir.iterdir() if path.is_dir())
-    files = {group.name: sorted(path.stem for path in group.glob("*.yaml")) for group in groups}
+def choices(config_dir: Path, arguments: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Return the names that each group of the command line takes, e.g. those of `experiment=NAME`.
+
+    A folder that the arguments give as --config-dir adds its own.
+    """
+    own = [Path(after) for option, after in itertools.pairwise(arguments) if option in ("-cd", "--config-dir")]
+    own += [Path(word.partition("=")[2]) for word in arguments if word.startswith(("-cd=", "--config-dir="))]
+    files: dict[str, list[str]] = {}
+    for file in sorted(file for folder in (config_dir, *own) for file in folder.glob("*/*.yaml")):
+        if file.stem not in files.setdefault(file.parent.name, []) and not file.stem.startswith("_"):
+            files[file.parent.name].append(file.stem)
     return files | {"method": list_poolings()}
 
 
@@ -207,26 +218,28 @@ def _check_setting(argument: str, groups: Mapping[str, Sequence[str]]) -> None:
 _PARTS = tuple(field.name for field in dataclasses.fields(RunConfig))
 
 
-def help_text(groups: Mapping[str, Sequence[str]]) -> str:
+def help_text(config_dir: Path) -> str:
     """Return the help of the command: usage, options, groups with their names, and every setting."""
     options = "\n".join(f"  {name:10} {text}" for name, text in OPTIONS.items())
     named = "\n".join(
         textwrap.fill(
-            f"{group}= {', '.join(name for name in names if not name.startswith('_'))}",
+            f"{group}= {', '.join(names)}",
             100,
             initial_indent="  ",
             subsequent_indent="      ",
             break_on_hyphens=False,
         )
-        for group, names in groups.items()
+        for group, names in choices(config_dir).items()
     )
-    settings = textwrap.indent("\n".join(setting.text for setting in known_settings().values()), "  ")
+    first = first_values(config_dir)
+    settings = textwrap.indent("\n".join(setting.text(first) for setting in known_settings().values()), "  ")
     return (
         f"{USAGE}\n"
         f"Examples (a run is not trained again with other settings; give it another name=):\n{_MOST_USED}\n"
         f"Options:\n{options}\n\n"
         f"Groups, each a set of settings with a name (files in configs/):\n{named}\n\n"
-        f"Settings with their defaults (a group or an experiment may set others, --cfg job shows all):\n{settings}"
+        "Settings with their defaults, and the value of a first run where it is another (groups and experiments set "
+        f"others; --cfg job shows all):\n{settings}\n\nfgvc settings WORD finds a setting."
     )
 
 

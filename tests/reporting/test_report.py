@@ -114,13 +114,13 @@ def test_the_page_opens_with_the_best_head_its_lead_and_what_it_confuses(tmp_pat
     assert re.search(
         r"\+16\.67 points over GAP's 68\.33 % \(95 % interval \+[\d.]+ to \+[\d.]+\): 53 % fewer mistakes", text
     )
-    assert "Great auk, taken for Tern: 45.0 % of its images" in text and "001." not in text and "Great_auk" not in text
+    assert "Great auk, taken for Tern: 18 of 40 images" in text and "001." not in text and "Great_auk" not in text
     assert text.index("85.00 %") < text.index("cub80, 80 classes") and text.count("tf_efficientnet_lite0") == 1
     differences = made(tmp_path)[0].texts["accuracy"].split("Differences")[1]
     low, high = re.findall(r"interval \+([\d.]+) to \+([\d.]+)", text)[0]
     assert f"[-{high}, -{low}]" in differences  # the same numbers as in the table
     (tmp_path / "seb" / "s1" / "predictions.csv").write_text("damaged")
-    assert "Great auk, taken for Tern: 50.0 % of its images" in opening(made(tmp_path)[0])  # of the other seed
+    assert "Great auk, taken for Tern: 10 of 20 images" in opening(made(tmp_path)[0])  # of the other seed
 
 
 def test_a_lead_that_is_none_or_unknown_is_said_in_words(tmp_path: Path) -> None:
@@ -132,6 +132,9 @@ def test_a_lead_that_is_none_or_unknown_is_said_in_words(tmp_path: Path) -> None
     assert re.search(
         r"No head is ahead of GAP: \+1\.67 points over SEB, .* may be chance", opening(made(tmp_path / "b")[0])
     )
+    paired(tmp_path / "b", "mpn_cov", [50])
+    assert "by GAP (one seed). MPN-COV has the same accuracy as GAP." in opening(made(tmp_path / "b")[0])
+    shutil.rmtree(tmp_path / "b" / "mpn_cov")
     (tmp_path / "b" / "gap" / "s0" / "predictions.csv").unlink()
     assert "no interval: not the same images" in opening(made(tmp_path / "b")[0])
 

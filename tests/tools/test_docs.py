@@ -54,6 +54,7 @@ def test_links_and_names(page: Path) -> None:
     for code in [*shell_lines(page), *re.findall(r"`([^`\n]+)`", text)]:
         named += re.findall(r"^(?:\S+ -m |.* --module )?fgvc ([a-z]\w*)", code)
     assert [command for command in named if command not in COMMANDS] == []
+    text = re.sub(r"--config-dir .*", "", text)  # which has names of its own
     for group in ("experiment", "method", "backbone", "dataset"):
         choices = {path.stem for path in (ROOT / "configs" / group).glob("*.yaml")} if group != "method" else METHODS
         for names in re.findall(rf"(?<![\w.]){group}=([\w,]+)", text):
@@ -66,6 +67,7 @@ TRAIN = re.compile(r"fgvc train (.*)|scripts/train\.py (.*)")
 
 def overrides(command: str) -> tuple[str, ...]:
     """Of a command of the pages: of a sweep those of its first run, without what is no override."""
+    command = re.sub(r"--config-dir .*|search=\w+", "", command)  # of a folder, and of a library, that may be missing
     found = TRAIN.search(command)
     words = shlex.split((found and (found[1] or found[2])) or "", comments=True)
     given = [re.split(r",(?![^\[]*\])", word)[0] for word in words if "=" in word and "..." not in word]

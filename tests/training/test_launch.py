@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import SMALL, Train, a_config, run, succeeded
+from command_line import ROOT, SMALL, Train, a_config, run, succeeded
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from fgvc.runs.config import TrainerConfig, flatten
-from fgvc.runs.known_settings import find_settings, known_settings, nearest_keys
+from fgvc.runs.known_settings import find_settings, first_values, known_settings, nearest_keys
 from fgvc.training.batches import duration
+from fgvc.training.launch import register_choices
 
 pytestmark = pytest.mark.usefixtures("uncalibrated")
 
@@ -36,13 +40,23 @@ def test_help_and_settings_list_all_of_them(here: Train, tmp_path: Path) -> None
     shown = succeeded(here("train.py", "--help", cwd=tmp_path)).stdout
     listed = succeeded(here("settings.py", cwd=tmp_path)).stdout
     for setting in known_settings().values():
-        assert f"{setting.key}=" in shown and setting.text in listed
+        assert f"{setting.key}=" in shown and setting.text({}).partition("\n")[2] in listed
+    for told in (shown, listed):
+        assert re.search(r"optimizer\.lr=0\.003  \(first run: 0\.001\)\n", told)
     assert shown.startswith("usage: fgvc train dataset.root=FOLDER")
     for name in ("experiment= ", "cub80_frozen", "method= gap,", "--dry-run", "optimizer.lr=3e-4 name="):
         assert name in shown
     usage = here("train.py", cwd=tmp_path)
     assert (usage.returncode, usage.stdout) == (2, "") and usage.stderr.startswith("usage: fgvc train dataset.root=")
     assert not list(tmp_path.iterdir())
+
+
+def test_values_of_a_first_run_are_those_that_are_composed() -> None:
+    register_choices()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        composed = flatten(OmegaConf.to_container(compose("train", ["experiment=first"])))
+    first = first_values(ROOT / "configs")
+    assert len(first) > 10 and first == {key: composed[key] for key in first}
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,12 @@ _WORST = 3
 
 @dataclass(frozen=True)
 class Confusion:
-    """A class that is taken for another: names as readers see them, share of its images in per cent, pictures."""
+    """A class that is taken for another: names as readers see them, how many of its images (of all seeds), pictures."""
 
     true: str
     predicted: str
-    share: float
+    count: int
+    images: int
     pictures: list[Picture] = field(default_factory=list)
 
 
@@ -110,6 +111,8 @@ def _lead(group: Group, means: dict[Method, float], best: Method) -> str:
     else:
         points, chance = means[upper] - means[lower], ""
         how = "no interval: " + ("not the same images" if same_seeds else "no seed in common")
+    if best.name == "gap" and points == 0:
+        return f"{head.label} has the same accuracy as GAP."
     if best.name == "gap":
         return f"No head is ahead of GAP: {points:+.2f} points over {head.label}, the next ({how}).{chance}"
     fewer = 100 * (means[head] - means[gap]) / max(100 - means[gap], 1e-9)
@@ -128,7 +131,7 @@ def _confusions(runs: Sequence[Run], images: Sequence[Path], notes: list[str]) -
     for pair in pairs.to_dict("records"):
         true, predicted = class_name(pair["true"]), class_name(pair["predicted"])
         pictures = _pictures(predictions, pair["target"], pair["answer"], (true, predicted), images, notes)
-        found.append(Confusion(true, predicted, pair["share"], pictures))
+        found.append(Confusion(true, predicted, pair["count"], pair["images"], pictures))
     return found
 
 
@@ -202,7 +205,7 @@ def first_result(folders: Sequence[Path]) -> str:
             for method in sorted(group, key=lambda method: method_order(method.label))
         ]
         confusions = "; ".join(
-            f"{pair.true}, taken for {pair.predicted} ({pair.share:.0f} %)" for pair in answer.confusions
+            f"{pair.true}, taken for {pair.predicted} ({pair.count} of {pair.images})" for pair in answer.confusions
         )
         parts += [
             f"\n{setting.title}\n",

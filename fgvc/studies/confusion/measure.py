@@ -66,7 +66,7 @@ def per_class(predictions: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame
 def top_confusions(predictions: pd.DataFrame, classes: Sequence[str], count: int = 10) -> pd.DataFrame:
     """The `count` most frequent pairs of a true class and a wrong answer, a row for each pair.
 
-    Columns: true, predicted (names); target, answer (their indices); count; share, of the images of the true class.
+    Columns: true, predicted (names); target, answer (their indices); count; images, of the true class; share of them.
     With equal counts the larger share comes first.
     """
     target, answer = _indices(predictions, len(classes))
@@ -82,6 +82,7 @@ def top_confusions(predictions: pd.DataFrame, classes: Sequence[str], count: int
             "target": true[order],
             "answer": predicted[order],
             "count": counts[order],
+            "images": images[true[order]],
             "share": shares[order],
         }
     )
