@@ -22,7 +22,7 @@ from nbclient.exceptions import CellExecutionError
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # tqdm's: widgets, which a page would not show anyway
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted((ROOT / "examples").glob("*.py"))
+SOURCES = sorted(path for path in (ROOT / "examples").glob("*.py") if "jupytext:" in path.read_text(encoding="utf-8"))
 EXECUTED = ROOT / "build" / "notebooks"
 
 

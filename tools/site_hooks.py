@@ -71,7 +71,7 @@ def page_of(path: str) -> str:
         return "index.md"
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    if path.startswith("examples/") and path.endswith(".py"):
+    if path in ALWAYS and path.endswith(".py"):
         return path.removesuffix(".py") + ".md"
     if (ROOT / path).is_dir():
         return f"repository/{path}/index.md"
@@ -187,7 +187,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if path in written or path.startswith("docs/") or not (ROOT / path).exists():
             continue
         written.add(path)
-        if path.startswith("examples/") and path.endswith(".py"):
+        if path in ALWAYS and path.endswith(".py"):
             for file in _notebook(path, config):
                 files.append(file)
             waiting += _targets(path)

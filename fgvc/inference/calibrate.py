@@ -271,7 +271,7 @@ def fit_calibration(
     restored = restore_run(path, accelerator.device, checkpoint=checkpoint, root=root, cache=cache, split=split)
     trainer, module = config.trainer, accelerator.prepare(restored.trained)
     loader = create_loader(restored.inputs(), trainer.workers, accelerator, batch_size=trainer.eval_batch_size)
-    logits, targets = _collect_logits(module, loader, accelerator, split)  # (N, num_classes), (N,)
+    logits, targets = collect_logits(module, loader, accelerator, split)  # (N, num_classes), (N,)
     if not torch.isfinite(logits).all():
         raise RunError(f"{path}: the {checkpoint} weights give logits that are not finite; train the run again")
     if len(targets) < 2:
@@ -338,7 +338,7 @@ def _require_own(file: Path) -> None:
 
 
 @torch.inference_mode()
-def _collect_logits(model: nn.Module, loader: Loader, accelerator: Accelerator, name: str) -> tuple[Tensor, Tensor]:
+def collect_logits(model: nn.Module, loader: Loader, accelerator: Accelerator, name: str) -> tuple[Tensor, Tensor]:
     """Return logits (N, num_classes) float32 and targets (N,) on the CPU, of all processes.
 
     A fit reads all logits some fifty times, so they are kept: 4 bytes each, 400 MB for 10,000 images of 10,000 classes.

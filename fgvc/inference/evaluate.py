@@ -135,7 +135,7 @@ def evaluate_run(
     descriptors: list[Tensor] = []
     if retrieval:  # kept on the way to the logits, so that the images go through the network once
         restored.head.pooling.register_forward_hook(lambda _, __, output: descriptors.append(output.float().cpu()))
-    module, loader = _module_and_loader(restored, transform, own, accelerator)
+    module, loader = module_and_loader(restored, transform, own, accelerator)
     evaluation = evaluate(module, loader, accelerator, "test")
     if not math.isfinite(evaluation.loss):
         raise RunError(f"{path}: the {checkpoint} weights give a loss of {evaluation.loss}; train the run again")
@@ -188,7 +188,7 @@ def _require_free(folder: Path, name: str) -> None:
             require_own(file)
 
 
-def _module_and_loader(
+def module_and_loader(
     restored: Restored, transform: ViewTransform, own: TransformSpec, accelerator: Accelerator
 ) -> tuple[nn.Module, Loader]:
     """Return the module and its batches: cached feature maps if they hold this view, otherwise images."""

@@ -108,7 +108,7 @@ def evaluate(
         if before_batch is not None:
             before_batch()
         logits = model(inputs).float()
-        counted = torch.stack([classes, logits.argmax(dim=1), _rank(logits, classes)], dim=1)  # (B, 3)
+        counted = torch.stack([classes, logits.argmax(dim=1), true_rank(logits, classes)], dim=1)  # (B, 3)
         losses = nn.functional.cross_entropy(logits, classes, reduction="none")
         measured = torch.stack([logits.softmax(dim=1).amax(dim=1), losses], dim=1)  # (B, 2)
         counted, measured = accelerator.gather_for_metrics((counted, measured))
@@ -119,7 +119,7 @@ def evaluate(
     return Evaluation(accuracies(targets, rank), float(losses.double().mean()), targets, predicted, confidence, rank)
 
 
-def _rank(logits: Tensor, targets: Tensor) -> Tensor:
+def true_rank(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the rank of the true class, from 1: (N, K), (N,) -> (N,); of equal logits, the lower index ranks first."""
     own = logits.gather(1, targets[:, None])
     earlier = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]

@@ -6,25 +6,30 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 import yaml
-from command_line import Train, refused, succeeded, trainable
+from command_line import ROOT, Train, refused, succeeded, trainable
 from damage import files_limited_to
 from miniature import write_miniature
+from PIL import Image
 from run_folders import change_summary
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fgvc.inference.calibrate import fit_calibration, keep_calibration
 from fgvc.inference.export import WRITERS, crop_pct, export_run
+from fgvc.inference.predict import load_run
 from fgvc.inference.restore import load_model
 from fgvc.models.files import write_weights
 from fgvc.runs.config import DatasetConfig, HybridConfig, MethodConfig
@@ -409,3 +414,33 @@ def test_a_backbone_that_timm_changes_is_refused(runs: Path, export: Train, monk
     monkeypatch.setattr(timm, "create_model", other)
     refused(export(runs / "seb", "--to", "timm"), "differs from the run's model")
     assert not (runs / "seb" / "exports" / "timm-last").exists()
+
+
+def photographs(folder: Path) -> list[Path]:
+    """A JPEG large enough to be decoded smaller, turned by its EXIF orientation; a PNG with transparent parts."""
+    rng = np.random.default_rng(0)
+    colours = Image.fromarray(rng.integers(0, 256, (9, 13, 4), dtype=np.uint8), "RGBA").resize((643, 421))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    colours.convert("RGB").save(folder / "large.jpg", exif=turned)
+    colours.resize((97, 131)).save(folder / "clear.png")
+    return [folder / "large.jpg", folder / "clear.png"]
+
+
+def test_the_example_serves_the_probabilities_of_the_run_without_torch(runs: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs / "vit", tmp_path / "run"))  # the one of bicubic interpolation
+    calibration = fit_calibration(run, root=str(runs / "moved"))
+    keep_calibration(run, replace(calibration, temperature=1.5, record=calibration.record | {"temperature": 1.5}))
+    export_run(run, to="onnx", output=tmp_path / "out")
+    paths = photographs(tmp_path)
+    code = f"import runpy, sys; runpy.run_path({str(ROOT / 'examples' / 'serve_onnx.py')!r})"
+    code += "; assert not {'torch', 'torchvision', 'fgvc'} & set(sys.modules)"
+    command = [sys.executable, "-c", code, tmp_path / "out" / "model.onnx", *paths]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()
+    assert len(lines) == len(paths)
+    for path, line in zip(paths, lines, strict=True):
+        expected = load_run(run).predict(path)
+        served = json.loads(line)["probabilities"]
+        assert tuple(served) == expected.names and expected.calibrated
+        assert list(served.values()) == pytest.approx(expected.probabilities, abs=1e-4, rel=0)
+        assert max(served.values()) - min(served.values()) > 5e-3  # else a wrong input would not show
