@@ -81,6 +81,7 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "classes": prepared.train.classes,
         "coarse": {level: list(names) for level, names in prepared.train.coarse.items()} or None,
         "train_images": len(prepared.train.paths),
+        "class_sizes": prepared.train.class_sizes,
         "test_images": len(prepared.test.paths),
         "validation_images": 0 if prepared.validation is None else len(prepared.validation.paths),
         "test_classes": len(set(prepared.test.targets)),

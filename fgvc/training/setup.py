@@ -41,7 +41,14 @@ from fgvc.models import (
 from fgvc.models.files import locate_weights
 from fgvc.pooling import CovariancePooling, CrossCovariancePooling, DropCovPooling
 from fgvc.runs.config import RunConfig
-from fgvc.training.batches import ComputedFeatures, Loaders, create_loaders, loader_workers, smallest_batch
+from fgvc.training.batches import (
+    ComputedFeatures,
+    Loaders,
+    create_loaders,
+    loader_workers,
+    sampling_weights,
+    smallest_batch,
+)
 from fgvc.training.learner import head_of
 from fgvc.training.step import untouched
 
@@ -142,6 +149,7 @@ def prepare(
         accumulation=config.trainer.accumulation,
         eval_batch_size=config.trainer.eval_batch_size,
         workers=config.trainer.workers,
+        weights=sampling_weights(config.trainer.sampler, train.targets),
     )
     return Prepared(trained, model.head, loaders, train, test, validation, seconds, digests)
 
@@ -154,6 +162,7 @@ def build_backbone(config: RunConfig) -> Backbone:
         weights=config.backbone.weights,
         last_stride=config.backbone.last_stride,
         maps=config.backbone.maps,
+        grad_checkpointing=config.backbone.grad_checkpointing,
         image_size=config.dataset.transform.size,
         options=config.backbone.options,
     )
@@ -385,6 +394,7 @@ def split_features(
     if not config.cache.enabled:
         return [ComputedFeatures(images, extractor.module, batch_size, extractor.device) for images in splits]
     settings = asdict(replace(config.backbone, pretrained=False, weights=None))  # the digest says which weights
+    del settings["grad_checkpointing"]  # of a trained one only
     return cached_features(
         splits,
         extractor.module,
