@@ -83,6 +83,9 @@ class BackboneConfig:
         last_stride: Stride of a ResNet's last stage: 1 removes it, as covariance networks do; None keeps it.
         grad_checkpointing: Whether the backward pass computes the activations of the backbone once more instead of
             keeping them: less memory, more time. Statistics of batch normalisation are then updated twice a step.
+        lora: Rank of low-rank adapters (LoRA; Hu et al., ICLR 2022) on the linear layers of a transformer's attention.
+            Only they and the head are trained; saved weights are merged, with the names of any run. Needs
+            `pip install 'fgvc[lora]'`. None trains the whole network.
         maps: Number of last layers (stages of a CNN, blocks of a transformer) whose maps are concatenated along the
             channels, for hbp; those with a larger grid are averaged down to that of the last.
         options: Arguments of the timm model, e.g. {zero_init_last: false} or {drop_path_rate: 0.1}.
@@ -95,6 +98,7 @@ class BackboneConfig:
     trainable_stages: int | None = None
     last_stride: int | None = None
     grad_checkpointing: bool = False
+    lora: int | None = None
     maps: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -421,6 +425,7 @@ def check_config(config: RunConfig) -> None:
         "trainer.workers": (trainer.workers, 0),
         "trainer.probe_images": (trainer.probe_images, 0),
         "trainer.mixup": (trainer.mixup, 0),
+        "backbone.lora": (config.backbone.lora, 1),
         "trainer.logit_adjustment": (trainer.logit_adjustment, 0),
         "trainer.cutmix": (trainer.cutmix, 0),
         "optimizer.momentum": (optimizer.momentum, 0),
@@ -476,6 +481,10 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError("trainer.logit_adjustment is for the cross-entropy; with trainer.loss=bce set it to 0")
     if config.backbone.grad_checkpointing and config.backbone.frozen:
         raise ConfigError("backbone.grad_checkpointing=true needs backbone.frozen=false and no trainable_stages")
+    if config.backbone.lora is not None and config.backbone.frozen:
+        raise ConfigError("backbone.lora adapts a trained backbone: set backbone.frozen=false and no trainable_stages")
+    if config.backbone.lora is not None and importlib.util.find_spec("peft") is None:
+        raise ConfigError(f"backbone.lora={config.backbone.lora} needs the library peft: pip install 'fgvc[lora]'")
     if trainer.compile and config.backbone.frozen and config.backbone.trainable_stages is None:
         raise ConfigError("trainer.compile=true compiles a trained backbone; with backbone.frozen=true set it to false")
     if trainer.tracker is not None and importlib.util.find_spec(trainer.tracker) is None:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from fgvc.errors import ConfigError
 from fgvc.models import FineGrainedModel, PoolingHead
+from fgvc.models.lora import merged_weights
 from fgvc.runs.config import TrainerConfig
 
 
@@ -172,19 +173,19 @@ class Learner:
         return [head_of(self.plain), head_of(self.plain_evaluated)]
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the weights of `evaluated` by name, not copied."""
-        return dict(self.plain_evaluated.state_dict())
+        """Return the weights of `evaluated` by name, not copied, those of adapters merged."""
+        return merged_weights(self.plain_evaluated)
 
     def finish(self) -> None:
         """Give the module the weights of `evaluated`."""
-        self.plain.load_state_dict(self.weights())
+        self.plain.load_state_dict(self.plain_evaluated.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue, not copied."""
         scaler = self.accelerator.scaler
         return {
             "model": dict(self.plain.state_dict()),
-            "average": None if self.average is None else self.weights(),
+            "average": None if self.average is None else dict(self.plain_evaluated.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }

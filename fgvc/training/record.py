@@ -53,6 +53,8 @@ def _trained_stages(config: RunConfig) -> str:
     """Return which part of the backbone is trained, in words."""
     if config.backbone.trainable_stages is not None:
         return f"frozen except its last {config.backbone.trainable_stages} stages"
+    if config.backbone.lora is not None:
+        return f"frozen except adapters of rank {config.backbone.lora}"
     return "frozen" if config.backbone.frozen else "trained"
 
 

@@ -39,6 +39,7 @@ from fgvc.models import (
     weights_digest,
 )
 from fgvc.models.files import locate_weights
+from fgvc.models.lora import add_adapters
 from fgvc.pooling import CovariancePooling, CrossCovariancePooling, DropCovPooling
 from fgvc.runs.config import RunConfig
 from fgvc.training.batches import (
@@ -130,6 +131,8 @@ def prepare(
         file = locate_weights(config.initial_weights, "initial_weights")
         digests["initial_weights"] = sha256(file)
     check_digests(digests)
+    if config.backbone.lora is not None:  # after the digest, which is that of the weights it begins with
+        add_adapters(backbone, config.backbone.lora)
     trained = trained_part(config, model.to(device))
     if config.trainer.epochs:
         try_training(config, trained, backbone, len(train), device)
@@ -394,7 +397,7 @@ def split_features(
     if not config.cache.enabled:
         return [ComputedFeatures(images, extractor.module, batch_size, extractor.device) for images in splits]
     settings = asdict(replace(config.backbone, pretrained=False, weights=None))  # the digest says which weights
-    del settings["grad_checkpointing"]  # of a trained one only
+    del settings["grad_checkpointing"], settings["lora"]  # of a trained one only
     return cached_features(
         splits,
         extractor.module,
