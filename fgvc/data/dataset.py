@@ -126,6 +126,12 @@ class ImageDataset(Dataset[tuple[Any, int]]):
         box = None if self.crop is None or self.boxes is None else self.boxes[index]
         return Region(box, self.samples.banner)
 
+    @property
+    def class_sizes(self) -> list[int]:
+        """Number of images of each class index."""
+        sizes: list[int] = np.bincount(self.targets, minlength=len(self.classes)).tolist()
+        return sizes
+
     def relative_paths(self) -> list[str]:
         """Path of every image below `root`, with forward slashes on every system."""
         return [path.relative_to(self.root).as_posix() for path in self.paths]

@@ -172,8 +172,9 @@ def _plan(
     assert isinstance(transform, TransformSpec)
     if not transform.repeats:
         raise ConfigError(
-            f"crop={transform.crop!r} with randaugment={transform.randaugment!r} is random in training and cannot be "
-            "cached: use crop='center' and no randaugment, or compute the maps in every epoch (cache.enabled=false)"
+            f"crop={transform.crop!r} with randaugment={transform.randaugment!r} and erasing={transform.erasing} is "
+            "random in training and cannot be cached: use crop='center' and no randaugment or erasing, or compute the "
+            "maps in every epoch (cache.enabled=false)"
         )
     fixed, views = transform.deterministic(), 2 if transform.mirrors else 1
     conditions = {"transform": repr(fixed), "views": str(views), "dtype": dtype.name}

@@ -86,6 +86,8 @@ class TransformSpec(TransformConfig):
         if self.training and self.randaugment is not None:
             steps = [*steps, _RandAugment(self.randaugment, self.mean, self.interpolation)]
         self._pipeline = v2.Compose(steps)
+        # of normalised pixels, where 0 is the mean colour; one that never erases would draw a number
+        self._erase = v2.RandomErasing(self.erasing) if self.training and self.erasing else v2.Identity()
 
     def _check(self, side: int) -> None:
         for name, choices in (("resize", _RESIZES), ("crop", _CROPS), ("interpolation", _INTERPOLATIONS)):
@@ -104,7 +106,8 @@ class TransformSpec(TransformConfig):
 
     def __call__(self, image: Image.Image) -> Tensor:
         """PIL image (RGB) -> (3, size, size) float32, normalised."""
-        return self.normalized(self._pipeline(to_pixels(image)))
+        erased: Tensor = self._erase(self.normalized(self._pipeline(to_pixels(image))))
+        return erased
 
     def normalized(self, pixels: Tensor) -> Tensor:
         """The last step: pixels (3, H, W) uint8 -> float32 of the backbone's mean and std."""
@@ -125,13 +128,14 @@ class TransformSpec(TransformConfig):
     @property
     def repeats(self) -> bool:
         """Whether an image always gives the same tensor, except for its mirroring."""
-        return not self.training or (self.crop in ("center", "none") and self.randaugment is None)
+        fixed = self.crop in ("center", "none") and self.randaugment is None and not self.erasing
+        return not self.training or fixed
 
     def deterministic(self) -> "TransformSpec":
         """The recipe in testing: center crop, no mirroring, no augmentation."""
         crop = "none" if self.crop == "none" else "center"
         # min_scale has no effect then: equal recipes must have equal cache keys
-        return replace(self, training=False, hflip=False, crop=crop, min_scale=0.08, randaugment=None)
+        return replace(self, training=False, hflip=False, crop=crop, min_scale=0.08, randaugment=None, erasing=0.0)
 
 
 @dataclass(frozen=True)

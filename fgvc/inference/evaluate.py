@@ -28,7 +28,7 @@ from fgvc.io import require_own, to_csv, to_json, write_output
 from fgvc.provenance import source_state, versions
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
-from fgvc.runs.statistics import coarse_accuracy
+from fgvc.runs.statistics import coarse_accuracy, shot_accuracy
 from fgvc.runs.summary import Accuracy, read_run
 from fgvc.training.batches import Loader, create_loader
 from fgvc.training.environment import create_accelerator
@@ -71,11 +71,15 @@ class RunEvaluation:
 
     @property
     def text(self) -> str:
-        """The accuracies: a line for the classes, and one for each coarser level."""
+        """The accuracies: of the classes, by their number of training images, and at each coarser level."""
         accuracy, over = self.accuracy, f"{self.record['test_classes']} of {len(self.classes)} classes"
         lines = [
             f"top-1 {accuracy.top1:.2f} %   top-5 {accuracy.top5:.2f} %   mean of {over} {accuracy.mean_class:.2f} %"
         ]
+        shots = self.record["shots"] or {}
+        if len(shots) > 1:
+            parts = [f"{name} ({part['classes']} classes) {part['top1']:.2f} %" for name, part in shots.items()]
+            lines.append(f"by number of training images: {'   '.join(parts)}")
         for row in self.coarse.to_dict("records"):
             inside = "" if pd.isna(row["inside"]) else f"   {row['inside']:.1f} % of the mistakes stay inside it"
             images = len(self.predictions)
@@ -155,6 +159,8 @@ def evaluate_run(
         "loss": round(evaluation.loss, 6),
         "calibration_error": round(calibration_error(reliability), 4),
         "coarse": {row.pop("level"): row for row in json.loads(coarse.round(4).to_json(orient="records"))},
+        "shots": run.class_sizes
+        and shot_accuracy(evaluation.targets.numpy(), evaluation.predicted.numpy(), run.class_sizes),
         "checkpoint": checkpoint,
         "seconds": round(time.perf_counter() - start, 3),
         "root": restored.config.dataset.root,

@@ -226,6 +226,7 @@ def create_backbone(
     last_stride: int | None = None,
     image_size: int | None = None,
     maps: int = 1,
+    grad_checkpointing: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a backbone by its timm name.
@@ -240,6 +241,7 @@ def create_backbone(
         image_size: side of the square images in pixels; None means the architecture's native size. A CNN also takes
             images of other sizes; a transformer with a fixed size is built for this one.
         maps: number of last layers whose maps are concatenated, see `Backbone`.
+        grad_checkpointing: whether the backward pass computes activations once more instead of keeping them.
         options: further arguments of the timm model, e.g. {"zero_init_last": False}; none that choose its weights.
 
     Raises:
@@ -258,6 +260,11 @@ def create_backbone(
     if last_stride == 1:
         _remove_last_stride(model, name)
     backbone = Backbone(model, name=name, image_size=image_size, maps=maps)
+    if grad_checkpointing:
+        try:
+            backbone.model.set_grad_checkpointing()
+        except (AttributeError, AssertionError) as error:  # timm asserts where an architecture has none
+            raise ConfigError(f"backbone.grad_checkpointing=true: timm has none for {name}; set it to false") from error
     if weights is not None:
         report = load_backbone_weights(backbone.model, weights, layout=layout)
         _log.info("%s: %d tensors of %s, matched by %s", name, report.loaded, Path(report.source).name, report.how)

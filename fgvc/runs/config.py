@@ -29,6 +29,8 @@ class TransformConfig:
         min_scale: Smallest share of an image's area for "random_resized".
         hflip: Whether to mirror training images at random.
         randaugment: RandAugment of training images in timm's notation, e.g. "rand-m9-mstd0.5-inc1"; None for none.
+        erasing: Probability that a random rectangle of a training image is set to the mean colour (random erasing,
+            torchvision's: 2 to 33 % of the area), 0 to 1.
     """
 
     size: int = 224
@@ -38,6 +40,7 @@ class TransformConfig:
     min_scale: float = 0.08
     hflip: bool = True
     randaugment: str | None = None
+    erasing: float = field(default=0.0, repr=False)  # 0 in testing, so not in the keys of cached maps
 
 
 @dataclass
@@ -78,9 +81,14 @@ class BackboneConfig:
             before. Stages are those of timm's `feature_info`. 0 is the same as `frozen`; None trains all, or none if
             `frozen`.
         last_stride: Stride of a ResNet's last stage: 1 removes it, as covariance networks do; None keeps it.
+        grad_checkpointing: Whether the backward pass computes the activations of the backbone once more instead of
+            keeping them: less memory, more time. Statistics of batch normalisation are then updated twice a step.
+        lora: Rank of low-rank adapters (LoRA; Hu et al., ICLR 2022) on the linear layers of a transformer's attention.
+            Only they and the head are trained; saved weights are merged, with the names of any run. Needs
+            `pip install 'fgvc[lora]'`. None trains the whole network.
         maps: Number of last layers (stages of a CNN, blocks of a transformer) whose maps are concatenated along the
             channels, for hbp; those with a larger grid are averaged down to that of the last.
-        options: Arguments of the timm model, e.g. {zero_init_last: false}.
+        options: Arguments of the timm model, e.g. {zero_init_last: false} or {drop_path_rate: 0.1}.
     """
 
     name: str = MISSING
@@ -89,6 +97,8 @@ class BackboneConfig:
     frozen: bool = False
     trainable_stages: int | None = None
     last_stride: int | None = None
+    grad_checkpointing: bool = False
+    lora: int | None = None
     maps: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -160,10 +170,13 @@ class OptimizerConfig:
 
     Attributes:
         name: "sgd" or "adamw".
-        lr: Learning rate.
+        lr: Learning rate: that of the head, and of the backbone and the classifier but for their factors.
         momentum: Momentum; for "sgd" only.
         weight_decay: Weight decay.
         classifier_factor: Factor on the learning rate of the classifier.
+        backbone_factor: Factor on the learning rate of the backbone.
+        layer_decay: Factor on the learning rate of the backbone from each layer, as timm counts them, to the one before
+            it; the last layer has it once. 1 gives all layers one rate; for transformers 0.65 to 0.85 are common.
         reduction_gradient: Change of the gradient of the 1x1 convolution in front of the pooling, for covariances with
             a smaller condition number: "nog" (nearest orthogonal gradient), "olr" (a step of optimal length) or None.
     """
@@ -173,6 +186,8 @@ class OptimizerConfig:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     classifier_factor: float = 1.0
+    backbone_factor: float = 1.0
+    layer_decay: float = 1.0
     reduction_gradient: str | None = None
 
 
@@ -208,7 +223,13 @@ class TrainerConfig:
         eval_batch_size: Number of images per batch and process in evaluation and feature extraction.
         workers: Number of image-loading processes per training process; None means its share of the machine's cores, at
             most 8.
-        label_smoothing: Label smoothing of the cross-entropy, 0 to 1.
+        sampler: Draw of the training images: "shuffle" takes each once an epoch. "class_balanced" draws as many with
+            replacement, each from a class that is drawn first, all classes being equally likely.
+        loss: Training loss: "cross_entropy", or "bce", timm's binary cross-entropy of each class against all others,
+            the mean over the classes, so its gradient is smaller.
+        label_smoothing: Label smoothing of the loss, 0 to 1.
+        logit_adjustment: Factor tau of logit adjustment (Menon et al., ICLR 2021): in the training loss, tau times the
+            logarithm of its share of the training images is added to the logit of each class. 0 for none.
         clip_norm: Largest norm of the gradient; None means no clipping.
         mixup: Alpha of mixup, 0 for none; it mixes the inputs of a step: images or cached feature maps.
         cutmix: Alpha of CutMix, 0 for none; with both, each step draws one of them.
@@ -226,6 +247,8 @@ class TrainerConfig:
             or "ignore" it.
         divergence_factor: Ratio to the lowest loss so far above which the loss counts as grown.
         divergence_window: Number of steps for which it must stay grown.
+        compile: Whether the trained backbone is compiled (`torch.compile`, which needs a C++ compiler on a CPU): the
+            first steps take longer, the others less time.
         precision: Autocast: "no", "bf16" or "fp16" (not on a CPU). The spectral layers use `method.spectral_dtype`.
         on_bad_image: Reaction to an unreadable training image: "refuse" to train, or "skip" it.
         tracker: Tracker of metrics: "tensorboard", "wandb", "mlflow" or None.
@@ -243,7 +266,10 @@ class TrainerConfig:
     accumulation: int = 1
     eval_batch_size: int = 50
     workers: int | None = None
+    sampler: str = "shuffle"
+    loss: str = "cross_entropy"
     label_smoothing: float = 0.0
+    logit_adjustment: float = 0.0
     clip_norm: float | None = 5.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -256,6 +282,7 @@ class TrainerConfig:
     on_divergence: str = "stop"
     divergence_factor: float = 5.0
     divergence_window: int = 50
+    compile: bool = False
     precision: str = "no"
     on_bad_image: str = "refuse"
     tracker: str | None = None
@@ -398,6 +425,8 @@ def check_config(config: RunConfig) -> None:
         "trainer.workers": (trainer.workers, 0),
         "trainer.probe_images": (trainer.probe_images, 0),
         "trainer.mixup": (trainer.mixup, 0),
+        "backbone.lora": (config.backbone.lora, 1),
+        "trainer.logit_adjustment": (trainer.logit_adjustment, 0),
         "trainer.cutmix": (trainer.cutmix, 0),
         "optimizer.momentum": (optimizer.momentum, 0),
         "optimizer.weight_decay": (optimizer.weight_decay, 0),
@@ -415,15 +444,22 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(f"trainer.divergence_factor must be above 1, got {trainer.divergence_factor}")
     if trainer.clip_norm is not None and not trainer.clip_norm > 0:
         raise ConfigError(f"trainer.clip_norm must be positive, or null for no clipping, got {trainer.clip_norm}")
+    if not 0 < optimizer.layer_decay <= 1:
+        raise ConfigError(f"optimizer.layer_decay must be above 0 and at most 1, got {optimizer.layer_decay}")
     if config.cache.max_gb is not None and not config.cache.max_gb > 0:
         raise ConfigError(f"cache.max_gb must be positive, or null for no limit, got {config.cache.max_gb}")
     if trainer.ema_decay is not None and not 0 < trainer.ema_decay < 1:
         raise ConfigError(f"trainer.ema_decay must be between 0 and 1, or null for none, got {trainer.ema_decay}")
     check_mixing(config)
-    if not 0 <= trainer.label_smoothing <= 1:
-        raise ConfigError(f"trainer.label_smoothing must be from 0 to 1, got {trainer.label_smoothing}")
+    shares = {"trainer.label_smoothing": trainer.label_smoothing}
+    shares["dataset.transform.erasing"] = config.dataset.transform.erasing
+    for key, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ConfigError(f"{key} must be from 0 to 1, got {share}")
     choices = {
         "schedule.name": (schedule.name, ("constant", "step", "cosine")),
+        "trainer.sampler": (trainer.sampler, ("shuffle", "class_balanced")),
+        "trainer.loss": (trainer.loss, ("cross_entropy", "bce")),
         "trainer.precision": (trainer.precision, ("no", "bf16", "fp16")),
         "trainer.on_non_finite": (trainer.on_non_finite, ("stop", "skip")),
         "trainer.on_divergence": (trainer.on_divergence, ("stop", "warn", "ignore")),
@@ -441,6 +477,16 @@ def check_config(config: RunConfig) -> None:
             "method.class_token=true needs backbone.frozen=false and backbone.trainable_stages=null: the feature maps "
             "of frozen stages hold no class token"
         )
+    if trainer.loss == "bce" and trainer.logit_adjustment:
+        raise ConfigError("trainer.logit_adjustment is for the cross-entropy; with trainer.loss=bce set it to 0")
+    if config.backbone.grad_checkpointing and config.backbone.frozen:
+        raise ConfigError("backbone.grad_checkpointing=true needs backbone.frozen=false and no trainable_stages")
+    if config.backbone.lora is not None and config.backbone.frozen:
+        raise ConfigError("backbone.lora adapts a trained backbone: set backbone.frozen=false and no trainable_stages")
+    if config.backbone.lora is not None and importlib.util.find_spec("peft") is None:
+        raise ConfigError(f"backbone.lora={config.backbone.lora} needs the library peft: pip install 'fgvc[lora]'")
+    if trainer.compile and config.backbone.frozen and config.backbone.trainable_stages is None:
+        raise ConfigError("trainer.compile=true compiles a trained backbone; with backbone.frozen=true set it to false")
     if trainer.tracker is not None and importlib.util.find_spec(trainer.tracker) is None:
         raise ConfigError(f"trainer.tracker={trainer.tracker} needs a package: pip install {trainer.tracker}")
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", trainer.device):

@@ -182,7 +182,8 @@ class RunFolder:
         assert isinstance(config, RunConfig)
         try:
             # reading needs no package of the training
-            check_config(replace(config, trainer=replace(config.trainer, tracker=None)))
+            backbone, trainer = replace(config.backbone, lora=None), replace(config.trainer, tracker=None)
+            check_config(replace(config, backbone=backbone, trainer=trainer))
             if config.hybrid.method is not None:
                 check_switch(config)
         except ConfigError as error:

@@ -1,6 +1,6 @@
 """Comparison of two methods on the same images: exact tests, intervals, and a table over the runs of a setting.
 
-Also the accuracy of one method at coarser labels.
+Also the accuracy of one method at coarser labels, and by the number of training images of the classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -188,6 +188,40 @@ def coarse_accuracy(predictions: pd.DataFrame, coarse: Mapping[str, Sequence[str
         groups = len({name for name in names if name})
         rows.append((level, groups, int(known.sum()), float(100 * right.mean()), int(wrong.sum()), inside))
     return pd.DataFrame(rows, columns=COARSE_COLUMNS)
+
+
+def shot_accuracy(
+    target: NDArray[np.integer], predicted: NDArray[np.integer], class_sizes: Sequence[int]
+) -> dict[str, dict[str, float]]:
+    """Return the top-1 of the classes with many (above 100), medium (20 to 100) and few (below 20) training images.
+
+    Liu et al., "Large-scale long-tailed recognition in an open world", CVPR 2019. As in their code each class counts
+    the same, however many test images it has; classes without any are left out.
+
+    Args:
+        target, predicted: (N,) class indices of the test images.
+        class_sizes: number of training images of each class index.
+
+    Returns:
+        For "many", "medium" and "few", where there are such classes: their number, "classes", and "top1", the mean of
+        their accuracies in per cent.
+
+    Raises:
+        RunError: a class has no entry in `class_sizes`.
+    """
+    if len(class_sizes) <= target.max(initial=-1):
+        raise RunError(
+            f"{len(class_sizes)} numbers of training images (class_sizes in summary.json) for {1 + target.max()} "
+            "classes; give predictions and sizes of the same run"
+        )
+    by_class = pd.Series(100.0 * (target == predicted)).groupby(target).mean()
+    shots = pd.cut(np.asarray(class_sizes)[by_class.index], [-1, 19, 100, np.inf], labels=["few", "medium", "many"])
+    groups = {name: by_class[shots == name] for name in ("many", "medium", "few")}
+    return {
+        name: {"classes": len(found), "top1": round(float(found.mean()), 4)}
+        for name, found in groups.items()
+        if len(found)
+    }
 
 
 COLUMNS = (

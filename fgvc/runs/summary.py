@@ -57,7 +57,7 @@ class Run:
     "train_list", "test_list" by names, classes and sizes, "train_content", "test_content" by bytes too; earlier
     versions lack some. `initial_weights_digest` is that of the file. `rerun_of` is the folder of the run that `fgvc
     rerun` repeated. `coarse` has the coarser label of each class by the name of its level, e.g. "family"; "" where it
-    is unknown.
+    is unknown. `class_sizes` is the number of training images of each class.
     """
 
     path: Path
@@ -96,6 +96,7 @@ class Run:
     images: dict[str, str] = field(default_factory=dict)
     initial_weights_digest: str | None = None
     coarse: dict[str, list[str]] | None = None
+    class_sizes: list[int] | None = None
 
     @property
     def finished(self) -> bool:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ _log = logging.getLogger(__name__)
 class StepBatches(Sampler[list[int]]):
     """Yields the micro-batches of one process: indices of range(n), shuffled in each epoch and cut into steps.
 
+    With `weights` an epoch draws n images with replacement. To get other random augmentation, the image i drawn at
+    position p is then index i + p n: `SeededSamples` takes it for image i, with random numbers of its own.
+
     A step has `batch_size` images, fewer at the end of an epoch. They are split evenly among `accumulation` x
     `processes` micro-batches. In the last step some of these may be empty. A loader cannot load an empty batch, so it
     loads one image instead, and the loop drops it.
@@ -38,10 +42,19 @@ class StepBatches(Sampler[list[int]]):
         accumulation: number of micro-batches per process and step.
         process: rank of this process.
         processes: number of processes.
+        weights: (n,) relative frequency of each image in an epoch, see `sampling_weights`; None takes each once.
     """
 
     def __init__(
-        self, n: int, batch_size: int, seed: int, *, accumulation: int = 1, process: int = 0, processes: int = 1
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        *,
+        accumulation: int = 1,
+        process: int = 0,
+        processes: int = 1,
+        weights: Tensor | None = None,
     ) -> None:
         self.n = n
         self.batch_size = batch_size
@@ -50,12 +63,18 @@ class StepBatches(Sampler[list[int]]):
         self._seed = seed
         self._process = process
         self._processes = processes
+        self._weights = weights
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int, first_step: int = 0) -> None:
-        """Shuffle for an epoch and start at `first_step`; earlier steps are done already."""
+        """Draw the order of an epoch and start at `first_step`; earlier steps are done already."""
         generator = torch.Generator().manual_seed(derived_seed(self._seed, "shuffle", epoch))
-        self._order: list[int] = torch.randperm(self.n, generator=generator).tolist()
+        if self._weights is None:
+            order = torch.randperm(self.n, generator=generator)
+        else:
+            drawn = torch.multinomial(self._weights, self.n, replacement=True, generator=generator)
+            order = drawn + self.n * torch.arange(self.n)
+        self._order: list[int] = order.tolist()
         self._first_step = first_step
 
     def __len__(self) -> int:
@@ -64,17 +83,26 @@ class StepBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self._first_step, self.steps):
             for micro_batch in range(self.accumulation):
-                yield self.indices(step, micro_batch) or [self._order[step * self.batch_size]]
+                yield self._draws(step, micro_batch) or [self._order[step * self.batch_size]]
 
     def indices(self, step: int, micro_batch: int) -> list[int]:
         """Return the images of one micro-batch of this process, may be empty; `step` and `micro_batch` count from 0."""
-        images = self._order[step * self.batch_size : (step + 1) * self.batch_size]
+        return [draw % self.n for draw in self._draws(step, micro_batch)]
+
+    def _draws(self, step: int, micro_batch: int) -> list[int]:
+        draws = self._order[step * self.batch_size : (step + 1) * self.batch_size]
         part, parts = micro_batch * self._processes + self._process, self.accumulation * self._processes
-        return images[len(images) * part // parts : len(images) * (part + 1) // parts]
+        return draws[len(draws) * part // parts : len(draws) * (part + 1) // parts]
 
     def step_size(self, step: int) -> int:
         """Return the number of images in a step, over all processes."""
         return min(self.batch_size, self.n - step * self.batch_size)
+
+
+def sampling_weights(sampler: str, targets: Sequence[int]) -> Tensor | None:
+    """Return `weights` of `StepBatches` for a `trainer.sampler`: 1 / number of images of the class, (n,) float64."""
+    classes = torch.tensor(targets)
+    return None if sampler == "shuffle" else 1 / classes.bincount().double()[classes]
 
 
 class DeviceLoader:
@@ -197,6 +225,7 @@ def create_loaders(
     accumulation: int,
     eval_batch_size: int,
     workers: int | None,
+    weights: Tensor | None = None,
 ) -> Loaders:
     """Create the loaders of all splits (images or feature maps) for this process."""
     batches = StepBatches(
@@ -206,6 +235,7 @@ def create_loaders(
         accumulation=accumulation,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
+        weights=weights,
     )
     samples = SeededSamples(train) if isinstance(train, ImageDataset) else train
     return Loaders(
@@ -242,6 +272,10 @@ def loader_workers(workers: int | None) -> int:
     return min(max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), 8)
 
 
+def _read_maps(maps: FeatureSet, indices: list[int]) -> tuple[Tensor, Tensor]:
+    return maps.batch([index % len(maps) for index in indices])
+
+
 def create_loader(
     samples: Any,
     workers: int | None,
@@ -256,8 +290,9 @@ def create_loader(
     """
     cached = isinstance(samples, FeatureSet)
     read: Any = samples.images if isinstance(samples, ComputedFeatures) else samples
-    if cached:
-        read = range(len(samples))  # a whole batch is read at once
+    join: Callable[[list[Any]], Any] = collate
+    if cached:  # a whole batch is read at once, by the indices of `StepBatches`
+        read, join = range(len(samples) ** (1 if batch_sampler is None else 2)), partial(_read_maps, samples)
     # reading cached features is faster than sending them from a worker process
     number = 0 if cached else loader_workers(workers)
     loader = DataLoader(
@@ -266,7 +301,7 @@ def create_loader(
         batch_sampler=batch_sampler,
         num_workers=number,
         persistent_workers=number > 0,
-        collate_fn=samples.batch if cached else collate,
+        collate_fn=join,
         pin_memory=accelerator.device.type == "cuda",
         worker_init_fn=leave_signals_to_the_main_process,
         generator=torch.Generator(),  # its own, so a loader draws none of the run's random numbers

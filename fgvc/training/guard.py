@@ -36,8 +36,8 @@ class LossWatch:
     """Watches the loss of each step and reports divergence.
 
     The smoothed loss is the median of the last `window` losses, fewer at first. The loss diverges if the smoothed loss
-    stays above two limits for `window` steps in a row: `factor` times its lowest value so far and 0.9 log(num_classes),
-    which is about the loss of guessing. This ignores a few bad batches, a warm-up, a restart of the learning rate and a
+    stays above two limits for `window` steps in a row: `factor` times its lowest value so far and 0.9 times
+    `guessing`, the loss of guessing. This ignores a few bad batches, a warm-up, a restart of the learning rate and a
     run that never learns. It reports a network that learned and then collapses to guessing.
 
     The defaults were measured with heads on frozen features of 80 classes. Heads that learn in the end (AdamW or SGD,
@@ -45,10 +45,10 @@ class LossWatch:
     10000 times that rate) reach 1e10 times within 70 steps.
     """
 
-    def __init__(self, *, num_classes: int, factor: float = 5.0, window: int = 50) -> None:
+    def __init__(self, *, guessing: float, factor: float = 5.0, window: int = 50) -> None:
         self.factor, self.window = factor, window
-        # collapsed networks stay near log(num_classes), or below it if the classes have unequal sizes
-        self._guessing = 0.9 * math.log(num_classes)
+        # collapsed networks stay near the loss of guessing, or below it if the classes have unequal sizes
+        self._guessing = 0.9 * guessing
         self._recent: deque[float] = deque(maxlen=window)
         self._lowest = math.inf
         self._above = 0
@@ -93,7 +93,7 @@ class Guard:
 
     def __init__(self, settings: TrainerConfig, learner: Learner, loaders: Loaders, folder: RunFolder) -> None:
         self.watch = LossWatch(
-            num_classes=learner.objective.num_classes,
+            guessing=learner.objective.guessing,
             factor=settings.divergence_factor,
             window=settings.divergence_window,
         )

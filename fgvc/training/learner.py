@@ -1,10 +1,14 @@
 """The learner: a module with its loss, its optimiser and the moving average of its weights, over all processes."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from timm.data.mixup import Mixup, mixup_target
 from timm.layers.norm_act import convert_sync_batchnorm
+from timm.loss.binary_cross_entropy import BinaryCrossEntropy
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,36 +16,55 @@ from torch.optim import Optimizer
 
 from fgvc.errors import ConfigError
 from fgvc.models import FineGrainedModel, PoolingHead
+from fgvc.models.lora import merged_weights
 from fgvc.runs.config import TrainerConfig
 
 
 class Objective:
-    """The loss: cross-entropy with smoothed labels, of unmixed inputs or of inputs mixed in pairs.
+    """The loss: (binary) cross-entropy with smoothed labels, of unmixed inputs or of inputs mixed in pairs.
 
     Mixup [Zhang, Cisse, Dauphin, Lopez-Paz, 2018] and CutMix [Yun et al., 2019] are timm's. They draw one mixture per
     step from NumPy's generator and mix each input with the one at the mirrored position in the batch.
 
-    `fgvc.training.guard.LossWatch` takes log(num_classes) for the loss of guessing: change it with the loss.
+    Attributes:
+        guessing: Loss of probability 1 / num_classes for each class.
 
     Args:
         num_classes: width of the logits.
+        loss: "cross_entropy", or "bce", the mean over the classes of the binary cross-entropies, timm's.
         label_smoothing: share of the probability spread over all classes, 0 to 1.
         mixup: alpha of mixup, 0 for none.
         cutmix: alpha of CutMix, 0 for none.
+        adjustment: (num_classes,) float32 on the logits' device, added to the logits, see `logit_adjustment`; None
+            adds nothing.
     """
 
     def __init__(
-        self, num_classes: int, *, label_smoothing: float = 0.0, mixup: float = 0.0, cutmix: float = 0.0
+        self,
+        num_classes: int,
+        *,
+        loss: str = "cross_entropy",
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        adjustment: Tensor | None = None,
     ) -> None:
         self.num_classes = num_classes
+        self._adjustment = adjustment
         self._smoothing = label_smoothing
         self._mixup: Mixup | None = None
         if mixup or cutmix:
             self._mixup = Mixup(mixup, cutmix, label_smoothing=label_smoothing, num_classes=num_classes)
         # Mixup smooths the targets it mixes; do not smooth twice
-        self._cross_entropy = nn.CrossEntropyLoss(
-            label_smoothing=0.0 if self._mixup else label_smoothing, reduction="sum"
-        )
+        smoothing = 0.0 if self._mixup else label_smoothing
+        share = 1 / num_classes
+        self._loss: nn.Module
+        if loss == "bce":
+            self._loss, self._scale = BinaryCrossEntropy(smoothing, reduction="sum"), share
+            self.guessing = -share * math.log(share) - (1 - share) * math.log1p(-share)
+        else:
+            self._loss, self._scale = nn.CrossEntropyLoss(label_smoothing=smoothing, reduction="sum"), 1.0
+            self.guessing = -math.log(share)
 
     def mix(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mix inputs (B, C, H, W) in place; return them and their targets: (B,) classes, or (B, num_classes) shares.
@@ -57,7 +80,10 @@ class Objective:
 
     def total(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the float32 loss of logits (B, num_classes) and targets from `mix`, summed over B."""
-        value: Tensor = self._cross_entropy(logits.float(), targets)
+        logits = logits.float()
+        if self._adjustment is not None:
+            logits = logits + self._adjustment
+        value: Tensor = self._scale * self._loss(logits, targets)
         return value
 
     def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -65,10 +91,32 @@ class Objective:
         return self.total(logits, targets) / len(logits)
 
 
-def create_objective(settings: TrainerConfig, num_classes: int) -> Objective:
-    """Return the loss that a run's settings ask for."""
+def logit_adjustment(class_sizes: Sequence[int], tau: float) -> Tensor:
+    """Return tau log(share of the training images) of each class, (num_classes,) float32.
+
+    Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, eq. 10: the softmax cross-entropy of the
+    adjusted logits is consistent for the balanced error at tau = 1. A class without images counts as having one.
+    """
+    sizes = torch.tensor(class_sizes, dtype=torch.float64).clamp(min=1)
+    return (tau * (sizes / sizes.sum()).log()).float()
+
+
+def create_objective(settings: TrainerConfig, class_sizes: Sequence[int], device: torch.device) -> Objective:
+    """Return the loss that a run's settings ask for.
+
+    Args:
+        settings: settings of the run.
+        class_sizes: number of training images of each class.
+        device: device of the logits.
+    """
+    tau = settings.logit_adjustment
     return Objective(
-        num_classes, label_smoothing=settings.label_smoothing, mixup=settings.mixup, cutmix=settings.cutmix
+        len(class_sizes),
+        loss=settings.loss,
+        label_smoothing=settings.label_smoothing,
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
+        adjustment=logit_adjustment(class_sizes, tau).to(device) if tau else None,
     )
 
 
@@ -125,19 +173,19 @@ class Learner:
         return [head_of(self.plain), head_of(self.plain_evaluated)]
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the weights of `evaluated` by name, not copied."""
-        return dict(self.plain_evaluated.state_dict())
+        """Return the weights of `evaluated` by name, not copied, those of adapters merged."""
+        return merged_weights(self.plain_evaluated)
 
     def finish(self) -> None:
         """Give the module the weights of `evaluated`."""
-        self.plain.load_state_dict(self.weights())
+        self.plain.load_state_dict(self.plain_evaluated.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue, not copied."""
         scaler = self.accelerator.scaler
         return {
             "model": dict(self.plain.state_dict()),
-            "average": None if self.average is None else self.weights(),
+            "average": None if self.average is None else dict(self.plain_evaluated.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }

@@ -3,29 +3,32 @@
 import math
 
 import torch
+from timm.optim._param_groups import param_groups_layer_decay
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from fgvc.errors import ConfigError
+from fgvc.models import FineGrainedModel
 from fgvc.runs.config import OptimizerConfig, ScheduleConfig
 
 
 def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
-    """Create SGD with momentum or AdamW for the trainable parameters, with a separate group for the classifier.
+    """Create SGD with momentum or AdamW for the trainable parameters, with a group for each learning rate.
 
-    A parameter belongs to a classifier if its name has the component `classifier` or `token_classifier`. With
+    A parameter belongs to a classifier if its name has the component `classifier` or `token_classifier`. A backbone
+    with a rate of its own is one group, or with `layer_decay` one for each of its layers [Bao, Dong, Piao, Wei, BEiT,
+    ICLR 2022]: timm's, as in its models the last one has `layer_decay` times the rate of the head. With
     `reduction_gradient` "olr", the last group is the convolution of the reduction. Each group keeps its undecayed rate
     as `base_lr` for `set_learning_rate`.
 
     Raises:
-        ConfigError: unknown optimiser, a rate that is not positive, no trainable parameter, or a `reduction_gradient`
-            without a reduction.
+        ConfigError: unknown optimiser, a rate that is not positive, no trainable parameter, a `reduction_gradient`
+            without a reduction, or a `layer_decay` without layers.
     """
-    if config.lr <= 0 or config.classifier_factor <= 0:
-        raise ConfigError(
-            f"optimizer.lr and optimizer.classifier_factor must be positive, got {config.lr} and "
-            f"{config.classifier_factor}"
-        )
+    rates = {"lr": config.lr, "classifier_factor": config.classifier_factor, "backbone_factor": config.backbone_factor}
+    for key, value in rates.items():
+        if value <= 0:
+            raise ConfigError(f"optimizer.{key} must be positive, got {value}")
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not named:
         raise ConfigError("the model has no trainable parameter")
@@ -39,19 +42,43 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     def part(name: str) -> str:
         if {"classifier", "token_classifier"} & set(name.split(".")):
             return "classifier"
+        if name.startswith("backbone.") and (config.backbone_factor, config.layer_decay) != (1, 1):
+            return "backbone"
         return "reduction" if config.reduction_gradient == "olr" and name in reduction else "other"
 
-    groups = []
-    for which, factor in (("other", 1.0), ("classifier", config.classifier_factor), ("reduction", 1.0)):
-        parameters = [p for name, p in named if part(name) == which]
-        if parameters:
-            rate = config.lr * factor
-            groups.append({"params": parameters, "lr": rate, "base_lr": rate})
+    parts: dict[str, list[nn.Parameter]] = {"other": [], "backbone": [], "classifier": [], "reduction": []}
+    for name, parameter in named:
+        parts[part(name)].append(parameter)
+    layers = [(parts["backbone"], 1.0)] if config.layer_decay == 1 else _layers(model, config.layer_decay)
+    scaled = [
+        (parts["other"], 1.0),
+        (parts["classifier"], config.classifier_factor),
+        *((parameters, config.backbone_factor * factor) for parameters, factor in layers),
+        (parts["reduction"], 1.0),
+    ]
+    groups = [
+        {"params": parameters, "lr": config.lr * factor, "base_lr": config.lr * factor}
+        for parameters, factor in scaled
+        if parameters
+    ]
     if config.name == "sgd":
         return SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
     if config.name == "adamw":
         return AdamW(groups, weight_decay=config.weight_decay)
     raise ConfigError(f"unknown optimizer.name {config.name!r}; choose one of sgd, adamw")
+
+
+def _layers(model: nn.Module, layer_decay: float) -> list[tuple[list[nn.Parameter], float]]:
+    """Return the trainable parameters of each layer of a backbone, and its factor: `layer_decay` for the last layer."""
+    layers = model.backbone.model if isinstance(model, FineGrainedModel) else model
+    if not hasattr(layers, "group_matcher"):
+        raise ConfigError(
+            f"optimizer.layer_decay={layer_decay} needs a backbone that is trained and whose layers timm orders (most "
+            "have a group_matcher); set it to 1, or train the backbone (backbone.frozen, backbone.trainable_stages)"
+        )
+    # all parameters have the optimiser's weight decay, as without layer_decay
+    groups = param_groups_layer_decay(layers, weight_decay=0.0, weight_decay_exclude_1d=False, layer_decay=layer_decay)
+    return [(group["params"], layer_decay * group["lr_scale"]) for group in groups]  # timm counts no head here
 
 
 def schedule_factor(config: ScheduleConfig, epoch: float, epochs: int) -> float:

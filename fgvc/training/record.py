@@ -53,6 +53,8 @@ def _trained_stages(config: RunConfig) -> str:
     """Return which part of the backbone is trained, in words."""
     if config.backbone.trainable_stages is not None:
         return f"frozen except its last {config.backbone.trainable_stages} stages"
+    if config.backbone.lora is not None:
+        return f"frozen except adapters of rank {config.backbone.lora}"
     return "frozen" if config.backbone.frozen else "trained"
 
 
@@ -81,6 +83,7 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "classes": prepared.train.classes,
         "coarse": {level: list(names) for level, names in prepared.train.coarse.items()} or None,
         "train_images": len(prepared.train.paths),
+        "class_sizes": prepared.train.class_sizes,
         "test_images": len(prepared.test.paths),
         "validation_images": 0 if prepared.validation is None else len(prepared.validation.paths),
         "test_classes": len(set(prepared.test.targets)),

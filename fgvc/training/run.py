@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from fgvc.errors import Interrupted, OutOfMemoryError, RunError, UserError, WeightsError
 from fgvc.io import expanded, sha256, to_csv, write_text_atomic
-from fgvc.models import weights_digest
+from fgvc.models import FineGrainedModel, weights_digest
 from fgvc.models.files import locate_weights
 from fgvc.pooling import pooling_label
 from fgvc.provenance import (
@@ -25,6 +25,7 @@ from fgvc.provenance import (
 )
 from fgvc.runs.config import HybridConfig, RunConfig, check_config, check_steps, flatten
 from fgvc.runs.folder import RunFolder, fixed_settings
+from fgvc.runs.statistics import shot_accuracy
 from fgvc.training.environment import create_accelerator
 from fgvc.training.evaluation import Evaluation
 from fgvc.training.guard import Guard
@@ -109,6 +110,9 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
                     _write_results(folder, prepared, evaluation, accelerator.device)
                 final = {**vars(evaluation.accuracy), "epoch": trainer.log.progress.epoch}
                 summary |= {"status": "finished", "reason": None, "final": final, "epochs": trainer.log.progress.epoch}
+                summary["shots"] = shot_accuracy(
+                    evaluation.targets.numpy(), evaluation.predicted.numpy(), prepared.train.class_sizes
+                )
             if main:
                 states.keep_newest()
         if interruption.requested is not None:  # also ends a sweep
@@ -281,7 +285,10 @@ def create_trainer(
     if accelerator.num_processes > 1:
         module = synchronise_batch_norm(module, accelerator)
     optimizer = create_optimizer(module, config.optimizer)
-    objective = create_objective(settings, len(prepared.train.classes))
+    objective = create_objective(settings, prepared.train.class_sizes, accelerator.device)
+    if settings.compile:
+        assert isinstance(module, FineGrainedModel)
+        module.backbone.compile()  # in place: names of weights stay
     learner = Learner(module, optimizer, objective, accelerator, ema_decay=settings.ema_decay)
     stages = None
     if config.hybrid.method is not None:

@@ -42,7 +42,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class SeededSamples(Dataset[tuple[Any, int]]):
-    """Images with random augmentation from a separate seed for each image and epoch.
+    """Images with random augmentation from a separate seed for each index and epoch.
+
+    An index from n to n^2 - 1 is another draw of image index % n, see `StepBatches`.
 
     Args:
         images: dataset with a transform that uses the generators of Python, NumPy and torch.
@@ -66,8 +68,10 @@ class SeededSamples(Dataset[tuple[Any, int]]):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
+        if not 0 <= index < len(self) ** 2:
+            raise IndexError(index)
         with seeded(derived_seed(int(self._seed), index)):
-            return self.images[index]
+            return self.images[index % len(self.images)]
 
 
 def generator_states() -> dict[str, Any]:

@@ -39,9 +39,17 @@ from fgvc.models import (
     weights_digest,
 )
 from fgvc.models.files import locate_weights
+from fgvc.models.lora import add_adapters
 from fgvc.pooling import CovariancePooling, CrossCovariancePooling, DropCovPooling
 from fgvc.runs.config import RunConfig
-from fgvc.training.batches import ComputedFeatures, Loaders, create_loaders, loader_workers, smallest_batch
+from fgvc.training.batches import (
+    ComputedFeatures,
+    Loaders,
+    create_loaders,
+    loader_workers,
+    sampling_weights,
+    smallest_batch,
+)
 from fgvc.training.learner import head_of
 from fgvc.training.step import untouched
 
@@ -123,6 +131,8 @@ def prepare(
         file = locate_weights(config.initial_weights, "initial_weights")
         digests["initial_weights"] = sha256(file)
     check_digests(digests)
+    if config.backbone.lora is not None:  # after the digest, which is that of the weights it begins with
+        add_adapters(backbone, config.backbone.lora)
     trained = trained_part(config, model.to(device))
     if config.trainer.epochs:
         try_training(config, trained, backbone, len(train), device)
@@ -142,6 +152,7 @@ def prepare(
         accumulation=config.trainer.accumulation,
         eval_batch_size=config.trainer.eval_batch_size,
         workers=config.trainer.workers,
+        weights=sampling_weights(config.trainer.sampler, train.targets),
     )
     return Prepared(trained, model.head, loaders, train, test, validation, seconds, digests)
 
@@ -154,6 +165,7 @@ def build_backbone(config: RunConfig) -> Backbone:
         weights=config.backbone.weights,
         last_stride=config.backbone.last_stride,
         maps=config.backbone.maps,
+        grad_checkpointing=config.backbone.grad_checkpointing,
         image_size=config.dataset.transform.size,
         options=config.backbone.options,
     )
@@ -385,6 +397,7 @@ def split_features(
     if not config.cache.enabled:
         return [ComputedFeatures(images, extractor.module, batch_size, extractor.device) for images in splits]
     settings = asdict(replace(config.backbone, pretrained=False, weights=None))  # the digest says which weights
+    del settings["grad_checkpointing"], settings["lora"]  # of a trained one only
     return cached_features(
         splits,
         extractor.module,

@@ -75,6 +75,7 @@ def test_command_line_writes_what_it_says(runs: Path) -> None:
     assert matrix["true"].tolist() == classes and np.trace(matrix[classes].to_numpy()) == right.sum()
     per_class = read_csv(runs / "out" / f"per_class-{name}.csv", ("class", "recall", "recall_lower", "f1"))
     assert per_class["recall"].mean() == pytest.approx(record["mean_class"], abs=1e-3)
+    assert list(record["shots"]) == ["few"] and "training images" not in done.stdout  # one kind of class
     assert {file: file.read_bytes() for file in (runs / "tuned").rglob("*") if file.is_file()} == before
 
 

@@ -69,7 +69,7 @@ def test_one_image_at_a_time_cannot_be_halved_and_other_errors_are_left_alone() 
 
 
 def watched_losses(losses: Iterable[float], **options: Any) -> list[tuple[int, str]]:
-    watch = LossWatch(num_classes=80, **options)
+    watch = LossWatch(guessing=math.log(80), **options)
     return [(step, said) for step, loss in enumerate(losses) if (said := watch.update(loss)) is not None]
 
 
@@ -103,12 +103,12 @@ def test_a_watch_continues_where_its_state_ends() -> None:
     rng = np.random.default_rng(0)
     losses = [*rng.uniform(0.1, 0.3, 60).tolist(), *rng.uniform(10, 90, 60).tolist()]
     for cut in (3, 55, 75, 90):
-        first, second = LossWatch(num_classes=4, window=20), LossWatch(num_classes=4, window=20)
+        first, second = LossWatch(guessing=math.log(4), window=20), LossWatch(guessing=math.log(4), window=20)
         said = [first.update(loss) for loss in losses[:cut]]
         state = json.loads(json.dumps(first.state_dict()))
         second.load_state_dict(state)
         said += [second.update(loss) for loss in losses[cut:]]
-        whole = LossWatch(num_classes=4, window=20)
+        whole = LossWatch(guessing=math.log(4), window=20)
         assert said == [whole.update(loss) for loss in losses] and second.state_dict() == whole.state_dict()
 
 

@@ -37,6 +37,7 @@ EVERYTHING = [
     *("trainer.save_steps=1", "trainer.workers=1", "trainer.batch_size=2", "trainer.val_fraction=0.25"),
     *("trainer.label_smoothing=0.1", "trainer.cutmix=1.0", "trainer.mixup=0.4", "trainer.ema_decay=0.9"),
     *("dataset.transform.crop=random_resized", "dataset.transform.randaugment=rand-m9-mstd0.5-inc1"),
+    *("trainer.sampler=class_balanced", "trainer.logit_adjustment=1"),
     *("method=mpn_cov", "hybrid.method=isqrt_cov", "hybrid.switch_epoch=1"),
 ]
 FROZEN = ["trainer.save_steps=1", "backbone.frozen=true", "trainer.batch_size=3"]
