@@ -28,7 +28,7 @@ from fgvc.io import require_own, to_csv, to_json, write_output
 from fgvc.provenance import source_state, versions
 from fgvc.runs.config import RunConfig
 from fgvc.runs.folder import RunFolder
-from fgvc.runs.statistics import coarse_accuracy, shot_accuracy
+from fgvc.runs.statistics import coarse_accuracy, shot_accuracy, tree_distance
 from fgvc.runs.summary import Accuracy, read_run
 from fgvc.training.batches import Loader, create_loader
 from fgvc.training.environment import create_accelerator
@@ -85,6 +85,8 @@ class RunEvaluation:
             images = len(self.predictions)
             of = "" if row["images"] == images else f" of the {row['images']} of {images} images with a label"
             lines.append(f"{row['level']} ({row['groups']}) {row['accuracy']:.2f} %{of}{inside}")
+        if (distance := self.record["tree_distance"]) is not None:
+            lines.append(f"mean tree distance of the mistakes {distance:.2f} (1 to {len(self.coarse) + 1})")
         return "\n".join(lines)
 
 
@@ -145,7 +147,10 @@ def evaluate_run(
         raise RunError(f"{path}: the {checkpoint} weights give a loss of {evaluation.loss}; train the run again")
     spec, run = transform.spec, read_run(path)
     predictions = evaluation.predictions(restored.images.relative_paths(), restored.images.classes)
-    coarse = coarse_accuracy(predictions, run.coarse or restored.images.coarse)
+    levels = run.coarse or restored.images.coarse
+    coarse = coarse_accuracy(predictions, levels)
+    distances = tree_distance(evaluation.targets.numpy(), evaluation.predicted.numpy(), levels)
+    mistakes = distances[distances > 0]
     reliability = reliability_curve(evaluation.confidence, evaluation.predicted == evaluation.targets)
     record = {
         "run": str(path.resolve()),
@@ -159,6 +164,7 @@ def evaluate_run(
         "loss": round(evaluation.loss, 6),
         "calibration_error": round(calibration_error(reliability), 4),
         "coarse": {row.pop("level"): row for row in json.loads(coarse.round(4).to_json(orient="records"))},
+        "tree_distance": round(float(mistakes.mean()), 4) if levels and len(mistakes) else None,
         "shots": run.class_sizes
         and shot_accuracy(evaluation.targets.numpy(), evaluation.predicted.numpy(), run.class_sizes),
         "checkpoint": checkpoint,

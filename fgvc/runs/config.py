@@ -230,6 +230,9 @@ class TrainerConfig:
         label_smoothing: Label smoothing of the loss, 0 to 1.
         logit_adjustment: Factor tau of logit adjustment (Menon et al., ICLR 2021): in the training loss, tau times the
             logarithm of its share of the training images is added to the logit of each class. 0 for none.
+        hierarchy: Beta of soft labels from coarser labels (Bertinetto et al., CVPR 2020): in the training loss a class
+            has probability exp(-beta d) / sum; d is its distance to the true class in the tree, as a share of the
+            largest possible one. 4 to 30 are common; the larger, the harder. None takes the class alone.
         clip_norm: Largest norm of the gradient; None means no clipping.
         mixup: Alpha of mixup, 0 for none; it mixes the inputs of a step: images or cached feature maps.
         cutmix: Alpha of CutMix, 0 for none; with both, each step draws one of them.
@@ -270,6 +273,7 @@ class TrainerConfig:
     loss: str = "cross_entropy"
     label_smoothing: float = 0.0
     logit_adjustment: float = 0.0
+    hierarchy: float | None = None
     clip_norm: float | None = 5.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -479,6 +483,11 @@ def check_config(config: RunConfig) -> None:
         )
     if trainer.loss == "bce" and trainer.logit_adjustment:
         raise ConfigError("trainer.logit_adjustment is for the cross-entropy; with trainer.loss=bce set it to 0")
+    if trainer.hierarchy is not None and not (trainer.hierarchy > 0 and trainer.label_smoothing == 0):
+        raise ConfigError(
+            f"trainer.hierarchy must be positive, and trainer.label_smoothing 0, got {trainer.hierarchy} and "
+            f"{trainer.label_smoothing}"
+        )
     if config.backbone.grad_checkpointing and config.backbone.frozen:
         raise ConfigError("backbone.grad_checkpointing=true needs backbone.frozen=false and no trainable_stages")
     if config.backbone.lora is not None and config.backbone.frozen:

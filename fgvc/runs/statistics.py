@@ -224,6 +224,22 @@ def shot_accuracy(
     }
 
 
+def tree_distance(
+    target: NDArray[np.integer], predicted: NDArray[np.integer], coarse: Mapping[str, Sequence[str]]
+) -> NDArray[np.float64]:
+    """Distance of two classes in the tree of their coarser labels, for arrays of class indices (broadcast).
+
+    0 for the same class, else 1 + the number of levels at which the labels differ: in a tree, the height of the lowest
+    node above both [Bertinetto et al., "Making better mistakes", CVPR 2020]. NaN where a class has no label at a level.
+    """
+    distance: NDArray[np.float64] = (target != predicted).astype(float)
+    for names in coarse.values():
+        _, codes = np.unique(np.asarray(names, dtype=str), return_inverse=True)
+        known = np.asarray(names, dtype=object) != ""
+        distance = distance + np.where(known[target] & known[predicted], codes[target] != codes[predicted], np.nan)
+    return distance
+
+
 COLUMNS = (
     *("label", "against", "state", "pairs", "images", "difference", "low", "high"),
     *("mcnemar_median", "mcnemar_lowest", "mcnemar_highest", "mcnemar_combined", "holm", "seeds", "runs", "commits"),

@@ -1,9 +1,10 @@
 """The learner: a module with its loss, its optimiser and the moving average of its weights, over all processes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.data.mixup import Mixup, mixup_target
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from fgvc.data import ImageDataset
 from fgvc.errors import ConfigError
 from fgvc.models import FineGrainedModel, PoolingHead
 from fgvc.models.lora import merged_weights
 from fgvc.runs.config import TrainerConfig
+from fgvc.runs.statistics import tree_distance
 
 
 class Objective:
@@ -37,6 +40,8 @@ class Objective:
         cutmix: alpha of CutMix, 0 for none.
         adjustment: (num_classes,) float32 on the logits' device, added to the logits, see `logit_adjustment`; None
             adds nothing.
+        soft: (num_classes, num_classes) float32 on the logits' device: target of each class, see `soft_labels`; None
+            for the class alone.
     """
 
     def __init__(
@@ -48,9 +53,10 @@ class Objective:
         mixup: float = 0.0,
         cutmix: float = 0.0,
         adjustment: Tensor | None = None,
+        soft: Tensor | None = None,
     ) -> None:
         self.num_classes = num_classes
-        self._adjustment = adjustment
+        self._adjustment, self._soft = adjustment, soft
         self._smoothing = label_smoothing
         self._mixup: Mixup | None = None
         if mixup or cutmix:
@@ -83,6 +89,8 @@ class Objective:
         logits = logits.float()
         if self._adjustment is not None:
             logits = logits + self._adjustment
+        if self._soft is not None:
+            targets = targets @ self._soft if targets.is_floating_point() else self._soft[targets]
         value: Tensor = self._scale * self._loss(logits, targets)
         return value
 
@@ -101,22 +109,45 @@ def logit_adjustment(class_sizes: Sequence[int], tau: float) -> Tensor:
     return (tau * (sizes / sizes.sum()).log()).float()
 
 
-def create_objective(settings: TrainerConfig, class_sizes: Sequence[int], device: torch.device) -> Objective:
+def soft_labels(coarse: Mapping[str, Sequence[str]], beta: float) -> Tensor:
+    """Return the target of each class, (K, K) float32: softmax over j of -beta d(i, j) / (number of levels + 1).
+
+    Bertinetto et al., "Making better mistakes", CVPR 2020, section 3.2; d is `tree_distance`.
+
+    Raises ConfigError: there are no coarser labels, or a class has none at a level.
+    """
+    if not coarse:
+        raise ConfigError("trainer.hierarchy needs coarser labels; add coarse.csv to the dataset, or set null")
+    for level, names in coarse.items():
+        if missing := list(names).count(""):
+            raise ConfigError(
+                f"trainer.hierarchy needs a label of each class; {missing} of {len(names)} classes have none at the level "
+                f"{level!r}; add them"
+            )
+    classes = np.arange(len(next(iter(coarse.values()))))
+    distance = torch.from_numpy(tree_distance(classes[:, None], classes, coarse))
+    return (-beta * distance / (len(coarse) + 1)).softmax(dim=1).float()
+
+
+def create_objective(settings: TrainerConfig, images: ImageDataset, device: torch.device) -> Objective:
     """Return the loss that a run's settings ask for.
 
     Args:
         settings: settings of the run.
-        class_sizes: number of training images of each class.
+        images: training images, for their number in each class and the coarser labels.
         device: device of the logits.
+
+    Raises ConfigError: coarser labels are asked for and missing.
     """
-    tau = settings.logit_adjustment
+    tau, beta = settings.logit_adjustment, settings.hierarchy
     return Objective(
-        len(class_sizes),
+        len(images.classes),
         loss=settings.loss,
         label_smoothing=settings.label_smoothing,
         mixup=settings.mixup,
         cutmix=settings.cutmix,
-        adjustment=logit_adjustment(class_sizes, tau).to(device) if tau else None,
+        adjustment=logit_adjustment(images.class_sizes, tau).to(device) if tau else None,
+        soft=None if beta is None else soft_labels(images.coarse, beta).to(device),
     )
 
 

@@ -285,7 +285,7 @@ def create_trainer(
     if accelerator.num_processes > 1:
         module = synchronise_batch_norm(module, accelerator)
     optimizer = create_optimizer(module, config.optimizer)
-    objective = create_objective(settings, prepared.train.class_sizes, accelerator.device)
+    objective = create_objective(settings, prepared.train, accelerator.device)
     if settings.compile:
         assert isinstance(module, FineGrainedModel)
         module.backbone.compile()  # in place: names of weights stay

@@ -71,7 +71,8 @@ def test_adjusted_logits_that_are_equal_are_the_best_without_evidence(mixup: flo
 
     def slope(tau: float, logits: Tensor) -> Tensor:
         settings = TrainerConfig(logit_adjustment=tau, mixup=mixup)
-        objective = create_objective(settings, [160, 30, 10], torch.device("cpu"))
+        samples = Samples(["a", "b", "c"], [Path(f"{i}.png") for i in range(200)], TARGETS)
+        objective = create_objective(settings, ImageDataset(samples, Path()), torch.device("cpu"))
         logits = logits.repeat(200, 1).requires_grad_()
         _, targets = objective.mix(torch.zeros(200, 1, 1, 1), torch.tensor(TARGETS))
         objective.mean(logits, targets).backward()

@@ -177,7 +177,7 @@ def _at_weights(restored: Restored, measure: Measure, batches: int) -> list[dict
     """Measures on the first batches of an epoch, always the same ones."""
     config = restored.config
     trainer, inputs = config.trainer, restored.inputs()
-    objective = create_objective(trainer, restored.images.class_sizes, restored.device)
+    objective = create_objective(trainer, restored.images, restored.device)
     samples = SeededSamples(inputs) if isinstance(inputs, ImageDataset) else inputs
     order = StepBatches(len(restored.images), config.trainer.batch_size, config.seed)
     loader = DataLoader(samples, batch_sampler=order)
