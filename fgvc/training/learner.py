@@ -121,7 +121,7 @@ def soft_labels(coarse: Mapping[str, Sequence[str]], beta: float) -> Tensor:
     for level, names in coarse.items():
         if missing := list(names).count(""):
             raise ConfigError(
-                f"trainer.hierarchy needs a label of each class; {missing} of {len(names)} classes have none at the level "
+                f"trainer.hierarchy needs labels: {missing} of {len(names)} classes have none at the level "
                 f"{level!r}; add them"
             )
     classes = np.arange(len(next(iter(coarse.values()))))
