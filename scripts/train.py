@@ -6,11 +6,13 @@ fgvc train -m experiment=demo method=gap,isqrt_cov,mpn_cov,seb
 fgvc train dataset.root=FOLDER search=heads
 """
 
+import logging
 import os
 import sys
 from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
+from fgvc.errors import DivergenceError, OutOfMemoryError
 from fgvc.inference.calibrate import calibrate_finished
 from fgvc.reporting.report.answer import first_result, next_commands
 from fgvc.resources import resource_folder
@@ -19,6 +21,8 @@ from fgvc.training import dry_run, train_run
 from fgvc.training.first_run import is_first_run, require_dataset, with_first_settings
 from fgvc.training.launch import OPTIONS, USAGE, check_arguments, choices, help_text, hydra_main, start_log
 from fgvc.training.search import held_out_accuracy, is_search, with_sweep, write_best
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -46,13 +50,19 @@ def main() -> None:
         if "--dry-run" in options:
             print(dry_run(config))
             return 0.0
-        folders.append(train_run(config))
+        try:
+            folders.append(train_run(config))
+        except (DivergenceError, OutOfMemoryError) as error:
+            if not search:
+                raise
+            log.warning("%s: %s; this trial counts as 0 %%", config.run_dir, error)
+            return 0.0
         calibrate_finished(folders[-1], config.cache.dir)
         if speaks:
             print(f"run folder: {folders[-1]}")
         return held_out_accuracy(folders[-1]) if search else 0.0
 
-    hydra_main(arguments, configs, task, keep_going=not first)
+    hydra_main(arguments, configs, task, keep_going=not (first or search))
     if search and folders and speaks:
         print(write_best(folders))
         return

@@ -172,12 +172,9 @@ def _evaluation(logits: Tensor, targets: Tensor) -> Evaluation:
 def _held_out_accuracy(run: Run, checkpoint: str) -> float | None:
     """Top-1 in per cent on the images that a run held out, after the epoch of its weights; None without a record."""
     try:
-        metrics = run.metrics()
+        return run.held_out_top1(None if checkpoint == "last" else run.best_epoch)
     except RunError:  # a soup has none
         return None
-    epoch = run.epochs if checkpoint == "last" else run.best_epoch
-    row = metrics[metrics["epoch"] == epoch]
-    return float(row["val_top1"].iloc[0]) if "val_top1" in metrics and len(row) else None
 
 
 def average_runs(paths: Sequence[Path], output: Path) -> None:

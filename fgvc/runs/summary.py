@@ -107,6 +107,15 @@ class Run:
         """Return metrics.csv, one row per epoch. Raises RunError if it is missing or damaged."""
         return read_csv(self.path / "metrics.csv", ("epoch", "train_loss", "test_top1"))
 
+    def held_out_top1(self, epoch: int | None = None) -> float | None:
+        """Return top-1 in per cent on the images held out of training, after an epoch (None: the last one).
+
+        None if there are no such images. Raises RunError as `metrics`.
+        """
+        metrics = self.metrics()
+        rows = metrics.tail(1) if epoch is None else metrics[metrics["epoch"] == epoch]
+        return float(rows["val_top1"].iloc[0]) if "val_top1" in rows and len(rows) else None
+
     def predictions(self) -> pd.DataFrame:
         """Return predictions.csv, one row per test image, final epoch. Raises RunError if it is missing or damaged."""
         return read_predictions(self.path / "predictions.csv")

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import itertools
 import logging
-import math
 import os
 import re
 import sys
@@ -103,7 +102,7 @@ def hydra_main(
 
     def job(composed: DictConfig) -> float:
         if failures and not keep_going:
-            return math.nan
+            return 0.0
         sys.argv[:] = typed  # which a run keeps as its command
         try:
             return task(to_run_config(composed))
@@ -112,7 +111,7 @@ def hydra_main(
                 reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
                 _log.error("failed: %s: %s", " ".join(HydraConfig.get().overrides.task), reason)
             failures.append(error)
-            return math.nan
+            return 0.0
 
     try:
         with tempfile.TemporaryDirectory() as scratch:

@@ -37,10 +37,10 @@ def held_out_accuracy(folder: Path) -> float:
 
     Raises ConfigError: the run has none.
     """
-    metrics = read_run(folder).metrics()
-    if "val_top1" not in metrics:
+    found = read_run(folder).held_out_top1()
+    if found is None:
         raise ConfigError(f"{folder}: a search needs held-out images to choose by; give trainer.val_fraction=0.2")
-    return float(metrics["val_top1"].iloc[-1])
+    return found
 
 
 def write_best(folders: Sequence[Path]) -> str:

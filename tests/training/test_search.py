@@ -35,6 +35,18 @@ def test_held_out_images_choose_the_settings_that_an_experiment_keeps(tmp_path: 
     assert summary["optimizer"] == chosen["optimizer"] and summary["seed"] == 1
 
 
+@pytest.mark.extras
+@needs_optuna
+def test_a_trial_that_diverges_counts_as_0_and_a_wrong_setting_ends_the_search(tmp_path: Path) -> None:
+    command = ["train.py", *SMALL, "search=heads", "hydra.sweeper.n_trials=3", "name=first", "optimizer.name=sgd"]
+    rates = "optimizer.lr=choice(1e9,1e-3)"
+    done = succeeded(run(*command, rates, "hydra.sweeper.sampler.seed=2", "trainer.clip_norm=null", cwd=tmp_path))
+    assert "this trial counts as 0 %" in done.stderr and "1e+09" not in done.stdout
+    assert (tmp_path / "results" / "first" / "search" / "experiment" / "best.yaml").is_file()
+    refused(run(*command, "schedule.name=choice(steps,stairs)", "name=second", cwd=tmp_path), "unknown schedule.name")
+    assert not (tmp_path / "results" / "second").exists()
+
+
 @pytest.mark.skipif(not needs_optuna.args[0], reason="the extra [search] is here")
 def test_without_the_library_the_extra_is_named(here: Train, tmp_path: Path) -> None:
     refused(here("train.py", *SMALL, "search=heads", cwd=tmp_path), "pip install 'fgvc[search]'")

@@ -73,7 +73,7 @@ def read_rates(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
 
 def _row(run: Run) -> dict[str, Any]:
     """The row of a run. Raises RunError where a file of it is missing or damaged."""
-    settings, metrics = run.settings(), run.metrics()
+    settings, held_out = run.settings(), run.held_out_top1()
     optimizer = settings.get("optimizer") or {}
     predictions = run.predictions().sort_values("path")
     right = (predictions["target"] == predictions["predicted"]).to_numpy()
@@ -101,7 +101,7 @@ def _row(run: Run) -> dict[str, Any]:
         "rate": float(f"{rate:.4g}"),
         "seed": run.seed,
         "top1": run.final.top1,
-        "validation": metrics["val_top1"].iloc[-1] if "val_top1" in metrics else float("nan"),
+        "validation": float("nan") if held_out is None else held_out,
         "images": len(right),
         "listed": hashlib.sha256(listed.encode()).hexdigest()[:12],
         "right": np.packbits(right).tobytes().hex(),
