@@ -18,7 +18,7 @@ from fgvc.reporting.report.answer import first_result, next_commands
 from fgvc.resources import resource_folder
 from fgvc.runs import RunConfig
 from fgvc.training import dry_run, train_run
-from fgvc.training.first_run import is_first_run, require_dataset, with_first_settings
+from fgvc.training.first_run import as_baseline, is_first_run, names_gap, require_dataset, with_first_settings
 from fgvc.training.launch import OPTIONS, USAGE, check_arguments, choices, help_text, hydra_main, start_log
 from fgvc.training.search import held_out_accuracy, is_search, with_sweep, write_best
 
@@ -37,6 +37,7 @@ def main() -> None:
     start_log(quiet="--quiet" in options)
     check_arguments(arguments, choices(configs, arguments))
     first = is_first_run(arguments)
+    adds_gap = first and not names_gap(arguments)
     if first:
         arguments = with_first_settings(arguments)
     require_dataset(arguments)
@@ -47,6 +48,8 @@ def main() -> None:
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first one
 
     def task(config: RunConfig) -> float:
+        if adds_gap and config.method.name == "gap":
+            config = as_baseline(config)
         if "--dry-run" in options:
             print(dry_run(config))
             return 0.0

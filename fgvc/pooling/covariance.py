@@ -261,7 +261,9 @@ def svd_topn(channels: int, keep: int | Sequence[int | None] | None = None) -> M
         ConfigError: nothing would be kept.
     """
     if keep is None and channels <= 50:
-        raise ConfigError(f"svd_topn drops the 50 smallest eigenvalues by default, of {channels}: give it keep=N")
+        raise ConfigError(
+            f"svd_topn drops 50 of the {channels} eigenvalues by default: give keep=N (a study: --keep N)"
+        )
     if isinstance(keep, Sequence) and not isinstance(keep, str):
         if keep and isinstance(keep[0], int) and keep[0] >= channels:
             raise ConfigError(f"svd_topn with keep={list(keep)} drops all {channels} eigenvalues; lower its start")

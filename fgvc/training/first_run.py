@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from fgvc.data import find_layout
 from fgvc.data.table import ENDINGS
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.io import expanded
+from fgvc.runs.config import HybridConfig, MethodConfig, RunConfig
 from fgvc.training.launch import is_sweep, quoted
 
 _log = logging.getLogger(__name__)
@@ -68,6 +70,20 @@ def with_first_settings(arguments: Sequence[str]) -> list[str]:
         ),
         *own,
     ]
+
+
+def names_gap(arguments: Sequence[str]) -> bool:
+    """Return whether the arguments of a first run ask for GAP themselves."""
+    given = _given(arguments)
+    return "gap" in given.get("method", given.get("method.name", "")).split(",")
+
+
+def as_baseline(config: RunConfig) -> RunConfig:
+    """Return the configuration of GAP beside heads: without the settings that are theirs alone."""
+    own = MethodConfig()
+    method = replace(config.method, gradient=None, options={}, solver=own.solver, spectral_dtype=own.spectral_dtype)
+    optimizer = replace(config.optimizer, reduction_gradient=None)
+    return replace(config, method=method, optimizer=optimizer, hybrid=HybridConfig())
 
 
 def require_dataset(arguments: Sequence[str]) -> None:

@@ -49,6 +49,15 @@ def test_a_folder_of_images_leads_to_a_table_and_a_prediction(pictures: Path, he
     named = succeeded(here("predict.py", run, pictures / "wren" / "3.jpg", "--no-overlay", cwd=cwd))
     assert "wren" in named.stdout and "robin" in named.stdout
 
+    # settings of the head are not GAP's, which the command adds; the one who names GAP is told
+    topn = ["method=svd_topn", "method.options.keep=4", "method.gradient=exact", "optimizer.reduction_gradient=nog"]
+    done = succeeded(here("train.py", "dataset.root=my birds", *topn, *QUICK, "name=topn", cwd=cwd))
+    assert re.search(r"\| GAP .*\n\| SVD-TopN \(exact\) \[keep=4", done.stdout)
+    refused(
+        here("train.py", "dataset.root=my birds", "method=gap,svd_topn", *topn[1:], *QUICK, "name=no", cwd=cwd),
+        "method 'gap'",
+    )
+
     # another dataset is another folder of runs; the written split is one
     table = pictures / "birds.csv"
     table.write_text((cwd / run / "split.csv").read_text())
