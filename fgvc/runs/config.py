@@ -496,6 +496,8 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(f"backbone.lora={config.backbone.lora} needs the library peft: pip install 'fgvc[lora]'")
     if trainer.compile and config.backbone.frozen and config.backbone.trainable_stages is None:
         raise ConfigError("trainer.compile=true compiles a trained backbone; with backbone.frozen=true set it to false")
+    if trainer.compile and config.method.class_token:
+        raise ConfigError("trainer.compile=true has no effect with method.class_token=true; set one of them to false")
     if trainer.tracker is not None and importlib.util.find_spec(trainer.tracker) is None:
         raise ConfigError(f"trainer.tracker={trainer.tracker} needs a package: pip install {trainer.tracker}")
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", trainer.device):

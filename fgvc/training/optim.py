@@ -49,6 +49,11 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     parts: dict[str, list[nn.Parameter]] = {"other": [], "backbone": [], "classifier": [], "reduction": []}
     for name, parameter in named:
         parts[part(name)].append(parameter)
+    if config.backbone_factor != 1 and not parts["backbone"]:
+        raise ConfigError(
+            f"optimizer.backbone_factor={config.backbone_factor} needs a backbone that is trained; set it to 1, or see "
+            "backbone.frozen and backbone.trainable_stages"
+        )
     layers = [(parts["backbone"], 1.0)] if config.layer_decay == 1 else _layers(model, config.layer_decay)
     scaled = [
         (parts["other"], 1.0),

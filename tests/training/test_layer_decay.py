@@ -63,6 +63,8 @@ def test_layers_that_nobody_orders_are_refused() -> None:
     head = create_model("test_resnet", method="gap", num_classes=3).head
     with pytest.raises(ConfigError, match="layer_decay"):
         create_optimizer(head, OptimizerConfig(layer_decay=0.5))
+    with pytest.raises(ConfigError, match=r"optimizer.backbone_factor=0.1 needs a backbone that is trained"):
+        create_optimizer(head, OptimizerConfig(backbone_factor=0.1))
 
 
 def test_partly_trained_networks_train_with_it(tmp_path: Path) -> None:

@@ -129,3 +129,10 @@ def test_a_compiled_backbone_gives_the_same_run_and_names(
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, train_here: Train, settings: list[str], message: str) -> None:
     refused(train_here(tmp_path, *settings, "cache.dir=cache"), message)
+
+
+def test_a_compilation_without_effect_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "token")
+    config.trainer.compile, config.method.class_token = True, True
+    with pytest.raises(ConfigError, match=r"trainer\.compile=true has no effect with method\.class_token=true"):
+        train_run(config)
