@@ -265,8 +265,11 @@ def write_output(path: Path, text: str, kind: str = "") -> None:
 def default_output(within: Path, name: str) -> Path:
     """Return `name` in a folder that may be someone else's, for results of a command that was given no other place.
 
-    Raises RunError: it leads out of the folder through a link, to a place that the user has not named.
+    Raises RunError: there is no such folder, or `name` leads out of it through a link, to a place that the user has not
+    named.
     """
+    if not within.is_dir():
+        raise RunError(f"{within}: no such folder; correct its name")
     path = within / name
     if not path.resolve().is_relative_to(within.resolve()):
         raise RunError(f"{path}: a link out of {within}, which is not followed; name another place, or delete the link")

@@ -19,8 +19,8 @@ from fgvc.resources import resource_folder
 from fgvc.runs import RunConfig
 from fgvc.training import dry_run, train_run
 from fgvc.training.first_run import as_baseline, is_first_run, names_gap, require_dataset, with_first_settings
-from fgvc.training.launch import OPTIONS, USAGE, check_arguments, choices, help_text, hydra_main, start_log
-from fgvc.training.search import held_out_accuracy, is_search, with_sweep, write_best
+from fgvc.training.launch import OPTIONS, USAGE, check_arguments, choices, help_text, hydra_main, is_search, start_log
+from fgvc.training.search import held_out_accuracy, with_sweep, write_best
 
 log = logging.getLogger(__name__)
 

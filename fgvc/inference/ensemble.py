@@ -121,7 +121,7 @@ def evaluate_ensemble(
         if not logits.isfinite().all():
             raise RunError(f"{path}: the {checkpoint} weights give logits that are not finite; train the run again")
         calibration = read_calibration(path, checkpoint)
-        on_test = calibration is not None and calibration.split == "test"
+        on_test = calibration is not None and calibration.split == "test" and calibration.temperature is not None
         temperature = None if calibration is None or on_test else calibration.temperature
         if on_test:
             _log.warning("%s: its temperature was fitted on test images and is not used", path)
@@ -181,7 +181,7 @@ def average_runs(paths: Sequence[Path], output: Path) -> None:
     """Write a run folder whose weights are the mean of the last weights of several runs.
 
     A uniform soup [Wortsman et al., Model soups, ICML 2022, arXiv 2203.05482]. The mean of weights is a model only if
-    they lie in one basin, so the runs must start from the same whole model: the same file as `initial_weights`. The
+    they lie in one basin, so the runs must start from the same backbone and head, of one file `initial_weights`. The
     running means and variances of batch normalisation are averaged like weights, and are not computed again. The
     folder has the settings of the first run, status "averaged" and no accuracy of its own.
 
@@ -199,11 +199,6 @@ def average_runs(paths: Sequence[Path], output: Path) -> None:
     runs = [read_finished(path) for path in paths]
     first = runs[0]
     for run in runs:
-        if run.initial_weights_digest is None:
-            raise RunError(
-                f"{run.path} started from a random head, so its weights have no mean with those of another run; train "
-                "the runs with one initial_weights=FILE, e.g. of `fgvc export RUN --to safetensors`"
-            )
         _require_same_start(first, run)
     folder = RunFolder(first.path)
     config, weights = folder.read_config(), read_weights(folder, "last")
@@ -217,7 +212,13 @@ def average_runs(paths: Sequence[Path], output: Path) -> None:
     for name, tensor in weights.items():  # a counter of batches stays that of the first run
         weights[name] = (mean[name] / len(runs)).to(tensor.dtype) if tensor.is_floating_point() else tensor
     config.run_dir = str(output)
-    summary = folder.read_summary() | {"status": "averaged", "final": None, "best": None, "seconds": None}
+    summary = folder.read_summary() | {
+        "status": "averaged",
+        "final": None,
+        "best": None,
+        "seconds": None,
+        "shots": None,
+    }
     summary["reason"] = f"mean of the weights of {', '.join(str(run.path) for run in runs)}"
     summary["label"] = f"{first.label} (mean of {len(runs)} runs)"
     summary |= {"versions": versions(), **source_state()}
@@ -233,9 +234,12 @@ def average_runs(paths: Sequence[Path], output: Path) -> None:
 def _require_same_start(first: Run, run: Run) -> None:
     """Raise RunError unless two runs differ in the seed alone."""
     names = f"{run.path} and {first.path}"
-    digests = [(one.initial_weights_digest, one.weights_digest) for one in (first, run)]
-    if digests[0] != digests[1]:
-        raise RunError(f"{names} started from other initial weights; a mean of weights needs runs of one file")
+    starts = [(one.head_digest, one.weights_digest) for one in (first, run)]
+    if starts[0] != starts[1] or None in starts[0]:
+        raise RunError(
+            f"{names} did not start from the same backbone and head, so a mean of their weights is no model; train both "
+            "with one initial_weights=FILE of as many classes, e.g. of fgvc export RUN --to safetensors"
+        )
     if read_classes(RunFolder(run.path)) != read_classes(RunFolder(first.path)):
         raise RunError(f"{names} have other classes; give runs of one dataset")
     one, other = ((result_settings(run) or {}) | {"initial_weights": None} for run in (first, run))  # a file may move

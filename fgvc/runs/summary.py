@@ -55,7 +55,8 @@ class Run:
     split. `best_epoch` is the epoch of `best`; it was selected on the split `selected_on`. `test_classes` is the
     number of classes with test images, over which `mean_class` averages. `images` has digests that tell images apart:
     "train_list", "test_list" by names, classes and sizes, "train_content", "test_content" by bytes too; earlier
-    versions lack some. `initial_weights_digest` is that of the file. `rerun_of` is the folder of the run that `fgvc
+    versions lack some. `initial_weights_digest` is that of the file, `head_digest` that of the head before training.
+    `rerun_of` is the folder of the run that `fgvc
     rerun` repeated. `coarse` has the coarser label of each class by the name of its level, e.g. "family"; "" where it
     is unknown. `class_sizes` is the number of training images of each class.
     """
@@ -95,6 +96,7 @@ class Run:
     rerun_of: str | None = None
     images: dict[str, str] = field(default_factory=dict)
     initial_weights_digest: str | None = None
+    head_digest: str | None = None
     coarse: dict[str, list[str]] | None = None
     class_sizes: list[int] | None = None
 
@@ -309,17 +311,22 @@ def find_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def readable_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Return the runs in some folders at any depth, each once, ordered by folder and then by path.
 
-    A folder is a run if it holds summary.json. A note names each folder or run that cannot be read. Raises RunError if
-    no run is left.
+    A folder is a run if it holds summary.json. A note names each folder or run that cannot be read, and the folder of
+    a search (`fgvc train search=NAME`) beside other runs, whose trials are left out. Raises RunError if no run is left.
     """
     folders: dict[Path, Path] = {}  # as given, by where they are
     runs, problems = [], []
     for root in paths:
         try:
-            for folder in _run_folders(root):
-                folders.setdefault(folder.resolve(), folder)
+            found = _run_folders(root)
         except RunError as error:
             problems.append(str(error))
+            continue
+        searches = {folder.parent for folder in found if folder.match("search/trial*")} - {root}
+        if others := [folder for folder in found if folder.parent not in searches]:
+            problems += [f"the trials of the search in {search}; give this folder to see them" for search in searches]
+        for folder in others or found:
+            folders.setdefault(folder.resolve(), folder)
     for folder in folders.values():
         try:
             runs.append(read_run(folder))

@@ -14,7 +14,7 @@ from fgvc.data.table import ENDINGS
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.io import expanded
 from fgvc.runs.config import HybridConfig, MethodConfig, RunConfig
-from fgvc.training.launch import is_sweep, quoted
+from fgvc.training.launch import is_search, is_sweep, quoted
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ def with_first_settings(arguments: Sequence[str]) -> list[str]:
     if {"--cfg", "-c", "--info", "-i"} & {argument.partition("=")[0] for argument in arguments}:
         sweep, more["method"] = [], heads[0]  # Hydra shows one configuration
     else:
-        sweep, more["method"] = ["-m"], ",".join(dict.fromkeys(["gap", *heads]))
+        gap = [] if is_search(arguments) else ["gap"]
+        sweep, more["method"] = ["-m"], ",".join(dict.fromkeys([*gap, *heads]))
     return [
         *sweep,
         *(

@@ -132,6 +132,11 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     return bool({"-m", "--multirun"} & set(arguments))
 
 
+def is_search(arguments: Sequence[str]) -> bool:
+    """Return whether the arguments ask for a search."""
+    return any(argument.startswith("search=") and argument != "search=null" for argument in arguments)
+
+
 def start_log(*, quiet: bool) -> None:
     """Show the log on stderr, with `quiet` only warnings; of several processes, the first one alone says more."""
     level = logging.WARNING if quiet or os.environ.get("RANK", "0") != "0" else logging.INFO

@@ -90,6 +90,7 @@ def describe_run(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "out_features": prepared.head.pooling.out_features,
         "weights_digest": prepared.digests["weights"],
         "initial_weights_digest": prepared.digests.get("initial_weights"),
+        "head_digest": prepared.digests["head"],
         "dataset_fingerprint": {
             **{
                 f"{split}_{what}": prepared.digests.get(f"{split}_{what}")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib.util
+import logging
 import shlex
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,15 +22,15 @@ SHOWN = 10
 """Trials in the table."""
 
 
-def is_search(arguments: Sequence[str]) -> bool:
-    """Return whether the arguments ask for a search."""
-    return any(argument.startswith("search=") and argument != "search=null" for argument in arguments)
-
-
 def with_sweep(arguments: Sequence[str]) -> list[str]:
     """Add -m, which makes Hydra start the sweeper. Raises ConfigError: the library is missing."""
     if importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
         raise ConfigError("a search needs the library hydra-optuna-sweeper: pip install 'fgvc[search]'")
+    import optuna  # which prints each trial with a handler of its own
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="optuna")
     return list(arguments) if is_sweep(arguments) else ["-m", *arguments]
 
 

@@ -121,6 +121,7 @@ def prepare(
     digests = {
         "listed": listed,
         "weights": weights_digest(backbone),
+        "head": weights_digest(model.head),
         "classes": hashlib.sha256(json.dumps(train.classes).encode()).hexdigest(),
     }
     read: dict[str, Any] = {"train": train, "test": test, "validation": validation}

@@ -135,11 +135,11 @@ def test_runs_without_a_common_start_have_no_soup(copy: Path, tmp_path: Path) ->
         assert not (tmp_path / "soup").exists()
 
     attempt("a", match="at least two runs")
-    attempt("first", "a", match="first started from a random head.*initial_weights=FILE")
+    attempt("first", "a", match="did not start from the same backbone and head.*initial_weights=FILE")
     summary = json.loads((copy / "b" / "summary.json").read_text())
     for changes, match in (
-        ({"initial_weights_digest": "0" * 64}, "other initial weights"),
-        ({"weights_digest": "0" * 64}, "other initial weights"),
+        ({"head_digest": "0" * 64}, "did not start from the same"),
+        ({"weights_digest": "0" * 64}, "did not start from the same"),
         ({"classes": summary["classes"][::-1]}, "other classes"),
         ({"dataset_fingerprint": {"test_content": "0"}}, "other images"),
         ({"status": "stopped"}, "not finished"),

@@ -511,6 +511,9 @@ def test_script_writes_the_page_and_says_where(tmp_path: Path, here: Callable[..
     write_run(tmp_path / "b", status="failed", final=None, best=None)
     assert here("report.py", ".", "--output", "r.html", "--strict", cwd=tmp_path).returncode == 1
     refused(here("report.py", "nowhere", cwd=tmp_path), "nowhere", "no such folder")
+    write_run(tmp_path / "a_run", "seb")
+    refused(here("report.py", "nowhere", "a_run", cwd=tmp_path), "nowhere", "no such folder")
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_section_that_fails_is_a_note_and_a_rerun_is_no_second_run(tmp_path: Path, here: Callable[..., Done]) -> None:

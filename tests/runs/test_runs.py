@@ -13,6 +13,7 @@ from fgvc.runs import Method, group_runs, read_run, split_finished
 from fgvc.runs import spectra as measures
 from fgvc.runs.config import flatten
 from fgvc.runs.folder import role
+from fgvc.runs.summary import readable_runs
 from fgvc.studies.spectra.measure import MethodSpectrum, pool_spectra, summarise
 
 
@@ -104,6 +105,17 @@ def test_unfinished_runs_are_noted_and_the_rest_kept(tmp_path: Path) -> None:
     assert notes == [f"left out {tmp_path / 'b'}: status failed (NaN in the loss)"]
     with pytest.raises(RunError, match="no finished run"):
         split_finished(find_runs([tmp_path / "b"]))
+
+
+def test_the_trials_of_a_search_are_left_out_beside_other_runs(tmp_path: Path) -> None:
+    for trial in range(2):
+        write_run(tmp_path / "birds" / "search" / f"trial{trial}", "seb")
+    assert len(readable_runs([tmp_path])[0]) == 2
+    write_run(tmp_path / "birds" / "lite0" / "seb" / "seed0", "seb")
+    write_run(tmp_path / "search" / "lite0" / "seb" / "seed0", "seb")  # an experiment of that name
+    runs, (note,) = readable_runs([tmp_path])
+    assert len(runs) == 2 and "the trials of the search in" in note
+    assert len(readable_runs([tmp_path / "birds" / "search"])[0]) == 2
 
 
 def test_a_rerun_is_left_out_only_beside_the_run_that_it_repeats(tmp_path: Path) -> None:

@@ -153,7 +153,8 @@ def comparable(table: pd.DataFrame, reference: str) -> tuple[pd.DataFrame, list[
             scales = sorted(set(own["factor"])) if str(label).endswith("× c") else []
             if len(scales) > 1:
                 raise RunError(f"{label} on {where} has {scales[0]:g} and {scales[1]:g} as scale; give runs of one")
-            if own["lr"].nunique() > 1 and (own["rate"] / own["lr"]).round(2).nunique() > 1:
+            factors = own["rate"] / own["lr"]
+            if own["lr"].nunique() > 1 and factors.max() > 1.01 * factors.min():
                 raise RunError(
                     f"{label} on {where} has several values of optimizer.lr and of optimizer.classifier_factor; give "
                     "runs in which one of them is fixed"
