@@ -14,7 +14,7 @@ from fgvc.resources import resource_folder
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("--to", required=True, help="safetensors, onnx, timm or pt2")
+    parser.add_argument("--to", required=True, help="safetensors, hub, onnx, timm or pt2")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
     parser.add_argument(
         "--output", type=Path, help="folder to write (default: exports/TO-CHECKPOINT in the run folder)"

@@ -2,6 +2,7 @@
 
 fgvc predict results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 bird.jpg
 fgvc predict results/cub80_frozen/tf_efficientnet_lite0/seb/seed0 photographs/ --json > names.json
+fgvc predict hf://OWNER/NAME bird.jpg
 """
 
 import argparse
@@ -11,13 +12,14 @@ from pathlib import Path
 from fgvc.cli import end_with_notes, exit_on_user_error
 from fgvc.errors import one_line
 from fgvc.inference.predict import find_all, load_run, prediction_notes, require_all
+from fgvc.models.hub import is_published
 from fgvc.reporting import predictions
 from fgvc.studies.attribution import METHODS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("run", help="a run folder, an export --to hub, or hf://OWNER/NAME on the Hugging Face hub")
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="number of names per image (default: 5)")
@@ -34,9 +36,10 @@ def main() -> None:
 
     paths = find_all(arguments.images)
     folders = any(source.is_dir() for source in arguments.images)
-    table = predictions.folder_table(arguments.run, arguments.images) if folders else None
+    place = Path() if is_published(arguments.run) else Path(arguments.run)  # an export keeps its files
+    table = predictions.folder_table(place, arguments.images) if folders else None
     table = predictions.TableFile(arguments.csv) if arguments.csv else table
-    overlays = arguments.overlay or (None if folders else arguments.run / "predicted")
+    overlays = arguments.overlay or (None if folders else place / "predicted")
     overlays = None if arguments.no_overlay else overlays
     predictions.require_free(paths, table, overlays)
     predictor = load_run(arguments.run, arguments.checkpoint)

@@ -1,4 +1,4 @@
-"""Export of a trained model as safetensors, ONNX, a timm folder or a PyTorch program, each with a model card.
+"""Export of a trained model as safetensors, ONNX, a PyTorch program, or a folder of the hub or of timm, with a card.
 
 Each writer compares its output with the given model. Weights files are read again and must hold the same tensors; what
 is loaded from them, programs and timm's models must compute the same outputs. For ONNX this needs onnxruntime. If the
@@ -33,9 +33,10 @@ from fgvc.inference.calibrate import read_calibration
 from fgvc.inference.restore import load_model, read_classes, restored_method
 from fgvc.io import plain_mode, replaced_folder, sha256, to_json, write_json_atomic, write_text_atomic
 from fgvc.models import Backbone, FineGrainedModel, create_model, load_checkpoint
+from fgvc.models.hub import WEIGHTS, Architecture, FittedTemperature, ModelConfig
 from fgvc.pooling import CholeskyPooling, SpectralPooling, is_reduced
 from fgvc.provenance import commit_label, versions
-from fgvc.runs.config import RunConfig
+from fgvc.runs.config import MethodConfig, RunConfig, TransformConfig
 from fgvc.runs.folder import RunFolder
 
 Facts = dict[str, Any]
@@ -61,9 +62,10 @@ def export_run(
 
     Args:
         path: the run folder.
-        to: "safetensors": the whole model for `fgvc.models.load_checkpoint`, facts in its header; "onnx": for
-            onnxruntime, any batch size; "timm": the backbone in timm's folder layout, with the classifier if timm's
-            model then gives the same logits; "pt2": a program of `torch.export`, any batch size.
+        to: "safetensors": the whole model for `fgvc.models.load_checkpoint`, facts in its header; "hub": for
+            `fgvc.load_run`, as a folder or on the Hugging Face hub; "onnx": for onnxruntime, any batch size; "timm":
+            the backbone in timm's folder layout, with the classifier if timm's model then gives the same logits;
+            "pt2": a program of `torch.export`, any batch size.
         checkpoint: "last" or "best".
         output: the folder to write; None means exports/TO-CHECKPOINT in the run folder. An export of the same run in
             this folder is replaced, unless one of its files was changed.
@@ -169,6 +171,9 @@ def _describe(folder: RunFolder, model: FineGrainedModel, checkpoint: str) -> Fa
             **{key: list(value) if isinstance(value, tuple) else value for key, value in normalization.items()},
         },
         "temperature": None if calibration is None else calibration.temperature,
+        "calibrated_on": None
+        if calibration is None or calibration.temperature is None
+        else {"split": calibration.split, "images": calibration.images},
         "started_from": _started_from(config),
         "frozen": config.backbone.frozen,
         "trainable_stages": config.backbone.trainable_stages,
@@ -274,6 +279,28 @@ def _write_safetensors(model: FineGrainedModel, facts: Facts, folder: Path) -> F
     load_checkpoint(again, file)
     _require_same(again, model, facts)
     return {"compared": True}
+
+
+def _write_hub(model: FineGrainedModel, facts: Facts, folder: Path) -> Facts:
+    backbone = Architecture(facts["backbone"], facts["last_stride"], facts["maps"], facts["backbone_options"])
+    same = ("gradient", "reduction", "hidden", "solver", "spectral_dtype", "options", "class_token")
+    calibrated, options = facts["calibrated_on"], facts["dataset_options"]
+    model.config = ModelConfig(
+        backbone=backbone,
+        method=MethodConfig(name=facts["method"], **{key: facts[key] for key in same}),
+        transform=TransformConfig(**{key: facts["preprocessing"][key] for key in ("size", "resize", "resize_size")}),
+        classes=facts["classes"],
+        calibration=None if calibrated is None else FittedTemperature(facts["temperature"], **calibrated),
+        cut_to_box=options.get("crop") == "bbox",
+        banner_removed=bool(options.get("remove_banner")),
+    )
+    model.save_pretrained(folder)
+    again = FineGrainedModel.from_pretrained(folder)
+    _require_saved(model.state_dict(), folder / WEIGHTS)
+    _require_same(again, model, facts)
+    # the others may name folders and files of this machine
+    shared = {key: value for key, value in options.items() if key in ("crop", "remove_banner")}
+    return {"compared": True, "dataset_options": shared}
 
 
 def model_arguments(facts: Facts) -> dict[str, Any]:
@@ -423,6 +450,7 @@ def _timm_model(facts: Facts, num_classes: int) -> nn.Module:
 
 WRITERS: dict[str, Callable[[FineGrainedModel, Facts, Path], Facts]] = {
     "safetensors": _write_safetensors,
+    "hub": _write_hub,
     "onnx": _write_onnx,
     "timm": _write_timm,
     "pt2": _write_pt2,

@@ -9,7 +9,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TypeVar, overload
 
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from fgvc.data import TransformSpec, UnreadableImageError, copy_rgb, decode_rgb, image_files
+from fgvc.data import TransformSpec, UnreadableImageError, copy_rgb, decode_rgb, image_files, normalization_from_timm
 from fgvc.data.aircraft import BANNER
 from fgvc.data.folder import require_unicode
 from fgvc.data.registry import effective_options
@@ -27,9 +27,10 @@ from fgvc.errors import ConfigError, DatasetError, ImageError, RunError, UserErr
 from fgvc.inference.calibrate import Calibration, probabilities, read_calibration
 from fgvc.inference.restore import load_model, read_classes
 from fgvc.models import FineGrainedModel
-from fgvc.runs.config import DatasetConfig
+from fgvc.models.hub import is_published
 from fgvc.runs.folder import RunFolder
 from fgvc.spectral import EigendecompositionError
+from fgvc.training.environment import check_arithmetic
 from fgvc.training.setup import build_transform, fold_backbone
 
 ImageSource = Image.Image | str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Tensor
@@ -267,15 +268,17 @@ def _as_pillow(image: np.ndarray | Tensor) -> np.ndarray:
 
 
 def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.device | None = None) -> Predictor:
-    """Load the model of a run, ready to classify images.
+    """Load the model of a run, or one that `fgvc export --to hub` has written, ready to classify images.
 
-    Only weights, classes, transform and calibration of the run are read, and the file of a frozen backbone's weights;
-    nothing is written. Probabilities are calibrated if the end of the training, `fgvc calibrate` or
-    `fgvc.calibrate_run` has fitted a temperature for these weights; see `Predictor.calibrated`.
+    Of a run, only weights, classes, transform and calibration are read, and the file of a frozen backbone's weights; of
+    an export, see `FineGrainedModel.from_pretrained`. Nothing is written. Probabilities are calibrated if the end of
+    the training, `fgvc calibrate` or `fgvc.calibrate_run` has fitted a temperature for these weights; see
+    `Predictor.calibrated`.
 
     Args:
-        path: the run folder; its dataset is not read.
-        checkpoint: "last" or "best".
+        path: the run folder, whose dataset is not read; the folder of an export; or hf://OWNER/NAME, with @REVISION
+            for a branch, a tag or a commit.
+        checkpoint: "last" or "best"; an export holds one of them, so leave it out.
         device: device of the model; None means the GPU if there is one.
 
     Raises:
@@ -284,30 +287,51 @@ def load_run(path: str | Path, checkpoint: str = "last", device: str | torch.dev
         ConfigError, WeightsError: as in training.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if is_published(path):
+        if checkpoint != "last":
+            raise ConfigError(f"checkpoint={checkpoint}: {path} holds one model; leave it out")
+        return _load_published(path, device)
     folder = RunFolder(Path(path))
     config = folder.read_config()
     model = load_model(folder.path, checkpoint).to(device).to(memory_format=torch.channels_last)
     transform = build_transform(config, model.backbone, training=False).deterministic()
     if config.backbone.frozen:  # the head was trained on feature maps of the folded backbone
         model = FineGrainedModel(fold_backbone(config, model.backbone, device), model.head).eval()
-    notes = tuple(f"the run read images {cut}; cut yours the same way" for cut in _cuts(config.dataset))
+    options = effective_options(config.dataset.reader, config.dataset.options)
+    notes = _cuts(to_box=options.get("crop") == "bbox", banner=bool(options.get("remove_banner")))
     return Predictor(model, transform, read_classes(folder), read_calibration(folder.path, checkpoint), notes)
 
 
-def _cuts(dataset: DatasetConfig) -> list[str]:
-    """What the dataset cut off its images, which those of a user still have."""
-    options = effective_options(dataset.reader, dataset.options)
-    box = ["cut to the object's box"] if options.get("crop") == "bbox" else []
-    return [*box, *([f"without the banner of {BANNER} rows at the bottom"] if options.get("remove_banner") else [])]
+def _load_published(source: str | Path, device: torch.device) -> Predictor:
+    """Load a model as the hub has it. Raises as `FineGrainedModel.from_pretrained`."""
+    check_arithmetic()
+    model = FineGrainedModel.from_pretrained(source).to(device).to(memory_format=torch.channels_last)
+    config = model.config
+    assert config is not None
+    normalization = normalization_from_timm(model.backbone.data_config)
+    transform = TransformSpec(**asdict(config.transform), **normalization, training=False).deterministic()
+    fitted = config.calibration
+    calibration = None if fitted is None else Calibration("last", **asdict(fitted), record={})
+    notes = _cuts(to_box=config.cut_to_box, banner=config.banner_removed)
+    return Predictor(model, transform, config.classes, calibration, notes)
+
+
+def _cuts(*, to_box: bool, banner: bool) -> list[str]:
+    """Notes on what was cut off the images of the training, which those of a user still have."""
+    cuts = ["cut to the object's box"] if to_box else []
+    cuts += [f"without the banner of {BANNER} rows at the bottom"] if banner else []
+    return [f"the run read images {cut}; cut yours the same way" for cut in cuts]
 
 
 _READERS = 4  # threads: decoding releases the interpreter's lock
 
 
-def prediction_notes(path: Path, predictor: Predictor, checkpoint: str = "last") -> list[str]:
-    """Return notes for the user of a predictor of the run `path`: on its calibration and on cut images."""
+def prediction_notes(path: str | Path, predictor: Predictor, checkpoint: str = "last") -> list[str]:
+    """Return notes for the user of `load_run(path)`: on its calibration and on cut images."""
     notes = list(predictor.notes)
-    if predictor.calibration is None:
+    if predictor.calibration is None and is_published(path):
+        notes.append("probabilities are not calibrated; calibrate the run, and export it again")
+    elif predictor.calibration is None:
         command = f"fgvc calibrate {path} --checkpoint {checkpoint}"
         notes.append(f"probabilities are not calibrated; on the machine with the run's images: {command}")
     elif not predictor.calibrated:

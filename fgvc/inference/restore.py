@@ -1,24 +1,23 @@
 """Loads a finished run: its model with the saved weights, and its images."""
 
-import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fgvc.data import FeatureSet, ImageDataset, fingerprint
-from fgvc.errors import RunError
+from fgvc.errors import RunError, WeightsError
 from fgvc.foreign import open_foreign
 from fgvc.io import expanded, read_csv
 from fgvc.models import Backbone, FineGrainedModel, PoolingHead, weights_digest
-from fgvc.models.files import listed, not_floating
-from fgvc.pooling import create_pooling, is_reduced
+from fgvc.models.backbone import is_hosted
+from fgvc.models.files import listed, not_floating, read_finite
+from fgvc.models.model import head_shapes
 from fgvc.runs.config import CacheConfig, MethodConfig, RunConfig
 from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import read_run
@@ -177,7 +176,7 @@ def restore_backbone(config: RunConfig) -> Backbone:
         ConfigError: an environment variable changes the precision, or as in training.
     """
     check_arithmetic()
-    if any(mark in config.backbone.name for mark in ":/"):
+    if is_hosted(config.backbone.name):
         raise RunError(
             f"backbone.name={config.backbone.name} is looked up on a hub or in a folder, which a run folder may not "
             "ask for: it may come from someone else; train with timm's own name of the architecture"
@@ -226,19 +225,6 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
     return model
 
 
-def head_shapes(method: MethodConfig, map_channels: Sequence[int], num_classes: int) -> Iterator[tuple[int, ...]]:
-    """Shapes of the weights that a head has, without making them. Raises ConfigError as `create_pooling`."""
-    channels = in_channels = sum(map_channels)
-    if is_reduced(method.name) and method.reduction is not None:
-        channels = method.reduction
-        yield (channels, in_channels, 1, 1)
-    with torch.device("meta"):
-        pooling = create_pooling(method.name, channels=channels, map_channels=map_channels, **method.options)
-    yield from (tuple(parameter.shape) for parameter in pooling.parameters())
-    for width, next_width in itertools.pairwise((pooling.out_features, *method.hidden, num_classes)):
-        yield (next_width, width)
-
-
 def restored_method(config: RunConfig, folder: RunFolder, checkpoint: str) -> MethodConfig:
     """Return the method of the "last" or "best" weights; in a hybrid run it depends on their epoch.
 
@@ -276,14 +262,9 @@ def read_weights(folder: RunFolder, which: str) -> dict[str, Tensor]:
         when = "when the run ends" if which == "last" else "after its first epoch"
         raise RunError(f"{file} is missing: the {which} weights are written {when}")
     try:
-        with open_foreign(file):
-            weights = load_file(file)
-        wrong = [name for name, tensor in weights.items() if not tensor.isfinite().all()]  # float8 has no isfinite
-    except Exception as error:  # safetensors and the file system raise many types
-        raise RunError(f"{file} is damaged: {error}; restore it, or train the run again") from error
-    if wrong:
-        raise RunError(f"{file} holds NaN or infinity{listed(wrong)}; restore it, or train the run again")
-    return weights
+        return read_finite(file)
+    except WeightsError as error:
+        raise RunError(f"{error}; restore it, or train the run again") from error
 
 
 def read_classes(folder: RunFolder) -> list[str]:

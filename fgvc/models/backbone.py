@@ -271,6 +271,11 @@ def create_backbone(
     return backbone
 
 
+def is_hosted(name: str) -> bool:
+    """Whether timm looks an architecture up on a hub or in a folder: hf_hub:owner/name, local-dir:path."""
+    return any(mark in name for mark in ":/")
+
+
 def weights_digest(backbone: nn.Module) -> str:
     """Return the SHA-256 of names, types, shapes and bytes of a module's state, as 64 hexadecimal digits.
 
@@ -344,7 +349,7 @@ def _fed_by(model: nn.Module, image: Tensor) -> list[tuple[str, str]]:
 
 def _create_timm_model(name: str, *, pretrained: bool, image_size: int | None, options: Mapping[str, Any]) -> nn.Module:
     """Create timm's whole model with this name; raise its errors as user errors."""
-    hosted = any(mark in name for mark in ":/")  # hf_hub:owner/name, local-dir:path: timm finds the architecture there
+    hosted = is_hosted(name)
     architecture, _, tag = name.partition(".")
     if not hosted and not timm.is_model(architecture):
         known = timm.list_models()

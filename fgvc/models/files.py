@@ -111,6 +111,22 @@ def read_tensors(path: Path) -> State:
     return state
 
 
+def read_finite(path: Path) -> State:
+    """Return the tensors of a .safetensors file by name.
+
+    Raises WeightsError, which does not name the fix: the file is damaged, or holds NaN or infinity.
+    """
+    try:
+        with open_foreign(path):
+            state = load_file(path)
+        wrong = [name for name, tensor in state.items() if not tensor.isfinite().all()]  # float8 has no isfinite
+    except Exception as error:  # safetensors and the file system raise many types
+        raise WeightsError(f"{path} is damaged: {error}") from error
+    if wrong:
+        raise WeightsError(f"{path} holds NaN or infinity{listed(wrong)}")
+    return state
+
+
 def renamed(path: Path, tensors: State, rename: Callable[[str], str]) -> State:
     """Return the tensors under other names. Raises WeightsError if two of the file get one name."""
     places: dict[str, str] = {}

@@ -1,15 +1,33 @@
 """The whole model: backbone, channel reduction, pooling, classifier."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fgvc.errors import ConfigError, RunError
+from fgvc.errors import ConfigError, RunError, UserError, WeightsError
+from fgvc.io import atomic_path
 from fgvc.models.backbone import Backbone, create_backbone
+from fgvc.models.files import listed, not_floating, read_finite
+from fgvc.models.hub import (
+    CONFIG,
+    WEIGHTS,
+    Architecture,
+    ModelConfig,
+    find_file,
+    read_model_config,
+    write_model_config,
+)
 from fgvc.pooling import create_pooling, is_reduced
+from fgvc.runs.config import MethodConfig, TransformConfig
 
 
 class PoolingHead(nn.Module):
@@ -136,9 +154,15 @@ class PoolingHead(nn.Module):
 class FineGrainedModel(nn.Module):
     """A backbone and a pooling head: images (B, 3, H, W) -> logits (B, num_classes).
 
+    Attributes:
+        config: What builds the model again, with classes and transform, for `save_pretrained`; None unless
+            `create_model` or `from_pretrained` made the model.
+
     Raises:
         ConfigError: the head reads a class token, and the backbone has none.
     """
+
+    config: ModelConfig | None = None
 
     def __init__(self, backbone: Backbone, head: PoolingHead) -> None:
         super().__init__()
@@ -164,6 +188,92 @@ class FineGrainedModel(nn.Module):
             *(self.backbone.with_class_token(images) if reads_token else (self.backbone(images),))
         )
         return logits
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors, as the Hugging Face hub has them, into a folder.
+
+        Raises:
+            ConfigError: the model has no `config` or another number of classes, or the folder holds one of the files.
+        """
+        if self.config is None:
+            raise ConfigError(
+                "only a model of create_model or from_pretrained can be saved so; of a run: fgvc export RUN --to hub"
+            )
+        outputs = list(self.head.classifier.parameters())[-1].shape[0]
+        if len(self.config.classes) != outputs:
+            raise ConfigError(f"config.classes has {len(self.config.classes)} names for {outputs} classes; set them")
+        config_file, weights_file = Path(folder) / CONFIG, Path(folder) / WEIGHTS
+        if found := [str(file) for file in (config_file, weights_file) if os.path.lexists(file)]:
+            raise ConfigError(f"{found[0]} exists and is not replaced; give another folder, or delete it")
+        with atomic_path(weights_file) as temporary:
+            tensors = {name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        write_model_config(config_file, self.config)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "FineGrainedModel":
+        """Load a model that `save_pretrained` or `fgvc export --to hub` has written, in evaluation mode on the CPU.
+
+        Only config.json and model.safetensors are read. Both may come from a stranger: no code of theirs is executed.
+
+        Args:
+            source: a folder; or OWNER/NAME or hf://OWNER/NAME on the hub, with @REVISION for a branch, a tag or a
+                commit.
+
+        Raises:
+            WeightsError: a file is missing, cannot be fetched, is damaged or does not fit the other; config.json has an
+                unknown key or an impossible value; the weights hold NaN or infinity.
+            ConfigError: config.json names an unknown backbone, method or option.
+        """
+        if not str(source).startswith("hf://") and not Path(source).is_dir():
+            source = f"hf://{source}"
+        config_file = find_file(source, CONFIG)
+        config = read_model_config(config_file)
+        file = find_file(source, WEIGHTS, like=config_file)
+        try:
+            state = read_finite(file)
+        except WeightsError as error:
+            raise WeightsError(f"{error}; fetch it again") from error
+        shapes = {tuple(tensor.shape) for tensor in state.values()}
+        try:
+            backbone = create_backbone(**asdict(config.backbone), image_size=config.transform.size)
+            for shape in head_shapes(config.method, backbone.map_channels, len(config.classes)):
+                if shape not in shapes:  # before it takes memory
+                    raise WeightsError(
+                        f"{file} has no layer of shape {shape}, which {config_file} asks for with "
+                        f"{len(config.classes)} classes and method {config.method.name}; fetch both again"
+                    )
+            model = cls(backbone, create_head(backbone, config.method, len(config.classes)))
+            if wrong := not_floating(state, model.state_dict()):
+                raise WeightsError(f"{file} is damaged: no floating numbers{listed(wrong)}; fetch it again")
+            model.load_state_dict(state)
+        except UserError:
+            raise
+        except Exception as error:  # of timm and torch for values that nobody gives, or other weights
+            reason = " ".join(str(error).split())
+            raise WeightsError(f"{file} does not fit {config_file}: {reason}; fetch both again") from error
+        model.config = config
+        return model.eval()
+
+    def push_to_hub(self, name: str, *, private: bool | None = None) -> str:
+        """Upload what `save_pretrained` writes to the repository OWNER/NAME on the hub; it is made if it is missing.
+
+        Args:
+            name: OWNER/NAME; the account is that of `hf auth login`.
+            private: whether a new repository is private; None takes the account's default.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ConfigError: the model has no `config`.
+            Exception: as `huggingface_hub.HfApi` raises it.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            hub = HfApi()
+            hub.create_repo(name, private=private, exist_ok=True)
+            return str(hub.upload_folder(repo_id=name, folder_path=folder))
 
 
 def create_model(
@@ -200,27 +310,51 @@ def create_model(
         ConfigError: unknown backbone, method or option, or a setting that does not fit the backbone.
         WeightsError: weights that cannot be downloaded, found, read or matched.
     """
-    backbone = create_backbone(
-        name,
-        pretrained=pretrained,
-        weights=weights,
-        last_stride=last_stride,
-        maps=maps,
-        image_size=image_size,
-        options=backbone_options,
-    )
-    head = PoolingHead(
-        backbone.out_channels,
-        method=method,
-        num_classes=num_classes,
-        reduction=reduction,
-        hidden=hidden,
+    architecture = Architecture(name, last_stride, maps, dict(backbone_options or {}))
+    backbone = create_backbone(**asdict(architecture), pretrained=pretrained, weights=weights, image_size=image_size)
+    method_config = MethodConfig(
+        name=method,
         gradient=gradient,
+        reduction=reduction,
+        hidden=list(hidden),
         eigh_device=eigh_device,
         solver=solver,
         spectral_dtype=spectral_dtype,
         options=options,
-        map_channels=backbone.map_channels,
         class_token=class_token,
     )
-    return FineGrainedModel(backbone, head)
+    model = FineGrainedModel(backbone, create_head(backbone, method_config, num_classes))
+    transform = TransformConfig(size=backbone.data_config["input_size"][-1])
+    model.config = ModelConfig(architecture, method_config, transform, [str(number) for number in range(num_classes)])
+    return model
+
+
+def create_head(backbone: Backbone, method: MethodConfig, num_classes: int) -> PoolingHead:
+    """Build a head for the maps of `backbone`. Raises ConfigError as `PoolingHead`."""
+    return PoolingHead(
+        backbone.out_channels,
+        method=method.name,
+        num_classes=num_classes,
+        reduction=method.reduction,
+        hidden=method.hidden,
+        gradient=method.gradient,
+        eigh_device=method.eigh_device,
+        solver=method.solver,
+        spectral_dtype=method.spectral_dtype,
+        options=method.options,
+        map_channels=backbone.map_channels,
+        class_token=method.class_token,
+    )
+
+
+def head_shapes(method: MethodConfig, map_channels: Sequence[int], num_classes: int) -> Iterator[tuple[int, ...]]:
+    """Shapes of the weights that a head has, without making them. Raises ConfigError as `create_pooling`."""
+    channels = in_channels = sum(map_channels)
+    if is_reduced(method.name) and method.reduction is not None:
+        channels = method.reduction
+        yield (channels, in_channels, 1, 1)
+    with torch.device("meta"):
+        pooling = create_pooling(method.name, channels=channels, map_channels=map_channels, **method.options)
+    yield from (tuple(parameter.shape) for parameter in pooling.parameters())
+    for width, next_width in itertools.pairwise((pooling.out_features, *method.hidden, num_classes)):
+        yield (next_width, width)

@@ -197,7 +197,9 @@ def predictions_table(named: Iterable[Named]) -> pd.DataFrame:
     return table
 
 
-def predictions_document(predictor: Predictor, run: Path, checkpoint: str, named: Iterable[Named]) -> dict[str, Any]:
+def predictions_document(
+    predictor: Predictor, run: str | Path, checkpoint: str, named: Iterable[Named]
+) -> dict[str, Any]:
     """What `fgvc predict --json` prints; its fields are in docs/prediction.md."""
     calibration = predictor.calibration
     return {

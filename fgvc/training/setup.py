@@ -40,6 +40,7 @@ from fgvc.models import (
 )
 from fgvc.models.files import locate_weights
 from fgvc.models.lora import add_adapters
+from fgvc.models.model import create_head
 from fgvc.pooling import CovariancePooling, CrossCovariancePooling, DropCovPooling
 from fgvc.runs.config import RunConfig
 from fgvc.training.batches import (
@@ -178,21 +179,7 @@ def build_model(config: RunConfig, backbone: Backbone, num_classes: int) -> Fine
     Raises:
         ConfigError, WeightsError: as `PoolingHead` and `load_checkpoint`.
     """
-    head = PoolingHead(
-        backbone.out_channels,
-        method=config.method.name,
-        num_classes=num_classes,
-        reduction=config.method.reduction,
-        hidden=config.method.hidden,
-        gradient=config.method.gradient,
-        eigh_device=config.method.eigh_device,
-        solver=config.method.solver,
-        spectral_dtype=config.method.spectral_dtype,
-        options=config.method.options,
-        map_channels=backbone.map_channels,
-        class_token=config.method.class_token,
-    )
-    model = FineGrainedModel(backbone, head)
+    model = FineGrainedModel(backbone, create_head(backbone, config.method, num_classes))
     if config.initial_weights is not None:
         # classifier=None ignores a classifier with another number of classes
         report = load_checkpoint(model, config.initial_weights, classifier=None)

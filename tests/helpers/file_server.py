@@ -23,6 +23,9 @@ class FileServer:
     redirect: str | None = None  # address that every request is sent on to
     status: list[int] = field(default_factory=list)  # sent in place of the file
     content_type: str = "application/octet-stream"
+    commit: str | None = (
+        None  # that of a repository: sent as the Hugging Face hub does, with the code of what is missing
+    )
     requests: list[tuple[str, str | None]] = field(default_factory=list)  # path and Range header so far
     served: int = 0  # bytes of content so far
     address: str = ""
@@ -42,7 +45,11 @@ class FileServer:
             request.end_headers()
             return
         if request.path not in self.files:
-            request.send_error(404)
+            request.send_response(404)
+            if self.commit:
+                request.send_header("X-Error-Code", "EntryNotFound")
+            request.send_header("Content-Length", "0")
+            request.end_headers()
             return
         content = self.files[request.path]
         etag = f'"{hashlib.md5(content).hexdigest()}"'
@@ -58,9 +65,13 @@ class FileServer:
             request.send_header("Content-Length", self.length or str(len(content) - start + self.announce))
         if self.validators:
             request.send_header("ETag", etag)
+        if self.commit:
+            request.send_header("X-Repo-Commit", self.commit)
         if start:
             request.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         request.end_headers()
+        if request.command == "HEAD":
+            return
         body = content[start:]
         if self.cut_after:
             body = body[: self.cut_after.pop(0)]
@@ -75,6 +86,9 @@ def serving() -> Iterator[FileServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            server.answer(self)
+
+        def do_HEAD(self) -> None:
             server.answer(self)
 
         def log_message(self, *_: object) -> None:
