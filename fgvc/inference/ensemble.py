@@ -237,8 +237,8 @@ def _require_same_start(first: Run, run: Run) -> None:
     starts = [(one.head_digest, one.weights_digest) for one in (first, run)]
     if starts[0] != starts[1] or None in starts[0]:
         raise RunError(
-            f"{names} did not start from the same backbone and head, so a mean of their weights is no model; train both "
-            "with one initial_weights=FILE of as many classes, e.g. of fgvc export RUN --to safetensors"
+            f"{names} did not start from the same backbone and head, so a mean of their weights is no model; train "
+            "both with one initial_weights=FILE of as many classes, e.g. of fgvc export RUN --to safetensors"
         )
     if read_classes(RunFolder(run.path)) != read_classes(RunFolder(first.path)):
         raise RunError(f"{names} have other classes; give runs of one dataset")
