@@ -180,6 +180,8 @@ class Guard:
             "step": progress.step,
             "images": images,
             "num_classes": self._learner.objective.num_classes,
+            "adjustment": self._learner.objective.adjustment,
+            "soft": self._learner.objective.soft,
             "inputs": batch.inputs.cpu(),
             "targets": batch.targets.cpu(),
             "random_state": batch.random_state,

@@ -31,6 +31,7 @@ class Objective:
 
     Attributes:
         guessing: Loss of probability 1 / num_classes for each class.
+        num_classes, adjustment, soft: as given.
 
     Args:
         num_classes: width of the logits.
@@ -56,7 +57,7 @@ class Objective:
         soft: Tensor | None = None,
     ) -> None:
         self.num_classes = num_classes
-        self._adjustment, self._soft = adjustment, soft
+        self.adjustment, self.soft = adjustment, soft
         self._smoothing = label_smoothing
         self._mixup: Mixup | None = None
         if mixup or cutmix:
@@ -87,10 +88,10 @@ class Objective:
     def total(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the float32 loss of logits (B, num_classes) and targets from `mix`, summed over B."""
         logits = logits.float()
-        if self._adjustment is not None:
-            logits = logits + self._adjustment
-        if self._soft is not None:
-            targets = targets @ self._soft if targets.is_floating_point() else self._soft[targets]
+        if self.adjustment is not None:
+            logits = logits + self.adjustment
+        if self.soft is not None:
+            targets = targets @ self.soft if targets.is_floating_point() else self.soft[targets]
         value: Tensor = self._scale * self._loss(logits, targets)
         return value
 

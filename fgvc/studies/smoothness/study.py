@@ -29,7 +29,7 @@ from fgvc.studies.smoothness.measure import (
     smoothness_curve,
     smoothness_frame,
 )
-from fgvc.training.batches import StepBatches
+from fgvc.training.batches import StepBatches, sampling_weights
 from fgvc.training.learner import create_objective
 from fgvc.training.seeds import SeededSamples, derived_seed, seed_epoch
 
@@ -179,7 +179,8 @@ def _at_weights(restored: Restored, measure: Measure, batches: int) -> list[dict
     trainer, inputs = config.trainer, restored.inputs()
     objective = create_objective(trainer, restored.images, restored.device)
     samples = SeededSamples(inputs) if isinstance(inputs, ImageDataset) else inputs
-    order = StepBatches(len(restored.images), config.trainer.batch_size, config.seed)
+    weights = sampling_weights(trainer.sampler, restored.images.targets)
+    order = StepBatches(len(restored.images), trainer.batch_size, config.seed, weights=weights)
     loader = DataLoader(samples, batch_sampler=order)
     seed_epoch(config.seed, 0)
     samples.start_epoch(derived_seed(config.seed, "samples", 0))
