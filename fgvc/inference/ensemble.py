@@ -95,15 +95,17 @@ def evaluate_ensemble(
     Args:
         paths: folders of at least two runs; their methods, backbones and image sizes may differ.
         checkpoint, views, resize_size, root, cache: as in `fgvc.inference.evaluate_run`.
-        output: folder of evaluation-ensemble-CHECKPOINT.json and predictions-ensemble-CHECKPOINT.csv; None writes
-            nothing.
+        output: folder of evaluation-ensemble-NAME.json and predictions-ensemble-NAME.csv, NAME as of one run; None
+            writes nothing.
 
     Raises:
         RunError: the runs have other classes or other test images; or as `evaluate_run`.
         ConfigError, DatasetError, WeightsError: as `evaluate_run`.
     """
-    files = [] if output is None else [output / f"evaluation-ensemble-{checkpoint}.json"]
-    files += [] if output is None else [output / f"predictions-ensemble-{checkpoint}.csv"]
+    parts = [checkpoint, *([] if views == "single" else [views])]
+    name = "-".join([*parts, *([] if resize_size is None else [f"resize{resize_size}"])])
+    kinds = ("evaluation-ensemble-{}.json", "predictions-ensemble-{}.csv")
+    files = [] if output is None else [output / kind.format(name) for kind in kinds]
     for file in files:  # before the work
         require_own(file)
     first: ImageDataset | None = None
