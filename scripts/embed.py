@@ -16,7 +16,7 @@ from fgvc.inference.predict import find_all, load_run, require_all
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run folder")
+    parser.add_argument("run", help="a run folder, an export --to hub, or hf://OWNER/NAME on the Hugging Face hub")
     parser.add_argument("images", type=Path, nargs="+", help="image files, or folders of them")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="ends in .parquet, .npz or .csv")
     parser.add_argument("--pca", type=int, metavar="N", help="reduce to N numbers by PCA, fitted on these images")

@@ -36,10 +36,9 @@ def rerun(path: Path, *, run_dir: Path | None = None, root: str | None = None, c
     folder = RunFolder(path)
     config = _read_config(folder)
     if not folder.is_finished():
-        raise RunError(
-            f"{path}: status {folder.read_summary().get('status')}, so there is no result to compare with; "
-            f"finish it: fgvc train ... run_dir={path}"
-        )
+        status = folder.read_summary().get("status")
+        advice = "repeat its runs" if status == "averaged" else f"finish it: fgvc train ... run_dir={path}"
+        raise RunError(f"{path}: status {status}, so there is no result to compare with; {advice}")
     named = path if path.name not in ("", "..") else path.resolve()
     target = default_output(named.parent, f"{named.name}-rerun") if run_dir is None else run_dir
     _require_free(target, path)

@@ -80,7 +80,7 @@ def export(here: Train, tmp_path: Path) -> Train:
     ("run", "to"),
     [
         *((run, "safetensors") for run in ("seb", "frozen", "isqrt_cov", "hybrid", "stopped", "wide")),
-        *(("isqrt_cov", "onnx"), ("seb", "pt2"), ("gap", "timm")),
+        *(("isqrt_cov", "onnx"), ("seb", "pt2"), ("gap", "timm"), ("frozen", "hub"), ("stopped", "hub")),
         pytest.param("products", "onnx", marks=pytest.mark.slow),
     ],
 )
@@ -101,7 +101,7 @@ def test_the_cards_snippet_gives_the_logits_of_the_run(
         assert names["classes"] == json.loads((runs / run / "summary.json").read_text())["classes"]
         logits = torch.from_numpy(names["session"].run(None, {"images": IMAGES.numpy()})[0])
     else:
-        logits = names["model"](IMAGES)
+        logits = names["predictor"].logits(IMAGES) if to == "hub" else names["model"](IMAGES)
     with torch.no_grad():
         torch.testing.assert_close(logits, load_model(runs / run, "best")(IMAGES), rtol=1e-4, atol=1e-5)
 
