@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import logging
+import os
 import shlex
 import warnings
 from collections.abc import Sequence
@@ -23,7 +24,9 @@ SHOWN = 10
 
 
 def with_sweep(arguments: Sequence[str]) -> list[str]:
-    """Add -m, which makes Hydra start the sweeper. Raises ConfigError: the library is missing."""
+    """Add -m, which makes Hydra start the sweeper. Raises ConfigError: the library is missing; several processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each would have a search of its own
+        raise ConfigError("a search runs in one process; start fgvc train without accelerate launch or torchrun")
     if importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
         raise ConfigError("a search needs the library hydra-optuna-sweeper: pip install 'fgvc[search]'")
     import optuna  # which prints each trial with a handler of its own

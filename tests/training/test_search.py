@@ -9,6 +9,9 @@ import pytest
 import yaml
 from command_line import SMALL, Train, refused, run, succeeded
 
+from fgvc.errors import ConfigError
+from fgvc.training.search import with_sweep
+
 needs_optuna = pytest.mark.skipif(
     importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None, reason="needs the extra [search]"
 )
@@ -51,6 +54,12 @@ def test_a_trial_that_diverges_counts_as_0_and_a_wrong_setting_ends_the_search(t
 def test_without_the_library_the_extra_is_named(here: Train, tmp_path: Path) -> None:
     refused(here("train.py", *SMALL, "search=heads", cwd=tmp_path), "pip install 'fgvc[search]'")
     assert not list(tmp_path.iterdir())
+
+
+def test_several_processes_have_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="a search runs in one process"):
+        with_sweep(["search=heads"])
 
 
 def test_an_experiment_of_ones_own_is_found(here: Train, tmp_path: Path) -> None:
