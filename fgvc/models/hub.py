@@ -145,8 +145,6 @@ def _check(config: ModelConfig) -> None:
     check_config(RunConfig("hub", dataset=data, backbone=backbone, method=config.method))
     if is_hosted(config.backbone.name):
         raise ConfigError(f"backbone.name={config.backbone.name} is looked up on a hub or in a folder")
-    if not config.classes:
-        raise ConfigError("classes is empty")
     calibration = config.calibration
     if calibration is not None:
         if not 0.01 <= calibration.temperature <= 100:  # far outside the range that is searched

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fgvc.errors import ConfigError, RunError, UserError, WeightsError
+from fgvc.errors import ConfigError, RunError, WeightsError
 from fgvc.io import atomic_path
 from fgvc.models.backbone import Backbone, create_backbone
 from fgvc.models.files import listed, not_floating, read_finite
@@ -223,7 +223,6 @@ class FineGrainedModel(nn.Module):
         Raises:
             WeightsError: a file is missing, cannot be fetched, is damaged or does not fit the other; config.json has an
                 unknown key or an impossible value; the weights hold NaN or infinity.
-            ConfigError: config.json names an unknown backbone, method or option.
         """
         if not str(source).startswith("hf://") and not Path(source).is_dir():
             source = f"hf://{source}"
@@ -247,7 +246,9 @@ class FineGrainedModel(nn.Module):
             if wrong := not_floating(state, model.state_dict()):
                 raise WeightsError(f"{file} is damaged: no floating numbers{listed(wrong)}; fetch it again")
             model.load_state_dict(state)
-        except UserError:
+        except ConfigError as error:
+            raise WeightsError(f"{config_file} does not describe a model of this version of fgvc: {error}") from error
+        except WeightsError:
             raise
         except Exception as error:  # of timm and torch for values that nobody gives, or other weights
             reason = " ".join(str(error).split())
