@@ -1,7 +1,6 @@
 """A search of settings by Optuna: `fgvc train search=NAME` trains a run a trial; held-out training images decide."""
 
 import dataclasses
-import importlib.util
 import logging
 import os
 import shlex
@@ -27,9 +26,11 @@ def with_sweep(arguments: Sequence[str]) -> list[str]:
     """Add -m, which makes Hydra start the sweeper. Raises ConfigError: the library is missing; several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # each would have a search of its own
         raise ConfigError("a search runs in one process; start fgvc train without accelerate launch or torchrun")
-    if importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
-        raise ConfigError("a search needs the library hydra-optuna-sweeper: pip install 'fgvc[search]'")
-    import optuna  # which prints each trial with a handler of its own
+    try:
+        import hydra_plugins.hydra_optuna_sweeper  # noqa: F401
+        import optuna  # which prints each trial with a handler of its own
+    except ImportError as error:
+        raise ConfigError("a search needs the library hydra-optuna-sweeper: pip install 'fgvc[search]'") from error
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -222,7 +222,7 @@ def test_timm_resizes_to_the_size_of_the_run() -> None:
 
 def test_refusals_name_what_works(runs: Path, tmp_path: Path, export: Train) -> None:
     refused(export(runs / "seb", "--to", "onnx"), "seb", "eigendecomposition", "pt2", "isqrt_cov")
-    refused(export(runs / "seb", "--to", "coreml"), "coreml", "safetensors, onnx, timm, pt2")
+    refused(export(runs / "seb", "--to", "coreml"), "coreml", "safetensors, hub, onnx, timm, pt2")
     refused(export(runs, "--to", "pt2"), "config.yaml")
     broken = tmp_path / "broken"
     shutil.copytree(runs / "seb", broken)
