@@ -1,5 +1,6 @@
 """Low-rank adapters: what is trained, how a run continues, and which weights it leaves."""
 
+import importlib.util
 import json
 import signal
 from pathlib import Path
@@ -76,7 +77,8 @@ def test_a_network_without_attention_is_refused(tmp_path: Path, train_here: Trai
 def test_a_missing_library_is_named_with_its_extra(
     tmp_path: Path, train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *of: None if name == "peft" else find_spec(name, *of))
     refused(train_here(tmp_path, *LORA), "backbone.lora=2 needs the library peft: pip install 'fgvc[lora]'")
 
 
