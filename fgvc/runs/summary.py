@@ -56,9 +56,8 @@ class Run:
     number of classes with test images, over which `mean_class` averages. `images` has digests that tell images apart:
     "train_list", "test_list" by names, classes and sizes, "train_content", "test_content" by bytes too; earlier
     versions lack some. `initial_weights_digest` is that of the file, `head_digest` that of the head before training.
-    `rerun_of` is the folder of the run that `fgvc
-    rerun` repeated. `coarse` has the coarser label of each class by the name of its level, e.g. "family"; "" where it
-    is unknown. `class_sizes` is the number of training images of each class.
+    `rerun_of` is the folder of the run that `fgvc rerun` repeated. `coarse` has the coarser label of each class by the
+    name of its level, e.g. "family"; "" where it is unknown. `class_sizes` is the number of training images of each class.
     """
 
     path: Path
@@ -311,8 +310,9 @@ def find_finished(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def readable_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Return the runs in some folders at any depth, each once, ordered by folder and then by path.
 
-    A folder is a run if it holds summary.json. A note names each folder or run that cannot be read, and the folder of
-    a search (`fgvc train search=NAME`) beside other runs, whose trials are left out. Raises RunError if no run is left.
+    A folder is a run if it holds summary.json. A note names each folder or run that cannot be read. The trials of
+    a search (`fgvc train search=NAME`) are left out with a note if there are other runs. Raises RunError if no run is
+    left.
     """
     folders: dict[Path, Path] = {}  # as given, by where they are
     runs, problems = [], []

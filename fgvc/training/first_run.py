@@ -80,7 +80,7 @@ def names_gap(arguments: Sequence[str]) -> bool:
 
 
 def as_baseline(config: RunConfig) -> RunConfig:
-    """Return the configuration of GAP beside heads: without the settings that are theirs alone."""
+    """Return the configuration without the settings that GAP does not take."""
     own = MethodConfig()
     method = replace(config.method, gradient=None, options={}, solver=own.solver, spectral_dtype=own.spectral_dtype)
     optimizer = replace(config.optimizer, reduction_gradient=None)
