@@ -44,6 +44,7 @@ from fgvc.spectral import (
 )
 from fgvc.spectral.descriptor import layer_descriptor
 from fgvc.spectral.eigen import symmetric_eigh
+from fgvc.spectral.maps import band
 from fgvc.spectral.precision import check_iterations, spectral_dtype
 from fgvc.spectral.products import products_descriptor, uses_products
 from fgvc.spectral.spectral_map import apply_layer, spectral_layer
@@ -258,17 +259,19 @@ def svd_topn(channels: int, keep: int | Sequence[int | None] | None = None) -> M
         keep: Number of eigenvalues that are kept, channels - 50 by default; or a pair as in `spectral_map`.
 
     Raises:
-        ConfigError: nothing would be kept.
+        ConfigError: nothing would be kept, or nothing dropped.
     """
     if keep is None and channels <= 50:
         raise ConfigError(
             f"svd_topn drops 50 of the {channels} eigenvalues by default: give keep=N (a study: --keep N)"
         )
-    if isinstance(keep, Sequence) and not isinstance(keep, str):
-        if keep and isinstance(keep[0], int) and keep[0] >= channels:
-            raise ConfigError(f"svd_topn with keep={list(keep)} drops all {channels} eigenvalues; lower its start")
-        return SQRT, tuple(keep)  # type: ignore[return-value]  # a configuration has lists; the layer checks them
-    return SQRT, channels - 50 if keep is None else keep
+    seen: Any = channels - 50 if keep is None else tuple(keep) if isinstance(keep, list) else keep
+    start, stop = band(seen)  # type: ignore[misc]  # checks it; None of None alone
+    if start >= channels:
+        raise ConfigError(f"svd_topn with keep={keep} drops all {channels} eigenvalues; lower its start")
+    if start == 0 and (stop is None or stop >= channels):
+        raise ConfigError(f"svd_topn with keep={keep} drops none of {channels} eigenvalues; use mpn_cov for all")
+    return SQRT, seen
 
 
 @register_spectral_pooling("seb", "SEB", source="Song, Sebe, Wang, T-PAMI 2022", gradient="ordinary")
