@@ -34,6 +34,7 @@ from fgvc.inference.restore import load_model, read_classes, restored_method
 from fgvc.io import plain_mode, replaced_folder, sha256, to_json, write_json_atomic, write_text_atomic
 from fgvc.models import Backbone, FineGrainedModel, create_model, load_checkpoint
 from fgvc.models.hub import WEIGHTS, Architecture, FittedTemperature, ModelConfig
+from fgvc.models.transformers_backbone import PREFIX
 from fgvc.pooling import CholeskyPooling, SpectralPooling, is_reduced
 from fgvc.provenance import commit_label, versions
 from fgvc.runs.config import MethodConfig, RunConfig, TransformConfig
@@ -442,6 +443,8 @@ def _timm_backbone(model: FineGrainedModel, facts: Facts) -> nn.Module:
 
 
 def _timm_model(facts: Facts, num_classes: int) -> nn.Module:
+    if facts["backbone"].startswith(PREFIX):
+        raise ConfigError(f"{facts['backbone']} is no model of timm; export to safetensors, hub, onnx or pt2")
     size = {"img_size": facts["preprocessing"]["size"]}
     arguments = resolve_model_input_args(facts["backbone"], size, num_classes=num_classes)
     network: nn.Module = timm.create_model(**arguments, **facts["backbone_options"])

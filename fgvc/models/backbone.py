@@ -28,6 +28,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import fgvc.models.alexnet  # noqa: F401  # registers AlexNet in timm
 from fgvc.errors import ConfigError, WeightsError
+from fgvc.models import transformers_backbone
 from fgvc.models.weights import load_backbone_weights
 
 M = TypeVar("M", bound=nn.Module)
@@ -233,7 +234,7 @@ def create_backbone(
 
     Args:
         name: any name timm knows: `resnet50`, `resnet50.a1_in1k`, `hf_hub:timm/resnet50.a1_in1k`; also `alexnet` and
-            `alexnet_bn`.
+            `alexnet_bn`, and `transformers:TYPE`, see `fgvc.models.transformers_backbone`.
         pretrained: whether to load the published weights from timm's hub (needs a network or a filled cache).
         weights: file to load instead: a path, or `package:NAME` (see `fgvc.models.files`).
         last_stride: stride of a ResNet's last stage: 1 removes it, which doubles the map's sides and keeps the names
@@ -255,7 +256,10 @@ def create_backbone(
         )
     if last_stride not in (None, 1):
         raise ConfigError(f"backbone.last_stride={last_stride!r}: choose 1 (no stride in the last stage) or null")
-    model = _create_timm_model(name, pretrained=pretrained, image_size=image_size, options=options or {})
+    if name.startswith(transformers_backbone.PREFIX):
+        model = transformers_backbone.build(name, options or {}, maps)
+    else:
+        model = _create_timm_model(name, pretrained=pretrained, image_size=image_size, options=options or {})
     layout = {key: tensor.shape for key, tensor in model.state_dict().items()}
     if last_stride == 1:
         _remove_last_stride(model, name)
@@ -273,7 +277,7 @@ def create_backbone(
 
 def is_hosted(name: str) -> bool:
     """Whether timm looks an architecture up on a hub or in a folder: hf_hub:owner/name, local-dir:path."""
-    return any(mark in name for mark in ":/")
+    return any(mark in name.removeprefix(transformers_backbone.PREFIX) for mark in ":/")
 
 
 def weights_digest(backbone: nn.Module) -> str:

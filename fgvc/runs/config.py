@@ -72,7 +72,7 @@ class BackboneConfig:
     """The network that computes the feature maps.
 
     Attributes:
-        name: Name of a timm model.
+        name: Name of a timm model, or transformers:FOLDER for a model of that library.
         pretrained: Whether to load timm's weights from its hub.
         weights: Weights to load instead: a .safetensors or .pth file, or package:NAME for a file in an installed
             package.

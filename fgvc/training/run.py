@@ -18,6 +18,7 @@ from fgvc.errors import Interrupted, OutOfMemoryError, RunError, UserError, Weig
 from fgvc.io import expanded, sha256, to_csv, write_text_atomic
 from fgvc.models import FineGrainedModel, weights_digest
 from fgvc.models.files import locate_weights
+from fgvc.models.transformers_backbone import without_folder
 from fgvc.pooling import pooling_label
 from fgvc.provenance import (
     reset_peak_memory,
@@ -68,6 +69,7 @@ def train_run(config: RunConfig, *, before_step: BeforeStep | None = None, rerun
         Interrupted: SIGTERM or SIGINT; the state is saved.
     """
     check_config(config)
+    config.backbone = without_folder(config.backbone)
     pooling_label(config.method.name)  # raises for an unknown method
     if config.hybrid != HybridConfig():
         check_hybrid(config)
