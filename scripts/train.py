@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from fgvc.cli import exit_on_user_error
-from fgvc.errors import DivergenceError, OutOfMemoryError
+from fgvc.errors import DivergenceError, OutOfMemoryError, RunError
 from fgvc.inference.calibrate import calibrate_finished
 from fgvc.reporting.report.answer import first_result, next_commands
 from fgvc.resources import resource_folder
@@ -66,7 +66,9 @@ def main() -> None:
         return held_out_accuracy(folders[-1]) if search else 0.0
 
     hydra_main(arguments, configs, task, keep_going=not (first or search))
-    if search and folders and speaks:
+    if search and not folders:
+        raise RunError("every trial has diverged, so none is the best; give hydra.sweeper.params smaller rates")
+    if search and speaks:
         print(write_best(folders))
         return
     if first and folders and speaks:

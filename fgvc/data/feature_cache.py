@@ -32,7 +32,7 @@ from fgvc.data.dataset import FeatureSet, ImageDataset, collate, fingerprint, op
 from fgvc.data.transforms import TransformSpec
 from fgvc.errors import ConfigError, DatasetError
 from fgvc.foreign import read_json
-from fgvc.io import atomic_path, byte_bar, locked, write_json_atomic
+from fgvc.io import atomic_path, byte_bar, locked, write_json_atomic, write_text_atomic
 from fgvc.provenance import float32_precision
 
 logger = logging.getLogger(__name__)
@@ -142,7 +142,9 @@ def cached_features(
             logger.warning(elsewhere)
         cache_dir.mkdir(parents=True, exist_ok=True)
         # https://bford.info/cachedir: backups leave such a folder out, and so does a dataset around it
-        (cache_dir / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n")
+        tag = cache_dir / "CACHEDIR.TAG"
+        if not os.path.lexists(tag):  # nothing of someone else's is written over, nor what a link leads to
+            write_text_atomic(tag, "Signature: 8a477f597d28d172789f06886806bc55\n")
         extracted = partial(_extract_views, extract, batch_size, workers, device)
         found |= _compute(missing, extracted, max_gb, keep=files.keys())
     sets = [

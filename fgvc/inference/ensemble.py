@@ -3,7 +3,9 @@
 Shapes: N images, K classes.
 """
 
+import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -99,15 +101,19 @@ def evaluate_ensemble(
             writes nothing.
 
     Raises:
-        RunError: the runs have other classes or other test images; or as `evaluate_run`.
+        RunError: a run is given twice, the runs have other classes or other test images; or as `evaluate_run`.
+        FileExistsError: the files of `output` are of other runs.
         ConfigError, DatasetError, WeightsError: as `evaluate_run`.
     """
     parts = [checkpoint, *([] if views == "single" else [views])]
     name = "-".join([*parts, *([] if resize_size is None else [f"resize{resize_size}"])])
     kinds = ("evaluation-ensemble-{}.json", "predictions-ensemble-{}.csv")
     files = [] if output is None else [output / kind.format(name) for kind in kinds]
+    _require_different(paths)
+    runs = "\n".join(sorted(map(os.path.realpath, paths)))
+    kind = f"ensemble of {hashlib.sha256(runs.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
     for file in files:  # before the work
-        require_own(file)
+        require_own(file, kind)
     first: ImageDataset | None = None
     total, frames, members = torch.zeros(()), [], Members()
     for path in paths:
@@ -144,9 +150,16 @@ def evaluate_ensemble(
         record = {"runs": members, "reference": members[reference]["run"], "difference": difference}
         record |= {"checkpoint": checkpoint, "views": views, "resize_size": resize_size}
         record |= {"images": len(targets), **asdict(evaluation.accuracy), "loss": round(evaluation.loss, 6)}
-        write_output(files[0], to_json(record | {"versions": versions(), **source_state()}))
-        write_output(files[1], to_csv(predictions, None))
+        write_output(files[0], to_json(record | {"versions": versions(), **source_state()}), kind)
+        write_output(files[1], to_csv(predictions, None), kind)
     return EnsembleEvaluation(evaluation, predictions, members, reference, difference)
+
+
+def _require_different(paths: Sequence[Path]) -> None:
+    """Raise RunError if a folder is given twice."""
+    found = [os.path.realpath(path) for path in paths]
+    if twice := [str(path) for path, place in zip(paths, found, strict=True) if found.count(place) > 1]:
+        raise RunError(f"{twice[-1]} is given twice; give each run once")
 
 
 def _require_same_images(first: ImageDataset, images: ImageDataset, first_path: Path, path: Path) -> None:
@@ -173,10 +186,9 @@ def _evaluation(logits: Tensor, targets: Tensor) -> Evaluation:
 
 def _held_out_accuracy(run: Run, checkpoint: str) -> float | None:
     """Top-1 in per cent on the images that a run held out, after the epoch of its weights; None without a record."""
-    try:
-        return run.held_out_top1(None if checkpoint == "last" else run.best_epoch)
-    except RunError:  # a soup has none
+    if run.status == "averaged":  # a soup has no epochs
         return None
+    return run.held_out_top1(None if checkpoint == "last" else run.best_epoch)
 
 
 def average_runs(paths: Sequence[Path], output: Path) -> None:
@@ -192,12 +204,13 @@ def average_runs(paths: Sequence[Path], output: Path) -> None:
         output: folder to write; it must not exist, or be empty.
 
     Raises:
-        RunError: fewer than two runs, one that is not finished, or runs that differ in what they started from, their
-            settings, classes or images; damaged weights.
+        RunError: fewer than two runs, one that is given twice or not finished, or runs that differ in what they
+            started from, their settings, classes or images; damaged weights.
         FileExistsError: `output` holds something.
     """
     if len(paths) < 2:
         raise RunError(f"a mean of weights needs at least two runs, got {len(paths)}")
+    _require_different(paths)
     runs = [read_finished(path) for path in paths]
     first = runs[0]
     for run in runs:

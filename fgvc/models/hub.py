@@ -125,10 +125,16 @@ def read_model_config(file: Path) -> ModelConfig:
     """
     try:
         settings = read_json_object(file)
+        classes = settings.pop("classes", None)  # names as they are, also one with ${
+        if not (isinstance(classes, list) and all(isinstance(name, str) and name for name in classes)):
+            raise ValueError("classes are no list of names")
+        if len(set(classes)) < len(classes):
+            raise ValueError("two classes have one name")
         if "${" in json.dumps(settings, ensure_ascii=False):  # OmegaConf would put variables of the system there
             raise ValueError("an interpolation, ${...}, which is refused")
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), settings))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), settings, {"classes": []}))
         assert isinstance(config, ModelConfig)
+        config.classes = classes
         _check(config)
     except Exception as error:  # omegaconf raises many types; all mean that the file is not usable
         reason = one_line(" ".join(str(error).split()))

@@ -15,7 +15,8 @@ def add_adapters(backbone: Backbone, rank: int) -> None:
     """Add adapters to the linear layers of a backbone's attention; freeze all else in it.
 
     Raises:
-        ConfigError: timm's attention of this backbone has no linear layers, or it has no attention.
+        ConfigError: timm's attention of this backbone has no linear layers, it has no attention, or it has batch
+            normalisation.
     """
     from peft import LoraConfig, inject_adapter_in_model  # of the extra fgvc[lora]
 
@@ -25,6 +26,11 @@ def add_adapters(backbone: Backbone, rank: int) -> None:
         raise ConfigError(
             f"backbone.lora={rank} adapts the linear layers of attention, and {backbone.name} has none; set it to "
             "null, or choose a transformer, e.g. backbone.name=vit_small_patch16_224"
+        )
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in backbone.model.modules()):
+        raise ConfigError(
+            f"backbone.lora={rank} trains adapters alone, and the statistics of {backbone.name}'s batch normalisation "
+            "would change with the images; set it to null, or choose a transformer without, e.g. vit_small_patch16_224"
         )
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), backbone.model)
 

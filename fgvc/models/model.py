@@ -205,10 +205,14 @@ class FineGrainedModel(nn.Module):
         config_file, weights_file = Path(folder) / CONFIG, Path(folder) / WEIGHTS
         if found := [str(file) for file in (config_file, weights_file) if os.path.lexists(file)]:
             raise ConfigError(f"{found[0]} exists and is not replaced; give another folder, or delete it")
-        with atomic_path(weights_file) as temporary:
-            tensors = {name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}
-            save_file(tensors, temporary, metadata={"format": "pt"})
         write_model_config(config_file, self.config)
+        try:
+            with atomic_path(weights_file) as temporary:
+                tensors = {name: tensor.contiguous().cpu() for name, tensor in self.state_dict().items()}
+                save_file(tensors, temporary, metadata={"format": "pt"})
+        except BaseException:
+            config_file.unlink()  # both files, or none
+            raise
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "FineGrainedModel":

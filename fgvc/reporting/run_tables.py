@@ -177,8 +177,11 @@ def coarse(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
     of = distinctions(groups)
     for setting, group in in_order(groups).items():
         cells = []
+        first = next((run for of_method in group.values() for run in of_method if run.coarse), None)
+        if first is None:
+            continue
         for method, of_method in group.items():
-            found, more = _coarse_cells(of_method)
+            found, more = _coarse_cells(of_method, first)
             head = {"setting": setting.title, "label": method.label}
             cells += [{**head, **cell} for cell in found]
             notes += more
@@ -190,15 +193,16 @@ def coarse(runs: Sequence[Run]) -> tuple[list[Block], pd.DataFrame, list[str]]:
     return blocks, _concat(frames), notes
 
 
-def _coarse_cells(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
-    """A cell for each level of one method, and notes on runs that are left out."""
+def _coarse_cells(runs: Sequence[Run], first: Run) -> tuple[list[dict[str, Any]], list[str]]:
+    """A cell for each level of one method, and notes on runs that are left out; `first` has the labels of the table."""
     frames, used, notes = [], [], []
     for run in runs:
-        if not run.coarse:
+        if run.coarse != first.coarse:
+            notes.append(f"left out of the coarser levels: {run.path} has not the coarser labels of {first.path}")
             continue
         try:
             predictions = run.predictions()
-            frames.append(coarse_accuracy(predictions, run.coarse).assign(of=len(predictions)))
+            frames.append(coarse_accuracy(predictions, run.coarse or {}).assign(of=len(predictions)))
             used.append(run)
         except RunError as error:
             notes.append(f"left out of the coarser levels: {error}")

@@ -446,12 +446,21 @@ def check_config(config: RunConfig) -> None:
             raise ConfigError(f"dataset.transform.{key} must be from 1 to {LARGEST_SIDE} pixels, got {side}")
     if not trainer.divergence_factor > 1:
         raise ConfigError(f"trainer.divergence_factor must be above 1, got {trainer.divergence_factor}")
-    if trainer.clip_norm is not None and not trainer.clip_norm > 0:
-        raise ConfigError(f"trainer.clip_norm must be positive, or null for no clipping, got {trainer.clip_norm}")
+    positive = {
+        "optimizer.lr": optimizer.lr,
+        "optimizer.classifier_factor": optimizer.classifier_factor,
+        "optimizer.backbone_factor": optimizer.backbone_factor,
+        "trainer.clip_norm": trainer.clip_norm,
+        "trainer.hierarchy": trainer.hierarchy,
+        "cache.max_gb": config.cache.max_gb,
+    }
+    for key, value in positive.items():
+        if value is not None and not value > 0:
+            raise ConfigError(
+                f"{key} must be positive{'' if 'optimizer' in key else ', or null for none'}, got {value}"
+            )
     if not 0 < optimizer.layer_decay <= 1:
         raise ConfigError(f"optimizer.layer_decay must be above 0 and at most 1, got {optimizer.layer_decay}")
-    if config.cache.max_gb is not None and not config.cache.max_gb > 0:
-        raise ConfigError(f"cache.max_gb must be positive, or null for no limit, got {config.cache.max_gb}")
     if trainer.ema_decay is not None and not 0 < trainer.ema_decay < 1:
         raise ConfigError(f"trainer.ema_decay must be between 0 and 1, or null for none, got {trainer.ema_decay}")
     check_mixing(config)
@@ -483,11 +492,8 @@ def check_config(config: RunConfig) -> None:
         )
     if trainer.loss == "bce" and trainer.logit_adjustment:
         raise ConfigError("trainer.logit_adjustment is for the cross-entropy; with trainer.loss=bce set it to 0")
-    if trainer.hierarchy is not None and not (trainer.hierarchy > 0 and trainer.label_smoothing == 0):
-        raise ConfigError(
-            f"trainer.hierarchy must be positive, and trainer.label_smoothing 0, got {trainer.hierarchy} and "
-            f"{trainer.label_smoothing}"
-        )
+    if trainer.hierarchy is not None and trainer.label_smoothing:
+        raise ConfigError(f"trainer.hierarchy needs trainer.label_smoothing=0, got {trainer.label_smoothing}")
     if config.backbone.grad_checkpointing and config.backbone.frozen:
         raise ConfigError("backbone.grad_checkpointing=true needs backbone.frozen=false and no trainable_stages")
     if config.backbone.lora is not None and config.backbone.frozen:

@@ -113,8 +113,10 @@ class RunFolder:
             with locked(self.lock_file) as free:
                 if free is False:
                     raise RunError(f"{self.path}: another process is training in this folder; wait, or give run_dir=")
-                for folder in (self.path, self.checkpoints, self.failed_steps):
-                    remove_leftovers(folder)
+                remove_leftovers(self.path, self.config_file)
+                if self.config_file.exists():  # else the folder's other files are not ours
+                    for folder in (self.path, self.checkpoints, self.failed_steps):
+                        remove_leftovers(folder)
                 yield
         finally:
             if created and not any(self.path.iterdir()):

@@ -16,6 +16,7 @@ from fgvc.errors import RunError
 from fgvc.foreign import read_npz
 from fgvc.io import write_npz
 
+_ROUNDING = 1e-6  # of the largest eigenvalue
 _LARGEST = 1e30  # of an eigenvalue; squares and sums of such numbers are finite
 
 
@@ -176,7 +177,7 @@ def nonzero_condition_number(eigenvalues: np.ndarray) -> np.ndarray:
 
 
 def effective_rank(eigenvalues: np.ndarray) -> np.ndarray:
-    """exp(-sum_i p_i log p_i), p = eigenvalues / trace: between 1 and d, 0 for a zero matrix.
+    """exp(-sum_i p_i log p_i), p = eigenvalues / trace: from 1 to d, 0 for a zero matrix, NaN for an indefinite one.
 
     Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007; the singular values
     of a positive semi-definite matrix are its eigenvalues. Negative ones (rounding) count as zero, and 0 log 0 = 0.
@@ -187,7 +188,7 @@ def effective_rank(eigenvalues: np.ndarray) -> np.ndarray:
 
 
 def participation_ratio(eigenvalues: np.ndarray) -> np.ndarray:
-    """(sum_i l_i)^2 / sum_i l_i^2: d for equal eigenvalues, 1 for a single one, 0 for a zero matrix.
+    """(sum_i l_i)^2 / sum_i l_i^2: d for equal eigenvalues, 1 for one alone, 0 for a zero matrix, NaN if indefinite.
 
     Weighs the large eigenvalues more than `effective_rank` does. Negative ones (rounding) count as zero.
     """
@@ -196,7 +197,7 @@ def participation_ratio(eigenvalues: np.ndarray) -> np.ndarray:
 
 
 def smallest_share(eigenvalues: np.ndarray, k: int, rank: np.ndarray | None = None) -> np.ndarray:
-    """Share of the trace in the k smallest non-zero eigenvalues; NaN for a zero matrix.
+    """Share of the trace in the k smallest non-zero eigenvalues; NaN for a zero matrix or an indefinite one.
 
     All of it where there are no more than k; null eigenvalues and negative ones (rounding) hold none.
 
@@ -204,12 +205,13 @@ def smallest_share(eigenvalues: np.ndarray, k: int, rank: np.ndarray | None = No
         eigenvalues: (n, d).
         k: how many.
         rank: (n,) number of non-zero eigenvalues; None means `numerical_rank`. A normalised matrix has that of its
-            covariance, whose null eigenvalues the map puts at a floor.
+            covariance, whose null eigenvalues the map puts at a floor; NaN where they are at none, as for an inverse.
     """
     rank = numerical_rank(eigenvalues) if rank is None else rank
-    place = np.arange(eigenvalues.shape[1])
+    place, shares = np.arange(eigenvalues.shape[1]), _shares(eigenvalues)
     among = (place < rank[:, None]) & (place >= rank[:, None] - k)
-    return np.where(rank > 0, (_shares(eigenvalues) * among).sum(axis=1), np.nan)
+    at_floor = (shares * (place >= rank[:, None])).sum(axis=1) < 1e-4
+    return np.where((rank > 0) & at_floor, (shares * among).sum(axis=1), np.nan)
 
 
 def median_over_images(values: np.ndarray) -> float:
@@ -224,8 +226,10 @@ def _ratio(largest: np.ndarray, smallest: np.ndarray) -> np.ndarray:
 
 
 def _shares(eigenvalues: np.ndarray) -> np.ndarray:
-    """Eigenvalues as shares of their sum, (n, d); all zero for a zero matrix."""
+    """Eigenvalues as shares of their sum, (n, d); all zero for a zero matrix, NaN for one that is indefinite."""
     positive = np.maximum(eigenvalues, 0)
     total = positive.sum(axis=1, keepdims=True)
     shares: np.ndarray = np.divide(positive, total, out=np.zeros_like(positive), where=total > 0)
-    return shares
+    # a logarithm, say, has no shares
+    indefinite = eigenvalues.min(axis=1) < -_ROUNDING * np.abs(eigenvalues).max(axis=1)
+    return np.where(indefinite[:, None], np.nan, shares)

@@ -112,15 +112,27 @@ class Run:
     def held_out_top1(self, epoch: int | None = None) -> float | None:
         """Return top-1 in per cent on the images held out of training, after an epoch (None: the last one).
 
-        None if there are no such images. Raises RunError as `metrics`.
+        None if there are no such images. Raises RunError as `metrics`, and if it is no percentage.
         """
         metrics = self.metrics()
         rows = metrics.tail(1) if epoch is None else metrics[metrics["epoch"] == epoch]
-        return float(rows["val_top1"].iloc[0]) if "val_top1" in rows and len(rows) else None
+        if "val_top1" not in rows or not len(rows):
+            return None
+        found = pd.to_numeric(rows["val_top1"], errors="coerce").iloc[0]
+        if not 0 <= found <= 100:
+            raise RunError(f"{self.path / 'metrics.csv'}: val_top1 is {rows['val_top1'].iloc[0]}; {_REPEAT}")
+        return float(found)
 
     def predictions(self) -> pd.DataFrame:
-        """Return predictions.csv, one row per test image, final epoch. Raises RunError if it is missing or damaged."""
-        return read_predictions(self.path / "predictions.csv")
+        """Return predictions.csv, one row per test image, final epoch.
+
+        Raises RunError: it is missing or damaged, or has not a row for each test image.
+        """
+        file = self.path / "predictions.csv"
+        found = read_predictions(file)
+        if self.test_images not in (None, len(found)):
+            raise RunError(f"{file} has {len(found)} rows for {self.test_images} test images; {_REPEAT}")
+        return found
 
     def settings(self) -> dict[str, Any]:
         """Return config.yaml, nested and untyped. Raises RunError if it is missing or damaged."""

@@ -101,6 +101,7 @@ _ARITHMETIC = {
     "NVIDIA_TF32_OVERRIDE": ("",),
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _OFF,
     "PYTORCH_MPS_FAST_MATH": _OFF,
+    "TIMM_REENTRANT_CKPT": _OFF,  # checkpointing that gives no gradient to what follows a frozen input
     # timm builds other networks
     **dict.fromkeys(("TIMM_USE_NAFLEXVIT", "TIMM_USE_NAFLEX"), _OFF),
     "FORK_LAST3": ("",),

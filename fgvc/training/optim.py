@@ -22,13 +22,9 @@ def create_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
     as `base_lr` for `set_learning_rate`.
 
     Raises:
-        ConfigError: unknown optimiser, a rate that is not positive, no trainable parameter, a `reduction_gradient`
-            without a reduction, or a `layer_decay` without layers.
+        ConfigError: unknown optimiser, no trainable parameter, a `reduction_gradient` without a reduction, or a
+            `layer_decay` without layers.
     """
-    rates = {"lr": config.lr, "classifier_factor": config.classifier_factor, "backbone_factor": config.backbone_factor}
-    for key, value in rates.items():
-        if value <= 0:
-            raise ConfigError(f"optimizer.{key} must be positive, got {value}")
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not named:
         raise ConfigError("the model has no trainable parameter")

@@ -140,6 +140,9 @@ def other_images(folder: RunFolder, config: RunConfig) -> str | None:
     if not (before and expanded(config.dataset.root).exists()):
         return None
     splits = open_splits(config)
+    coarse = {level: list(names) for level, names in splits[0].coarse.items()}
+    if config.trainer.hierarchy is not None and coarse != (summary.get("coarse") or {}):
+        return f"other coarser labels than are in {config.dataset.root} now"
     if listing_digest(splits) == before:
         return None
     counts = ("num_classes", "train_images", "test_images")
@@ -230,6 +233,7 @@ _INPUTS = {
     "weights": "weights of the backbone",
     "initial_weights": "initial weights",
     "classes": "classes",
+    "coarse": "coarser labels",
     "train_list": "training images",
     "train_content": "training images",
     "validation_list": "held-out images",

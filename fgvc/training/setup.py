@@ -51,7 +51,7 @@ from fgvc.training.batches import (
     sampling_weights,
     smallest_batch,
 )
-from fgvc.training.learner import head_of
+from fgvc.training.learner import head_of, soft_labels
 from fgvc.training.step import untouched
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,8 @@ class Prepared:
         digests: SHA-256 by name of what the run is made from: "weights" (of the backbone before training), "classes",
             and "train_list", "validation_list", "test_list" (paths, classes, regions and sizes of the files, so equal
             for a copy in another folder), and "train_content", "validation_content" and "test_content" (the same and
-            the bytes of the files; of held-out images that of the whole split), and "initial_weights" (the file).
+            the bytes of the files; of held-out images that of the whole split), "initial_weights" (the file), and
+            "coarse" (the coarser labels, if the loss depends on them).
     """
 
     trained: FineGrainedModel | PoolingHead
@@ -129,6 +130,9 @@ def prepare(
     for name, split in read.items():
         if split is not None:
             digests |= {f"{name}_list": fingerprint(split, times=False), f"{name}_content": split.content}
+    if config.trainer.hierarchy is not None:
+        soft_labels(train.coarse, config.trainer.hierarchy)  # says what is missing, before maps are computed
+        digests["coarse"] = hashlib.sha256(json.dumps(dict(train.coarse)).encode()).hexdigest()
     if config.initial_weights is not None:
         file = locate_weights(config.initial_weights, "initial_weights")
         digests["initial_weights"] = sha256(file)

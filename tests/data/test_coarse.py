@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from damage import replace_text
 from miniature import write_miniature
-from run_folders import write_config, write_run
+from run_folders import change_summary, write_config, write_run
 
 from fgvc.data import create_dataset
 from fgvc.errors import DatasetError, NothingToShowError, RunError
@@ -67,7 +67,8 @@ def test_the_table_of_coarser_levels(tmp_path: Path) -> None:
     classes, coarse = list("abcd"), {"family": ["x", "x", "y", ""]}
     for method, seeds in (("gap", (0, 1)), ("seb", (0,))):
         for seed in seeds:
-            path = write_run(tmp_path / "r" / method / str(seed), method, seed=seed, classes=classes, coarse=coarse)
+            changes = {"seed": seed, "classes": classes, "coarse": coarse, "test_images": 6}
+            path = write_run(tmp_path / "r" / method / str(seed), method, **changes)
             write_config(path, method={"name": method})
             swapped = PREDICTIONS if seed == 0 else PREDICTIONS.assign(predicted=[0, 2, 2, 2, 0, 3])
             swapped.assign(path=list("uvwxyz"), confidence=0.5).to_csv(path / "predictions.csv", index=False)
@@ -78,6 +79,19 @@ def test_the_table_of_coarser_levels(tmp_path: Path) -> None:
     assert block.header == ["Method", "n", "family (2)", "Mistakes inside family"]
     assert block.rows == [["GAP", "2", "62.50 ± 17.68", "25.00 ± 35.36"], ["SEB", "1", "75.00", "50.00"]]
     assert not notes
+
+    # a run with other labels, or none, or with a part of its predictions, is not averaged with the others
+    third = tmp_path / "r" / "gap" / "1"
+    for other in ({"family": ["x", "y", "y", ""]}, None):
+        change_summary(third, coarse=other)
+        tables, notes = make_tables(["coarse"], Inputs((tmp_path / "r",), Path()))
+        assert tables["coarse"].blocks[0].rows[0][:3] == ["GAP", "1", "75.00"]
+        assert [f"{third} has not the coarser labels of" in note for note in notes] == [True]
+    change_summary(third, coarse=coarse)
+    lines = (third / "predictions.csv").read_text().splitlines(keepends=True)
+    (third / "predictions.csv").write_text("".join(lines[:-2]))
+    tables, (note,) = make_tables(["coarse"], Inputs((tmp_path / "r",), Path()))
+    assert tables["coarse"].blocks[0].rows[0][1] == "1" and "predictions.csv has 4 rows for 6 test images" in note
 
     # a run of an earlier version has no entry; damaged ones are named
     old = write_run(tmp_path / "old", "gap")

@@ -292,8 +292,13 @@ def test_files_of_others_in_the_folder_stay(dataset: ImageDataset) -> None:
         (folder / name).write_text(content)
     killed = folder / f".features-{other}.0123abcd.tmp.npy"
     killed.touch()
+    thesis = dataset.root / "thesis.txt"
+    thesis.write_text("mine")
+    (folder / "CACHEDIR.TAG").unlink()
+    (folder / "CACHEDIR.TAG").symlink_to(thesis)
     use(dataset, "b", 1)
     assert {path.name for path in folder.iterdir()} > set(theirs) and not killed.exists()
+    assert thesis.read_text() == "mine"
     assert len(kinds(dataset)) == len(theirs) + 2
 
 

@@ -33,7 +33,7 @@ def write_run(
     gradient = changes.get("gradient")
     label = LABELS[method] + (f" ({gradient})" if gradient else "")
     summary: dict[str, Any] = {"name": "cub80_frozen", "method": method, "gradient": None, "label": label}
-    summary |= {"dataset": "cub80", "num_classes": 80, "train_images": 2317, "test_images": 2400, "image_size": 224}
+    summary |= {"dataset": "cub80", "num_classes": 80, "train_images": 2317, "test_images": None, "image_size": 224}
     summary |= {"backbone": "tf_efficientnet_lite0", "frozen": True, "reduction": None if method == "gap" else 64}
     summary |= {"out_features": 2080, "seed": 0, "epochs": 15, "status": "finished", "reason": None}
     summary |= {"final": accuracy(top1), "best": accuracy(top1 + 0.3 if best is None else best, 12)}

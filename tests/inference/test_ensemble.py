@@ -91,7 +91,7 @@ def test_a_temperature_of_test_images_is_not_used_and_the_first_run_is_the_refer
     assert [row["temperature"] for row in found.members] == [None, None] and found.reference == 0
     assert "fitted on test images and is not used" in caplog.text
     assert f"ensemble minus {copy / 'a'} (the first run)" in found.text
-    twice = evaluate_ensemble([copy / "a", copy / "a"])
+    twice = evaluate_ensemble([copy / "a", shutil.copytree(copy / "a", copy / "again")])
     single = restore_run(copy / "a", torch.device("cpu"))
     assert twice.difference["difference"] == twice.difference["low"] == twice.difference["high"] == 0
     assert len(twice.predictions) == len(single.images)
@@ -108,6 +108,17 @@ def test_other_classes_or_test_images_are_refused(copy: Path, tmp_path: Path, he
         path = train_run(other)
         refused(here("evaluate.py", copy / "a", path, cwd=tmp_path), message, str(path))
     refused(here("evaluate.py", copy / "a", copy / "b", "--retrieval", cwd=tmp_path), "give one run")
+    for script in ("evaluate.py", "soup.py"):
+        twice = [script, copy / "a", copy / "b" / ".." / "a", "--output", "twice"]
+        refused(here(*twice, cwd=tmp_path), "is given twice")
+
+
+def test_the_result_of_other_runs_is_not_written_over(copy: Path, tmp_path: Path, here: Train) -> None:
+    succeeded(here("evaluate.py", copy / "a", copy / "b", "--output", "out", cwd=tmp_path))
+    before = (tmp_path / "out" / "evaluation-ensemble-last.json").read_bytes()
+    refused(here("evaluate.py", copy / "a", copy / "seb", "--output", "out", cwd=tmp_path), "did not make it")
+    assert (tmp_path / "out" / "evaluation-ensemble-last.json").read_bytes() == before
+    succeeded(here("evaluate.py", copy / "b", copy / "a", "--output", "out", cwd=tmp_path))
 
 
 def test_a_soup_has_the_mean_weights_and_is_read_like_a_run(runs: Path, tmp_path: Path, here: Train) -> None:

@@ -36,12 +36,15 @@ def tables(tmp_path: Path) -> dict[str, str]:
                     dataset="cub",
                     frozen=frozen,
                     num_classes=200,
+                    test_images=12,
                     coarse=FAMILIES,
                 )
                 write_predictions(path, ["x", "y"], seed=number)
                 write_history(path)
                 write_config(path, method={"name": method})
-    write_run(tmp_path / "hybrid", "svd_pade", label="SVD-Padé (hybrid)", dataset="cub", num_classes=200)
+    write_run(
+        tmp_path / "hybrid", "svd_pade", label="SVD-Padé (hybrid)", dataset="cub", num_classes=200, test_images=12
+    )
     write_run(tmp_path / "stopped", status="stopped", reason=" ".join(NAMES), final=None, best=None)
     made, _ = make_tables(list(TABLES), Inputs((tmp_path,), ROOT / "results" / "paper"))
     assert set(made) == set(TABLES)
@@ -56,7 +59,7 @@ def test_every_table_has_a_caption_in_words_and_a_label_of_its_own(tables: dict[
     assert len(captions) == len(labels)
     for caption in captions:
         assert len(caption.split()) > 10 and caption.endswith(".") and "seed" in caption, caption
-    assert "cub (200 classes, 2,317 training and 2,400 test images)" in captions[1]
+    assert "cub (200 classes, 2,317 training and 12 test images)" in captions[1]
     assert captions[1].endswith("over 2 seeds.") and captions[2].endswith("over 1 to 2 seeds.")
 
 

@@ -233,7 +233,7 @@ def test_hybrid_runs_of_two_rates_stand_beside_those_of_the_same_rate(tmp_path: 
 
 
 def test_cost_counts_the_head_and_divides_by_images_and_epochs(tmp_path: Path) -> None:
-    path = write_run(tmp_path / "run", "mpn_cov", epochs=10, seconds={"train": 2.317, "eval": 4.8})
+    path = write_run(tmp_path / "run", "mpn_cov", epochs=10, test_images=2400, seconds={"train": 2.317, "eval": 4.8})
     (path / "checkpoints").mkdir()
     tensors = {"classifier.weight": np.zeros((80, 10)), "reduction.1.running_mean": np.zeros(64)}
     save_file(tensors, path / "checkpoints" / "last.safetensors")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import SMALL, Train, refused, succeeded
+from forked_runs import train_until
 from PIL import Image
 
 from fgvc.data import ImageDataset
@@ -63,9 +64,11 @@ def test_the_command_trains_with_a_tree_and_reports_the_distance(tmp_path: Path,
                 Image.new("RGB", (64, 64), (60 * number, 10 * i, 0)).save(tmp_path / "data" / split / name / f"{i}.png")
     small = [word for word in SMALL if not word.lstrip("+").startswith(("dataset=", "dataset.options"))]
     own = ["train.py", *small, "dataset=folder", "dataset.root=data", "run_dir=run", "trainer.epochs=1"]
-    refused(here(*own, "trainer.hierarchy=4", cwd=tmp_path), "coarse.csv")
+    frozen = ["backbone.frozen=true", "cache.dir=cache", "trainer.hierarchy=4"]
+    refused(here(*own, *frozen, cwd=tmp_path), "coarse.csv")
+    assert not list((tmp_path / "cache").glob("*.npy"))  # before maps are computed
     (tmp_path / "data" / "coarse.csv").write_text("class,family,order\na,f,o\nb,f,o\nc,g,o\nd,h,p\n")
-    refused(here(*own, "trainer.hierarchy=4", "trainer.label_smoothing=0.1", cwd=tmp_path), "label_smoothing 0, got")
+    refused(here(*own, "trainer.hierarchy=4", "trainer.label_smoothing=0.1", cwd=tmp_path), "label_smoothing=0, got")
     succeeded(here(*own, "trainer.hierarchy=4", cwd=tmp_path))
     done = succeeded(here("evaluate.py", "run", cwd=tmp_path))
     distance = json.loads((tmp_path / "run" / "evaluation-last.json").read_text())["tree_distance"]
@@ -73,4 +76,12 @@ def test_the_command_trains_with_a_tree_and_reports_the_distance(tmp_path: Path,
     pairs = [tuple(int(cell) for cell in line.split(",")[1:3]) for line in lines]
     mistakes = [DISTANCES[target][predicted] for target, predicted in pairs if target != predicted]
     assert distance == pytest.approx(np.mean(mistakes), abs=1e-3)
+
+    # another tree is another run, finished or stopped
+    stopped = [*own[1:], "run_dir=stopped", "trainer.save_steps=1"]
+    assert train_until(tmp_path, [*stopped, "trainer.hierarchy=4"], ("evaluation", 1), base=[]) < 0
+    (tmp_path / "data" / "coarse.csv").write_text("class,family,order\na,f,o\nb,g,o\nc,g,o\nd,h,p\n")
+    refused(here(*own, "trainer.hierarchy=4", cwd=tmp_path), "is finished, on other coarser labels")
+    refused(here("train.py", *stopped, "trainer.hierarchy=4", cwd=tmp_path), "began with other coarser labels than")
+    (tmp_path / "data" / "coarse.csv").unlink()
     assert f"mean tree distance of the mistakes {distance:.2f} (1 to 3)" in done.stdout

@@ -72,6 +72,8 @@ def test_a_run_that_was_killed_continues_to_the_same_bits(tmp_path: Path) -> Non
 def test_a_network_without_attention_is_refused(tmp_path: Path, train_here: Train) -> None:
     pytest.importorskip("peft")
     refused(train_here(tmp_path, "backbone.lora=2"), "test_resnet has none", "backbone.lora=2")
+    mobile = ["backbone.name=mobilevit_xxs", "backbone.lora=2"]  # its statistics would change with the images
+    refused(train_here(tmp_path, *mobile), "the statistics of mobilevit_xxs's batch normalisation")
 
 
 def test_a_missing_library_is_named_with_its_extra(

@@ -242,6 +242,14 @@ def test_a_damaged_summary_is_rewritten_and_what_a_killed_run_left_deleted(
     assert not leftover.exists() and all(path.exists() for path in mine)
 
 
+def test_a_hidden_file_in_a_folder_that_was_no_run_stays(tmp_path: Path, train_here: Train) -> None:
+    theirs = tmp_path / "mine" / ".thesis.0badcafe.tmp.docx"
+    theirs.parent.mkdir()
+    theirs.touch()
+    train_here(tmp_path, "run_dir=mine", "trainer.epochs=0")
+    assert theirs.exists()
+
+
 def test_states_of_another_number_of_processes_and_of_earlier_versions(tmp_path: Path, train_here: Train) -> None:
     assert train_until(tmp_path, ["run_dir=run", "trainer.save_steps=1"], ("step", 2), number=signal.SIGKILL) < 0
     store = StateStore(tmp_path / "run" / "checkpoints")

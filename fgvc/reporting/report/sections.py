@@ -1,5 +1,6 @@
 """The sections of the report: each is one function that yields its parts and notes what it leaves out."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ import plotly.graph_objects as go
 
 from fgvc.errors import NothingToShowError, RunError, UserError
 from fgvc.foreign import read_json_object
+from fgvc.inference.calibrate import read_calibration
 from fgvc.io import read_csv, sha256
 from fgvc.presentation.render import NOT_MEASURED, Block, titled
 from fgvc.presentation.style import class_name, method_order
@@ -281,7 +283,12 @@ def _calibration(results: Results, notes: list[str]) -> Iterator[Part]:
     records = []
     for file, run, found in results.read_each("calibration.json", "calibrate", _read_calibration, notes):
         source = {"label": run.label, "seed": run.seed} if run else {"label": file.parent}
-        records += [record | source for record in found]
+        for record in found:
+            with contextlib.suppress(RunError):  # results may be kept without weights
+                if read_calibration(file.parent, record["weights"]) is None:
+                    notes.append(f"left out of the calibrations: {file} is of other {record['weights']} weights")
+                    continue
+            records.append(record | source)
     columns = "Method=label, Seed=seed, Weights=weights, Fitted on=split, Images=images, Temperature=temperature:.3f, "
     columns += "Calibration error in % before=before.calibration_error:.2f, after=after.calibration_error:.2f, "
     columns += "Loss before=before.loss:.3f, after=after.loss:.3f"

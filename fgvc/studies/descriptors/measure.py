@@ -98,23 +98,23 @@ def read_descriptors(path: Path, *, root: str | None = None, cache: str | None =
 
 
 def class_pairs(descriptors: Descriptors) -> pd.DataFrame:
-    """Every pair of classes, the most similar first.
+    """Every pair of classes that have images, the most similar first.
 
     Returns:
         first, second (names), distance (of the mean descriptors), first_as_second, second_as_first (numbers of wrong
         answers), images (of both), confused (per cent of them taken for the other), accuracy (per cent of them right).
     """
-    k = len(descriptors.classes)
-    means = np.stack([descriptors.vectors[descriptors.targets == i].mean(axis=0) for i in range(k)])
+    found = np.unique(descriptors.targets)
+    means = {i: descriptors.vectors[descriptors.targets == i].mean(axis=0) for i in found}
     predictions = pd.DataFrame({"target": descriptors.targets, "predicted": descriptors.predicted})
     confusion = confusion_matrix(predictions, descriptors.classes).to_numpy()
     counts, right = confusion.sum(axis=1), confusion.diagonal()
-    i, j = np.triu_indices(k, 1)
+    i, j = (found[index] for index in np.triu_indices(len(found), 1))
     table: pd.DataFrame = pd.DataFrame(
         {
             "first": [descriptors.classes[a] for a in i],
             "second": [descriptors.classes[b] for b in j],
-            "distance": np.linalg.norm(means[i] - means[j], axis=1),
+            "distance": [float(np.linalg.norm(means[a] - means[b])) for a, b in zip(i, j, strict=True)],
             "first_as_second": confusion[i, j],
             "second_as_first": confusion[j, i],
             "images": counts[i] + counts[j],
@@ -260,7 +260,7 @@ def study_descriptors(
         root, cache: as in `restore_run`.
 
     Returns:
-        The tables, and a note for each run whose descriptors could not be made.
+        The tables, and a note for each run whose descriptors could not be made, or which has classes without images.
 
     Raises:
         RunError: runs of several settings, no run of `label`, or no descriptors of any run (of `label`).
@@ -279,6 +279,8 @@ def study_descriptors(
             except (RunError, DatasetError, WeightsError) as error:
                 notes.append(f"left out {run.path}: {error}")
                 continue
+            if empty := len(descriptors.classes) - len(np.unique(descriptors.targets)):
+                notes.append(f"{run.path}: {empty} of {len(descriptors.classes)} classes have no image and no pair")
             neighbours.append(neighbour_table(descriptors))
             if name in pairs:
                 continue  # only the first seed of a method goes further

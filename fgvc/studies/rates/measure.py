@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fgvc.errors import RunError
 from fgvc.runs import Run
+from fgvc.runs.config import flatten
 from fgvc.runs.statistics import two_level_interval
 from fgvc.runs.summary import result_settings
 from fgvc.spectral import EIGENVALUE_FLOOR
@@ -73,28 +74,31 @@ def read_rates(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
 
 def _row(run: Run) -> dict[str, Any]:
     """The row of a run. Raises RunError where a file of it is missing or damaged."""
-    settings, held_out = run.settings(), run.held_out_top1()
-    optimizer = settings.get("optimizer") or {}
+    settings, held_out = flatten(run.settings()), run.held_out_top1()
     predictions = run.predictions().sort_values("path")
     right = (predictions["target"] == predictions["predicted"]).to_numpy()
-    label, factor = run.label, float(((settings.get("method") or {}).get("options") or {}).get("scale", 1))
+    label, optimizer = run.label, settings.get("optimizer.name")
+    try:
+        factor = float(settings.get("method.options.scale", 1))
+        lr = float(settings["optimizer.lr"])
+        rate = lr * float(settings["optimizer.classifier_factor"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{run.path / 'config.yaml'}: optimizer.lr, optimizer.classifier_factor or method.options.scale is no "
+            "number; restore it"
+        ) from error
+    if optimizer not in list(_POWERS):
+        raise RunError(f"{run.path}: no rule for the optimiser {optimizer!r}; give runs of {' or '.join(_POWERS)}")
     if run.method == "seb":
         before = torch.from_numpy(run.spectrum().before)
         factor = float(1 + seb_scale(before.clamp(min=EIGENVALUE_FLOOR)).mean())
     elif factor != 1:
         label = re.sub(r" \[scale=[^],]+\]", "", run.label) + " × c"  # c differs from dataset to dataset
-    try:
-        lr = float(optimizer["lr"])
-        rate = lr * float(optimizer["classifier_factor"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{run.path / 'config.yaml'}: no learning rate under 'optimizer'; restore it") from error
-    if optimizer.get("name") not in _POWERS:
-        raise RunError(f"no rule for the optimiser {optimizer.get('name')!r}; give runs of {' or '.join(_POWERS)}")
     assert run.final is not None
     listed = "\n".join(f"{path},{target}" for path, target in predictions[["path", "target"]].to_numpy())
     return {
         "dataset": run.dataset,
-        "optimizer": optimizer["name"],
+        "optimizer": optimizer,
         "label": label,
         "factor": factor,
         "lr": lr,
@@ -115,7 +119,7 @@ def _other_settings(run: Run) -> dict[str, Any]:
     settings = result_settings(run) or {}
     own = {name: value for name, value in settings.items() if not name.startswith(free)}
     # of the configuration: the summary of a head without a reduction, such as GAP, has none
-    reduction = (run.settings().get("method") or {}).get("reduction")
+    reduction = flatten(run.settings()).get("method.reduction")
     return own | {"method.reduction": reduction, "training images": run.images.get("train_content")}
 
 

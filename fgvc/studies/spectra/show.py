@@ -109,8 +109,8 @@ def spectra_block(spectra: Sequence[MethodSpectrum], smallest: int = 8) -> Block
         conditions = [f"{s[name]:.2e}" for name in ("condition_number", "nonzero_condition_number")]
         dimensions = [s[f"{name}_{stage}"] for name in ("effective_rank", "participation") for stage in stages]
         shares = [s[f"smallest_share_{stage}"] for stage in stages]
-        cells = ["–" if d is None else f"{d:.1f}" for d in dimensions]
-        cells += ["–" if share is None else f"{100 * share:.2g} %" for share in shares]
+        cells = ["–" if pd.isna(d) else f"{d:.1f}" for d in dimensions]
+        cells += ["–" if pd.isna(share) else f"{100 * share:.2g} %" for share in shares]
         rows.append([spectrum.label, *counts, *conditions, *cells])
     return Block("Spectra", header, rows)
 

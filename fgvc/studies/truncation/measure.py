@@ -215,6 +215,7 @@ def by_class(cut: pd.DataFrame) -> pd.DataFrame:
     """Rows of `cut_at_test_time` with the seeds pooled: `CLASS_COLUMNS`, recalls in per cent."""
     keys = ["label", *BAND, "class"]
     table: pd.DataFrame = cut.groupby(keys, dropna=False, sort=False)[["images", "right"]].sum().reset_index()
+    table = table[table["images"] > 0].reset_index(drop=True)
     table["recall"] = 100 * table["right"] / table["images"]
     whole = table[(table["start"] == 0) & table["stop"].isna()].set_index(["label", "class"])["recall"]
     table["all"] = whole.loc[pd.MultiIndex.from_frame(table[["label", "class"]])].to_numpy()
