@@ -97,6 +97,12 @@ def test_a_temperature_of_test_images_is_not_used_and_the_first_run_is_the_refer
     assert len(twice.predictions) == len(single.images)
 
 
+@pytest.mark.parametrize("cell", ["abc", "nan", "120"])
+def test_a_held_out_accuracy_that_is_none_is_named(copy: Path, tmp_path: Path, here: Train, cell: str) -> None:
+    (copy / "gap" / "metrics.csv").write_text(f"epoch,train_loss,test_top1,val_top1\n1,1.0,100,{cell}\n")
+    refused(here("evaluate.py", copy / "seb", copy / "gap", cwd=tmp_path), f"val_top1 is {cell}", "gap")
+
+
 def test_other_classes_or_test_images_are_refused(copy: Path, tmp_path: Path, here: Train) -> None:
     for key, value, message in (
         ("classes", 2, "has 2 classes"),

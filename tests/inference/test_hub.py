@@ -20,6 +20,7 @@ from fgvc.errors import ConfigError, WeightsError
 from fgvc.inference.calibrate import fit_calibration, keep_calibration
 from fgvc.inference.export import export_run
 from fgvc.models import FineGrainedModel, create_model
+from fgvc.models.hub import FittedTemperature
 from fgvc.runs.config import MethodConfig
 from fgvc.training import train_run
 
@@ -162,7 +163,10 @@ def test_a_hub_that_lacks_the_model_is_named(exported: Path, hub: FileServer, tm
         ({"backbone__options": {"checkpoint_path": "/etc/passwd"}}, "only arguments of the architecture"),
         ({"classes": ["a", "b"]}, "has no layer of shape (2, 5), which"),
         ({"classes": []}, "has no layer of shape (0, 5), which"),
-        ({"classes": "abc"}, "config.json does not describe a model"),
+        ({"classes": "abc"}, "classes are no list of names"),
+        ({"classes": [*"abcd", ""]}, "classes are no list of names"),
+        ({"classes": [*"abcd", "a"]}, "two classes have one name"),
+        ({"method__name": "mgcrp", "method__options": {"iterations": 10**9}}, "iterations must be below 101"),
         ({"method__hidden": [1 << 40]}, f"has no layer of shape ({1 << 40}, "),
         ({"method__name": "nothing"}, "nothing"),
         ({"transform__size": 10**6}, "dataset.transform.size must be from 1 to 4096"),
@@ -218,6 +222,13 @@ def test_a_bare_model_and_a_run_have_one_format(exported: Path, tmp_path: Path) 
     assert predictor.classes == ["owl", "wren", "robin", "crow"] and not predictor.calibrated
     with pytest.raises(ConfigError, match=r"config\.json exists and is not replaced"):
         model.save_pretrained(tmp_path / "saved")
+    # both files, or none; a name is a name
+    model.config.calibration = FittedTemperature(float("nan"), "test", 10)
+    with pytest.raises(ConfigError, match="has no place in JSON"):
+        model.save_pretrained(tmp_path / "fresh")
+    model.config.calibration, model.config.classes = None, ["owl", "${price}", "robin", "crow"]
+    model.save_pretrained(tmp_path / "fresh")
+    assert fgvc.load_run(tmp_path / "fresh").classes == model.config.classes
     # and back: what the export has written is saved as it was
     FineGrainedModel.from_pretrained(exported).save_pretrained(tmp_path / "copy")
     assert (tmp_path / "copy" / "config.json").read_bytes() == (exported / "config.json").read_bytes()

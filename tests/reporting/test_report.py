@@ -28,6 +28,7 @@ from run_folders import (
     write_run,
     write_spectrum,
 )
+from safetensors.numpy import save_file
 
 from fgvc.data import image_file
 from fgvc.errors import visible
@@ -491,6 +492,12 @@ def test_calibrations_stand_in_a_table(tmp_path: Path) -> None:
     cells = ["7", "last", "validation", "100", "1.500", "5.25", "5.25", "0.500", "0.500"]
     row = re.search(r'<th scope="row">SEB</th>((?:<td[^>]*>[^<]*</td>){9})</tr>', text)
     assert row is not None and re.findall(r">([^<]+)</td>", row[1]) == cells
+    (folder / "checkpoints").mkdir()
+    save_file({"classifier.weight": np.zeros((2, 3))}, folder / "checkpoints" / "last.safetensors")
+    record["weights"] = "0" * 64
+    (folder / "calibration.json").write_text(json.dumps({"schema": 1, "checkpoints": {"last": record}}))
+    _, text, notes = made(tmp_path)
+    assert "1.500" not in text and any("is of other last weights" in note for note in notes)
 
 
 def test_common_settings_stand_once(tmp_path: Path) -> None:

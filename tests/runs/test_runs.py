@@ -1,4 +1,5 @@
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,16 @@ def test_effective_rank_of_known_spectra() -> None:
     entropy = -(0.8 * np.log(0.8) + 0.2 * np.log(0.2))
     np.testing.assert_allclose(measures.effective_rank(ALL), [4, 1, 0, np.exp(entropy)])
     np.testing.assert_allclose(measures.effective_rank(1e5 * ALL), measures.effective_rank(ALL))
+
+
+def test_shares_of_matrices_that_have_none() -> None:
+    negative = np.array([[-2.0, -5.0, -9.0], [3.0, 1.0, -1e-12]])  # a logarithm, and rounding
+    for found in (measures.effective_rank, measures.participation_ratio, partial(measures.smallest_share, k=1)):
+        assert np.isnan(found(negative)).tolist() == [True, False]
+    # the inverse of diag(2, 1, 0) + 1e-3: what was null is the largest, so no share is that of the smallest of two
+    inverse, root = np.array([[1000.0, 1.0, 0.5]]), np.array([[np.sqrt(2), 1.0, 1e-8]])
+    assert np.isnan(measures.smallest_share(inverse, 1, np.array([2])))
+    assert measures.smallest_share(root, 1, np.array([2]))[0] == pytest.approx(1 / (1 + np.sqrt(2)))
 
 
 def test_participation_ratio_of_known_spectra() -> None:

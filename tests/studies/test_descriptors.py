@@ -1,5 +1,6 @@
 """The descriptor study: similar classes, neighbours, the map, on known descriptors and on a trained run."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,13 @@ def test_the_closest_pair_comes_first_with_its_confusions() -> None:
     assert pairs.loc[0, "confused"] == 12.5 and pairs.loc[0, "distance"] == pytest.approx(1, abs=0.8)
     assert pairs.loc[1:, "confused"].tolist() == [0, 0] and (pairs.loc[1:, "distance"] > 25).all()
     assert confusable_classes(pairs, count=2) == ["a", "b"]
+
+
+def test_a_class_without_images_makes_no_pair() -> None:
+    found = three_classes()
+    classes, targets, predicted = ["empty", *found.classes], found.targets + 1, found.predicted + 1
+    more = replace(found, classes=classes, targets=targets, predicted=predicted)
+    pd.testing.assert_frame_equal(measure.class_pairs(more), measure.class_pairs(found))
 
 
 def test_correlation_of_closeness_and_confusion() -> None:

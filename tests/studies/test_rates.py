@@ -1,6 +1,7 @@
 """A factor on the descriptor is a change of the classifier's rate: the algebra, and the study of runs."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,15 @@ def test_a_bad_run_is_left_out_and_a_head_with_few_rates_has_no_distance(grid: P
     (tmp_path / "few" / "1" / "metrics.csv").unlink()
     table, (note,) = read_rates(find_runs([grid, tmp_path]))
     assert "left out" in note and "metrics.csv" in note
+    good = (tmp_path / "few" / "0" / "config.yaml").read_text()
+    shutil.copy(tmp_path / "few" / "0" / "metrics.csv", tmp_path / "few" / "1")
+    for old, new in (
+        ('"lr": ', '"lr": "x", "_": '),
+        ('"options": {}', '"options": {"scale": "big"}'),
+        ('"sgd"', '["a"]'),
+    ):
+        (tmp_path / "few" / "1" / "config.yaml").write_text(good.replace(old, new))
+        assert old in good and "left out" in read_rates(find_runs([grid, tmp_path]))[1][0]
     found = shifts(table, PLAIN).set_index("label").loc["SVD-Padé (exact)"]
     assert found[["before", "after", "best_move"]].isna().all()
 
