@@ -128,6 +128,16 @@ def arms(path: Path) -> pd.DataFrame:
     return table.assign(label=moved, rate=table["lr"])
 
 
+def long_tail_markdown(path: Path) -> str:
+    """Accuracies of each head and way of training, by the number of training images of the classes."""
+    columns = {"top1": "Top-1", "mean_class": "Mean over classes", "medium": "Medium classes", "few": "Few"}
+    rows = []
+    for (label, variant), runs in read_csv(path, tuple(columns)).groupby(["label", "variant"], sort=False):
+        cells = [with_spread(runs[name].mean(), runs[name].std()) for name in columns]
+        rows.append([label, variant, str(len(runs)), *cells])
+    return markdown_table(["Head", "Training images", "Seeds", *columns.values()], rows)
+
+
 def as_written(path: Path) -> str:
     """A CSV file of text as it stands."""
     table = read_csv(path, (), as_text=True)
@@ -234,6 +244,7 @@ TABLES: dict[str, FromFiles[str]] = {
     "end_to_end_best": FromFiles(
         ("results/end_to_end/rates.csv",), lambda path: rates.best_markdown(arms(path), EXACT, 1)
     ),
+    "long_tail": FromFiles(("results/long_tail/accuracies.csv",), long_tail_markdown),
     "rates_shifts": FromFiles(RATES, lambda path: rates.shifts_markdown(load_rates(path), EXACT)),
     "rates_best": FromFiles(RATES, lambda path: rates.best_markdown(load_rates(path), EXACT, 0.5)),
     "demo": FromFiles(("results/synthetic/one_seed.csv",), accuracy),
