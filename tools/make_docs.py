@@ -26,6 +26,7 @@ from fgvc.presentation.style import by_method, method_order
 from fgvc.reporting.accuracy import load_accuracy, table_blocks
 from fgvc.reporting.calibration_report import MEASURES, TIMES, reliability_figure
 from fgvc.reporting.run_tables import cost_block, differences_block
+from fgvc.runs.statistics import two_level_interval
 from fgvc.studies.attribution import show as attributions
 from fgvc.studies.attribution.study import COLUMNS, load_attribution_study, read_study_table
 from fgvc.studies.descriptors import show as descriptors
@@ -111,7 +112,7 @@ def of_optimizer(name: str) -> Callable[[Path], str]:
 
 def end_to_end_markdown(path: Path) -> str:
     """Top-1 of each head that was trained with a part of the backbone, a row for each rate of the classifier."""
-    means = curves(load_rates(path).query("dataset == 'birds40'")).sort_values(
+    means = curves(load_rates(path).query("dataset == 'birds40' and optimizer == 'sgd'")).sort_values(
         ["mean", "label"], ascending=[False, True]
     )
     rows = [
@@ -123,9 +124,29 @@ def end_to_end_markdown(path: Path) -> str:
 
 def arms(path: Path) -> pd.DataFrame:
     """The cars of that table: a label for each head and factor of the classifier, at the rate of all else."""
-    table = load_rates(path).query("dataset == 'cars40'")
+    table = load_rates(path).query("dataset == 'cars40' and not label.str.startswith('SVD')")
     moved = table["label"].where(table["rate"] / table["lr"] < 10, table["label"] + ", classifier rate × c²")
     return table.assign(label=moved, rate=table["lr"])
+
+
+def truncation_markdown(path: Path) -> str:
+    """What heads that keep a part of the eigenvalues lose to the root at the same rate, and the verdict on 2 points."""
+    table = load_rates(path)
+    rows = []
+    for keys, part in table[table["label"].str.startswith("SVD-TopN")].groupby(["dataset", "optimizer", "label"]):
+        (cut,) = part.to_dict("records")
+        same = {name: cut[name] for name in ("dataset", "optimizer", "lr", "rate", "seed")}
+        roots = table[(table["label"] == EXACT) & (table[list(same)] == pd.Series(same)).all(axis=1)]
+        (root,) = roots.to_dict("records")
+        assert cut["listed"] == root["listed"]
+        bits = [np.unpackbits(np.frombuffer(bytes.fromhex(run["right"]), np.uint8)) for run in (cut, root)]
+        found = 100.0 * (bits[0].astype(float) - bits[1])[None, : cut["images"]]
+        low, high = two_level_interval(found, level=0.95)
+        verdict = "loses less than 2" if low > -2 else "loses more than 2" if high < -2 else "undecided"
+        method = f"{keys[0]}, {'AdamW' if keys[1] == 'adamw' else 'SGD'}"
+        difference = f"{found.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+        rows.append([method, keys[2], f"{root['top1']:.2f}", f"{cut['top1']:.2f}", difference, verdict])
+    return markdown_table(["Set", "Head", "Root", "Top-1", "Difference [95 %]", "Verdict"], rows)
 
 
 def long_tail_markdown(path: Path) -> str:
@@ -244,6 +265,7 @@ TABLES: dict[str, FromFiles[str]] = {
     "end_to_end_best": FromFiles(
         ("results/end_to_end/rates.csv",), lambda path: rates.best_markdown(arms(path), EXACT, 1)
     ),
+    "end_to_end_truncation": FromFiles(("results/end_to_end/rates.csv",), truncation_markdown),
     "long_tail": FromFiles(("results/long_tail/accuracies.csv",), long_tail_markdown),
     "rates_shifts": FromFiles(RATES, lambda path: rates.shifts_markdown(load_rates(path), EXACT)),
     "rates_best": FromFiles(RATES, lambda path: rates.best_markdown(load_rates(path), EXACT, 0.5)),
