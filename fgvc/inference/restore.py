@@ -193,6 +193,10 @@ def restore_model(folder: RunFolder, config: RunConfig, backbone: Backbone, chec
     Raises RunError, WeightsError as `load_model`.
     """
     weights, run = read_weights(folder, checkpoint), read_run(folder.path)
+    if run.method != config.method.name:
+        raise RunError(
+            f"{folder.summary_file} is of {run.method} and {folder.config_file} of {config.method.name}; restore them"
+        )
     with_method = replace(config, method=restored_method(config, folder, checkpoint))
     classes = read_classes(folder)
     # before they take memory: a stranger's files may name any

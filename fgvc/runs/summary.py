@@ -153,7 +153,8 @@ class Run:
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """Read a predictions file of this or an older version. Raises RunError if it is missing or damaged."""
-    return read_csv(path, PREDICTION_COLUMNS, names=("path", "target_class", "predicted_class"))
+    names = ("path", "target_class", "predicted_class")
+    return read_csv(path, PREDICTION_COLUMNS, numbers=PREDICTION_COLUMNS[1:], names=names)
 
 
 def read_run(path: Path) -> Run:

@@ -89,6 +89,9 @@ def test_the_table_of_coarser_levels(tmp_path: Path) -> None:
         assert [f"{third} has not the coarser labels of" in note for note in notes] == [True]
     change_summary(third, coarse=coarse)
     lines = (third / "predictions.csv").read_text().splitlines(keepends=True)
+    (third / "predictions.csv").write_text("".join([*lines[:-1], lines[-1].replace(",3,", ",x,")]))
+    _, (note,) = make_tables(["coarse"], Inputs((tmp_path / "r",), Path()))
+    assert "predictions.csv, row 6: predicted is 'x', not a number" in note or "target is 'x'" in note
     (third / "predictions.csv").write_text("".join(lines[:-2]))
     tables, (note,) = make_tables(["coarse"], Inputs((tmp_path / "r",), Path()))
     assert tables["coarse"].blocks[0].rows[0][1] == "1" and "predictions.csv has 4 rows for 6 test images" in note

@@ -97,6 +97,12 @@ def test_a_temperature_of_test_images_is_not_used_and_the_first_run_is_the_refer
     assert len(twice.predictions) == len(single.images)
 
 
+def test_a_configuration_of_another_head_is_refused(copy: Path, tmp_path: Path, here: Train) -> None:
+    config = OmegaConf.load(copy / "a" / "config.yaml")
+    OmegaConf.save(OmegaConf.merge(config, {"method": {"name": "mpn_cov"}}), copy / "a" / "config.yaml")
+    refused(here("evaluate.py", copy / "a", cwd=tmp_path), "summary.json is of seb and", "config.yaml of mpn_cov")
+
+
 @pytest.mark.parametrize("cell", ["abc", "nan", "120"])
 def test_a_held_out_accuracy_that_is_none_is_named(copy: Path, tmp_path: Path, here: Train, cell: str) -> None:
     (copy / "gap" / "metrics.csv").write_text(f"epoch,train_loss,test_top1,val_top1\n1,1.0,100,{cell}\n")

@@ -243,6 +243,7 @@ def test_cost_counts_the_head_and_divides_by_images_and_epochs(tmp_path: Path) -
     assert rows["MPN-COV"] == ["800", "2,080", "0.10", "0.20", "1,200"]
     assert rows["GAP"][:4] == ["—", "2,080", "—", "—"]
     changes = {"selected_on": "validation", "validation_images": 1600, "seconds": {"train": 0.4, "eval": 8.0}}
+    changes["test_images"] = 2400
     path = write_run(tmp_path / "held" / "out", "seb", epochs=10, **changes)
     write_config(path, trainer={"max_steps": 100, "batch_size": 32})  # fewer images than in ten epochs
     write_run(tmp_path / "held" / "old", "mpn_cov", **changes | {"validation_images": None})
