@@ -6,7 +6,7 @@ weights to fetch.
 
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,9 @@ def read_model_config(file: Path) -> ModelConfig:
     """
     try:
         settings = read_json_object(file)
-        classes = settings.pop("classes", None)  # names as they are, also one with ${
+        if lacking := [known.name for known in fields(ModelConfig) if known.name not in settings]:
+            raise ValueError(f"no {', '.join(lacking)}")
+        classes = settings.pop("classes")  # names as they are, also one with ${
         if not (isinstance(classes, list) and all(isinstance(name, str) and name for name in classes)):
             raise ValueError("classes are no list of names")
         if len(set(classes)) < len(classes):

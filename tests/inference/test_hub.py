@@ -181,6 +181,16 @@ def test_a_strangers_config_is_refused_by_name(folder: Path, settings: dict[str,
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_setting_that_is_missing_is_not_guessed(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    del config["transform"], config["cut_to_box"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        WeightsError, match=r"does not describe a model .*: no transform, cut_to_box; export"
+    ):
+        fgvc.load_run(folder)
+
+
 def test_strange_weights_are_refused_by_name(folder: Path) -> None:
     file = folder / "model.safetensors"
     tensors = load_file(file)
@@ -224,7 +234,7 @@ def test_a_bare_model_and_a_run_have_one_format(exported: Path, tmp_path: Path) 
         model.save_pretrained(tmp_path / "saved")
     # both files, or none; a name is a name
     model.config.calibration = FittedTemperature(float("nan"), "test", 10)
-    with pytest.raises(ConfigError, match="has no place in JSON"):
+    with pytest.raises(ConfigError, match="cannot hold the settings of this model"):
         model.save_pretrained(tmp_path / "fresh")
     model.config.calibration, model.config.classes = None, ["owl", "${price}", "robin", "crow"]
     model.save_pretrained(tmp_path / "fresh")

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from command_line import Train, refused, succeeded
+from command_line import SMALL, Train, refused, succeeded
+from PIL import Image
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -100,6 +101,14 @@ def test_the_study_from_the_command_line(tmp_path: Path, train_here: Train, here
     assert len(tables["pairs"]) == 6 and len(tables["neighbours"]) == 8 and len(tables["embedding"]) == 9
     assert (tmp_path / "out" / "embedding.pdf").stat().st_size > 1000
     refused(here("study_descriptors.py", "results/d", "--map", "SEB", cwd=tmp_path), "'SEB'", "GAP", "MPN-COV")
+
+    one = ["dataset=folder", "dataset.root=one", "method=gap", "trainer.epochs=0", "run_dir=one_class"]
+    for split, name in (("train", "wren"), ("train", "owl"), ("test", "owl")):
+        (tmp_path / "one" / split / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "one" / split / name / "1.png")
+    small = [word for word in SMALL if not word.lstrip("+").startswith(("dataset=", "dataset.options"))]
+    succeeded(here("train.py", *small, *one, cwd=tmp_path))
+    refused(here("study_descriptors.py", "one_class", cwd=tmp_path), "its test images are of one class")
 
     weights = tmp_path / "results" / "d" / "test_resnet" / "gap" / "seed0" / "checkpoints"
     weights.rename(weights.with_name("elsewhere"))

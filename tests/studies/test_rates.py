@@ -189,6 +189,7 @@ def test_a_bad_run_is_left_out_and_a_head_with_few_rates_has_no_distance(grid: P
     shutil.copy(tmp_path / "few" / "0" / "metrics.csv", tmp_path / "few" / "1")
     for old, new in (
         ('"lr": ', '"lr": "x", "_": '),
+        ('"lr": ', '"lr": .nan, "_": '),
         ('"options": {}', '"options": {"scale": "big"}'),
         ('"sgd"', '["a"]'),
     ):
@@ -245,4 +246,4 @@ def test_the_study_from_the_command_line(grid: Path, here: Train) -> None:
     assert {file.name for file in (grid / "out").glob("[!.]*")} == {"rates.csv", "rates_sgd.png", "rates_sgd.pdf"}
     write_config(grid / "plain" / "0.01" / "0", method={"name": "mpn_cov"})
     done = succeeded(here("study_rates.py", grid, "--output", grid / "out", "--reference", "SEB", cwd=grid))
-    assert "no learning rate under 'optimizer'" in done.stderr
+    assert "optimizer.lr, optimizer.classifier_factor or method.options.scale is no number" in done.stderr

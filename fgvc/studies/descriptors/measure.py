@@ -279,7 +279,11 @@ def study_descriptors(
             except (RunError, DatasetError, WeightsError) as error:
                 notes.append(f"left out {run.path}: {error}")
                 continue
-            if empty := len(descriptors.classes) - len(np.unique(descriptors.targets)):
+            present = len(np.unique(descriptors.targets))
+            if present < 2:
+                notes.append(f"left out {run.path}: its test images are of one class, which makes no pair")
+                continue
+            if empty := len(descriptors.classes) - present:
                 notes.append(f"{run.path}: {empty} of {len(descriptors.classes)} classes have no image and no pair")
             neighbours.append(neighbour_table(descriptors))
             if name in pairs:

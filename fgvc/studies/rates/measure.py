@@ -6,6 +6,7 @@ table with a row for each run, see `read_rates`; everything else is computed fro
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -82,6 +83,8 @@ def _row(run: Run) -> dict[str, Any]:
         factor = float(settings.get("method.options.scale", 1))
         lr = float(settings["optimizer.lr"])
         rate = lr * float(settings["optimizer.classifier_factor"])
+        if not math.isfinite(rate * factor):
+            raise ValueError(rate)
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
             f"{run.path / 'config.yaml'}: optimizer.lr, optimizer.classifier_factor or method.options.scale is no "
