@@ -245,7 +245,8 @@ def output_path(path: Path, kind: str = "") -> Iterator[Path]:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error  # the user knows no lock
         require_own(path, kind)
-        remove_leftovers(path.parent, path)  # this call holds the lock
+        for own in (path, record):  # this call holds the lock
+            remove_leftovers(path.parent, own)
         with atomic_path(path) as temporary:
             yield temporary
             require_own(path, kind)

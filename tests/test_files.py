@@ -177,10 +177,11 @@ def test_a_result_replaces_only_what_was_made_there(tmp_path: Path) -> None:
     for text in ("1", "2", "2", "3"):
         write_output(file, text)
     litter, mine = file.with_name(".a.0123abcd.tmp.csv"), file.with_name(".a.mine.tmp.csv")
-    litter.touch()
-    mine.touch()
+    of_record = file.with_name("..fgvc-made.0123abcd.tmp.json")
+    for left in (litter, of_record, mine):
+        left.touch()
     write_output(file, "4")
-    assert file.read_text() == "4" and not litter.exists() and mine.exists()
+    assert file.read_text() == "4" and not litter.exists() and not of_record.exists() and mine.exists()
     write_output(file.with_name("ü" * 125 + ".csv"), "the longest name of many systems")
     with pytest.raises(FileExistsError, match=r"a\.csv"):
         write_output(file, "5", "another kind")
