@@ -67,7 +67,7 @@ class CrossCovariancePooling(Pooling):
         channels: C.
         heads: Number of heads.
         width: Number of channels of each projection.
-        iterations: Number of power iterations, at most 100.
+        iterations: Number of power iterations, at most 1000.
         alpha: Power of the largest singular value, above 0 and at most 1.
 
     Raises:
@@ -78,7 +78,7 @@ class CrossCovariancePooling(Pooling):
         self.heads = whole_number("heads", heads, at_least=1)
         self.width = whole_number("width", width, at_least=1)
         super().__init__(channels, heads * width * width)
-        self.iterations = whole_number("iterations", iterations, at_least=1, below=101)
+        self.iterations = whole_number("iterations", iterations, at_least=1, below=1001)
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must be above 0 and at most 1, got {alpha}")
         self.alpha = alpha

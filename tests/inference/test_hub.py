@@ -166,7 +166,7 @@ def test_a_hub_that_lacks_the_model_is_named(exported: Path, hub: FileServer, tm
         ({"classes": "abc"}, "classes are no list of names"),
         ({"classes": [*"abcd", ""]}, "classes are no list of names"),
         ({"classes": [*"abcd", "a"]}, "two classes have one name"),
-        ({"method__name": "mgcrp", "method__options": {"iterations": 10**9}}, "iterations must be below 101"),
+        ({"method__name": "mgcrp", "method__options": {"iterations": 10**9}}, "iterations must be below 1001"),
         ({"method__hidden": [1 << 40]}, f"has no layer of shape ({1 << 40}, "),
         ({"method__name": "nothing"}, "nothing"),
         ({"transform__size": 10**6}, "dataset.transform.size must be from 1 to 4096"),
@@ -185,9 +185,7 @@ def test_a_setting_that_is_missing_is_not_guessed(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     del config["transform"], config["cut_to_box"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        WeightsError, match=r"does not describe a model .*: no transform, cut_to_box; export"
-    ):
+    with pytest.raises(WeightsError, match=r"does not describe a model .*: no transform, cut_to_box; export"):
         fgvc.load_run(folder)
 
 

@@ -126,7 +126,8 @@ def view(name: str, folder: Path, **options: int) -> tuple[pd.DataFrame, list[st
 def test_share_of_the_smallest() -> None:
     eigenvalues = np.array([[6.0, 3.0, 1.0, 1e-20], [1.0, 0.0, 0.0, 0.0], [0.0] * 4])
     np.testing.assert_allclose(smallest_share(eigenvalues, 2), [0.4, 1.0, np.nan])
-    np.testing.assert_allclose(smallest_share(eigenvalues[:1], 2, np.array([2])), [0.9])
+    floor = np.array([[6.0, 3.0, 1e-8, 1e-20]])
+    np.testing.assert_allclose(smallest_share(floor, 1, np.array([2])), [1 / 3])
 
 
 def test_measures_by_epoch_over_seeds(runs: Path) -> None:

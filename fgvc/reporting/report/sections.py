@@ -1,6 +1,5 @@
 """The sections of the report: each is one function that yields its parts and notes what it leaves out."""
 
-import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ import plotly.graph_objects as go
 
 from fgvc.errors import NothingToShowError, RunError, UserError
 from fgvc.foreign import read_json_object
-from fgvc.inference.calibrate import read_calibration
 from fgvc.io import read_csv, sha256
 from fgvc.presentation.render import NOT_MEASURED, Block, titled
 from fgvc.presentation.style import class_name, method_order
@@ -284,10 +282,10 @@ def _calibration(results: Results, notes: list[str]) -> Iterator[Part]:
     for file, run, found in results.read_each("calibration.json", "calibrate", _read_calibration, notes):
         source = {"label": run.label, "seed": run.seed} if run else {"label": file.parent}
         for record in found:
-            with contextlib.suppress(RunError):  # results may be kept without weights
-                if read_calibration(file.parent, record["weights"]) is None:
-                    notes.append(f"left out of the calibrations: {file} is of other {record['weights']} weights")
-                    continue
+            weights = RunFolder(file.parent).weights_file(record["weights"])  # results may be kept without
+            if weights.is_file() and record["digest"] not in (None, sha256(weights)):
+                notes.append(f"left out of the calibrations: {file} is of other {record['weights']} weights")
+                continue
             records.append(record | source)
     columns = "Method=label, Seed=seed, Weights=weights, Fitted on=split, Images=images, Temperature=temperature:.3f, "
     columns += "Calibration error in % before=before.calibration_error:.2f, after=after.calibration_error:.2f, "
@@ -308,7 +306,8 @@ def _read_calibration(file: Path) -> list[dict[str, Any]]:
             numbers = (record["temperature"] or 0, measured["calibration_error"], measured["loss"])
             if bad := [number for number in numbers if isinstance(number, bool) or not isinstance(number, int | float)]:
                 raise ValueError(f"{bad[0]!r} is no number")
-    return [{**record, "weights": name} for name, record in sorted(checkpoints.items())]
+    records = sorted(checkpoints.items())
+    return [{**record, "weights": name, "digest": record.get("weights")} for name, record in records]
 
 
 def _runs(results: Results, notes: list[str]) -> Iterator[Part]:
