@@ -20,9 +20,9 @@ from fgvc.runs.config import BackboneConfig
 
 PREFIX = "transformers:"
 _EXTRA = "backbone.name=transformers:... needs the library transformers: pip install 'fgvc[transformers]'"
-# labels, layers to return, and names of code and types, which are ours to choose
+# labels, layers to return, and names of code and types, which are ours to choose; some name what lies on a hub
 _IGNORED = {"id2label", "label2id", "out_features", "out_indices", "architectures", "auto_map", "transformers_version"}
-_IGNORED |= {"torch_dtype", "dtype"}
+_IGNORED |= {"torch_dtype", "dtype", "stage_names", "attn_implementation", "_attn_implementation"}
 
 
 class _Maps(nn.Module):
@@ -73,6 +73,12 @@ def without_folder(backbone: BackboneConfig) -> BackboneConfig:
         looks = read_json_object(given) if given.exists() else {}
         options = {"config": config | backbone.options, "mean": looks.get("image_mean"), "std": looks.get("image_std")}
         options["interpolation"] = Resampling(looks.get("resample", Resampling.BICUBIC)).name.lower()
+        for key, usual in (("do_normalize", True), ("do_rescale", True), ("rescale_factor", 1 / 255)):
+            if looks.get(key, usual) != usual:
+                raise ValueError(f"{given.name}: {key} is {looks[key]}, and only {usual} is known")
+        for key in ("mean", "std"):
+            if options[key] is not None and not _is_colour(options[key]):
+                raise ValueError(f"{given.name}: image_{key} is {options[key]!r}, not three numbers")
         if "${" in json.dumps([kind, options]):
             raise ValueError("an interpolation, ${...}, which is refused")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -88,6 +94,10 @@ def without_folder(backbone: BackboneConfig) -> BackboneConfig:
     return replace(backbone, name=f"{PREFIX}{kind}", pretrained=False, weights=weights, options=options)
 
 
+def _is_colour(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(number) in (int, float) for number in value)
+
+
 def build(name: str, options: Mapping[str, Any], maps: int) -> nn.Module:
     """Build the architecture that `without_folder` describes, with random weights and the maps of its last layers.
 
@@ -99,8 +109,10 @@ def build(name: str, options: Mapping[str, Any], maps: int) -> nn.Module:
     except ModuleNotFoundError as error:
         raise ConfigError(_EXTRA) from error
     kind = name.removeprefix(PREFIX)
+    if kind == "timm_backbone":  # it would ask a hub
+        raise ConfigError(f"backbone.name={name}: give timm's own name of the architecture")
     try:
-        config = AutoConfig.for_model(kind, **options["config"])
+        config = AutoConfig.for_model(kind, **{k: v for k, v in options["config"].items() if k not in _IGNORED})
         config.out_features = list(config.stage_names[-maps:])
         model = AutoBackbone.from_config(config)
         side = getattr(config, "image_size", None) or 224

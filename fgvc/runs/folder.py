@@ -140,6 +140,13 @@ class RunFolder:
                 f"{self.summary_file} is missing or damaged ({_one_line(error)}); restore the file or repeat the run"
             ) from error
 
+    def has_mean_weights(self) -> bool:
+        """Return whether summary.json says that `fgvc soup` wrote the folder."""
+        try:
+            return self.read_summary().get("status") == "averaged"
+        except RunError:  # damaged: the run is done again
+            return False
+
     def is_finished(self) -> bool:
         """Return whether summary.json says that the run is finished; if it is damaged, warn and return False."""
         try:

@@ -38,6 +38,11 @@ def with_first_settings(arguments: Sequence[str]) -> list[str]:
         DatasetError: the folder is missing, or no known layout is in it.
     """
     given = _given(arguments)
+    if "run_dir" in given and not is_search(arguments) and given.get("method", given.get("method.name")) != "gap":
+        raise ConfigError(
+            "run_dir is the folder of one head, and a first run trains GAP too; give name=NAME instead, or also "
+            "experiment=first dataset=folder to train one head"
+        )
     more = {"experiment": "first"}
     root = Path(given["dataset.root"].strip("'\""))
     if expanded(root).is_file():

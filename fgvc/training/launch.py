@@ -211,6 +211,8 @@ def _check_setting(argument: str, groups: Mapping[str, Sequence[str]]) -> None:
                 elif key == "dataset" and Path(name).is_dir():
                     fix = f"a folder of your own images is dataset.root={name}"
                 raise ConfigError(f"unknown {key}={name}; {fix}")
+        if value == "null":
+            raise ConfigError(f"{key}=null: a group has no such choice; leave {key}= out, or give a name")
     elif not (is_known(key) or key.startswith("hydra") or "@" in key):
         near = nearest_keys(key, groups)
         part = key.partition(".")[0]

@@ -193,6 +193,8 @@ def find_source(config: RunConfig, folder: RunFolder, states: StateStore) -> tup
                 f"{folder.path} holds a run already and resume=never; delete the folder, give {_another(config)}, "
                 "or continue it with resume=auto"
             )
+        if folder.has_mean_weights():
+            raise RunError(f"{folder.path} holds a mean of weights of fgvc soup; give {_another(config)}")
         _require_same(folder, config)
         if states.exists():
             return folder, states
@@ -371,7 +373,8 @@ def _start_tracker(config: RunConfig, accelerator: Accelerator, folder: RunFolde
     own: dict[str, dict[str, Any]] = {"wandb": {"name": label}, "mlflow": {"run_name": label}}
     every = flatten(asdict(config))
     settings = {key: value if isinstance(value, int | float | str) else str(value) for key, value in every.items()}
-    accelerator.init_trackers(config.name, config=settings, init_kwargs=own)
+    project = config.name.replace("/", "_")  # a name, not a path out of the run folder
+    accelerator.init_trackers(project, config=settings, init_kwargs=own)
 
 
 def _write_results(folder: RunFolder, prepared: Prepared, evaluation: Evaluation, device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from fgvc.inference.ensemble import average_runs, evaluate_ensemble
 from fgvc.inference.export import export_run
 from fgvc.inference.restore import load_model, restore_run
 from fgvc.runs.config import MethodConfig
+from fgvc.runs.folder import RunFolder
 from fgvc.runs.summary import read_run
 from fgvc.training import train_run
 
@@ -149,6 +151,9 @@ def test_a_soup_has_the_mean_weights_and_is_read_like_a_run(runs: Path, tmp_path
     assert "top-1" in succeeded(here("evaluate.py", soup, cwd=tmp_path)).stdout
     assert evaluate_ensemble([soup, runs / "a"]).reference == 0
     refused(here("soup.py", runs / "a", runs / "b", "--output", soup, cwd=tmp_path), "soup")  # nothing is replaced
+    with pytest.raises(RunError, match="holds a mean of weights of fgvc soup"):
+        train_run(replace(RunFolder(runs / "a").read_config(), run_dir=str(soup)))
+    assert read_run(soup).status == "averaged"
 
 
 def test_runs_without_a_common_start_have_no_soup(copy: Path, tmp_path: Path) -> None:

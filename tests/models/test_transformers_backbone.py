@@ -34,6 +34,10 @@ def test_a_folder_is_described_by_what_it_holds(tmp_path: Path) -> None:
     assert found.options["config"]["num_hidden_layers"] == 2 and "auto_map" not in found.options["config"]
     assert (found.options["mean"], found.options["interpolation"]) == ([0.5, 0.4, 0.3], "bilinear")
     assert without_folder(found) == found
+    kernel = without_folder(
+        BackboneConfig(f"transformers:{a_folder(tmp_path / 'k', TINY | {'attn_implementation': 'a/b'})}")
+    )
+    assert "attn_implementation" not in kernel.options["config"]
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,9 @@ def test_a_folder_is_described_by_what_it_holds(tmp_path: Path) -> None:
         ({"hidden_size": 32}, LOOKS, "model_type"),
         ([1], LOOKS, "not an object"),
         (TINY, {"resample": 77}, "77"),
+        (TINY, {"image_mean": 0.5}, "image_mean is 0.5, not three numbers"),
+        (TINY, {"do_normalize": False}, "do_normalize is False"),
+        (TINY, {"rescale_factor": 1 / 127.5}, "rescale_factor is 0.0078"),
         (TINY | {"hidden_act": "${oc.env:HOME}"}, LOOKS, "interpolation"),
     ],
 )

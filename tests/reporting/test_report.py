@@ -124,6 +124,14 @@ def test_the_page_opens_with_the_best_head_its_lead_and_what_it_confuses(tmp_pat
     assert "Great auk, taken for Tern: 10 of 20 images" in opening(made(tmp_path)[0])  # of the other seed
 
 
+def test_heads_on_other_images_are_not_compared(tmp_path: Path) -> None:
+    for method, digest in (("gap", "0"), ("seb", "1")):
+        path = write_run(tmp_path / method, method, dataset_fingerprint={"test_content": digest})
+        write_predictions(path, ["x", "y"])
+    text = first_result([tmp_path / "gap", tmp_path / "seb"])
+    assert "GAP and SEB had other images and are not compared" in text and "interval" not in text
+
+
 def test_a_lead_that_is_none_or_unknown_is_said_in_words(tmp_path: Path) -> None:
     paired(tmp_path / "a", "seb", [50])
     assert "There is no GAP run in this setting" in opening(made(tmp_path / "a")[0])

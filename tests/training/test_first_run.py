@@ -50,6 +50,9 @@ def test_a_folder_of_images_leads_to_a_table_and_a_prediction(pictures: Path, he
     assert "wren" in named.stdout and "robin" in named.stdout
 
     # settings of the head are not GAP's, which the command adds; the one who names GAP is told
+    refused(
+        here("train.py", "dataset.root=my birds", "run_dir=one", *QUICK, cwd=cwd), "run_dir is the folder of one head"
+    )
     topn = ["method=svd_topn", "method.options.keep=4", "method.gradient=exact", "optimizer.reduction_gradient=nog"]
     done = succeeded(here("train.py", "dataset.root=my birds", *topn, *QUICK, "name=topn", cwd=cwd))
     assert re.search(r"\| GAP .*\n\| SVD-TopN \(exact\) \[keep=4", done.stdout)

@@ -18,7 +18,7 @@ from fgvc.resources import resource_folder
 from fgvc.runs import Method, Run
 from fgvc.runs.settings import Group, seeds_in_words
 from fgvc.runs.statistics import compare, means_and_best
-from fgvc.runs.summary import readable_runs
+from fgvc.runs.summary import readable_runs, same_images
 from fgvc.studies.confusion.measure import top_confusions
 
 _WORST = 3
@@ -100,6 +100,8 @@ def _lead(group: Group, means: dict[Method, float], best: Method) -> str:
     if not others:
         return "There is no run of another head to compare GAP with."
     head = max(others, key=lambda method: means[method])
+    if not all(same_images(one, other) for one in group[gap] for other in group[head]):
+        return f"GAP and {head.label} had other images and are not compared; delete the older run and train it again."
     lower, upper = (head, gap) if best.name == "gap" else (gap, head)
     found, _ = compare(group[lower], group[upper])  # the same way round as in the table of differences
     same_seeds = {run.seed for run in group[lower]} == {run.seed for run in group[upper]}
