@@ -14,7 +14,7 @@ import re
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +275,12 @@ def default_output(within: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(within.resolve()):
         raise RunError(f"{path}: a link out of {within}, which is not followed; name another place, or delete the link")
     return path
+
+
+def kind_of(name: str, sources: Iterable[Path]) -> str:
+    """Return the kind of a result that was made of some files or folders, see `output_path`."""
+    places = "\n".join(os.path.realpath(source) for source in sources)  # a link may lead to itself
+    return f"{name} of {hashlib.sha256(places.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 
 
 def require_own(path: Path, kind: str = "") -> None:

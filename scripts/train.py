@@ -45,6 +45,7 @@ def main() -> None:
     if search:
         arguments = with_sweep(arguments)
     folders: list[Path] = []
+    diverged: list[str | None] = []
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes, the first one
 
     def task(config: RunConfig) -> float:
@@ -58,6 +59,7 @@ def main() -> None:
         except (DivergenceError, OutOfMemoryError) as error:
             if not search:
                 raise
+            diverged.append(config.run_dir)
             log.warning("%s: %s; this trial counts as 0 %%", config.run_dir, error)
             return 0.0
         calibrate_finished(folders[-1], config.cache.dir)
@@ -66,9 +68,9 @@ def main() -> None:
         return held_out_accuracy(folders[-1]) if search else 0.0
 
     hydra_main(arguments, configs, task, keep_going=not (first or search))
-    if search and not folders:
+    if diverged and not folders:
         raise RunError("every trial has diverged, so none is the best; give hydra.sweeper.params smaller rates")
-    if search and speaks:
+    if search and folders and speaks:
         print(write_best(folders))
         return
     if first and folders and speaks:

@@ -36,7 +36,7 @@ from fgvc.studies.gradients.show import gradients_markdown, loewner_figure
 from fgvc.studies.precision import show as precision
 from fgvc.studies.precision.measure import SUMMARY_COLUMNS
 from fgvc.studies.rates import show as rates
-from fgvc.studies.rates.measure import RATE_COLUMNS, curves
+from fgvc.studies.rates.measure import RATE_COLUMNS, curves, right_answers
 from fgvc.studies.smoothness.measure import load_smoothness, summarise_smoothness, with_ranges
 from fgvc.studies.smoothness.show import smoothness_figure
 from fgvc.studies.spectra import show as spectra
@@ -132,20 +132,17 @@ def arms(path: Path) -> pd.DataFrame:
 def truncation_markdown(path: Path) -> str:
     """What heads that keep a part of the eigenvalues lose to the root at the same rate, and the verdict on 2 points."""
     table = load_rates(path)
-    rows = []
-    for keys, part in table[table["label"].str.startswith("SVD-TopN")].groupby(["dataset", "optimizer", "label"]):
-        (cut,) = part.to_dict("records")
-        same = {name: cut[name] for name in ("dataset", "optimizer", "lr", "rate", "seed")}
-        roots = table[(table["label"] == EXACT) & (table[list(same)] == pd.Series(same)).all(axis=1)]
-        (root,) = roots.to_dict("records")
-        assert cut["listed"] == root["listed"]
-        bits = [np.unpackbits(np.frombuffer(bytes.fromhex(run["right"]), np.uint8)) for run in (cut, root)]
-        found = 100.0 * (bits[0].astype(float) - bits[1])[None, : cut["images"]]
-        low, high = two_level_interval(found, level=0.95)
+    roots, rows = table[table["label"] == EXACT], []
+    for (dataset, optimizer, label), cut in table[table["label"].str.startswith("SVD-TopN")].groupby(
+        ["dataset", "optimizer", "label"]
+    ):
+        root = cut[["dataset", "optimizer", "lr", "rate", "seed", "listed"]].merge(roots)
+        difference = 100.0 * (right_answers(cut) - right_answers(root))
+        low, high = two_level_interval(difference, level=0.95)
         verdict = "loses less than 2" if low > -2 else "loses more than 2" if high < -2 else "undecided"
-        method = f"{keys[0]}, {'AdamW' if keys[1] == 'adamw' else 'SGD'}"
-        difference = f"{found.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
-        rows.append([method, keys[2], f"{root['top1']:.2f}", f"{cut['top1']:.2f}", difference, verdict])
+        top1 = [f"{runs['top1'].mean():.2f}" for runs in (root, cut)]
+        name = f"{dataset}, {'AdamW' if optimizer == 'adamw' else 'SGD'}"
+        rows.append([name, label, *top1, f"{difference.mean():+.2f} [{low:+.2f}, {high:+.2f}]", verdict])
     return markdown_table(["Set", "Head", "Root", "Top-1", "Difference [95 %]", "Verdict"], rows)
 
 

@@ -3,7 +3,6 @@
 Shapes: N images, K classes.
 """
 
-import hashlib
 import logging
 import os
 import shutil
@@ -22,7 +21,7 @@ from fgvc.errors import RunError
 from fgvc.inference.calibrate import collect_logits, probabilities, read_calibration
 from fgvc.inference.evaluate import module_and_loader
 from fgvc.inference.restore import read_classes, read_weights, restore_run
-from fgvc.io import replaced_folder, require_own, to_csv, to_json, write_output
+from fgvc.io import kind_of, replaced_folder, require_own, to_csv, to_json, write_output
 from fgvc.models.files import write_weights
 from fgvc.presentation.render import markdown_table
 from fgvc.provenance import source_state, versions
@@ -110,8 +109,7 @@ def evaluate_ensemble(
     kinds = ("evaluation-ensemble-{}.json", "predictions-ensemble-{}.csv")
     files = [] if output is None else [output / kind.format(name) for kind in kinds]
     _require_different(paths)
-    runs = "\n".join(sorted(map(os.path.realpath, paths)))
-    kind = f"ensemble of {hashlib.sha256(runs.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+    kind = kind_of("ensemble", sorted(path.resolve() for path in paths))
     for file in files:  # before the work
         require_own(file, kind)
     first: ImageDataset | None = None
@@ -227,13 +225,7 @@ def average_runs(paths: Sequence[Path], output: Path) -> None:
     for name, tensor in weights.items():  # a counter of batches stays that of the first run
         weights[name] = (mean[name] / len(runs)).to(tensor.dtype) if tensor.is_floating_point() else tensor
     config.run_dir = str(output)
-    summary = folder.read_summary() | {
-        "status": "averaged",
-        "final": None,
-        "best": None,
-        "seconds": None,
-        "shots": None,
-    }
+    summary = folder.read_summary() | {"status": "averaged"} | dict.fromkeys(("final", "best", "seconds", "shots"))
     summary["reason"] = f"mean of the weights of {', '.join(str(run.path) for run in runs)}"
     summary["label"] = f"{first.label} (mean of {len(runs)} runs)"
     summary |= {"versions": versions(), **source_state()}

@@ -19,7 +19,6 @@ from fgvc.io import expanded
 from fgvc.runs.config import BackboneConfig
 
 PREFIX = "transformers:"
-_EXTRA = "backbone.name=transformers:... needs the library transformers: pip install 'fgvc[transformers]'"
 # labels, layers to return, and names of code and types, which are ours to choose; some name what lies on a hub
 _IGNORED = {"id2label", "label2id", "out_features", "out_indices", "architectures", "auto_map", "transformers_version"}
 _IGNORED |= {"torch_dtype", "dtype", "stage_names", "attn_implementation", "_attn_implementation"}
@@ -28,14 +27,13 @@ _IGNORED |= {"torch_dtype", "dtype", "stage_names", "attn_implementation", "_att
 class _Maps(nn.Module):
     """A backbone of transformers behind the methods of a timm model."""
 
-    def __init__(self, model: nn.Module, count: int, pretrained_cfg: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, pretrained_cfg: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = model
-        self.count = count
         self.pretrained_cfg = pretrained_cfg
 
-    def prune_intermediate_layers(self, indices: int, **_timm: bool) -> None:
-        assert indices == self.count, f"{self.count} layers"
+    def prune_intermediate_layers(self, *_: int, **_timm: bool) -> None:
+        """Nothing is left to remove: `build` asks for the last maps alone."""
 
     def forward_intermediates(self, images: Tensor, **_timm: Any) -> list[Tensor]:
         return list(self.model(images).feature_maps)
@@ -107,7 +105,9 @@ def build(name: str, options: Mapping[str, Any], maps: int) -> nn.Module:
     try:
         from transformers import AutoBackbone, AutoConfig  # of the extra fgvc[transformers]
     except ModuleNotFoundError as error:
-        raise ConfigError(_EXTRA) from error
+        raise ConfigError(
+            f"backbone.name={name} needs the library transformers: pip install 'fgvc[transformers]'"
+        ) from error
     kind = name.removeprefix(PREFIX)
     if kind == "timm_backbone":  # it would ask a hub
         raise ConfigError(f"backbone.name={name}: give timm's own name of the architecture")
@@ -121,4 +121,4 @@ def build(name: str, options: Mapping[str, Any], maps: int) -> nn.Module:
         raise ConfigError(
             f"backbone.name={name}: transformers cannot build this backbone: {one_line(error)}"
         ) from error
-    return _Maps(model, maps, {"input_size": (3, side, side), **known})
+    return _Maps(model, {"input_size": (3, side, side), **known})

@@ -1,6 +1,5 @@
 """What a model says of image files: their names and nearest training images, as text, CSV, JSON and pictures."""
 
-import hashlib
 import itertools
 import os
 import sys
@@ -20,7 +19,7 @@ from torch import Tensor
 from fgvc.errors import ConfigError, RunError, one_line
 from fgvc.inference.neighbours import Neighbour, NeighbourIndex
 from fgvc.inference.predict import Prediction, Predictor, map_files
-from fgvc.io import output_path, require_own, to_csv, write_output
+from fgvc.io import kind_of, output_path, require_own, to_csv, write_output
 from fgvc.presentation.style import COLUMN_WIDTH, class_name, figure_style, new_figure, short_name
 from fgvc.studies.attribution import METHODS, explain
 from fgvc.studies.attribution.report import overlay
@@ -103,13 +102,10 @@ def folder_table(run: Path, sources: Sequence[Path]) -> TableFile:
 
     It replaces a table of the same sources only: NAME-2.csv, NAME-3.csv, ... where others have the name.
     """
-    resolved = [Path(os.path.realpath(source)) for source in sources]  # a link may lead to itself
-    digest = hashlib.sha256("\n".join(map(str, resolved)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    name = next((path.name for path in resolved if path.is_dir()), "").lstrip(".")[:100] or PREDICTIONS
+    folders = (Path(os.path.realpath(source)).name for source in sources if source.is_dir())
+    name, kind = next(folders, "").lstrip(".")[:100] or PREDICTIONS, kind_of(PREDICTIONS, sources)
     for number in itertools.count(1):
-        file = TableFile(
-            run / "predicted" / f"{name}{f'-{number}' if number > 1 else ''}.csv", f"{PREDICTIONS} of {digest}"
-        )
+        file = TableFile(run / "predicted" / f"{name}{f'-{number}' if number > 1 else ''}.csv", kind)
         try:
             require_own(file.path, file.kind)
         except FileExistsError:

@@ -198,7 +198,7 @@ def _coarse_cells(runs: Sequence[Run], first: Run) -> tuple[list[dict[str, Any]]
     frames, used, notes = [], [], []
     for run in runs:
         if run.coarse != first.coarse:
-            notes.append(f"left out of the coarser levels: {run.path} has not the coarser labels of {first.path}")
+            notes.append(f"left out of the coarser levels: {run.path} has other labels than {first.path}, or none")
             continue
         try:
             predictions = run.predictions()

@@ -113,10 +113,9 @@ class RunFolder:
             with locked(self.lock_file) as free:
                 if free is False:
                     raise RunError(f"{self.path}: another process is training in this folder; wait, or give run_dir=")
-                remove_leftovers(self.path, self.config_file)
-                if self.config_file.exists():  # else the folder's other files are not ours
-                    for folder in (self.path, self.checkpoints, self.failed_steps):
-                        remove_leftovers(folder)
+                own = None if self.config_file.exists() else self.config_file  # other files are not ours then
+                for folder in (self.path, self.checkpoints, self.failed_steps):
+                    remove_leftovers(folder, own)
                 yield
         finally:
             if created and not any(self.path.iterdir()):

@@ -57,8 +57,8 @@ class Run:
     "train_list", "test_list" by names, classes and sizes, "train_content", "test_content" by bytes too; earlier
     versions lack some. `initial_weights_digest` is that of the file, `head_digest` that of the head before training.
     `rerun_of` is the folder of the run that `fgvc rerun` repeated. `coarse` has the coarser label of each class by the
-    name of its level, e.g. "family"; "" where it is unknown. `class_sizes` is the
-    number of training images of each class.
+    name of its level, e.g. "family"; "" where it is unknown. `class_sizes` is the number of training images of each
+    class.
     """
 
     path: Path

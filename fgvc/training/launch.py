@@ -134,7 +134,7 @@ def is_sweep(arguments: Sequence[str]) -> bool:
 
 def is_search(arguments: Sequence[str]) -> bool:
     """Return whether the arguments ask for a search."""
-    return any(argument.startswith("search=") and argument != "search=null" for argument in arguments)
+    return any(argument.startswith("search=") for argument in arguments)
 
 
 def start_log(*, quiet: bool) -> None:
@@ -203,7 +203,7 @@ def _check_setting(argument: str, groups: Mapping[str, Sequence[str]]) -> None:
         raise ConfigError(f"{key}={value}: ${{...}} stands for another setting, so no path may hold it; rename this")
     if key in groups:
         for name in (value or "").split(","):
-            if re.fullmatch(r"[\w-]+", name) and name not in (*groups[key], "null"):
+            if re.fullmatch(r"[\w-]+", name) and name not in groups[key]:
                 near = difflib.get_close_matches(name.lower(), groups[key])
                 fix = f"nearest: {', '.join(near)}" if near else f"choose one of {', '.join(groups[key])}"
                 if key == "backbone":
@@ -211,8 +211,6 @@ def _check_setting(argument: str, groups: Mapping[str, Sequence[str]]) -> None:
                 elif key == "dataset" and Path(name).is_dir():
                     fix = f"a folder of your own images is dataset.root={name}"
                 raise ConfigError(f"unknown {key}={name}; {fix}")
-        if value == "null":
-            raise ConfigError(f"{key}=null: a group has no such choice; leave {key}= out, or give a name")
     elif not (is_known(key) or key.startswith("hydra") or "@" in key):
         near = nearest_keys(key, groups)
         part = key.partition(".")[0]

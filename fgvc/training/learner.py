@@ -110,13 +110,8 @@ def logit_adjustment(class_sizes: Sequence[int], tau: float) -> Tensor:
     return (tau * (sizes / sizes.sum()).log()).float()
 
 
-def soft_labels(coarse: Mapping[str, Sequence[str]], beta: float) -> Tensor:
-    """Return the target of each class, (K, K) float32: softmax over j of -beta d(i, j) / (number of levels + 1).
-
-    Bertinetto et al., "Making better mistakes", CVPR 2020, section 3.2; d is `tree_distance`.
-
-    Raises ConfigError: there are no coarser labels, or a class has none at a level.
-    """
+def require_coarse(coarse: Mapping[str, Sequence[str]]) -> None:
+    """Raise ConfigError if there are no coarser labels, or a class has none at a level."""
     if not coarse:
         raise ConfigError("trainer.hierarchy needs coarser labels; add coarse.csv to the dataset, or set null")
     for level, names in coarse.items():
@@ -125,6 +120,16 @@ def soft_labels(coarse: Mapping[str, Sequence[str]], beta: float) -> Tensor:
                 f"trainer.hierarchy needs labels: {missing} of {len(names)} classes have none at the level "
                 f"{level!r}; add them"
             )
+
+
+def soft_labels(coarse: Mapping[str, Sequence[str]], beta: float) -> Tensor:
+    """Return the target of each class, (K, K) float32: softmax over j of -beta d(i, j) / (number of levels + 1).
+
+    Bertinetto et al., "Making better mistakes", CVPR 2020, section 3.2; d is `tree_distance`.
+
+    Raises ConfigError as `require_coarse`.
+    """
+    require_coarse(coarse)
     classes = np.arange(len(next(iter(coarse.values()))))
     distance = torch.from_numpy(tree_distance(classes[:, None], classes, coarse))
     return (-beta * distance / (len(coarse) + 1)).softmax(dim=1).float()

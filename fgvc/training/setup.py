@@ -51,7 +51,7 @@ from fgvc.training.batches import (
     sampling_weights,
     smallest_batch,
 )
-from fgvc.training.learner import head_of, soft_labels
+from fgvc.training.learner import head_of, require_coarse
 from fgvc.training.step import untouched
 
 _log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def prepare(
         if split is not None:
             digests |= {f"{name}_list": fingerprint(split, times=False), f"{name}_content": split.content}
     if config.trainer.hierarchy is not None:
-        soft_labels(train.coarse, config.trainer.hierarchy)  # says what is missing, before maps are computed
+        require_coarse(train.coarse)  # before maps are computed
         digests["coarse"] = hashlib.sha256(json.dumps(dict(train.coarse)).encode()).hexdigest()
     if config.initial_weights is not None:
         file = locate_weights(config.initial_weights, "initial_weights")

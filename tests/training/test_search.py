@@ -49,6 +49,7 @@ def test_a_trial_that_diverges_counts_as_0_and_a_wrong_setting_ends_the_search(t
     done = succeeded(run(*command, rates, "hydra.sweeper.sampler.seed=2", "trainer.clip_norm=null", cwd=tmp_path))
     assert "this trial counts as 0 %" in done.stderr and "1e+09" not in done.stdout
     assert (tmp_path / "results" / "first" / "search" / "experiment" / "best.yaml").is_file()
+    succeeded(run(*command, rates, "--dry-run", cwd=tmp_path))  # it keeps no run, and none has diverged
     none = ["optimizer.lr=choice(1e9)", "name=third", "trainer.clip_norm=null"]
     refused(run(*command, *none, cwd=tmp_path), "every trial has diverged")
     refused(run(*command, "schedule.name=choice(steps,stairs)", "name=second", cwd=tmp_path), "unknown schedule.name")

@@ -141,7 +141,7 @@ def test_frozen_backbones_that_differ_in_an_option_share_no_maps(tmp_path: Path)
         (["schedule.name=poly"], ["poly", "cosine"]),
         (["schedule.milestones=[4,2]"], ["schedule.milestones must ascend"]),
         (["optimizer.name=lion"], ["lion", "adamw"]),
-        (["recipe=null"], ["recipe=null: a group has no such choice"]),
+        (["recipe=null"], ["unknown recipe=null; choose one of modern"]),
         (["optimizer.lr=0"], ["optimizer.lr must be positive, got 0.0"]),
         (["resume=no/such/run"], ["no/such/run", "not a run folder"]),
         (["trainer.label_smoothing=2"], ["trainer.label_smoothing", "2"]),

@@ -266,14 +266,14 @@ def _compare(first: pd.DataFrame, second: pd.DataFrame, margin: float) -> dict[s
     first, second = (one[one["seed"].isin(other["seed"])] for one, other in ((first, second), (second, first)))
     if first.empty:
         return {"pairs": 0, "verdict": "no seed in common"}
-    difference = 100.0 * (_right(first) - _right(second))
+    difference = 100.0 * (right_answers(first) - right_answers(second))
     low, high = two_level_interval(difference, level=0.9)
     equal, apart = -margin < low and high < margin, low > margin or high < -margin
     verdict = "equal" if equal else "different" if apart else "undecided"
     return {"difference": float(difference.mean()), "low": low, "high": high, "pairs": len(first), "verdict": verdict}
 
 
-def _right(rows: pd.DataFrame) -> NDArray[np.float64]:
+def right_answers(rows: pd.DataFrame) -> NDArray[np.float64]:
     """(seeds, images): 1 where the prediction is right."""
     bits = [np.frombuffer(bytes.fromhex(text), np.uint8) for text in rows["right"]]
     return np.unpackbits(np.stack(bits), axis=1, count=int(rows["images"].iloc[0])).astype(float)
